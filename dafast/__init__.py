@@ -1,0 +1,67 @@
+"""dafast: Depth Anything, fast and trainable.
+
+    import dafast
+
+    model = dafast.DepthAnything.from_pretrained("vitl")
+    disparity = model.infer("photo.jpg")
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0.dev0"
+
+if TYPE_CHECKING:
+    from .config import PRESETS, ModelConfig
+    from .models import DepthAnything
+    from .ops import use_backend
+
+# Resolved on first use, so that `import dafast` costs next to nothing.
+_LAZY = {
+    "DepthAnything": "models",
+    "ModelConfig": "config",
+    "PRESETS": "config",
+    "use_backend": "ops",
+}
+_SUBMODULES = ("config", "data", "evaluation", "inference", "losses", "models", "ops", "training")
+
+__all__ = ["DepthAnything", "ModelConfig", "PRESETS", "use_backend", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
+    if name in _SUBMODULES:
+        return importlib.import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_LAZY, *_SUBMODULES])
+
+
+def _find_kernels_in_checkout() -> None:
+    """Makes `dafast.kernels` importable where dafast runs from a checkout, not installed.
+
+    Installed, `dafast.kernels` is a package of its own (setup.py maps the top folder `kernels`
+    to it) and the import system finds it by itself.
+    """
+    if importlib.util.find_spec("dafast.kernels") is not None:
+        return
+    folder = Path(__file__).resolve().parent.parent / "kernels"
+    spec = importlib.util.spec_from_file_location(
+        "dafast.kernels", folder / "__init__.py", submodule_search_locations=[str(folder)]
+    )
+    if not (folder / "__init__.py").is_file() or spec is None or spec.loader is None:
+        return
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["dafast.kernels"] = module
+    spec.loader.exec_module(module)
+
+
+_find_kernels_in_checkout()

@@ -1,0 +1,165 @@
+"""Model presets: frozen dataclasses, no torch import."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything that determines a Depth Anything network (DINOv2 ViT + DPT head).
+
+    Attributes:
+        name: Preset name, or any label for a configuration of your own.
+        embed_dim: Width of the encoder.
+        num_layers: Number of transformer blocks.
+        num_heads: Attention heads; must divide ``embed_dim``.
+        features: Width of the DPT decoder.
+        out_channels: Channels of the four reassembled maps.
+        out_indices: Encoder blocks (from 0) whose output the decoder reads. V1 takes the last
+            four; V2 spreads them over the depth of the encoder.
+        image_size: Shorter side in pixels that the weights were trained for; `infer` uses it.
+        grid_size: Side of the square grid of position embeddings.
+        patch_size: Side of a patch in pixels.
+        max_depth: Metric models only: the output is ``sigmoid(.) * max_depth`` metres. ``None``
+            for the relative models, whose output is disparity.
+        output_align_corners: How the prediction is resized to the photo; False in V1, True in V2.
+        position_embedding: ``"official"`` (bicubic with ``scale_factor`` and the 0.1 offset) or
+            ``"transformers"`` (bicubic with ``size``); they differ at every grid but
+            ``grid_size`` x ``grid_size``.
+        hub_id: Repository on the Hugging Face hub with the official weights, or "".
+        hub_file: File name in that repository.
+        licence: SPDX identifier of the licence of the published weights, or "".
+        mean: Per-channel mean of the normalisation, on RGB in 0..1.
+        std: Per-channel standard deviation.
+    """
+
+    name: str = "vits"
+    embed_dim: int = 384
+    num_layers: int = 12
+    num_heads: int = 6
+    features: int = 64
+    out_channels: tuple[int, int, int, int] = (48, 96, 192, 384)
+    out_indices: tuple[int, int, int, int] = (8, 9, 10, 11)
+    image_size: int = 518
+    grid_size: int = 37
+    patch_size: int = 14
+    max_depth: float | None = None
+    output_align_corners: bool = False
+    position_embedding: str = "official"
+    hub_id: str = ""
+    hub_file: str = ""
+    licence: str = ""
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+
+    def __post_init__(self) -> None:
+        for name in ("out_channels", "out_indices", "mean", "std"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))  # JSON and TOML give lists
+        problems = []
+        if self.embed_dim % self.num_heads:
+            problems.append(f"embed_dim={self.embed_dim} not divisible by {self.num_heads} heads")
+        if len(self.out_channels) != 4 or len(self.out_indices) != 4:
+            problems.append("out_channels and out_indices need four entries each")
+        if not all(0 <= i < self.num_layers for i in self.out_indices):
+            problems.append(f"out_indices={self.out_indices} outside 0..{self.num_layers - 1}")
+        if sorted(set(self.out_indices)) != list(self.out_indices):
+            problems.append(f"out_indices={self.out_indices} must increase")
+        if self.position_embedding not in ("official", "transformers"):
+            problems.append(
+                f"position_embedding={self.position_embedding!r}; use 'official' or 'transformers'"
+            )
+        if self.features % 2:
+            problems.append(f"features={self.features} must be even")
+        if problems:
+            raise ValueError(f"model configuration {self.name!r}: " + "; ".join(problems))
+
+    @property
+    def is_metric(self) -> bool:
+        """Whether the output is depth in metres rather than relative disparity."""
+        return self.max_depth is not None
+
+
+_ENCODERS: dict[str, dict] = {
+    "vits": dict(embed_dim=384, num_layers=12, num_heads=6, features=64),
+    "vitb": dict(embed_dim=768, num_layers=12, num_heads=12, features=128),
+    "vitl": dict(embed_dim=1024, num_layers=24, num_heads=16, features=256),
+}
+_OUT_CHANNELS = {
+    "vits": (48, 96, 192, 384),
+    "vitb": (96, 192, 384, 768),
+    "vitl": (256, 512, 1024, 1024),
+}
+_V1_TAPS = {"vits": (8, 9, 10, 11), "vitb": (8, 9, 10, 11), "vitl": (20, 21, 22, 23)}
+_V2_TAPS = {"vits": (2, 5, 8, 11), "vitb": (2, 5, 8, 11), "vitl": (4, 11, 17, 23)}
+_V2_NAMES = {"vits": "Small", "vitb": "Base", "vitl": "Large"}
+_MAX_DEPTH = {"hypersim": 20.0, "vkitti": 80.0}
+
+
+def _presets() -> dict[str, ModelConfig]:
+    presets = {}
+    for encoder, dims in _ENCODERS.items():
+        size = _V2_NAMES[encoder]
+        v1 = ModelConfig(
+            name=encoder,
+            out_channels=_OUT_CHANNELS[encoder],
+            out_indices=_V1_TAPS[encoder],
+            hub_id=f"LiheYoung/depth_anything_{encoder}14",
+            hub_file="pytorch_model.bin",
+            licence="Apache-2.0",
+            **dims,
+        )
+        v2 = dataclasses.replace(
+            v1,
+            name=f"v2-{encoder}",
+            out_indices=_V2_TAPS[encoder],
+            output_align_corners=True,
+            hub_id=f"depth-anything/Depth-Anything-V2-{size}",
+            hub_file=f"depth_anything_v2_{encoder}.pth",
+            licence="Apache-2.0" if encoder == "vits" else "CC-BY-NC-4.0",
+        )
+        presets[v1.name] = v1
+        presets[v2.name] = v2
+        for data, max_depth in _MAX_DEPTH.items():
+            metric = dataclasses.replace(
+                v2,
+                name=f"v2-metric-{data}-{encoder}",
+                max_depth=max_depth,
+                hub_id="depth-anything/Depth-Anything-V2-Metric-"
+                f"{'Hypersim' if data == 'hypersim' else 'VKITTI'}-{size}",
+                hub_file=f"depth_anything_v2_metric_{data}_{encoder}.pth",
+            )
+            presets[metric.name] = metric
+    # The demonstration model that this project trains itself and ships in the package.
+    presets["nano"] = ModelConfig(
+        name="nano",
+        embed_dim=192,
+        num_layers=6,
+        num_heads=3,
+        features=24,
+        out_channels=(24, 24, 48, 48),
+        out_indices=(2, 3, 4, 5),
+        image_size=168,
+        grid_size=12,
+        licence="Apache-2.0",
+    )
+    return presets
+
+
+PRESETS: dict[str, ModelConfig] = _presets()
+"""Every preset by name: `vits`, `vitb`, `vitl`, their `v2-` forms, `v2-metric-*`, `nano`."""
+
+
+def get_preset(name: str) -> ModelConfig:
+    """Returns the preset called ``name``.
+
+    Raises:
+        ValueError: If there is none; the message lists those there are.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"no preset {name!r}; there are: {', '.join(PRESETS)}")
+    return PRESETS[name]

@@ -1,0 +1,24 @@
+"""The feed-forward half of a transformer block."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class Mlp(nn.Module):
+    """Linear, exact GELU, linear.
+
+    Args:
+        embed_dim: Width C of the tokens.
+        hidden_dim: Width between the two linear layers.
+    """
+
+    def __init__(self, embed_dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(embed_dim, hidden_dim)
+        self.act = nn.GELU()
+        self.fc2 = nn.Linear(hidden_dim, embed_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, C) to (B, N, C)."""
+        return self.fc2(self.act(self.fc1(x)))

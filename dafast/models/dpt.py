@@ -1,0 +1,113 @@
+"""The DPT decoder as Depth Anything uses it (`depth_anything/dpt.py`, `blocks.py`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..config import ModelConfig
+
+_TAIL_CHANNELS = 32
+
+
+def _upsample(x: Tensor, size: tuple[int, int]) -> Tensor:
+    return F.interpolate(x, size, mode="bilinear", align_corners=True)
+
+
+class ResidualConvUnit(nn.Module):
+    """x + conv2(relu(conv1(relu(x)))), all with the same number of channels."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(features, features, 3, padding=1)
+        self.conv2 = nn.Conv2d(features, features, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, F, h, w) to (B, F, h, w)."""
+        return x + self.conv2(F.relu(self.conv1(F.relu(x))))
+
+
+class FeatureFusionBlock(nn.Module):
+    """Adds a finer map to a coarser one, refines the sum and enlarges it."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.resConfUnit1 = ResidualConvUnit(features)
+        self.resConfUnit2 = ResidualConvUnit(features)
+        self.out_conv = nn.Conv2d(features, features, 1)
+
+    def forward(self, x: Tensor, size: tuple[int, int], skip: Tensor | None = None) -> Tensor:
+        """Fuses x and skip, both (B, F, h, w), into (B, F, *size).
+
+        Without ``skip`` (the deepest block) ``resConfUnit1`` is not used.
+        """
+        if skip is not None:
+            x = x + self.resConfUnit1(skip)
+        # The reference enlarges first. A 1x1 convolution and an interpolation whose weights sum
+        # to one commute, and this way the convolution runs on a quarter of the pixels.
+        return _upsample(self.out_conv(self.resConfUnit2(x)), size)
+
+
+class DPTHead(nn.Module):
+    """Four encoder taps to one map at the resolution of the image.
+
+    Args:
+        config: Widths, patch size, and whether the model is metric.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        dim, channels, features = config.embed_dim, config.out_channels, config.features
+        self.patch_size = config.patch_size
+        self.max_depth = config.max_depth
+        self.projects = nn.ModuleList(nn.Conv2d(dim, c, 1) for c in channels)
+        self.resize_layers = nn.ModuleList(
+            [
+                nn.ConvTranspose2d(channels[0], channels[0], 4, stride=4),
+                nn.ConvTranspose2d(channels[1], channels[1], 2, stride=2),
+                nn.Identity(),
+                nn.Conv2d(channels[3], channels[3], 3, stride=2, padding=1),
+            ]
+        )
+        self.scratch = nn.Module()
+        for i, c in enumerate(channels, 1):
+            rn = nn.Conv2d(c, features, 3, padding=1, bias=False)
+            self.scratch.add_module(f"layer{i}_rn", rn)
+            self.scratch.add_module(f"refinenet{i}", FeatureFusionBlock(features))
+        self.scratch.output_conv1 = nn.Conv2d(features, features // 2, 3, padding=1)
+        self.scratch.output_conv2 = nn.Sequential(
+            nn.Conv2d(features // 2, _TAIL_CHANNELS, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(_TAIL_CHANNELS, 1, 1),
+            nn.Sigmoid() if config.is_metric else nn.ReLU(),
+        )
+        # A random head must start above zero: where the last ReLU is flat nothing is learned.
+        nn.init.constant_(self.scratch.output_conv2[2].bias, 0.5)
+
+    def forward(self, taps: Sequence[Tensor], rows: int, columns: int) -> Tensor:
+        """Predicts disparity, or depth in metres for a metric model.
+
+        Args:
+            taps: Four (B, rows * columns, C), the shallowest first.
+            rows: Height of the image in patches.
+            columns: Width of the image in patches.
+
+        Returns:
+            (B, 1, rows * 14, columns * 14).
+        """
+        maps = []
+        for tap, project, resize in zip(taps, self.projects, self.resize_layers, strict=True):
+            grid = tap.transpose(1, 2).unflatten(2, (rows, columns))
+            maps.append(resize(project(grid)))
+        s = self.scratch
+        layer1, layer2 = s.layer1_rn(maps[0]), s.layer2_rn(maps[1])
+        layer3, layer4 = s.layer3_rn(maps[2]), s.layer4_rn(maps[3])
+        path = s.refinenet4(layer4, layer3.shape[2:])
+        path = s.refinenet3(path, layer2.shape[2:], layer3)
+        path = s.refinenet2(path, layer1.shape[2:], layer2)
+        path = s.refinenet1(path, (2 * layer1.shape[2], 2 * layer1.shape[3]), layer1)
+        out = _upsample(s.output_conv1(path), (rows * self.patch_size, columns * self.patch_size))
+        out = s.output_conv2(out)
+        return out if self.max_depth is None else out * self.max_depth

@@ -1,0 +1,111 @@
+"""DINOv2's vision transformer: patch 14, LayerScale, no registers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..config import ModelConfig
+from ..layers import Block, PatchEmbed
+
+# DINOv2 adds it to the grid before dividing by the trained one, against rounding in the
+# interpolation; the published weights were used with it, so it is part of the function.
+_OFFICIAL_OFFSET = 0.1
+
+
+class VisionTransformer(nn.Module):
+    """The encoder, with the parameter names of DINOv2 (`dinov2/models/vision_transformer.py`).
+
+    Args:
+        config: Sizes and the rule for position embeddings.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.patch_size = config.patch_size
+        self.grid_size = config.grid_size
+        self.position_embedding = config.position_embedding
+        dim = config.embed_dim
+        self.patch_embed = PatchEmbed(config.patch_size, dim)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + config.grid_size**2, dim))
+        # Only DINOv2's own pre-training uses it; a buffer, so that no optimizer or DDP waits
+        # for its gradient, but the checkpoint's key is kept.
+        self.register_buffer("mask_token", torch.zeros(1, dim))
+        self.blocks = nn.ModuleList(Block(dim, config.num_heads) for _ in range(config.num_layers))
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Random weights as DINOv2 draws them."""
+        nn.init.normal_(self.cls_token, std=1e-6)
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+
+    def interpolate_pos_embed(self, rows: int, columns: int) -> Tensor:
+        """Position embeddings (1, 1 + rows * columns, C) for a grid of patches.
+
+        Bicubic in float32 without antialiasing, unless the grid is the trained one.
+        """
+        grid = self.grid_size
+        if (rows, columns) == (grid, grid):
+            return self.pos_embed
+        cls_pos, patch_pos = self.pos_embed[:, :1], self.pos_embed[:, 1:]
+        patch_pos = patch_pos.float().unflatten(1, (grid, grid)).permute(0, 3, 1, 2)
+        if self.position_embedding == "official":
+            offset = _OFFICIAL_OFFSET
+            scale = ((rows + offset) / grid, (columns + offset) / grid)
+            patch_pos = F.interpolate(patch_pos, scale_factor=scale, mode="bicubic")
+        else:
+            patch_pos = F.interpolate(patch_pos, size=(rows, columns), mode="bicubic")
+        patch_pos = patch_pos.permute(0, 2, 3, 1).flatten(1, 2)
+        return torch.cat([cls_pos, patch_pos.to(cls_pos.dtype)], dim=1)
+
+    def prepare_tokens(self, x: Tensor) -> Tensor:
+        """(B, 3, H, W) to tokens (B, 1 + N, C): cls token, patches, position embeddings.
+
+        Raises:
+            ValueError: If H or W is not a multiple of the patch size.
+        """
+        if x.ndim != 4 or x.shape[1] != 3 or x.shape[2] % self.patch_size or x.shape[3] % (
+            self.patch_size
+        ):
+            raise ValueError(
+                f"the model needs (B, 3, H, W) with H and W multiples of {self.patch_size}; got "
+                f"{tuple(x.shape)}. `model.infer` and `dafast.ops.preprocess` take care of that."
+            )
+        rows, columns = x.shape[2] // self.patch_size, x.shape[3] // self.patch_size
+        tokens = self.patch_embed(x)
+        tokens = torch.cat([self.cls_token.expand(len(x), -1, -1), tokens], dim=1)
+        return tokens + self.interpolate_pos_embed(rows, columns)
+
+    def get_intermediate_layers(self, x: Tensor, indices: Sequence[int]) -> list[Tensor]:
+        """Output of the chosen blocks after the final LayerNorm, patch tokens only.
+
+        Args:
+            x: Normalised images (B, 3, H, W); H and W multiples of the patch size.
+            indices: Blocks, counted from 0.
+
+        Returns:
+            One (B, N, C) per index in increasing order of the blocks, N = H/14 * W/14.
+        """
+        missing = [i for i in indices if not 0 <= i < len(self.blocks)]
+        if missing:
+            raise ValueError(f"no block {missing}; the encoder has 0..{len(self.blocks) - 1}")
+        tokens = self.prepare_tokens(x)
+        taps = []
+        for i, block in enumerate(self.blocks[: max(indices) + 1]):
+            tokens = block(tokens)
+            if i in indices:
+                taps.append(self.norm(tokens)[:, 1:])
+        return taps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Final patch features (B, N, C) of normalised images (B, 3, H, W)."""
+        return self.get_intermediate_layers(x, [len(self.blocks) - 1])[0]

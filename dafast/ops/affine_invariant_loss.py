@@ -1,0 +1,100 @@
+"""Affine-invariant loss: median/MAD-normalised L1 between disparity maps (Eqs. 1-3)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ._dispatch import Op
+
+MIN_SCALE = 1e-6
+"""Lower bound of the scale s(d); a constant map would otherwise divide by zero."""
+
+
+def _normalise(values: Tensor) -> Tensor:
+    """(d - t) / s of the valid values of one map; t the lower median, s the mean |d - t|."""
+    shift = values.median()
+    scale = (values - shift).abs().mean().clamp_min(MIN_SCALE)
+    return (values - shift) / scale
+
+
+def _map_loss(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """Loss of one map over the pixels in ``mask``; 0 (with zero gradient) if there is none."""
+    if not mask.any():
+        # Indexing keeps masked pixels out even if they are NaN; the sum keeps the graph.
+        return prediction[mask].sum()
+    return (_normalise(prediction[mask]) - _normalise(target[mask])).abs().mean()
+
+
+def affine_invariant_loss_reference(
+    prediction: Tensor,
+    target: Tensor,
+    mask: Tensor | None = None,
+    *,
+    regions: Tensor | None = None,
+) -> Tensor:
+    """Specification of `affine_invariant_loss`, one map after the other, in float32 inside.
+
+    `torch.median` gives the lower median, and its full reduction divides the gradient equally
+    over all elements equal to it.
+    """
+    compute = torch.float64 if prediction.dtype == torch.float64 else torch.float32
+    prediction, target = prediction.to(compute), target.detach().to(compute)
+    if mask is None:
+        mask = torch.ones_like(target, dtype=torch.bool)
+    total = prediction.new_zeros(())
+    for i, (p, t, m) in enumerate(zip(prediction, target, mask, strict=True)):
+        if regions is None:
+            total = total + _map_loss(p, t, m)
+        else:
+            for region in (regions[i], ~regions[i]):
+                total = total + region.float().mean() * _map_loss(p, t, m & region)
+    return total / max(len(prediction), 1)
+
+
+_affine_invariant_loss = Op("affine_invariant_loss", affine_invariant_loss_reference)
+
+
+def affine_invariant_loss(
+    prediction: Tensor,
+    target: Tensor,
+    mask: Tensor | None = None,
+    *,
+    regions: Tensor | None = None,
+) -> Tensor:
+    """Mean over the batch of the affine-invariant loss of each map.
+
+    For a map d over its valid pixels: t = lower median, s = mean |d - t| (at least 1e-6),
+    d_hat = (d - t) / s; the loss is mean |d_hat_prediction - d_hat_target| (Depth Anything,
+    Eqs. 1-3). Invalid pixels take no part in any of it and may hold NaN or inf. The gradient
+    flows through t and s; the target gets none; invalid pixels get exactly 0. A map without a
+    valid pixel contributes 0.
+
+    Args:
+        prediction: Disparity (B, H, W), floating point.
+        target: Disparity (B, H, W), floating point.
+        mask: Valid pixels (B, H, W), bool; all by default.
+        regions: (B, H, W), bool; splits each map in two (CutMix, Eqs. 7-8). Each map's loss is
+            then the sum over its two regions of the region's share of H*W times the loss within
+            it, with its own median and scale.
+
+    Returns:
+        A scalar, float32 (float64 for a float64 prediction).
+
+    Raises:
+        ValueError: If shapes or dtypes do not fit together.
+    """
+    if prediction.ndim != 3 or prediction.shape != target.shape:
+        raise ValueError(
+            "affine_invariant_loss needs prediction and target of one shape (B, H, W); got "
+            f"{tuple(prediction.shape)} and {tuple(target.shape)}"
+        )
+    if not prediction.is_floating_point() or not target.is_floating_point():
+        raise ValueError(f"floating point expected; got {prediction.dtype}, {target.dtype}")
+    for name, extra in (("mask", mask), ("regions", regions)):
+        if extra is not None and (extra.shape != prediction.shape or extra.dtype != torch.bool):
+            raise ValueError(
+                f"{name} must be bool of shape {tuple(prediction.shape)}; got {extra.dtype} "
+                f"{tuple(extra.shape)}"
+            )
+    return _affine_invariant_loss(prediction, target, mask, regions=regions)
