@@ -141,7 +141,7 @@ def _presets() -> dict[str, ModelConfig]:
         num_layers=6,
         num_heads=3,
         features=24,
-        out_channels=(24, 24, 48, 48),
+        out_channels=(16, 24, 32, 32),
         out_indices=(2, 3, 4, 5),
         image_size=168,
         grid_size=12,
