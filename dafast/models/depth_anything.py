@@ -84,6 +84,12 @@ class DepthAnything(nn.Module):
 
         return infer(self, images, **options)
 
+    def infer_metric(self, images: Any, **options: Any) -> Any:
+        """Depth of photos in metres (metric models); see `dafast.inference.infer_metric`."""
+        from ..inference import infer_metric
+
+        return infer_metric(self, images, **options)
+
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path, **options: Any) -> DepthAnything:
         """Loads trained weights; see `dafast.models.checkpoint.load_pretrained`."""
