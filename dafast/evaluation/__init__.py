@@ -1,0 +1,1 @@
+"""Evaluation: alignment, metrics and data sets with true depth."""
