@@ -1,0 +1,60 @@
+# make demo   sets everything up and writes the depth of the example photos to depth/
+# make test   sets everything up and runs the tests
+# make lint   ruff and mypy
+# make clean  removes what the above made
+#
+# The same as plain commands, for machines without make: README.md, "Set-up by hand".
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+INSTALL := $(PIP) install --quiet -c constraints.txt
+STAMPS := $(VENV)/stamps
+
+# Installed again when these change; Python files are read from the checkout itself.
+SOURCES := setup.py pyproject.toml constraints.txt $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.cu csrc/*/*.h csrc/*/*/*.h)
+
+.PHONY: demo test lint clean
+.DELETE_ON_ERROR:
+
+demo: $(STAMPS)/install
+	$(BIN)/dafast run examples/photos --out depth --side-by-side
+	@echo
+	@echo "The pictures are in depth/: NAME_color.png, NAME_depth.png (16 bit) and NAME_side.png."
+
+test: $(STAMPS)/test
+	$(BIN)/python -m pytest
+
+lint: $(STAMPS)/test $(STAMPS)/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy dafast
+
+# torch first: the extension builds against it, outside of pip's isolated build, which would fetch
+# another torch.
+$(STAMPS)/torch: constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "dafast needs Python 3.11 or newer; make PYTHON=python3.12 takes another")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing PyTorch into $(VENV) ..."
+	$(INSTALL) torch setuptools pybind11 ninja
+	@mkdir -p $(STAMPS)
+	@touch $@
+
+$(STAMPS)/install: $(STAMPS)/torch $(SOURCES)
+	@echo "Installing dafast ..."
+	$(INSTALL) --no-build-isolation -e .
+	@$(BIN)/python -c 'from dafast.ops import _extension; why = _extension.why_missing(); print("dafast: without its C++ extension, slower in places: " + why if why else "dafast: with its C++ extension")'
+	@touch $@
+
+$(STAMPS)/test: $(STAMPS)/install
+	@echo "Installing what the tests need ..."
+	$(INSTALL) --no-build-isolation -e '.[test]'
+	@touch $@
+
+$(STAMPS)/dev: $(STAMPS)/install
+	$(INSTALL) --no-build-isolation -e '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist depth *.egg-info dafast/_C*.so .pytest_cache .ruff_cache .mypy_cache

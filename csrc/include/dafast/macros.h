@@ -1,0 +1,9 @@
+// Shared by host and device code; no torch headers here or in anything this folder holds, so that
+// plain g++ and plain nvcc compile it.
+#pragma once
+
+#if defined(__CUDACC__)
+#define DAFAST_HOST_DEVICE __host__ __device__
+#else
+#define DAFAST_HOST_DEVICE
+#endif
