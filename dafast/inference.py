@@ -211,9 +211,7 @@ def infer(
         raise TypeError(
             f"{model.config.name!r} predicts depth in metres, not disparity: use `infer_metric`"
         )
-    return _infer(
-        model, images, fit, size, padding, max_batch_tokens, max_tokens, return_tensors
-    )
+    return _infer(model, images, fit, size, padding, max_batch_tokens, max_tokens, return_tensors)
 
 
 @torch.inference_mode()
@@ -238,9 +236,7 @@ def infer_metric(
             f"{model.config.name!r} predicts relative disparity, not metres: use `infer`, or load "
             "a metric model such as 'v2-metric-hypersim-vits'"
         )
-    return _infer(
-        model, images, fit, size, padding, max_batch_tokens, max_tokens, return_tensors
-    )
+    return _infer(model, images, fit, size, padding, max_batch_tokens, max_tokens, return_tensors)
 
 
 def _infer(

@@ -132,7 +132,9 @@ def aloe() -> Iterator[EvaluationSample]:
         if (folder / "aloeL.jpg").is_file() and (folder / "aloeGT.png").is_file():
             disparity = load_image(folder / "aloeGT.png")[..., 0]
             depth = stereo_depth(disparity, focal=3740, baseline=0.16, offset=270)
-            yield EvaluationSample("aloe", load_image(folder / "aloeL.jpg"), depth, STEREO_MAX_DEPTH)
+            yield EvaluationSample(
+                "aloe", load_image(folder / "aloeL.jpg"), depth, STEREO_MAX_DEPTH
+            )
             return
     raise DataMissing(
         "aloeL.jpg and aloeGT.png come with Debian's opencv-doc (apt-get install opencv-doc), or "

@@ -73,8 +73,11 @@ class VisionTransformer(nn.Module):
         Raises:
             ValueError: If H or W is not a multiple of the patch size.
         """
-        if x.ndim != 4 or x.shape[1] != 3 or x.shape[2] % self.patch_size or x.shape[3] % (
-            self.patch_size
+        if (
+            x.ndim != 4
+            or x.shape[1] != 3
+            or x.shape[2] % self.patch_size
+            or x.shape[3] % (self.patch_size)
         ):
             raise ValueError(
                 f"the model needs (B, 3, H, W) with H and W multiples of {self.patch_size}; got "

@@ -145,9 +145,7 @@ def pad(x: Tensor, padding: tuple[int, int, int, int], *, mode: str = "constant"
     """
     if mode not in PADDINGS:
         raise ValueError(f"padding mode {mode!r}; use one of {', '.join(PADDINGS)}")
-    if mode == "reflect" and (
-        max(padding[:2]) >= x.shape[-1] or max(padding[2:]) >= x.shape[-2]
-    ):
+    if mode == "reflect" and (max(padding[:2]) >= x.shape[-1] or max(padding[2:]) >= x.shape[-2]):
         raise ValueError(
             f"padding {padding} reflects more than an image of {x.shape[-1]}x{x.shape[-2]} has; "
             "use mode='replicate'"
@@ -169,9 +167,7 @@ def resize_bilinear(
     Returns:
         (B, C, *size).
     """
-    return F.interpolate(
-        x, size, mode="bilinear", align_corners=align_corners, antialias=antialias
-    )
+    return F.interpolate(x, size, mode="bilinear", align_corners=align_corners, antialias=antialias)
 
 
 def _to_float_channels(image: Tensor) -> list[Tensor]:
@@ -289,7 +285,5 @@ def postprocess(
         left, _, top, _ = geometry.padding
         height, width = geometry.resized
         cropped = prediction[top : top + height, left : left + width].float()[None, None]
-        out.append(
-            resize_bilinear(cropped, geometry.original, align_corners=align_corners)[0, 0]
-        )
+        out.append(resize_bilinear(cropped, geometry.original, align_corners=align_corners)[0, 0])
     return out

@@ -1,0 +1,58 @@
+"""Choosing a backend."""
+
+import logging
+import threading
+
+import pytest
+
+from dafast.ops import OPS, BackendError, use_backend
+from dafast.ops._dispatch import Backend, Op
+
+
+@pytest.fixture
+def op():
+    """An op whose `sdpa` backend takes positive numbers only."""
+    made = Op(
+        "test_op",
+        lambda x: ("reference", x),
+        {"sdpa": Backend(lambda x: ("sdpa", x), lambda x: (x > 0, "needs a positive number"))},
+    )
+    yield made
+    del OPS["test_op"]
+
+
+def test_prefers_first_backend_and_falls_through(op, caplog):
+    with caplog.at_level(logging.INFO, logger="dafast"):
+        assert op(1) == ("sdpa", 1)
+        assert op(-1) == ("reference", -1)
+        assert op(-2) == ("reference", -2)
+    reasons = [r for r in caplog.messages if "needs a positive number" in r]
+    assert len(reasons) == 1, "a reason is logged once"
+
+
+def test_forced_backend_serves_or_raises(op):
+    with use_backend("reference"):
+        assert op(1) == ("reference", 1)
+    with use_backend("sdpa"), pytest.raises(BackendError, match="needs a positive number"):
+        op(-1)
+    assert op(1) == ("sdpa", 1), "the choice ends with the block"
+
+
+def test_op_without_the_forced_backend_keeps_its_choice(op):
+    with use_backend("triton"):
+        assert op(1) == ("sdpa", 1)
+
+
+def test_forcing_does_not_leak_into_other_threads(op):
+    seen = []
+    with use_backend("reference"):
+        thread = threading.Thread(target=lambda: seen.append(op(1)))
+        thread.start()
+        thread.join()
+    assert seen == [("sdpa", 1)]
+
+
+def test_unknown_backend_is_named():
+    with pytest.raises(ValueError, match="no backend 'tritn'; there are: reference"):
+        with use_backend("tritn"):
+            pass

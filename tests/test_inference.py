@@ -1,0 +1,217 @@
+"""`infer`: every kind of image, batching, errors."""
+
+import dataclasses
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import dafast
+from dafast.config import PRESETS
+from dafast.inference import ImageError, from_pil, load_image
+from dafast.ops import preprocess
+
+TINY = dataclasses.replace(
+    PRESETS["nano"], name="tiny", embed_dim=64, num_heads=1, num_layers=4, out_indices=(0, 1, 2, 3),
+    image_size=56, grid_size=4,
+)  # fmt: skip
+
+
+@pytest.fixture
+def model(seed):
+    torch.manual_seed(seed)
+    return dafast.DepthAnything(TINY).eval()
+
+
+def _photo(seed, shape=(60, 83, 3)):
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def test_every_kind_of_the_same_image_gives_the_same_map(model, seed, tmp_path):
+    photo = _photo(seed)
+    Image.fromarray(photo).save(tmp_path / "photo.png")
+    expected = model.infer(photo)
+    assert expected.shape == photo.shape[:2] and expected.dtype == np.float32
+    for same in (
+        tmp_path / "photo.png",
+        str(tmp_path / "photo.png"),
+        Image.fromarray(photo),
+        torch.from_numpy(photo).permute(2, 0, 1),
+        photo[:, ::-1][:, ::-1],  # negative strides
+        photo.astype(np.float32) / 255,
+        photo.astype(np.float64) / 255,
+        photo.astype(np.uint16) * 257,
+        torch.from_numpy(photo).permute(2, 0, 1) / 255,
+    ):
+        np.testing.assert_allclose(model.infer(same), expected, atol=2e-5)
+
+
+def test_map_is_what_the_network_says(model, seed):
+    """Where nothing needs resizing or padding `infer` is the forward."""
+    photo = torch.from_numpy(_photo(seed, (56, 84, 3)))
+    x, _ = preprocess(photo, size=56)
+    with torch.no_grad():
+        expected = model(x)[0].numpy()
+    np.testing.assert_allclose(model.infer(photo.numpy()), expected, atol=1e-6)
+
+
+def test_list_of_mixed_sizes_equals_one_by_one(model, seed):
+    shapes = [(60, 83), (83, 60), (60, 83), (200, 120), (1, 1), (60, 83), (31, 500)]
+    photos = [_photo(seed + i, (*s, 3)) for i, s in enumerate(shapes)]
+    for budget in (1, 60, 10**6):
+        maps = model.infer(photos, max_batch_tokens=budget)
+        assert isinstance(maps, list) and [m.shape for m in maps] == shapes
+        for photo, got in zip(photos, maps, strict=True):
+            np.testing.assert_allclose(got, model.infer(photo), atol=1e-5)
+    assert model.infer([]) == []
+    assert len(model.infer([photos[0]])) == 1
+
+
+def test_return_tensors(model, seed):
+    out = model.infer(_photo(seed), return_tensors=True)
+    assert isinstance(out, torch.Tensor) and out.dtype == torch.float32 and out.shape == (60, 83)
+
+
+@pytest.mark.parametrize("fit", ["pad", "official"])
+@pytest.mark.parametrize("padding", ["replicate", "reflect", "constant"])
+def test_options(model, seed, fit, padding):
+    out = model.infer(_photo(seed), fit=fit, padding=padding, size=70)
+    assert out.shape == (60, 83) and np.isfinite(out).all()
+
+
+def test_size_is_the_models_own(model, seed):
+    np.testing.assert_array_equal(model.infer(_photo(seed)), model.infer(_photo(seed), size=56))
+    assert not np.array_equal(model.infer(_photo(seed)), model.infer(_photo(seed), size=112))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation(orientation, seed, tmp_path):
+    """Each way a camera can be held, undone by Pillow's own table of transpositions."""
+    upright = _photo(seed, (20, 30, 3))
+    undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}
+    stored = Image.fromarray(upright)
+    if orientation > 1:
+        stored = stored.transpose(Image.Transpose(undo[orientation]))
+        if orientation in (6, 8):  # rotations are not their own inverse
+            stored = Image.fromarray(upright).transpose(
+                Image.Transpose.ROTATE_90 if orientation == 6 else Image.Transpose.ROTATE_270
+            )
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored.save(tmp_path / "photo.png", exif=exif)
+    np.testing.assert_array_equal(load_image(tmp_path / "photo.png"), upright)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "F"])
+def test_pil_modes(model, mode, seed):
+    photo = Image.fromarray(_photo(seed))
+    if mode == "I;16":
+        image = Image.fromarray(np.asarray(photo.convert("L")).astype(np.uint16) * 257)
+    elif mode == "F":
+        image = Image.fromarray(np.asarray(photo.convert("L")).astype(np.float32) / 255)
+    else:
+        image = photo.convert(mode)
+    assert image.mode == mode
+    array = from_pil(image)
+    assert array.shape == (60, 83, 3) and array.dtype in (np.uint8, np.float32)
+    if mode in ("I;16", "F"):
+        gray = np.asarray(photo.convert("L")) / 255
+        np.testing.assert_allclose(array[..., 1], gray, atol=1e-5)
+    assert model.infer(image).shape == (60, 83)
+
+
+def test_sixteen_bit_file(seed, tmp_path):
+    gray = np.random.default_rng(seed).integers(0, 65536, (9, 11), dtype=np.uint16)
+    Image.fromarray(gray).save(tmp_path / "deep.png")
+    np.testing.assert_allclose(load_image(tmp_path / "deep.png")[..., 0], gray / 65535, atol=1e-6)
+
+
+def test_transparency_lies_over_white(model):
+    rgba = np.zeros((40, 50, 4), np.uint8)
+    rgba[:20, :, 3] = 255
+    array = from_pil(Image.fromarray(rgba))
+    assert (array[:20] == 0).all() and (array[20:] == 255).all()
+    np.testing.assert_allclose(model.infer(rgba), model.infer(array), atol=1e-5)
+    palette = Image.new("P", (2, 2), 0)
+    palette.putpalette([10, 20, 30])
+    palette.info["transparency"] = 0
+    assert (from_pil(palette) == 255).all()
+
+
+def test_gray_and_alpha_arrays(model, seed):
+    gray = _photo(seed, (40, 50))
+    same = np.repeat(gray[..., None], 3, 2)
+    opaque = np.concatenate([same, np.full((40, 50, 1), 255, np.uint8)], 2)
+    expected = model.infer(same)
+    for array in (gray, gray[..., None], opaque, torch.from_numpy(gray)[None]):
+        np.testing.assert_allclose(model.infer(array), expected, atol=1e-5)
+
+
+def test_extreme_shapes(model):
+    assert model.infer(np.zeros((1, 1, 3), np.uint8)).shape == (1, 1)
+    assert model.infer(np.zeros((40, 800, 3), np.uint8)).shape == (40, 800)
+    assert model.infer(np.zeros((1, 3000), np.uint8), max_tokens=100).shape == (1, 3000)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"", "cannot be read"), (b"not an image at all", "cannot be read"), (None, "does not exist")],
+)
+def test_bad_files_are_named(model, tmp_path, content, message):
+    path = tmp_path / "bad.jpg"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ImageError, match=message) as error:
+        model.infer(path)
+    assert "bad.jpg" in str(error.value)
+
+
+def test_truncated_jpeg_is_an_error(model, seed, tmp_path):
+    buffer = io.BytesIO()
+    Image.fromarray(_photo(seed, (200, 200, 3))).save(buffer, "JPEG")
+    (tmp_path / "half.jpg").write_bytes(buffer.getvalue()[: len(buffer.getvalue()) // 2])
+    with pytest.raises(ImageError, match="half.jpg"):
+        model.infer(tmp_path / "half.jpg")
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (np.zeros((5, 5, 7), np.uint8), "1 to 4 channels"),
+        (np.zeros((0, 5, 3), np.uint8), "not empty"),
+        (np.full((5, 5, 3), 200.0), "0..1"),
+        (np.full((5, 5, 3), np.nan), "without NaN"),
+        (np.zeros((5, 5, 3), np.int64), "dtype int64"),
+        (torch.zeros(5, 5), r"\(C, H, W\)"),
+        (42, "int is not an image"),
+    ],
+)
+def test_bad_arrays_say_why(model, image, message):
+    with pytest.raises(ImageError, match=message):
+        model.infer(image)
+    with pytest.raises(ImageError, match="image 1"):
+        model.infer([np.zeros((5, 5, 3), np.uint8), image])
+
+
+def test_bad_options(model):
+    for options in ({"fit": "crop"}, {"size": 3}, {"max_tokens": 0}, {"padding": "edge"}):
+        with pytest.raises(ValueError):
+            model.infer(np.zeros((30, 40, 3), np.uint8), **options)
+
+
+def test_metric_and_relative_models_name_each_other(model):
+    with pytest.raises(TypeError, match="use `infer`"):
+        model.infer_metric(np.zeros((5, 5, 3), np.uint8))
+    metric = dafast.DepthAnything(dataclasses.replace(TINY, max_depth=20.0)).eval()
+    with pytest.raises(TypeError, match="infer_metric"):
+        metric.infer(np.zeros((5, 5, 3), np.uint8))
+    depth = metric.infer_metric(np.zeros((30, 40, 3), np.uint8))
+    assert depth.shape == (30, 40) and (depth > 0).all() and (depth < 20).all()
+
+
+def test_grad_mode_and_training_flag_are_left_alone(model, seed):
+    model.infer(_photo(seed))
+    assert torch.is_grad_enabled()
+    assert all(p.grad is None for p in model.parameters())
