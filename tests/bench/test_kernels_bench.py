@@ -1,0 +1,44 @@
+"""The benchmark runs, checks parity first, and gives a wrong backend no figure."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from bench import kernels
+from bench.registry import CASES, SMALL_CASES
+from dafast.ops import OPS
+from dafast.ops._dispatch import Backend
+
+
+def test_every_op_has_a_case():
+    assert {case.op for case in CASES} == {case.op for case in SMALL_CASES} == set(OPS)
+
+
+def test_small_run_writes_json(tmp_path, seed):
+    path = tmp_path / "out.json"
+    kernels.main(["--small", "--rounds", "2", "--seed", str(seed % 1000), "--json", str(path)])
+    written = json.loads(path.read_text())
+    references = [r for r in written["records"] if r["backend"] == "reference"]
+    assert references
+    assert all(r["ms"] > 0 and r["ratio"] == 1 for r in references)
+    assert {r["op"] for r in references} == set(OPS)
+    assert written["machine"]["torch"] == torch.__version__
+
+
+@pytest.mark.parametrize("case", SMALL_CASES, ids=lambda c: c.op)
+def test_wrong_result_gets_no_figure(case, monkeypatch, seed):
+    op = OPS[case.op]
+    broken = Backend(lambda *a, **k: op.backends["reference"].fn(*a, **k) * 1.5)
+    monkeypatch.setattr(op, "backends", {"xformers": broken, "reference": op.backends["reference"]})
+    records = kernels.measure(
+        case, torch.float32, torch.device("cpu"), backward=False, rounds=2, seed=seed
+    )
+    by_backend = {r["backend"]: r for r in records}
+    assert "ms" in by_backend["reference"]
+    assert "ms" not in by_backend["xformers"]
+    assert "differs from the reference" in by_backend["xformers"]["why"]
