@@ -1,9 +1,6 @@
 """dafast: Depth Anything, fast and trainable.
 
-    import dafast
-
-    model = dafast.DepthAnything.from_pretrained("vitl")
-    disparity = model.infer("photo.jpg")
+`DepthAnything.from_pretrained("vitl").infer("photo.jpg")` gives the disparity of a photo.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ class Result:
     metrics: dict[str, float]
 
 
-class DataMissing(FileNotFoundError):
+class DataMissingError(FileNotFoundError):
     """A data set is not on this machine; the message says how to get it."""
 
 
@@ -96,12 +96,14 @@ def motorcycle() -> Iterator[EvaluationSample]:
     0.193001 m, principal points 31.086 px apart.
 
     Raises:
-        DataMissing: If scikit-image is not installed.
+        DataMissingError: If scikit-image is not installed.
     """
     try:
         from skimage.data import stereo_motorcycle
     except ImportError as error:
-        raise DataMissing("motorcycle comes with scikit-image: pip install dafast[eval]") from error
+        raise DataMissingError(
+            "motorcycle comes with scikit-image: pip install dafast[eval]"
+        ) from error
     left, _, disparity = stereo_motorcycle()
     depth = stereo_depth(disparity, focal=994.978, baseline=0.193001, offset=31.086)
     yield EvaluationSample("motorcycle", left, depth, STEREO_MAX_DEPTH)
@@ -123,7 +125,7 @@ def aloe() -> Iterator[EvaluationSample]:
     (the set's dmin.txt).
 
     Raises:
-        DataMissing: If the files are nowhere.
+        DataMissingError: If the files are nowhere.
     """
     from ..inference import load_image
 
@@ -136,7 +138,7 @@ def aloe() -> Iterator[EvaluationSample]:
                 "aloe", load_image(folder / "aloeL.jpg"), depth, STEREO_MAX_DEPTH
             )
             return
-    raise DataMissing(
+    raise DataMissingError(
         "aloeL.jpg and aloeGT.png come with Debian's opencv-doc (apt-get install opencv-doc), or "
         "set DAFAST_OPENCV_SAMPLES to a folder that has them"
     )
@@ -146,34 +148,34 @@ def builtin() -> Iterator[EvaluationSample]:
     """The real photographs with measured disparity; one that is missing is named and left out.
 
     Raises:
-        DataMissing: If none is there.
+        DataMissingError: If none is there.
     """
     missing = []
     for scene in (motorcycle, aloe):
         try:
             yield from scene()
-        except DataMissing as error:
+        except DataMissingError as error:
             missing.append(str(error))
             logger.warning("builtin: %s", error)
     if len(missing) == 2:
-        raise DataMissing("; ".join(missing))
+        raise DataMissingError("; ".join(missing))
 
 
 def synthetic(scenes: int = SYNTHETIC_SCENES) -> Iterator[EvaluationSample]:
     """Held-out synthetic scenes, rendered on the fly; the same ones on every machine.
 
     Raises:
-        DataMissing: If the renderer's packages are not installed.
+        DataMissingError: If the renderer's packages are not installed.
     """
     try:
         from ..data.synthetic import HELD_OUT_SEED, render_scene
     except ImportError as error:
-        raise DataMissing(f"synthetic scenes: {error}") from error
+        raise DataMissingError(f"synthetic scenes: {error}") from error
     for seed in range(HELD_OUT_SEED, HELD_OUT_SEED + scenes):
         try:
             sample = render_scene(seed)
         except ImportError as error:
-            raise DataMissing(f"synthetic scenes: {error}") from error
+            raise DataMissingError(f"synthetic scenes: {error}") from error
         yield EvaluationSample(str(seed), sample.image, sample.depth, SYNTHETIC_MAX_DEPTH)
 
 
@@ -248,7 +250,7 @@ def evaluate(model: DepthAnything, data: Iterable[str]) -> list[Result]:
         One result per data set and predictor.
 
     Raises:
-        DataMissing: If a data set is not there.
+        DataMissingError: If a data set is not there.
         ValueError: If a name is unknown.
     """
     names = list(data)

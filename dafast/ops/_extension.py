@@ -27,7 +27,9 @@ def _load() -> tuple[ModuleType | None, str]:
         return importlib.import_module("dafast._C"), ""
     except (ImportError, OSError, RuntimeError) as error:
         # Built against a newer PyTorch than the one that runs, or for another system.
-        reason = f"the C++ extension is there but does not load: {error}; rebuild it: {HOW_TO_BUILD}"
+        reason = (
+            f"the C++ extension is there but does not load: {error}; rebuild it: {HOW_TO_BUILD}"
+        )
         logger.warning("dafast: %s", reason)
         return None, reason
 

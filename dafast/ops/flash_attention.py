@@ -79,8 +79,6 @@ def flash_attention_qkvpacked(qkv: Tensor, *, scale: float | None = None) -> Ten
         ValueError: If ``qkv`` has another shape.
     """
     if qkv.ndim != 5 or qkv.shape[2] != 3:
-        raise ValueError(
-            f"flash_attention_qkvpacked needs (B, N, 3, H, D); got {tuple(qkv.shape)}"
-        )
+        raise ValueError(f"flash_attention_qkvpacked needs (B, N, 3, H, D); got {tuple(qkv.shape)}")
     q, k, v = qkv.unbind(2)
     return flash_attention(q, k, v, scale=scale)

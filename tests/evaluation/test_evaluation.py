@@ -131,7 +131,7 @@ def test_aloe_from_a_folder(tmp_path, monkeypatch, seed):
 
     monkeypatch.setattr(benchmarks, "ALOE_FOLDERS", ())
     monkeypatch.setenv("DAFAST_OPENCV_SAMPLES", str(tmp_path))
-    with pytest.raises(benchmarks.DataMissing, match="opencv-doc"):
+    with pytest.raises(benchmarks.DataMissingError, match="opencv-doc"):
         list(benchmarks.aloe())
     disparity = np.random.default_rng(seed).integers(0, 200, (6, 8), dtype=np.uint8)
     disparity[0, 0], disparity[0, 1] = 0, 100

@@ -94,7 +94,9 @@ def test_nothing_leaks_in_from_masked_pixels(dtype, seed):
         affine_invariant_loss(clean, target.masked_fill(~mask, 0), mask),
         affine_invariant_loss(dirty, target.masked_fill(~mask, float("inf")), mask),
     ]
-    grads = [torch.autograd.grad(loss, x)[0] for loss, x in zip(losses, (clean, dirty))]
+    grads = [
+        torch.autograd.grad(loss, x)[0] for loss, x in zip(losses, (clean, dirty), strict=True)
+    ]
     assert losses[0].item() == losses[1].item() and losses[0].isfinite()
     assert losses[0].dtype == torch.float32
     assert torch.equal(grads[0], grads[1])
