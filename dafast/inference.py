@@ -65,7 +65,7 @@ def from_pil(image: Image, name: str = "image") -> np.ndarray:
     Raises:
         ImageError: If its values are out of the range of its mode.
     """
-    from PIL import Image as pil_image
+    import PIL.Image
 
     if image.mode in ("F", "I") or image.mode.startswith("I;16"):
         gray = np.asarray(image)
@@ -76,7 +76,7 @@ def from_pil(image: Image, name: str = "image") -> np.ndarray:
         return _as_rgb(values, name)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         rgba = image.convert("RGBA")
-        image = pil_image.new("RGB", rgba.size, "white")
+        image = PIL.Image.new("RGB", rgba.size, "white")
         image.paste(rgba, mask=rgba.getchannel("A"))
     return np.asarray(image.convert("RGB"))
 
