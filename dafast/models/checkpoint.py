@@ -1,0 +1,733 @@
+"""Weights in and out: every published layout of Depth Anything, and our own folders."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import pickle
+import re
+import struct
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..config import PRESETS, ModelConfig, get_preset
+from ..runtime import resolve_device, resolve_dtype
+from .conversion import (
+    ENCODER_LAYOUTS,
+    LAYOUTS,
+    Conversion,
+    Layout,
+    Shape,
+    config_from_json,
+    config_from_tensors,
+    config_to_json,
+    config_to_transformers,
+    detect_layout,
+    encoder_size,
+    from_official,
+    matching_preset,
+    preprocessor_to_transformers,
+    preset_from_name,
+    to_official,
+)
+from .hub import WEIGHT_FILES, HubError, HubOptions, fetch_file, fetch_model, shard_names
+
+if TYPE_CHECKING:
+    from .depth_anything import DepthAnything
+
+logger = logging.getLogger("dafast")
+
+PACKAGED_WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
+"""Folder of the weights shipped inside the package, one folder per preset."""
+
+DINOV2_HUB_IDS = {
+    "vits": "facebook/dinov2-small",
+    "vitb": "facebook/dinov2-base",
+    "vitl": "facebook/dinov2-large",
+}
+"""Where `load_encoder(model, "dinov2")` finds the published DINOv2 (Apache-2.0)."""
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+_SHOWN = 5  # keys listed in an error
+_METADATA_KEY = "dafast_config"
+_warned_licences: set[str] = set()
+
+
+class CheckpointError(ValueError):
+    """Weights could not be found or read, or do not belong to the model."""
+
+
+# ------------------------------------------------------------------------------- reading a file
+
+
+def _what_is_it(path: Path) -> str:
+    """Guesses from its first bytes what a file that holds no readable weights is instead."""
+    with open(path, "rb") as file:
+        head = file.read(512)
+    text = head.lstrip().lower()
+    if not head:
+        return "an empty file"
+    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
+        return "an HTML page, as a failed download leaves it"
+    if head.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer; `git lfs pull` fetches the file itself"
+    for magic, kind in (
+        (b"\x89PNG", "a PNG image"),
+        (b"\xff\xd8\xff", "a JPEG image"),
+        (b"GIF8", "a GIF image"),
+        (b"RIFF", "a RIFF file (WebP image, audio or video)"),
+        (b"II*\0", "a TIFF image"),
+        (b"MM\0*", "a TIFF image"),
+        (b"\x1f\x8b", "a gzip archive"),
+        (b"%PDF", "a PDF document"),
+        (b"GGUF", "a GGUF model"),
+        (b"\x89HDF", "an HDF5 file"),
+        (b"\x93NUMPY", "a NumPy array"),
+    ):
+        if head.startswith(magic):
+            return kind
+    if head.startswith(b"PK\x03\x04"):
+        if not zipfile.is_zipfile(path):
+            return "a truncated PyTorch file (a zip archive without its end)"
+        return "a zip archive, but no PyTorch checkpoint"
+    if head[257:262] == b"ustar":
+        return "a tar archive"
+    if text.startswith(b"{"):
+        return "a JSON file"
+    if head[:1] == b"\x80":
+        return "a pickle"
+    return f"neither safetensors nor a PyTorch file (it starts with {head[:8]!r})"
+
+
+def _safetensors_problem(path: Path) -> str | None:
+    """Why a file is no whole safetensors file, or None if it is one (or does not claim to be).
+
+    The format: length of the header (8 bytes, little endian), a JSON header, the data.
+    """
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        head = file.read(9)
+        if len(head) < 9 or head[8:9] != b"{":
+            return None
+        (length,) = struct.unpack("<Q", head[:8])
+        if 8 + length > size:
+            return f"a truncated safetensors file (its header alone has {length} bytes)"
+        file.seek(8)
+        try:
+            header = json.loads(file.read(length))
+            end = max(v["data_offsets"][1] for k, v in header.items() if k != "__metadata__")
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError):
+            return "a damaged safetensors file (unreadable header)"
+    if 8 + length + end > size:
+        return f"a truncated safetensors file ({size} of {8 + length + end} bytes)"
+    return None
+
+
+def _is_safetensors(path: Path) -> bool:
+    with open(path, "rb") as file:
+        head = file.read(9)
+    return len(head) == 9 and head[8:9] == b"{" and struct.unpack("<Q", head[:8])[0] < 2**32
+
+
+def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """Reads one file by its contents, whatever it is called.
+
+    Returns:
+        What it holds (for a PyTorch file not yet unwrapped), and safetensors' metadata.
+
+    Raises:
+        CheckpointError: If it is unreadable, truncated, or holds code.
+    """
+    try:
+        if _is_safetensors(path):
+            if problem := _safetensors_problem(path):
+                raise CheckpointError(f"{path}: {problem}")
+            from safetensors import SafetensorError, safe_open
+
+            try:
+                with safe_open(path, framework="pt") as file:
+                    names = file.keys()
+                    return {k: file.get_tensor(k) for k in names}, file.metadata() or {}
+            except SafetensorError as error:
+                raise CheckpointError(f"{path}: a damaged safetensors file ({error})") from error
+        zipped = zipfile.is_zipfile(path)
+        with open(path, "rb") as file_head:
+            magic = file_head.read(2)
+        if not zipped and not (magic[:1] == b"\x80" and magic[1:] in b"\x02\x03\x04\x05"):
+            raise CheckpointError(f"{path}: {_what_is_it(path)}")
+        try:
+            # Only tensors and plain containers: a checkpoint must never run code. mmap needs the
+            # zip format; files written before PyTorch 1.6 have another.
+            data = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped or None)
+        except pickle.UnpicklingError as error:
+            if "Unsupported" in str(error) or "Weights only load failed" in str(error):
+                raise CheckpointError(
+                    f"{path}: refused, because it holds Python objects other than tensors, which "
+                    f"could run code when loaded, or is damaged ({_refused(error)}). Save only "
+                    "the model's state_dict, or use safetensors."
+                ) from error
+            raise CheckpointError(f"{path}: a damaged pickle ({error})") from error
+        except (RuntimeError, EOFError, KeyError, ValueError, AttributeError, IndexError) as error:
+            first = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise CheckpointError(
+                f"{path}: {_what_is_it(path)}, truncated or damaged ({first})"
+            ) from error
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror or error}") from error
+    if not isinstance(data, Mapping):
+        raise CheckpointError(f"{path}: holds a {type(data).__name__}, not a dict of tensors")
+    return dict(data), {}
+
+
+def _refused(error: Exception) -> str:
+    match = re.search(r"(Unsupported \w+ [\w.]+|GLOBAL [\w.]+|Unsupported [^\n]{0,80})", str(error))
+    return match[1] if match else str(error).splitlines()[0]
+
+
+_WRAPPERS = ("model", "state_dict", "model_state_dict", "module")
+_PREFIXES = ("module.", "_orig_mod.", "model.")
+
+
+def _unwrap(data: Mapping[str, Any], label: str) -> dict[str, Tensor]:
+    """Finds the state_dict in what a trainer saved, without the prefixes of DDP and compile.
+
+    Raises:
+        CheckpointError: If there is none.
+    """
+    while not any(isinstance(value, Tensor) for value in data.values()):
+        inner = next((data[k] for k in _WRAPPERS if isinstance(data.get(k), Mapping)), None)
+        if inner is None:
+            found = ", ".join(map(str, list(data)[:_SHOWN])) or "nothing"
+            kind = "an optimizer state" if "param_groups" in data else "no state_dict"
+            raise CheckpointError(f"{label}: {kind}; it holds: {found}")
+        data = inner
+    tensors = {str(k): v for k, v in data.items() if isinstance(v, Tensor)}
+    changed = True
+    while changed:
+        changed = False
+        for prefix in _PREFIXES:
+            if all(name.startswith(prefix) for name in tensors):
+                tensors = {name.removeprefix(prefix): v for name, v in tensors.items()}
+                changed = True
+    return tensors
+
+
+# ---------------------------------------------------------------------------- finding the files
+
+
+@dataclass
+class _Source:
+    """Where the weights of a model are, and what is known of it.
+
+    Attributes:
+        label: What the user asked for, for messages.
+        files: One, or all shards.
+        config: Path of the config.json, if there is one.
+        name: Published file name or hub id, which may tell the preset.
+        preset: What the user named, if it was a preset.
+    """
+
+    label: str
+    files: list[Path]
+    config: Path | None = None
+    name: str = ""
+    preset: ModelConfig | None = None
+
+
+def _folder_source(folder: Path) -> _Source:
+    config = folder / "config.json"
+    found = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
+    if found is None:
+        others = sorted(p for p in folder.iterdir() if p.suffix in _SUFFIXES)
+        if len(others) > 1:
+            names = ", ".join(p.name for p in others[:_SHOWN])
+            raise CheckpointError(f"{folder}: several files with weights ({names}): name one")
+        if not others:
+            holds = ", ".join(sorted(p.name for p in folder.iterdir())[:_SHOWN]) or "nothing"
+            raise CheckpointError(
+                f"{folder}: no weights: none of {', '.join(WEIGHT_FILES)}, nor another "
+                f"{', '.join(_SUFFIXES)} file. The folder holds: {holds}"
+            )
+        found = others[0]
+    source = _file_source(found)
+    source.label = str(folder)
+    source.config = config if config.is_file() else None
+    # A clone of a hub repository keeps its name in the folder's.
+    source.name = found.name if preset_from_name(found.name) else folder.name
+    return source
+
+
+def _file_source(path: Path) -> _Source:
+    if path.name.endswith(".index.json"):
+        files = [path.parent / name for name in _shards(path)]
+        absent = [file.name for file in files if not file.is_file()]
+        if absent:
+            raise CheckpointError(f"{path}: shards are missing: {', '.join(absent)}")
+    else:
+        files = [path]
+    config = path.parent / "config.json"
+    named = path.name in WEIGHT_FILES and config.is_file()
+    return _Source(str(path), files, config if named else None, path.name)
+
+
+def _shards(index: Path) -> list[str]:
+    try:
+        return shard_names(index)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
+
+
+def _locate(name_or_path: str | Path, filename: str | None, options: HubOptions) -> _Source:
+    """Finds, and downloads where needed, what `load_pretrained` was asked for."""
+    name = str(name_or_path)
+    if isinstance(name_or_path, str) and name in PRESETS and filename is None:
+        preset = PRESETS[name]
+        if (PACKAGED_WEIGHTS / name).is_dir():
+            source = _folder_source(PACKAGED_WEIGHTS / name)
+            source.preset = preset
+            return source
+        if not preset.hub_id:
+            raise CheckpointError(
+                f"{name!r}: this installation of dafast has no weights for it "
+                f"(they belong in {PACKAGED_WEIGHTS / name}); they are not trained yet, or the "
+                "package was built without them"
+            )
+        file = fetch_file(preset.hub_id, preset.hub_file, options, config=name)
+        return _Source(name, [file], None, preset.hub_file, preset)
+    path = Path(name_or_path).expanduser()
+    if path.is_dir():
+        return _file_source(path / filename) if filename else _folder_source(path)
+    if path.exists():
+        return _file_source(path)
+    looks_local = (
+        isinstance(name_or_path, Path)
+        or not _HUB_ID.fullmatch(name)
+        or name.endswith(_SUFFIXES)
+        or name.startswith(".")
+    )
+    if looks_local:
+        hint = ""
+        if isinstance(name_or_path, str) and not path.suffix and len(path.parts) == 1:
+            hint = f", and no preset is called so; there are: {', '.join(PRESETS)}"
+        raise CheckpointError(f"{name}: no such file or folder{hint}")
+    published = preset_from_name(name)
+    try:
+        if filename is not None:
+            file = fetch_file(name, filename, options)
+            return _Source(f"{name}/{filename}", [file], None, filename)
+        if published is not None and published.hub_id.lower() == name.lower():
+            file = fetch_file(name, published.hub_file, options, config=published.name)
+            return _Source(name, [file], None, name, published)
+        config, files = fetch_model(name, options)
+    except HubError as error:
+        raise CheckpointError(f"{error} (There is no local file or folder {name!r}.)") from error
+    return _Source(name, files, config, name)
+
+
+# --------------------------------------------------------------------------------------- loading
+
+
+def _looks_like(tensors: Mapping[str, Tensor]) -> str:
+    """What a foreign set of tensors seems to be."""
+
+    def has(*parts: str) -> bool:
+        return all(any(part in name for name in tensors) for part in parts)
+
+    if has("seed_bin_regressor") or has("conditional_log_binomial") or has("attractors."):
+        return "a ZoeDepth metric checkpoint"
+    if has("motion_modules"):
+        return "a Video Depth Anything checkpoint"
+    layout = detect_layout(tensors, LAYOUTS)
+    if layout is not None:
+        return (
+            f"a Depth Anything checkpoint ({encoder_size(tensors, layout)}, {layout.title} layout)"
+        )
+    if has("register_tokens"):
+        return "a DINOv2 backbone with registers, which Depth Anything does not use"
+    for prefix in ("", "pretrained.", "backbone."):
+        inner = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        layout = detect_layout(inner, ENCODER_LAYOUTS)
+        if layout is not None:
+            return (
+                f"a plain DINOv2 backbone ({encoder_size(inner, layout)}, {layout.title} layout) "
+                "without a depth head; dafast.models.checkpoint.load_encoder reads such"
+            )
+    if has("pretrained.model.blocks.", "scratch."):
+        return "a MiDaS checkpoint"
+    if has("dpt.embeddings"):
+        return "a DPT checkpoint of transformers"
+    if has("image_encoder.", "mask_decoder."):
+        return "a Segment Anything checkpoint"
+    sample = ", ".join(f"{k} {tuple(v.shape)}" for k, v in list(tensors.items())[:3])
+    return f"not Depth Anything: {len(tensors)} tensors such as {sample or 'none'}"
+
+
+def _some(names: list[str]) -> str:
+    more = f", ... ({len(names)} in all)" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
+
+
+def _mismatch(
+    label: str, wanted: str, found: str, conversion: Conversion, layout: Layout, hint: str = ""
+) -> CheckpointError:
+    """The one error for tensors that do not fit the model."""
+    lines = [f"{label}: the weights do not fit {wanted}. It looks like {found}."]
+    if conversion.missing:
+        lines.append(f"  missing ({len(conversion.missing)}): {_some(conversion.missing)}")
+    if conversion.unexpected:
+        lines.append(f"  unexpected ({len(conversion.unexpected)}): {_some(conversion.unexpected)}")
+    if conversion.wrong_shapes:
+        shapes = [
+            f"{name} {list(found_shape)} instead of {list(model_shape)}"
+            for name, found_shape, model_shape in conversion.wrong_shapes
+        ]
+        lines.append(f"  wrong shapes ({len(shapes)}): {_some(shapes)}")
+    lines.append(f"  names as in the {layout.title} layout{hint}")
+    return CheckpointError("\n".join(lines))
+
+
+def _read_config(source: _Source) -> ModelConfig | None:
+    if source.config is None:
+        return None
+    try:
+        data = json.loads(source.config.read_text(encoding="utf-8"))
+        if not isinstance(data, dict):
+            raise ValueError(f"a JSON object expected, not a {type(data).__name__}")
+        return config_from_json(data, source.name)
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{source.config}: {error}") from error
+
+
+def _meta_shapes(config: ModelConfig) -> tuple[DepthAnything, dict[str, Shape]]:
+    from .depth_anything import DepthAnything
+
+    with torch.device("meta"):
+        model = DepthAnything(config)
+    return model, {key: tuple(t.shape) for key, t in model.state_dict().items()}
+
+
+def _read_all(files: list[Path], label: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    tensors: dict[str, Tensor] = {}
+    metadata: dict[str, str] = {}
+    for file in files:
+        data, extra = _read_file(file)
+        tensors.update(_unwrap(data, str(file)))
+        metadata.update(extra)
+    wrong = [name for name, tensor in tensors.items() if not tensor.is_floating_point()]
+    if wrong:
+        raise CheckpointError(f"{label}: not floating point (quantised?): {_some(wrong)}")
+    return tensors, metadata
+
+
+def load_pretrained(
+    name_or_path: str | Path,
+    *,
+    config: str | ModelConfig | None = None,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
+    position_embedding: str | None = None,
+    filename: str | None = None,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+) -> DepthAnything:
+    """Loads a model with trained weights.
+
+    Args:
+        name_or_path: A preset (``"nano"`` comes with the package, the others are downloaded), a
+            hub id (``"LiheYoung/depth-anything-small-hf"``), a file (``.pth``, ``.bin``,
+            ``.safetensors``) or a folder, in the official layout or that of transformers, in
+            one file or sharded. A preset's name wins over a file of that name: write ``./vits``.
+        config: What the weights are, as a preset's name or a `ModelConfig`. By default the
+            config.json beside the weights says it, else the preset or hub id, else the file's
+            name if it is a published one, else the shapes of the tensors; these cannot tell V1
+            from V2, and V1 is assumed then, with a warning.
+        device: ``"auto"`` (CUDA, else MPS, else the CPU) or as `torch.device` takes it.
+        dtype: ``"auto"`` (bfloat16 where the device has it in hardware, else float32),
+            ``"float32"``, ``"bfloat16"``, ``"float16"`` or a `torch.dtype`.
+        position_embedding: ``"official"`` or ``"transformers"``, in place of the
+            configuration's; see `ModelConfig`.
+        filename: Which file of the hub repository or folder to load.
+        revision: Branch, tag or commit of the hub repository.
+        cache_dir: In place of the hub's own cache.
+        local_files_only: Whether to load from the cache alone, as ``HF_HUB_OFFLINE=1`` does.
+
+    Returns:
+        The model, in evaluation mode.
+
+    Raises:
+        CheckpointError: If the weights are not to be had, are unreadable, or are not those of
+            such a model; also if a file holds code (only tensors are ever unpickled).
+        ValueError: If ``config``, ``device`` or ``dtype`` is not one that exists.
+    """
+    target = resolve_device(device)
+    target_dtype = resolve_dtype(dtype, target)
+    given = get_preset(config) if isinstance(config, str) else config
+    options = HubOptions(revision, cache_dir, local_files_only)
+    try:
+        source = _locate(name_or_path, filename, options)
+    except HubError as error:
+        raise CheckpointError(str(error)) from error
+
+    from_json = None if given else _read_config(source)
+    tensors, metadata = _read_all(source.files, source.label)
+    layout = detect_layout(tensors)
+    if layout is None:
+        raise CheckpointError(
+            f"{source.label}: it looks like {_looks_like(tensors)}. Expected were the keys of an "
+            "official Depth Anything (pretrained.*, depth_head.*) or of transformers (backbone.*, "
+            f"neck.*, head.*); found: {_some(sorted(tensors))}"
+        )
+    chosen = given or from_json or _config_from_metadata(metadata, source.label)
+    chosen = chosen or source.preset or preset_from_name(source.name)
+    if chosen is None:
+        chosen = _infer_config(tensors, layout, source.label)
+    if position_embedding is not None:
+        chosen = dataclasses.replace(chosen, position_embedding=position_embedding)
+
+    model, expected = _meta_shapes(chosen)
+    conversion = to_official(tensors, layout, expected)
+    if not conversion.ok:
+        hint = "" if given else "; config= says what the weights are, if this was guessed wrong"
+        wanted = f"the configuration {chosen.name!r}"
+        raise _mismatch(source.label, wanted, _looks_like(tensors), conversion, layout, hint)
+    # Copies: a tensor may lie in the mapped file, which someone may write to.
+    state = {
+        key: tensor.to(target, target_dtype, copy=True).contiguous()
+        for key, tensor in conversion.state.items()
+    }
+    model.load_state_dict(state, strict=True, assign=True)
+    _warn_of_licence(chosen)
+    return model.eval()
+
+
+def _config_from_metadata(metadata: Mapping[str, str], label: str) -> ModelConfig | None:
+    if _METADATA_KEY not in metadata:
+        return None
+    try:
+        return config_from_json(json.loads(metadata[_METADATA_KEY]))
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{label}: metadata {_METADATA_KEY}: {error}") from error
+
+
+def _infer_config(tensors: Mapping[str, Tensor], layout: Layout, label: str) -> ModelConfig:
+    try:
+        config = config_from_tensors(tensors, layout)
+    except KeyError as error:
+        raise CheckpointError(
+            f"{label}: no tensor {error}, so its size cannot be told; it looks like "
+            f"{_looks_like(tensors)}"
+        ) from error
+    except (ValueError, IndexError, ZeroDivisionError) as error:
+        raise CheckpointError(f"{label}: {error}; it looks like {_looks_like(tensors)}") from error
+    logger.warning(
+        "%s: no config.json and no published file name; taken for a relative V1 model (%s, taps "
+        "%s) by its shapes. If it is a V2 or a metric model pass config=, e.g. config='v2-vits'.",
+        label,
+        config.name,
+        config.out_indices,
+    )
+    return config
+
+
+def _warn_of_licence(config: ModelConfig) -> None:
+    published = matching_preset(config)
+    licence = config.licence or (published.licence if published else "")
+    if "NC" in licence.split("-") and config.name not in _warned_licences:
+        _warned_licences.add(config.name)
+        logger.warning(
+            "The published weights of %s are under %s: not for commercial use.",
+            config.name,
+            licence,
+        )
+
+
+def load_encoder(
+    model: DepthAnything,
+    name_or_path: str | Path = "dinov2",
+    *,
+    filename: str | None = None,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+) -> None:
+    """Loads a plain DINOv2 into the encoder of a model, in place; the head stays as it is.
+
+    This is how training starts (both the teacher's and the student's).
+
+    Args:
+        model: Whose ``pretrained`` takes the weights, in its own dtype and on its device.
+        name_or_path: ``"dinov2"`` (downloads the published one of the model's size), a hub id,
+            a file (``dinov2_vits14_pretrain.pth``) or a folder, in DINOv2's own layout or that
+            of transformers' ``Dinov2Model``.
+        filename: Which file of the hub repository or folder to load.
+        revision: Branch, tag or commit of the hub repository.
+        cache_dir: In place of the hub's own cache.
+        local_files_only: Whether to load from the cache alone.
+
+    Raises:
+        CheckpointError: If the weights are not to be had, are unreadable, or are not those of
+            a DINOv2 of this size (37x37 position embeddings for the published presets).
+    """
+    if name_or_path == "dinov2":
+        config = model.config
+        fitting = [
+            hub_id
+            for name, hub_id in DINOV2_HUB_IDS.items()
+            if (PRESETS[name].embed_dim, PRESETS[name].num_layers, PRESETS[name].grid_size)
+            == (config.embed_dim, config.num_layers, config.grid_size)
+        ]
+        if not fitting:
+            raise CheckpointError(
+                f"no published DINOv2 has the encoder of {config.name!r} (width "
+                f"{config.embed_dim}, {config.num_layers} blocks, grid {config.grid_size})"
+            )
+        name_or_path = fitting[0]
+    options = HubOptions(revision, cache_dir, local_files_only)
+    try:
+        source = _locate(name_or_path, filename, options)
+    except HubError as error:
+        raise CheckpointError(str(error)) from error
+    tensors, _ = _read_all(source.files, source.label)
+    layout = detect_layout(tensors, ENCODER_LAYOUTS)
+    if layout is None:
+        raise CheckpointError(
+            f"{source.label}: it looks like {_looks_like(tensors)}; a plain DINOv2 was expected "
+            f"(cls_token, blocks.0...., or embeddings.cls_token, encoder.layer.0....). Found: "
+            f"{_some(sorted(tensors))}"
+        )
+    expected = {f"pretrained.{k}": tuple(v.shape) for k, v in model.pretrained.state_dict().items()}
+    conversion = to_official(tensors, layout, expected)
+    if not conversion.ok:
+        wanted = f"the encoder of {model.config.name!r}"
+        raise _mismatch(source.label, wanted, _looks_like(tensors), conversion, layout)
+    state = {key.removeprefix("pretrained."): value for key, value in conversion.state.items()}
+    model.pretrained.load_state_dict(state, strict=True)
+
+
+# ---------------------------------------------------------------------------------------- saving
+
+
+def _size_in_bytes(size: int | str) -> int:
+    if isinstance(size, str):
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?)B", size.strip(), re.IGNORECASE)
+        if not match:
+            raise ValueError(f"max_shard_size={size!r}: use an integer or e.g. '5GB'")
+        size = int(float(match[1]) * 1000 ** " KMG".index(match[2].upper() or " "))
+    if size <= 0:
+        raise ValueError(f"max_shard_size={size!r} must be positive")
+    return size
+
+
+def _split(state: Mapping[str, Tensor], max_bytes: int) -> list[dict[str, Tensor]]:
+    """Greedy shards of at most ``max_bytes`` each, a larger tensor alone in its own."""
+    shards: list[dict[str, Tensor]] = [{}]
+    filled = 0
+    for name, tensor in state.items():
+        size = tensor.numel() * tensor.element_size()
+        if shards[-1] and filled + size > max_bytes:
+            shards.append({})
+            filled = 0
+        shards[-1][name] = tensor
+        filled += size
+    return shards
+
+
+def _sync(path: Path) -> None:
+    """Waits until the file is on disk, so that the rename never outruns its contents."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+def save_pretrained(
+    model: DepthAnything,
+    folder: str | Path,
+    *,
+    layout: str = "official",
+    dtype: str | torch.dtype | None = None,
+    max_shard_size: int | str = "5GB",
+) -> None:
+    """Writes config.json and the weights as safetensors into a folder.
+
+    Every file is written beside its place and then renamed, so that none is ever half there.
+    Weights of an earlier save in the same folder are replaced; other files are left alone.
+
+    Args:
+        model: Any device and dtype.
+        folder: Made if it is not there.
+        layout: ``"official"`` (the keys of the official checkpoints; `from_pretrained` reads it
+            with every field of the configuration) or ``"transformers"`` (transformers'
+            ``DepthAnythingForDepthEstimation.from_pretrained`` reads it too).
+        dtype: Of the weights in the file; the model's own by default.
+        max_shard_size: Largest file, in bytes or e.g. ``"5GB"``; more is split into
+            ``model-00001-of-00002.safetensors``, ... with an index.
+
+    Raises:
+        ValueError: If the layout, dtype or size is not one that exists.
+    """
+    from safetensors.torch import save_file
+
+    from .. import __version__
+
+    if layout not in ("official", "transformers"):
+        raise ValueError(f"layout={layout!r}: use 'official' or 'transformers'")
+    max_bytes = _size_in_bytes(max_shard_size)
+    target = model.dtype if dtype is None else resolve_dtype(dtype, model.device)
+    state = {key: value.detach() for key, value in model.state_dict().items()}
+    state = {
+        name: tensor.to("cpu", target).contiguous()
+        for name, tensor in from_official(state, LAYOUTS[layout]).items()
+    }
+    own = config_to_json(model.config, __version__)
+    extra: dict[str, dict[str, Any]] = {"config.json": own}
+    if layout == "transformers":
+        dtype_name = str(target).removeprefix("torch.")
+        extra["config.json"] = config_to_transformers(model.config, dtype_name)
+        extra["preprocessor_config.json"] = preprocessor_to_transformers(model.config)
+
+    shards = _split(state, max_bytes)
+    count = len(shards)
+    names = [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
+    if count == 1:
+        names = ["model.safetensors"]
+    else:
+        weight_map = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
+        total = sum(t.numel() * t.element_size() for t in state.values())
+        extra["model.safetensors.index.json"] = {
+            "metadata": {"total_size": total},
+            "weight_map": weight_map,
+        }
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    metadata = {"format": "pt", _METADATA_KEY: json.dumps(own)}
+    written: list[tuple[Path, Path]] = []  # temporary and final path
+    try:
+        for name, shard in zip(names, shards, strict=True):
+            written.append((folder / f".{name}.{os.getpid()}.tmp", folder / name))
+            save_file(shard, written[-1][0], metadata=metadata)
+        for name, content in extra.items():
+            written.append((folder / f".{name}.{os.getpid()}.tmp", folder / name))
+            text = json.dumps(content, indent=2) + "\n"
+            written[-1][0].write_text(text, encoding="utf-8")
+        for temporary, _ in written:
+            _sync(temporary)
+        for temporary, final in written:
+            os.replace(temporary, final)
+    finally:
+        for temporary, _ in written:
+            temporary.unlink(missing_ok=True)
+    kept = {final.name for _, final in written}
+    stale = [*WEIGHT_FILES, *(p.name for p in folder.glob("model-*-of-*.safetensors"))]
+    for name in stale:
+        if name not in kept and name.startswith("model"):
+            (folder / name).unlink(missing_ok=True)

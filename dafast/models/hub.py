@@ -1,0 +1,199 @@
+"""Downloads from the Hugging Face hub, with errors that say what to do by hand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+"""Names under which repositories and folders keep their weights, in order of preference."""
+
+
+@dataclass(frozen=True)
+class HubOptions:
+    """Where and how to look.
+
+    Attributes:
+        revision: Branch, tag or commit.
+        cache_dir: In place of the hub's own cache.
+        local_files_only: Whether to look in the cache alone.
+    """
+
+    revision: str | None = None
+    cache_dir: str | Path | None = None
+    local_files_only: bool = False
+
+
+class HubError(ValueError):
+    """A file could not be fetched from the hub."""
+
+
+class _NotThereError(Exception):
+    """The hub answered that the repository has no such file."""
+
+
+def _download(repo_id: str, filename: str, options: HubOptions) -> Path:
+    """Fetches one file into the cache, or takes it from there.
+
+    Raises:
+        _NotThereError: If the repository has no such file.
+        HubError: If the hub was not reached, or refused.
+    """
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    try:
+        return Path(
+            huggingface_hub.hf_hub_download(
+                repo_id,
+                filename,
+                revision=options.revision,
+                cache_dir=options.cache_dir,
+                local_files_only=options.local_files_only,
+            )
+        )
+    except errors.LocalEntryNotFoundError as error:
+        # Also what any failure to reach the hub ends as, once the cache was looked through.
+        reason = error.__cause__ or error
+        if options.local_files_only:
+            why = "local_files_only=True, and the file is not in the cache"
+        elif isinstance(reason, errors.OfflineModeIsEnabled):
+            why = "HF_HUB_OFFLINE is set, and the file is not in the cache"
+        else:
+            why = f"the hub could not be reached ({_first_line(reason)})"
+        raise HubError(why) from error
+    except errors.EntryNotFoundError as error:
+        raise _NotThereError(filename) from error
+    except errors.GatedRepoError as error:
+        raise HubError(
+            "the repository is gated: accept its terms on its page, then set HF_TOKEN"
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise HubError(
+            "the hub has no such repository, or it is private (set HF_TOKEN then)"
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise HubError(f"the repository has no revision {options.revision!r}") from error
+    except errors.HFValidationError as error:
+        raise HubError(_first_line(error)) from error
+    except (errors.HfHubHTTPError, errors.FileMetadataError, OSError) as error:
+        raise HubError(f"the download failed ({_first_line(error)})") from error
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0]
+
+
+def _by_hand(repo_id: str, filenames: Sequence[str], revision: str | None, config: str) -> str:
+    """What to tell someone who has to fetch the files without us."""
+    from huggingface_hub import constants, hf_hub_url
+
+    folder = repo_id.split("/")[-1]
+    first = hf_hub_url(repo_id, filenames[0], revision=revision, endpoint=constants.ENDPOINT)
+    hint = f", config={config!r}" if config else ""
+    if len(filenames) == 1:
+        return (
+            f"To fetch it by hand: save {first} as ./{folder}/{filenames[0]} (any folder will "
+            f"do) and call DepthAnything.from_pretrained('./{folder}/{filenames[0]}'{hint})."
+        )
+    return (
+        f"To fetch it by hand: save {first} and the weights beside it "
+        f"({' or '.join(filenames[1:])}) into one folder, e.g. ./{folder}/, and call "
+        f"DepthAnything.from_pretrained('./{folder}'{hint})."
+    )
+
+
+def fetch_file(repo_id: str, filename: str, options: HubOptions, *, config: str = "") -> Path:
+    """Downloads one file of a repository, or finds it in the cache.
+
+    ``HF_ENDPOINT``, ``HF_HOME``, ``HF_TOKEN`` and ``HF_HUB_OFFLINE`` are honoured
+    (`huggingface_hub.hf_hub_download`).
+
+    Args:
+        repo_id: ``"owner/name"``.
+        filename: Within the repository.
+        options: Where and how to look.
+        config: Preset to name in the instructions for fetching by hand.
+
+    Raises:
+        HubError: If it cannot be had; the message says which file to fetch by hand, from where,
+            and where to put it.
+    """
+    try:
+        return _download(repo_id, filename, options)
+    except _NotThereError as error:
+        raise HubError(f"{repo_id}: the repository has no file {filename!r}") from error
+    except HubError as error:
+        hand = _by_hand(repo_id, [filename], options.revision, config)
+        raise HubError(f"{repo_id}: {filename}: {error}. {hand}") from error
+
+
+def fetch_model(repo_id: str, options: HubOptions) -> tuple[Path | None, list[Path]]:
+    """Downloads config.json and the weights of a repository of unknown contents.
+
+    Args:
+        repo_id: ``"owner/name"``.
+        options: Where and how to look.
+
+    Returns:
+        The config.json, if there is one, and the files with the weights: one, or all shards.
+
+    Raises:
+        HubError: As `fetch_file`.
+    """
+    config = None
+    unreachable = None
+    try:
+        config = _download(repo_id, "config.json", options)
+    except _NotThereError:
+        pass
+    except HubError as error:
+        unreachable = error
+    for name in WEIGHT_FILES:
+        if unreachable is not None and not isinstance(
+            unreachable.__cause__, FileNotFoundError
+        ):  # no such repository, no access: the next file fares no better
+            break
+        try:
+            path = _download(repo_id, name, options)
+            if not name.endswith(".index.json"):
+                return config, [path]
+            return config, [_download(repo_id, shard, options) for shard in shard_names(path)]
+        except _NotThereError:
+            continue
+        except HubError as error:
+            unreachable = error
+    if unreachable is not None:
+        files = ["config.json", *WEIGHT_FILES[::2]]
+        raise HubError(
+            f"{repo_id}: {unreachable}. {_by_hand(repo_id, files, options.revision, '')}"
+        ) from unreachable
+    raise HubError(
+        f"{repo_id}: the repository has none of {', '.join(WEIGHT_FILES)}; name the file with "
+        "filename="
+    )
+
+
+def shard_names(index: Path) -> list[str]:
+    """The files that an index json names, each once and in order.
+
+    Raises:
+        ValueError: If it is no such index, or a name leads out of its folder.
+    """
+    try:
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        names = sorted(set(weight_map.values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{index}: not an index of shards ({error})") from error
+    for name in names:
+        if Path(name).name != name:
+            raise ValueError(f"{index}: shard {name!r} is not a plain file name")
+    return names

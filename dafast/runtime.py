@@ -1,0 +1,88 @@
+"""Where the model runs and in which floating-point type."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+
+_DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+@functools.cache
+def cpu_has_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 in hardware.
+
+    On x86 that is AVX512_BF16 or AMX_BF16, on ARM the BF16 extension; a CPU without them
+    converts to float32 and back and is slower than with float32 (`torch.cpu.get_capabilities`).
+    """
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def device_has_bfloat16(device: torch.device) -> bool:
+    """Whether ``device`` multiplies bfloat16 in hardware.
+
+    NVIDIA GPUs do from compute capability 8.0 on, and so do the AMD GPUs that PyTorch supports.
+    Of an Apple GPU nobody can ask it, and the first generation has none: False.
+    """
+    if device.type == "cpu":
+        return cpu_has_bfloat16()
+    if device.type == "cuda":
+        return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
+    return False
+
+
+def resolve_device(device: str | torch.device = "auto") -> torch.device:
+    """Turns a device or its name into a device that exists here.
+
+    Args:
+        device: ``"auto"`` (CUDA, else MPS, else the CPU) or whatever `torch.device` takes.
+
+    Raises:
+        ValueError: If there is no such device on this machine, or PyTorch knows none so called.
+    """
+    if device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", torch.cuda.current_device())
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"device={device!r}: use 'auto', 'cpu', 'cuda', 'cuda:1', 'mps', ..."
+        ) from error
+    if resolved.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (resolved.index or 0) >= count:
+            built = "" if torch.version.cuda or torch.version.hip else "; PyTorch is a CPU build"
+            raise ValueError(f"device={device!r}: PyTorch sees {count} CUDA devices here{built}")
+    if resolved.type == "mps" and not torch.backends.mps.is_available():
+        raise ValueError(f"device={device!r}: PyTorch sees no Apple GPU here")
+    return resolved
+
+
+def resolve_dtype(
+    dtype: str | torch.dtype = "auto", device: str | torch.device = "cpu"
+) -> torch.dtype:
+    """Turns a floating-point type or its name into a `torch.dtype`.
+
+    Args:
+        dtype: ``"auto"`` (bfloat16 where ``device`` has it in hardware, else float32),
+            ``"float32"``, ``"bfloat16"``, ``"float16"``, or one of these as `torch.dtype`.
+        device: Only ``"auto"`` asks for it.
+
+    Raises:
+        ValueError: For any other type.
+    """
+    if dtype == "auto":
+        return torch.bfloat16 if device_has_bfloat16(resolve_device(device)) else torch.float32
+    if isinstance(dtype, str) and dtype in _DTYPES:
+        return _DTYPES[dtype]
+    if isinstance(dtype, torch.dtype) and dtype in (*_DTYPES.values(), torch.float64):
+        return dtype
+    raise ValueError(f"dtype={dtype!r}: use 'auto', {', '.join(map(repr, _DTYPES))}")
