@@ -1,0 +1,215 @@
+"""Training transforms for an image with its disparity and mask.
+
+Geometry first, in one pass: a box of the source is chosen and resampled straight to the output size,
+so nothing outside the crop is ever computed. The image is resampled antialiased bilinear; disparity
+and mask nearest, because an average across an object's edge is a depth that exists nowhere.
+
+Everything random comes from the generator that is passed in; `sample_generator` makes the one that
+belongs to a position of the training stream, so that a sample looks the same whichever worker, rank
+or resumed run makes it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from PIL import Image, ImageFilter
+
+_LUMA = np.array([0.299, 0.587, 0.114])
+_RGB_TO_YIQ = np.array([_LUMA, [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
+_YIQ_TO_RGB = np.linalg.inv(_RGB_TO_YIQ)
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """How a training sample is cropped and disturbed. The defaults are the paper's stage 1.
+
+    Attributes:
+        crop: `"paper"`: the image is scaled until it just covers the output (for a square output: the
+            shorter side to that size), then cropped at random. `"resized"`: a random box of the
+            output's aspect, covering a random share of the largest such box, is scaled to the output.
+        area: For `"resized"`: range of that share.
+        aspect_jitter: For `"resized"`: the box's aspect is off by a factor in [1/a, a]; 1 is none.
+        flip: Probability of a horizontal flip.
+        jitter: Probability that the colours are jittered, by the five strengths that follow.
+        brightness: Factor in 1 +- this; so are contrast and saturation.
+        contrast: See brightness.
+        saturation: See brightness.
+        hue: Rotation in +- this, in turns (0.5 is the opposite colour).
+        gamma: Exponent in [1/(1 + this), 1 + this].
+        grayscale: Probability of losing all colour.
+        blur: Probability of a Gaussian blur.
+        blur_sigma: Range of its sigma, in output pixels.
+        noise: Probability of Gaussian noise.
+        noise_sigma: Largest standard deviation of it, of a range of 0 to 1.
+    """
+
+    crop: Literal["paper", "resized"] = "paper"
+    area: tuple[float, float] = (0.35, 1.0)
+    aspect_jitter: float = 1.0
+    flip: float = 0.5
+    jitter: float = 0.0
+    brightness: float = 0.4
+    contrast: float = 0.4
+    saturation: float = 0.4
+    hue: float = 0.1
+    gamma: float = 0.3
+    grayscale: float = 0.0
+    blur: float = 0.0
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    noise: float = 0.0
+    noise_sigma: float = 0.04
+
+
+def sample_generator(seed: int, position: int) -> np.random.Generator:
+    """The generator of one position of the training stream: a pure function of both numbers."""
+    return np.random.default_rng([seed, position])
+
+
+class TrainTransform:
+    """Crops, flips and disturbs one sample.
+
+    Args:
+        config: What to do; see `AugmentConfig`.
+    """
+
+    def __init__(self, config: AugmentConfig | None = None) -> None:
+        self.config = config or AugmentConfig()
+
+    def __call__(
+        self,
+        image: np.ndarray,
+        disparity: np.ndarray,
+        mask: np.ndarray,
+        shape: tuple[int, int],
+        rng: np.random.Generator,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Applies the transform.
+
+        Args:
+            image: (H, W, 3) uint8.
+            disparity: (H, W) float32.
+            mask: (H, W) bool.
+            shape: Output height and width.
+            rng: Source of everything random.
+
+        Returns:
+            Image (h, w, 3) uint8, disparity (h, w) float32, mask (h, w) bool, each contiguous.
+        """
+        box = self._box(image.shape[0], image.shape[1], shape, rng)
+        flip = rng.random() < self.config.flip
+        picture = resize_image(Image.fromarray(image), shape, box)
+        if flip:
+            picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        pixels = self._colours(picture, rng)
+        disparity = resize_nearest(disparity, shape, box)
+        mask = resize_nearest(mask, shape, box)
+        if flip:
+            disparity, mask = disparity[:, ::-1], mask[:, ::-1]
+        return pixels, np.ascontiguousarray(disparity), np.ascontiguousarray(mask)
+
+    def _box(
+        self, height: int, width: int, shape: tuple[int, int], rng: np.random.Generator
+    ) -> tuple[float, float, float, float]:
+        """Chooses the source box (left, top, right, bottom), in source pixels."""
+        config = self.config
+        out_height, out_width = shape
+        if config.crop == "paper":
+            scale = max(out_height / height, out_width / width)
+            scaled_height = max(out_height, round(height * scale))
+            scaled_width = max(out_width, round(width * scale))
+            step_y, step_x = height / scaled_height, width / scaled_width
+            # Whole pixels of the scaled picture: what resizing first and cropping then would give.
+            top = int(rng.integers(scaled_height - out_height + 1)) * step_y
+            left = int(rng.integers(scaled_width - out_width + 1)) * step_x
+            box_height, box_width = out_height * step_y, out_width * step_x
+        else:
+            bend = math.log(config.aspect_jitter)
+            aspect = out_width / out_height * math.exp(rng.uniform(-bend, bend))
+            box_width = min(width, height * aspect)
+            box_height = box_width / aspect
+            side = math.sqrt(rng.uniform(*config.area))
+            box_width, box_height = box_width * side, box_height * side
+            top = rng.uniform(0.0, max(0.0, height - box_height))
+            left = rng.uniform(0.0, max(0.0, width - box_width))
+        # Rounding must not push the box over the border by an ulp: Pillow refuses that.
+        return left, top, min(float(width), left + box_width), min(float(height), top + box_height)
+
+    def _colours(self, picture: Image.Image, rng: np.random.Generator) -> np.ndarray:
+        """Jitter, blur and noise. All numbers are drawn always, so one option never shifts another."""
+        config = self.config
+        chance = rng.random(4)
+        strength = rng.uniform(-1.0, 1.0, 5)
+        sigma_blur = rng.uniform(*config.blur_sigma)
+        sigma_noise = rng.uniform(0.0, config.noise_sigma)
+        if chance[0] < config.jitter:
+            amounts = (config.brightness, config.contrast, config.saturation, config.hue)
+            brightness, contrast, saturation, hue = strength[:4] * np.array(amounts)
+            gamma = (1.0 + config.gamma) ** float(strength[4])
+            picture = jitter_colours(
+                picture, 1.0 + brightness, 1.0 + contrast, 1.0 + saturation, float(hue), gamma
+            )
+        if chance[1] < config.grayscale:
+            picture = picture.convert("L").convert("RGB")
+        if chance[2] < config.blur:
+            picture = picture.filter(ImageFilter.GaussianBlur(sigma_blur))
+        pixels = np.asarray(picture)
+        if chance[3] < config.noise:
+            noise = rng.standard_normal(pixels.shape, np.float32)
+            noise *= np.float32(255.0 * sigma_noise)
+            noise += pixels
+            np.clip(np.rint(noise, out=noise), 0.0, 255.0, out=noise)
+            pixels = noise.astype(np.uint8)
+        return np.array(pixels, order="C")  # a writable copy: torch wants to own what it wraps
+
+
+def resize_image(
+    picture: Image.Image,
+    shape: tuple[int, int],
+    box: tuple[float, float, float, float] | None = None,
+) -> Image.Image:
+    """Resamples a box of an image to (height, width): bilinear, antialiased when it shrinks."""
+    return picture.resize((shape[1], shape[0]), Image.Resampling.BILINEAR, box=box)
+
+
+def resize_nearest(
+    values: np.ndarray, shape: tuple[int, int], box: tuple[float, float, float, float] | None = None
+) -> np.ndarray:
+    """Resamples a box of a map to (height, width), nearest: values are picked, never mixed."""
+    height, width = values.shape
+    left, top, right, bottom = box or (0.0, 0.0, float(width), float(height))
+    rows = top + (np.arange(shape[0]) + 0.5) * ((bottom - top) / shape[0])
+    columns = left + (np.arange(shape[1]) + 0.5) * ((right - left) / shape[1])
+    rows = np.clip(rows.astype(np.int64), 0, height - 1)
+    columns = np.clip(columns.astype(np.int64), 0, width - 1)
+    return values[rows[:, None], columns[None, :]]
+
+
+def jitter_colours(
+    picture: Image.Image,
+    brightness: float,
+    contrast: float,
+    saturation: float,
+    hue: float,
+    gamma: float,
+) -> Image.Image:
+    """Changes the colours of an RGB image: hue, saturation, brightness, contrast, then gamma.
+
+    The first four are linear in RGB, so they are one colour matrix, applied in one pass; contrast is
+    about the mean luminance. Gamma is a table of 256 values. Hue turns the chroma plane of YIQ.
+    """
+    angle = 2.0 * math.pi * hue
+    cos, sin = math.cos(angle), math.sin(angle)
+    turn = np.array([[1.0, 0.0, 0.0], [0.0, cos, -sin], [0.0, sin, cos]])
+    saturate = saturation * np.eye(3) + (1.0 - saturation) * _LUMA[None, :].repeat(3, 0)
+    matrix = brightness * saturate @ (_YIQ_TO_RGB @ turn @ _RGB_TO_YIQ)
+    mean = brightness * float(np.asarray(picture.convert("L")).mean())
+    affine = np.concatenate([contrast * matrix, np.full((3, 1), (1.0 - contrast) * mean)], 1)
+    picture = picture.convert("RGB", tuple(affine.ravel().tolist()))
+    if gamma != 1.0:
+        table = np.rint(255.0 * (np.arange(256) / 255.0) ** gamma).astype(int).tolist()
+        picture = picture.point(table * 3)
+    return picture

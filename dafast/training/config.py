@@ -1,0 +1,254 @@
+"""Typed training configuration: dataclasses, filled from TOML, overridden on the command line."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import tomllib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from dafast.config import PRESETS
+from dafast.data.transforms import AugmentConfig
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message names the key."""
+
+
+@dataclass(frozen=True)
+class ModelSection:
+    """Which model is trained and what it starts from.
+
+    Attributes:
+        preset: Name of a preset (`nano`, `vits`, `vitb`, `vitl`, ...).
+        init: Checkpoint to start from (whatever `DepthAnything.from_pretrained` takes); "" starts
+            from random weights. It starts a new run; `resume` goes on with an old one.
+    """
+
+    preset: str = "vitl"
+    init: str = ""
+
+
+@dataclass(frozen=True)
+class DataSection:
+    """Where the data is and how it is read.
+
+    Attributes:
+        path: Folder, glob pattern or file of training shards.
+        eval_path: The same for held-out shards; "" evaluates nothing.
+        eval_samples: How many of the held-out samples are used, evenly spread; 0 takes all.
+        eval_max_depth: Held-out pixels farther than this many metres do not count.
+        shapes: Output shapes [height, width]; each batch has one of them, drawn by (seed, step).
+        workers: Loader processes per rank; 0 reads in the training process.
+        prefetch: Batches each worker keeps ready.
+        max_bad_fraction: Share of unreadable samples that is put up with.
+    """
+
+    path: str = "data/train"
+    eval_path: str = ""
+    eval_samples: int = 100
+    eval_max_depth: float = 80.0
+    shapes: tuple[tuple[int, int], ...] = ((518, 518),)
+    workers: int = 1
+    prefetch: int = 3
+    max_bad_fraction: float = 0.01
+
+
+@dataclass(frozen=True)
+class OptimSection:
+    """AdamW and its schedule. The defaults are the paper's where it gives a number.
+
+    Attributes:
+        encoder_lr: Peak learning rate of the encoder (`pretrained.*`).
+        decoder_lr: Peak learning rate of the decoder (`depth_head.*`).
+        weight_decay: For matrices and kernels; biases, norms and embeddings have none.
+        betas: AdamW's.
+        warmup_steps: Steps of linear warm-up.
+        schedule: After the warm-up: `linear` falls to 0 at the last step, `cosine` likewise on a
+            cosine, `constant` stays.
+        grad_clip: Largest gradient norm; 0 does not clip.
+    """
+
+    encoder_lr: float = 5e-6
+    decoder_lr: float = 5e-5
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.999)
+    warmup_steps: int = 0
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    grad_clip: float = 1.0
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A training run.
+
+    Attributes:
+        model: See `ModelSection`.
+        data: See `DataSection`.
+        augment: See `dafast.data.transforms.AugmentConfig`.
+        optim: See `OptimSection`.
+        out: Run directory: `metrics.jsonl`, `config.json`, `checkpoints/`, `export/`.
+        resume: `auto` goes on from the newest whole checkpoint in `out`, a path from that one, `none`
+            starts anew (and refuses a run directory that has checkpoints).
+        steps: Length of the run in steps; 0 means that `epochs` says it.
+        epochs: Length of the run in passes over the data; used when `steps` is 0.
+        max_minutes: Stop, with a checkpoint, after this much wall time; 0 does not.
+        batch_size: Images in a step, over all ranks.
+        seed: Seed of the weights, the data order and the augmentation.
+        precision: `auto` is bfloat16 autocast where the hardware has it, else float32.
+        channels_last: Keep images and feature maps channels-last in memory.
+        compile: Run the model through torch.compile.
+        threads: PyTorch threads; 0 leaves the default.
+        ema: Decay of a moving average of the weights, which is then what is evaluated and exported;
+            0 keeps none.
+        checkpoint_every: Steps between checkpoints; 0 saves at the end only.
+        keep: How many checkpoints are kept.
+        export_float16: Write the exported weights in half precision.
+        log_every: Steps between progress lines where the output is not a terminal.
+        eval_every: Steps between evaluations; 0 evaluates at the end only.
+        max_bad_steps: Stop after more than this many steps in a row without a finite gradient.
+    """
+
+    model: ModelSection = field(default_factory=ModelSection)
+    data: DataSection = field(default_factory=DataSection)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    optim: OptimSection = field(default_factory=OptimSection)
+    out: str = "runs/default"
+    resume: str = "auto"
+    steps: int = 0
+    epochs: float = 20.0
+    max_minutes: float = 0.0
+    batch_size: int = 64
+    seed: int = 0
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    channels_last: bool = True
+    compile: bool = False
+    threads: int = 0
+    ema: float = 0.0
+    checkpoint_every: int = 1000
+    keep: int = 3
+    export_float16: bool = False
+    log_every: int = 20
+    eval_every: int = 1000
+    max_bad_steps: int = 20
+
+
+def parse_args(argv: Sequence[str] | None = None) -> TrainConfig:
+    """Reads `--config FILE` and then every other option through tyro, which wins over the file."""
+    import tyro
+
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--config")
+    known, rest = early.parse_known_args(argv)
+    default = load_toml(known.config) if known.config else TrainConfig()
+    config = tyro.cli(
+        TrainConfig,
+        default=default,
+        args=rest,
+        prog="train.py",
+        description="Train Depth Anything on labeled shards. --config FILE reads a TOML file; every "
+        "option below then overrides it.",
+    )
+    check(config)
+    return config
+
+
+def load_toml(path: str | Path) -> TrainConfig:
+    """Reads a TOML file into the configuration; an unknown key or a wrong type is a `ConfigError`."""
+    try:
+        with open(path, "rb") as file:
+            values = tomllib.load(file)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read the configuration {path}: {error.strerror or error}"
+        ) from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    return from_mapping(TrainConfig, values, str(path))
+
+
+def from_mapping(cls: type, values: Mapping[str, Any], where: str, prefix: str = "") -> Any:
+    """Builds a dataclass from nested mappings, strictly."""
+    hints = typing.get_type_hints(cls)
+    unknown = [prefix + key for key in values if key not in hints]
+    if unknown:
+        raise ConfigError(
+            f"{where}: unknown key {', '.join(unknown)}. "
+            f"{'[' + prefix[:-1] + ']' if prefix else 'The top level'} knows: {', '.join(hints)}"
+        )
+    return cls(
+        **{key: _convert(hints[key], value, where, prefix + key) for key, value in values.items()}
+    )
+
+
+def _convert(kind: Any, value: Any, where: str, key: str) -> Any:
+    origin = typing.get_origin(kind)
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{where}: {key} must be a table, not {value!r}")
+        return from_mapping(kind, value, where, key + ".")
+    if origin is Literal:
+        if value not in typing.get_args(kind):
+            choices = ", ".join(map(repr, typing.get_args(kind)))
+            raise ConfigError(f"{where}: {key} must be one of {choices}, not {value!r}")
+        return value
+    if origin is tuple:
+        items = typing.get_args(kind)
+        if not isinstance(value, (list, tuple)):
+            raise ConfigError(f"{where}: {key} must be an array, not {value!r}")
+        if items[-1] is Ellipsis:
+            items = items[:1] * len(value)
+        if len(items) != len(value):
+            raise ConfigError(f"{where}: {key} must have {len(items)} entries, not {len(value)}")
+        return tuple(
+            _convert(item, entry, where, f"{key}[{i}]")
+            for i, (item, entry) in enumerate(zip(items, value, strict=True))
+        )
+    assert not isinstance(origin, types.UnionType), "a configuration has no union types"
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind:  # not isinstance: True is no number of steps
+        raise ConfigError(f"{where}: {key} must be {kind.__name__}, not {value!r}")
+    return value
+
+
+def check(config: TrainConfig) -> None:
+    """Raises a `ConfigError` for values that cannot work, before anything is loaded."""
+
+    def need(ok: bool, message: str) -> None:
+        if not ok:
+            raise ConfigError(message)
+
+    need(
+        config.model.preset in PRESETS,
+        f"model.preset: no preset {config.model.preset!r}; there are: {', '.join(PRESETS)}",
+    )
+    preset = PRESETS[config.model.preset]
+    need(
+        not preset.is_metric,
+        f"model.preset: {preset.name} is metric; this trains relative disparity",
+    )
+    need(bool(config.data.shapes), "data.shapes: at least one shape is needed")
+    for shape in config.data.shapes:
+        need(
+            all(side > 0 and side % preset.patch_size == 0 for side in shape),
+            f"data.shapes: {list(shape)} is not made of positive multiples of {preset.patch_size}",
+        )
+    need(config.batch_size > 0, "batch_size must be positive")
+    need(config.steps >= 0 and config.epochs >= 0, "steps and epochs must not be negative")
+    need(config.steps > 0 or config.epochs > 0, "steps or epochs must say how long to train")
+    need(config.optim.warmup_steps >= 0, "optim.warmup_steps must not be negative")
+    need(config.optim.grad_clip >= 0, "optim.grad_clip must not be negative (0 does not clip)")
+    need(0 <= config.ema < 1, "ema must be in [0, 1); 0 keeps no average")
+    need(config.keep >= 1, "keep must be at least 1")
+    need(config.log_every >= 1, "log_every must be at least 1")
+    need(config.data.workers >= 0, "data.workers must not be negative")
+    need(config.data.prefetch >= 1, "data.prefetch must be at least 1")
+    low, high = config.augment.area
+    need(0 < low <= high <= 1, "augment.area must be a range within (0, 1]")
+    need(config.augment.aspect_jitter >= 1, "augment.aspect_jitter must be at least 1")

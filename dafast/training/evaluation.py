@@ -1,0 +1,99 @@
+"""A look at held-out data while training: how good is the depth, beside trivial baselines."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from PIL import Image
+
+from dafast.data.shards import ShardDataset
+from dafast.data.transforms import resize_image
+from dafast.models.depth_anything import DepthAnything
+from dafast.ops import affine_invariant_loss
+from dafast.training.steps import autocast
+
+
+@torch.no_grad()
+def periodic_evaluation(
+    model: DepthAnything,
+    data: ShardDataset,
+    samples: int,
+    max_depth: float,
+    dtype: torch.dtype = torch.float32,
+) -> dict[str, float]:
+    """Evaluates on held-out samples.
+
+    Each image is scaled so that its shorter side is the model's size (both sides to multiples of the
+    patch), predicted, and the prediction brought to the label's resolution. After least-squares
+    alignment in disparity per image: AbsRel and delta_1, for the prediction and for the best constant
+    and the best plane, whose numbers say what "good" has to beat.
+
+    Args:
+        model: In any mode; it is put back.
+        data: With physical labels.
+        samples: How many, evenly spread; 0 is all.
+        max_depth: Farther pixels do not count.
+        dtype: Of autocast.
+
+    Returns:
+        `loss`, and `abs_rel`, `delta_1` with the same of `constant_` and `plane_` in front.
+    """
+    try:
+        from dafast.evaluation.alignment import align_disparity, constant_baseline, plane_baseline
+        from dafast.evaluation.metrics import depth_metrics
+
+        has_metrics = True
+    except ImportError:
+        has_metrics = False
+    was_training = model.training
+    model.eval()
+    count = min(samples or len(data), len(data))
+    losses: list[float] = []
+    scores: dict[str, list[float]] = {}
+    for index in np.linspace(0, len(data) - 1, count).round().astype(int):
+        sample = data[int(index)]
+        prediction = _predict(model, sample.image, dtype)
+        disparity = torch.from_numpy(sample.disparity)
+        mask = torch.from_numpy(sample.mask)
+        losses.append(float(affine_invariant_loss(prediction[None], disparity[None], mask[None])))
+        if not has_metrics:
+            continue
+        with np.errstate(divide="ignore"):
+            depth = 1.0 / sample.disparity
+        # Sky has disparity 0: it takes part in the alignment's loss above, but has no depth to score.
+        scored = sample.mask & (depth > 1e-3) & (depth < max_depth)
+        if np.count_nonzero(scored) < 10:
+            continue
+        aligned = {
+            "": align_disparity(prediction.numpy(), sample.disparity, scored),
+            "constant_": constant_baseline(sample.disparity, scored),
+            "plane_": plane_baseline(sample.disparity, scored),
+        }
+        for prefix, values in aligned.items():
+            metrics = depth_metrics(values, depth, scored, max_depth=max_depth)
+            for name in ("abs_rel", "delta_1"):
+                key = name if name in metrics else name.replace("_1", "1")
+                scores.setdefault(prefix + name, []).append(float(metrics[key]))
+    model.train(was_training)
+    return {
+        "loss": float(np.mean(losses)),
+        **{name: float(np.mean(v)) for name, v in scores.items()},
+    }
+
+
+def _predict(model: DepthAnything, image: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
+    height, width = image.shape[:2]
+    patch = model.config.patch_size
+    scale = model.config.image_size / min(height, width)
+    shape = tuple(max(patch, round(side * scale / patch) * patch) for side in (height, width))
+    picture = resize_image(Image.fromarray(image), (shape[0], shape[1]))
+    device = next(model.parameters()).device
+    x = torch.from_numpy(np.array(picture)).to(device).permute(2, 0, 1)[None].float() / 255.0
+    mean = torch.tensor(model.config.mean, device=device).view(3, 1, 1)
+    std = torch.tensor(model.config.std, device=device).view(3, 1, 1)
+    with autocast(device, dtype):
+        prediction = model((x - mean) / std)
+    prediction = torch.nn.functional.interpolate(
+        prediction.float()[:, None], (height, width), mode="bilinear", align_corners=False
+    )
+    return prediction[0, 0].cpu()

@@ -1,0 +1,171 @@
+"""The pieces of a training step: model, optimizer, precision, moving average."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import logging
+
+import torch
+from torch import Tensor, nn
+
+from dafast.config import PRESETS
+from dafast.losses import AffineInvariantLoss
+from dafast.models.depth_anything import DepthAnything
+from dafast.training.config import ConfigError, ModelSection, OptimSection, TrainConfig
+from dafast.training.data import Batch
+from dafast.training.schedules import lr_factor
+
+logger = logging.getLogger(__name__)
+
+
+def build_model(section: ModelSection, device: torch.device, channels_last: bool) -> DepthAnything:
+    """Builds the model, from random weights or from `section.init`, ready to be trained."""
+    preset = PRESETS[section.preset]
+    if section.init:
+        model = DepthAnything.from_pretrained(section.init, device="cpu", dtype="float32")
+        for name in ("embed_dim", "num_layers", "features", "out_channels", "out_indices"):
+            if getattr(model.config, name) != getattr(preset, name):
+                raise ConfigError(
+                    f"model.init: {section.init} has {name} = {getattr(model.config, name)}, but the "
+                    f"preset {section.preset} has {getattr(preset, name)}"
+                )
+    else:
+        model = DepthAnything(preset)
+    return prepare_model(model, device, channels_last)
+
+
+def prepare_model(model: DepthAnything, device: torch.device, channels_last: bool) -> DepthAnything:
+    """Puts a model in the state that training expects."""
+    model.to(device=device, dtype=torch.float32).train().requires_grad_(True)
+    if channels_last:
+        model.to(memory_format=torch.channels_last)
+    # The deepest fusion block has no skip input, so this unit has weights (the official checkpoints
+    # hold them) but never a gradient; DDP would wait for one.
+    model.depth_head.scratch.refinenet4.resConfUnit1.requires_grad_(False)
+    return model
+
+
+def build_optimizer(model: nn.Module, section: OptimSection) -> torch.optim.AdamW:
+    """AdamW with one learning rate for the encoder and one for the decoder.
+
+    Each group remembers its peak in `peak_lr`. One-dimensional parameters, the position embedding and
+    the class token are not decayed: pulling a norm's gain or an embedding to zero regularises nothing.
+    """
+    groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        part = "encoder" if name.startswith("pretrained.") else "decoder"
+        decayed = parameter.ndim > 1 and not name.endswith(("pos_embed", "cls_token", "mask_token"))
+        groups.setdefault((part, decayed), []).append(parameter)
+    peak = {"encoder": section.encoder_lr, "decoder": section.decoder_lr}
+    return torch.optim.AdamW(
+        [
+            {
+                "params": parameters,
+                "lr": peak[part],
+                "peak_lr": peak[part],
+                "weight_decay": section.weight_decay if decayed else 0.0,
+            }
+            for (part, decayed), parameters in groups.items()
+        ],
+        betas=section.betas,
+        fused=True,
+    )
+
+
+def set_learning_rate(
+    optimizer: torch.optim.Optimizer, section: OptimSection, step: int, total: int
+) -> float:
+    """Sets every group's learning rate for a step; returns the factor on the peaks."""
+    factor = lr_factor(step, total, section.warmup_steps, section.schedule)
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak_lr"] * factor
+    return factor
+
+
+def pick_precision(precision: str, device: torch.device) -> torch.dtype:
+    """The dtype of autocast: `auto` is bfloat16 where the hardware computes in it."""
+    if precision == "auto":
+        if device.type == "cuda":
+            fast = torch.cuda.is_bf16_supported(including_emulation=False)
+        else:
+            # Without the instructions bfloat16 on a CPU is emulated, and far slower than float32.
+            known = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+            supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+            tiles = getattr(torch.cpu, "_is_amx_tile_supported", None)
+            fast = known and bool((supported and supported()) or (tiles and tiles()))
+        return torch.bfloat16 if fast else torch.float32
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager:
+    """The autocast context of a dtype; none for float32."""
+    if dtype == torch.float32:
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=dtype)
+
+
+class LabeledStep(nn.Module):
+    """Loss of a batch of labeled images: normalise, predict, compare.
+
+    Args:
+        model: The network (or what wraps it: DDP, torch.compile).
+        mean: Per channel, of RGB in 0..1.
+        std: Likewise.
+        dtype: Of autocast.
+    """
+
+    def __init__(
+        self, model: nn.Module, mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dtype
+    ) -> None:
+        super().__init__()
+        self.model, self.dtype = model, dtype
+        self.criterion = AffineInvariantLoss()
+        # (x / 255 - mean) / std as one multiplication and one addition.
+        scale = torch.tensor([1.0 / (255.0 * s) for s in std]).view(3, 1, 1)
+        shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)]).view(3, 1, 1)
+        self.register_buffer("scale", scale, persistent=False)
+        self.register_buffer("shift", shift, persistent=False)
+
+    def normalise(self, image: Tensor) -> Tensor:
+        """uint8 RGB to what the network expects."""
+        return torch.addcmul(self.shift, image.float(), self.scale)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Returns the parts of the loss by name; `loss` is their total."""
+        device = self.scale.device
+        image = self.normalise(batch.image.to(device, non_blocking=True))
+        with autocast(device, self.dtype):
+            prediction = self.model(image)
+        disparity = batch.disparity.to(device, non_blocking=True)
+        mask = batch.mask.to(device, non_blocking=True)
+        labeled = self.criterion(prediction.float(), disparity, mask)
+        return {"loss": labeled, "labeled": labeled}
+
+
+class Ema:
+    """A moving average of the weights, with a shorter memory in the first steps.
+
+    Args:
+        model: The model to follow.
+        decay: Share of the average that stays at each step.
+    """
+
+    def __init__(self, model: DepthAnything, decay: float) -> None:
+        self.decay = decay
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self._average = list(self.model.parameters())
+        self._source = list(model.parameters())
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Takes in the weights after a step (counted from 0)."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(self._average, self._source, 1.0 - decay)
+
+
+def total_steps(config: TrainConfig, samples: int) -> int:
+    """Length of the run in steps."""
+    return config.steps or max(1, round(config.epochs * samples / config.batch_size))
