@@ -1,0 +1,97 @@
+"""Random networks whose output means something, and transformers to compare them with."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from torch import nn
+
+ROOT = Path(__file__).resolve().parents[2]
+if str(ROOT) not in sys.path:  # for `from tests.tolerances import ...` under a bare `pytest`
+    sys.path.append(str(ROOT))
+
+
+@contextlib.contextmanager
+def _without_checkout_on_path() -> Iterator[None]:
+    """transformers looks for a package called `kernels` and must not find our folder."""
+    saved = list(sys.path)
+    sys.path[:] = [p for p in saved if Path(p or ".").resolve() != ROOT]
+    try:
+        yield
+    finally:
+        sys.path[:] = saved
+
+
+@pytest.fixture(scope="session")
+def transformers() -> ModuleType:
+    """The module, with the classes that the tests need already imported."""
+    module = pytest.importorskip("transformers", reason="transformers is not installed")
+    with _without_checkout_on_path():
+        assert module.DepthAnythingForDepthEstimation is not None
+        assert module.Dinov2Model is not None
+    return module
+
+
+def randomise(model: nn.Module, seed: int) -> None:
+    """Fills a network, ours or that of transformers, with weights as far from their defaults as
+    training would bring them, at scales that keep every activation of order 1."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(parameter: torch.Tensor, mean: float, std: float) -> None:
+        parameter.data.copy_(mean + std * torch.randn(parameter.shape, generator=generator))
+
+    for name, parameter in model.named_parameters():
+        if name.endswith(("gamma", "lambda1")):
+            normal(parameter, 0.2, 0.1)
+        elif "cls_token" in name or "pos" in name:
+            normal(parameter, 0.0, 0.3)
+    for module in model.modules():
+        if isinstance(module, nn.LayerNorm):
+            normal(module.weight, 1.0, 0.1)
+            normal(module.bias, 0.0, 0.1)
+        elif isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+            if isinstance(module, nn.ConvTranspose2d):
+                fan_in = module.in_channels  # kernel and stride are equal: nothing overlaps
+            else:
+                fan_in = module.weight[0].numel()
+            normal(module.weight, 0.0, fan_in**-0.5)
+            if module.bias is not None:
+                normal(module.bias, 0.0, 0.1)
+
+
+def calibrate(run: Callable[[], object], last: nn.Conv2d, mean: float, std: float) -> None:
+    """Scales the last convolution so that its output, when ``run()`` is called, has this mean
+    and standard deviation: a ReLU after it then passes most of it."""
+    seen: list[torch.Tensor] = []
+    handle = last.register_forward_hook(lambda module, args, output: seen.append(output))
+    with torch.inference_mode():
+        run()
+    handle.remove()
+    scale = std / seen[0].std()
+    last.weight.data.mul_(scale)
+    last.bias.data.sub_(seen[0].mean()).mul_(scale).add_(mean)
+
+
+@pytest.fixture(scope="session", name="randomise")
+def _randomise() -> Callable[[nn.Module, int], None]:
+    return randomise
+
+
+@pytest.fixture(scope="session", name="calibrate")
+def _calibrate() -> Callable[..., None]:
+    return calibrate
+
+
+@pytest.fixture
+def seed() -> int:
+    """A fresh seed, printed if the test fails."""
+    value = secrets.randbelow(2**31)
+    print(f"seed = {value}")
+    return value
