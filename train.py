@@ -4,9 +4,9 @@
     torchrun --nproc-per-node 8 train.py --config configs/teacher-vitl.toml
     python train.py --config configs/nano-teacher.toml --steps 500 --optim.encoder-lr 5e-4
 
-A run lives in its directory (`out`): `config.json`, `metrics.jsonl`, `checkpoints/`, `export/` (what
-`DepthAnything.from_pretrained` loads). Started again it goes on where it stopped; Ctrl-C and SIGTERM
-save a checkpoint first.
+A run lives in its directory (`out`): `config.json`, `metrics.jsonl`, `checkpoints/`, `export/`
+(what `DepthAnything.from_pretrained` loads). Started again it goes on where it stopped; Ctrl-C and
+SIGTERM save a checkpoint first.
 """
 
 from __future__ import annotations
@@ -105,7 +105,8 @@ def train(config: TrainConfig, world: World) -> None:
         log.say(
             f"{config.model.preset}, {parameters / 1e6:.2f}M parameters, from "
             f"{config.model.init or 'random weights'}; {len(shards)} images; {total} steps of "
-            f"{config.batch_size} on {world.size} x {world.device}, {str(dtype).removeprefix('torch.')}"
+            f"{config.batch_size} on {world.size} x {world.device}, "
+            f"{str(dtype).removeprefix('torch.')}"
         )
         if checkpoint is not None:
             log.say(f"resumed from {path} at step {step}")
@@ -240,8 +241,8 @@ def find_checkpoint(config: TrainConfig, world: World) -> tuple[Path, dict] | No
     if config.resume == "none":
         if list_checkpoints(folder):
             raise ConfigError(
-                f"resume = none, but {folder} has checkpoints. Choose another `out`, remove the folder, "
-                f"or go on with --resume auto."
+                f"resume = none, but {folder} has checkpoints. Choose another `out`, remove the "
+                f"folder, or go on with --resume auto."
             )
         return None
     if config.resume != "auto":
@@ -254,7 +255,7 @@ def find_checkpoint(config: TrainConfig, world: World) -> tuple[Path, dict] | No
 
 
 def changed_settings(before: str, config: TrainConfig) -> list[str]:
-    """Settings that differ from those a checkpoint was made with and that change its continuation."""
+    """Settings that change how a checkpoint's run goes on, as "key: old -> new"."""
 
     def flat(values: dict, prefix: str = "") -> dict:
         result = {}

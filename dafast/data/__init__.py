@@ -1,6 +1,7 @@
 """Data: shards of labeled images, training transforms, and (in their own modules) what makes them.
 
-Nothing is imported here before it is asked for: `import dafast.data` stays free of Pillow and NumPy.
+Nothing is imported here before it is asked for: `import dafast.data` stays free of Pillow and
+NumPy.
 """
 
 from __future__ import annotations

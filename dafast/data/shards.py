@@ -7,8 +7,8 @@ A shard is a plain tar. Per sample, under one key:
     KEY.json            {"disparity_max": ..., "seed": ..., "kind": ..., ...}
     KEY.mask.png        optional, 8-bit, nonzero = valid; absent = every pixel is valid
 
-The headers are scanned once; after that a sample is three `pread`s at known offsets, in any order and
-from any number of worker processes (`pread` has no shared file position to fight over).
+The headers are scanned once; after that a sample is three `pread`s at known offsets, in any order
+and from any number of worker processes (`pread` has no shared file position to fight over).
 """
 
 from __future__ import annotations
@@ -122,10 +122,11 @@ class ShardDataset(Dataset[Sample]):
 
     Args:
         path_or_glob: A folder of `*.tar`, one tar, a glob pattern, or a sequence of these.
-        labels: `"minmax"` gives disparity in [0, 1] per map (what training wants); `"physical"` gives
-            disparity in the unit of the file, 1/metre for the synthetic set (what evaluation wants).
-        max_bad_fraction: A sample that cannot be decoded is named, counted and replaced by the next;
-            once more than this share of the set has failed (in this process) reading raises.
+        labels: `"minmax"` gives disparity in [0, 1] per map (what training wants); `"physical"`
+            gives disparity in the unit of the file, 1/metre for the synthetic set (what evaluation
+            wants).
+        max_bad_fraction: A sample that cannot be decoded is named, counted and replaced by the
+            next; once more than this share of the set has failed (in this process) reading raises.
     """
 
     def __init__(

@@ -1,8 +1,8 @@
 """Training transforms for an image with its disparity and mask.
 
-Geometry first, in one pass: a box of the source is chosen and resampled straight to the output size,
-so nothing outside the crop is ever computed. The image is resampled antialiased bilinear; disparity
-and mask nearest, because an average across an object's edge is a depth that exists nowhere.
+Geometry first, in one pass: a box of the source is chosen and resampled straight to the output
+size, so nothing outside the crop is ever computed. The image is resampled antialiased bilinear;
+disparity and mask nearest: an average across an object's edge is a depth that exists nowhere.
 
 Everything random comes from the generator that is passed in; `sample_generator` makes the one that
 belongs to a position of the training stream, so that a sample looks the same whichever worker, rank
@@ -28,9 +28,10 @@ class AugmentConfig:
     """How a training sample is cropped and disturbed. The defaults are the paper's stage 1.
 
     Attributes:
-        crop: `"paper"`: the image is scaled until it just covers the output (for a square output: the
-            shorter side to that size), then cropped at random. `"resized"`: a random box of the
-            output's aspect, covering a random share of the largest such box, is scaled to the output.
+        crop: `"paper"`: the image is scaled until it just covers the output (for a square output:
+            the shorter side to that size), then cropped at random. `"resized"`: a random box of
+            the output's aspect, covering a random share of the largest such box, is scaled to the
+            output.
         area: For `"resized"`: range of that share.
         aspect_jitter: For `"resized"`: the box's aspect is off by a factor in [1/a, a]; 1 is none.
         flip: Probability of a horizontal flip.
@@ -139,7 +140,7 @@ class TrainTransform:
         return left, top, min(float(width), left + box_width), min(float(height), top + box_height)
 
     def _colours(self, picture: Image.Image, rng: np.random.Generator) -> np.ndarray:
-        """Jitter, blur and noise. All numbers are drawn always, so one option never shifts another."""
+        """Jitter, blur, noise. Every number is drawn always: no option shifts another's."""
         config = self.config
         chance = rng.random(4)
         strength = rng.uniform(-1.0, 1.0, 5)
@@ -198,8 +199,8 @@ def jitter_colours(
 ) -> Image.Image:
     """Changes the colours of an RGB image: hue, saturation, brightness, contrast, then gamma.
 
-    The first four are linear in RGB, so they are one colour matrix, applied in one pass; contrast is
-    about the mean luminance. Gamma is a table of 256 values. Hue turns the chroma plane of YIQ.
+    The first four are linear in RGB, so they are one colour matrix, applied in one pass; contrast
+    is about the mean luminance. Gamma is a table of 256 values. Hue turns the chroma plane of YIQ.
     """
     angle = 2.0 * math.pi * hue
     cos, sin = math.cos(angle), math.sin(angle)

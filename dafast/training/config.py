@@ -93,8 +93,8 @@ class TrainConfig:
         augment: See `dafast.data.transforms.AugmentConfig`.
         optim: See `OptimSection`.
         out: Run directory: `metrics.jsonl`, `config.json`, `checkpoints/`, `export/`.
-        resume: `auto` goes on from the newest whole checkpoint in `out`, a path from that one, `none`
-            starts anew (and refuses a run directory that has checkpoints).
+        resume: `auto` goes on from the newest whole checkpoint in `out`, a path from that one,
+            `none` starts anew (and refuses a run directory that has checkpoints).
         steps: Length of the run in steps; 0 means that `epochs` says it.
         epochs: Length of the run in passes over the data; used when `steps` is 0.
         max_minutes: Stop, with a checkpoint, after this much wall time; 0 does not.
@@ -151,15 +151,15 @@ def parse_args(argv: Sequence[str] | None = None) -> TrainConfig:
         default=default,
         args=rest,
         prog="train.py",
-        description="Train Depth Anything on labeled shards. --config FILE reads a TOML file; every "
-        "option below then overrides it.",
+        description="Train Depth Anything on labeled shards. --config FILE reads a TOML file; "
+        "every option below then overrides it.",
     )
     check(config)
     return config
 
 
 def load_toml(path: str | Path) -> TrainConfig:
-    """Reads a TOML file into the configuration; an unknown key or a wrong type is a `ConfigError`."""
+    """Reads a TOML file; an unknown key or a wrong type is a `ConfigError`."""
     try:
         with open(path, "rb") as file:
             values = tomllib.load(file)

@@ -1,9 +1,9 @@
 """The order of the training data and the loader that follows it.
 
-The training stream is endless: position p is sample `permutation(seed, p // N)[p % N]`, disturbed by a
-generator seeded with (seed, p). A step is `batch_size` consecutive positions, of which each rank takes
-its contiguous share. Nothing here has state, so a run resumes exactly from its position alone, and the
-number of workers and ranks changes nothing in what a step sees.
+The training stream is endless: position p is sample `permutation(seed, p // N)[p % N]`, disturbed
+by a generator seeded with (seed, p). A step is `batch_size` consecutive positions, of which each
+rank takes its contiguous share. Nothing here has state, so a run resumes exactly from its position
+alone, and the number of workers and ranks changes nothing in what a step sees.
 """
 
 from __future__ import annotations

@@ -23,10 +23,10 @@ def periodic_evaluation(
 ) -> dict[str, float]:
     """Evaluates on held-out samples.
 
-    Each image is scaled so that its shorter side is the model's size (both sides to multiples of the
-    patch), predicted, and the prediction brought to the label's resolution. After least-squares
-    alignment in disparity per image: AbsRel and delta_1, for the prediction and for the best constant
-    and the best plane, whose numbers say what "good" has to beat.
+    Each image is scaled so that its shorter side is the model's size (both sides to multiples of
+    the patch), predicted, and the prediction brought to the label's resolution. After least-squares
+    alignment in disparity per image: AbsRel and delta_1, for the prediction and for the best
+    constant and the best plane, whose numbers say what "good" has to beat.
 
     Args:
         model: In any mode; it is put back.
@@ -60,7 +60,8 @@ def periodic_evaluation(
             continue
         with np.errstate(divide="ignore"):
             depth = 1.0 / sample.disparity
-        # Sky has disparity 0: it takes part in the alignment's loss above, but has no depth to score.
+        # Sky has disparity 0: it takes part in the alignment's loss above, but has no depth to
+        # score.
         scored = sample.mask & (depth > 1e-3) & (depth < max_depth)
         if np.count_nonzero(scored) < 10:
             continue

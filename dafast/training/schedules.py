@@ -10,7 +10,8 @@ def lr_factor(
 ) -> float:
     """The factor on the peak learning rate at a step (counted from 0).
 
-    Linear warm-up, then `linear` or `cosine` decay that reaches 0 after the last step, or `constant`.
+    Linear warm-up, then `linear` or `cosine` decay that reaches 0 after the last step, or
+    `constant`.
     """
     if step < warmup_steps:
         return (step + 1) / (warmup_steps + 1)

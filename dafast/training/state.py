@@ -1,8 +1,8 @@
 """Checkpoints that survive: written whole or not at all, checked before they are believed.
 
-`checkpoints/step-00001000.pt` holds weights, their moving average, the optimizer, the position in the
-schedule and in the data, and the random state; `step-00001000.pt.sha256` beside it is in the format of
-`sha256sum -c`.
+`checkpoints/step-00001000.pt` holds weights, their moving average, the optimizer, the position in
+the schedule and in the data, and the random state; `step-00001000.pt.sha256` beside it is in the
+format of `sha256sum -c`.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int) -
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
         temporary.unlink(missing_ok=True)
         raise CheckpointError(
-            f"cannot write the checkpoint {path}: {error}. Free some space or choose another `out`; "
-            f"earlier checkpoints are untouched, and `--resume auto` goes on from them."
+            f"cannot write the checkpoint {path}: {error}. Free some space or choose another "
+            f"`out`; earlier checkpoints are untouched, and `--resume auto` goes on from them."
         ) from error
     for old in list_checkpoints(folder)[keep:]:
         old.unlink(missing_ok=True)

@@ -27,8 +27,8 @@ def build_model(section: ModelSection, device: torch.device, channels_last: bool
         for name in ("embed_dim", "num_layers", "features", "out_channels", "out_indices"):
             if getattr(model.config, name) != getattr(preset, name):
                 raise ConfigError(
-                    f"model.init: {section.init} has {name} = {getattr(model.config, name)}, but the "
-                    f"preset {section.preset} has {getattr(preset, name)}"
+                    f"model.init: {section.init} has {name} = {getattr(model.config, name)}, but "
+                    f"the preset {section.preset} has {getattr(preset, name)}"
                 )
     else:
         model = DepthAnything(preset)
@@ -49,8 +49,9 @@ def prepare_model(model: DepthAnything, device: torch.device, channels_last: boo
 def build_optimizer(model: nn.Module, section: OptimSection) -> torch.optim.AdamW:
     """AdamW with one learning rate for the encoder and one for the decoder.
 
-    Each group remembers its peak in `peak_lr`. One-dimensional parameters, the position embedding and
-    the class token are not decayed: pulling a norm's gain or an embedding to zero regularises nothing.
+    Each group remembers its peak in `peak_lr`. One-dimensional parameters, the position embedding
+    and the class token are not decayed: pulling a norm's gain or an embedding to zero regularises
+    nothing.
     """
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
