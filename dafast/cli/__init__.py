@@ -1,0 +1,213 @@
+"""The command ``dafast``.
+
+Nothing but the standard library is imported until a command runs, so that ``dafast --help``
+answers at once. Exit codes: 0 done, 1 something failed, 2 a mistake in the command line, 130
+interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from .. import __version__
+from ..palettes import PALETTES
+
+DESCRIPTION = "Depth Anything, fast and trainable: depth from one photo."
+
+
+class CommandError(Exception):
+    """Ends the command with this message and exit code 1, without a traceback."""
+
+
+def _positive(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not at least 1")
+    return value
+
+
+def _add_run(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "run",
+        help="predict the depth of photos",
+        description="Predicts the disparity of photos (bright, and the palette's far end, is "
+        "near) and writes for each NAME_depth.png (16 bit, its own minimum to maximum), "
+        "NAME_color.png and what the options add. NAME is the photo's own name, made longer "
+        "where two photos share it.",
+        epilog="A photo that cannot be read or written never stops the others: it is named in "
+        "the summary, and the exit code is 1. Running the same command again leaves finished "
+        "pictures alone; a picture in the way that came from another photo, model or palette is "
+        "kept and reported as a failure unless --overwrite is given.",
+    )
+    parser.add_argument(
+        "photos", nargs="+", metavar="PHOTO|FOLDER|GLOB", help="files, folders, quoted patterns"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where to write")
+    parser.add_argument(
+        "--model", default="nano", help="preset, hub id, file or folder (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--palette", default="Spectral_r", choices=PALETTES, help="(default: %(default)s)"
+    )
+    parser.add_argument(
+        "--npy", action="store_true", help="also NAME.npy: the disparity itself, float32"
+    )
+    parser.add_argument(
+        "--side-by-side", action="store_true", help="also NAME_side.png: photo and colours"
+    )
+    parser.add_argument("--recursive", action="store_true", help="look into subfolders too")
+    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
+    parser.add_argument(
+        "--fit",
+        default="pad",
+        choices=("pad", "official"),
+        help="how a photo becomes the network's input (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--size",
+        type=_positive,
+        metavar="N",
+        help="shorter side in pixels that the network sees (default: the model's own)",
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    parser.add_argument(
+        "--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16")
+    )
+    parser.set_defaults(function=_run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    from .run import run
+
+    return run(args)
+
+
+def _add_doctor(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "doctor",
+        help="say what is installed, what is missing and what that costs",
+        description="Prints versions, devices, the backends that are on, and what each missing "
+        "part costs.",
+    )
+    parser.add_argument("--json", action="store_true", help="as JSON, for a bug report")
+    parser.set_defaults(function=_doctor)
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from .doctor import doctor
+
+    return doctor(as_json=args.json)
+
+
+def _add_synth(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "synth",
+        help="render synthetic scenes with exact depth",
+        description="Writes WebDataset shards of procedurally generated scenes: pictures and "
+        "their exact depth. The same seed gives the same scenes.",
+    )
+    parser.add_argument("--scenes", type=_positive, required=True, metavar="N")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
+    parser.add_argument(
+        "--workers",
+        type=_positive,
+        default=os.cpu_count() or 1,
+        help="processes (default: one per processor, %(default)s)",
+    )
+    parser.add_argument(
+        "--textures", type=Path, metavar="DIR", help="photographs to take textures from"
+    )
+    parser.set_defaults(function=_synth)
+
+
+def _synth(args: argparse.Namespace) -> int:
+    from ..data.synthetic import write_shards
+
+    write_shards(
+        args.out, args.scenes, seed=args.seed, workers=args.workers, textures=args.textures
+    )
+    return 0
+
+
+def _add_eval(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "eval",
+        help="score a model against measured depth, beside two baselines",
+        description="AbsRel, delta_1 and the rest after least-squares alignment in disparity "
+        "space, beside the best constant and the best plane.",
+    )
+    parser.add_argument(
+        "--model", default="nano", help="preset, hub id, file or folder (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--data",
+        nargs="+",
+        default=["builtin"],
+        help="data sets: builtin (real photos), synthetic, ... (default: builtin)",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results there")
+    parser.add_argument("--md", action="store_true", help="print the table as Markdown")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    parser.add_argument(
+        "--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16")
+    )
+    parser.set_defaults(function=_eval)
+
+
+def _eval(args: argparse.Namespace) -> int:
+    from .evaluate import evaluate
+
+    return evaluate(args)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Returns the parser of the whole command line."""
+    parser = argparse.ArgumentParser(prog="dafast", description=DESCRIPTION)
+    parser.add_argument("--version", action="version", version=f"dafast {__version__}")
+    parser.add_argument(
+        "--traceback", action="store_true", help="show the Python traceback of an error"
+    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for add in (_add_run, _add_doctor, _add_synth, _add_eval):
+        add(commands)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit code.
+
+    Args:
+        argv: Arguments after the program's name; those of the process by default.
+    """
+    args = build_parser().parse_args(argv)
+    try:
+        code = args.function(args)
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        print("dafast: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output has gone (`| head`). Python would complain again on exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if args.traceback:
+            raise
+        if isinstance(error, CommandError | OSError | ValueError | TypeError):
+            print(f"dafast: error: {error}", file=sys.stderr)
+        else:
+            print(
+                f"dafast: error: {type(error).__name__}: {error}\n"
+                "dafast: `dafast --traceback ...` shows where it came from",
+                file=sys.stderr,
+            )
+        return 1
