@@ -1,0 +1,153 @@
+"""One synthetic image with its depth, from a seed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dafast.data.synthetic import scenes_indoor, scenes_outdoor
+from dafast.data.synthetic.render import Camera, Hits, Tracer, camera_from, develop, shade, trace
+from dafast.data.synthetic.textures import bank_for
+from dafast.data.synthetic.world import Geometry, World
+
+#: Training uses seeds below this one, held-out evaluation seeds from it upward.
+HELD_OUT_SEED = 2**31
+
+_BUILDERS = scenes_indoor.BUILDERS | scenes_outdoor.BUILDERS
+_WEIGHTS = {
+    "room": 16, "tabletop": 13, "workshop": 13, "street": 11, "random": 10, "plants": 9,
+    "landscape": 7, "people": 6, "corridor": 4, "topdown": 4, "portrait": 4, "upward": 3,
+    "forest": 4,
+}  # fmt: skip
+#: The kinds of scenes.
+KINDS: tuple[str, ...] = tuple(k for k in _WEIGHTS if k in _BUILDERS)
+
+_SIZES = ((320, 240), (240, 320), (320, 180), (256, 256))
+_SIZE_P = (0.4, 0.2, 0.2, 0.2)
+_TRIES = 8
+
+
+@dataclass(frozen=True)
+class SyntheticSample:
+    """A rendered image and its exact depth.
+
+    Attributes:
+        image: uint8 (H, W, 3), RGB.
+        depth: float32 (H, W), metres along the optical axis; inf where there is sky.
+        objects: int16 (H, W), the number of the object seen, 0 for sky.
+        kind: one of ``KINDS``.
+        fx, fy, cx, cy: intrinsics in pixels; pixel centres lie at (column + 0.5, row + 0.5).
+        seed: what it was rendered from.
+    """
+
+    image: NDArray[np.uint8]
+    depth: NDArray[np.float32]
+    objects: NDArray[np.int16]
+    kind: str
+    fx: float
+    fy: float
+    cx: float
+    cy: float
+    seed: int
+
+    @property
+    def disparity(self) -> NDArray[np.float32]:
+        """1 / depth in 1/m, float32 (H, W), exactly 0 where there is sky."""
+        return (1.0 / self.depth).astype(np.float32)
+
+
+def render_scene(
+    seed: int,
+    *,
+    size: tuple[int, int] | None = None,
+    kind: str | None = None,
+    textures: str | Path | None = None,
+) -> SyntheticSample:
+    """Render the scene of a seed; the same arguments give the same result in any process.
+
+    Args:
+        seed: a non-negative integer; see ``HELD_OUT_SEED``.
+        size: (width, height) in pixels; None draws one of four sizes around 320x240.
+        kind: one of ``KINDS``; None draws one.
+        textures: a folder of further photographs, searched recursively.
+
+    Raises:
+        ImportError: embreex or scikit-image is missing (install ``dafast[synth]``).
+        ValueError: an unknown kind, a negative seed or a size below 8 pixels.
+        FileNotFoundError: the texture folder is missing or holds no picture.
+    """
+    if seed < 0:
+        raise ValueError(f"seed must not be negative, got {seed}")
+    if kind is not None and kind not in KINDS:
+        raise ValueError(f"unknown kind {kind!r}; one of {', '.join(KINDS)}")
+    if size is not None and min(size) < 8:
+        raise ValueError(f"size must be (width, height) of at least 8 pixels, got {size}")
+    rng = np.random.default_rng([20240119, seed])
+    drawn_size = _SIZES[int(rng.choice(len(_SIZES), p=_SIZE_P))]
+    weights = np.array([_WEIGHTS[k] for k in KINDS], float)
+    drawn_kind = KINDS[int(rng.choice(len(KINDS), p=weights / weights.sum()))]
+    size, kind = size or drawn_size, kind or drawn_kind
+    bank = bank_for(textures)
+    for attempt in range(_TRIES):
+        world = World(np.random.default_rng([20240119, seed, attempt]), bank)
+        _BUILDERS[kind](world)
+        geometry = world.geometry()
+        tracer = Tracer(geometry)
+        small = camera_from(world.view, (max(size[0] // 8, 8), max(size[1] // 8, 8)))
+        if _acceptable(geometry, small, trace(tracer, small)):
+            break
+    camera = camera_from(world.view, size)
+    hits = trace(tracer, camera)
+    image = develop(world.rng, shade(world, geometry, tracer, camera, hits), size)
+    return SyntheticSample(
+        image,
+        *_labels(geometry, camera, hits),
+        kind,
+        camera.fx,
+        camera.fy,
+        camera.cx,
+        camera.cy,
+        seed,
+    )
+
+
+def _labels(
+    g: Geometry, camera: Camera, hits: Hits
+) -> tuple[NDArray[np.float32], NDArray[np.int16]]:
+    shape = camera.height, camera.width
+    objects = np.where(np.isfinite(hits.depth), g.object[hits.face], 0).astype(np.int16)
+    return hits.depth.reshape(shape), objects.reshape(shape)
+
+
+def plane_fit(disparity: NDArray[np.float32]) -> float:
+    """R^2 of the best plane a*x + b*y + c through a disparity map (H, W); 1 for a constant map."""
+    h, w = disparity.shape
+    y, x = np.mgrid[-1 : 1 : h * 1j, -1 : 1 : w * 1j]
+    d = disparity.astype(np.float64) - disparity.mean()
+    total = (d**2).mean()
+    if total < 1e-16:
+        return 1.0
+    ax, ay = (d * x).mean() / (x * x).mean(), (d * y).mean() / (y * y).mean()
+    return float(1 - ((d - ax * x - ay * y) ** 2).mean() / total)
+
+
+def _acceptable(g: Geometry, camera: Camera, hits: Hits) -> bool:
+    """Whether a small rendering is worth a picture: see the comments."""
+    hit = np.isfinite(hits.depth)
+    if hit.mean() < 0.15:
+        return False  # nearly all sky
+    disparity = (1 / hits.depth).reshape(camera.height, camera.width)
+    near, far = np.percentile(disparity, [97, 5])
+    if far > 0.75 * near:
+        return False  # nearly constant
+    if plane_fit(disparity) > 0.97:
+        return False  # one plane
+    objects = g.object[hits.face[hit]]
+    if np.bincount(objects).max() > 0.95 * len(hit):
+        return False  # one object alone
+    close = np.percentile(hits.depth[hit], 2)
+    middle = np.median(hits.depth[hit])
+    return bool(close > 0.06 and (hits.depth < 0.12 * middle).mean() < 0.4)  # inside something

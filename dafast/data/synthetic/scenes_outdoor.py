@@ -1,0 +1,513 @@
+"""Builders of outdoor scenes and of people."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dafast.data.synthetic import meshes as ms
+from dafast.data.synthetic import things as th
+from dafast.data.synthetic.scenes_indoor import backdrop, indoor_light, warm
+from dafast.data.synthetic.world import Environment, Light, World
+
+
+def sky(w: World) -> None:
+    """Sun and sky, clear to overcast, sometimes dusk or fog."""
+    blue = np.array([w.u(0.1, 0.5), w.u(0.3, 0.6), w.u(0.5, 1.0)], np.float32)
+    haze = np.array([w.u(0.6, 1.1), w.u(0.6, 1.0), w.u(0.6, 1.1)], np.float32)
+    g = np.full(3, w.u(0.15, 0.6), np.float32)
+    overcast = w.chance(0.3)
+    if overcast:
+        blue = haze * w.u(0.6, 1.1)
+    if w.chance(0.1):
+        haze = haze * np.array([1.3, 0.8, 0.5], np.float32)
+    w.env = Environment(blue, haze, g, ambient=w.u(0.8, 1.4) if overcast else w.u(0.3, 0.8))
+    if w.chance(0.65):
+        w.env.cloud_row = w.bank.pick(w.rng, "cloud", "cloud", "stains", "marble")
+        w.env.cloud = w.u(0.2, 1)
+    if w.chance(0.25):
+        w.env.fog, w.env.fog_colour = w.lu(0.001, 0.03), haze * w.u(0.6, 1)
+    d = np.array([w.rng.normal(), w.rng.normal(), w.u(0.15, 2)], np.float32)
+    w.lights.append(Light(warm(w, w.u(0.05, 0.4) if overcast else w.u(0.8, 2.2)), direction=d))
+
+
+def tree(w: World, height: float, *, detail: int = 260) -> None:
+    """A tree: trunk, branches and leaves, or blobs, or a conifer, or bare."""
+    r, bark = (
+        w.rng,
+        w.paint(
+            "stains",
+            "scratches",
+            "cloud",
+            scale=(0.5, 2),
+            colours=[np.array([0.2, 0.14, 0.09], np.float32) * w.lu(0.3, 3)],
+        ),
+    )
+    k = r.random()
+    a = height * w.u(0.015, 0.04)
+    bend = r.normal(0, 0.04 * height, 2)
+    w.add(
+        ms.tube(
+            [(0, 0, -0.3), (*(bend * 0.5), height * 0.4), (*bend, height * 0.85)],
+            [a * 1.2, a, a * 0.3],
+        ),
+        bark,
+    )
+    leaf = w.foliage()
+    if k < 0.2:
+        n = w.n(3, 7)
+        w.add(ms.merge([ms.lathe([(height * 0.25 * (1 - i / n), 0), (0.02, height * 0.35)], 10)
+                        .displace(r, 0.04 * height, 4 / height).move(*bend, height * (0.2 + 0.65 * i / n)) for i in range(n)]), leaf)  # fmt: skip
+        return
+    n = w.n(5, 12)
+    c = np.stack(
+        [*(r.normal(0, 0.17 * height, (2, n)) + bend[:, None]), r.uniform(0.42, 0.95, n) * height],
+        1,
+    )
+    w.add(
+        ms.merge(
+            [
+                ms.tube(
+                    [(bend[0] * 0.4, bend[1] * 0.4, height * w.u(0.25, 0.5)), tuple(p)],
+                    [a * 0.5, a * 0.12],
+                    sides=6,
+                )
+                for p in c
+            ]
+        ),
+        bark,
+    )
+    if k < 0.3:
+        return
+    if k < 0.65:
+        w.add(
+            ms.merge(
+                [
+                    ms.sphere(height * w.u(0.1, 0.2), segments=12)
+                    .displace(r, 0.06 * height, 5 / height)
+                    .move(*p)
+                    for p in c
+                ]
+            ),
+            leaf,
+        )
+    spread = height * w.u(0.07, 0.14)
+    b = c[r.integers(0, n, detail)] + r.normal(0, spread, (detail, 3))
+    s = height * w.u(0.03, 0.07)
+    w.add(
+        ms.leaves(
+            b,
+            r.normal(size=(detail, 3)),
+            s * r.uniform(0.6, 1.4, detail),
+            s * w.u(0.2, 0.5),
+            0.3,
+            rng=r,
+        ),
+        leaf,
+    )
+
+
+def car(w: World) -> None:
+    """A car, van or truck along x."""
+    ln, wd, h = w.u(3.4, 5), w.u(1.6, 1.9), w.u(1.35, 2.1)
+    body, glass = (
+        w.plain(gloss=1.0, mirror=w.u(0, 0.3)),
+        w.plain(np.full(3, 0.03, np.float32), gloss=1.0, mirror=0.4),
+    )
+    z0, hood = 0.25, w.u(0.5, 0.62) * h
+    a, b, c, d = -ln / 2, -ln * w.u(0.15, 0.3), ln * w.u(0.2, 0.35), ln / 2
+    low = [(a, z0), (d, z0), (d, hood * 0.95), (c + 0.4, hood), (a, hood * w.u(0.95, 1.1))]
+    top = [
+        (a + w.u(0, 0.5), hood * 0.95),
+        (c + 0.3, hood * 0.95),
+        (b + w.u(0.6, 1.3), h),
+        (b - w.u(0, 0.5), h),
+    ]
+    turn = ms.rotation(0, 0, np.pi / 2)
+    w.add(ms.prism(low, wd).transform(turn, (0, wd / 2, 0)), body)
+    w.add(ms.prism(top, wd * 0.84).transform(turn, (0, wd * 0.42, 0)), glass)
+    w.add(
+        ms.box(top[2][0] - top[3][0], wd * 0.85, 0.05, at=((top[2][0] + top[3][0]) / 2, 0, h)), body
+    )
+    rubber, rim = w.plain(np.full(3, 0.02, np.float32)), w.metal()
+    for x in (a + ln * 0.19, d - ln * 0.19):
+        for s in (-1, 1):
+            m = (
+                ms.cylinder(0.32, 0.2, segments=20)
+                .move(0, 0, -0.1)
+                .transform(turn, (x, s * (wd / 2 - 0.08), 0.32))
+            )
+            w.add(m, rubber)
+            w.add(
+                ms.cylinder(0.2, 0.22, segments=14)
+                .move(0, 0, -0.11)
+                .transform(turn, (x, s * (wd / 2 - 0.08), 0.32)),
+                rim,
+            )
+    lamp = w.plain(np.array([0.9, 0.85, 0.7], np.float32), gloss=1, emission=w.u(0, 1))
+    w.add(
+        ms.boxes(
+            [(d, s * wd * 0.38, hood * 0.75) for s in (-1, 1)]
+            + [(a, s * wd * 0.4, hood * 0.8) for s in (-1, 1)],
+            [(0.06, 0.3, 0.14)] * 4,
+        ),
+        lamp,
+    )
+
+
+def facade(w: World, length: float, height: float) -> None:
+    """A house front along x in the plane y = 0, facing -y, 8 m deep."""
+    wallm = w.paint("bricks", "plain", "stains", "cloud", "plain", "wood", scale=(0.15, 0.7))
+    trim, glass = (
+        w.plain(),
+        w.plain(np.full(3, w.lu(0.01, 0.2), np.float32), gloss=1, mirror=w.u(0.1, 0.6)),
+    )
+    w.add(ms.box(length, 8, height, at=(0, 4, height / 2)), wallm)
+    floors, cols = max(1, round(height / w.u(2.8, 3.8))), max(1, round(length / w.u(1.6, 3.2)))
+    dx, dz = length / cols, height / floors
+    a, b = dx * w.u(0.35, 0.7), dz * w.u(0.4, 0.7)
+    c = [
+        ((i + 0.5) * dx - length / 2, (j + 0.52) * dz)
+        for i in range(cols)
+        for j in range(floors)
+        if j or w.chance(0.6)
+    ]
+    if c:
+        w.add(ms.boxes([(x, -0.01, z) for x, z in c], [(a, 0.06, b)] * len(c)), glass)
+        w.add(ms.boxes([(x, -0.03, z) for x, z in c], [(0.06, 0.08, b)] * len(c)), trim)
+        w.add(
+            ms.boxes(
+                [(x, -0.08, z + s * b / 2) for x, z in c for s in (-1, 1)],
+                [(a * 1.15, 0.2, 0.12)] * 2 * len(c),
+            ),
+            trim,
+        )
+    with w.at(w.u(-0.35, 0.35) * length, 0, 0):
+        w.add(ms.box(1.1, 0.16, 2.2, at=(0, 0, 1.1)), w.wood() if w.chance(0.5) else w.plain())
+        w.add(ms.box(1.5, 0.5, 0.16, at=(0, -0.1, 0.08)), trim)
+    if w.chance(0.4):
+        w.add(
+            ms.quad(length * 0.7, 0.6, fit=True).move(0, -0.15, min(3.1, height * 0.9)),
+            w.paint("text", "collage", scale=(1, 1)),
+        )
+        w.add(ms.box(length * 0.8, 1.2, 0.06, at=(0, -0.6, 2.75)), w.cloth())
+    if floors > 1 and w.chance(0.35):
+        for x, z in c[:: w.n(1, 3)]:
+            if z > 3:
+                w.add(ms.box(dx * 0.8, 0.9, 0.1, at=(x, -0.45, z - b / 2 - 0.2)), trim)
+                th.bars(
+                    w,
+                    [
+                        (
+                            (x + t * dx * 0.4, -0.88, z - b / 2 - 0.2),
+                            (x + t * dx * 0.4, -0.88, z - b / 2 + 0.75),
+                        )
+                        for t in np.linspace(-1, 1, 7)
+                    ],
+                    0.02,
+                    trim,
+                )
+                w.add(ms.box(dx * 0.8, 0.04, 0.05, at=(x, -0.88, z - b / 2 + 0.75)), trim)
+    w.add(ms.box(length, 0.5, 0.3, at=(0, 0, height)), trim)
+    if w.chance(0.5):
+        roof = [(-0.5, 0), (8.5, 0), (4, w.u(1.5, 4))]
+        t = ms.rotation(np.pi / 2) @ ms.rotation(0, 0, np.pi / 2)
+        w.add(
+            ms.prism(roof, length).transform(t, (-length / 2, 0, height)),
+            w.paint("bricks", "stripes", "plain", scale=(0.3, 1)),
+        )
+
+
+def pole(w: World, height: float) -> None:
+    """A street lamp, sign post or traffic light."""
+    m = w.metal() if w.chance(0.6) else w.plain()
+    w.add(ms.cylinder(w.u(0.03, 0.1), height, segments=10), m)
+    k = w.n(0, 2)
+    if k == 0:
+        w.add(ms.tube([(0, 0, height), (0.5, 0, height + 0.3), (1.3, 0, height + 0.3)], 0.04), m)
+        w.add(ms.box(0.6, 0.2, 0.1, at=(1.4, 0, height + 0.28)), m)
+    elif k == 1:
+        w.add(
+            ms.box(w.u(0.4, 0.9), 0.03, w.u(0.4, 0.9), at=(0, -0.06, height - 0.4)),
+            w.paint("text", "collage", "stripes"),
+        )
+    else:
+        w.add(ms.box(0.28, 0.25, 0.8, at=(0, -0.1, height - 0.5)), m)
+
+
+def fence(w: World, length: float) -> None:
+    """A fence along x."""
+    h, gap = w.u(0.7, 1.7), w.lu(0.1, 1.5)
+    x = np.arange(-length / 2, length / 2, gap)
+    m = w.wood() if w.chance(0.6) else w.metal()
+    s = min(0.1, gap * 0.6)
+    w.add(ms.boxes([(k, 0, h / 2) for k in x], [(s, 0.05, h)] * len(x)), m)
+    w.add(ms.boxes([(0, 0, h * t) for t in (0.3, 0.85)], [(length, 0.04, 0.07)] * 2), m)
+
+
+def street(w: World) -> None:
+    """A street along y with houses, cars, trees, lamps and people."""
+    sky(w)
+    half, walk = w.u(2.5, 6), w.u(1.2, 4)
+    road = w.paint(
+        "plain", "stains", "speckle", "cloud", "bricks", scale=(0.2, 1), contrast=w.u(0.05, 0.5)
+    )
+    w.add(ms.sheet([-60, 60], [-20, 220], 0.0), road)
+    pave = w.paint("bricks", "checks", "plain", "speckle", "stains", scale=(0.3, 1))
+    line = w.plain(np.full(3, 0.7, np.float32))
+    y = np.arange(-18, 120, w.u(4, 9))
+    w.add(ms.boxes([(0, k, 0.004) for k in y], [(0.14, 2.2, 0.008)] * len(y)), line)
+    for s in (-1, 1):
+        w.add(ms.box(walk, 240, 0.16, at=(s * (half + walk / 2), 100, 0.06)), pave)
+        k, open_side = -15.0, w.chance(0.15)
+        while k < 130 and not open_side:
+            ln = w.u(5, 20)
+            if w.chance(0.9):
+                with w.at(
+                    s * (half + walk + w.u(0, 0.5) + 4 * w.chance(0.15)),
+                    k + ln / 2,
+                    0,
+                    yaw=-s * np.pi / 2,
+                ):
+                    facade(w, ln, w.lu(3, 18))
+            elif k > 0:
+                with w.at(s * (half + walk + 3), k + ln / 2, 0):
+                    tree(w, w.u(4, 9), detail=120)
+            k += ln + w.u(0, 2) * w.chance(0.3)
+        spots = np.arange(w.u(-4, 8), 60, w.u(5, 9))
+        for p in spots:
+            c = w.rng.random()
+            if c < 0.4:
+                with w.at(s * (half - 1.0), p, 0, yaw=np.pi / 2 * s + w.u(-0.04, 0.04)):
+                    car(w)
+            elif c < 0.6:
+                with w.at(s * (half + 0.5), p, 0):
+                    tree(w, w.u(3, 8), detail=150)
+            elif c < 0.8:
+                with w.at(s * (half + 0.3), p, 0, yaw=0 if s < 0 else np.pi):
+                    pole(w, w.u(2.2, 7))
+            elif c < 0.88:
+                with w.at(s * (half + walk * 0.5), p, 0, yaw=w.u(0, 6)):
+                    th.bike(w) if w.chance(0.4) else th.carton(w, 0.4, 1.0)
+    if not w.chance(0.3):
+        with w.at(w.u(-4, 4), w.u(50, 140), 0, yaw=w.u(-0.2, 0.2)):
+            facade(w, 40, w.u(5, 20))
+    for _ in range(w.n(0, 6)):
+        with w.at(w.u(-1, 1) * (half + walk), w.lu(3, 40), 0.0, yaw=w.u(0, 6.28)):
+            th.person(w, w.u(1.4, 1.9))
+    if w.chance(0.3):
+        with w.at(w.u(-1.5, 1.5), w.u(6, 25), 0, yaw=np.pi / 2 + w.u(-0.3, 0.3)):
+            car(w)
+    x = w.u(-0.9, 0.9) * (half + walk)
+    z = w.u(1.0, 2.2) if w.chance(0.75) else w.lu(2.5, 10)
+    yaw = w.rng.normal(0, 0.35)
+    w.look(
+        [x, w.u(-3, 3), z],
+        [x + 10 * np.sin(yaw), 10, z + w.u(-2.5, 1.5) - max(0, z - 2) * 0.5],
+        fov=(45, 90),
+    )
+
+
+def terrain(w: World, size: float, rough: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Heights over a grid that is fine near the camera (at the origin, looking along +y)."""
+    n = 90
+    t = np.linspace(-1, 1, n)
+    x = np.sign(t) * np.abs(t) ** 2.2 * size
+    y = np.linspace(-0.12, 1, n) ** 1 * 1.0
+    y = np.sign(y) * np.abs(y) ** 2.2 * size * 1.5
+    gx, gy = np.meshgrid(x, y)
+    z = np.zeros_like(gx)
+    wave = size * w.u(0.1, 0.6)
+    amp = rough * wave
+    for _ in range(7):
+        a, p = w.u(0, 6.28), w.u(0, 6.28)
+        z += amp * np.sin(
+            (gx * np.cos(a) + gy * np.sin(a)) / wave * 6.28 + p + np.sin(gx / wave * 2 + p)
+        )
+        wave, amp = wave * 0.55, amp * 0.5
+    fade = np.clip(np.hypot(gx, gy) / (0.15 * size), 0.02, 1)
+    return x, y, (z - z[n // 10, n // 2]) * fade
+
+
+def ground_at(field: tuple[np.ndarray, np.ndarray, np.ndarray], px: float, py: float) -> float:
+    """Height of the terrain at a point (nearest bilinear by rows)."""
+    x, y, z = field
+    j = int(np.clip(np.searchsorted(y, py), 1, len(y) - 1))
+    row = [np.interp(px, x, z[k]) for k in (j - 1, j)]
+    t = (py - y[j - 1]) / (y[j] - y[j - 1])
+    return float(row[0] * (1 - t) + row[1] * t)
+
+
+def landscape(w: World) -> None:
+    """Hills, fields, rocks, trees, fences, a house, under the sky."""
+    sky(w)
+    size = w.lu(60, 1200)
+    f = terrain(w, size, w.u(0.01, 0.14) if w.chance(0.7) else 0.0)
+    w.add(
+        ms.sheet(*f),
+        w.paint("grass", "cloud", "stains", "cells", "speckle", scale=(0.02, 0.5))
+        if w.chance(0.75)
+        else w.photo(scale=(0.02, 0.3)),
+    )
+    if w.chance(0.5):
+        w.add(
+            ms.sheet([-size, size], [-1, size * 1.4], float(np.percentile(f[2], w.u(2, 30)))),
+            w.plain(np.array([0.05, 0.12, 0.16], np.float32), gloss=1, mirror=0.6),
+        )
+    for _ in range(w.n(6, 40)):
+        d, a = w.lu(2.5, size * 0.5), w.u(-0.8, 0.8)
+        x, y = d * np.sin(a), d * np.cos(a)
+        z, k = ground_at(f, x, y), w.rng.random()
+        with w.at(x, y, z, yaw=w.u(0, 6.28)):
+            if k < 0.45:
+                tree(w, w.u(2, 12), detail=90)
+            elif k < 0.65:
+                s = w.lu(0.2, 2.5)
+                w.add(
+                    ms.superquadric(
+                        s, s * w.u(0.5, 1), s * w.u(0.4, 0.9), w.u(0.5, 1), w.u(0.5, 1), segments=16
+                    ).displace(w.rng, s * 0.4, 0.6 / s),
+                    w.paint("stains", "cells", "cloud", "marble", scale=(0.3, 2)),
+                )
+            elif k < 0.78:
+                th.plant(w, w.u(0.4, 2), pot=False, count=w.n(20, 70))
+            elif k < 0.86:
+                fence(w, w.u(5, 30))
+            elif k < 0.92:
+                facade(w, w.u(6, 14), w.u(3, 7))
+            elif k < 0.96:
+                th.person(w)
+            else:
+                car(w)
+    h = w.u(1.0, 2.5) if w.chance(0.75) else w.lu(3, 30)
+    z = ground_at(f, 0, 0) + h
+    w.look(
+        [0, 0, z],
+        [w.u(-0.4, 0.4) * 10, 10, z + w.rng.normal(-0.6, 1.6) - (h > 3) * w.u(0, 6)],
+        fov=(40, 85),
+    )
+
+
+def forest(w: World) -> None:
+    """Among trees and undergrowth."""
+    sky(w)
+    f = terrain(w, 60, w.u(0, 0.06))
+    w.add(
+        ms.sheet(*f),
+        w.paint("grass", "cells", "stains", "speckle", "cloud", scale=(0.3, 2))
+        if w.chance(0.7)
+        else w.photo(scale=(0.2, 1.5)),
+    )
+    for _ in range(w.n(15, 40)):
+        d, a = w.lu(2, 45), w.u(-0.9, 0.9)
+        with w.at(
+            d * np.sin(a),
+            d * np.cos(a),
+            ground_at(f, d * np.sin(a), d * np.cos(a)),
+            yaw=w.u(0, 6.28),
+        ):
+            tree(w, w.u(4, 14), detail=130)
+    for _ in range(w.n(5, 25)):
+        d, a = w.lu(0.8, 15), w.u(-0.8, 0.8)
+        with w.at(
+            d * np.sin(a),
+            d * np.cos(a),
+            ground_at(f, d * np.sin(a), d * np.cos(a)),
+            yaw=w.u(0, 6.28),
+        ):
+            th.plant(w, w.u(0.2, 1.3), pot=False, count=w.n(15, 60))
+    z = ground_at(f, 0, 0) + w.u(0.4, 2)
+    w.look([0, 0, z], [w.u(-3, 3), 10, z + w.u(-2.5, 4)], fov=(45, 90))
+
+
+def people(w: World) -> None:
+    """People at different distances, in a square, a park or a hall."""
+    outside = w.chance(0.6)
+    sky(w) if outside else indoor_light(w, 10, 10, 4)
+    w.add(ms.sheet([-60, 60], [-30, 150], 0.0), w.paint(scale=(0.2, 1.2)))
+    far = w.lu(4, 40)
+    if not outside or w.chance(0.6):
+        with w.at(0, far, 0, yaw=w.u(-0.4, 0.4)):
+            facade(w, far * 4 + 20, w.lu(3, 20))
+    for _ in range(w.n(0, 8)):
+        with w.at(w.u(-1, 1) * far, w.lu(2, far), 0, yaw=w.u(0, 6)):
+            k = w.rng.random()
+            tree(w, w.u(2.5, 7), detail=120) if k < 0.4 else pole(
+                w, w.u(2, 6)
+            ) if k < 0.6 else th.chair(w) if k < 0.8 else car(w)
+    for _ in range(w.n(1, 12)):
+        d, a = w.lu(1.3, far * 0.95), w.u(-0.6, 0.6)
+        with w.at(d * np.sin(a), d * np.cos(a), 0, yaw=w.u(0, 6.28)):
+            if w.chance(0.12):
+                th.chair(w)
+            seated = w.chance(0.12)
+            th.person(w, w.u(1.1, 1.95), seated=seated)
+    z = w.u(0.8, 2.0)
+    w.look([0, 0, z], [w.u(-2, 2), 8, z + w.u(-2, 0.8)], fov=(42, 80))
+
+
+def portrait(w: World) -> None:
+    """One or two people near, the background far or near."""
+    outside = w.chance(0.5)
+    if outside:
+        sky(w)
+        w.add(ms.sheet([-60, 60], [-30, 150], 0.0), w.paint(scale=(0.2, 1.2)))
+        for _ in range(w.n(3, 12)):
+            with w.at(w.u(-8, 8), w.lu(2.5, 30), 0, yaw=w.u(0, 6)):
+                tree(w, w.u(2, 7), detail=150) if w.chance(0.6) else car(w) if w.chance(
+                    0.4
+                ) else th.person(w)
+        if w.chance(0.6):
+            with w.at(0, w.lu(5, 40), 0, yaw=w.u(-0.4, 0.4)):
+                facade(w, 60, w.lu(3, 20))
+    else:
+        indoor_light(w, 4, 4, 2.6)
+        w.add(ms.floor(8), w.wood())
+        backdrop(w, w.lu(0.4, 4))
+        for _ in range(w.n(0, 4)):
+            with w.at(w.u(-2, 2), w.u(0.5, 3), 0, yaw=w.u(0, 6)):
+                th.chair(w) if w.chance(0.5) else th.plant(w, w.u(0.5, 1.8))
+    for k in range(w.n(1, 3)):
+        with w.at(
+            (k * 0.55 + w.u(-0.1, 0.1)) * (-1) ** k, w.u(-0.1, 0.4) * k, 0, yaw=w.u(-0.8, 0.8)
+        ):
+            th.person(w, w.u(1.55, 1.85))
+    d = w.lu(0.6, 2.2)
+    w.look(
+        [w.u(-0.4, 0.4), -d, w.u(1.2, 1.8)],
+        [w.u(-0.15, 0.15), 0, 1.55 - 0.25 * d * w.u(0, 1)],
+        fov=(40, 70),
+    )
+
+
+def upward(w: World) -> None:
+    """Looking up at houses, trees and poles, or at a ceiling of beams and lamps."""
+    sky(w)
+    w.add(ms.floor(80), w.paint(scale=(0.2, 1)))
+    for _ in range(w.n(2, 9)):
+        d, a = w.lu(2.5, 25), w.u(-1.0, 1.0)
+        k = w.rng.random()
+        with w.at(d * np.sin(a), d * np.cos(a), 0, yaw=w.u(-0.6, 0.6) if k < 0.4 else w.u(0, 6.28)):
+            if k < 0.4 and d > 5:
+                facade(w, w.u(5, 15), w.u(6, 25))
+            elif k < 0.8:
+                tree(w, w.u(4, 14), detail=260)
+            else:
+                pole(w, w.u(4, 9))
+    if w.chance(0.3):
+        h = w.u(2.6, 5)
+        w.env.ambient = max(w.env.ambient, 0.8)
+        m = w.wood()
+        for y in np.arange(-2, 14, w.u(0.6, 2)):
+            w.add(ms.box(14, 0.15, w.u(0.1, 0.4), at=(0, y, h)), m)
+        if w.chance(0.6):
+            w.add(ms.sheet([-7, 7], [-3, 15], h + 0.3), w.wood())
+        for _ in range(w.n(1, 6)):
+            w.add(
+                ms.sphere(w.u(0.1, 0.3), segments=16).move(w.u(-3, 3), w.u(0, 8), h - w.u(0.3, 1)),
+                w.plain(emission=1.5),
+            )
+    w.look([0, 0, w.u(0.5, 2)], [w.u(-2, 2), 4, w.u(2.2, 5)], fov=(45, 95), roll=6)
+
+
+BUILDERS = {"street": street, "landscape": landscape, "forest": forest, "people": people,
+            "portrait": portrait, "upward": upward}  # fmt: skip
