@@ -61,8 +61,6 @@ def _cpp_supports(x: Tensor, size: tuple[int, int]) -> tuple[bool, str]:
         return False, f"takes float32 and uint8, not {x.dtype}"
     if torch.is_grad_enabled() and x.requires_grad:
         return False, "has no backward"
-    if torch.compiler.is_compiling():
-        return False, "is not traced by torch.compile"
     if _extension.load() is None:
         return False, _extension.why_missing()
     return True, ""
@@ -100,4 +98,6 @@ def resize_bicubic(x: Tensor, size: tuple[int, int]) -> Tensor:
         raise ValueError(f"resize_bicubic needs floating point or uint8; got {x.dtype}")
     if len(size) != 2 or min(size) < 1:
         raise ValueError(f"size must be (height, width), both at least 1; got {size}")
+    if torch.compiler.is_compiling():  # choosing a backend cannot be traced; this fuses instead
+        return resize_bicubic_reference(x, (size[0], size[1]))
     return _resize_bicubic(x, (int(size[0]), int(size[1])))

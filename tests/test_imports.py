@@ -1,0 +1,186 @@
+"""Imports go one way, cost little, and name only what the package declares."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Each layer imports itself and the layers under it, never one above.
+LAYERS = [
+    {"cli", "__main__"},
+    {"training", "evaluation", "export"},
+    {"inference", "data", "models", "losses", "layers"},
+    {"ops"},
+    {"kernels", "_C"},
+]
+# Finer rules within a layer: who may not import whom.
+FORBIDDEN = {
+    "layers": {"models", "data", "inference", "losses"},
+    "losses": {"models", "data", "inference"},
+    "models": {"data"},
+    "data": {"models", "inference"},
+}
+# Anybody may import these; they import nothing above themselves (checked below).
+COMMON = {"config", "palettes", "runtime"}
+
+
+def modules() -> Iterator[tuple[str, Path]]:
+    for base, prefix in ((ROOT / "dafast", "dafast"), (ROOT / "kernels", "dafast.kernels")):
+        for path in sorted(base.rglob("*.py")):
+            parts = [prefix, *path.relative_to(base).with_suffix("").parts]
+            if parts[-1] == "__init__":
+                parts.pop()
+            yield ".".join(parts), path
+
+
+def imports(module: str, path: Path) -> Iterator[tuple[str, bool]]:
+    """Absolute names of what a file imports anywhere in it, and whether only for type checkers."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    typing_only = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for statement in node.body
+        for inner in ast.walk(statement)
+    }
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parents = package.split(".")
+                parents = parents[: len(parents) - node.level + 1]
+                base = ".".join([*parents, *([node.module] if node.module else [])])
+            # `from .. import x`: x may be a module
+            names = [f"{base}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            yield name, id(node) in typing_only
+
+
+def layer_of(part: str) -> int | None:
+    return next((i for i, layer in enumerate(LAYERS) if part in layer), None)
+
+
+def part_of(module: str) -> str | None:
+    """The second component of a name within dafast: "ops" of "dafast.ops._dispatch"."""
+    names = module.split(".")
+    return names[1] if names[0] == "dafast" and len(names) > 1 else None
+
+
+def test_every_part_has_a_layer():
+    parts = {part_of(name) for name, _ in modules()} - {None}
+    unknown = {p for p in parts if layer_of(p) is None} - COMMON
+    assert not unknown, f"say in LAYERS or COMMON of this test where these belong: {unknown}"
+
+
+def test_imports_go_one_way():
+    wrong = []
+    for module, path in modules():
+        part = part_of(module)
+        if part is None:
+            continue  # dafast/__init__.py resolves its names lazily
+        for name, typing_only in imports(module, path):
+            target = part_of(name)
+            if typing_only or target is None or target == part or layer_of(target) is None:
+                continue
+            if part in COMMON:
+                wrong.append(f"{module} is common and imports {name}")
+            elif layer_of(target) < layer_of(part) or target in FORBIDDEN.get(part, ()):
+                wrong.append(f"{module} imports {name}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_kernels_import_only_torch_triton_and_themselves():
+    wrong = [
+        f"{module} imports {name}"
+        for module, path in modules()
+        if module.startswith("dafast.kernels")
+        for name, _ in imports(module, path)
+        if name.split(".")[0] not in {"torch", "triton", *sys.stdlib_module_names}
+        and not name.startswith("dafast.kernels")
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_third_party_imports_are_declared():
+    """What dafast imports is a dependency or belongs to an extra; torchvision and timm never."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    requirements = [*project["dependencies"], *(r for rs in extras.values() for r in rs)]
+    declared = {re.match(r"[\w.-]+", r)[0].lower().replace("-", "_") for r in requirements}
+    providers = packages_distributions()
+    wrong = []
+    for module, path in [*modules(), ("train", ROOT / "train.py")]:
+        if not path.is_file():
+            continue
+        for name, _ in imports(module, path):
+            top = name.split(".")[0]
+            if top in sys.stdlib_module_names or top == "dafast":
+                continue
+            names = {d.lower().replace("-", "_") for d in providers.get(top, [top])}
+            if not names & declared:
+                wrong.append(f"{module} imports {name}, which pyproject.toml does not declare")
+    assert not wrong, "\n".join(wrong)
+    assert not declared & {"torchvision", "timm"}
+
+
+def run_python(code: str, *options: str) -> str:
+    result = subprocess.run(
+        [sys.executable, *options, "-c", code], capture_output=True, text=True, cwd=ROOT
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_import_brings_neither_triton_nor_transformers():
+    # What torch itself brings along is not ours to answer for.
+    code = """if True:
+        import json, sys, torch
+        brought = set(sys.modules)
+        import dafast
+        bare = set(sys.modules) - brought
+        dafast.DepthAnything, dafast.use_backend
+        import dafast.losses
+        print(json.dumps([sorted(bare), sorted(set(sys.modules) - brought)]))
+    """
+    bare, public = map(set, json.loads(run_python(code)))
+    heavy = {"triton", "transformers", "matplotlib", "cv2", "skimage", "PIL", "dafast._C"}
+    assert "dafast" in bare
+    assert "dafast.models" not in bare
+    assert "dafast.models" in public
+    assert not heavy & public
+
+
+def test_import_dafast_is_quick():
+    # Beside torch. Other work on the machine only ever adds, so one quick try settles it.
+    code = (
+        "import time, torch\nstart = time.perf_counter()\nimport dafast\n"
+        "print(time.perf_counter() - start)"
+    )
+    times = []
+    for _ in range(4):
+        times.append(float(run_python(code)))
+        if times[-1] < 0.2:
+            return
+    raise AssertionError(f"import dafast took {min(times):.2f} s on top of torch")
+
+
+def test_help_does_not_import_torch():
+    code = (
+        "import sys\nfrom dafast.cli import build_parser\nbuild_parser().format_help()\n"
+        "print('torch' in sys.modules)"
+    )
+    assert run_python(code).strip() == "False"
