@@ -85,6 +85,12 @@ def random_rotation(rng: np.random.Generator) -> F32:
     return q.astype(np.float32)
 
 
+def cross(a: F32, b: F32) -> F32:
+    """Cross product over the last axis of (N, 3) arrays; several times faster than np.cross."""
+    (a0, a1, a2), (b0, b1, b2) = a.T, b.T
+    return np.stack([a1 * b2 - a2 * b1, a2 * b0 - a0 * b2, a0 * b1 - a1 * b0], 1)
+
+
 @lru_cache(maxsize=256)
 def grid_faces(rows: int, cols: int) -> I32:
     """Faces of a (rows, cols) vertex grid in row-major order; int32 (2(rows-1)(cols-1), 3)."""
@@ -243,18 +249,20 @@ def tube(points: ArrayLike, radius: float | ArrayLike, *, sides: int = 8) -> Mes
         sides: sides of the cross-section.
     """
     p = np.asarray(points, np.float32)
-    t = np.gradient(p, axis=0)
-    t /= np.maximum(np.linalg.norm(t, axis=1, keepdims=True), 1e-9)
+    step = p[1:] - p[:-1]
+    t = np.concatenate([step[:1], step[:-1] + step[1:], step[-1:]])
+    t /= np.maximum(np.sqrt((t * t).sum(1, keepdims=True)), 1e-9)
     ref = np.eye(3, dtype=np.float32)[np.argmin(np.abs(t).sum(0))]
-    n = np.cross(t, ref)
-    n /= np.maximum(np.linalg.norm(n, axis=1, keepdims=True), 1e-9)
-    b = np.cross(t, n)
+    n = cross(t, ref[None])
+    n /= np.maximum(np.sqrt((n * n).sum(1, keepdims=True)), 1e-9)
+    b = cross(t, n)
     a = np.linspace(0, 2 * np.pi, sides + 1, dtype=np.float32)
     r = np.broadcast_to(np.asarray(radius, np.float32), (len(p),))[:, None, None]
     ring = np.cos(a)[None, :, None] * n[:, None] + np.sin(a)[None, :, None] * b[:, None]
     v = p[:, None] + r * ring
-    s = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(p, axis=0), axis=1))])
-    uv = np.stack(np.broadcast_arrays(a[None] * float(r.max()), s[:, None]), -1)
+    s = np.concatenate([[0], np.cumsum(np.sqrt((step * step).sum(1)))])
+    uv = np.empty((len(p), sides + 1, 2), np.float32)
+    uv[..., 0], uv[..., 1] = a * float(r.max()), s[:, None]
     return Mesh(
         v.reshape(-1, 3).astype(np.float32),
         grid_faces(len(p), sides + 1),
@@ -335,7 +343,7 @@ def leaves(
     n = len(b)
     d = np.asarray(direction, np.float32)
     d = d / np.maximum(np.linalg.norm(d, axis=1, keepdims=True), 1e-6)
-    side = np.cross(d, np.array([0.03, 0.02, 1], np.float32)) + rng.normal(0, 0.35, (n, 3))
+    side = cross(d, np.array([[0.03, 0.02, 1]], np.float32)) + rng.normal(0, 0.35, (n, 3))
     side -= (side * d).sum(1, keepdims=True) * d
     side /= np.maximum(np.linalg.norm(side, axis=1, keepdims=True), 1e-6)
     ln = np.broadcast_to(np.asarray(length, np.float32), (n,))[:, None, None]

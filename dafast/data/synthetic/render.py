@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dafast.data.synthetic.meshes import F32
+from dafast.data.synthetic.meshes import F32, cross
 from dafast.data.synthetic.textures import LEVEL_SIZE, LEVEL_START, LEVELS, SIZE, STRIDE
 from dafast.data.synthetic.world import Geometry, View, World
 
@@ -41,7 +41,7 @@ class Camera:
         y = (np.arange(self.height, dtype=np.float32) + 0.5 - self.cy) / self.fy
         d = np.ones((self.height, self.width, 3), np.float32)
         d[..., 0], d[..., 1] = x[None], y[:, None]
-        return np.ascontiguousarray(d.reshape(-1, 3) @ self.rotation.T)
+        return d.reshape(-1, 3) @ np.ascontiguousarray(self.rotation.T)
 
 
 def camera_from(view: View, size: tuple[int, int]) -> Camera:
@@ -117,7 +117,7 @@ def _unit(v: F32) -> F32:
 def vertex_normals(g: Geometry) -> tuple[F32, F32]:
     """Area-weighted vertex normals (V, 3) and doubled-area face normals (F, 3)."""
     a, b, c = (g.vertices[g.faces[:, k]] for k in range(3))
-    fn = np.cross(b - a, c - a)
+    fn = cross(b - a, c - a)
     n = len(g.vertices)
     idx = g.faces.ravel()
     vn = np.stack([np.bincount(idx, np.repeat(fn[:, k], 3), n) for k in range(3)], 1)
@@ -206,10 +206,12 @@ def shade(world: World, g: Geometry, tracer: Tracer, camera: Camera, hits: Hits)
     uv = np.stack([c * uv[:, 0] - s * uv[:, 1], s * uv[:, 0] + c * uv[:, 1]], 1) + shift
     row = np.array([m.row for m in mats], np.int32)[mat]
     texel = _texel(world.bank.texels, row * STRIDE + LEVEL_START[level], LEVEL_SIZE[level], uv)
-    matrix = np.stack([m.matrix for m in mats])[mat]
+    matrix = np.stack([m.matrix for m in mats])
     photo = (row >= world.bank.first_photo)[:, None]
     texel = np.where(photo, texel * texel, texel)  # photographs are gamma coded
-    albedo = np.einsum("nij,nj->ni", matrix, texel) + np.stack([m.offset for m in mats])[mat]
+    albedo = np.stack([m.offset for m in mats]).take(mat, 0)
+    for k in range(3):
+        albedo += np.ascontiguousarray(matrix[:, :, k]).take(mat, 0) * texel[:, k : k + 1]
     albedo = np.clip(albedo, 0.008, 0.97)
     dirt = np.array([m.dirt for m in mats], np.float32)[mat]
     if dirt.any():
@@ -288,13 +290,16 @@ def develop(rng: np.random.Generator, linear: F32, size: tuple[int, int]) -> NDA
     if rng.random() < 0.3:
         yy, xx = np.mgrid[-1 : 1 : h * 1j, -1 : 1 : w * 1j].astype(np.float32)
         x = x * (1 - np.float32(rng.uniform(0.1, 0.5)) * (xx**2 + yy**2)[..., None] * 0.5)
-    if rng.random() < 0.7:
-        white = float(rng.uniform(1.2, 4.0))
-        x = x * (1 + x / white**2) / (1 + x)  # filmic shoulder
-        x = x * np.float32(1.25)
-    x = np.clip(x, 0, 1) ** np.float32(1 / rng.uniform(1.8, 2.5))
-    k = float(rng.uniform(-0.25, 0.25))
-    x = x + k * x * (1 - x) * (2 * x - 1)
+    if rng.random() < 0.4:
+        x = 1.2 * x * (1 + x / np.float32(rng.uniform(1.2, 3.0)) ** 2) / (1 + x)  # filmic shoulder
+    x = np.maximum(x, 0) ** np.float32(1 / rng.uniform(1.8, 2.4))
+    if rng.random() < 0.75:  # the contrast that cameras give: darkest and brightest parts spread
+        low, high = np.percentile(x[::3, ::3], [rng.uniform(0.2, 3), rng.uniform(95, 99.7)])
+        gain = min(float(rng.uniform(0.85, 1.02)) / max(float(high - low), 0.1), 2.5)
+        x = (x - np.float32(low)) * np.float32(gain) + np.float32(rng.uniform(0, 0.05))
+    x = np.clip(x, 0, 1)
+    k = float(rng.uniform(-0.1, 0.4))
+    x = x - k * x * (1 - x) * (1 - 2 * x) * 2
     if rng.random() < 0.1:
         x = np.repeat((x @ np.array([0.3, 0.59, 0.11], np.float32))[..., None], 3, -1)
     elif rng.random() < 0.3:

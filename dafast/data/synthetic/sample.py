@@ -148,6 +148,8 @@ def _acceptable(g: Geometry, camera: Camera, hits: Hits) -> bool:
     objects = g.object[hits.face[hit]]
     if np.bincount(objects).max() > 0.95 * len(hit):
         return False  # one object alone
+    if near > 7 * np.median(1 / hits.depth[hit]):
+        return False  # something right before the camera flattens all the rest
     close = np.percentile(hits.depth[hit], 2)
     middle = np.median(hits.depth[hit])
     return bool(close > 0.06 and (hits.depth < 0.12 * middle).mean() < 0.4)  # inside something
