@@ -1,0 +1,202 @@
+"""A wheel and a checkout hold what they should and work, with and without the extension."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCES = ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE")
+FOLDERS = ("dafast", "kernels", "csrc")
+
+# Without `site`, so that an editable install of dafast is not in the way; site-packages by hand.
+ISOLATED = [sys.executable, "-S"]
+PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+
+
+def run(command: list[str], cwd: Path, **environment: str) -> str:
+    result = subprocess.run(
+        command, cwd=cwd, capture_output=True, text=True, env={**os.environ, **environment}
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout + result.stderr
+
+
+def python(code: str, cwd: Path, *path: Path) -> str:
+    import torch
+
+    packages = Path(torch.__file__).resolve().parent.parent
+    return run(
+        [*ISOLATED, "-c", code], cwd, PYTHONPATH=os.pathsep.join(map(str, [*path, packages]))
+    )
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory) -> Path:
+    """A copy of the sources as a fresh clone has them: nothing built."""
+    folder = tmp_path_factory.mktemp("checkout")
+    for name in SOURCES:
+        shutil.copy(ROOT / name, folder)
+    for name in FOLDERS:
+        shutil.copytree(
+            ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.so")
+        )
+    # Stands in for whatever the package ships, so that this holds before and after it does.
+    probe = folder / "dafast" / "weights" / "probe" / "deep"
+    probe.mkdir(parents=True)
+    (probe / "model.safetensors").write_bytes(b"probe")
+    return folder
+
+
+def build_wheel(checkout: Path, out: Path, **environment: str) -> tuple[Path, str]:
+    log = run(
+        [*PIP, "wheel", "--no-build-isolation", "--no-deps", "-v", "-w", str(out), str(checkout)],
+        checkout,
+        **environment,
+    )
+    (wheel,) = out.glob("*.whl")
+    return wheel, log
+
+
+@pytest.fixture(scope="module")
+def installed(checkout, tmp_path_factory) -> tuple[Path, str]:
+    """The wheel without extension, unpacked as pip would, and the log of its build."""
+    wheel, log = build_wheel(checkout, tmp_path_factory.mktemp("wheel"), DAFAST_NO_EXTENSION="1")
+    target = tmp_path_factory.mktemp("site")
+    run(
+        [*PIP, "install", "--no-deps", "--no-index", "--target", str(target), str(wheel)],
+        checkout,
+    )
+    return target, log
+
+
+PREDICT = """if True:
+    import numpy as np, dafast, dafast.kernels
+    from dafast.config import ModelConfig
+    config = ModelConfig(
+        name="tiny", embed_dim=32, num_layers=4, num_heads=2, features=8,
+        out_channels=(8, 8, 8, 8), out_indices=(0, 1, 2, 3), image_size=28, grid_size=2,
+    )
+    model = dafast.DepthAnything(config)
+    image = np.random.default_rng().random((40, 50, 3), dtype=np.float32)
+    disparity = model.infer(image, fit="official")
+    assert disparity.shape == (40, 50) and np.isfinite(disparity).all()
+    print(dafast.__file__, dafast.kernels.__file__)
+"""
+
+
+def test_wheel_without_extension_holds_everything(installed):
+    target, log = installed
+    assert "WITHOUT the C++ extension: DAFAST_NO_EXTENSION is set" in log
+    for name in ("__init__.py", "cli/__init__.py", "ops/resize_bicubic.py", "py.typed"):
+        assert (target / "dafast" / name).is_file(), name
+    assert (target / "dafast" / "kernels" / "__init__.py").is_file()
+    shipped = sorted(p.relative_to(ROOT) for p in (ROOT / "dafast" / "weights").rglob("*.*"))
+    for path in [*shipped, Path("dafast/weights/probe/deep/model.safetensors")]:
+        assert (target / path).is_file(), path
+    every = {p.relative_to(ROOT) for p in (ROOT / "dafast").rglob("*.py")}
+    missing = [p for p in every if not (target / p).is_file()]
+    assert not missing, f"a folder without __init__.py is not a package: {missing}"
+    top = {p.name for p in target.iterdir() if not p.name.endswith(".dist-info")} - {"bin"}
+    assert top == {"dafast"}
+    assert not list(target.rglob("_C*"))
+
+
+def test_wheel_without_extension_works(installed, tmp_path):
+    target, _ = installed
+    text = python(PREDICT, tmp_path, target)
+    assert text.split() == [
+        str(target / "dafast" / "__init__.py"),
+        str(target / "dafast" / "kernels" / "__init__.py"),
+    ]
+    why = "from dafast.ops import _extension as e; print(e.load(), '|', e.why_missing())"
+    loaded, _, reason = python(why, tmp_path, target).partition(" | ")
+    assert loaded == "None"
+    assert "not built" in reason
+    assert "--no-build-isolation" in reason
+
+
+def test_command_is_installed(installed, tmp_path):
+    target, _ = installed
+    (entry_points,) = target.glob("dafast-*.dist-info/entry_points.txt")
+    assert "dafast = dafast.cli:main" in entry_points.read_text()
+    text = python("import dafast.cli as c; c.main(['doctor'])", tmp_path, target)
+    assert "C++ extension" in text
+
+
+def test_uninstalled_checkout_works(checkout, tmp_path):
+    text = python(PREDICT, tmp_path, checkout)
+    assert text.split()[1] == str(checkout / "kernels" / "__init__.py")
+
+
+def test_kernels_is_no_package_of_its_own(checkout):
+    code = """if True:
+        try:
+            import kernels
+        except ImportError as error:
+            print("refused:", error)
+        import dafast.kernels
+        try:
+            import dafast.setup
+        except ImportError:
+            print("no dafast.setup")
+    """
+    text = python(code, checkout, checkout)
+    assert "refused: import dafast.kernels, not kernels" in text
+    assert "no dafast.setup" in text
+
+
+def test_source_distribution_holds_the_extension(checkout, tmp_path):
+    code = (
+        "import setuptools.build_meta as b, tarfile\n"
+        f"name = b.build_sdist({str(tmp_path)!r})\n"
+        f"print('\\n'.join(tarfile.open({str(tmp_path)!r} + '/' + name).getnames()))"
+    )
+    names = run([sys.executable, "-c", code], checkout, DAFAST_NO_EXTENSION="1").splitlines()
+    files = {name.partition("/")[2] for name in names}
+    wanted = {
+        str(p.relative_to(checkout))
+        for folder in ("csrc", "kernels")
+        for p in (checkout / folder).rglob("*")
+        if p.is_file() and "__pycache__" not in p.parts
+    }
+    assert {"csrc/bindings.cpp", "csrc/cpu/resize_bicubic.cpp"} <= wanted
+    assert wanted <= files
+    assert "dafast/weights/probe/deep/model.safetensors" in files
+
+
+def test_installs_without_a_compiler(checkout, tmp_path):
+    """A compiler that fails is a sentence in the log, not a failed installation."""
+    broken = tmp_path / "broken-c++"
+    broken.write_text("#!/bin/sh\necho no compiler today >&2\nexit 1\n")
+    broken.chmod(0o755)
+    wheel, log = build_wheel(
+        checkout, tmp_path / "wheel", CC=str(broken), CXX=str(broken), LDSHARED=str(broken)
+    )
+    assert "WITHOUT the C++ extension: the build failed" in log
+    names = zipfile.ZipFile(wheel).namelist()
+    assert [n for n in names if n.endswith("dafast/__init__.py")]
+    assert not [n for n in names if "_C" in n]
+
+
+def test_wheel_with_extension_works(checkout, tmp_path):
+    if shutil.which("c++") is None and shutil.which("g++") is None:
+        pytest.skip("no C++ compiler on this machine")
+    wheel, _ = build_wheel(checkout, tmp_path / "wheel")
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    code = (
+        PREDICT
+        + """if True:
+        import torch
+        from dafast.ops import _extension, resize_bicubic as r
+        assert _extension.load() is not None, _extension.why_missing()
+        print(torch.ops.dafast_C.resize_bicubic(torch.ones(1, 1, 4, 4), 3, 5).shape)
+    """
+    )
+    assert "torch.Size([1, 1, 3, 5])" in python(code, tmp_path, tmp_path / "site")
