@@ -8,8 +8,9 @@ alone, and the number of workers and ranks changes nothing in what a step sees.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ _ORDER, _SHAPE = 1, 2
 class Request(NamedTuple):
     """One sample of a batch: which, at which position of the stream, in which shape."""
 
-    index: int
+    sample: int
     position: int
     shape: tuple[int, int]
 
@@ -113,14 +114,14 @@ def epoch_order(length: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, _ORDER, epoch]).permutation(length)
 
 
-class TrainingData(Dataset[tuple]):
+class TrainingData(Dataset[Any]):
     """Answers `Request`s: reads the sample and transforms it as its position says."""
 
     def __init__(self, shards: ShardDataset, transform: TrainTransform, seed: int) -> None:
         self.shards, self.transform, self.seed = shards, transform, seed
 
     def __getitem__(self, request: Request) -> tuple:
-        sample = self.shards[request.index]
+        sample = self.shards[request.sample]
         rng = sample_generator(self.seed, request.position)
         arrays = self.transform(sample.image, sample.disparity, sample.mask, request.shape, rng)
         return (*arrays, sample.key, sample.skipped)
@@ -153,4 +154,14 @@ def make_loader(
         # Its own generator: otherwise the loader takes a number from the global one at every start,
         # and a resumed run would differ from an uninterrupted one.
         generator=torch.Generator(),
+        worker_init_fn=_ignore_signals,
     )
+
+
+def _ignore_signals(worker: int) -> None:
+    """Leaves Ctrl-C and SIGTERM, which reach the whole process group, to the training process.
+
+    A worker that died of one would take down the process that is about to save a checkpoint.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

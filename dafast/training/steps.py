@@ -39,10 +39,11 @@ def prepare_model(model: DepthAnything, device: torch.device, channels_last: boo
     """Puts a model in the state that training expects."""
     model.to(device=device, dtype=torch.float32).train().requires_grad_(True)
     if channels_last:
-        model.to(memory_format=torch.channels_last)
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     # The deepest fusion block has no skip input, so this unit has weights (the official checkpoints
     # hold them) but never a gradient; DDP would wait for one.
-    model.depth_head.scratch.refinenet4.resConfUnit1.requires_grad_(False)
+    unused = "depth_head.scratch.refinenet4.resConfUnit1"
+    model.get_submodule(unused).requires_grad_(False)
     return model
 
 
@@ -118,6 +119,9 @@ class LabeledStep(nn.Module):
         dtype: Of autocast.
     """
 
+    scale: Tensor
+    shift: Tensor
+
     def __init__(
         self, model: nn.Module, mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dtype
     ) -> None:
@@ -157,8 +161,8 @@ class Ema:
     def __init__(self, model: DepthAnything, decay: float) -> None:
         self.decay = decay
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
-        self._average = list(self.model.parameters())
-        self._source = list(model.parameters())
+        self._average: list[Tensor] = list(self.model.parameters())
+        self._source: list[Tensor] = list(model.parameters())
 
     @torch.no_grad()
     def update(self, step: int) -> None:

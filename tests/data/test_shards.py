@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import secrets
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dafast.data.shards import SampleError, ShardDataset, ShardError
+
+
+@pytest.fixture
+def seed() -> int:
+    value = secrets.randbelow(2**31)
+    print(f"seed = {value}")
+    return value
+
+
+def png(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def members(rng: np.random.Generator, *, mask: bool = False) -> dict[str, bytes]:
+    shape = (int(rng.integers(5, 30)), int(rng.integers(5, 30)))
+    values = {
+        "png": png(rng.integers(0, 256, (*shape, 3), np.uint8)),
+        "disparity.png": png(rng.integers(0, 65536, shape, np.uint16)),
+        "json": json.dumps({"disparity_max": float(rng.uniform(0.1, 3))}).encode(),
+    }
+    if mask:
+        values["mask.png"] = png((rng.random(shape) > 0.5).astype(np.uint8) * 255)
+    return values
+
+
+def write(path: Path, samples: dict[str, dict[str, bytes]]) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for key, files in samples.items():
+            for suffix, data in files.items():
+                info = tarfile.TarInfo(f"{key}.{suffix}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+def image_of(data: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(data)))
+
+
+def test_reads_back_what_was_written(tmp_path: Path, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    samples = {f"{i:04d}": members(rng, mask=i % 2 == 0) for i in range(9)}
+    items = list(samples.items())
+    write(tmp_path / "a.tar", dict(items[:4]))
+    write(tmp_path / "b.tar", dict(items[4:]))
+    data = ShardDataset(tmp_path)
+    physical = ShardDataset(str(tmp_path / "*.tar"), labels="physical")
+    assert len(data) == len(physical) == 9
+    for i in rng.permutation(9):
+        key, files = items[i]
+        sample = data[int(i)]
+        assert sample.key == f"{'a' if i < 4 else 'b'}.tar/{key}"
+        assert np.array_equal(sample.image, image_of(files["png"]))
+        raw = image_of(files["disparity.png"]).astype(np.float64)
+        mask = image_of(files["mask.png"]) > 0 if "mask.png" in files else np.ones(raw.shape, bool)
+        assert np.array_equal(sample.mask, mask)
+        low, high = raw[mask].min(), raw[mask].max()
+        np.testing.assert_allclose(
+            sample.disparity[mask], (raw - low)[mask] / (high - low), atol=1e-6
+        )
+        unit = json.loads(files["json"])["disparity_max"] / 65535
+        np.testing.assert_allclose(physical[int(i)].disparity, raw * unit, rtol=1e-6)
+        assert sample.disparity.dtype == np.float32
+    copy = pickle.loads(pickle.dumps(data))  # what a spawned worker gets
+    assert np.array_equal(copy[3].image, data[3].image)
+    assert np.array_equal(data[-1].image, data[8].image)
+    with pytest.raises(IndexError):
+        data[9]
+
+
+def test_more_shards_than_may_be_open(
+    tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dafast.data.shards._MAX_OPEN_SHARDS", 2)
+    rng = np.random.default_rng(seed)
+    for i in range(5):
+        write(tmp_path / f"{i}.tar", {"x": members(rng)})
+    data = ShardDataset(tmp_path)
+    before = len(os.listdir("/proc/self/fd"))
+    for i in [0, 1, 2, 3, 4, 0, 2, 4]:
+        assert data[i].key == f"{i}.tar/x"
+    assert len(os.listdir("/proc/self/fd")) <= before + 2
+
+
+def test_missing_folder_and_empty_folder(tmp_path: Path) -> None:
+    with pytest.raises(ShardError, match=r"no such folder.*nowhere.*dafast synth"):
+        ShardDataset(tmp_path / "nowhere")
+    with pytest.raises(ShardError, match="no shards"):
+        ShardDataset(tmp_path)
+    with pytest.raises(ShardError, match="pattern"):
+        ShardDataset(str(tmp_path / "*.tar"))
+    write(tmp_path / "a.tar", {})
+    with pytest.raises(ShardError, match="empty"):
+        ShardDataset(tmp_path)
+
+
+def test_truncated_anywhere_is_noticed(tmp_path: Path, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    path = write(tmp_path / "a.tar", {f"{i}": members(rng) for i in range(4)})
+    whole = path.read_bytes()
+    with tarfile.open(path) as tar:
+        found = tar.getmembers()
+    last = found[-1]
+    end = last.offset_data + -(-last.size // 512) * 512
+    cuts = [int(cut) for cut in rng.integers(1, end, 12)]
+    cuts += [member.offset for member in found[1:]] + [end]
+    for cut in cuts:
+        path.write_bytes(whole[:cut])
+        with pytest.raises(ShardError, match=r"a\.tar"):
+            ShardDataset(path)
+    path.write_bytes(b"not a tar at all" * 100)
+    with pytest.raises(ShardError, match=r"a\.tar"):
+        ShardDataset(path)
+
+
+@pytest.mark.parametrize("suffix", ["png", "disparity.png", "json"])
+def test_missing_member_is_named(tmp_path: Path, seed: int, suffix: str) -> None:
+    rng = np.random.default_rng(seed)
+    files = members(rng)
+    del files[suffix]
+    write(tmp_path / "a.tar", {"good": members(rng), "bad": files})
+    with pytest.raises(ShardError, match=r"a\.tar has no member bad\."):
+        ShardDataset(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["garbage", "cut", "shape", "mode"])
+def test_bad_sample_is_named_counted_and_replaced(tmp_path: Path, seed: int, kind: str) -> None:
+    rng = np.random.default_rng(seed)
+    samples = {f"{i}": members(rng) for i in range(6)}
+    bad = samples["2"]
+    if kind == "garbage":
+        bad["png"] = b"\x00" * 400
+    elif kind == "cut":
+        bad["disparity.png"] = bad["disparity.png"][: len(bad["disparity.png"]) // 2]
+    elif kind == "shape":
+        bad["disparity.png"] = png(np.zeros((40, 40), np.uint16))
+    else:
+        bad["disparity.png"] = png(np.zeros((40, 40), np.uint8))
+    write(tmp_path / "a.tar", samples)
+    data = ShardDataset(tmp_path, max_bad_fraction=0.2)
+    with pytest.raises(SampleError, match=r"a\.tar/2"):
+        data.read(2)
+    for _ in range(2):
+        sample = data[2]
+        assert sample.key == "a.tar/3"
+        assert len(sample.skipped) == 1
+        assert sample.skipped[0].startswith("a.tar/2:")
+    assert list(data.bad) == [2]
+    with pytest.raises(ShardError, match=r"1 of 6 .*a\.tar/2"):
+        ShardDataset(tmp_path)[2]
+
+
+def test_shard_that_changes_later_is_noticed(tmp_path: Path, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    path = write(tmp_path / "a.tar", {f"{i}": members(rng) for i in range(3)})
+    data = ShardDataset(tmp_path)
+    os.truncate(path, 1024)
+    with pytest.raises(SampleError, match=r"a\.tar/2"):
+        data.read(2)

@@ -1,0 +1,176 @@
+"""Geometry is tested with images that carry their own coordinates in their colours."""
+
+from __future__ import annotations
+
+import secrets
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dafast.data.shards import minmax
+from dafast.data.transforms import (
+    AugmentConfig,
+    TrainTransform,
+    jitter_colours,
+    resize_nearest,
+    sample_generator,
+)
+
+GEOMETRY = [
+    AugmentConfig(crop="paper"),
+    AugmentConfig(crop="resized", area=(0.35, 1.0)),
+    AugmentConfig(crop="resized", area=(0.2, 0.5), aspect_jitter=1.3),
+]
+
+
+@pytest.fixture
+def seed() -> int:
+    value = secrets.randbelow(2**31)
+    print(f"seed = {value}")
+    return value
+
+
+def coordinates(height: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """An image with column in red and row in green, and as disparity both in one number."""
+    y, x = np.mgrid[:height, :width]
+    red, green = 255 * (x + 0.5) / width, 255 * (y + 0.5) / height
+    image = np.stack([red, green, np.zeros_like(red)], -1)
+    return np.rint(image).astype(np.uint8), (y * width + x).astype(np.float32), x % 7 > 0
+
+
+@pytest.mark.parametrize("config", GEOMETRY, ids=["paper", "resized", "bent"])
+@pytest.mark.parametrize("size", [(240, 320), (320, 240), (180, 320), (256, 256), (97, 101)])
+@pytest.mark.parametrize("shape", [(168, 168), (168, 294), (224, 168)])
+def test_image_and_labels_move_together(
+    config: AugmentConfig, size: tuple[int, int], shape: tuple[int, int], seed: int
+) -> None:
+    height, width = size
+    image, disparity, mask = coordinates(height, width)
+    flips = 0
+    for position in range(6):
+        rng = sample_generator(seed, position)
+        pixels, d, m = TrainTransform(config)(image, disparity, mask, shape, rng)
+        assert pixels.shape == (*shape, 3)
+        assert d.shape == m.shape == shape
+        assert (pixels.dtype, d.dtype, m.dtype) == (np.uint8, np.float32, bool)
+        assert np.isin(d, disparity).all(), "disparity values are never mixed"
+        index = d.astype(np.int64)
+        x, y = index % width, index // width
+        assert np.array_equal(m, mask[y, x]), "the mask moves with the disparity"
+        # Where the colours say the pixel comes from, to a pixel and the rounding of 8 bits. The
+        # outermost rows and columns are left out: the filter is cut off at the border there.
+        inner = (slice(3, -3), slice(3, -3))
+        from_x = pixels[..., 0] / 255 * width - 0.5
+        from_y = pixels[..., 1] / 255 * height - 0.5
+        assert np.abs(from_x - x)[inner].max() < 1.0 + 0.5 * width / 255 + 0.5
+        assert np.abs(from_y - y)[inner].max() < 1.0 + 0.5 * height / 255 + 0.5
+        assert abs((from_x - x)[inner].mean()) < 0.35
+        assert abs((from_y - y)[inner].mean()) < 0.35
+        flips += int(x[0, 0] > x[0, -1])
+    assert 0 <= flips <= 6
+
+
+def test_flip_alone_is_exact(seed: int) -> None:
+    image, disparity, mask = coordinates(168, 224)
+    transform = TrainTransform(AugmentConfig(flip=1.0))
+    pixels, d, m = transform(image, disparity, mask, (168, 224), sample_generator(seed, 0))
+    assert np.array_equal(pixels, image[:, ::-1])
+    assert np.array_equal(d, disparity[:, ::-1])
+    assert np.array_equal(m, mask[:, ::-1])
+
+
+def test_paper_crop_of_a_square_keeps_the_shorter_side(seed: int) -> None:
+    image, disparity, mask = coordinates(240, 320)
+    transform = TrainTransform(AugmentConfig(flip=0.0))
+    lefts = set()
+    for position in range(30):
+        _, d, _ = transform(image, disparity, mask, (168, 168), sample_generator(seed, position))
+        index = d.astype(np.int64)
+        assert (index // 320).min() == 0
+        assert (index // 320).max() == 239
+        columns = index % 320
+        assert columns.max() - columns.min() in (238, 239, 240)
+        lefts.add(int(columns.min()))
+    assert len(lefts) > 5
+
+
+def test_area_and_aspect_of_the_resized_crop(seed: int) -> None:
+    image, disparity, mask = coordinates(240, 320)
+    transform = TrainTransform(AugmentConfig(crop="resized", area=(0.3, 0.6), flip=0.0))
+    for position in range(30):
+        _, d, _ = transform(image, disparity, mask, (168, 168), sample_generator(seed, position))
+        index = d.astype(np.int64)
+        height = int((index // 320).max() - (index // 320).min()) + 1
+        width = int((index % 320).max() - (index % 320).min()) + 1
+        assert abs(height - width) <= 3
+        assert 0.3 * 0.95 <= height * width / 240**2 <= 0.6 * 1.05
+
+
+def test_flip_probability(seed: int) -> None:
+    image, disparity, mask = coordinates(14, 14)
+    transform = TrainTransform(AugmentConfig(flip=0.25))
+    flips = 0
+    for position in range(600):
+        rng = sample_generator(seed, position)
+        flips += transform(image, disparity, mask, (14, 14), rng)[1][0, 0] > 0
+    assert 90 < flips < 210  # 5.6 standard deviations around 150
+
+
+def test_same_generator_same_sample(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    image = rng.integers(0, 256, (60, 80, 3), np.uint8)
+    disparity, mask = rng.random((60, 80), np.float32), rng.random((60, 80)) > 0.5
+    config = AugmentConfig(crop="resized", jitter=1, grayscale=0.5, blur=1, noise=1)
+
+    def make(position: int) -> np.ndarray:
+        generator = sample_generator(seed, position)
+        return TrainTransform(config)(image, disparity, mask, (42, 56), generator)[0]
+
+    assert np.array_equal(make(7), make(7))
+    assert not np.array_equal(make(7), make(8))
+
+
+def test_colour_jitter_against_its_formula(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    pixels = rng.integers(60, 200, (20, 30, 3), np.uint8)
+    picture = Image.fromarray(pixels)
+    same = np.asarray(jitter_colours(picture, 1, 1, 1, 0.0, 1.0))
+    assert np.abs(same.astype(int) - pixels).max() <= 1
+    brighter = np.asarray(jitter_colours(picture, 1.2, 1, 1, 0.0, 1.0))
+    assert np.abs(brighter - 1.2 * pixels.astype(float)).max() <= 1
+    gray = pixels @ np.array([0.299, 0.587, 0.114])
+    colourless = np.asarray(jitter_colours(picture, 1, 1, 0, 0.0, 1.0))
+    assert np.abs(colourless - gray[..., None]).max() <= 1
+    contrast = np.asarray(jitter_colours(picture, 1, 0.5, 1, 0.0, 1.0))
+    assert np.abs(contrast - (0.5 * pixels + 0.5 * gray.mean())).max() <= 1.5
+    gamma = np.asarray(jitter_colours(picture, 1, 1, 1, 0.0, 1.3))
+    assert np.abs(gamma - 255 * (pixels / 255) ** 1.3).max() <= 2
+    hue = np.asarray(jitter_colours(picture, 1, 1, 1, 0.25, 1.0)).astype(float)
+    inside = ((hue > 0) & (hue < 255)).all(-1)
+    assert np.abs(hue @ np.array([0.299, 0.587, 0.114]) - gray)[inside].max() <= 2, (
+        "keeps luminance"
+    )
+
+
+def test_resize_nearest_picks_centres() -> None:
+    values = np.arange(16.0).reshape(4, 4)
+    assert resize_nearest(values, (2, 2)).tolist() == [[5, 7], [13, 15]]
+    assert np.array_equal(resize_nearest(values, (4, 4)), values)
+    assert np.array_equal(resize_nearest(values, (8, 8)), values.repeat(2, 0).repeat(2, 1))
+
+
+def test_minmax(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    disparity = rng.uniform(3, 900, (30, 40)).astype(np.float32)
+    mask = rng.random((30, 40)) > 0.3
+    disparity[~mask] = np.nan
+    result = minmax(disparity, mask)
+    assert result[mask].min() == 0.0
+    assert result[mask].max() == pytest.approx(1.0)
+    assert (result[~mask] == 0).all()
+    low, high = disparity[mask].min(), disparity[mask].max()
+    expected = (disparity[mask] - low) / (high - low)
+    np.testing.assert_allclose(result[mask], expected, atol=1e-6)
+    assert (minmax(np.full((3, 3), 7.0, np.float32), np.ones((3, 3), bool)) == 0).all()
+    assert (minmax(disparity, np.zeros_like(mask)) == 0).all()

@@ -1,0 +1,28 @@
+from __future__ import annotations
+
+import secrets
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import tiny
+
+
+@pytest.fixture
+def seed() -> int:
+    """A new seed each time; pytest shows the print when the test fails."""
+    value = secrets.randbelow(2**31)
+    print(f"seed = {value}")
+    return value
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of two shards with 36 samples in all."""
+    seed = secrets.randbelow(2**31)
+    print(f"shards' seed = {seed}")
+    folder = tiny.write_shards(tmp_path_factory.mktemp("shards"), 2, 18, seed)
+    return folder

@@ -1,0 +1,99 @@
+"""Small shards, a small model and a small run for the tests.
+
+As a script it is `train.py` with the small preset known: the tests start it as other processes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+
+from dafast.config import PRESETS  # noqa: E402
+
+TINY = dataclasses.replace(
+    PRESETS["nano"],
+    name="tiny",
+    embed_dim=64,
+    num_layers=4,
+    num_heads=1,
+    out_channels=(8, 8, 8, 8),
+    out_indices=(0, 1, 2, 3),
+    features=8,
+    image_size=42,
+    grid_size=3,
+)
+PRESETS["tiny"] = TINY
+
+
+def encode(array: np.ndarray, kind: str, **options: int) -> bytes:
+    """The array as an image file."""
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    """Adds a file to a tar."""
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    tar.addfile(info, io.BytesIO(data))
+
+
+def sample_members(rng: np.random.Generator, height: int, width: int) -> dict[str, bytes]:
+    """A smooth random disparity and an image that shows it, as the files of a sample."""
+    y, x = np.mgrid[:height, :width] / max(height, width)
+    a, b, c = rng.uniform(0.1, 1.0, 3)
+    disparity = a * y + b * x + 0.3 * c * np.sin(9 * c * x)
+    disparity -= disparity.min()
+    image = np.stack([disparity / disparity.max(), y, rng.random((height, width))], -1)
+    return {
+        "jpg": encode((image * 255).astype(np.uint8), "JPEG", quality=90),
+        "disparity.png": encode(
+            np.round(disparity / disparity.max() * 65535).astype(np.uint16), "PNG"
+        ),
+        "json": json.dumps({"disparity_max": float(disparity.max()), "kind": "test"}).encode(),
+    }
+
+
+def write_shards(folder: Path, shards: int, per_shard: int, seed: int) -> Path:
+    """Writes shards of random samples in two sizes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    for shard in range(shards):
+        with tarfile.open(folder / f"{shard:05d}.tar", "w") as tar:
+            for i in range(per_shard):
+                size = (60, 80) if i % 2 else (90, 60)
+                for suffix, data in sample_members(rng, *size).items():
+                    add_member(tar, f"{shard * per_shard + i:06d}.{suffix}", data)
+    return folder
+
+
+def losses(run: Path) -> dict[int, float | None]:
+    """step -> loss of a run so far; checks that no step stands there twice."""
+    path = run / "metrics.jsonl"
+    result: dict[int, float | None] = {}
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            values = json.loads(line)
+        except ValueError:
+            continue  # half a line, while the run is writing
+        if "loss" in values:
+            assert values["step"] not in result, f"step {values['step']} recorded twice"
+            result[values["step"]] = values["loss"]
+    return result
+
+
+if __name__ == "__main__":
+    import train
+
+    train.main()
