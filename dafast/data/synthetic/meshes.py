@@ -14,7 +14,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-F32 = NDArray[np.float32]
+F32 = NDArray[np.floating]  # float32 in meshes; colours may come as float64
 I32 = NDArray[np.int32]
 
 
@@ -147,7 +147,7 @@ def boxes(centers: ArrayLike, sizes: ArrayLike, rotations: ArrayLike | None = No
 
 def box(x: float, y: float, z: float, *, at: ArrayLike = (0.0, 0.0, 0.0)) -> Mesh:
     """A box of full sides x, y, z with its centre at ``at``."""
-    return boxes([at], [[x, y, z]])
+    return boxes(np.asarray(at), [[x, y, z]])
 
 
 def quad(width: float, height: float, *, fit: bool = False) -> Mesh:

@@ -163,6 +163,40 @@ def _sky(world: World, d: F32) -> F32:
     return c.astype(np.float32)
 
 
+def _open_sky(
+    world: World,
+    tracer: Tracer,
+    camera: Camera,
+    hit: NDArray[np.bool_],
+    origins: F32,
+    normals: F32,
+    depth: F32,
+) -> F32:
+    """Ambient occlusion of hit pixels (M,), 1 = open: a short ray per 2x2 pixels, smoothed."""
+    h, w = camera.height, camera.width
+    index = np.full(h * w, -1, np.int32)
+    index[hit] = np.arange(len(depth), dtype=np.int32)
+    coarse = index.reshape(h, w)[::2, ::2]
+    some = coarse >= 0
+    rows = coarse[some]
+    bounce = _unit(world.rng.standard_normal((len(rows), 3), np.float32)) + normals[rows]
+    reach = float(np.clip(0.25 * np.median(depth), 0.05, 4.0)) * world.u(0.5, 1.5)
+    far = np.full(len(rows), reach, np.float32)
+    blocked = tracer.occluded(np.ascontiguousarray(origins[rows]), _unit(bounce), far)
+    occluded, z = np.zeros(coarse.shape, np.float32), np.full(coarse.shape, 1e9, np.float32)
+    occluded[some], z[some] = blocked, depth[rows]
+    total, weight = np.zeros_like(z), np.full_like(z, 1e-6)
+    pad_o, pad_z = np.pad(occluded, 3, "edge"), np.pad(z, 3, "edge")
+    for dy in range(7):
+        for dx in range(7):
+            part = (slice(dy, dy + z.shape[0]), slice(dx, dx + z.shape[1]))
+            near = np.abs(pad_z[part] - z) < 0.06 * z
+            total += pad_o[part] * near
+            weight += near
+    smooth = np.repeat(np.repeat(total / weight, 2, 0), 2, 1)[:h, :w]
+    return 1 - np.float32(world.u(0.5, 1.0)) * smooth.reshape(-1)[hit]
+
+
 def shade(world: World, g: Geometry, tracer: Tracer, camera: Camera, hits: Hits) -> F32:
     """Linear radiance of all pixels, float32 (N, 3)."""
     rays = camera.rays()
@@ -225,14 +259,17 @@ def shade(world: World, g: Geometry, tracer: Tracer, camera: Camera, hits: Hits)
     ambient = (e.ground * 0.6 * (1 - t) + e.zenith * 0.5 * t + e.horizon * 0.3) * e.ambient
     glossy = np.array([m.specular for m in mats], np.float32)[mat]
     shine = np.array([m.shininess for m in mats], np.float32)[mat]
+    lift = pos + flat * (2e-3 * np.maximum(depth, 0.3))[:, None]
+    if world.chance(0.7):
+        ambient = ambient * _open_sky(world, tracer, camera, hit, lift, nrm, depth)[:, None]
     light = ambient.astype(np.float32)
     spec = np.zeros_like(light)
-    lift = pos + flat * (2e-3 * np.maximum(depth, 0.3))[:, None]
     for k, lamp in enumerate(world.lights[:3]):
         if lamp.direction is not None:
             to = np.broadcast_to(_unit(lamp.direction[None]), pos.shape)
             power, reach = np.ones(len(pos), np.float32), None
         else:
+            assert lamp.position is not None, "a light has a direction or a position"
             d = lamp.position - lift
             r2 = np.einsum("ij,ij->i", d, d)
             reach = np.sqrt(r2)

@@ -122,7 +122,7 @@ def _labels(
     return hits.depth.reshape(shape), objects.reshape(shape)
 
 
-def plane_fit(disparity: NDArray[np.float32]) -> float:
+def plane_fit(disparity: NDArray[np.floating]) -> float:
     """R^2 of the best plane a*x + b*y + c through a disparity map (H, W); 1 for a constant map."""
     h, w = disparity.shape
     y, x = np.mgrid[-1 : 1 : h * 1j, -1 : 1 : w * 1j]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from dafast.data.synthetic import living, machines
 from dafast.data.synthetic import meshes as ms
 from dafast.data.synthetic import things as th
 from dafast.data.synthetic.world import Environment, Light, World
@@ -44,8 +45,13 @@ def wall(
     left, right = -length / 2, length / 2
     spans = [(left, x0, 0, height), (x1, right, 0, height), (x0, x1, 0, z0), (x0, x1, z1, height)]
     spans = [s for s in spans if s[1] - s[0] > 1e-3 and s[3] - s[2] > 1e-3]
-    w.add(ms.boxes([((a + b) / 2, t / 2, (c + d) / 2) for a, b, c, d in spans],
-                   [(b - a, t, d - c) for a, b, c, d in spans]), mat)  # fmt: skip
+    w.add(
+        ms.boxes(
+            [((a + b) / 2, t / 2, (c + d) / 2) for a, b, c, d in spans],
+            [(b - a, t, d - c) for a, b, c, d in spans],
+        ),
+        mat,
+    )
     frame = w.plain()
     xs, zs = np.linspace(x0, x1, w.n(2, 4)), np.linspace(z0, z1, w.n(2, 4))
     w.add(
@@ -74,8 +80,14 @@ def picture(w: World, width: float, height: float) -> None:
     )
     w.add(ms.quad(width, height, fit=True).move(0, -0.03, 0), m)
     f, b = w.plain(gloss=0.4), w.u(0.015, 0.06)
-    w.add(ms.boxes([(0, -0.02, s * height / 2) for s in (-1, 1)] + [(s * width / 2, -0.02, 0) for s in (-1, 1)],
-                   [(width + b, 0.04, b)] * 2 + [(b, 0.04, height + b)] * 2), f)  # fmt: skip
+    w.add(
+        ms.boxes(
+            [(0, -0.02, s * height / 2) for s in (-1, 1)]
+            + [(s * width / 2, -0.02, 0) for s in (-1, 1)],
+            [(width + b, 0.04, b)] * 2 + [(b, 0.04, height + b)] * 2,
+        ),
+        f,
+    )
 
 
 def dress_wall(
@@ -105,7 +117,7 @@ def dress_wall(
                 th.sofa(w, max(wd, 0.9))
         elif k < 0.57:
             with w.at(c, -0.4, 0):
-                th.plant(w, w.u(0.5, 1.9))
+                living.plant(w, w.u(0.5, 1.9))
         elif k < 0.63:
             with w.at(c, -0.3, 0):
                 th.lamp(w, w.u(1.2, 1.8))
@@ -146,8 +158,12 @@ def shell(
     w.add(
         ms.sheet([-lx / 2, lx / 2], [-ly / 2, ly / 2], h), w.plain() if w.chance(0.8) else w.wood()
     )
-    papers = [w.paint("plain", "cloud", "stripes", "bricks", "dots", "stains", "checks", scale=(0.2, 1.2)) if w.chance(0.6)
-              else w.plain() for _ in range(2)]  # fmt: skip
+    papers = [
+        w.paint("plain", "cloud", "stripes", "bricks", "dots", "stains", "checks", scale=(0.2, 1.2))
+        if w.chance(0.6)
+        else w.plain()
+        for _ in range(2)
+    ]
     if w.chance(0.4):
         r = w.u(0.8, 1.8)
         with w.at(w.u(-0.2, 0.2) * lx, w.u(-0.2, 0.2) * ly, 0.012, yaw=w.u(-0.4, 0.4)):
@@ -217,7 +233,7 @@ def room(w: World) -> None:
             elif k < 0.7:
                 th.sofa(w, w.u(0.9, 2.4))
             elif k < 0.8:
-                th.person(w, w.u(1.5, 1.9))
+                living.person(w, w.u(1.5, 1.9))
             elif k < 0.9:
                 th.chair(w)
             else:
@@ -265,12 +281,12 @@ def corridor(w: World) -> None:
                         th.cupboard(w, w.u(0.5, 1.2), w.u(0.6, 1.9), 0.28)
                 elif c < 0.7:
                     with w.at(0, -0.3, 0):
-                        th.plant(w, w.u(0.5, 1.5))
+                        living.plant(w, w.u(0.5, 1.5))
                 elif c < 0.78:
                     w.add(ms.cylinder(0.12, h).move(0, -0.05, 0), w.plain())
     for _ in range(w.n(0, 2)):
         with w.at(w.u(-0.25, 0.25) * lx, w.u(-0.3, 0.45) * ly, 0, yaw=w.u(0, 6.28)):
-            th.person(w, w.u(1.5, 1.9)) if w.chance(0.6) else th.carton(w, 0.2, 0.6)
+            living.person(w, w.u(1.5, 1.9)) if w.chance(0.6) else th.carton(w, 0.2, 0.6)
     e = np.array([w.u(-0.3, 0.3) * lx, -ly * w.u(0.2, 0.48), w.u(0.6, 2.0)])
     w.look(e, [w.u(-0.8, 0.8) * lx, e[1] + w.u(3, 9), w.u(0.6, 1.8)], fov=(50, 95))
 
@@ -365,7 +381,7 @@ def plants(w: World) -> None:
     for k in range(w.n(1, 4)):
         x = 0.0 if k == 0 else w.u(-1, 1) * h * 1.5
         with w.at(x, w.u(-0.3, 0.3) * h * (k > 0), 0):
-            th.plant(w, h * w.u(0.6, 1.2), count=w.n(25, 220))
+            living.plant(w, h * w.u(0.6, 1.2), count=w.n(25, 400))
     for _ in range(w.n(0, 6)):
         with w.at(w.u(-1, 1) * h, w.u(-0.6, 0.5) * h, 0, yaw=w.u(0, 6), scale=w.u(0.7, 1.5)):
             th.small_thing(w)
@@ -382,11 +398,11 @@ def workshop(w: World) -> None:
     shell(w, lx, ly, h)
     for _ in range(w.n(6, 26)):
         with w.at(w.u(-0.48, 0.48) * lx, w.u(0.0, 0.48) * ly, 0, yaw=w.u(0, 6)):
-            clutter(w)
+            machines.clutter(w)
     d = w.lu(1.0, 2.6)
     with w.at(w.u(-0.3, 0.3), -0.1 * ly, 0, yaw=w.u(-0.7, 0.7) + np.pi * w.n(0, 1)):
         if w.chance(0.6):
-            th.bike(w)
+            machines.bike(w)
         elif w.chance(0.5):
             with w.at(0, 0, 0.8):
                 for _ in range(w.n(3, 8)):
@@ -398,53 +414,9 @@ def workshop(w: World) -> None:
                 set_table(w, 1.4, 0.6, w.n(4, 12))
     az = w.u(-0.9, 0.9)
     t = np.array([w.u(-0.3, 0.3), -0.1 * ly, w.u(0.3, 0.9)])
-    e = t + [d * np.sin(az), -d * np.cos(az), w.u(-0.1, 0.9)]
+    e = t + np.array([d * np.sin(az), -d * np.cos(az), w.u(-0.1, 0.9)])
     e = np.clip(e, [-lx / 2 + 0.15, -ly / 2 + 0.15, 0.15], [lx / 2 - 0.15, ly / 2, h - 0.2])
     w.look(e, t, fov=(45, 85))
-
-
-def clutter(w: World) -> None:
-    """Something that stands about in a garage: tyres, pipes, ladder, barrel, cartons, tools."""
-    k = w.n(0, 7)
-    if k == 0:
-        r, n = w.u(0.25, 0.36), w.n(1, 4)
-        w.add(ms.merge([ms.torus(r, r * 0.3).move(w.u(-0.03, 0.03), 0, r * 0.3 + i * r * 0.58) for i in range(n)]),
-              w.plain(np.full(3, w.lu(0.01, 0.1), np.float32)))  # fmt: skip
-    elif k == 1:
-        m = w.metal() if w.chance(0.5) else w.plain()
-        n = w.n(1, 7)
-        th.bars(w, [((w.u(-0.3, 0.3), w.u(-0.2, 0.2), 0), (w.u(-0.5, 0.5), w.u(0, 0.5), w.u(0.8, 2.2))) for _ in range(n)],
-                w.lu(0.008, 0.05), m)  # fmt: skip
-    elif k == 2:
-        hgt, m = w.u(1.2, 2.4), w.metal() if w.chance(0.5) else w.wood()
-        y = w.u(0.1, 0.5)
-        th.bars(w, [((s * 0.2, 0, 0), (s * 0.18, y, hgt)) for s in (-1, 1)], 0.022, m)
-        th.bars(
-            w,
-            [((-0.2, y * t, hgt * t), (0.2, y * t, hgt * t)) for t in np.arange(0.1, 1, 0.13)],
-            0.014,
-            m,
-        )
-    elif k == 3:
-        r, hgt = w.u(0.15, 0.32), w.u(0.3, 0.95)
-        w.add(
-            ms.lathe([(0, 0), (r, 0), (r, 0), (r * 1.03, hgt * 0.5), (r, hgt), (r, hgt), (0, hgt)]),
-            w.paint("plain", "stains", "scratches", "stripes", gloss=0.6),
-        )
-    elif k == 4:
-        z = 0.0
-        for _ in range(w.n(1, 4)):
-            s = w.u(0.2, 0.5)
-            with w.at(0, 0, z, yaw=w.u(-0.3, 0.3)):
-                th.carton(w, s * 0.7, s)
-            z += s * 0.85
-    elif k == 5:
-        th.cupboard(w, w.u(0.5, 1.3), w.u(0.6, 1.5), w.u(0.4, 0.6))
-    elif k == 6:
-        th.table(w, w.u(0.8, 1.6), w.u(0.5, 0.7), w.u(0.7, 0.95))
-    else:
-        with w.at(0, 0, w.u(0.1, 0.5)):
-            th.lump(w, w.u(0.2, 0.8))
 
 
 def random(w: World) -> None:

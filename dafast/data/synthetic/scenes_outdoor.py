@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from dafast.data.synthetic import living, machines
 from dafast.data.synthetic import meshes as ms
+from dafast.data.synthetic import outdoors as out
 from dafast.data.synthetic import things as th
 from dafast.data.synthetic.scenes_indoor import backdrop, indoor_light, warm
 from dafast.data.synthetic.world import Environment, Light, World
@@ -30,218 +32,22 @@ def sky(w: World) -> None:
     w.lights.append(Light(warm(w, w.u(0.05, 0.4) if overcast else w.u(0.8, 2.2)), direction=d))
 
 
-def tree(w: World, height: float, *, detail: int = 260) -> None:
-    """A tree: trunk, branches and leaves, or blobs, or a conifer, or bare."""
-    r, bark = (
-        w.rng,
-        w.paint(
-            "stains",
-            "scratches",
-            "cloud",
-            scale=(0.5, 2),
-            colours=[np.array([0.2, 0.14, 0.09], np.float32) * w.lu(0.3, 3)],
-        ),
+def soil(w: World, scale: tuple[float, float]) -> int:
+    """Ground out of doors: grass, earth, sand, stones, snow; sometimes anything."""
+    if w.chance(0.2):
+        return w.photo(scale=scale)
+    names = ("grass", "cloud", "stains", "cells", "speckle")
+    if w.chance(0.25):
+        return w.paint(*names, scale=scale)
+    tints = (
+        (0.25, 0.35, 0.08),
+        (0.12, 0.25, 0.06),
+        (0.35, 0.25, 0.14),
+        (0.5, 0.4, 0.25),
+        (0.3,) * 3,
     )
-    k = r.random()
-    a = height * w.u(0.015, 0.04)
-    bend = r.normal(0, 0.04 * height, 2)
-    w.add(
-        ms.tube(
-            [(0, 0, -0.3), (*(bend * 0.5), height * 0.4), (*bend, height * 0.85)],
-            [a * 1.2, a, a * 0.3],
-        ),
-        bark,
-    )
-    leaf = w.foliage()
-    if k < 0.2:
-        n = w.n(3, 7)
-        w.add(ms.merge([ms.lathe([(height * 0.25 * (1 - i / n), 0), (0.02, height * 0.35)], 10)
-                        .displace(r, 0.04 * height, 4 / height).move(*bend, height * (0.2 + 0.65 * i / n)) for i in range(n)]), leaf)  # fmt: skip
-        return
-    n = w.n(5, 12)
-    c = np.stack(
-        [*(r.normal(0, 0.17 * height, (2, n)) + bend[:, None]), r.uniform(0.42, 0.95, n) * height],
-        1,
-    )
-    w.add(
-        ms.merge(
-            [
-                ms.tube(
-                    [(bend[0] * 0.4, bend[1] * 0.4, height * w.u(0.25, 0.5)), tuple(p)],
-                    [a * 0.5, a * 0.12],
-                    sides=6,
-                )
-                for p in c
-            ]
-        ),
-        bark,
-    )
-    if k < 0.3:
-        return
-    if k < 0.65:
-        w.add(
-            ms.merge(
-                [
-                    ms.sphere(height * w.u(0.1, 0.2), segments=12)
-                    .displace(r, 0.06 * height, 5 / height)
-                    .move(*p)
-                    for p in c
-                ]
-            ),
-            leaf,
-        )
-    spread = height * w.u(0.07, 0.14)
-    b = c[r.integers(0, n, detail)] + r.normal(0, spread, (detail, 3))
-    s = height * w.u(0.03, 0.07)
-    w.add(
-        ms.leaves(
-            b,
-            r.normal(size=(detail, 3)),
-            s * r.uniform(0.6, 1.4, detail),
-            s * w.u(0.2, 0.5),
-            0.3,
-            rng=r,
-        ),
-        leaf,
-    )
-
-
-def car(w: World) -> None:
-    """A car, van or truck along x."""
-    ln, wd, h = w.u(3.4, 5), w.u(1.6, 1.9), w.u(1.35, 2.1)
-    body, glass = (
-        w.plain(gloss=1.0, mirror=w.u(0, 0.3)),
-        w.plain(np.full(3, 0.03, np.float32), gloss=1.0, mirror=0.4),
-    )
-    z0, hood = 0.25, w.u(0.5, 0.62) * h
-    a, b, c, d = -ln / 2, -ln * w.u(0.15, 0.3), ln * w.u(0.2, 0.35), ln / 2
-    low = [(a, z0), (d, z0), (d, hood * 0.95), (c + 0.4, hood), (a, hood * w.u(0.95, 1.1))]
-    top = [
-        (a + w.u(0, 0.5), hood * 0.95),
-        (c + 0.3, hood * 0.95),
-        (b + w.u(0.6, 1.3), h),
-        (b - w.u(0, 0.5), h),
-    ]
-    turn = ms.rotation(0, 0, np.pi / 2)
-    w.add(ms.prism(low, wd).transform(turn, (0, wd / 2, 0)), body)
-    w.add(ms.prism(top, wd * 0.84).transform(turn, (0, wd * 0.42, 0)), glass)
-    w.add(
-        ms.box(top[2][0] - top[3][0], wd * 0.85, 0.05, at=((top[2][0] + top[3][0]) / 2, 0, h)), body
-    )
-    rubber, rim = w.plain(np.full(3, 0.02, np.float32)), w.metal()
-    for x in (a + ln * 0.19, d - ln * 0.19):
-        for s in (-1, 1):
-            m = (
-                ms.cylinder(0.32, 0.2, segments=20)
-                .move(0, 0, -0.1)
-                .transform(turn, (x, s * (wd / 2 - 0.08), 0.32))
-            )
-            w.add(m, rubber)
-            w.add(
-                ms.cylinder(0.2, 0.22, segments=14)
-                .move(0, 0, -0.11)
-                .transform(turn, (x, s * (wd / 2 - 0.08), 0.32)),
-                rim,
-            )
-    lamp = w.plain(np.array([0.9, 0.85, 0.7], np.float32), gloss=1, emission=w.u(0, 1))
-    w.add(
-        ms.boxes(
-            [(d, s * wd * 0.38, hood * 0.75) for s in (-1, 1)]
-            + [(a, s * wd * 0.4, hood * 0.8) for s in (-1, 1)],
-            [(0.06, 0.3, 0.14)] * 4,
-        ),
-        lamp,
-    )
-
-
-def facade(w: World, length: float, height: float) -> None:
-    """A house front along x in the plane y = 0, facing -y, 8 m deep."""
-    wallm = w.paint("bricks", "plain", "stains", "cloud", "plain", "wood", scale=(0.15, 0.7))
-    trim, glass = (
-        w.plain(),
-        w.plain(np.full(3, w.lu(0.01, 0.2), np.float32), gloss=1, mirror=w.u(0.1, 0.6)),
-    )
-    w.add(ms.box(length, 8, height, at=(0, 4, height / 2)), wallm)
-    floors, cols = max(1, round(height / w.u(2.8, 3.8))), max(1, round(length / w.u(1.6, 3.2)))
-    dx, dz = length / cols, height / floors
-    a, b = dx * w.u(0.35, 0.7), dz * w.u(0.4, 0.7)
-    c = [
-        ((i + 0.5) * dx - length / 2, (j + 0.52) * dz)
-        for i in range(cols)
-        for j in range(floors)
-        if j or w.chance(0.6)
-    ]
-    if c:
-        w.add(ms.boxes([(x, -0.01, z) for x, z in c], [(a, 0.06, b)] * len(c)), glass)
-        w.add(ms.boxes([(x, -0.03, z) for x, z in c], [(0.06, 0.08, b)] * len(c)), trim)
-        w.add(
-            ms.boxes(
-                [(x, -0.08, z + s * b / 2) for x, z in c for s in (-1, 1)],
-                [(a * 1.15, 0.2, 0.12)] * 2 * len(c),
-            ),
-            trim,
-        )
-    with w.at(w.u(-0.35, 0.35) * length, 0, 0):
-        w.add(ms.box(1.1, 0.16, 2.2, at=(0, 0, 1.1)), w.wood() if w.chance(0.5) else w.plain())
-        w.add(ms.box(1.5, 0.5, 0.16, at=(0, -0.1, 0.08)), trim)
-    if w.chance(0.4):
-        w.add(
-            ms.quad(length * 0.7, 0.6, fit=True).move(0, -0.15, min(3.1, height * 0.9)),
-            w.paint("text", "collage", scale=(1, 1)),
-        )
-        w.add(ms.box(length * 0.8, 1.2, 0.06, at=(0, -0.6, 2.75)), w.cloth())
-    if floors > 1 and w.chance(0.35):
-        for x, z in c[:: w.n(1, 3)]:
-            if z > 3:
-                w.add(ms.box(dx * 0.8, 0.9, 0.1, at=(x, -0.45, z - b / 2 - 0.2)), trim)
-                th.bars(
-                    w,
-                    [
-                        (
-                            (x + t * dx * 0.4, -0.88, z - b / 2 - 0.2),
-                            (x + t * dx * 0.4, -0.88, z - b / 2 + 0.75),
-                        )
-                        for t in np.linspace(-1, 1, 7)
-                    ],
-                    0.02,
-                    trim,
-                )
-                w.add(ms.box(dx * 0.8, 0.04, 0.05, at=(x, -0.88, z - b / 2 + 0.75)), trim)
-    w.add(ms.box(length, 0.5, 0.3, at=(0, 0, height)), trim)
-    if w.chance(0.5):
-        roof = [(-0.5, 0), (8.5, 0), (4, w.u(1.5, 4))]
-        t = ms.rotation(np.pi / 2) @ ms.rotation(0, 0, np.pi / 2)
-        w.add(
-            ms.prism(roof, length).transform(t, (-length / 2, 0, height)),
-            w.paint("bricks", "stripes", "plain", scale=(0.3, 1)),
-        )
-
-
-def pole(w: World, height: float) -> None:
-    """A street lamp, sign post or traffic light."""
-    m = w.metal() if w.chance(0.6) else w.plain()
-    w.add(ms.cylinder(w.u(0.03, 0.1), height, segments=10), m)
-    k = w.n(0, 2)
-    if k == 0:
-        w.add(ms.tube([(0, 0, height), (0.5, 0, height + 0.3), (1.3, 0, height + 0.3)], 0.04), m)
-        w.add(ms.box(0.6, 0.2, 0.1, at=(1.4, 0, height + 0.28)), m)
-    elif k == 1:
-        w.add(
-            ms.box(w.u(0.4, 0.9), 0.03, w.u(0.4, 0.9), at=(0, -0.06, height - 0.4)),
-            w.paint("text", "collage", "stripes"),
-        )
-    else:
-        w.add(ms.box(0.28, 0.25, 0.8, at=(0, -0.1, height - 0.5)), m)
-
-
-def fence(w: World, length: float) -> None:
-    """A fence along x."""
-    h, gap = w.u(0.7, 1.7), w.lu(0.1, 1.5)
-    x = np.arange(-length / 2, length / 2, gap)
-    m = w.wood() if w.chance(0.6) else w.metal()
-    s = min(0.1, gap * 0.6)
-    w.add(ms.boxes([(k, 0, h / 2) for k in x], [(s, 0.05, h)] * len(x)), m)
-    w.add(ms.boxes([(0, 0, h * t) for t in (0.3, 0.85)], [(length, 0.04, 0.07)] * 2), m)
+    pair = [np.array(tints[w.n(0, 4)], np.float32) * w.lu(0.4, 1.8) for _ in range(2)]
+    return w.paint(*names, scale=scale, colours=pair, gloss=0.0)
 
 
 def street(w: World) -> None:
@@ -268,35 +74,35 @@ def street(w: World) -> None:
                     0,
                     yaw=-s * np.pi / 2,
                 ):
-                    facade(w, ln, w.lu(3, 18))
+                    out.facade(w, ln, w.lu(3, 18))
             elif k > 0:
                 with w.at(s * (half + walk + 3), k + ln / 2, 0):
-                    tree(w, w.u(4, 9), detail=120)
+                    out.tree(w, w.u(4, 9), detail=120)
             k += ln + w.u(0, 2) * w.chance(0.3)
         spots = np.arange(w.u(-4, 8), 60, w.u(5, 9))
         for p in spots:
             c = w.rng.random()
             if c < 0.4:
                 with w.at(s * (half - 1.0), p, 0, yaw=np.pi / 2 * s + w.u(-0.04, 0.04)):
-                    car(w)
+                    out.car(w)
             elif c < 0.6:
                 with w.at(s * (half + 0.5), p, 0):
-                    tree(w, w.u(3, 8), detail=150)
+                    out.tree(w, w.u(3, 8), detail=150)
             elif c < 0.8:
                 with w.at(s * (half + 0.3), p, 0, yaw=0 if s < 0 else np.pi):
-                    pole(w, w.u(2.2, 7))
+                    out.pole(w, w.u(2.2, 7))
             elif c < 0.88:
                 with w.at(s * (half + walk * 0.5), p, 0, yaw=w.u(0, 6)):
-                    th.bike(w) if w.chance(0.4) else th.carton(w, 0.4, 1.0)
+                    machines.bike(w) if w.chance(0.4) else th.carton(w, 0.4, 1.0)
     if not w.chance(0.3):
         with w.at(w.u(-4, 4), w.u(50, 140), 0, yaw=w.u(-0.2, 0.2)):
-            facade(w, 40, w.u(5, 20))
+            out.facade(w, 40, w.u(5, 20))
     for _ in range(w.n(0, 6)):
         with w.at(w.u(-1, 1) * (half + walk), w.lu(3, 40), 0.0, yaw=w.u(0, 6.28)):
-            th.person(w, w.u(1.4, 1.9))
+            living.person(w, w.u(1.4, 1.9))
     if w.chance(0.3):
         with w.at(w.u(-1.5, 1.5), w.u(6, 25), 0, yaw=np.pi / 2 + w.u(-0.3, 0.3)):
-            car(w)
+            out.car(w)
     x = w.u(-0.9, 0.9) * (half + walk)
     z = w.u(1.0, 2.2) if w.chance(0.75) else w.lu(2.5, 10)
     yaw = w.rng.normal(0, 0.35)
@@ -341,25 +147,20 @@ def landscape(w: World) -> None:
     """Hills, fields, rocks, trees, fences, a house, under the sky."""
     sky(w)
     size = w.lu(60, 1200)
-    f = terrain(w, size, w.u(0.01, 0.14) if w.chance(0.7) else 0.0)
-    w.add(
-        ms.sheet(*f),
-        w.paint("grass", "cloud", "stains", "cells", "speckle", scale=(0.02, 0.5))
-        if w.chance(0.75)
-        else w.photo(scale=(0.02, 0.3)),
-    )
+    f = terrain(w, size, w.lu(0.002, 0.1) if w.chance(0.75) else 0.0)
+    w.add(ms.sheet(*f), soil(w, (0.02, 0.5)))
     if w.chance(0.5):
         w.add(
             ms.sheet([-size, size], [-1, size * 1.4], float(np.percentile(f[2], w.u(2, 30)))),
             w.plain(np.array([0.05, 0.12, 0.16], np.float32), gloss=1, mirror=0.6),
         )
-    for _ in range(w.n(6, 40)):
-        d, a = w.lu(2.5, size * 0.5), w.u(-0.8, 0.8)
+    for _ in range(round(w.lu(2, 45))):
+        d, a = w.lu(4, size * 0.6), w.u(-0.8, 0.8)
         x, y = d * np.sin(a), d * np.cos(a)
         z, k = ground_at(f, x, y), w.rng.random()
         with w.at(x, y, z, yaw=w.u(0, 6.28)):
             if k < 0.45:
-                tree(w, w.u(2, 12), detail=90)
+                out.tree(w, w.u(2, 12), detail=90)
             elif k < 0.65:
                 s = w.lu(0.2, 2.5)
                 w.add(
@@ -369,15 +170,15 @@ def landscape(w: World) -> None:
                     w.paint("stains", "cells", "cloud", "marble", scale=(0.3, 2)),
                 )
             elif k < 0.78:
-                th.plant(w, w.u(0.4, 2), pot=False, count=w.n(20, 70))
+                living.plant(w, w.u(0.4, 2), pot=False, count=w.n(20, 70))
             elif k < 0.86:
-                fence(w, w.u(5, 30))
-            elif k < 0.92:
-                facade(w, w.u(6, 14), w.u(3, 7))
+                out.fence(w, w.u(5, 30))
+            elif k < 0.92 and d > 15:
+                out.facade(w, w.u(6, 14), w.u(3, 7))
             elif k < 0.96:
-                th.person(w)
+                living.person(w)
             else:
-                car(w)
+                out.car(w)
     h = w.u(1.0, 2.5) if w.chance(0.75) else w.lu(3, 30)
     z = ground_at(f, 0, 0) + h
     w.look(
@@ -391,21 +192,16 @@ def forest(w: World) -> None:
     """Among trees and undergrowth."""
     sky(w)
     f = terrain(w, 60, w.u(0, 0.06))
-    w.add(
-        ms.sheet(*f),
-        w.paint("grass", "cells", "stains", "speckle", "cloud", scale=(0.3, 2))
-        if w.chance(0.7)
-        else w.photo(scale=(0.2, 1.5)),
-    )
+    w.add(ms.sheet(*f), soil(w, (0.3, 2)))
     for _ in range(w.n(15, 40)):
-        d, a = w.lu(2, 45), w.u(-0.9, 0.9)
+        d, a = w.lu(2.8, 50), w.u(-0.9, 0.9)
         with w.at(
             d * np.sin(a),
             d * np.cos(a),
             ground_at(f, d * np.sin(a), d * np.cos(a)),
             yaw=w.u(0, 6.28),
         ):
-            tree(w, w.u(4, 14), detail=130)
+            out.tree(w, w.u(4, 14), detail=130)
     for _ in range(w.n(5, 25)):
         d, a = w.lu(0.8, 15), w.u(-0.8, 0.8)
         with w.at(
@@ -414,7 +210,7 @@ def forest(w: World) -> None:
             ground_at(f, d * np.sin(a), d * np.cos(a)),
             yaw=w.u(0, 6.28),
         ):
-            th.plant(w, w.u(0.2, 1.3), pot=False, count=w.n(15, 60))
+            living.plant(w, w.u(0.2, 1.3), pot=False, count=w.n(15, 60))
     z = ground_at(f, 0, 0) + w.u(0.4, 2)
     w.look([0, 0, z], [w.u(-3, 3), 10, z + w.u(-2.5, 4)], fov=(45, 90))
 
@@ -427,20 +223,20 @@ def people(w: World) -> None:
     far = w.lu(4, 40)
     if not outside or w.chance(0.6):
         with w.at(0, far, 0, yaw=w.u(-0.4, 0.4)):
-            facade(w, far * 4 + 20, w.lu(3, 20))
+            out.facade(w, far * 4 + 20, w.lu(3, 20))
     for _ in range(w.n(0, 8)):
         with w.at(w.u(-1, 1) * far, w.lu(2, far), 0, yaw=w.u(0, 6)):
             k = w.rng.random()
-            tree(w, w.u(2.5, 7), detail=120) if k < 0.4 else pole(
+            out.tree(w, w.u(2.5, 7), detail=120) if k < 0.4 else out.pole(
                 w, w.u(2, 6)
-            ) if k < 0.6 else th.chair(w) if k < 0.8 else car(w)
+            ) if k < 0.6 else th.chair(w) if k < 0.8 else out.car(w)
     for _ in range(w.n(1, 12)):
         d, a = w.lu(1.3, far * 0.95), w.u(-0.6, 0.6)
         with w.at(d * np.sin(a), d * np.cos(a), 0, yaw=w.u(0, 6.28)):
             if w.chance(0.12):
                 th.chair(w)
             seated = w.chance(0.12)
-            th.person(w, w.u(1.1, 1.95), seated=seated)
+            living.person(w, w.u(1.1, 1.95), seated=seated)
     z = w.u(0.8, 2.0)
     w.look([0, 0, z], [w.u(-2, 2), 8, z + w.u(-2, 0.8)], fov=(42, 80))
 
@@ -453,24 +249,24 @@ def portrait(w: World) -> None:
         w.add(ms.sheet([-60, 60], [-30, 150], 0.0), w.paint(scale=(0.2, 1.2)))
         for _ in range(w.n(3, 12)):
             with w.at(w.u(-8, 8), w.lu(2.5, 30), 0, yaw=w.u(0, 6)):
-                tree(w, w.u(2, 7), detail=150) if w.chance(0.6) else car(w) if w.chance(
+                out.tree(w, w.u(2, 7), detail=150) if w.chance(0.6) else out.car(w) if w.chance(
                     0.4
-                ) else th.person(w)
+                ) else living.person(w)
         if w.chance(0.6):
             with w.at(0, w.lu(5, 40), 0, yaw=w.u(-0.4, 0.4)):
-                facade(w, 60, w.lu(3, 20))
+                out.facade(w, 60, w.lu(3, 20))
     else:
         indoor_light(w, 4, 4, 2.6)
         w.add(ms.floor(8), w.wood())
         backdrop(w, w.lu(0.4, 4))
         for _ in range(w.n(0, 4)):
             with w.at(w.u(-2, 2), w.u(0.5, 3), 0, yaw=w.u(0, 6)):
-                th.chair(w) if w.chance(0.5) else th.plant(w, w.u(0.5, 1.8))
+                th.chair(w) if w.chance(0.5) else living.plant(w, w.u(0.5, 1.8))
     for k in range(w.n(1, 3)):
         with w.at(
             (k * 0.55 + w.u(-0.1, 0.1)) * (-1) ** k, w.u(-0.1, 0.4) * k, 0, yaw=w.u(-0.8, 0.8)
         ):
-            th.person(w, w.u(1.55, 1.85))
+            living.person(w, w.u(1.55, 1.85))
     d = w.lu(0.6, 2.2)
     w.look(
         [w.u(-0.4, 0.4), -d, w.u(1.2, 1.8)],
@@ -488,11 +284,11 @@ def upward(w: World) -> None:
         k = w.rng.random()
         with w.at(d * np.sin(a), d * np.cos(a), 0, yaw=w.u(-0.6, 0.6) if k < 0.4 else w.u(0, 6.28)):
             if k < 0.4 and d > 5:
-                facade(w, w.u(5, 15), w.u(6, 25))
+                out.facade(w, w.u(5, 15), w.u(6, 25))
             elif k < 0.8:
-                tree(w, w.u(4, 14), detail=260)
+                out.tree(w, w.u(4, 14), detail=260)
             else:
-                pole(w, w.u(4, 9))
+                out.pole(w, w.u(4, 9))
     if w.chance(0.3):
         h = w.u(2.6, 5)
         w.env.ambient = max(w.env.ambient, 0.8)

@@ -35,7 +35,7 @@ SKIMAGE_PHOTOS = (
 )  # fmt: skip
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 
-Array = NDArray[np.float32]
+Array = NDArray[np.floating]
 
 
 def _resize(a: Array, method: Image.Resampling = Image.Resampling.BICUBIC) -> Array:

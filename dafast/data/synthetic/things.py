@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
+from dafast.data.synthetic import living
 from dafast.data.synthetic import meshes as ms
 from dafast.data.synthetic.world import World
 
 
 def bars(
-    w: World, ends: list[tuple[tuple[float, ...], tuple[float, ...]]], r: float, mat: int
+    w: World, ends: Sequence[tuple[Sequence[float], Sequence[float]]], r: float, mat: int
 ) -> None:
     """Round bars between pairs of points."""
     w.add(ms.merge([ms.tube([a, b], r, sides=7) for a, b in ends]), mat)
@@ -51,8 +54,16 @@ def chair(w: World) -> None:
     else:
         p = a / 2 - 0.03
         k = w.u(0, 0.05)
-        bars(w, [((sx * p, sy * p, h), (sx * (p + k), sy * (p + k), 0)) for sx in (-1, 1) for sy in (-1, 1)],
-             r, frame)  # fmt: skip
+        bars(
+            w,
+            [
+                ((sx * p, sy * p, h), (sx * (p + k), sy * (p + k), 0))
+                for sx in (-1, 1)
+                for sy in (-1, 1)
+            ],
+            r,
+            frame,
+        )
     if w.chance(0.1):
         return
     p, lean = a / 2 - 0.02, w.u(0.02, 0.12)
@@ -81,8 +92,12 @@ def book_row(w: World, length: float, height: float, depth: float) -> None:
     h, d = r.uniform(0.55, 0.97, len(t)) * height, r.uniform(0.5, 0.95, len(t)) * depth
     rot = np.stack([ms.rotation(0, a) for a in r.normal(0, 0.04, len(t))])
     mesh = ms.boxes(np.stack([x, d / 2, h / 2], 1), np.stack([t, d, h], 1), rot)
-    mats = np.array([w.paint("plain", "text", "stripes", "collage", "cloud", scale=(2, 8))
-                     for _ in range(w.n(3, 9))])  # fmt: skip
+    mats = np.array(
+        [
+            w.paint("plain", "text", "stripes", "collage", "cloud", scale=(2, 8))
+            for _ in range(w.n(3, 9))
+        ]
+    )
     w.add(mesh, np.repeat(r.choice(mats, len(t)), 12))
 
 
@@ -114,8 +129,18 @@ def bottle(w: World, scale: float = 1.0) -> None:
     mat = w.paint(scale=(2, 10), gloss=0.8) if w.chance(0.5) else w.plain(gloss=0.9)
     if kind == 0:  # bottle
         a, h = w.u(0.03, 0.06), w.u(0.18, 0.34)
-        p = [(0, 0), (a, 0), (a, 0.01), (a, h * 0.55), (a * 0.8, h * 0.65), (a * 0.35, h * 0.78),
-             (a * 0.33, h * 0.97), (a * 0.4, h * 0.97), (a * 0.4, h), (0, h)]  # fmt: skip
+        p = [
+            (0, 0),
+            (a, 0),
+            (a, 0.01),
+            (a, h * 0.55),
+            (a * 0.8, h * 0.65),
+            (a * 0.35, h * 0.78),
+            (a * 0.33, h * 0.97),
+            (a * 0.4, h * 0.97),
+            (a * 0.4, h),
+            (0, h),
+        ]
     elif kind == 1:  # vase or jar
         h, a = w.u(0.12, 0.45), w.u(0.05, 0.14)
         t = np.linspace(0, 1, 12)
@@ -163,17 +188,6 @@ def bottle(w: World, scale: float = 1.0) -> None:
                     x, y = r.normal(0, a * 0.3 * scale, 2)
                     w.add(ms.sphere(s, segments=14).move(x, y, s), w.plain(gloss=0.6))
     w.add(ms.lathe(np.array(p) * scale, 20), mat)
-
-
-def fruit(w: World) -> None:
-    """A fruit, ball or lump."""
-    s = w.u(0.03, 0.09)
-    m = ms.superquadric(s * w.u(0.8, 1.3), s, s * w.u(0.7, 1.2), 1, 1, segments=18)
-    m = m.displace(w.rng, s * w.u(0, 0.25), 2.5 / s / 6)
-    w.add(
-        m.move(0, 0, s * 0.95),
-        w.paint("cloud", "plain", "speckle", "stains", scale=(3, 12), gloss=0.6),
-    )
 
 
 def book_stack(w: World) -> None:
@@ -273,57 +287,13 @@ def small_thing(w: World) -> None:
     elif k < 0.78:
         fruit(w)
     elif k < 0.84:
-        plant(w, w.u(0.15, 0.45))
+        living.plant(w, w.u(0.15, 0.45))
     elif k < 0.9:
         lamp(w, w.u(0.25, 0.6))
     else:
         s = w.u(0.08, 0.25)
         with w.at(0, 0, s / 2):
             lump(w, s)
-
-
-def plant(w: World, height: float, *, pot: bool = True, count: int | None = None) -> None:
-    """A potted plant: rosette, bush or palm of many leaves."""
-    r = w.rng
-    base = 0.0
-    if pot:
-        base = height * w.u(0.2, 0.4)
-        a = base * w.u(0.4, 0.7)
-        w.add(ms.lathe([(0, 0), (a * 0.75, 0), (a * 0.75, 0), (a, base), (a, base), (a * 0.9, base), (0, base * 0.9)]),
-              w.paint("plain", "stripes", "cloud", "stains", scale=(2, 8)))  # fmt: skip
-    n = count or w.n(15, 90)
-    kind = w.n(0, 2)
-    up = height - base
-    az = r.uniform(0, 2 * np.pi, n)
-    leaf = w.foliage()
-    if kind == 0:  # rosette, agave, grass
-        el = r.uniform(0.15, 1.5, n)
-        d = np.stack([np.cos(az) * np.cos(el), np.sin(az) * np.cos(el), np.sin(el)], 1)
-        b = d * 0.02 + [0, 0, base * 0.95]
-        ln = up * r.uniform(0.6, 1.15, n)
-        m = ms.leaves(b, d, ln, ln * w.u(0.03, 0.12), w.u(0, 0.8), shape="blade", rng=r)
-    else:
-        stems = w.n(1, 6) if kind == 1 else 1
-        tips = np.stack(
-            [
-                r.normal(0, 0.25 * up, stems),
-                r.normal(0, 0.25 * up, stems),
-                up * r.uniform(0.7, 1, stems),
-            ],
-            1,
-        )
-        w.add(ms.merge([ms.tube([(0, 0, base * 0.9), (*(t[:2] * 0.3), base + t[2] * 0.5), (t[0], t[1], base + t[2])],
-                                [up * 0.025, up * 0.02, up * 0.008], sides=6) for t in tips]), w.wood())  # fmt: skip
-        which, t = r.integers(0, stems, n), r.uniform(0.25, 1, n)
-        b = tips[which] * t[:, None] ** [1.5, 1.5, 1.0] + [0, 0, base]
-        el = r.uniform(-0.5, 1.2, n)
-        d = np.stack([np.cos(az) * np.cos(el), np.sin(az) * np.cos(el), np.sin(el)], 1)
-        b = b + d * up * 0.1 * (kind == 1)
-        ln = up * r.uniform(0.15, 0.4, n)
-        m = ms.leaves(b, d, ln, ln * w.u(0.12, 0.4), w.u(0, 0.6),
-                      shape=str(r.choice(["leaf", "round"])), rng=r)  # fmt: skip
-    mats = np.array([leaf, w.foliage()]) if w.chance(0.4) else np.array([leaf])
-    w.add(m, np.repeat(r.choice(mats, n), 6))
 
 
 def sofa(w: World, length: float) -> None:
@@ -409,180 +379,12 @@ def cupboard(w: World, width: float, height: float, depth: float) -> None:
     w.add(ms.boxes([(x + 0.3 * dx, -0.03, z) for x, _, z in c], [(0.02, 0.03, 0.1)] * len(c)), knob)
 
 
-def wheel(w: World, radius: float, tyre: float, mat: int, rim: int, *, spokes: int = 10) -> None:
-    """A wheel around the origin in the xz plane (its axle along y)."""
-    t = ms.rotation(0, 0, np.pi / 2)
-    w.add(ms.torus(radius - tyre, tyre, segments=32).transform(t), mat)
-    w.add(ms.torus(radius - 2 * tyre, tyre * 0.35, segments=32, sides=6).transform(t), rim)
-    a = np.arange(spokes) * 2 * np.pi / spokes
-    q = radius - 2 * tyre
-    bars(
-        w, [((0, 0, 0), (q * np.cos(k), 0, q * np.sin(k))) for k in a], max(0.003, tyre * 0.12), rim
-    )
-    w.add(ms.cylinder(radius * 0.14, tyre * 1.6).move(0, 0, -tyre * 0.8).transform(t), rim)
-
-
-def bike(w: World) -> None:
-    """A bicycle or motorcycle-like machine along x: wheels, frame, tank, engine, bars."""
-    rubber = w.plain(np.full(3, w.lu(0.01, 0.08), np.float32))
-    chrome, paint, dark = w.metal(), w.plain(gloss=1.0), w.metal()
-    heavy = w.chance(0.65)
-    r, base = w.u(0.28, 0.36), w.u(1.0, 1.5)
-    tyre = w.u(0.05, 0.09) if heavy else 0.02
-    for s in (-1, 1):
-        with w.at(s * base / 2, 0, r, yaw=0.0 if s < 0 else w.u(-0.35, 0.35)):
-            wheel(w, r, tyre, rubber, chrome, spokes=w.n(5, 9) if heavy else 24)
-    head, seat, mid = (base * 0.33, 0, r * 2.6), (-base * 0.25, 0, r * 2.3), (0, 0, r * 0.9)
-    k = 0.025 if heavy else 0.016
-    bars(
-        w,
-        [
-            (head, seat),
-            (head, mid),
-            (seat, mid),
-            (mid, (-base / 2, 0, r)),
-            (seat, (-base / 2, 0, r)),
-        ],
-        k,
-        paint,
-    )
-    for y in (-0.09, 0.09) if heavy else (-0.04, 0.04):
-        bars(w, [((base / 2, y, r), (head[0], y, head[2] + 0.1))], k, chrome)
-    z = head[2] + w.u(0.1, 0.25)
+def fruit(w: World) -> None:
+    """A fruit, ball or lump."""
+    s = w.u(0.03, 0.09)
+    m = ms.superquadric(s * w.u(0.8, 1.3), s, s * w.u(0.7, 1.2), 1, 1, segments=18)
+    m = m.displace(w.rng, s * w.u(0, 0.25), 2.5 / s / 6)
     w.add(
-        ms.tube(
-            [
-                (head[0] - 0.15, -0.36, z),
-                (head[0], -0.2, z + 0.03),
-                (head[0], 0.2, z + 0.03),
-                (head[0] - 0.15, 0.36, z),
-            ],
-            0.014,
-        ),
-        chrome,
+        m.move(0, 0, s * 0.95),
+        w.paint("cloud", "plain", "speckle", "stains", scale=(3, 12), gloss=0.6),
     )
-    w.add(
-        ms.superquadric(0.3 if heavy else 0.13, 0.12, 0.05, 0.5, 0.6, segments=16).move(
-            seat[0] - 0.05, 0, seat[2] + 0.06
-        ),
-        dark,
-    )
-    if not heavy:
-        return
-    w.add(
-        ms.superquadric(0.28, 0.14, 0.13, 0.8, 0.8).displace(w.rng, 0.03, 2).move(0.12, 0, r * 2.5),
-        paint,
-    )
-    w.add(ms.superquadric(0.2, 0.16, 0.17, 0.4, 0.4).move(0.02, 0, r * 1.3), chrome)
-    c = [(w.u(-0.2, 0.25), w.u(-0.16, 0.16), w.u(0.7, 1.8) * r) for _ in range(14)]
-    w.add(
-        ms.boxes(c, w.rng.uniform(0.03, 0.16, (14, 3))),
-        np.repeat(w.rng.choice([chrome, dark], 14), 12),
-    )
-    for z in np.linspace(r * 1.2, r * 1.8, 6):
-        w.add(ms.box(0.18, 0.26, 0.012, at=(0.05, 0, z)), chrome)
-    pipe = [
-        (0.2, 0.13, r * 1.3),
-        (0.25, 0.17, r * 0.8),
-        (0, 0.18, r * 0.6),
-        (-base * 0.55, 0.2, r * 0.8),
-    ]
-    w.add(ms.tube(pipe, [0.02, 0.025, 0.03, 0.045]), chrome)
-    with w.at(base * 0.43, 0, r * 2.5, turn=ms.rotation(0, np.pi / 2)):
-        w.add(ms.lathe([(0, 0), (0.09, 0), (0.09, 0), (0.07, -0.12), (0, -0.16)]), chrome)
-    for s in (-1, 1):
-        a = np.linspace(0.3, 2.6, 12)
-        for y in (-0.05, 0.05):
-            w.add(
-                ms.tube(
-                    np.stack(
-                        [
-                            s * base / 2 + (r + 0.05) * np.cos(a),
-                            0 * a + y,
-                            r + (r + 0.05) * np.sin(a),
-                        ],
-                        1,
-                    ),
-                    0.045,
-                ),
-                paint,
-            )
-
-
-def person(w: World, height: float = 1.75, *, seated: bool = False) -> None:
-    """A clothed figure of limbs, facing -y."""
-    s = height / 1.75
-    skin, top, leg, shoe = (
-        w.skin(),
-        w.cloth(),
-        w.cloth(),
-        w.plain(np.full(3, w.lu(0.02, 0.3), np.float32)),
-    )
-    hair = w.plain(np.array([1, 0.8, 0.6], np.float32) * w.lu(0.01, 0.4))
-    fat, hip = w.u(0.85, 1.35), 0.5 if seated else 0.92
-    with w.at(0, 0, 0, scale=s):
-        for side in (-1, 1):
-            x, f = side * 0.1, w.u(-0.25, 0.25)
-            if seated:
-                knee, foot = (x * 1.5, -0.45, 0.5), (x * 1.5, -0.45 + f * 0.5, 0.08)
-            else:
-                knee, foot = (x, -f * 0.6 - 0.03, 0.5), (x * 1.1, -f, 0.08)
-            w.add(ms.capsule((x, 0, hip), knee, 0.085 * fat, 0.06 * fat), leg)
-            w.add(ms.capsule(knee, foot, 0.06 * fat, 0.045), leg)
-            w.add(
-                ms.superquadric(0.045, 0.13, 0.045, 0.7, 0.7, segments=12).move(
-                    foot[0], foot[1] - 0.06, 0.045
-                ),
-                shoe,
-            )
-            sh = (side * 0.19 * fat, 0, hip + 0.5)
-            a = w.u(-0.6, 0.9)
-            lift = w.u(0.3, 1.5) if w.chance(0.15) else 0.0
-            el = (
-                side * (0.25 + 0.1 * lift),
-                -0.28 * np.sin(a),
-                hip + 0.5 - 0.28 * np.cos(a) + 0.3 * lift,
-            )
-            b = a + w.u(0, 1.2)
-            hand = (
-                el[0] * w.u(0.6, 1),
-                el[1] - 0.26 * np.sin(b),
-                el[2] - 0.26 * np.cos(b) + 0.3 * lift,
-            )
-            w.add(ms.capsule(sh, el, 0.055 * fat, 0.045), top)
-            w.add(ms.capsule(el, hand, 0.043, 0.035), top if w.chance(0.6) else skin)
-            w.add(ms.sphere(0.05, segments=10).move(*hand), skin)
-        w.add(
-            ms.superquadric(0.19 * fat, 0.12 * fat, 0.33, 0.7, 0.8, segments=20).move(
-                0, 0, hip + 0.27
-            ),
-            top,
-        )
-        w.add(
-            ms.superquadric(0.16 * fat, 0.12 * fat, 0.14, 0.8, 0.8, segments=14).move(
-                0, 0, hip + 0.02
-            ),
-            leg,
-        )
-        head(w, skin, hair, hip + 0.72)
-
-
-def head(w: World, skin: int, hair: int, z: float) -> None:
-    """A head with neck, nose, eyes and hair, its centre at height z, facing -y."""
-    w.add(ms.capsule((0, 0.01, z - 0.22), (0, 0, z - 0.1), 0.055), skin)
-    w.add(ms.superquadric(0.078, 0.095, 0.115, 0.95, 0.95, segments=20).move(0, 0, z), skin)
-    w.add(ms.superquadric(0.014, 0.025, 0.025, 1, 1, segments=10).move(0, -0.095, z - 0.01), skin)
-    eye = w.plain(np.full(3, 0.03, np.float32))
-    for s in (-1, 1):
-        w.add(ms.sphere(0.013, segments=10).move(s * 0.033, -0.083, z + 0.02), eye)
-        w.add(ms.superquadric(0.01, 0.02, 0.028, 1, 1, segments=8).move(s * 0.08, 0.005, z), skin)
-    if w.chance(0.9):
-        h = ms.superquadric(0.088, 0.1, 0.1, 0.95, 0.95, segments=16).displace(w.rng, 0.012, 5)
-        w.add(h.move(0, 0.025, z + 0.045), hair)
-        if w.chance(0.35):
-            w.add(
-                ms.superquadric(0.09, 0.05, 0.17, 0.8, 0.8, segments=16)
-                .displace(w.rng, 0.02, 4)
-                .move(0, 0.07, z - 0.08),
-                hair,
-            )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -96,8 +97,8 @@ class World:
             np.ones(3, np.float32), np.ones(3, np.float32), np.ones(3, np.float32)
         )
         self.view = View(np.zeros(3, np.float32), np.array([0, 1, 0], np.float32), 60.0)
-        self._matrix = np.eye(3, dtype=np.float32)
-        self._offset = np.zeros(3, np.float32)
+        self._matrix: F32 = np.eye(3, dtype=np.float32)
+        self._offset: F32 = np.zeros(3, np.float32)
         self._scale = 1.0
         self._depth = 0
         self._object = 0
@@ -209,12 +210,12 @@ class World:
             c = r.uniform(0.1, 0.85) ** 1.3 * (1 - saturation * (1 - rgb))
         return np.clip(c, 0.01, 0.97).astype(np.float32)
 
-    def material(self, **values: object) -> int:
+    def material(self, **values: Any) -> int:
         """Add a Material."""
-        self.materials.append(Material(**values))  # type: ignore[arg-type]
+        self.materials.append(Material(**values))
         return len(self.materials) - 1
 
-    def _placement(self, scale: float) -> dict[str, object]:
+    def _placement(self, scale: float) -> dict[str, Any]:
         r = self.rng
         turn = float(r.choice([0, np.pi / 2, r.uniform(0, 6.28)], p=[0.6, 0.25, 0.15]))
         return {"scale": scale, "shift": tuple(r.uniform(0, 2, 2)), "turn": turn}
@@ -226,7 +227,7 @@ class World:
         colours: list[F32] | None = None,
         contrast: float | None = None,
         gloss: float | None = None,
-        **values: object,
+        **values: Any,
     ) -> int:
         """A pattern of the bank in two or three random colours.
 
@@ -242,9 +243,29 @@ class World:
         if not names:
             if r.random() < 0.3:
                 return self.photo(scale=scale, gloss=gloss, **values)
-            names = ("cloud", "plain", "wood", "marble", "bricks", "checks", "stripes", "plaid",
-                     "speckle", "cells", "weave", "text", "collage", "stains", "scratches",
-                     "gradient", "dots", "cloud", "plain", "plain", "stains")  # fmt: skip
+            names = (
+                "cloud",
+                "plain",
+                "wood",
+                "marble",
+                "bricks",
+                "checks",
+                "stripes",
+                "plaid",
+                "speckle",
+                "cells",
+                "weave",
+                "text",
+                "collage",
+                "stains",
+                "scratches",
+                "gradient",
+                "dots",
+                "cloud",
+                "plain",
+                "plain",
+                "stains",
+            )
         c0, c1, c2 = [*(colours or []), self.colour(), self.colour(), self.colour()][:3]
         k = contrast if contrast is not None else float(r.choice([r.uniform(0.1, 0.5), 1.0]))
         m = np.stack([(c1 - c0) * k, (c2 - c0) * k * r.uniform(0.2, 0.8), (c2 - c1) * k * 0.15], 1)
@@ -255,7 +276,7 @@ class World:
         fields["dirt"] = float(r.choice([0, r.uniform(0, 0.5)]))
         return self.material(row=self.bank.pick(r, *names), **(fields | values))
 
-    def gloss(self, p: float) -> dict[str, object]:
+    def gloss(self, p: float) -> dict[str, Any]:
         """Fields of a specular surface with probability p, else none."""
         if not self.chance(p):
             return {}
@@ -271,7 +292,7 @@ class World:
         scale: tuple[float, float] = (0.4, 3.0),
         gloss: float | None = None,
         fit: bool = False,
-        **values: object,
+        **values: Any,
     ) -> int:
         """A photograph with jittered colours; with ``fit`` it fills uv 0..1 exactly once."""
         r = self.rng
@@ -279,7 +300,7 @@ class World:
         mix = np.eye(3) * (1 - (s := r.choice([0.0, r.uniform(0, 1)]))) + s / 3
         if r.random() < 0.3 and not fit:
             mix = mix[:, r.permutation(3)]
-        fields: dict[str, object] = {
+        fields: dict[str, Any] = {
             "matrix": (gain[:, None] * mix).astype(np.float32),
             "offset": np.full(3, r.uniform(0, 0.05), np.float32),
         }
@@ -287,7 +308,7 @@ class World:
         fields |= self.gloss(0.2 if gloss is None else gloss)
         return self.material(row=self.bank.pick(r, "photo"), **(fields | values))
 
-    def plain(self, colour: F32 | None = None, *, gloss: float = 0.3, **values: object) -> int:
+    def plain(self, colour: F32 | None = None, *, gloss: float = 0.3, **values: Any) -> int:
         """A plain colour with slight noise."""
         c = self.colour() if colour is None else colour
         return self.paint(
@@ -309,16 +330,33 @@ class World:
         if self.chance(0.25):
             c = c * np.array([1, 0.8, 0.5], np.float32)
         return self.paint(
-            "scratches", "plain", "stains", colours=[c], contrast=self.u(0.05, 0.4), gloss=0.0,
-            specular=self.u(0.3, 1.5), shininess=self.lu(8, 120), mirror=self.u(0.05, 0.7),
-        )  # fmt: skip
+            "scratches",
+            "plain",
+            "stains",
+            colours=[c],
+            contrast=self.u(0.05, 0.4),
+            gloss=0.0,
+            specular=self.u(0.3, 1.5),
+            shininess=self.lu(8, 120),
+            mirror=self.u(0.05, 0.7),
+        )
 
     def cloth(self) -> int:
         """Textile: woven, striped, checked, printed."""
         if self.chance(0.15):
             return self.photo(scale=(0.7, 3), gloss=0)
-        return self.paint("weave", "plaid", "stripes", "cloud", "dots", "plain", "cells", "stains",
-                          scale=(0.8, 6), gloss=0.05)  # fmt: skip
+        return self.paint(
+            "weave",
+            "plaid",
+            "stripes",
+            "cloud",
+            "dots",
+            "plain",
+            "cells",
+            "stains",
+            scale=(0.8, 6),
+            gloss=0.05,
+        )
 
     def foliage(self) -> int:
         """Leaves: green most of the time."""
@@ -326,10 +364,20 @@ class World:
         if r.random() < 0.15:
             return self.paint("cloud", "stains", "speckle", scale=(1, 6), gloss=0.3)
         g = r.uniform(0.06, 0.5)
-        c = [np.array([g * r.uniform(0.3, 1.2), g * r.uniform(0.8, 1.3), g * r.uniform(0.1, 0.6)])
-             for _ in range(2)]  # fmt: skip
-        return self.paint("cloud", "stains", "speckle", "grass", "gradient", scale=(2, 12), gloss=0.35,
-                          colours=[np.clip(x, 0.01, 0.95).astype(np.float32) for x in c])  # fmt: skip
+        c = [
+            np.array([g * r.uniform(0.3, 1.2), g * r.uniform(0.8, 1.3), g * r.uniform(0.1, 0.6)])
+            for _ in range(2)
+        ]
+        return self.paint(
+            "cloud",
+            "stains",
+            "speckle",
+            "grass",
+            "gradient",
+            scale=(2, 12),
+            gloss=0.35,
+            colours=[np.clip(x, 0.01, 0.95).astype(np.float32) for x in c],
+        )
 
     def skin(self) -> int:
         """A human skin tone."""
