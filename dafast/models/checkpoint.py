@@ -59,6 +59,17 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 _SHOWN = 5  # keys listed in an error
 _METADATA_KEY = "dafast_config"
+# What the unpickler of PyTorch raises, one by one, on files that were cut or changed.
+_DAMAGE = (
+    RuntimeError,
+    EOFError,
+    LookupError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    struct.error,
+)
 _warned_licences: set[str] = set()
 
 
@@ -176,7 +187,7 @@ def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
                     "the model's state_dict, or use safetensors."
                 ) from error
             raise CheckpointError(f"{path}: a damaged pickle ({error})") from error
-        except (RuntimeError, EOFError, KeyError, ValueError, AttributeError, IndexError) as error:
+        except _DAMAGE as error:
             first = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise CheckpointError(
                 f"{path}: {_what_is_it(path)}, truncated or damaged ({first})"

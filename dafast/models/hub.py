@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -151,26 +152,23 @@ def fetch_model(repo_id: str, options: HubOptions) -> tuple[Path | None, list[Pa
     """
     config = None
     unreachable = None
-    try:
-        config = _download(repo_id, "config.json", options)
-    except _NotThereError:
-        pass
-    except HubError as error:
-        unreachable = error
-    for name in WEIGHT_FILES:
-        if unreachable is not None and not isinstance(
-            unreachable.__cause__, FileNotFoundError
-        ):  # no such repository, no access: the next file fares no better
-            break
+    for name in ("config.json", *WEIGHT_FILES):
         try:
             path = _download(repo_id, name, options)
-            if not name.endswith(".index.json"):
+            if name == "config.json":
+                config = path
+            elif name.endswith(".index.json"):
+                return config, [_download(repo_id, shard, options) for shard in shard_names(path)]
+            else:
                 return config, [path]
-            return config, [_download(repo_id, shard, options) for shard in shard_names(path)]
         except _NotThereError:
             continue
         except HubError as error:
-            unreachable = error
+            unreachable = unreachable or error
+            if not isinstance(error.__cause__, FileNotFoundError):
+                break  # no such repository or no access: the next file fares no better
+            # The hub was tried long enough (half a minute); the rest may be in the cache.
+            options = dataclasses.replace(options, local_files_only=True)
     if unreachable is not None:
         files = ["config.json", *WEIGHT_FILES[::2]]
         raise HubError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import secrets
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -87,11 +86,3 @@ def _randomise() -> Callable[[nn.Module, int], None]:
 @pytest.fixture(scope="session", name="calibrate")
 def _calibrate() -> Callable[..., None]:
     return calibrate
-
-
-@pytest.fixture
-def seed() -> int:
-    """A fresh seed, printed if the test fails."""
-    value = secrets.randbelow(2**31)
-    print(f"seed = {value}")
-    return value

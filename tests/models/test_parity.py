@@ -6,13 +6,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from tests.tolerances import TOLERANCES
 from torch import nn
 
 from dafast import DepthAnything
 from dafast.config import PRESETS, ModelConfig
 from dafast.models.checkpoint import save_pretrained
 from dafast.models.conversion import LAYOUTS, config_to_transformers, from_official
+from tests.tolerances import TOLERANCES
 
 TOLERANCE = TOLERANCES[torch.float32].model
 SIZES = ["vits", "vitb", "vitl"]

@@ -1,0 +1,122 @@
+"""Keys, shapes and sizes of the networks, written out from the official code."""
+
+import pytest
+import torch
+
+from dafast import DepthAnything
+from dafast.config import PRESETS
+
+SHAPES = {  # width, blocks, decoder width, channels of the reassembled maps
+    "vits": (384, 12, 64, (48, 96, 192, 384)),
+    "vitb": (768, 12, 128, (96, 192, 384, 768)),
+    "vitl": (1024, 24, 256, (256, 512, 1024, 1024)),
+}
+
+
+def official_shapes(width, blocks, features, channels) -> dict[str, tuple[int, ...]]:
+    """Key and shape of every tensor in an official checkpoint."""
+    shapes: dict[str, tuple[int, ...]] = {
+        "pretrained.cls_token": (1, 1, width),
+        "pretrained.pos_embed": (1, 1 + 37 * 37, width),
+        "pretrained.mask_token": (1, width),
+        "pretrained.patch_embed.proj.weight": (width, 3, 14, 14),
+        "pretrained.patch_embed.proj.bias": (width,),
+        "pretrained.norm.weight": (width,),
+        "pretrained.norm.bias": (width,),
+    }
+    for i in range(blocks):
+        block = f"pretrained.blocks.{i}."
+        for norm in ("norm1", "norm2"):
+            shapes[f"{block}{norm}.weight"] = shapes[f"{block}{norm}.bias"] = (width,)
+        for name, outputs, inputs in (
+            ("attn.qkv", 3 * width, width),
+            ("attn.proj", width, width),
+            ("mlp.fc1", 4 * width, width),
+            ("mlp.fc2", width, 4 * width),
+        ):
+            shapes[f"{block}{name}.weight"] = (outputs, inputs)
+            shapes[f"{block}{name}.bias"] = (outputs,)
+        shapes[f"{block}ls1.gamma"] = shapes[f"{block}ls2.gamma"] = (width,)
+    for i, c in enumerate(channels):
+        shapes[f"depth_head.projects.{i}.weight"] = (c, width, 1, 1)
+        shapes[f"depth_head.projects.{i}.bias"] = (c,)
+        shapes[f"depth_head.scratch.layer{i + 1}_rn.weight"] = (features, c, 3, 3)
+    for i, kernel in ((0, 4), (1, 2), (3, 3)):  # 2 is an identity
+        c = channels[i]
+        shapes[f"depth_head.resize_layers.{i}.weight"] = (c, c, kernel, kernel)
+        shapes[f"depth_head.resize_layers.{i}.bias"] = (c,)
+    for i in (1, 2, 3, 4):
+        fusion = f"depth_head.scratch.refinenet{i}."
+        shapes[f"{fusion}out_conv.weight"] = (features, features, 1, 1)
+        shapes[f"{fusion}out_conv.bias"] = (features,)
+        for unit in ("resConfUnit1.conv1", "resConfUnit1.conv2"):
+            for name in (unit, unit.replace("Unit1", "Unit2")):
+                shapes[f"{fusion}{name}.weight"] = (features, features, 3, 3)
+                shapes[f"{fusion}{name}.bias"] = (features,)
+    for name, outputs, inputs, kernel in (
+        ("output_conv1", features // 2, features, 3),
+        ("output_conv2.0", 32, features // 2, 3),
+        ("output_conv2.2", 1, 32, 1),
+    ):
+        shapes[f"depth_head.scratch.{name}.weight"] = (outputs, inputs, kernel, kernel)
+        shapes[f"depth_head.scratch.{name}.bias"] = (outputs,)
+    return shapes
+
+
+PUBLISHED = [name for name in PRESETS if name != "nano"]
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_state_dict_has_the_official_keys_and_shapes(name):
+    with torch.device("meta"):
+        state = DepthAnything(name).state_dict()
+    expected = official_shapes(*SHAPES[name.rsplit("-", 1)[-1]])
+    assert {key: tuple(value.shape) for key, value in state.items()} == expected
+
+
+def test_number_of_keys():
+    # 7 of the encoder, 14 per block; decoder: 8 projects, 6 resize_layers, 4 layer_rn,
+    # 4 x 10 in the fusion blocks, 6 of the tail.
+    assert len(official_shapes(*SHAPES["vits"])) == 7 + 12 * 14 + 64 == 239
+    assert len(official_shapes(*SHAPES["vitl"])) == 7 + 24 * 14 + 64 == 407
+
+
+@pytest.mark.parametrize(("encoder", "millions"), [("vits", 24.8), ("vitb", 97.5), ("vitl", 335.3)])
+def test_parameter_counts_of_the_paper(encoder, millions):
+    for name in PUBLISHED:
+        if name.endswith(encoder):
+            with torch.device("meta"):
+                model = DepthAnything(name)
+            count = sum(p.numel() for p in model.parameters())
+            assert abs(count / 1e6 - millions) < 0.05, name
+
+
+@pytest.mark.parametrize(
+    ("name", "taps"),
+    [
+        ("vits", (8, 9, 10, 11)),
+        ("vitb", (8, 9, 10, 11)),
+        ("vitl", (20, 21, 22, 23)),
+        ("v2-vits", (2, 5, 8, 11)),
+        ("v2-vitb", (2, 5, 8, 11)),
+        ("v2-vitl", (4, 11, 17, 23)),
+        ("v2-metric-hypersim-vitl", (4, 11, 17, 23)),
+        ("v2-metric-vkitti-vits", (2, 5, 8, 11)),
+    ],
+)
+def test_taps(name, taps):
+    assert PRESETS[name].out_indices == taps
+
+
+def test_metric_presets_end_in_metres():
+    model = DepthAnything("v2-metric-vkitti-vits").eval()
+    with torch.inference_mode():
+        depth = model(torch.randn(1, 3, 56, 70))
+    assert depth.shape == (1, 56, 70)
+    assert 0 < depth.min() < depth.max() < 80
+    assert PRESETS["v2-metric-hypersim-vitb"].max_depth == 20
+
+
+def test_nano_fits_into_6_megabytes(tmp_path):
+    DepthAnything("nano").save_pretrained(tmp_path, dtype="float16")
+    assert (tmp_path / "model.safetensors").stat().st_size <= 6_000_000
