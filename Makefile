@@ -19,7 +19,7 @@ SOURCES := setup.py pyproject.toml constraints.txt $(wildcard csrc/*.cpp csrc/*/
 .DELETE_ON_ERROR:
 
 demo: $(STAMPS)/install
-	$(BIN)/dafast run examples/photos --out depth --side-by-side
+	$(BIN)/dafast run examples/photos --out depth --side-by-side --overwrite
 	@echo
 	@echo "The pictures are in depth/: NAME_color.png, NAME_depth.png (16 bit) and NAME_side.png."
 
