@@ -186,12 +186,12 @@ def _open_sky(
     occluded, z = np.zeros(coarse.shape, np.float32), np.full(coarse.shape, 1e9, np.float32)
     occluded[some], z[some] = blocked, depth[rows]
     total, weight = np.zeros_like(z), np.full_like(z, 1e-6)
+    rows_2, cols_2 = (h + 1) // 2, (w + 1) // 2
     pad_o, pad_z = np.pad(occluded, 3, "edge"), np.pad(z, 3, "edge")
     for dy in range(7):
         for dx in range(7):
-            part = (slice(dy, dy + z.shape[0]), slice(dx, dx + z.shape[1]))
-            near = np.abs(pad_z[part] - z) < 0.06 * z
-            total += pad_o[part] * near
+            near = np.abs(pad_z[dy : dy + rows_2, dx : dx + cols_2] - z) < 0.06 * z
+            total += pad_o[dy : dy + rows_2, dx : dx + cols_2] * near
             weight += near
     smooth = np.repeat(np.repeat(total / weight, 2, 0), 2, 1)[:h, :w]
     return 1 - np.float32(world.u(0.5, 1.0)) * smooth.reshape(-1)[hit]

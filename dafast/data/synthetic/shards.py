@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import multiprocessing as mp
 import os
+import signal
 import sys
 import tarfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from PIL import Image
@@ -102,7 +108,8 @@ def write_shards(
 
     Raises:
         RuntimeError: a scene failed; the message names its seed.
-        ValueError: scenes or shard_size below 1, or a negative seed.
+        ValueError: scenes or shard_size below 1, a negative seed, or shards of other seeds in
+            the folder.
     """
     if scenes < 1 or shard_size < 1 or seed < 0:
         raise ValueError(
@@ -110,9 +117,7 @@ def write_shards(
         )
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    for stale in folder.glob(".synthetic-*.tmp"):
-        if not _alive(stale):
-            stale.unlink(missing_ok=True)
+    _sweep(folder)
     texture_folder = None if textures is None else os.path.abspath(textures)
     tasks = [
         _Task(
@@ -125,7 +130,7 @@ def write_shards(
         )
         for k, start in enumerate(range(0, scenes, shard_size))
     ]
-    todo = [t for t in tasks if not t.path.exists()]
+    todo = [t for t in tasks if not _finished(t)]
     done = scenes - sum(t.count for t in todo)
     rendered, began = 0, time.monotonic()
 
@@ -140,33 +145,113 @@ def write_shards(
                 file=sys.stderr,
             )
 
-    n = (
-        workers or len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else workers or os.cpu_count() or 1
-    )
-    n = min(n, len(todo))
-    if n <= 1:
-        for task in todo:
-            report(*_write_shard(task))
-        return
-    saved = {k: os.environ.get(k) for k in _THREADS}
-    os.environ |= dict.fromkeys(_THREADS, "1")
+    n = min(workers or _cores(), len(todo))
     try:
-        pool = mp.get_context("spawn").Pool(n)
+        if n <= 1:
+            for task in todo:
+                report(*_write_shard(task))
+        else:
+            for result in _run_parallel(todo, n):
+                report(*result)
+    finally:
+        _sweep(folder)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _finished(task: _Task) -> bool:
+    """Whether a shard exists with all its samples.
+
+    Raises:
+        ValueError: the file holds other seeds than the task, or is no shard.
+    """
+    if not task.path.exists():
+        return False
+    try:
+        with tarfile.open(task.path) as tar:
+            names = tar.getnames()
+            member = tar.extractfile(next(n for n in names if n.endswith(".json")))
+            found = json.load(member)["seed"] if member is not None else None
+    except (tarfile.TarError, StopIteration, KeyError, ValueError) as error:
+        raise ValueError(f"{task.path} is not a shard of synthetic scenes: remove it") from error
+    if found != task.seed + task.first:
+        raise ValueError(
+            f"{task.path} begins with seed {found}, not {task.seed + task.first}: it was written "
+            "with other arguments; choose another folder or remove it"
+        )
+    return len(names) == 3 * task.count
+
+
+def _work(connection: Connection) -> None:
+    """Body of a worker process: shards in, results or errors out, until the parent hangs up."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent answers Ctrl-C
+    try:
+        while True:
+            task = connection.recv()
+            try:
+                connection.send(_write_shard(task))
+            except Exception as error:
+                connection.send(error)
+    except (EOFError, BrokenPipeError):
+        return
+
+
+def _run_parallel(todo: list[_Task], n: int) -> Iterator[tuple[str, int]]:
+    """Write shards in n processes of one thread each; results as they come."""
+    saved = {k: os.environ.get(k) for k in _THREADS}
+    os.environ.update(dict.fromkeys(_THREADS, "1"))
+    context = mp.get_context("spawn")
+    running: dict[Connection, tuple[BaseProcess, _Task]] = {}
+    processes: list[BaseProcess] = []
+    waiting = iter(todo)
+    try:
+        for task in itertools.islice(waiting, n):
+            ours, theirs = context.Pipe()
+            process: BaseProcess = context.Process(target=_work, args=(theirs,), daemon=True)
+            process.start()
+            theirs.close()
+            processes.append(process)
+            ours.send(task)
+            running[ours] = process, task
+        while running:
+            for ready in wait(list(running)):
+                connection = cast(Connection, ready)
+                process, task = running.pop(connection)
+                try:
+                    result = connection.recv()
+                except EOFError:
+                    process.join()
+                    raise RuntimeError(
+                        f"a worker died (exit code {process.exitcode}) in {task.path.name}, seeds "
+                        f"{task.seed + task.first} to {task.seed + task.first + task.count - 1}"
+                    ) from None
+                if isinstance(result, Exception):
+                    raise result
+                following = next(waiting, None)
+                if following is not None:
+                    connection.send(following)
+                    running[connection] = process, following
+                else:
+                    connection.close()
+                yield result
     finally:
         for k, v in saved.items():
-            os.environ.pop(k) if v is None else os.environ.__setitem__(k, v)
-    try:
-        for result in pool.imap_unordered(_write_shard, todo):
-            report(*result)
-        pool.close()
-    except BaseException:
-        pool.terminate()
-        raise
-    finally:
-        pool.join()
-        for stale in folder.glob(".synthetic-*.tmp"):
+            if v is None:
+                os.environ.pop(k, None)
+            else:
+                os.environ[k] = v
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.join()
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what dead processes left unfinished."""
+    for stale in folder.glob(".synthetic-*.tmp"):
+        if not _alive(stale):
             stale.unlink(missing_ok=True)
 
 
