@@ -120,3 +120,13 @@ def test_metric_presets_end_in_metres():
 def test_nano_fits_into_6_megabytes(tmp_path):
     DepthAnything("nano").save_pretrained(tmp_path, dtype="float16")
     assert (tmp_path / "model.safetensors").stat().st_size <= 6_000_000
+
+
+def test_constants_that_weights_do_not_show():
+    """Too small for the parity tests to see at activations of order 1."""
+    with torch.device("meta"):
+        encoder = DepthAnything("vits").pretrained
+    norms = [m for m in encoder.modules() if isinstance(m, torch.nn.LayerNorm)]
+    assert len(norms) == 2 * 12 + 1
+    assert {norm.eps for norm in norms} == {1e-6}
+    assert {block.mlp.act.approximate for block in encoder.blocks} == {"none"}

@@ -1,0 +1,61 @@
+"""Devices and dtypes by name."""
+
+import pytest
+import torch
+
+from dafast import DepthAnything, runtime
+
+
+@pytest.fixture(params=[False, True])
+def bfloat16_cpu(request, monkeypatch) -> bool:
+    """A CPU with and one without bfloat16."""
+    monkeypatch.setattr(runtime, "cpu_has_bfloat16", lambda: request.param)
+    return request.param
+
+
+def test_auto_takes_bfloat16_only_where_the_hardware_has_it(bfloat16_cpu):
+    expected = torch.bfloat16 if bfloat16_cpu else torch.float32
+    assert runtime.resolve_dtype("auto", "cpu") is expected
+    assert runtime.resolve_dtype("auto", torch.device("cpu")) is expected
+
+
+@pytest.mark.parametrize("capability", ["avx512_bf16", "amx_bf16", "bf16", None])
+def test_cpu_has_bfloat16_reads_the_capabilities(capability, monkeypatch):
+    found = {"architecture": "x", "avx512_f": True} | ({capability: True} if capability else {})
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found)
+    runtime.cpu_has_bfloat16.cache_clear()
+    try:
+        assert runtime.cpu_has_bfloat16() is (capability is not None)
+    finally:
+        runtime.cpu_has_bfloat16.cache_clear()
+
+
+def test_loading_follows_auto(bfloat16_cpu, tmp_path):
+    DepthAnything("nano").save_pretrained(tmp_path)
+    model = DepthAnything.from_pretrained(tmp_path, device="cpu")
+    assert model.dtype is (torch.bfloat16 if bfloat16_cpu else torch.float32)
+    assert model.device == torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [("float32", torch.float32), ("float16", torch.float16), (torch.bfloat16, torch.bfloat16)],
+)
+def test_dtypes_by_name(name, dtype):
+    assert runtime.resolve_dtype(name) is dtype
+
+
+@pytest.mark.parametrize("name", ["int8", "half", torch.int32, 16, None])
+def test_unknown_dtypes(name):
+    with pytest.raises(ValueError, match=r"dtype=.*'bfloat16'"):
+        runtime.resolve_dtype(name)
+
+
+def test_auto_device_exists():
+    assert torch.zeros(1, device=runtime.resolve_device("auto")).item() == 0
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:99", "", 3.5])
+def test_devices_that_are_not_here(name):
+    with pytest.raises(ValueError, match="device="):
+        runtime.resolve_device(name)
