@@ -55,7 +55,7 @@ def test_auto_device_exists():
     assert torch.zeros(1, device=runtime.resolve_device("auto")).item() == 0
 
 
-@pytest.mark.parametrize("name", ["gpu", "cuda:99", "", 3.5])
+@pytest.mark.parametrize("name", ["nvidia", "cuda:99", "", 3.5])
 def test_devices_that_are_not_here(name):
     with pytest.raises(ValueError, match="device="):
         runtime.resolve_device(name)
