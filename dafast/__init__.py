@@ -57,7 +57,7 @@ def _find_kernels_in_checkout() -> None:
     if not (folder / "__init__.py").is_file() or spec is None or spec.loader is None:
         return
     module = importlib.util.module_from_spec(spec)
-    sys.modules["dafast.kernels"] = module
+    sys.modules["dafast.kernels"] = globals()["kernels"] = module
     spec.loader.exec_module(module)
 
 

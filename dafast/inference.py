@@ -68,11 +68,9 @@ def from_pil(image: Image, name: str = "image") -> np.ndarray:
     import PIL.Image
 
     if image.mode in ("F", "I") or image.mode.startswith("I;16"):
-        gray = np.asarray(image)
-        if image.mode == "F":
-            values = gray.astype(np.float32)
-        else:  # "I" holds 16 bits in 32: Pillow's way to open 16-bit files
-            values = gray.astype(np.float32) / 65535
+        values = np.asarray(image).astype(np.float32)
+        if image.mode != "F":  # "I" holds 16 bits in 32: Pillow's way to open 16-bit files
+            values /= 65535
         return _as_rgb(values, name)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         rgba = image.convert("RGBA")
@@ -251,7 +249,7 @@ def _infer(
 ) -> Any:
     single = not isinstance(images, list | tuple)
     inputs = [images] if single else list(images)
-    options = dict(
+    options: dict[str, Any] = dict(
         size=model.config.image_size if size is None else size,
         multiple=model.config.patch_size,
         fit=fit,

@@ -50,6 +50,44 @@ class FeatureFusionBlock(nn.Module):
         return _upsample(self.out_conv(self.resConfUnit2(x)), size)
 
 
+class Scratch(nn.Module):
+    """The decoder behind the reassembly; a module of its own for the checkpoint's names.
+
+    Args:
+        channels: Of the four reassembled maps.
+        features: Width of the decoder.
+        activation: Of the output.
+    """
+
+    def __init__(self, channels: Sequence[int], features: int, activation: nn.Module) -> None:
+        super().__init__()
+        self.layer1_rn = nn.Conv2d(channels[0], features, 3, padding=1, bias=False)
+        self.layer2_rn = nn.Conv2d(channels[1], features, 3, padding=1, bias=False)
+        self.layer3_rn = nn.Conv2d(channels[2], features, 3, padding=1, bias=False)
+        self.layer4_rn = nn.Conv2d(channels[3], features, 3, padding=1, bias=False)
+        self.refinenet1 = FeatureFusionBlock(features)
+        self.refinenet2 = FeatureFusionBlock(features)
+        self.refinenet3 = FeatureFusionBlock(features)
+        self.refinenet4 = FeatureFusionBlock(features)
+        self.output_conv1 = nn.Conv2d(features, features // 2, 3, padding=1)
+        last = nn.Conv2d(_TAIL_CHANNELS, 1, 1)
+        # A random head must start above zero: where the last ReLU is flat nothing is learned.
+        nn.init.constant_(last.bias, 0.5)  # type: ignore[arg-type]
+        self.output_conv2 = nn.Sequential(
+            nn.Conv2d(features // 2, _TAIL_CHANNELS, 3, padding=1), nn.ReLU(), last, activation
+        )
+
+    def forward(self, maps: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+        """Four maps (B, channels[i], h_i, w_i), the finest first, to (B, 1, *size)."""
+        layer1, layer2 = self.layer1_rn(maps[0]), self.layer2_rn(maps[1])
+        layer3, layer4 = self.layer3_rn(maps[2]), self.layer4_rn(maps[3])
+        path = self.refinenet4(layer4, layer3.shape[2:])
+        path = self.refinenet3(path, layer2.shape[2:], layer3)
+        path = self.refinenet2(path, layer1.shape[2:], layer2)
+        path = self.refinenet1(path, (2 * layer1.shape[2], 2 * layer1.shape[3]), layer1)
+        return self.output_conv2(_upsample(self.output_conv1(path), size))
+
+
 class DPTHead(nn.Module):
     """Four encoder taps to one map at the resolution of the image.
 
@@ -59,7 +97,7 @@ class DPTHead(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        dim, channels, features = config.embed_dim, config.out_channels, config.features
+        dim, channels = config.embed_dim, config.out_channels
         self.patch_size = config.patch_size
         self.max_depth = config.max_depth
         self.projects = nn.ModuleList(nn.Conv2d(dim, c, 1) for c in channels)
@@ -71,20 +109,9 @@ class DPTHead(nn.Module):
                 nn.Conv2d(channels[3], channels[3], 3, stride=2, padding=1),
             ]
         )
-        self.scratch = nn.Module()
-        for i, c in enumerate(channels, 1):
-            rn = nn.Conv2d(c, features, 3, padding=1, bias=False)
-            self.scratch.add_module(f"layer{i}_rn", rn)
-            self.scratch.add_module(f"refinenet{i}", FeatureFusionBlock(features))
-        self.scratch.output_conv1 = nn.Conv2d(features, features // 2, 3, padding=1)
-        self.scratch.output_conv2 = nn.Sequential(
-            nn.Conv2d(features // 2, _TAIL_CHANNELS, 3, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(_TAIL_CHANNELS, 1, 1),
-            nn.Sigmoid() if config.is_metric else nn.ReLU(),
+        self.scratch = Scratch(
+            channels, config.features, nn.Sigmoid() if config.is_metric else nn.ReLU()
         )
-        # A random head must start above zero: where the last ReLU is flat nothing is learned.
-        nn.init.constant_(self.scratch.output_conv2[2].bias, 0.5)
 
     def forward(self, taps: Sequence[Tensor], rows: int, columns: int) -> Tensor:
         """Predicts disparity, or depth in metres for a metric model.
@@ -101,13 +128,5 @@ class DPTHead(nn.Module):
         for tap, project, resize in zip(taps, self.projects, self.resize_layers, strict=True):
             grid = tap.transpose(1, 2).unflatten(2, (rows, columns))
             maps.append(resize(project(grid)))
-        s = self.scratch
-        layer1, layer2 = s.layer1_rn(maps[0]), s.layer2_rn(maps[1])
-        layer3, layer4 = s.layer3_rn(maps[2]), s.layer4_rn(maps[3])
-        path = s.refinenet4(layer4, layer3.shape[2:])
-        path = s.refinenet3(path, layer2.shape[2:], layer3)
-        path = s.refinenet2(path, layer1.shape[2:], layer2)
-        path = s.refinenet1(path, (2 * layer1.shape[2], 2 * layer1.shape[3]), layer1)
-        out = _upsample(s.output_conv1(path), (rows * self.patch_size, columns * self.patch_size))
-        out = s.output_conv2(out)
+        out = self.scratch(maps, (rows * self.patch_size, columns * self.patch_size))
         return out if self.max_depth is None else out * self.max_depth

@@ -14,12 +14,20 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 logger = logging.getLogger("dafast")
 
 BACKENDS = ("reference", "cpp", "cuda", "triton", "sdpa", "xformers")
 """The backends that exist; see `available_backends` for the ones that an op has."""
 
 _forced: ContextVar[str | None] = ContextVar("dafast_backend", default=None)
+
+
+@torch.compiler.assume_constant_result
+def _forced_backend() -> str | None:
+    """The backend that `use_backend` names; `torch.compile` takes it as it is while tracing."""
+    return _forced.get()
 
 
 class BackendError(RuntimeError):
@@ -69,7 +77,7 @@ class Op:
         Raises:
             BackendError: If `use_backend` names a backend of this op that cannot serve them.
         """
-        forced = _forced.get()
+        forced = _forced_backend()
         if forced is not None and forced in self.backends:
             ok, reason = self.backends[forced].supports(*args, **kwargs)
             if not ok:
@@ -79,7 +87,7 @@ class Op:
             ok, reason = backend.supports(*args, **kwargs)
             if ok:
                 return name
-            if (name, reason) not in self._logged:
+            if not torch.compiler.is_compiling() and (name, reason) not in self._logged:
                 self._logged.add((name, reason))
                 logger.info("dafast.ops.%s: backend %s not taken: %s", self.name, name, reason)
         raise AssertionError("the reference serves every call")
@@ -97,7 +105,8 @@ def use_backend(name: str) -> Iterator[None]:
     """Forces a backend within a ``with`` block, for tests and benchmarks.
 
     An op that has no backend of that name keeps its automatic choice; an op that has it but
-    cannot serve the call with it raises `BackendError` with the reason.
+    cannot serve the call with it raises `BackendError` with the reason. The choice holds for the
+    current thread; a function that `torch.compile` has traced keeps the one it was traced with.
 
     Args:
         name: One of ``reference``, ``cpp``, ``cuda``, ``triton``, ``sdpa``, ``xformers``.

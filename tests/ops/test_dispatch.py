@@ -4,8 +4,9 @@ import logging
 import threading
 
 import pytest
+import torch
 
-from dafast.ops import OPS, BackendError, use_backend
+from dafast.ops import OPS, BackendError, flash_attention, use_backend
 from dafast.ops._dispatch import Backend, Op
 
 
@@ -56,3 +57,20 @@ def test_unknown_backend_is_named():
     with pytest.raises(ValueError, match="no backend 'tritn'; there are: reference"):
         with use_backend("tritn"):
             pass
+
+
+def test_compiles_to_one_graph_with_the_backend_of_the_trace(seed):
+    generator = torch.Generator().manual_seed(seed)
+    q = torch.randn(1, 9, 2, 64, generator=generator)
+    seen = []
+
+    def record(graph, inputs):
+        seen.append({str(node.target) for node in graph.graph.nodes})
+        return graph.forward
+
+    for backend, fused in (("reference", False), ("sdpa", True)):
+        torch._dynamo.reset()
+        with use_backend(backend):
+            compiled = torch.compile(flash_attention, backend=record, fullgraph=True)
+            torch.testing.assert_close(compiled(q, q, q), flash_attention(q, q, q))
+        assert any("scaled_dot_product" in name for name in seen[-1]) == fused
