@@ -8,6 +8,8 @@ from PIL import Image
 
 from dafast.data.shards import ShardDataset
 from dafast.data.transforms import resize_image
+from dafast.evaluation.alignment import align_disparity, constant_baseline, plane_baseline
+from dafast.evaluation.metrics import depth_metrics
 from dafast.models.depth_anything import DepthAnything
 from dafast.ops import affine_invariant_loss
 from dafast.training.steps import autocast
@@ -38,13 +40,6 @@ def periodic_evaluation(
     Returns:
         `loss`, and `abs_rel`, `delta_1` with the same of `constant_` and `plane_` in front.
     """
-    try:
-        from dafast.evaluation.alignment import align_disparity, constant_baseline, plane_baseline
-        from dafast.evaluation.metrics import depth_metrics
-
-        has_metrics = True
-    except ImportError:
-        has_metrics = False
     was_training = model.training
     model.eval()
     count = min(samples or len(data), len(data))
@@ -56,8 +51,6 @@ def periodic_evaluation(
         disparity = torch.from_numpy(sample.disparity)
         mask = torch.from_numpy(sample.mask)
         losses.append(float(affine_invariant_loss(prediction[None], disparity[None], mask[None])))
-        if not has_metrics:
-            continue
         with np.errstate(divide="ignore"):
             depth = 1.0 / sample.disparity
         # Sky has disparity 0: it takes part in the alignment's loss above, but has no depth to
@@ -73,8 +66,7 @@ def periodic_evaluation(
         for prefix, values in aligned.items():
             metrics = depth_metrics(values, depth, scored, max_depth=max_depth)
             for name in ("abs_rel", "delta_1"):
-                key = name if name in metrics else name.replace("_1", "1")
-                scores.setdefault(prefix + name, []).append(float(metrics[key]))
+                scores.setdefault(prefix + name, []).append(metrics[name])
     model.train(was_training)
     return {
         "loss": float(np.mean(losses)),
