@@ -64,6 +64,11 @@ def train(config: TrainConfig, world: World) -> None:
     random.seed(config.seed)
     torch.manual_seed(config.seed)
 
+    if config.batch_size % world.size:
+        raise ConfigError(
+            f"batch_size {config.batch_size} does not divide by {world.size} processes"
+        )
+
     # Data.
     shards = ShardDataset(config.data.path, max_bad_fraction=config.data.max_bad_fraction)
     held_out = None
@@ -90,7 +95,13 @@ def train(config: TrainConfig, world: World) -> None:
     checkpoint = find_checkpoint(config, world)
     if checkpoint is not None:
         path, state = checkpoint
-        model.load_state_dict(state["model"])
+        try:
+            model.load_state_dict(state["model"])
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"{path} is of another model ({json.loads(state['config'])['model']['preset']}, "
+                f"not {config.model.preset}). Choose another `out` or the model of that run."
+            ) from error
         optimizer.load_state_dict(state["optimizer"])
         if ema:
             ema.model.load_state_dict(state["ema"] or state["model"])

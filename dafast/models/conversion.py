@@ -260,7 +260,7 @@ def from_official(state: Mapping[str, Tensor], layout: Layout) -> dict[str, Tens
 
 # ------------------------------------------------------------------------------- configurations
 
-_STRUCTURE = (
+STRUCTURE = (
     "embed_dim",
     "num_layers",
     "num_heads",
@@ -270,12 +270,13 @@ _STRUCTURE = (
     "grid_size",
     "patch_size",
 )
+"""Fields of `ModelConfig` that say which weights a network has and how they are joined."""
 
 
 def matching_preset(config: ModelConfig) -> ModelConfig | None:
     """The preset with the same network (sizes, taps, output), or None."""
     for preset in PRESETS.values():
-        same = all(getattr(preset, name) == getattr(config, name) for name in _STRUCTURE)
+        same = all(getattr(preset, name) == getattr(config, name) for name in STRUCTURE)
         if same and preset.max_depth == config.max_depth:
             return preset
     return None

@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from dafast.training.config import ConfigError
+
 
 def duration(seconds: float) -> str:
     """Seconds as 1:02:03."""
@@ -41,7 +43,10 @@ class RunLog:
         if not enabled:
             return
         out = Path(out)
-        out.mkdir(parents=True, exist_ok=True)
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"out: cannot make {out}: {error.strerror}") from error
         path = out / "metrics.jsonl"
         _drop_later_lines(path, start_step)
         self._file = open(path, "a", buffering=1)  # noqa: SIM115 (closed in close())

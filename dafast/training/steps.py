@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from dafast.config import PRESETS
 from dafast.losses import AffineInvariantLoss
+from dafast.models.checkpoint import CheckpointError
+from dafast.models.conversion import STRUCTURE
 from dafast.models.depth_anything import DepthAnything
 from dafast.training.config import ConfigError, ModelSection, OptimSection, TrainConfig
 from dafast.training.data import Batch
@@ -23,8 +25,11 @@ def build_model(section: ModelSection, device: torch.device, channels_last: bool
     """Builds the model, from random weights or from `section.init`, ready to be trained."""
     preset = PRESETS[section.preset]
     if section.init:
-        model = DepthAnything.from_pretrained(section.init, device="cpu", dtype="float32")
-        for name in ("embed_dim", "num_layers", "features", "out_channels", "out_indices"):
+        try:
+            model = DepthAnything.from_pretrained(section.init, device="cpu", dtype="float32")
+        except CheckpointError as error:
+            raise ConfigError(f"model.init: {error}") from error
+        for name in STRUCTURE:
             if getattr(model.config, name) != getattr(preset, name):
                 raise ConfigError(
                     f"model.init: {section.init} has {name} = {getattr(model.config, name)}, but "

@@ -23,7 +23,7 @@ from dafast.losses import AffineInvariantLoss
 from dafast.models.depth_anything import DepthAnything
 from dafast.training.config import ConfigError, DataSection, ModelSection, OptimSection, TrainConfig
 from dafast.training.distributed import World
-from dafast.training.state import checkpoint_folder, list_checkpoints
+from dafast.training.state import CheckpointError, checkpoint_folder, list_checkpoints
 
 ONE = World(0, 1, torch.device("cpu"))
 
@@ -272,6 +272,32 @@ def test_evaluation_and_start_from_weights(shards: Path, tmp_path: Path, seed: i
     wrong = ModelSection(preset="nano", init=str(tmp_path / "a" / "export"))
     with pytest.raises(ConfigError, match="embed_dim"):
         train.train(dataclasses.replace(config, out=str(tmp_path / "c"), model=wrong), ONE)
+
+
+def test_what_a_user_can_mend_is_an_error_with_its_name(shards: Path, tmp_path: Path) -> None:
+    config = tiny_config(shards, tmp_path / "run", steps=1)
+    absent = ModelSection(preset="tiny", init=str(tmp_path / "absent.pth"))
+    with pytest.raises(ConfigError, match=r"model\.init: .*absent\.pth"):
+        train.train(dataclasses.replace(config, model=absent), ONE)
+    with pytest.raises(ConfigError, match="batch_size 4 does not divide by 3"):
+        train.train(config, World(0, 3, torch.device("cpu")))
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="out: cannot make"):
+        train.train(dataclasses.replace(config, out=str(tmp_path / "file" / "run")), ONE)
+    train.train(config, ONE)
+    with pytest.raises(CheckpointError, match=r"another model \(tiny, not nano\)"):
+        train.train(dataclasses.replace(config, model=ModelSection(preset="nano")), ONE)
+
+
+def test_weights_that_differ_in_their_heads_alone_are_refused(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    DepthAnything("tiny").save_pretrained(tmp_path / "init")
+    two = dataclasses.replace(tiny.TINY, name="two", num_heads=2)
+    monkeypatch.setitem(tiny.PRESETS, "two", two)
+    model = ModelSection(preset="two", init=str(tmp_path / "init"))
+    with pytest.raises(ConfigError, match="has num_heads = 1"):
+        train.train(tiny_config(shards, tmp_path / "run", model=model), ONE)
 
 
 def test_learns(shards: Path, tmp_path: Path, seed: int) -> None:
