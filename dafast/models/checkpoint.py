@@ -284,6 +284,12 @@ def _file_source(path: Path) -> _Source:
         if absent:
             raise CheckpointError(f"{path}: shards are missing: {', '.join(absent)}")
     else:
+        match = re.search(r"-\d{5}-of-(\d{5})\.\w+$", path.name)
+        if match and int(match[1]) > 1:
+            raise CheckpointError(
+                f"{path}: one of {int(match[1])} shards: load the .index.json that names them all, "
+                "or the folder with it"
+            )
         files = [path]
     config = path.parent / "config.json"
     named = path.name in WEIGHT_FILES and config.is_file()
@@ -379,7 +385,7 @@ def _looks_like(tensors: Mapping[str, Tensor]) -> str:
     if has("image_encoder.", "mask_decoder."):
         return "a Segment Anything checkpoint"
     sample = ", ".join(f"{k} {tuple(v.shape)}" for k, v in list(tensors.items())[:3])
-    return f"not Depth Anything: {len(tensors)} tensors such as {sample or 'none'}"
+    return f"something else than Depth Anything: {len(tensors)} tensors such as {sample or 'none'}"
 
 
 def _some(names: list[str]) -> str:

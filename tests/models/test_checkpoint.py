@@ -208,6 +208,13 @@ def test_files_from_before_pytorch_1_6(model, tmp_path):
     assert_same(load(tmp_path / "old.pth", config=TINY), model)
 
 
+def test_one_shard_alone_is_an_error_that_says_so(model, tmp_path):
+    model.save_pretrained(tmp_path, max_shard_size="160kB")
+    shard = next(tmp_path.glob("model-00001-of-*.safetensors"))
+    with pytest.raises(CheckpointError, match=r"one of \d+ shards: load the \.index\.json"):
+        DepthAnything.from_pretrained(shard)
+
+
 def test_sharded_pytorch_folder(model, tmp_path):
     state = from_official(model.state_dict(), LAYOUTS["transformers"])
     names = list(state)
@@ -447,7 +454,10 @@ def test_without_the_decoder_it_is_a_backbone(model, tmp_path):
         (["cls_token", "register_tokens", "blocks.0.norm1.weight"], "registers"),
         (["pretrained.model.blocks.0.norm1.weight", "scratch.layer1_rn.weight"], "MiDaS"),
         (["image_encoder.pos_embed", "mask_decoder.iou_token.weight"], "Segment Anything"),
-        (["layer1.0.conv1.weight", "fc.bias"], "not Depth Anything: 2 tensors such as layer1.0"),
+        (
+            ["layer1.0.conv1.weight", "fc.bias"],
+            "something else than Depth Anything: 2 tensors such as layer1.0",
+        ),
     ],
 )
 def test_foreign_tensors(keys, kind, tmp_path):
