@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -17,24 +16,12 @@ if str(ROOT) not in sys.path:  # for `from tests.tolerances import ...` under a 
     sys.path.append(str(ROOT))
 
 
-@contextlib.contextmanager
-def _without_checkout_on_path() -> Iterator[None]:
-    """transformers looks for a package called `kernels` and must not find our folder."""
-    saved = list(sys.path)
-    sys.path[:] = [p for p in saved if Path(p or ".").resolve() != ROOT]
-    try:
-        yield
-    finally:
-        sys.path[:] = saved
-
-
 @pytest.fixture(scope="session")
 def transformers() -> ModuleType:
     """The module, with the classes that the tests need already imported."""
     module = pytest.importorskip("transformers", reason="transformers is not installed")
-    with _without_checkout_on_path():
-        assert module.DepthAnythingForDepthEstimation is not None
-        assert module.Dinov2Model is not None
+    assert module.DepthAnythingForDepthEstimation is not None
+    assert module.Dinov2Model is not None
     return module
 
 
