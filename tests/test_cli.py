@@ -156,6 +156,56 @@ def test_one_bad_file_never_stops_the_rest(run, tmp_path, rng):
     assert "Traceback" not in text
 
 
+def test_one_unreadable_input_never_stops_the_rest(run, tmp_path, rng, monkeypatch):
+    good = photo(tmp_path / "in" / "good.png", rng)
+    locked = tmp_path / "locked"
+    locked.mkdir()
+    iterdir = Path.iterdir
+
+    def refuse(path):
+        if path == locked:
+            raise PermissionError(13, "Permission denied", str(path))
+        return iterdir(path)
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    code, text = run(tmp_path / ("z" * 300 + ".jpg"), locked, good)
+    assert code == 1
+    assert "1 written" in text
+    assert "2 failed" in text
+    assert f"{locked}: Permission denied" in text
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such file names")
+def test_a_file_name_that_is_no_text(tmp_path, rng, model_folder):
+    folder = tmp_path / "in"
+    source = photo(folder / "a.png", rng)
+    source.rename(os.fsdecode(os.fsencode(folder) + b"/a\xff.png"))
+    photo(folder / "b.png", rng)
+    command = ["run", str(folder), "--out", str(tmp_path / "out"), "--model", model_folder]
+    result = subprocess.run(
+        [sys.executable, "-m", "dafast", *command],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"},
+    )
+    assert result.returncode == 0, result.stderr
+    assert "2 written" in result.stdout
+
+
+def test_an_array_of_an_earlier_run_is_noticed(run, tmp_path, rng):
+    source = photo(tmp_path / "in" / "a.png", rng)
+    assert run(source, "--npy", "--size", "42")[0] == 0
+    assert run(source, "--overwrite")[0] == 0  # replaces the pictures, and leaves the array
+    code, text = run(source, "--npy")
+    assert code == 1
+    assert "a.npy is there and not that of a_depth.png" in text
+    assert run(source, "--npy", "--overwrite")[0] == 0
+    code, text = run(source, "--npy")
+    assert code == 0
+    assert "1 already there" in text
+
+
 def test_nothing_to_do_fails(run, tmp_path):
     (tmp_path / "empty").mkdir()
     code, text = run(tmp_path / "empty")

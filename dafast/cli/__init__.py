@@ -8,6 +8,7 @@ interrupted.
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -188,6 +189,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments after the program's name; those of the process by default.
     """
     args = build_parser().parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A file name need not be text that the terminal or the log can show.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = args.function(args)
         sys.stdout.flush()

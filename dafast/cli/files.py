@@ -43,28 +43,37 @@ def find_photos(
     problems = []
     out = out.resolve()
     for name in inputs:
-        path = Path(name)
-        if path.is_dir():
-            entries = path.rglob("*") if recursive else path.iterdir()
-            found = sorted(p for p in entries if _is_photo(p.relative_to(path)) and p.is_file())
-            missing = "no pictures in this folder"
-            if not recursive:
-                missing += " (--recursive looks into subfolders)"
-        elif path.exists() or not glob.has_magic(name):
-            photos.setdefault(path.resolve(), path)  # one that is missing is reported on reading
+        try:
+            found, missing = _expand(name, out, recursive)
+        except OSError as error:  # a folder that may not be read, a name that is too long
+            problems.append((name, error.strerror or str(error)))
             continue
-        else:
-            matches = map(Path, glob.glob(name, recursive=True))
-            found = sorted(p for p in matches if _is_photo(Path(p.name)) and p.is_file())
-            missing = "no picture matches this pattern"
-        found = [
-            p for p in found if not (p.name.endswith(RESULT_SUFFIXES) and p.resolve().parent == out)
-        ]
         if not found:
             problems.append((name, missing))
         for p in found:
             photos.setdefault(p.resolve(), p)
     return list(photos.values()), problems
+
+
+def _expand(name: str, out: Path, recursive: bool) -> tuple[list[Path], str]:
+    """The photos that one input means, and what to say if there are none."""
+    path = Path(name)
+    if path.is_dir():
+        entries = path.rglob("*") if recursive else path.iterdir()
+        found = sorted(p for p in entries if _is_photo(p.relative_to(path)) and p.is_file())
+        missing = "no pictures in this folder"
+        if not recursive:
+            missing += " (--recursive looks into subfolders)"
+    elif path.exists() or not glob.has_magic(name):
+        return [path], ""  # one that is missing is reported on reading
+    else:
+        matches = map(Path, glob.glob(name, recursive=True))
+        found = sorted(p for p in matches if _is_photo(Path(p.name)) and p.is_file())
+        missing = "no picture matches this pattern"
+    found = [
+        p for p in found if not (p.name.endswith(RESULT_SUFFIXES) and p.resolve().parent == out)
+    ]
+    return found, missing
 
 
 def _is_photo(path: Path) -> bool:

@@ -137,7 +137,7 @@ def missing_outputs(outputs: list[Output]) -> list[Output]:
             missing.append(output)
             continue
         present.append(output)
-        if output.path.suffix == ".npy":  # says nothing about itself: goes with its depth picture
+        if output.path.suffix == ".npy":  # says nothing about itself: see below
             continue
         found = _read_settings(output.path)
         if found is None:
@@ -148,9 +148,25 @@ def missing_outputs(outputs: list[Output]) -> list[Output]:
                 f"{output.path} is there, with a different {' and '.join(sorted(different))}"
             )
     depth = outputs[0]
-    if depth in missing and any(o.path.suffix == ".npy" for o in present):
-        raise ResultExistsError(f"{depth.path.stem.removesuffix('_depth')}.npy is there without it")
+    for array in (o.path for o in present if o.path.suffix == ".npy"):
+        if depth in missing:
+            raise ResultExistsError(f"{array} is there without {depth.path.name}")
+        if not _same_range(array, _read_settings(depth.path) or {}):
+            raise ResultExistsError(f"{array} is there and not that of {depth.path.name}")
     return missing
+
+
+def _same_range(array: Path, settings: dict[str, Any]) -> bool:
+    """Whether a .npy has the range that stands in the depth picture beside it.
+
+    It has not where --overwrite without --npy has replaced the picture alone.
+    """
+    try:
+        values = np.load(array, mmap_mode="r", allow_pickle=False)
+        extent = (float(values.min()), float(values.max()))
+    except Exception:  # not an array, damaged: all the same here
+        return False
+    return extent == (settings.get("disparity_min"), settings.get("disparity_max"))
 
 
 def _digest_file(path: Path) -> str:
