@@ -1,7 +1,8 @@
 """`DepthAnything.infer`: any photo in, disparity at its own resolution out.
 
-Memory: a photo is held decoded (3 bytes a pixel), converted to float32 one channel at a time
-(4 bytes a pixel more), and leaves as a float32 map (4 bytes a pixel). The network never sees
+Memory, at its peak and with the resulting float32 map (4 bytes a pixel): 11 bytes a pixel of an
+8-bit RGB file (0.5 GiB for 50 megapixels), 16 of a uint16 array, 23 of an RGBA array, the caller's
+own array not counted; channels are converted to float32 one at a time. The network never sees
 more than ``max_tokens`` tokens of one photo or ``max_batch_tokens`` of a batch, whatever the
 photo's size. The originals of a list are dropped one by one as they are read.
 """
@@ -51,7 +52,8 @@ def load_image(path: str | Path) -> np.ndarray:
         raise ImageError(f"{path}: {what}")
     try:
         with Image.open(path) as image:
-            return from_pil(ImageOps.exif_transpose(image), str(path))
+            ImageOps.exif_transpose(image, in_place=True)  # a copy would double the memory
+            return from_pil(image, str(path))
     except ImageError:
         raise
     except Exception as error:  # Pillow's decoders raise many kinds on a corrupt file
@@ -76,7 +78,7 @@ def from_pil(image: Image, name: str = "image") -> np.ndarray:
         rgba = image.convert("RGBA")
         image = PIL.Image.new("RGB", rgba.size, "white")
         image.paste(rgba, mask=rgba.getchannel("A"))
-    return np.asarray(image.convert("RGB"))
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def _as_rgb(array: np.ndarray, name: str) -> np.ndarray:
@@ -88,8 +90,11 @@ def _as_rgb(array: np.ndarray, name: str) -> np.ndarray:
             f"{name}: an array must be (H, W), or (H, W, C) with 1 to 4 channels in the last "
             f"dimension, and not empty; got {array.shape}"
         )
+    if not array.dtype.isnative:  # big-endian, as some files have it
+        array = array.astype(array.dtype.newbyteorder("="))
     if array.dtype == np.uint16:
-        array = array.astype(np.float32) / 65535
+        array = array.astype(np.float32)
+        array /= 65535
     elif np.issubdtype(array.dtype, np.floating):
         array = array.astype(np.float32, copy=False)
         low, high = float(array.min()), float(array.max())
@@ -103,12 +108,14 @@ def _as_rgb(array: np.ndarray, name: str) -> np.ndarray:
     elif array.dtype != np.uint8:
         raise ImageError(f"{name}: dtype {array.dtype}; use uint8, uint16 or floating point")
     if array.shape[2] in (2, 4):
-        alpha = array[..., -1:].astype(np.float32)
-        if array.dtype == np.uint8:
-            alpha /= 255
-        white = 255.0 if array.dtype == np.uint8 else 1.0
-        color = array[..., :-1] * alpha + white * (1 - alpha)
-        array = color.round().astype(np.uint8) if array.dtype == np.uint8 else color
+        white = np.float32(255 if array.dtype == np.uint8 else 1)
+        alpha = array[..., -1].astype(np.float32)
+        alpha /= white
+        color = np.empty((*array.shape[:2], array.shape[2] - 1), array.dtype)
+        for c in range(color.shape[2]):  # one at a time: floats of a large photo are large
+            plane = array[..., c] * alpha + white * (1 - alpha)
+            color[..., c] = plane.round() if array.dtype == np.uint8 else plane
+        array = color
     if array.shape[2] == 1:
         array = np.repeat(array, 3, axis=2)
     return array
@@ -129,7 +136,13 @@ def _load(image: Any, name: str) -> Tensor:
     elif hasattr(image, "convert") and hasattr(image, "getbands"):
         from PIL import ImageOps
 
-        array = from_pil(ImageOps.exif_transpose(image), name)
+        try:
+            array = from_pil(ImageOps.exif_transpose(image), name)
+        except ImageError:
+            raise
+        except Exception as error:  # opened, but never read until now
+            name = getattr(image, "filename", "") or name
+            raise ImageError(f"{name}: cannot be read as an image ({error})") from error
     else:
         raise ImageError(
             f"{name}: {type(image).__name__} is not an image; pass a path, a PIL image, a numpy "
@@ -167,7 +180,7 @@ def _predict(
         yield from flush(network)
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: its tensors could not take part in training
 def infer(
     model: DepthAnything,
     images: Any,
@@ -212,7 +225,7 @@ def infer(
     return _infer(model, images, fit, size, padding, max_batch_tokens, max_tokens, return_tensors)
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: its tensors could not take part in training
 def infer_metric(
     model: DepthAnything,
     images: Any,

@@ -215,3 +215,24 @@ def test_grad_mode_and_training_flag_are_left_alone(model, seed):
     model.infer(_photo(seed))
     assert torch.is_grad_enabled()
     assert all(p.grad is None for p in model.parameters())
+
+
+def test_tensors_can_take_part_in_training(model, seed):
+    disparity = model.infer(_photo(seed), return_tensors=True)
+    assert not disparity.requires_grad
+    weight = torch.ones((), requires_grad=True)
+    (disparity * weight).sum().backward()
+    torch.testing.assert_close(weight.grad, disparity.sum())
+
+
+def test_big_endian_arrays(model, seed):
+    array = _photo(seed).astype(np.uint16) * 257
+    np.testing.assert_array_equal(model.infer(array.astype(">u2")), model.infer(array))
+
+
+def test_truncated_pil_image_is_named(model, seed, tmp_path):
+    path = tmp_path / "half.jpg"
+    Image.fromarray(_photo(seed, (200, 200, 3))).save(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with Image.open(path) as image, pytest.raises(ImageError, match=r"half\.jpg.*truncated"):
+        model.infer([_photo(seed), image])

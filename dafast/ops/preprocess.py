@@ -186,8 +186,9 @@ def _resize(image: Tensor, geometry: Geometry, fit: str) -> Tensor:
     """(3, *geometry.resized) in float32 and 0..1."""
     out = []
     for channel in _to_float_channels(image):
-        scale = 1 / 255 if channel.dtype == torch.uint8 else 1.0
-        plane = channel.to(torch.float32).mul(scale)[None, None]
+        plane = channel.to(torch.float32)[None, None]
+        if channel.dtype == torch.uint8:
+            plane.mul_(1 / 255)
         if tuple(plane.shape[-2:]) == geometry.resized:
             resized = plane
         elif fit == "official":
