@@ -24,10 +24,13 @@ BACKENDS = ("reference", "cpp", "cuda", "triton", "sdpa", "xformers")
 _forced: ContextVar[str | None] = ContextVar("dafast_backend", default=None)
 
 
-@torch.compiler.assume_constant_result
 def _forced_backend() -> str | None:
     """The backend that `use_backend` names; `torch.compile` takes it as it is while tracing."""
     return _forced.get()
+
+
+# What `torch.compiler.assume_constant_result` does, without its import of torch._dynamo: seconds.
+_forced_backend._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 class BackendError(RuntimeError):
