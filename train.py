@@ -147,7 +147,7 @@ def train(config: TrainConfig, world: World) -> None:
             data = config.data
             log.evaluation(
                 step,
-                periodic_evaluation(best, held_out, data.eval_samples, data.eval_max_depth, dtype),
+                periodic_evaluation(best, held_out, data.eval_samples, data.eval_max_depth),
             )
 
     sampler = StreamSampler(

@@ -47,8 +47,8 @@ class DepthAnything(nn.Module):
                 multiples of 14; on the device and in the dtype of the weights.
 
         Returns:
-            (B, H, W). Disparity is large where the scene is near, 0 or more, and defined up to
-            an unknown scale and shift.
+            (B, H, W), float32 also with half-precision weights. Disparity is large where the scene
+            is near, 0 or more, and defined up to an unknown scale and shift.
 
         Raises:
             ValueError: If the shape does not fit.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -50,6 +51,21 @@ class FeatureFusionBlock(nn.Module):
         return _upsample(self.out_conv(self.resConfUnit2(x)), size)
 
 
+class _Float32Conv2d(nn.Conv2d):
+    """A convolution in float32, whatever the dtype of weights, input and autocast.
+
+    Last in the network: its output in bfloat16 would have 256 steps where people look for
+    thousands.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dtype == torch.float64:
+            return super().forward(x)
+        with torch.autocast(x.device.type, enabled=False):
+            bias = None if self.bias is None else self.bias.float()
+            return self._conv_forward(x.float(), self.weight.float(), bias)
+
+
 class Scratch(nn.Module):
     """The decoder behind the reassembly; a module of its own for the checkpoint's names.
 
@@ -70,7 +86,7 @@ class Scratch(nn.Module):
         self.refinenet3 = FeatureFusionBlock(features)
         self.refinenet4 = FeatureFusionBlock(features)
         self.output_conv1 = nn.Conv2d(features, features // 2, 3, padding=1)
-        last = nn.Conv2d(_TAIL_CHANNELS, 1, 1)
+        last = _Float32Conv2d(_TAIL_CHANNELS, 1, 1)
         # A random head must start above zero: where the last ReLU is flat nothing is learned.
         nn.init.constant_(last.bias, 0.5)  # type: ignore[arg-type]
         self.output_conv2 = nn.Sequential(
@@ -122,7 +138,8 @@ class DPTHead(nn.Module):
             columns: Width of the image in patches.
 
         Returns:
-            (B, 1, rows * 14, columns * 14).
+            (B, 1, rows * 14, columns * 14), float32 whatever the dtype of the weights (float64 for
+            float64 weights).
         """
         maps = []
         for tap, project, resize in zip(taps, self.projects, self.resize_layers, strict=True):

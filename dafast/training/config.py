@@ -28,10 +28,15 @@ class ModelSection:
         preset: Name of a preset (`nano`, `vits`, `vitb`, `vitl`, ...).
         init: Checkpoint to start from (whatever `DepthAnything.from_pretrained` takes); "" starts
             from random weights. It starts a new run; `resume` goes on with an old one.
+        encoder_init: Without `init`, what the encoder starts from: `random`; `mimetic`, which
+            imitates the attention of trained ViTs (`dafast.training.initialization`); or a
+            pre-trained DINOv2 as the paper has it, `dinov2` from the hub or a file
+            (`dafast.models.checkpoint.load_encoder`).
     """
 
     preset: str = "vitl"
     init: str = ""
+    encoder_init: str = "random"
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,8 @@ class OptimSection:
         schedule: After the warm-up: `linear` falls to 0 at the last step, `cosine` likewise on a
             cosine, `constant` stays.
         grad_clip: Largest gradient norm; 0 does not clip.
+        muon: Whether Muon instead of AdamW updates the matrices of the encoder's blocks, at
+            `encoder_lr`; not the paper's, for an encoder that starts from noise.
     """
 
     encoder_lr: float = 5e-6
@@ -81,6 +88,7 @@ class OptimSection:
     warmup_steps: int = 0
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     grad_clip: float = 1.0
+    muon: bool = False
 
 
 @dataclass(frozen=True)

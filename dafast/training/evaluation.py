@@ -4,29 +4,23 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from PIL import Image
 
 from dafast.data.shards import ShardDataset
-from dafast.data.transforms import resize_image
 from dafast.evaluation.alignment import align_disparity, constant_baseline, plane_baseline
 from dafast.evaluation.metrics import depth_metrics
 from dafast.models.depth_anything import DepthAnything
 from dafast.ops import affine_invariant_loss
-from dafast.training.steps import autocast
 
 
-@torch.no_grad()
 def periodic_evaluation(
     model: DepthAnything,
     data: ShardDataset,
     samples: int,
     max_depth: float,
-    dtype: torch.dtype = torch.float32,
 ) -> dict[str, float]:
     """Evaluates on held-out samples.
 
-    Each image is scaled so that its shorter side is the model's size (both sides to multiples of
-    the patch), predicted, and the prediction brought to the label's resolution. After least-squares
+    Each image goes through `infer`, as in `dafast eval`. After least-squares
     alignment in disparity per image: AbsRel and delta_1, for the prediction and for the best
     constant and the best plane, whose numbers say what "good" has to beat.
 
@@ -35,7 +29,6 @@ def periodic_evaluation(
         data: With physical labels.
         samples: How many, evenly spread; 0 is all.
         max_depth: Farther pixels do not count.
-        dtype: Of autocast.
 
     Returns:
         `loss`, and `abs_rel`, `delta_1` with the same of `constant_` and `plane_` in front.
@@ -47,7 +40,7 @@ def periodic_evaluation(
     scores: dict[str, list[float]] = {}
     for index in np.linspace(0, len(data) - 1, count).round().astype(int):
         sample = data[int(index)]
-        prediction = _predict(model, sample.image, dtype)
+        prediction = torch.from_numpy(model.infer(sample.image))
         disparity = torch.from_numpy(sample.disparity)
         mask = torch.from_numpy(sample.mask)
         losses.append(float(affine_invariant_loss(prediction[None], disparity[None], mask[None])))
@@ -72,21 +65,3 @@ def periodic_evaluation(
         "loss": float(np.mean(losses)),
         **{name: float(np.mean(v)) for name, v in scores.items()},
     }
-
-
-def _predict(model: DepthAnything, image: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
-    height, width = image.shape[:2]
-    patch = model.config.patch_size
-    scale = model.config.image_size / min(height, width)
-    shape = tuple(max(patch, round(side * scale / patch) * patch) for side in (height, width))
-    picture = resize_image(Image.fromarray(image), (shape[0], shape[1]))
-    device = next(model.parameters()).device
-    x = torch.from_numpy(np.array(picture)).to(device).permute(2, 0, 1)[None].float() / 255.0
-    mean = torch.tensor(model.config.mean, device=device).view(3, 1, 1)
-    std = torch.tensor(model.config.std, device=device).view(3, 1, 1)
-    with autocast(device, dtype):
-        prediction = model((x - mean) / std)
-    prediction = torch.nn.functional.interpolate(
-        prediction.float()[:, None], (height, width), mode="bilinear", align_corners=False
-    )
-    return prediction[0, 0].cpu()

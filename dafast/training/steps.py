@@ -5,24 +5,30 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dafast.config import PRESETS
 from dafast.losses import AffineInvariantLoss
-from dafast.models.checkpoint import CheckpointError
+from dafast.models.checkpoint import CheckpointError, load_encoder
 from dafast.models.conversion import STRUCTURE
 from dafast.models.depth_anything import DepthAnything
 from dafast.training.config import ConfigError, ModelSection, OptimSection, TrainConfig
 from dafast.training.data import Batch
+from dafast.training.initialization import mimetic_init_
 from dafast.training.schedules import lr_factor
 
 logger = logging.getLogger(__name__)
 
 
 def build_model(section: ModelSection, device: torch.device, channels_last: bool) -> DepthAnything:
-    """Builds the model, from random weights or from `section.init`, ready to be trained."""
+    """Builds the model from what `section` says it starts from, ready to be trained."""
+    if section.init and section.encoder_init != "random":
+        raise ConfigError(
+            "model.init brings an encoder: leave it empty, or model.encoder_init at 'random'"
+        )
     preset = PRESETS[section.preset]
     if section.init:
         try:
@@ -37,6 +43,13 @@ def build_model(section: ModelSection, device: torch.device, channels_last: bool
                 )
     else:
         model = DepthAnything(preset)
+        if section.encoder_init == "mimetic":
+            mimetic_init_(model.pretrained)
+        elif section.encoder_init != "random":
+            try:
+                load_encoder(model, section.encoder_init)
+            except CheckpointError as error:
+                raise ConfigError(f"model.encoder_init: {error}") from error
     return prepare_model(model, device, channels_last)
 
 
@@ -52,39 +65,76 @@ def prepare_model(model: DepthAnything, device: torch.device, channels_last: boo
     return model
 
 
-def build_optimizer(model: nn.Module, section: OptimSection) -> torch.optim.AdamW:
-    """AdamW with one learning rate for the encoder and one for the decoder.
+class Optimizers:
+    """Several optimizers that step as one; the interface of one that training uses."""
+
+    def __init__(self, *optimizers: torch.optim.Optimizer) -> None:
+        self.optimizers = optimizers
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The groups of all of them."""
+        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
+
+    def step(self) -> None:
+        """One step of each."""
+        for optimizer in self.optimizers:
+            optimizer.step()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drops the gradients."""
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=set_to_none)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The states of all of them."""
+        return {"optimizers": [optimizer.state_dict() for optimizer in self.optimizers]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes what `state_dict` gave."""
+        for optimizer, part in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(part)
+
+
+def build_optimizer(model: nn.Module, section: OptimSection) -> Optimizers:
+    """AdamW with one learning rate for the encoder and one for the decoder, as in the paper.
 
     Each group remembers its peak in `peak_lr`. One-dimensional parameters, the position embedding
     and the class token are not decayed: pulling a norm's gain or an embedding to zero regularises
-    nothing.
+    nothing. With `section.muon` the matrices of the encoder's blocks go to Muon instead, which
+    learns from far fewer images where the encoder starts from noise.
     """
-    groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
+    groups: dict[tuple[str, str], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         part = "encoder" if name.startswith("pretrained.") else "decoder"
         decayed = parameter.ndim > 1 and not name.endswith(("pos_embed", "cls_token", "mask_token"))
-        groups.setdefault((part, decayed), []).append(parameter)
+        kind = "decayed" if decayed else "plain"
+        if section.muon and ".blocks." in name and parameter.ndim == 2:
+            kind = "muon"
+        groups.setdefault((part, kind), []).append(parameter)
     peak = {"encoder": section.encoder_lr, "decoder": section.decoder_lr}
-    return torch.optim.AdamW(
-        [
-            {
-                "params": parameters,
-                "lr": peak[part],
-                "peak_lr": peak[part],
-                "weight_decay": section.weight_decay if decayed else 0.0,
-            }
-            for (part, decayed), parameters in groups.items()
-        ],
-        betas=section.betas,
-        fused=True,
-    )
+
+    def settings(part: str, kind: str) -> dict[str, Any]:
+        return {
+            "params": groups[part, kind],
+            "lr": peak[part],
+            "peak_lr": peak[part],
+            "weight_decay": 0.0 if kind == "plain" else section.weight_decay,
+        }
+
+    adamw = [settings(*key) for key in groups if key[1] != "muon"]
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(adamw, betas=section.betas, fused=True)
+    ]
+    if ("encoder", "muon") in groups:
+        muon = [settings("encoder", "muon")]
+        optimizers.append(torch.optim.Muon(muon, adjust_lr_fn="match_rms_adamw"))
+    return Optimizers(*optimizers)
 
 
-def set_learning_rate(
-    optimizer: torch.optim.Optimizer, section: OptimSection, step: int, total: int
-) -> float:
+def set_learning_rate(optimizer: Optimizers, section: OptimSection, step: int, total: int) -> float:
     """Sets every group's learning rate for a step; returns the factor on the peaks."""
     factor = lr_factor(step, total, section.warmup_steps, section.schedule)
     for group in optimizer.param_groups:
