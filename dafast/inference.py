@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from .models import DepthAnything
 
 MAX_BATCH_TOKENS = 8192
+WAITING_BATCHES = 4
+"""Batches that may wait for photos of their size, in units of `max_batch_tokens`."""
 
 
 class ImageError(ValueError):
@@ -158,7 +160,9 @@ def _predict(
 ) -> Iterator[tuple[int, Tensor]]:
     """Yields (index, map) in any order; inputs of one network size share a batch."""
     waiting: dict[tuple[int, int], list[tuple[int, Tensor, Geometry]]] = {}
-    patch_area = model.config.patch_size**2
+
+    def tokens(network: tuple[int, int]) -> int:
+        return network[0] * network[1] // model.config.patch_size**2 + 1
 
     def flush(network: tuple[int, int]) -> Iterator[tuple[int, Tensor]]:
         entries = waiting.pop(network)
@@ -173,9 +177,12 @@ def _predict(
         x, (geometry,) = preprocess(pixels.to(model.device), **options)
         group = waiting.setdefault(geometry.network, [])
         group.append((i, x, geometry))
-        tokens = geometry.network[0] * geometry.network[1] // patch_area + 1
-        if (len(group) + 1) * tokens > max_batch_tokens:
+        if (len(group) + 1) * tokens(geometry.network) > max_batch_tokens:
             yield from flush(geometry.network)
+        held = {network: len(entries) * tokens(network) for network, entries in waiting.items()}
+        if sum(held.values()) > WAITING_BATCHES * max_batch_tokens:
+            # Many sizes with few photos each: memory counts for more than full batches.
+            yield from flush(max(held, key=lambda network: held[network]))
     for network in list(waiting):
         yield from flush(network)
 

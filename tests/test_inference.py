@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 import dafast
+from dafast import inference
 from dafast.config import PRESETS
 from dafast.inference import ImageError, from_pil, load_image
 from dafast.ops import preprocess
@@ -67,6 +68,27 @@ def test_list_of_mixed_sizes_equals_one_by_one(model, seed):
             np.testing.assert_allclose(got, model.infer(photo), atol=1e-5)
     assert model.infer([]) == []
     assert len(model.infer([photos[0]])) == 1
+
+
+def test_photos_of_many_sizes_do_not_pile_up(model):
+    read = 0
+
+    def photos():
+        nonlocal read
+        for i in range(40):
+            read += 1
+            yield np.zeros((56, 56 + 14 * i, 3), np.uint8)  # 17 tokens and more: no two alike
+
+    class Photos(list):
+        def __iter__(self):
+            return photos()
+
+    options = {"size": 56, "multiple": 14, "fit": "pad", "padding": "replicate"}
+    with torch.no_grad():
+        results = inference._predict(model, Photos([None] * 40), options, 40)
+        first, _ = next(results)
+        assert read < 10
+        assert sorted([first, *(i for i, _ in results)]) == list(range(40))
 
 
 def test_return_tensors(model, seed):
