@@ -428,6 +428,12 @@ def test_metric_models_are_refused(run, tmp_path, rng):
     assert "infer_metric" in text
 
 
+def test_size_under_a_patch_ends_it_before_any_photo(run, tmp_path, rng):
+    code, text = run(photo(tmp_path / "a.png", rng), "--size", "5")
+    assert code == 1
+    assert "smaller than a patch" in text
+
+
 def test_out_that_is_a_file(run, tmp_path, rng):
     (tmp_path / "out").touch()
     code, text = run(photo(tmp_path / "a.png", rng))

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import numpy as np
 from PIL import Image, PngImagePlugin
 
 from ..inference import load_image
+from ..ops import plan_geometry
 from ..palettes import colorize
 from . import CommandError
 from ._model import load_relative_model
@@ -197,8 +199,10 @@ def run(args: argparse.Namespace) -> int:
     if photos:
         try:
             args.out.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=args.out):
+                pass  # better told now than after the first prediction
         except OSError as error:
-            raise CommandError(f"--out {args.out}: cannot be made a folder ({error})") from error
+            raise CommandError(f"--out {args.out}: cannot be written to ({error})") from error
     failures = list(problems)
     counts = _Counts()
     model: DepthAnything | None = None
@@ -213,6 +217,7 @@ def run(args: argparse.Namespace) -> int:
             "fit": args.fit,
             "size": args.size or model.config.image_size,
         }
+        plan_geometry(1, 1, size=settings["size"], fit=args.fit)  # a bad --size ends it here
         names = result_names(photos)
         sources = {p.resolve() for p in photos}
         # Bar on a terminal; elsewhere (a log) a line for each photo.
