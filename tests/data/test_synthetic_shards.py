@@ -140,3 +140,5 @@ class _Deadly(shards._Task):
 def test_wrong_arguments(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="scenes >= 1"):
         write_shards(tmp_path, 0)
+    with pytest.raises(ValueError, match="held-out"):
+        write_shards(tmp_path, 3, seed=2**31 - 2)

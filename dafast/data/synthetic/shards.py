@@ -21,7 +21,7 @@ from typing import cast
 import numpy as np
 from PIL import Image
 
-from dafast.data.synthetic.sample import SyntheticSample, render_scene
+from dafast.data.synthetic.sample import HELD_OUT_SEED, SyntheticSample, render_scene
 
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -108,12 +108,17 @@ def write_shards(
 
     Raises:
         RuntimeError: a scene failed; the message names its seed.
-        ValueError: scenes or shard_size below 1, a negative seed, or shards of other seeds in
-            the folder.
+        ValueError: scenes or shard_size below 1, a negative seed, seeds on both sides of
+            ``HELD_OUT_SEED``, or shards of other seeds in the folder.
     """
     if scenes < 1 or shard_size < 1 or seed < 0:
         raise ValueError(
             f"need scenes >= 1, shard_size >= 1, seed >= 0: {scenes}, {shard_size}, {seed}"
+        )
+    if seed < HELD_OUT_SEED < seed + scenes:
+        raise ValueError(
+            f"seeds {seed} to {seed + scenes - 1} mix training with the held-out scenes from "
+            f"{HELD_OUT_SEED} on; start lower, or at {HELD_OUT_SEED} or above for held-out ones"
         )
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
