@@ -379,6 +379,8 @@ def test_interrupt_leaves_whole_files(tmp_path, rng, model_folder):
         stderr=subprocess.PIPE,
         text=True,
         cwd=ROOT,
+        # A test run in the background may have been told to ignore Ctrl-C, and hands that on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         deadline = time.monotonic() + 60

@@ -226,7 +226,9 @@ def test_position_embeddings_against_the_formula(rule, offset, grid, seed):
         optimize=True,
     ).reshape(rows * columns, -1)
     np.testing.assert_array_equal(got[0], trained[0])  # the cls token has no place in the picture
-    np.testing.assert_allclose(got[1:], expected, atol=2e-5)
+    # PyTorch computes the coordinates in float32: 1e-6 of a cell or two at the far end, times
+    # values of up to 4 and their slopes.
+    np.testing.assert_allclose(got[1:], expected, atol=1e-4)
 
 
 def test_position_embeddings_at_the_trained_size_are_the_weights(seed):
