@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, tuple[float, float]]:
     size = model.config.image_size // 14 * 14
     found: dict[str, list[tuple[float, float]]] = {mode: [] for mode in PADDINGS}
     for path in options.photos:
-        image = torch.from_numpy(load_image(path))
+        image = torch.from_numpy(load_image(path).copy())
         rows, columns = (n // 14 * 14 for n in plan_geometry(*image.shape[:2], size=size).resized)
         image = image.permute(2, 0, 1)[None].float() / 255
         image = torch.nn.functional.interpolate(

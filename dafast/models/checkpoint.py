@@ -731,7 +731,10 @@ def save_pretrained(
     try:
         for name, shard in zip(names, shards, strict=True):
             written.append((folder / f".{name}.{os.getpid()}.tmp", folder / name))
+            written[-1][0].touch()  # save_file alone would let only the owner read it
+            mode = written[-1][0].stat().st_mode
             save_file(shard, written[-1][0], metadata=metadata)
+            written[-1][0].chmod(mode)
         for name, content in extra.items():
             written.append((folder / f".{name}.{os.getpid()}.tmp", folder / name))
             text = json.dumps(content, indent=2) + "\n"

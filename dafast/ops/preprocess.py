@@ -221,6 +221,8 @@ def preprocess(
             ratio, then padding. ``"official"``: bicubic resize (OpenCV's INTER_CUBIC) to
             multiples of the patch. See `plan_geometry`.
         padding: ``"replicate"``, ``"reflect"`` or ``"constant"`` (the mean colour).
+            Replicate disturbs the prediction least: with `nano` on 8 photos it changed it by 0.07
+            of its mean absolute deviation, reflect by 0.10, constant by 0.23 (`bench/padding.py`).
         dtype: Of the result.
         max_tokens: See `plan_geometry`.
         mean: Per-channel mean on RGB in 0..1.

@@ -647,3 +647,13 @@ def test_load_encoder_refuses_what_does_not_fit(model, tmp_path):
         load_encoder(DepthAnything(TINY), tmp_path / "part.pth")
     with pytest.raises(CheckpointError, match="no published DINOv2"):
         load_encoder(DepthAnything("nano"))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX permissions")
+def test_saved_files_have_ordinary_permissions(tmp_path):
+    """safetensors' own writer lets only the owner read."""
+    DepthAnything("nano").save_pretrained(tmp_path / "model")
+    (tmp_path / "plain").touch()
+    expected = (tmp_path / "plain").stat().st_mode
+    for path in (tmp_path / "model").iterdir():
+        assert path.stat().st_mode == expected, path.name
