@@ -187,8 +187,35 @@ def _predict(
         yield from flush(network)
 
 
+def infer(model: DepthAnything, images: Any, **options: Any) -> Any:
+    """Predicts the disparity of photos with a relative model; images and options as in `predict`.
+
+    Raises:
+        TypeError: If the model is metric: use `infer_metric`.
+    """
+    if model.config.is_metric:
+        raise TypeError(
+            f"{model.config.name!r} predicts depth in metres, not disparity: use `infer_metric`"
+        )
+    return predict(model, images, **options)
+
+
+def infer_metric(model: DepthAnything, images: Any, **options: Any) -> Any:
+    """Predicts the depth of photos in metres with a metric model; otherwise as `infer`.
+
+    Raises:
+        TypeError: If the model is relative: use `infer`.
+    """
+    if not model.config.is_metric:
+        raise TypeError(
+            f"{model.config.name!r} predicts relative disparity, not metres: use `infer`, or load "
+            "a metric model such as 'v2-metric-hypersim-vits'"
+        )
+    return predict(model, images, **options)
+
+
 @torch.no_grad()  # not inference_mode: its tensors could not take part in training
-def infer(
+def predict(
     model: DepthAnything,
     images: Any,
     *,
@@ -199,10 +226,10 @@ def infer(
     max_tokens: int = MAX_TOKENS,
     return_tensors: bool = False,
 ) -> Any:
-    """Predicts the disparity of photos at their own resolution.
+    """Runs a model of either kind on photos, at their own resolution.
 
     Args:
-        model: A relative model.
+        model: A relative or a metric model.
         images: A path, a PIL image, a numpy array (H, W, C) in RGB (uint8, uint16, or floating
             point in 0..1), a tensor (C, H, W) with the same ranges, or a list of them with any
             sizes. Gray, alpha (laid over white), palette and 16-bit images are handled; files
@@ -217,56 +244,14 @@ def infer(
         return_tensors: Whether to return float32 tensors on the model's device.
 
     Returns:
-        A float32 numpy array (H, W) for one image, a list of them for a list: large where the
-        scene is near; scale and shift are unknown.
+        A float32 numpy array (H, W) for one image, a list of them for a list: disparity of a
+        relative model (large where the scene is near; scale and shift are unknown), metres of a
+        metric one.
 
     Raises:
         ImageError: If an image cannot be used; the message names it.
-        TypeError: If the model is metric: use `infer_metric`.
         ValueError: If an option is out of range.
     """
-    if model.config.is_metric:
-        raise TypeError(
-            f"{model.config.name!r} predicts depth in metres, not disparity: use `infer_metric`"
-        )
-    return _infer(model, images, fit, size, padding, max_batch_tokens, max_tokens, return_tensors)
-
-
-@torch.no_grad()  # not inference_mode: its tensors could not take part in training
-def infer_metric(
-    model: DepthAnything,
-    images: Any,
-    *,
-    fit: str = "pad",
-    size: int | None = None,
-    padding: str = "replicate",
-    max_batch_tokens: int = MAX_BATCH_TOKENS,
-    max_tokens: int = MAX_TOKENS,
-    return_tensors: bool = False,
-) -> Any:
-    """Predicts the depth of photos in metres with a metric model; otherwise as `infer`.
-
-    Raises:
-        TypeError: If the model is relative: use `infer`.
-    """
-    if not model.config.is_metric:
-        raise TypeError(
-            f"{model.config.name!r} predicts relative disparity, not metres: use `infer`, or load "
-            "a metric model such as 'v2-metric-hypersim-vits'"
-        )
-    return _infer(model, images, fit, size, padding, max_batch_tokens, max_tokens, return_tensors)
-
-
-def _infer(
-    model: DepthAnything,
-    images: Any,
-    fit: str,
-    size: int | None,
-    padding: str,
-    max_batch_tokens: int,
-    max_tokens: int,
-    return_tensors: bool,
-) -> Any:
     single = not isinstance(images, list | tuple)
     inputs = [images] if single else list(images)
     options: dict[str, Any] = dict(

@@ -79,13 +79,13 @@ class DepthAnything(nn.Module):
         return [tap.transpose(1, 2).unflatten(2, grid) for tap in taps]
 
     def infer(self, images: Any, **options: Any) -> Any:
-        """Disparity of photos at their own resolution; see `dafast.inference.infer`."""
+        """Disparity of photos at their own resolution; options: `dafast.inference.predict`."""
         from ..inference import infer
 
         return infer(self, images, **options)
 
     def infer_metric(self, images: Any, **options: Any) -> Any:
-        """Depth of photos in metres (metric models); see `dafast.inference.infer_metric`."""
+        """Depth of photos in metres (metric models); options: `dafast.inference.predict`."""
         from ..inference import infer_metric
 
         return infer_metric(self, images, **options)
