@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ..ops import flash_attention_qkvpacked
+from ..ops import flash_attention_qkvpacked, flash_attention_varlen
 
 
 class Attention(nn.Module):
@@ -21,7 +21,16 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(embed_dim, 3 * embed_dim)
         self.proj = nn.Linear(embed_dim, embed_dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, N, C) to (B, N, C)."""
+    def forward(self, x: Tensor, cu_seqlens: Tensor | None = None, max_seqlen: int = 0) -> Tensor:
+        """(B, N, C) to (B, N, C).
+
+        With ``cu_seqlens`` x is (1, T, C), several sequences one after the other, and each attends
+        to itself alone; see `dafast.ops.flash_attention_varlen`.
+        """
         qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))
-        return self.proj(flash_attention_qkvpacked(qkv).flatten(-2))
+        if cu_seqlens is None:
+            out = flash_attention_qkvpacked(qkv)
+        else:
+            q, k, v = qkv[0].unbind(1)
+            out = flash_attention_varlen(q, k, v, cu_seqlens, max_seqlen)[None]
+        return self.proj(out.flatten(-2))

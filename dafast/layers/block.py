@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from ..profiling import annotate
 from .attention import Attention
+from .layer_norm import LayerNorm
 from .layer_scale import LayerScale
 from .mlp import Mlp
 
 
 class Block(nn.Module):
     """x + ls1(attn(norm1(x))), then x + ls2(mlp(norm2(x))).
+
+    A residual add is fused with the LayerNorm that follows it. The last one of a block is followed
+    by the norm of whatever comes next, so the encoder passes that in and hands its output on.
 
     Args:
         embed_dim: Width C of the tokens.
@@ -20,14 +25,38 @@ class Block(nn.Module):
 
     def __init__(self, embed_dim: int, num_heads: int, mlp_ratio: int = 4) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(embed_dim, eps=1e-6)
+        self.norm1 = LayerNorm(embed_dim, feeds_product=True)
         self.attn = Attention(embed_dim, num_heads)
         self.ls1 = LayerScale(embed_dim)
-        self.norm2 = nn.LayerNorm(embed_dim, eps=1e-6)
+        self.norm2 = LayerNorm(embed_dim, feeds_product=True)
         self.mlp = Mlp(embed_dim, mlp_ratio * embed_dim)
         self.ls2 = LayerScale(embed_dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, N, C) to (B, N, C)."""
-        x = x + self.ls1(self.attn(self.norm1(x)))
-        return x + self.ls2(self.mlp(self.norm2(x)))
+    @annotate("block")
+    def forward(
+        self,
+        x: Tensor,
+        cu_seqlens: Tensor | None = None,
+        max_seqlen: int = 0,
+        *,
+        normed: Tensor | None = None,
+        next_norm: LayerNorm | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """(B, N, C) to (B, N, C).
+
+        Args:
+            x: Tokens.
+            cu_seqlens: As for `Attention.forward`.
+            max_seqlen: As for `Attention.forward`.
+            normed: norm1(x), where the block before has computed it.
+            next_norm: Norm of the output that is wanted beside it.
+
+        Returns:
+            The tokens (B, N, C), or with ``next_norm`` the tokens and their norm.
+        """
+        branch = self.attn(self.norm1(x) if normed is None else normed, cu_seqlens, max_seqlen)
+        x, normed = self.norm2.add(x, branch, self.ls1)
+        branch = self.mlp(normed)
+        if next_norm is None:
+            return x + self.ls2(branch)
+        return next_norm.add(x, branch, self.ls2)

@@ -1,39 +1,63 @@
 """Ops: for each a specification in plain PyTorch, the public function, and its backends."""
 
 from ._dispatch import BACKENDS, OPS, BackendError, available_backends, use_backend
+from .add_layer_norm import add_layer_norm, add_layer_norm_reference
 from .affine_invariant_loss import affine_invariant_loss, affine_invariant_loss_reference
+from .bias_gelu import bias_gelu, bias_gelu_reference
+from .decoder_tail import decoder_tail, decoder_tail_reference
+from .feature_alignment_loss import feature_alignment_loss, feature_alignment_loss_reference
 from .flash_attention import (
     flash_attention,
     flash_attention_qkvpacked,
+    flash_attention_qkvpacked_reference,
     flash_attention_reference,
+    flash_attention_varlen,
+    flash_attention_varlen_reference,
 )
-from .preprocess import (
-    Geometry,
-    pad,
-    plan_geometry,
-    postprocess,
-    preprocess,
-    resize_bilinear,
-)
+from .geometry import Geometry, plan_geometry
+from .linear_int8 import Int8Weight, linear_int8, linear_int8_reference, quantize_weight
+from .pad import pad, pad_reference
+from .postprocess import postprocess, postprocess_reference
+from .preprocess import preprocess, preprocess_reference
 from .resize_bicubic import resize_bicubic, resize_bicubic_reference
+from .resize_bilinear import resize_bilinear, resize_bilinear_reference
 
 __all__ = [
     "BACKENDS",
     "OPS",
     "BackendError",
     "Geometry",
+    "Int8Weight",
+    "add_layer_norm",
+    "add_layer_norm_reference",
     "affine_invariant_loss",
     "affine_invariant_loss_reference",
     "available_backends",
+    "decoder_tail",
+    "decoder_tail_reference",
+    "bias_gelu",
+    "bias_gelu_reference",
+    "feature_alignment_loss",
+    "feature_alignment_loss_reference",
     "flash_attention",
     "flash_attention_qkvpacked",
+    "flash_attention_qkvpacked_reference",
     "flash_attention_reference",
+    "flash_attention_varlen",
+    "flash_attention_varlen_reference",
+    "linear_int8",
+    "linear_int8_reference",
     "pad",
+    "pad_reference",
     "plan_geometry",
     "postprocess",
+    "postprocess_reference",
     "preprocess",
+    "preprocess_reference",
+    "quantize_weight",
     "resize_bicubic",
     "resize_bicubic_reference",
     "resize_bilinear",
+    "resize_bilinear_reference",
     "use_backend",
 ]

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.autograd.forward_ad as forward_ad
+from torch import Tensor
 
 logger = logging.getLogger("dafast")
 
@@ -31,6 +33,26 @@ def _forced_backend() -> str | None:
 
 # What `torch.compiler.assume_constant_result` does, without its import of torch._dynamo: seconds.
 _forced_backend._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def _is_transformed(x: Tensor) -> bool:
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(x):
+        if functorch.is_gradtrackingtensor(x):
+            return True
+        x = functorch.get_unwrapped(x)
+    return forward_ad.unpack_dual(x).tangent is not None
+
+
+def why_transformed(*tensors: Tensor) -> str:
+    """Why custom ops cannot serve what `torch.func` or forward mode is to differentiate.
+
+    PyTorch refuses them within the former, and drops their tangents in the latter without a word.
+    An empty string where nothing of the kind is going on.
+    """
+    if torch.compiler.is_compiling() or not any(map(_is_transformed, tensors)):
+        return ""
+    return "has no derivatives for torch.func and forward-mode differentiation"
 
 
 class BackendError(RuntimeError):

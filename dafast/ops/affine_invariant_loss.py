@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from ._dispatch import Op
+from . import _extension, _triton
+from ._dispatch import Backend, Op
 
 MIN_SCALE = 1e-6
 """Lower bound of the scale s(d); a constant map would otherwise divide by zero."""
+
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
 def _normalise(values: Tensor) -> Tensor:
@@ -40,6 +45,8 @@ def affine_invariant_loss_reference(
     """
     compute = torch.float64 if prediction.dtype == torch.float64 else torch.float32
     prediction, target = prediction.to(compute), target.detach().to(compute)
+    if prediction.numel() == 0:
+        return prediction.sum()  # 0, with a graph
     if mask is None:
         mask = torch.ones_like(target, dtype=torch.bool)
     total = prediction.new_zeros(())
@@ -49,10 +56,162 @@ def affine_invariant_loss_reference(
         else:
             for region in (regions[i], ~regions[i]):
                 total = total + region.float().mean() * _map_loss(p, t, m & region)
-    return total / max(len(prediction), 1)
+    return total / len(prediction)
 
 
-_affine_invariant_loss = Op("affine_invariant_loss", affine_invariant_loss_reference)
+def _empty_results(prediction: Tensor, regions: Tensor | None) -> tuple[Tensor, Tensor]:
+    """For the loss, and for what the backward needs: 8 float32 of each map and region."""
+    count = 1 if regions is None else 2
+    return (
+        prediction.new_empty((), dtype=torch.float32),
+        prediction.new_empty((prediction.shape[0], count, 8), dtype=torch.float32),
+    )
+
+
+def _dense_maps(*tensors: Tensor | None) -> list[Tensor | None]:
+    """The tensors whose maps are dense (any stride between maps), copies of the others."""
+    return [x if x is None or x[:1].is_contiguous() else x.contiguous() for x in tensors]
+
+
+@torch.library.custom_op("dafast::affine_invariant_loss", mutates_args=())
+def _op(
+    prediction: Tensor,
+    target: Tensor,
+    mask: Tensor | None,
+    regions: Tensor | None,
+    backend: str = "triton",
+) -> tuple[Tensor, Tensor]:
+    """The loss, and what the backward needs of each map and region."""
+    if backend == "cpp":
+        loss, coefficients = _empty_results(prediction, regions)
+        torch.ops.dafast_C.affine_invariant_loss(
+            *_dense_maps(prediction, target, mask, regions), MIN_SCALE, loss, coefficients
+        )
+        return loss, coefficients
+    from dafast.kernels.affine_invariant_loss import affine_invariant_loss_fwd
+
+    return affine_invariant_loss_fwd(prediction, target, mask, regions, MIN_SCALE)
+
+
+@_op.register_fake
+def _(
+    prediction: Tensor,
+    target: Tensor,
+    mask: Tensor | None,
+    regions: Tensor | None,
+    backend: str = "triton",
+) -> tuple[Tensor, Tensor]:
+    return _empty_results(prediction, regions)
+
+
+@torch.library.custom_op("dafast::affine_invariant_loss_backward", mutates_args=())
+def _backward_op(
+    grad: Tensor,
+    prediction: Tensor,
+    target: Tensor,
+    mask: Tensor | None,
+    regions: Tensor | None,
+    coefficients: Tensor,
+    backend: str,
+) -> Tensor:
+    if backend == "cpp":
+        out = prediction.new_empty(prediction.shape)
+        torch.ops.dafast_C.affine_invariant_loss_backward(
+            grad, *_dense_maps(prediction, target, mask, regions), coefficients, out
+        )
+        return out
+    from dafast.kernels.affine_invariant_loss import affine_invariant_loss_bwd
+
+    return affine_invariant_loss_bwd(grad, prediction, target, mask, regions, coefficients)
+
+
+@_backward_op.register_fake
+def _(
+    grad: Tensor,
+    prediction: Tensor,
+    target: Tensor,
+    mask: Tensor | None,
+    regions: Tensor | None,
+    coefficients: Tensor,
+    backend: str,
+) -> Tensor:
+    return prediction.new_empty(prediction.shape)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, ctx.backend = inputs
+    ctx.save_for_backward(*tensors, output[1])
+
+
+def _backward(ctx: Any, grad: Tensor, *unused: Tensor) -> tuple[Any, ...]:
+    return _backward_op(grad, *ctx.saved_tensors, ctx.backend), None, None, None, None
+
+
+_op.register_autograd(_backward, setup_context=_setup_context)
+_triton.no_second_derivative(_backward_op, "affine_invariant_loss")
+
+
+def _why_not_dtypes(*tensors: Tensor) -> str:
+    """Why the kernels cannot take these tensors; an empty string if they can."""
+    for x in tensors:
+        if x.dtype not in _DTYPES:
+            return f"takes float16, bfloat16 and float32, not {x.dtype}"
+    return ""
+
+
+def _triton_supports(
+    prediction: Tensor,
+    target: Tensor,
+    mask: Tensor | None = None,
+    *,
+    regions: Tensor | None = None,
+) -> tuple[bool, str]:
+    if reason := _why_not_dtypes(prediction, target):
+        return False, reason
+    return _triton.supports(*(x for x in (prediction, target, mask, regions) if x is not None))
+
+
+def _cpp_supports(
+    prediction: Tensor,
+    target: Tensor,
+    mask: Tensor | None = None,
+    *,
+    regions: Tensor | None = None,
+) -> tuple[bool, str]:
+    if reason := _why_not_dtypes(prediction, target):
+        return False, reason
+    tensors = [x for x in (prediction, target, mask, regions) if x is not None]
+    return _extension.supports("cpp", "affine_invariant_loss", *tensors)
+
+
+def _triton_backend(
+    prediction: Tensor,
+    target: Tensor,
+    mask: Tensor | None = None,
+    *,
+    regions: Tensor | None = None,
+) -> Tensor:
+    return _op(prediction, target.detach(), mask, regions, "triton")[0]
+
+
+def _cpp_backend(
+    prediction: Tensor,
+    target: Tensor,
+    mask: Tensor | None = None,
+    *,
+    regions: Tensor | None = None,
+) -> Tensor:
+    return _op(prediction, target.detach(), mask, regions, "cpp")[0]
+
+
+_affine_invariant_loss = Op(
+    "affine_invariant_loss",
+    affine_invariant_loss_reference,
+    {
+        "triton": Backend(_triton_backend, _triton_supports),
+        "cpp": Backend(_cpp_backend, _cpp_supports),
+    },
+)
 
 
 def affine_invariant_loss(

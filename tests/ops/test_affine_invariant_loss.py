@@ -4,7 +4,19 @@ import numpy as np
 import pytest
 import torch
 
-from dafast.ops import affine_invariant_loss, affine_invariant_loss_reference
+from dafast.ops import affine_invariant_loss, affine_invariant_loss_reference, use_backend
+from tests.instruction_sets import (
+    CPP,
+    INSTRUCTION_SETS,
+    instruction_set,
+    needs_extension,
+    threads,
+)
+from tests.tolerances import TOLERANCES
+
+KERNELS = ["triton", CPP]
+BACKENDS = ["reference", *KERNELS]
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
 def _numpy_map(prediction, target, mask):
@@ -104,7 +116,7 @@ def test_nothing_leaks_in_from_masked_pixels(dtype, seed):
 
 
 @pytest.mark.parametrize("mask_value", [True, False])
-def test_degenerate_maps_give_finite_numbers(mask_value):
+def test_degenerate_maps_give_finite_numbers(mask_value, device):
     prediction = torch.zeros(2, 5, 5, requires_grad=True)
     target = torch.full((2, 5, 5), 0.25)
     mask = torch.full((2, 5, 5), mask_value)
@@ -133,3 +145,350 @@ def test_target_gets_no_gradient(seed):
 def test_bad_input(arguments, message):
     with pytest.raises(ValueError, match=message):
         affine_invariant_loss(*arguments)
+
+
+# From here on every backend against the float64 reference.
+
+
+@pytest.fixture
+def poisoned(monkeypatch):
+    """Fresh memory holds NaN, so that what a kernel leaves unwritten shows."""
+    for owner, name in ((torch, "empty"), (torch.Tensor, "new_empty")):
+        original = getattr(owner, name)
+
+        def poison(*args, _original=original, **kwargs):
+            out = _original(*args, **kwargs)
+            return out.fill_(float("nan")) if out.is_floating_point() else out.fill_(-(2**30))
+
+        monkeypatch.setattr(owner, name, poison)
+
+
+def _regions(mask, generator):
+    """A box in the first map, pixels anywhere in the others."""
+    regions = torch.rand(mask.shape, generator=generator) < 0.3
+    regions[0] = False
+    regions[0, 1 : mask.shape[1] // 2, 2 : mask.shape[2] // 2] = True
+    return regions
+
+
+def _run(backend, prediction, target, mask=None, regions=None):
+    prediction = prediction.detach().requires_grad_()
+    with use_backend(backend):
+        loss = affine_invariant_loss(prediction, target, mask, regions=regions)
+    return loss.detach(), torch.autograd.grad(1.7 * loss, prediction)[0]
+
+
+def _check(backend, prediction, target, mask=None, regions=None):
+    loss, grad = _run(backend, prediction, target, mask, regions)
+    expected, expected_grad = _run("reference", prediction.double(), target, mask, regions)
+    assert loss.dtype == torch.float32 and grad.dtype == prediction.dtype
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5, abs=1e-6, nan_ok=True)
+    assert torch.equal(grad.isnan(), expected_grad.isnan())
+    error = (grad.double() - expected_grad).nan_to_num(0).abs().max()
+    # Subnormal float16 gradients are off by half of their own spacing, 2^-24.
+    floor = 2**-25 if prediction.dtype == torch.float16 else 1e-12
+    largest = expected_grad.nan_to_num(0).abs().max()
+    assert error <= 2 * TOLERANCES[prediction.dtype].op * largest + floor
+    if mask is not None:
+        assert (grad[~mask] == 0).all()
+    return loss, grad
+
+
+@pytest.mark.parametrize("mask_and_regions", ["none", "mask", "regions", "both"])
+@pytest.mark.parametrize(
+    "dtypes",
+    [
+        (torch.float32, torch.float32),
+        (torch.bfloat16, torch.float32),
+        (torch.float16, torch.bfloat16),
+        (torch.float32, torch.float16),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_matches_float64(backend, dtypes, mask_and_regions, seed, poisoned, device):
+    prediction, target, mask, generator = _inputs(seed, (2, 17, 23))
+    _check(
+        backend,
+        (4 * prediction - 2).to(dtypes[0]),
+        (target - 0.3).to(dtypes[1]),
+        mask if mask_and_regions in ("mask", "both") else None,
+        _regions(mask, generator) if mask_and_regions in ("regions", "both") else None,
+    )
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 2, 15), (3, 8, 16), (1, 40, 31)])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_shapes(backend, shape, seed, poisoned, device):
+    # Not two or three pixels: their normalised maps may be equal but for rounding, and the gradient
+    # is then that of rounding.
+    prediction, target, mask, _ = _inputs(seed, shape)
+    _check(backend, prediction.float(), target.float(), mask)
+
+
+@pytest.mark.parametrize("with_regions", [False, True])
+@pytest.mark.parametrize("shape", [(0, 4, 5), (2, 0, 5)])
+@pytest.mark.parametrize("backend", KERNELS)
+def test_no_pixels(backend, shape, with_regions, device):
+    regions = torch.zeros(shape, dtype=torch.bool) if with_regions else None
+    loss, grad = _run(backend, torch.zeros(shape), torch.zeros(shape), regions=regions)
+    assert loss.item() == 0 and grad.shape == shape
+
+
+@pytest.mark.parametrize(
+    "kind", ["quantised", "relu", "constant", "constants", "equal", "nearly constant", "huge"]
+)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_ties_and_extreme_values(backend, kind, seed, poisoned, device):
+    prediction, target, mask, generator = _inputs(seed, (2, 13, 24))
+    prediction, target = prediction.float(), target.float()
+    regions = _regions(mask, generator)
+    if kind == "quantised":  # both zeros among them
+        prediction = (8 * prediction - 4).round() / 4 * torch.where(target < 0.5, -1, 1)
+    elif kind == "relu":
+        prediction = (prediction - 0.6).relu()
+    elif kind == "constant":
+        prediction = torch.full_like(prediction, 0.3)
+    elif kind == "constants":
+        prediction, target = torch.full_like(prediction, 0.3), torch.full_like(target, 0.7)
+    elif kind == "equal":
+        target = prediction.clone()
+    elif kind == "nearly constant":  # the scale is clamped, and not zero
+        prediction = 2**-21 * (prediction * 16).round() / 16
+    else:
+        prediction, target = 1e30 * prediction - 3e29, 1e-30 * target
+    loss, grad = _check(backend, prediction, target, mask, regions)
+    if kind in ("equal", "constants"):
+        assert loss.item() == 0 and (grad == 0).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_empty_maps_and_regions_count_zero(backend, seed, poisoned, device):
+    prediction, target, mask, generator = _inputs(seed, (3, 9, 15))
+    regions = _regions(mask, generator)
+    mask[0] = False
+    regions[1] = True  # no second region
+    mask[2] &= regions[2]  # no valid pixel in the second region
+    _, grad = _check(backend, prediction.float(), target.float(), mask, regions)
+    assert (grad[0] == 0).all()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_not_finite_outside_the_mask_changes_nothing(backend, value, seed, poisoned, device):
+    prediction, target, mask, generator = _inputs(seed, (2, 11, 16))
+    prediction, target, regions = prediction.float(), target.float(), _regions(mask, generator)
+    clean = _run(backend, prediction, target, mask, regions)
+    dirty = _run(backend, prediction.masked_fill(~mask, value), target.masked_fill(~mask, value),
+                 mask, regions)  # fmt: skip
+    assert torch.equal(clean[0], dirty[0]) and torch.equal(clean[1], dirty[1])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("where", ["prediction", "target"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_not_finite_inside_the_mask_shows_as_in_the_reference(backend, where, value, seed, device):
+    prediction, target, mask, _ = _inputs(seed, (2, 11, 16))
+    inputs = {"prediction": prediction.float(), "target": target.float()}
+    mask[0, 3, 5] = True
+    inputs[where][0, 3, 5] = value
+    loss, _ = _check(backend, **inputs, mask=mask)
+    assert loss.isnan()
+
+
+@pytest.mark.parametrize("kind", ["sliced", "batch", "transposed", "expanded"])
+@pytest.mark.parametrize("backend", KERNELS)
+def test_strided_inputs(backend, kind, seed, poisoned, device):
+    prediction, target, mask, generator = _inputs(seed, (2, 12, 20))
+    inputs = [prediction.float(), target.float(), mask, _regions(mask, generator)]
+    if kind == "sliced":
+        inputs = [torch.nn.functional.pad(x, (1, 2))[..., 1:-2] for x in inputs]
+    elif kind == "batch":
+        inputs = [x.repeat_interleave(2, 0)[1::2] for x in inputs]
+    elif kind == "transposed":
+        inputs = [x.mT.contiguous().mT for x in inputs]
+    else:
+        inputs[2:] = [x[:1].expand_as(x) for x in inputs[2:]]
+    strided = _run(backend, *inputs)
+    plain = _run(backend, *(x.contiguous() for x in inputs))
+    assert torch.equal(strided[0], plain[0]) and torch.equal(strided[1], plain[1])
+
+
+@pytest.mark.parametrize("backend", KERNELS)
+def test_maps_of_any_stride_are_read_in_place(backend, seed, monkeypatch, device):
+    prediction, target, mask, _ = _inputs(seed, (4, 9, 16))
+    monkeypatch.setattr(
+        torch.Tensor, "contiguous", lambda *_: pytest.fail("a copy was made"), raising=True
+    )
+    _run(backend, prediction.float()[::2], target.float()[1::2], mask[::2])
+
+
+@pytest.mark.parametrize("backend", KERNELS)
+def test_full_size_map_twice_bit_equal(backend, seed, poisoned):
+    prediction, target, mask, generator = _inputs(seed, (1, 518, 518))
+    regions = _regions(mask, generator)
+    inputs = (prediction.float(), target.float(), mask, regions)
+    loss, grad = _check(backend, *inputs)
+    again, grad_again = _run(backend, *inputs)
+    assert torch.equal(loss, again) and torch.equal(grad, grad_again)
+
+
+@pytest.mark.parametrize("chunks", [1, 128, 129, 300])
+def test_reduce_adds_up_more_chunks_than_one_step_takes(chunks, seed, device):
+    from dafast.kernels.affine_invariant_loss import _affine_invariant_loss_reduce_kernel
+
+    losses = torch.randn(chunks, generator=torch.Generator().manual_seed(seed))
+    state, loss = torch.zeros(16, dtype=torch.int32), torch.empty(())
+    _affine_invariant_loss_reduce_kernel[(1,)](
+        state, state, losses, torch.zeros(2 * chunks), torch.zeros(8), loss, 1, chunks, 4,
+        STATE=8, COEFFICIENTS=8, UNIT=1, REGIONS=1,
+    )  # fmt: skip
+    torch.testing.assert_close(loss.double(), losses.double().sum(), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("with_masks", [False, True])
+@pytest.mark.parametrize("backend", KERNELS)
+def test_opcheck_and_compile(backend, with_masks, seed):
+    prediction, target, mask, generator = _inputs(seed, (2, 8, 9))
+    prediction, target = prediction.float().requires_grad_(), target.float()
+    regions = _regions(mask, generator) if with_masks else None
+    mask = mask if with_masks else None
+    with use_backend(backend):
+        torch.library.opcheck(
+            torch.ops.dafast.affine_invariant_loss.default,
+            (prediction, target, mask, regions, backend),
+        )
+        torch._dynamo.reset()  # what it has traced keeps the backend of then
+        compiled = torch.compile(affine_invariant_loss, backend="aot_eager", fullgraph=True)
+        loss = compiled(prediction, target, mask, regions=regions)
+        grad = torch.autograd.grad(1.7 * loss, prediction)[0]
+    expected, expected_grad = _run(backend, prediction, target, mask, regions)
+    assert torch.equal(loss, expected) and torch.equal(grad, expected_grad)
+
+
+def test_launches(seed, monkeypatch):
+    """Six kernels and a memset forward, one kernel backward; five of the six read the inputs."""
+    from dafast.kernels import affine_invariant_loss as kernels
+
+    launched = []
+
+    class Counted:
+        def __init__(self, name, kernel):
+            self.name, self.kernel = name, kernel
+
+        def __getitem__(self, grid):
+            launched.append(self.name)
+            return self.kernel[grid]
+
+    names = [name for name in vars(kernels) if name.endswith("_kernel")]
+    for name in names:
+        monkeypatch.setattr(kernels, name, Counted(name, getattr(kernels, name)))
+    prediction, target, mask, _ = _inputs(seed, (2, 8, 9))
+    _run("triton", prediction.float(), target.float(), mask)
+    short = [name.removeprefix("_affine_invariant_loss_") for name in launched]
+    assert short == [
+        *3 * ["histogram_kernel"], "deviation_kernel", "l1_kernel", "reduce_kernel", "bwd_kernel"
+    ]  # fmt: skip
+
+
+@needs_extension
+@pytest.mark.parametrize("name", INSTRUCTION_SETS)
+def test_cpp_on_every_instruction_set(name, seed, poisoned):
+    prediction, target, mask, generator = _inputs(seed, (2, 51, 83))
+    regions = _regions(mask, generator)
+    with instruction_set(name):
+        for dtype in DTYPES:
+            for masks in ((), (mask,), (None, regions), (mask, regions)):
+                _check("cpp", (prediction - 0.3).to(dtype), target.float(), *masks)
+
+
+@needs_extension
+@pytest.mark.parametrize("kind", ["smooth", "one bin", "half equal"])
+def test_cpp_finds_the_median_whatever_the_values(kind, seed, poisoned):
+    """Values that meet in few bins of the histograms, or whose last digits decide."""
+    prediction, target, mask, _ = _inputs(seed, (2, 64, 130))
+    if kind == "smooth":
+        prediction = prediction.cumsum(-1) / 50 + torch.linspace(0, 1, 64)[:, None]
+    elif kind == "one bin":
+        prediction = 1 + prediction * 2**-12
+    else:
+        prediction[mask.cumsum(-1) % 2 == 0] = 0.25
+    _check("cpp", prediction.float(), target.float(), mask)
+
+
+@needs_extension
+def test_cpp_is_bit_equal_for_any_number_of_threads(seed, poisoned):
+    prediction, target, mask, generator = _inputs(seed, (3, 210, 333))
+    inputs = (prediction.float(), target.float(), mask, _regions(mask, generator))
+    results = []
+    for count in (1, 2, 5):
+        with threads(count):
+            results.append(_run("cpp", *inputs))
+    for loss, grad in results[1:]:
+        assert torch.equal(loss, results[0][0]) and torch.equal(grad, results[0][1])
+
+
+@needs_extension
+def test_cpp_serves_the_cpu_unasked():
+    from dafast.ops import OPS
+
+    x = torch.zeros(1, 2, 3)
+    assert OPS["affine_invariant_loss"].select(x, x) == "cpp"
+    assert OPS["affine_invariant_loss"].select(x.double(), x) == "reference"
+
+
+def test_triton_leaves_float64_to_the_reference():
+    from dafast.ops import BackendError
+
+    x = torch.zeros(1, 2, 3, dtype=torch.float64)
+    with use_backend("triton"), pytest.raises(BackendError, match=r"not torch\.float64"):
+        affine_invariant_loss(x, x)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(4, 518, 518), (16, 518, 518), (3, 131, 77), (1, 37, 64)])
+def test_gpu_matches_float64(dtype, shape, seed):
+    prediction, target, mask, generator = _inputs(seed, shape)
+    regions = _regions(mask, generator)
+    inputs = [x.cuda() for x in (prediction.to(dtype), target.float(), mask, regions)]
+    for masks in ((), inputs[2:3], inputs[2:]):
+        loss, grad = _run("triton", *inputs[:2], *masks)
+        again, grad_again = _run("triton", *inputs[:2], *masks)
+        assert torch.equal(loss, again) and torch.equal(grad, grad_again)
+        _check_gpu(loss, grad, inputs[:2], masks)
+
+
+def _check_gpu(loss, grad, tensors, masks):
+    """Like `_check`, but of millions of pixels a few lie where rounding decides the L1's sign."""
+    expected, expected_grad = _run("reference", tensors[0].double(), tensors[1], *masks)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    bound = 4 * TOLERANCES[grad.dtype].op * expected_grad.abs().max() + 2**-25
+    off = (grad.double() - expected_grad).abs() > bound
+    assert off.float().mean() < 1e-5
+
+
+@pytest.mark.gpu
+def test_gpu_graph_capture_and_streams(seed):
+    prediction, target, mask, generator = _inputs(seed, (4, 518, 518))
+    regions = _regions(mask, generator)
+    inputs = [x.cuda() for x in (prediction.float(), target.float(), mask, regions)]
+    expected, expected_grad = _run("triton", *inputs)
+    torch.cuda.synchronize()
+    streams = [torch.cuda.Stream() for _ in range(2)]
+    results = []
+    for _ in range(3):
+        for stream in streams:
+            with torch.cuda.stream(stream):
+                results.append(_run("triton", *inputs))
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    leaf = inputs[0].clone().requires_grad_()
+    with use_backend("triton"), torch.cuda.graph(graph):
+        loss = affine_invariant_loss(leaf, *inputs[1:3], regions=inputs[3])
+        grad = torch.autograd.grad(1.7 * loss, leaf)[0]
+    for _ in range(2):
+        graph.replay()
+    torch.cuda.synchronize()
+    for got, got_grad in [*results, (loss.detach(), grad)]:
+        assert torch.equal(got, expected) and torch.equal(got_grad, expected_grad)

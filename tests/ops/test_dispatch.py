@@ -1,6 +1,9 @@
 """Choosing a backend."""
 
 import logging
+import os
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -8,6 +11,7 @@ import torch
 
 from dafast.ops import OPS, BackendError, flash_attention, use_backend
 from dafast.ops._dispatch import Backend, Op
+from tests.instruction_sets import needs_extension
 
 
 @pytest.fixture
@@ -74,3 +78,37 @@ def test_compiles_to_one_graph_with_the_backend_of_the_trace(seed):
             compiled = torch.compile(flash_attention, backend=record, fullgraph=True)
             torch.testing.assert_close(compiled(q, q, q), flash_attention(q, q, q))
         assert any("scaled_dot_product" in name for name in seen[-1]) == fused
+
+
+def test_older_extension_lacks_an_op(monkeypatch):
+    """An extension that was not built again costs speed, not function."""
+    import types
+
+    from dafast.cli.doctor import collect
+    from dafast.ops import _extension, pad
+
+    real = _extension.load()
+    old = types.SimpleNamespace(
+        ops=["resize_bicubic"], cuda=False, compiler="gcc", torch_version="2.13.0"
+    )
+    monkeypatch.setattr(_extension, "load", lambda: old)
+    assert "older version, without pad" in _extension.why_not("cpp", "pad")
+    assert "without CUDA" in _extension.why_not("cuda", "pad")
+    with use_backend("cpp"), pytest.raises(BackendError, match="older version, without pad"):
+        pad(torch.zeros(1, 1, 2, 2), (1, 1, 1, 1))
+    assert pad(torch.zeros(1, 1, 2, 2), (1, 1, 1, 1)).shape == (1, 1, 4, 4)
+    costs = {part["part"]: part for part in collect()["missing"]}
+    assert "pad" in costs["parts of the C++ extension"]["cost"]
+    monkeypatch.undo()
+    assert _extension.load() is real
+
+
+@needs_extension
+def test_unknown_instruction_set_is_named():
+    code = "from dafast.ops import _extension as e; print(e.why_missing())"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True,
+        env={**os.environ, "DAFAST_CPU_CAPABILITY": "sse9"},
+    )  # fmt: skip
+    assert '"sse9"; there are portable, avx2, avx512, avx512_bf16' in done.stdout
+    assert "rebuild" not in done.stdout

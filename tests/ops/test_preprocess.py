@@ -10,7 +10,18 @@ import torch
 import torch.nn.functional as F
 
 from dafast.config import IMAGENET_MEAN, IMAGENET_STD
-from dafast.ops import pad, plan_geometry, postprocess, preprocess, resize_bilinear
+from dafast.ops import (
+    OPS,
+    BackendError,
+    _extension,
+    pad,
+    plan_geometry,
+    postprocess,
+    preprocess,
+    resize_bilinear,
+    use_backend,
+)
+from tests.tolerances import TOLERANCES
 
 
 def _official_size(width, height, size=518, multiple=14):
@@ -120,9 +131,10 @@ def test_pad_pixels(height, width, padding, seed):
     left, _, top, _ = g.padding
     inner = x[..., top : top + g.resized[0], left : left + g.resized[1]]
     as_float = image.permute(2, 0, 1)[None].float() / 255
-    expected = F.interpolate(as_float, g.resized, mode="bilinear", antialias=True)
+    # In float64: PyTorch's own float32 is off by up to 5e-5, as it rounds places to float32.
+    expected = F.interpolate(as_float.double(), g.resized, mode="bilinear", antialias=True)
     mean, std = (torch.tensor(v)[None, :, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
-    torch.testing.assert_close(inner, (expected - mean) / std, atol=2e-5, rtol=0)
+    torch.testing.assert_close(inner.double(), (expected - mean) / std, atol=2e-5, rtol=0)
     if left:
         want = {"constant": torch.zeros(()), "replicate": inner[..., 0], "reflect": inner[..., 1]}
         column = x[..., top : top + g.resized[0], left - 1]
@@ -175,3 +187,251 @@ def test_pad_and_resize_options():
         pad(x, (1, 0, 0, 0), mode="edge")
     corners = resize_bilinear(x, (5, 7), align_corners=True)
     assert corners[0, 0, 0, -1] == 3 and corners[0, 0, -1, -1] == 11
+
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+MODES = ["constant", "replicate", "reflect"]
+
+
+@pytest.fixture
+def cpp():
+    if _extension.load() is None:
+        pytest.skip(_extension.why_missing())
+    with use_backend("cpp"):
+        yield
+
+
+def poison(monkeypatch):
+    """Fresh memory holds NaN, so that what a kernel leaves unwritten shows."""
+    original = torch.empty
+
+    def empty(*args, **kwargs):
+        out = original(*args, **kwargs)
+        return out.fill_(float("nan")) if out.is_floating_point() else out.fill_(77)
+
+    monkeypatch.setattr(torch, "empty", empty)
+
+
+def photos(rng, sizes, kind):
+    """uint8 (H, W, 3), or float32 (3, H, W): contiguous, or a view of (H, W, 3)."""
+    out = []
+    for height, width in sizes:
+        photo = torch.from_numpy(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+        if kind != "uint8":
+            photo = photo.permute(2, 0, 1) / 255
+            photo = photo.contiguous(memory_format=torch.contiguous_format)
+            if kind == "interleaved":
+                photo = photo.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+        out.append(photo)
+    return out
+
+
+def exact(images, **options):
+    """`preprocess` by its specification in float64."""
+    wide = [
+        x.permute(2, 0, 1).double() / 255 if x.dtype == torch.uint8 else x.double() for x in images
+    ]
+    with use_backend("reference"):
+        return preprocess(wide, **{**options, "dtype": torch.float64})
+
+
+# Photos of several sizes whose shorter side becomes 56, and that share one network size.
+SIZES = [(80, 115), (40, 58), (56, 84), (300, 425), (9, 13)]
+KINDS = ["uint8", "planar", "interleaved"]
+
+
+def check_preprocess(got, images, dtype, **options):
+    expected, geometries = exact(images, **options)
+    x, same = got
+    assert same == geometries and x.dtype == dtype and x.shape == expected.shape
+    # Weights in float32 on values up to 1, over a standard deviation of 0.22 at least.
+    bound = 2 * TOLERANCES[dtype].op * expected.abs().max() + 2e-6 / min(IMAGENET_STD)
+    assert (x.double() - expected).abs().max() <= bound
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("fit", "padding", "antialias"),
+    [(fit, p, a) for fit, a in (("pad", True), ("pad", False), ("official", True)) for p in MODES],
+)
+def test_cpp_matches_float64(
+    cpp, fit, padding, antialias, dtype, kind, channels_last, rng, monkeypatch
+):
+    poison(monkeypatch)
+    images = photos(rng, SIZES, kind)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    options = {"size": 56, "fit": fit, "padding": padding, "antialias": antialias}
+    got = preprocess(images, dtype=dtype, memory_format=layout, **options)
+    assert got[0].is_contiguous(memory_format=layout)
+    check_preprocess(got, images, dtype, **options)
+
+
+def test_cpp_takes_views_odd_dtypes_and_thin_photos(cpp, rng):
+    (photo,) = photos(rng, [(90, 120)], "uint8")
+    for view in (photo[::2, 1:-3], photo[:, ::3], photo.flip(2)):
+        got, _ = preprocess(view, size=28)
+        torch.testing.assert_close(got, preprocess(view.contiguous(), size=28)[0])
+    floats = photo.permute(2, 0, 1) / 255
+    for dtype in (torch.float64, torch.float16):
+        got, _ = preprocess(floats.to(dtype), size=28)
+        torch.testing.assert_close(got, preprocess(floats.to(dtype).float(), size=28)[0])
+    for size in ((1, 40), (40, 1), (1, 1)):
+        for kind in KINDS:
+            images = photos(rng, [size], kind)
+            check_preprocess(
+                preprocess(images, size=28, padding="replicate"),
+                images, torch.float32, size=28, padding="replicate",
+            )  # fmt: skip
+
+
+def test_cpp_says_what_it_cannot_serve(cpp):
+    byte, real = torch.zeros(56, 56, 3, dtype=torch.uint8), torch.zeros(3, 56, 56)
+    for images, options, message in (
+        ([byte, real], {}, "not both"),
+        ([real.requires_grad_()], {}, "no backward"),
+        ([byte], {"dtype": torch.float64}, "float64"),
+    ):
+        with pytest.raises(BackendError, match=message):
+            preprocess(images, size=56, **options)
+    with pytest.raises(BackendError, match="no backward"):
+        postprocess(torch.zeros(1, 56, 56, requires_grad=True), [plan_geometry(60, 60, size=56)])
+    # Left alone, the specification serves, and gradients flow.
+    assert OPS["preprocess"].backends.keys() >= {"cuda", "cpp", "reference"}
+
+
+def test_gradient_flows_through_both(rng):
+    (photo,) = photos(rng, [(30, 40)], "planar")
+    x, geometries = preprocess(photo.requires_grad_(), size=28)
+    (disparity,) = postprocess(x[:, 0], geometries)
+    disparity.sum().backward()
+    assert photo.grad[0].abs().sum() > 0 and photo.grad[1].abs().sum() == 0
+
+
+def predictions(rng, sizes, size=56, dtype=torch.float32):
+    geometries = [plan_geometry(*s, size=size) for s in sizes]
+    shape = (len(sizes), *geometries[0].network)
+    return torch.from_numpy(rng.random(shape, dtype=np.float32)).to(dtype), geometries
+
+
+def check_postprocess(got, disparity, geometries, align_corners, error=2e-6):
+    with use_backend("reference"):
+        expected = postprocess(disparity.double(), geometries, align_corners=align_corners)
+    for g, e, geometry in zip(got, expected, geometries, strict=True):
+        assert g.shape == geometry.original
+        if g.dtype == torch.uint16:
+            least, greatest = e.aminmax()
+            e = (e - least) / (greatest - least) * 65535
+            assert g.to(torch.int32).aminmax() == (0, 65535)
+            # Half a step of rounding, and what is before it on both ends of the range.
+            assert (g.double() - e).abs().max() <= 0.5 + 4 * 65535 * error
+        else:
+            assert (g.double() - e).abs().max() <= error
+
+
+@pytest.mark.parametrize("out", [torch.float32, torch.uint16])
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("backend", ["reference", "cpp"])
+def test_postprocess_matches_float64(backend, dtype, align_corners, out, rng, monkeypatch):
+    if backend == "cpp" and _extension.load() is None:
+        pytest.skip(_extension.why_missing())
+    poison(monkeypatch)
+    disparity, geometries = predictions(rng, SIZES, dtype=dtype)
+    with use_backend(backend):
+        maps = postprocess(disparity, geometries, align_corners=align_corners, dtype=out)
+    assert all(m.dtype == out for m in maps)
+    # PyTorch's float32 rounds places to float32.
+    error = 3e-5 if backend == "reference" else 2e-6
+    check_postprocess(maps, disparity, geometries, align_corners, error)
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpp"])
+def test_postprocess_of_constants_views_and_other_dtypes(backend, rng):
+    if backend == "cpp" and _extension.load() is None:
+        pytest.skip(_extension.why_missing())
+    disparity, geometries = predictions(rng, SIZES)
+    with use_backend(backend):
+        for flat in postprocess(torch.ones_like(disparity), geometries, dtype=torch.uint16):
+            assert (flat.to(torch.int32) == 0).all()
+        wide = torch.stack([disparity, disparity], -1)[..., 0]
+        for a, b in zip(
+            postprocess(wide, geometries), postprocess(disparity, geometries), strict=True
+        ):
+            assert torch.equal(a, b)
+    with pytest.raises(ValueError, match="not torch"):
+        postprocess(disparity, geometries, dtype=torch.int8)
+
+
+def test_opcheck(cpp, rng):
+    (photo,) = photos(rng, [(30, 41)], "planar")
+    for channels_last in (False, True):
+        torch.library.opcheck(
+            torch.ops.dafast.preprocess.default,
+            ([photo], [28, 38, 2, 0], [28, 42], list(IMAGENET_MEAN), list(IMAGENET_STD),
+             False, True, 1, torch.bfloat16, channels_last),
+        )  # fmt: skip
+    for dtype in (torch.float32, torch.uint16):
+        torch.library.opcheck(
+            torch.ops.dafast.postprocess.default,
+            (torch.rand(1, 28, 42), [0, 2, 28, 38], [30, 41], False, dtype),
+        )
+
+
+def test_threads_agree(cpp, rng):
+    images = photos(rng, [(400, 601), (80, 120)], "uint8")
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for n in (1, 2, 5):
+            torch.set_num_threads(n)
+            x, geometries = preprocess(images, size=56)
+            results.append([x, *postprocess(x[:, 0], geometries)])
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("fit", "padding"), [(f, p) for f in ("pad", "official") for p in MODES])
+def test_gpu_matches_float64(fit, padding, dtype, kind, channels_last, rng):
+    if why := _extension.why_not("cuda"):
+        pytest.skip(why)
+    images = photos(rng, SIZES * 8, kind)  # more than one launch takes
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    options = {"size": 56, "fit": fit, "padding": padding}
+    with use_backend("cuda"):
+        x, geometries = preprocess(
+            [image.cuda() for image in images], dtype=dtype, memory_format=layout, **options
+        )
+        maps = postprocess(x[:, 0], geometries)
+        deep = postprocess(x[:, 0], geometries, dtype=torch.uint16)
+    check_preprocess((x.cpu(), geometries), images, dtype, **options)
+    for got in (maps, deep):
+        check_postprocess([m.cpu() for m in got], x[:, 0].cpu(), geometries, False)
+
+
+@pytest.mark.gpu
+def test_gpu_graph_capture_and_pinned_memory(rng):
+    if why := _extension.why_not("cuda"):
+        pytest.skip(why)
+    (photo,) = photos(rng, [(300, 451)], "uint8")
+    pinned, static = photo.pin_memory(), torch.empty_like(photo, device="cuda")
+    side = torch.cuda.Stream()
+    with use_backend("cuda"), torch.cuda.stream(side):
+        static.copy_(pinned, non_blocking=True)
+        x, geometries = preprocess(static, size=56)
+        expected = [x, *postprocess(x[:, 0], geometries, dtype=torch.uint16)]
+        side.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=side):
+            y, _ = preprocess(static, size=56)
+            captured = [y, *postprocess(y[:, 0], geometries, dtype=torch.uint16)]
+        graph.replay()
+    side.synchronize()
+    assert all(torch.equal(a, b) for a, b in zip(expected, captured, strict=True))

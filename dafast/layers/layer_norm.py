@@ -1,0 +1,32 @@
+"""LayerNorm that can take the residual add before it along."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..ops import add_layer_norm
+from .layer_scale import LayerScale
+
+
+class LayerNorm(nn.LayerNorm):
+    """`torch.nn.LayerNorm` of DINOv2 (eps 1e-6), which can be fused with what precedes it.
+
+    Args:
+        embed_dim: Width C of the tokens.
+        feeds_product: Whether only a matrix product reads the result. Under autocast `add` then
+            returns it in the dtype of products: the same values, without a pass to convert them.
+    """
+
+    def __init__(self, embed_dim: int, *, feeds_product: bool = False) -> None:
+        super().__init__(embed_dim, eps=1e-6)
+        self.feeds_product = feeds_product
+
+    def add(self, x: Tensor, branch: Tensor, scale: LayerScale) -> tuple[Tensor, Tensor]:
+        """Returns s = x + scale(branch) and the LayerNorm of s, each (B, N, C)."""
+        dtype, device = None, x.device.type
+        # Asking a device that knows no autocast ("meta") would raise.
+        autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+        if self.feeds_product and autocast:
+            dtype = torch.get_autocast_dtype(device)
+        return add_layer_norm(x, branch, scale.gamma, self.weight, self.bias, self.eps, dtype=dtype)

@@ -1,0 +1,135 @@
+"""Sizes of photos on their way to the network and back."""
+
+from __future__ import annotations
+
+import logging
+import math
+import operator
+from dataclasses import dataclass
+
+logger = logging.getLogger("dafast")
+
+FITS = ("pad", "official")
+MAX_TOKENS = 8192
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How one photo became one input of the network; sizes are (height, width) in pixels.
+
+    Attributes:
+        original: Size of the photo.
+        resized: Size it is resized to.
+        padding: Pixels added (left, right, top, bottom) after that.
+        network: Size of the network's input, multiples of the patch.
+    """
+
+    original: tuple[int, int]
+    resized: tuple[int, int]
+    padding: tuple[int, int, int, int]
+    network: tuple[int, int]
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
+
+
+def check_count(name: str, value: int, least: int, why: str) -> None:
+    """Raises a ValueError, with the reason, unless an option is a whole number and at least so."""
+    try:
+        if operator.index(value) >= least:
+            return
+    except TypeError:
+        why = "a whole number is needed"
+    raise ValueError(f"{name}={value!r}: {why}")
+
+
+def check_geometry(*, size: int, multiple: int, fit: str, max_tokens: int) -> None:
+    """Raises the ValueError that `plan_geometry` raises for these options whatever the photo."""
+    if fit not in FITS:
+        raise ValueError(f"fit={fit!r}; use one of {', '.join(FITS)}")
+    check_count("size", size, multiple, f"it is smaller than a patch of {multiple} pixels")
+    check_count("max_tokens", max_tokens, 2, "one patch and the cls token make two")
+
+
+def plan_geometry(
+    height: int,
+    width: int,
+    *,
+    size: int = 518,
+    multiple: int = 14,
+    fit: str = "pad",
+    max_tokens: int = MAX_TOKENS,
+) -> Geometry:
+    """Works out the sizes without touching a pixel.
+
+    ``fit="pad"``: the shorter side becomes ``size``, the longer one is rounded to the nearest
+    pixel, and both are padded up to a multiple, evenly, the odd pixel right and bottom.
+    ``fit="official"``: the rule of the official script (`depth_anything/util/transform.py`,
+    ``lower_bound``): scale = max(size/h, size/w), each side rounded to a multiple, up instead
+    where rounding falls under ``size``; no padding.
+
+    A photo that would need more than ``max_tokens`` tokens (patches and the cls token) is
+    scaled down until it fits, with a warning; no side falls under ``multiple``.
+
+    Args:
+        height: Height of the photo in pixels.
+        width: Width of the photo in pixels.
+        size: Wanted shorter side in pixels.
+        multiple: Patch size in pixels.
+        fit: ``"pad"`` or ``"official"``.
+        max_tokens: Upper bound on (H / multiple) * (W / multiple) + 1.
+
+    Returns:
+        The geometry.
+
+    Raises:
+        ValueError: For an empty photo, an unknown ``fit``, a ``size`` under ``multiple``, or
+            options that are no whole numbers.
+    """
+    if height < 1 or width < 1:
+        raise ValueError(f"an image needs at least one pixel; got {height}x{width}")
+    check_geometry(size=size, multiple=multiple, fit=fit, max_tokens=max_tokens)
+
+    def tokens(sides: tuple[int, int]) -> int:
+        return _round_up(sides[0], multiple) * _round_up(sides[1], multiple) // multiple**2 + 1
+
+    scale = max(size / height, size / width)
+    sides = _sides(height, width, scale, size, multiple, fit)
+    wanted = tokens(sides)
+    while tokens(sides) > max_tokens and max(sides) > multiple:
+        # sqrt would do for a continuous size; rounding up to patches may need a few steps more.
+        scale *= min(0.995, math.sqrt(max_tokens / tokens(sides)))
+        shrunk = _sides(height, width, scale, 0, multiple, fit)
+        # A side at its floor of one patch stays; the other alone gives way.
+        longest = (max_tokens - 1) * multiple
+        sides = (min(shrunk[0], longest), min(shrunk[1], longest))
+    if wanted > max_tokens:
+        logger.warning(
+            "an image of %dx%d pixels would take %d tokens; scaled down to %d (max_tokens=%d)",
+            width,
+            height,
+            wanted,
+            tokens(sides),
+            max_tokens,
+        )
+    network = (_round_up(sides[0], multiple), _round_up(sides[1], multiple))
+    extra_h, extra_w = network[0] - sides[0], network[1] - sides[1]
+    padding = (extra_w // 2, extra_w - extra_w // 2, extra_h // 2, extra_h - extra_h // 2)
+    return Geometry((height, width), sides, padding, network)
+
+
+def _sides(
+    height: int, width: int, scale: float, size: int, multiple: int, fit: str
+) -> tuple[int, int]:
+    """Both sides after scaling; ``size`` > 0 is the least that the official rule allows."""
+    if fit == "pad":
+        return tuple(max(multiple, round(side * scale)) for side in (height, width))  # type: ignore[return-value]
+    sides = []
+    for side in (height, width):
+        # Python's round is half to even, as np.round in the official script.
+        rounded = round(side * scale / multiple) * multiple
+        if rounded < size:
+            rounded = math.ceil(side * scale / multiple) * multiple
+        sides.append(max(multiple, rounded))
+    return sides[0], sides[1]

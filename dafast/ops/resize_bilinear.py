@@ -1,0 +1,135 @@
+"""Bilinear resize, `torch.nn.functional.interpolate`'s, forward and backward."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import _extension
+from ._dispatch import Backend, Op, _forced_backend
+from ._images import dense_rows, empty_images, why_not_dtype
+
+
+def resize_bilinear_reference(
+    x: Tensor, size: tuple[int, int], *, align_corners: bool = False, antialias: bool = False
+) -> Tensor:
+    """Specification of `resize_bilinear`: `F.interpolate` in float32 (float64 for float64)."""
+    if antialias and size[1] == 1 and size[0] > 1:
+        # On CPUs PyTorch 2.13 returns wrong values for a result that is one pixel wide.
+        return resize_bilinear_reference(
+            x.mT, (1, size[0]), align_corners=align_corners, antialias=True
+        ).mT
+    compute = torch.float64 if x.dtype == torch.float64 else torch.float32
+    out = F.interpolate(
+        x.to(compute), size, mode="bilinear", align_corners=align_corners, antialias=antialias
+    )
+    return out.to(x.dtype)
+
+
+@torch.library.custom_op("dafast::resize_bilinear", mutates_args=())
+def _op(x: Tensor, height: int, width: int, align_corners: bool, antialias: bool) -> Tensor:
+    out = empty_images(x, height, width)
+    torch.ops.dafast_C.resize_bilinear(dense_rows(x), out, align_corners, antialias)
+    return out
+
+
+@_op.register_fake
+def _(x: Tensor, height: int, width: int, align_corners: bool, antialias: bool) -> Tensor:
+    return empty_images(x, height, width)
+
+
+@torch.library.custom_op("dafast::resize_bilinear_backward", mutates_args=())
+def _backward_op(
+    grad: Tensor, height: int, width: int, align_corners: bool, antialias: bool
+) -> Tensor:
+    out = empty_images(grad, height, width)
+    torch.ops.dafast_C.resize_bilinear_backward(dense_rows(grad), out, align_corners, antialias)
+    return out
+
+
+@_backward_op.register_fake
+def _(grad: Tensor, height: int, width: int, align_corners: bool, antialias: bool) -> Tensor:
+    return empty_images(grad, height, width)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.size = inputs[0].shape[-2:]
+    ctx.options = inputs[3:]
+
+
+# The op is linear, so either is the other's backward.
+def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    return _backward_op(grad, *ctx.size, *ctx.options), None, None, None, None
+
+
+def _backward_of_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    return _op(grad, *ctx.size, *ctx.options), None, None, None, None
+
+
+_op.register_autograd(_backward, setup_context=_setup_context)
+_backward_op.register_autograd(_backward_of_backward, setup_context=_setup_context)
+
+
+def _extension_backend(
+    x: Tensor, size: tuple[int, int], *, align_corners: bool = False, antialias: bool = False
+) -> Tensor:
+    return _op(x, size[0], size[1], align_corners, antialias)
+
+
+def _supports(backend: str, x: Tensor, *_args: Any, **_options: Any) -> tuple[bool, str]:
+    reason = why_not_dtype(x)
+    return (False, reason) if reason else _extension.supports(backend, "resize_bilinear", x)
+
+
+def _cpp_supports(
+    x: Tensor, size: tuple[int, int], *, align_corners: bool = False, antialias: bool = False
+) -> tuple[bool, str]:
+    if x.dtype == torch.float32 and not antialias and _forced_backend() != "cpp":
+        return False, "PyTorch's own is as fast in float32 without antialiasing"
+    return _supports("cpp", x)
+
+
+def _cuda_supports(*args: Any, **options: Any) -> tuple[bool, str]:
+    return _supports("cuda", *args, **options)
+
+
+_resize_bilinear = Op(
+    "resize_bilinear",
+    resize_bilinear_reference,
+    {
+        "cuda": Backend(_extension_backend, _cuda_supports),
+        "cpp": Backend(_extension_backend, _cpp_supports),
+    },
+)
+
+
+def resize_bilinear(
+    x: Tensor, size: tuple[int, int], *, align_corners: bool = False, antialias: bool = False
+) -> Tensor:
+    """Bilinear resize as `torch.nn.functional.interpolate` does it.
+
+    The backward gathers: no atomics, the same bits in every run.
+
+    Args:
+        x: Images (B, C, H, W), floating point, contiguous or channels_last (other strides are
+            copied unless the pixels of a row lie side by side).
+        size: Height and width of the result.
+        align_corners: Whether the corner pixels' centres coincide.
+        antialias: Whether to widen the filter when shrinking.
+
+    Returns:
+        (B, C, *size) in the dtype of ``x``, channels_last if ``x`` is.
+
+    Raises:
+        ValueError: If the shape, the dtype or ``size`` cannot be resized.
+    """
+    if x.ndim != 4 or 0 in x.shape[-2:]:
+        raise ValueError(f"resize_bilinear needs (B, C, H, W), H and W > 0; got {tuple(x.shape)}")
+    if not x.is_floating_point():
+        raise ValueError(f"resize_bilinear needs floating point; got {x.dtype}")
+    if len(size) != 2 or min(size) < 1:
+        raise ValueError(f"size must be (height, width), both at least 1; got {size}")
+    return _resize_bilinear(x, (size[0], size[1]), align_corners=align_corners, antialias=antialias)

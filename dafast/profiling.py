@@ -1,0 +1,43 @@
+"""NVTX ranges for Nsight Systems: on with ``DAFAST_NVTX=1`` and the package nvtx, else free."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+ENABLED = os.environ.get("DAFAST_NVTX", "0") not in ("", "0")
+"""Whether ranges are recorded; fixed at import, so that off means not there at all."""
+
+if ENABLED and importlib.util.find_spec("nvtx") is None:
+    raise ImportError("DAFAST_NVTX is set, but the package nvtx is missing; pip install nvtx")
+
+
+def annotate(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Decorator: a range of this name, in the domain ``dafast``, around every call.
+
+    The function itself comes back where ranges are off. Code that `torch.compile` traces gets
+    none: a range would break its graph.
+    """
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        if not ENABLED:
+            return function
+        import nvtx
+        import torch
+
+        @functools.wraps(function)
+        def annotated(*args: P.args, **kwargs: P.kwargs) -> R:
+            if torch.compiler.is_compiling():
+                return function(*args, **kwargs)
+            with nvtx.annotate(name, domain="dafast"):
+                return function(*args, **kwargs)
+
+        return annotated
+
+    return decorate

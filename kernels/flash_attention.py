@@ -1,0 +1,468 @@
+"""Flash attention of a ViT: forward and backward, dense or of packed sequences.
+
+Softmax runs in base 2 with the scale folded into one multiply-add per logit. The last tile of a
+loop, which alone needs a mask, is taken first, while the accumulators are still empty; the others
+follow without any mask, and only base pointers move. The backward makes two passes, one over key
+tiles (dK, dV) and one over query tiles (dQ), so nothing is added atomically and results are the
+same bit by bit in every run.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .runtime import INTERPRET, dot, float32_precision, on_its_device, target
+
+LOG2E = math.log2(math.e)
+_SIZES = ["heads", "q_length", "k_length", "lse_rows"]  # a new length compiles nothing anew
+_DELTA_ROWS = 64
+_MAX_ROW_STRIDE = 2**23  # within a tile of at most 128 rows, offsets are int32
+
+
+@triton.jit
+def _place(
+    cu_ptr, heads, q_length, k_length, lse_rows,
+    BLOCK: tl.constexpr, OVER_KEYS: tl.constexpr, VARLEN: tl.constexpr,
+):  # fmt: skip
+    """Which rows a program takes: those of one tile of one head of one sequence.
+
+    Returns:
+        First row of the tile; batch, head and first row of the sequence, with which pointers are
+        made (int64; a dense batch starts each sequence at its own stride, packed ones have batch
+        0); the numbers of queries and keys; where the head's statistics begin.
+    """
+    tiles = tl.cdiv(k_length if OVER_KEYS else q_length, BLOCK)
+    pid = tl.program_id(0)
+    start = pid % tiles * BLOCK
+    batch, head = (pid // tiles // heads).to(tl.int64), (pid // tiles % heads).to(tl.int64)
+    if VARLEN:
+        first = tl.load(cu_ptr + batch).to(tl.int64)
+        q_count = (tl.load(cu_ptr + batch + 1) - first).to(tl.int32)
+        return start, tl.zeros((), tl.int64), head, first, q_count, q_count, head * lse_rows + first
+    else:
+        first = tl.zeros((), tl.int64)
+        return start, batch, head, first, q_length, k_length, (batch * heads + head) * lse_rows
+
+
+@triton.jit
+def _tile_of(ptr, stride, count, D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
+             MASKED: tl.constexpr):  # fmt: skip
+    """The rows (BLOCK, BLOCK_D) from ``ptr`` on; 0 past ``count`` rows and past D columns."""
+    row, column = tl.arange(0, BLOCK), tl.arange(0, BLOCK_D)
+    at = ptr + (row[:, None] * stride + column[None, :])
+    if MASKED:
+        return tl.load(at, mask=(row < count)[:, None] & (column < D)[None, :], other=0.0)
+    elif BLOCK_D != D:
+        return tl.load(at, mask=(column < D)[None, :], other=0.0)
+    else:
+        return tl.load(at)
+
+
+@triton.jit
+def _fwd_step(
+    q, k_ptr, v_ptr, acc, m, total, count, scale, stride_kn, stride_vn,
+    D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, TAIL: tl.constexpr,
+    PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
+):  # fmt: skip
+    """One tile of keys: logits, running maximum and sum, output."""
+    k = _tile_of(k_ptr, stride_kn, count, D, BLOCK_N, BLOCK_D, TAIL)
+    logits = tl.zeros((q.shape[0], BLOCK_N), tl.float32)
+    logits = dot(q, tl.trans(k), logits, PRECISION, INTERPRETED)
+    if TAIL:
+        logits = tl.where((tl.arange(0, BLOCK_N) < count)[None, :], logits, -float("inf"))
+    m_new = tl.maximum(m, tl.max(logits, 1) * scale)
+    p = tl.exp2(logits * scale - m_new[:, None])
+    alpha = tl.exp2(m - m_new)
+    total = total * alpha + tl.sum(p, 1)
+    acc = acc * alpha[:, None]
+    v = _tile_of(v_ptr, stride_vn, count, D, BLOCK_N, BLOCK_D, TAIL)
+    acc = dot(p.to(v.dtype), v, acc, PRECISION, INTERPRETED)
+    return acc, m_new, total
+
+
+@triton.jit(do_not_specialize=_SIZES)
+def _flash_attention_fwd_kernel(
+    q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, cu_ptr,
+    heads, q_length, k_length, lse_rows, scale,
+    stride_qb, stride_qn, stride_qh, stride_kb, stride_kn, stride_kh,
+    stride_vb, stride_vn, stride_vh, stride_ob, stride_on, stride_oh,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    BRANCH: tl.constexpr, VARLEN: tl.constexpr, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
+):  # fmt: skip
+    start, batch, head, first, q_count, k_count, lse_at = _place(
+        cu_ptr, heads, q_length, k_length, lse_rows, BLOCK_M, False, VARLEN
+    )
+    if start >= q_count:
+        return
+    q_ptr += batch * stride_qb + (first + start) * stride_qn + head * stride_qh
+    out_ptr += batch * stride_ob + (first + start) * stride_on + head * stride_oh
+    k_ptr += batch * stride_kb + first * stride_kn + head * stride_kh
+    v_ptr += batch * stride_vb + first * stride_vn + head * stride_vh
+    rows = q_count - start
+    q = _tile_of(q_ptr, stride_qn, rows, D, BLOCK_M, BLOCK_D, True)
+    m = tl.full((BLOCK_M,), -float("inf"), tl.float32)
+    total = tl.zeros((BLOCK_M,), tl.float32)
+    acc = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
+    last = (k_count - 1) // BLOCK_N * BLOCK_N
+    past = last.to(tl.int64)
+    if not BRANCH or k_count > last:  # always so; see `_tile`
+        acc, m, total = _fwd_step(
+            q, k_ptr + past * stride_kn, v_ptr + past * stride_vn, acc, m, total, k_count - last,
+            scale, stride_kn, stride_vn, D, BLOCK_N, BLOCK_D, True, PRECISION, INTERPRETED,
+        )  # fmt: skip
+    for _ in range(0, last, BLOCK_N):
+        acc, m, total = _fwd_step(
+            q, k_ptr, v_ptr, acc, m, total, BLOCK_N, scale, stride_kn, stride_vn,
+            D, BLOCK_N, BLOCK_D, False, PRECISION, INTERPRETED,
+        )  # fmt: skip
+        k_ptr += BLOCK_N * stride_kn
+        v_ptr += BLOCK_N * stride_vn
+    row, column = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D)
+    tl.store(lse_ptr + lse_at + start + row, m + tl.log2(total), mask=row < rows)
+    out = (acc * (1.0 / total)[:, None]).to(out_ptr.dtype.element_ty)
+    tl.store(out_ptr + (row[:, None] * stride_on + column[None, :]), out,
+             mask=(row < rows)[:, None] & (column < D)[None, :])  # fmt: skip
+
+
+@triton.jit(do_not_specialize=_SIZES)
+def _flash_attention_bwd_preprocess_kernel(
+    out_ptr, grad_ptr, delta_ptr, cu_ptr,
+    heads, q_length, lse_rows,
+    stride_ob, stride_on, stride_oh, stride_gb, stride_gn, stride_gh,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, VARLEN: tl.constexpr,
+):  # fmt: skip
+    """Delta: the dot product of every output row with its gradient."""
+    start, batch, head, first, count, _, lse_at = _place(
+        cu_ptr, heads, q_length, q_length, lse_rows, BLOCK_M, False, VARLEN
+    )
+    if start >= count:
+        return
+    out_ptr += batch * stride_ob + (first + start) * stride_on + head * stride_oh
+    grad_ptr += batch * stride_gb + (first + start) * stride_gn + head * stride_gh
+    rows = count - start
+    out = _tile_of(out_ptr, stride_on, rows, D, BLOCK_M, BLOCK_D, True).to(tl.float32)
+    grad = _tile_of(grad_ptr, stride_gn, rows, D, BLOCK_M, BLOCK_D, True).to(tl.float32)
+    row = tl.arange(0, BLOCK_M)
+    tl.store(delta_ptr + lse_at + start + row, tl.sum(out * grad, 1), mask=row < rows)
+
+
+@triton.jit
+def _dkdv_step(
+    k, v, dk, dv, q_ptr, grad_ptr, lse_ptr, delta_ptr, count, scale, stride_qn, stride_gn,
+    D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, TAIL: tl.constexpr,
+    PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
+):  # fmt: skip
+    """One tile of queries, everything transposed: probabilities are (keys, queries)."""
+    q = _tile_of(q_ptr, stride_qn, count, D, BLOCK_M, BLOCK_D, TAIL)
+    grad = _tile_of(grad_ptr, stride_gn, count, D, BLOCK_M, BLOCK_D, TAIL)
+    row = tl.arange(0, BLOCK_M)
+    if TAIL:  # an infinite log-sum-exp makes the probabilities of rows that are not there 0
+        lse = tl.load(lse_ptr + row, mask=row < count, other=float("inf"))
+        delta = tl.load(delta_ptr + row, mask=row < count, other=0.0)
+    else:
+        lse = tl.load(lse_ptr + row)
+        delta = tl.load(delta_ptr + row)
+    zero = tl.zeros((k.shape[0], BLOCK_M), tl.float32)
+    p = tl.exp2(dot(k, tl.trans(q), zero, PRECISION, INTERPRETED) * scale - lse[None, :])
+    dv = dot(p.to(grad.dtype), grad, dv, PRECISION, INTERPRETED)
+    dp = dot(v, tl.trans(grad), zero, PRECISION, INTERPRETED)
+    ds = p * (dp - delta[None, :])
+    dk = dot(ds.to(q.dtype), q, dk, PRECISION, INTERPRETED)
+    return dk, dv
+
+
+@triton.jit(do_not_specialize=_SIZES)
+def _flash_attention_bwd_dkdv_kernel(
+    q_ptr, k_ptr, v_ptr, grad_ptr, lse_ptr, delta_ptr, dk_ptr, dv_ptr, cu_ptr,
+    heads, q_length, k_length, lse_rows, scale, scale_log2,
+    stride_qb, stride_qn, stride_qh, stride_kb, stride_kn, stride_kh,
+    stride_vb, stride_vn, stride_vh, stride_gb, stride_gn, stride_gh,
+    stride_dkb, stride_dkn, stride_dkh, stride_dvb, stride_dvn, stride_dvh,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    BRANCH: tl.constexpr, VARLEN: tl.constexpr, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
+):  # fmt: skip
+    """dK and dV of one tile of keys: a loop over the queries."""
+    start, batch, head, first, q_count, k_count, lse_at = _place(
+        cu_ptr, heads, q_length, k_length, lse_rows, BLOCK_N, True, VARLEN
+    )
+    if start >= k_count:
+        return
+    q_ptr += batch * stride_qb + first * stride_qn + head * stride_qh
+    grad_ptr += batch * stride_gb + first * stride_gn + head * stride_gh
+    k_ptr += batch * stride_kb + (first + start) * stride_kn + head * stride_kh
+    v_ptr += batch * stride_vb + (first + start) * stride_vn + head * stride_vh
+    dk_ptr += batch * stride_dkb + (first + start) * stride_dkn + head * stride_dkh
+    dv_ptr += batch * stride_dvb + (first + start) * stride_dvn + head * stride_dvh
+    lse_ptr += lse_at
+    delta_ptr += lse_at
+    rows = k_count - start
+    k = _tile_of(k_ptr, stride_kn, rows, D, BLOCK_N, BLOCK_D, True)
+    v = _tile_of(v_ptr, stride_vn, rows, D, BLOCK_N, BLOCK_D, True)
+    dk = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
+    dv = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
+    last = (q_count - 1) // BLOCK_M * BLOCK_M
+    past = last.to(tl.int64)
+    if not BRANCH or q_count > last:  # always so; see `_tile`
+        dk, dv = _dkdv_step(
+            k, v, dk, dv, q_ptr + past * stride_qn, grad_ptr + past * stride_gn, lse_ptr + past,
+            delta_ptr + past, q_count - last, scale_log2, stride_qn, stride_gn,
+            D, BLOCK_M, BLOCK_D, True, PRECISION, INTERPRETED,
+        )  # fmt: skip
+    for _ in range(0, last, BLOCK_M):
+        dk, dv = _dkdv_step(
+            k, v, dk, dv, q_ptr, grad_ptr, lse_ptr, delta_ptr, BLOCK_M, scale_log2,
+            stride_qn, stride_gn, D, BLOCK_M, BLOCK_D, False, PRECISION, INTERPRETED,
+        )  # fmt: skip
+        q_ptr += BLOCK_M * stride_qn
+        grad_ptr += BLOCK_M * stride_gn
+        lse_ptr += BLOCK_M
+        delta_ptr += BLOCK_M
+    row, column = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)
+    inside = (row < rows)[:, None] & (column < D)[None, :]
+    tl.store(dk_ptr + (row[:, None] * stride_dkn + column[None, :]),
+             (dk * scale).to(dk_ptr.dtype.element_ty), mask=inside)  # fmt: skip
+    tl.store(dv_ptr + (row[:, None] * stride_dvn + column[None, :]),
+             dv.to(dv_ptr.dtype.element_ty), mask=inside)  # fmt: skip
+
+
+@triton.jit
+def _dq_step(
+    q, grad, lse, delta, dq, k_ptr, v_ptr, count, scale, stride_kn, stride_vn,
+    D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, TAIL: tl.constexpr,
+    PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
+):  # fmt: skip
+    k = _tile_of(k_ptr, stride_kn, count, D, BLOCK_N, BLOCK_D, TAIL)
+    v = _tile_of(v_ptr, stride_vn, count, D, BLOCK_N, BLOCK_D, TAIL)
+    zero = tl.zeros((q.shape[0], BLOCK_N), tl.float32)
+    p = tl.exp2(dot(q, tl.trans(k), zero, PRECISION, INTERPRETED) * scale - lse[:, None])
+    dp = dot(grad, tl.trans(v), zero, PRECISION, INTERPRETED)
+    ds = p * (dp - delta[:, None])
+    if TAIL:  # a logit of 0 can be far above the row's own: exp2 may have overflowed
+        ds = tl.where((tl.arange(0, BLOCK_N) < count)[None, :], ds, 0.0)
+    return dot(ds.to(k.dtype), k, dq, PRECISION, INTERPRETED)
+
+
+@triton.jit(do_not_specialize=_SIZES)
+def _flash_attention_bwd_dq_kernel(
+    q_ptr, k_ptr, v_ptr, grad_ptr, lse_ptr, delta_ptr, dq_ptr, cu_ptr,
+    heads, q_length, k_length, lse_rows, scale, scale_log2,
+    stride_qb, stride_qn, stride_qh, stride_kb, stride_kn, stride_kh,
+    stride_vb, stride_vn, stride_vh, stride_gb, stride_gn, stride_gh,
+    stride_dqb, stride_dqn, stride_dqh,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    BRANCH: tl.constexpr, VARLEN: tl.constexpr, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
+):  # fmt: skip
+    """dQ of one tile of queries: a loop over the keys."""
+    start, batch, head, first, q_count, k_count, lse_at = _place(
+        cu_ptr, heads, q_length, k_length, lse_rows, BLOCK_M, False, VARLEN
+    )
+    if start >= q_count:
+        return
+    q_ptr += batch * stride_qb + (first + start) * stride_qn + head * stride_qh
+    grad_ptr += batch * stride_gb + (first + start) * stride_gn + head * stride_gh
+    dq_ptr += batch * stride_dqb + (first + start) * stride_dqn + head * stride_dqh
+    k_ptr += batch * stride_kb + first * stride_kn + head * stride_kh
+    v_ptr += batch * stride_vb + first * stride_vn + head * stride_vh
+    rows = q_count - start
+    row, column = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D)
+    q = _tile_of(q_ptr, stride_qn, rows, D, BLOCK_M, BLOCK_D, True)
+    grad = _tile_of(grad_ptr, stride_gn, rows, D, BLOCK_M, BLOCK_D, True)
+    lse = tl.load(lse_ptr + lse_at + start + row, mask=row < rows, other=float("inf"))
+    delta = tl.load(delta_ptr + lse_at + start + row, mask=row < rows, other=0.0)
+    dq = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
+    last = (k_count - 1) // BLOCK_N * BLOCK_N
+    past = last.to(tl.int64)
+    if not BRANCH or k_count > last:  # always so; see `_tile`
+        dq = _dq_step(
+            q, grad, lse, delta, dq, k_ptr + past * stride_kn, v_ptr + past * stride_vn,
+            k_count - last, scale_log2, stride_kn, stride_vn,
+            D, BLOCK_N, BLOCK_D, True, PRECISION, INTERPRETED,
+        )  # fmt: skip
+    for _ in range(0, last, BLOCK_N):
+        dq = _dq_step(
+            q, grad, lse, delta, dq, k_ptr, v_ptr, BLOCK_N, scale_log2, stride_kn, stride_vn,
+            D, BLOCK_N, BLOCK_D, False, PRECISION, INTERPRETED,
+        )  # fmt: skip
+        k_ptr += BLOCK_N * stride_kn
+        v_ptr += BLOCK_N * stride_vn
+    tl.store(dq_ptr + (row[:, None] * stride_dqn + column[None, :]),
+             (dq * scale).to(dq_ptr.dtype.element_ty),
+             mask=(row < rows)[:, None] & (column < D)[None, :])  # fmt: skip
+
+
+def _tile(kind: str, dtype: torch.dtype, head_dim: int) -> dict[str, int]:
+    """Tile sizes, warps and pipeline stages of a pass: ``fwd``, ``dkdv`` or ``dq``.
+
+    BRANCH puts the first tile of a loop behind a condition that always holds. It keeps the operands
+    that the loop does not change in shared memory, where otherwise too many registers would be
+    taken. On Hopper, where matrix products run asynchronously, it would make the compiler
+    serialise them; where loads and products do not overlap there is nothing to lose.
+
+    Chosen so that no configuration spills on sm_80, sm_90, sm_100 and gfx942 and its shared memory
+    fits; see docs/kernels/flash_attention.md.
+    """
+    backend, arch = target()
+    wide = head_dim > 64
+    branch = backend != "cuda" or int(arch) < 90
+    tf32 = dtype == torch.float32 and float32_precision() == "tf32"
+    if backend == "interpreter":
+        m, n, warps, stages = 32, 32, 4, 1
+    elif backend == "hip" and (wide or dtype == torch.float32):
+        m = 32 if kind == "dkdv" and wide and dtype == torch.float32 else 64
+        n, warps, stages = 32, 4, 1
+    elif backend == "hip":
+        m, n, warps, stages = (64 if kind == "dkdv" else 128), 64, 4, 1
+    elif tf32 and kind == "fwd":
+        m, n, warps, stages = 64, 32, 4, 1 if wide and int(arch) >= 90 else 2
+    elif tf32:
+        branch = True
+        m, n, warps, stages = 32, 32, 4, 1
+        if int(arch) >= 90:  # wgmma and tcgen05 take 64 rows
+            m, n = (64, 32) if kind == "dq" else (16 if wide else 32, 64)
+    elif dtype == torch.float32:
+        m, n, warps, stages = (16, 16, 8, 1) if wide else (32, 32, 8, 1)
+    elif kind == "fwd":
+        m, n, warps, stages = (128, 64, 8 if wide or int(arch) >= 100 else 4, 3)
+    elif wide and int(arch) >= 90:  # 64 rows for each of two groups of four warps
+        m, n, warps, stages = (128, 64, 8, 2) if kind == "dq" else (32, 128, 8, 2)
+    else:
+        m, n, warps, stages = (64, 64, 8 if wide else 4, 2)
+    return {"BLOCK_M": m, "BLOCK_N": n, "num_warps": warps, "num_stages": stages, "BRANCH": branch}
+
+
+def _strides(x: Tensor, varlen: bool) -> tuple[int, int, int]:
+    """Batch, row and head strides; packed sequences (T, H, D) have no batch."""
+    return (0, x.stride(0), x.stride(1)) if varlen else (x.stride(0), x.stride(1), x.stride(2))
+
+
+class _Problem:
+    """Sizes that all four kernels share; ``cu_seqlens`` None is a dense batch."""
+
+    def __init__(self, q: Tensor, k: Tensor, cu_seqlens: Tensor | None, max_seqlen: int) -> None:
+        self.varlen = cu_seqlens is not None
+        self.cu_seqlens = None if cu_seqlens is None else cu_seqlens.contiguous()
+        self.heads, self.head_dim = q.shape[-2:]
+        if cu_seqlens is not None:
+            self.batch, self.lse_rows = len(cu_seqlens) - 1, q.shape[0]
+            self.q_length = self.k_length = max_seqlen
+        else:
+            self.batch, self.lse_rows = q.shape[0], q.shape[1]
+            self.q_length, self.k_length = q.shape[1], k.shape[1]
+        self.dtype = q.dtype
+        precision = float32_precision() if q.dtype == torch.float32 else "tf32"
+        self.constants = {
+            "D": self.head_dim, "BLOCK_D": max(16, triton.next_power_of_2(self.head_dim)),
+            "VARLEN": self.varlen, "enable_fp_fusion": True,
+        }  # fmt: skip
+        self.products = {"PRECISION": precision, "INTERPRETED": INTERPRET}
+
+    def tile(self, kind: str) -> dict[str, int]:
+        return _tile(kind, self.dtype, self.head_dim)
+
+    def readable(self, *tensors: Tensor) -> list[Tensor]:
+        """Each as it is where the kernels can read it in place, else a copy."""
+        row = 0 if self.varlen else 1
+        return [
+            x if x.stride(-1) == 1 and x.stride(row) < _MAX_ROW_STRIDE else x.contiguous()
+            for x in tensors
+        ]
+
+    def grid(self, length: int, block: int) -> tuple[int]:
+        return (triton.cdiv(length, block) * self.batch * self.heads,)
+
+
+@on_its_device
+def flash_attention_fwd(
+    q: Tensor, k: Tensor, v: Tensor, scale: float,
+    cu_seqlens: Tensor | None = None, max_seqlen: int = 0,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Launches the forward: one kernel.
+
+    Args:
+        q: (B, N, H, D), or (T, H, D) with ``cu_seqlens``; read in place where D has stride 1.
+        k: (B, M, H, D), or (T, H, D).
+        v: Like ``k``.
+        scale: Factor on the logits.
+        cu_seqlens: int32 (S + 1), first rows of the sequences and the end of the last.
+        max_seqlen: Rows of the longest sequence.
+
+    Returns:
+        The output, contiguous, like ``q``; the logarithm to base 2 of the softmax's denominators,
+        float32 (B, H, N) or (H, T).
+    """
+    problem = _Problem(q, k, cu_seqlens, max_seqlen)
+    varlen = problem.varlen
+    q, k, v = problem.readable(q, k, v)
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    shape = (problem.heads, problem.lse_rows)
+    lse = torch.empty(
+        shape if varlen else (problem.batch, *shape), dtype=torch.float32, device=q.device
+    )
+    if q.numel() == 0 or k.numel() == 0 or problem.q_length == 0:
+        return out.zero_(), lse.zero_()
+    tile = problem.tile("fwd")
+    _flash_attention_fwd_kernel[problem.grid(problem.q_length, tile["BLOCK_M"])](
+        q, k, v, out, lse, problem.cu_seqlens,
+        problem.heads, problem.q_length, problem.k_length, problem.lse_rows, scale * LOG2E,
+        *_strides(q, varlen), *_strides(k, varlen), *_strides(v, varlen), *_strides(out, varlen),
+        **tile, **problem.constants, **problem.products,
+    )  # fmt: skip
+    return out, lse
+
+
+@on_its_device
+def flash_attention_bwd(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float,
+    dq: Tensor, dk: Tensor, dv: Tensor,
+    cu_seqlens: Tensor | None = None, max_seqlen: int = 0,
+) -> None:  # fmt: skip
+    """Launches the backward: three kernels, which write ``dq``, ``dk`` and ``dv``.
+
+    Args:
+        grad: Gradient of the output.
+        q: As in the forward, and so are ``k``, ``v``, ``scale``, ``cu_seqlens``, ``max_seqlen``.
+        k: As in the forward.
+        v: As in the forward.
+        out: From the forward.
+        lse: From the forward.
+        scale: As in the forward.
+        dq: Written; of any strides with 1 for D, so views of a packed gradient serve.
+        dk: Written, likewise.
+        dv: Written, likewise.
+        cu_seqlens: As in the forward.
+        max_seqlen: As in the forward.
+    """
+    problem = _Problem(q, k, cu_seqlens, max_seqlen)
+    varlen = problem.varlen
+    grad, q, k, v = problem.readable(grad, q, k, v)
+    if q.numel() == 0 or k.numel() == 0 or problem.q_length == 0:
+        for x in (dq, dk, dv):
+            x.zero_()
+        return
+    delta = torch.empty_like(lse)
+    common = (problem.heads, problem.q_length, problem.k_length, problem.lse_rows,
+              scale, scale * LOG2E)  # fmt: skip
+    inputs = [s for x in (q, k, v, grad) for s in _strides(x, varlen)]
+    _flash_attention_bwd_preprocess_kernel[problem.grid(problem.q_length, _DELTA_ROWS)](
+        out, grad, delta, problem.cu_seqlens,
+        problem.heads, problem.q_length, problem.lse_rows,
+        *_strides(out, varlen), *_strides(grad, varlen),
+        BLOCK_M=_DELTA_ROWS, num_warps=4, **problem.constants,
+    )  # fmt: skip
+    tile = problem.tile("dkdv")
+    _flash_attention_bwd_dkdv_kernel[problem.grid(problem.k_length, tile["BLOCK_N"])](
+        q, k, v, grad, lse, delta, dk, dv, problem.cu_seqlens, *common,
+        *inputs, *_strides(dk, varlen), *_strides(dv, varlen),
+        **tile, **problem.constants, **problem.products,
+    )  # fmt: skip
+    tile = problem.tile("dq")
+    _flash_attention_bwd_dq_kernel[problem.grid(problem.q_length, tile["BLOCK_M"])](
+        q, k, v, grad, lse, delta, dq, problem.cu_seqlens, *common,
+        *inputs, *_strides(dq, varlen),
+        **tile, **problem.constants, **problem.products,
+    )  # fmt: skip

@@ -1,0 +1,103 @@
+"""What all kernels share: which device they are launched on, and `tl.dot` in every dtype."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import torch
+import triton
+import triton.language as tl
+
+INTERPRET: bool = triton.knobs.runtime.interpret
+"""Whether the kernels run in Triton's interpreter; fixed when Triton's decorators ran."""
+
+
+_assumed: list[tuple[str, int | str]] = []
+
+
+def target() -> tuple[str, int | str]:
+    """Returns what a launch now would compile for; launchers choose their tiles by it.
+
+    Returns:
+        ``("cuda", 80)`` and the like, ``("hip", "gfx942")``, or ``("interpreter", 0)``.
+    """
+    if _assumed:
+        return _assumed[-1]
+    if INTERPRET:
+        return "interpreter", 0
+    current = triton.runtime.driver.active.get_current_target()
+    return current.backend, current.arch
+
+
+@contextlib.contextmanager
+def assume_target(backend: str, arch: int | str) -> Iterator[None]:
+    """Within it launchers choose their tiles as on this target, also where they are interpreted."""
+    _assumed.append((backend, arch))
+    try:
+        yield
+    finally:
+        _assumed.pop()
+
+
+def float32_precision() -> str:
+    """``input_precision`` of `tl.dot` on float32, by `torch.get_float32_matmul_precision`."""
+    return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+
+
+_Launcher = TypeVar("_Launcher", bound=Callable)
+
+
+def on_its_device(launcher: _Launcher) -> _Launcher:
+    """Makes a launcher run with the GPU of its first tensor as the current one.
+
+    Triton launches on the current device and its current stream, wherever the tensors are.
+    """
+
+    @functools.wraps(launcher)
+    def run(*args, **kwargs):
+        with torch.cuda.device_of(next(x for x in args if isinstance(x, torch.Tensor))):
+            return launcher(*args, **kwargs)
+
+    return run  # type: ignore[return-value]
+
+
+@triton.jit
+def dot(a, b, acc, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr):
+    """``acc + a @ b`` in float32.
+
+    Triton's interpreter multiplies the bits of bfloat16 operands as integers; there the operands
+    are converted first, which changes nothing: the products are exact in float32.
+    """
+    if INTERPRETED:
+        return tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision="ieee")
+    else:
+        return tl.dot(a, b, acc, input_precision=PRECISION)
+
+
+@triton.jit
+def _sum_over_programs_kernel(
+    partial_ptr, out_ptr, programs, columns, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr
+):
+    column = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    inside = column < columns
+    total = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
+    for start in range(0, programs, BLOCK_P):
+        row = start + tl.arange(0, BLOCK_P)
+        mask = (row < programs)[:, None] & inside[None, :]
+        at = row.to(tl.int64)[:, None] * columns + column[None, :]
+        total += tl.load(partial_ptr + at, mask=mask, other=0.0)
+    tl.store(out_ptr + column, tl.sum(total, 0), mask=inside)
+
+
+def sum_over_programs(partial: torch.Tensor) -> torch.Tensor:
+    """Sums what the programs of a kernel left, always in the same order: (P, K) to (K), float32."""
+    programs, columns = partial.shape
+    out = torch.empty((columns,), dtype=torch.float32, device=partial.device)
+    _sum_over_programs_kernel[(triton.cdiv(columns, 32),)](
+        partial, out, programs, columns,
+        BLOCK_P=128, BLOCK_C=32, num_warps=8, enable_fp_fusion=True,
+    )  # fmt: skip
+    return out

@@ -1,0 +1,278 @@
+"""Bias and GELU: every backend against the float64 reference, outputs and gradients."""
+
+import math
+import os
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from dafast.ops import bias_gelu, bias_gelu_reference, use_backend
+from tests.instruction_sets import (
+    CPP,
+    INSTRUCTION_SETS,
+    instruction_set,
+    needs_extension,
+    threads,
+)
+from tests.tolerances import TOLERANCES
+
+INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"  # see conftest
+KERNELS = ["triton", CPP]
+BACKENDS = ["reference", *KERNELS]
+DTYPES = [
+    (torch.float32, torch.float32),
+    (torch.bfloat16, torch.bfloat16),
+    (torch.float16, torch.float16),
+    (torch.bfloat16, torch.float32),  # as under autocast
+    (torch.float32, torch.float16),
+]
+
+
+@pytest.fixture(autouse=True)
+def poisoned(monkeypatch):
+    """Fresh memory holds NaN, so that what a kernel leaves unwritten shows."""
+    for owner, name in ((torch, "empty"), (torch.Tensor, "new_empty")):
+        original = getattr(owner, name)
+
+        def poison(*args, _original=original, **kwargs):
+            out = _original(*args, **kwargs)
+            return out.fill_(float("nan")) if out.is_floating_point() else out.fill_(-(2**30))
+
+        monkeypatch.setattr(owner, name, poison)
+
+
+def _inputs(seed, shape, dtypes=DTYPES[0]):
+    """x, bias, and a gradient of the output."""
+    generator = torch.Generator().manual_seed(seed)
+    x, bias, upstream = (
+        torch.randn(size, generator=generator) for size in (shape, shape[-1:], shape)
+    )
+    return 2 * x.to(dtypes[0]), bias.to(dtypes[1]), upstream.to(dtypes[0])
+
+
+def _run(backend, x, bias, upstream, **options):
+    leaves = [x.detach().requires_grad_(), bias.detach().requires_grad_()]
+    with use_backend(backend):
+        out = bias_gelu(*leaves, **options)
+    return [out, *torch.autograd.grad(out, leaves, upstream)]
+
+
+def _check(got, exact, dtypes):
+    """Errors of at most two roundings to the value's dtype, over the largest value."""
+    for value, wanted, dtype in zip(got, exact, (dtypes[0], *dtypes), strict=True):
+        assert value.dtype == dtype and value.shape == wanted.shape
+        error = (value.double() - wanted).abs().max()
+        largest = wanted.abs().max()
+        if wanted is exact[-1]:  # a sum of gradients of x, which can cancel
+            largest = torch.maximum(largest, exact[1].abs().max())
+        # Where all of x is far below 0 the results are small differences of terms of order 1.
+        assert error <= 2 * TOLERANCES[dtype].op * largest.clamp_min(1.0)
+
+
+@pytest.mark.parametrize("added", [False, True])
+@pytest.mark.parametrize("dtypes", DTYPES)
+@pytest.mark.parametrize(
+    "shape", [(2, 19, 1536), (1, 40, 768), (3, 256), (2, 5, 50), (33, 1), (7,)]
+)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_matches_float64(backend, shape, dtypes, added, seed, device):
+    inputs = _inputs(seed, shape, dtypes)
+    exact = _run("reference", *(x.double() for x in inputs), added=added)
+    _check(_run(backend, *inputs, added=added), exact, dtypes)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_formula(backend, seed, device):
+    x, bias, upstream = _inputs(seed, (4, 30))
+    z = x.double() + bias
+    below = torch.special.ndtr(z)
+    density = torch.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
+    out, grad_x, grad_bias = _run(backend, x, bias, upstream)
+    torch.testing.assert_close(out.double(), z * below, rtol=1e-5, atol=1e-6)
+    expected = upstream * (below + z * density)
+    torch.testing.assert_close(grad_x.double(), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(grad_bias.double(), expected.sum(0), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_bias_that_was_added_counts_once(backend, seed, device):
+    x, bias, upstream = _inputs(seed, (9, 40))
+    expected = _run(backend, x, bias, upstream)
+    got = _run(backend, x + bias, bias, upstream, added=True)
+    torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_rounds_once(backend, dtype, seed, device):
+    """Half a unit in the last place is all that is lost: x + bias is not rounded on its own."""
+    x, bias, _ = _inputs(seed, (50, 64), (dtype, dtype))
+    with use_backend(backend):
+        out = bias_gelu(x, bias).double()
+    exact = F.gelu(x.double() + bias.double())
+    unit = torch.finfo(dtype).eps * 2.0 ** exact.abs().log2().floor()
+    # Triton's interpreter drops the digits that do not fit in bfloat16.
+    truncated = backend == "triton" and dtype == torch.bfloat16 and INTERPRET
+    error = ((out - exact).abs() / unit)[exact > 0.1]  # away from where erf cancels
+    assert error.max() <= (1.001 if truncated else 0.501)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_extremes(backend, device):
+    x = torch.tensor([[-1e4, -30.0, -0.0, 0.0, 30.0, 1e4, math.nan]])
+    out, grad_x, grad_bias = _run(backend, x, torch.zeros(7), torch.ones(1, 7))
+    assert out[0, :6].tolist() == [0.0, 0.0, 0.0, 0.0, 30.0, 1e4] and out[0, 6].isnan()
+    assert grad_x[0, :6].tolist() == [0.0, 0.0, 0.5, 0.5, 1.0, 1.0] and grad_x[0, 6].isnan()
+    torch.testing.assert_close(grad_bias, grad_x[0], equal_nan=True)
+
+
+@pytest.mark.parametrize("shape", [(0, 8), (2, 0, 8), (3, 0)])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_empty(backend, shape, device):
+    out, grad_x, grad_bias = _run(
+        backend, torch.ones(shape), torch.ones(shape[-1]), torch.ones(shape)
+    )
+    assert out.shape == grad_x.shape == shape
+    assert grad_bias.shape == shape[-1:] and (grad_bias == 0).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_strided_inputs_and_gradients(backend, seed, device):
+    x, bias, upstream = _inputs(seed, (2, 12, 96))
+    columns = x.mT.contiguous().mT[:, 1:]
+    every_other = torch.stack([bias, bias], 1)[:, 0]
+    row = upstream[:1, :1]
+    got = _run(backend, columns, every_other, row.expand(2, 11, -1))
+    expected = _run(backend, columns.contiguous(), bias, row.repeat(2, 11, 1))
+    torch.testing.assert_close(got, expected)
+
+
+def test_chunks_with_many_tiles(seed, monkeypatch, device):
+    """More rows than chunks times their least number of rows; the last chunk has fewer."""
+    monkeypatch.setattr("dafast.kernels.bias_gelu._MAX_CHUNKS", 2)
+    inputs = _inputs(seed, (131, 300))
+    exact = _run("reference", *(x.double() for x in inputs))
+    _check(_run("triton", *inputs), exact, DTYPES[0])
+
+
+def test_triton_is_bit_equal_run_to_run(seed, device):
+    inputs = _inputs(seed, (3, 100, 40))
+    first, second = (_run("triton", *inputs) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@needs_extension
+def test_cpp_is_bit_equal_for_any_number_of_threads(seed):
+    inputs = _inputs(seed, (3, 450, 40))
+    for added in (False, True):
+        results = []
+        for count in (1, 2, 5):
+            with threads(count):
+                results.append(_run("cpp", *inputs, added=added))
+        for result in results[1:]:
+            assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
+
+
+@needs_extension
+@pytest.mark.parametrize("name", INSTRUCTION_SETS)
+def test_cpp_on_every_instruction_set(name, seed):
+    with instruction_set(name):
+        test_extremes("cpp", "cpu")
+        for dtypes in DTYPES:
+            for added in (False, True):
+                test_matches_float64("cpp", (5, 1536), dtypes, added, seed, "cpu")
+                test_matches_float64("cpp", (9, 50), dtypes, added, seed, "cpu")
+        for dtype in (torch.bfloat16, torch.float16):
+            test_rounds_once("cpp", dtype, seed, "cpu")
+
+
+@needs_extension
+@pytest.mark.parametrize("name", INSTRUCTION_SETS)
+def test_cpp_error_function_is_accurate(name, seed):
+    """GELU(z) is z (1 + erf) / 2: an erf off by at most 4e-7, and two roundings."""
+    generator = torch.Generator().manual_seed(seed)
+    z = torch.cat([
+        torch.linspace(-6, 6, 200_001), 2 * torch.randn(100_000, generator=generator),
+        10 ** torch.linspace(-8, 0, 10_001), -(10 ** torch.linspace(-8, 0, 10_001)),
+    ])  # fmt: skip
+    with instruction_set(name), torch.no_grad(), use_backend("cpp"):
+        out = bias_gelu(z[:, None], torch.zeros(1), added=True)[:, 0].double()
+    exact = z.double() * torch.special.ndtr(z.double())
+    error = (out - exact).abs() / z.double().abs().clamp_min(1e-30)
+    assert error.max() <= 4e-7 / 2 + 2**-23
+
+
+@needs_extension
+def test_cpp_is_taken_unasked_where_it_gains():
+    from dafast.ops import OPS, _extension
+
+    op = OPS["bias_gelu"]
+    x, bias = torch.zeros(64, 512), torch.zeros(512)
+    with torch.no_grad():
+        wide = _extension.load().cpu_capability().startswith("avx512")
+        assert op.select(x, bias) == ("cpp" if wide else "reference")
+        with instruction_set("avx2"):
+            assert op.select(x, bias) == "reference"
+        assert op.select(x[:2], bias) == "reference"
+    assert op.select(x.clone().requires_grad_(), bias) == "reference"
+    with use_backend("cpp"):
+        assert op.select(x[:2], bias) == "cpp"
+
+
+def test_gradcheck(seed):
+    x, bias, _ = (t.double().requires_grad_() for t in _inputs(seed, (3, 5)))
+    assert torch.autograd.gradcheck(bias_gelu_reference, (x, bias))
+
+
+@pytest.mark.parametrize("added", [False, True])
+@pytest.mark.parametrize("backend", KERNELS)
+def test_opcheck_and_compile(backend, added, seed, monkeypatch):
+    monkeypatch.undo()  # opcheck compares allocations of its own
+    x, bias, upstream = _inputs(seed, (2, 5, 32))
+    expected = _run(backend, x, bias, upstream, added=added)
+    leaves = (x.requires_grad_(), bias.requires_grad_())
+    with use_backend(backend):
+        torch.library.opcheck(torch.ops.dafast.bias_gelu.default, (*leaves, added, backend))
+        torch._dynamo.reset()  # what it has traced keeps the backend of then
+        compiled = torch.compile(bias_gelu, backend="aot_eager", fullgraph=True)
+        out = compiled(*leaves, added=added)
+        grads = torch.autograd.grad(out, leaves, upstream)
+    for value, wanted in zip([out, *grads], expected, strict=True):
+        torch.testing.assert_close(value, wanted)
+
+
+@pytest.mark.parametrize(
+    ("x", "bias", "message"),
+    [
+        (torch.zeros(2, 3), torch.zeros(4), "needs x"),
+        (torch.zeros(2, 3), torch.zeros(2, 3), "needs x"),
+        (torch.zeros(()), torch.zeros(()), "needs x"),
+        (torch.zeros(2, 3).int(), torch.zeros(3), "floating point"),
+    ],
+)
+def test_bad_input(x, bias, message):
+    with pytest.raises(ValueError, match=message):
+        bias_gelu(x, bias)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtypes", DTYPES)
+def test_gpu_graph_capture_and_streams(dtypes, seed, monkeypatch):
+    monkeypatch.undo()
+    inputs = [x.cuda() for x in _inputs(seed, (4, 1370, 1536), dtypes)]
+    exact = _run("reference", *(x.double() for x in inputs))
+    for stream in [torch.cuda.Stream() for _ in range(2)]:
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                got = _run("triton", *inputs)
+        stream.synchronize()
+        _check(got, exact, dtypes)
+    graph = torch.cuda.CUDAGraph()
+    leaves = [x.clone().requires_grad_() for x in inputs[:2]]
+    with use_backend("triton"), torch.cuda.graph(graph):
+        out = bias_gelu(*leaves)
+        captured = [out, *torch.autograd.grad(out, leaves, inputs[2])]
+    graph.replay()
+    _check(captured, exact, dtypes)

@@ -1,0 +1,264 @@
+"""The CUDA kernels without a GPU: their source compiled for the host, and run thread by thread.
+
+`tests/cuda_host` stands in for CUDA's language. So these are the kernels' own indices, masks,
+packs and barriers, against the specifications; what nvcc makes of them is `test_cuda_build.py`'s.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dafast.config import IMAGENET_MEAN, IMAGENET_STD
+from dafast.ops import (
+    pad_reference,
+    plan_geometry,
+    postprocess,
+    preprocess,
+    resize_bilinear_reference,
+    use_backend,
+)
+from dafast.ops.pad import PADDING_CODES
+from tests.tolerances import TOLERANCES
+
+ROOT = Path(__file__).resolve().parents[2]
+CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.uint8: 3, torch.uint16: 4}
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+LIBRARY = "DAFAST_CUDA_HOST_LIBRARY"  # already built, where the tests run in a sanitizer
+SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer")
+
+
+def build(path: Path, *flags: str) -> Path:
+    compiler = shutil.which("g++")
+    if compiler is None:
+        pytest.skip("needs g++")
+    command = [
+        compiler, "-std=c++17", "-O1", "-g", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror",
+        "-Wno-unknown-pragmas", *flags, f"-I{ROOT}/tests/cuda_host", f"-I{ROOT}/csrc/include",
+        str(ROOT / "tests" / "cuda_host" / "kernels.cpp"), "-o", str(path),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return path
+
+
+@pytest.fixture(scope="module")
+def kernels(tmp_path_factory) -> ctypes.CDLL:
+    if not sys.platform.startswith("linux"):
+        pytest.skip("the fibers are Linux's")
+    given = os.environ.get(LIBRARY)
+    return ctypes.CDLL(given or str(build(tmp_path_factory.mktemp("kernels") / "kernels.so")))
+
+
+def integers(*values: int) -> ctypes.Array:
+    return (ctypes.c_int64 * len(values))(*values)
+
+
+def pointers(tensors) -> ctypes.Array:
+    return (ctypes.c_void_p * len(tensors))(*(t.data_ptr() for t in tensors))
+
+
+def view(x: torch.Tensor) -> tuple[ctypes.c_void_p, ctypes.Array]:
+    return ctypes.c_void_p(x.data_ptr()), integers(*x.shape, *x.stride())
+
+
+def unaligned(x: torch.Tensor) -> torch.Tensor:
+    """A copy with the same strides, in memory of its own, one element past a multiple of 16."""
+    memory = torch.empty(x.numel() + 1, dtype=x.dtype)[1:]
+    return memory.as_strided(x.shape, x.stride(), memory.storage_offset()).copy_(x)
+
+
+def like(shape, dtype, channels_last, aligned) -> torch.Tensor:
+    """Memory that a kernel has to fill: NaN now."""
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    out = torch.full(shape, float("nan"), dtype=dtype).contiguous(memory_format=layout)
+    return out if aligned else unaligned(out)
+
+
+def close(got, expected, dtype, factor=1.0):
+    error = (got.double() - expected).abs().max()
+    # Half a step of the dtype, and float32 inside.
+    assert error <= (TOLERANCES[dtype].op + 2e-6) * factor * expected.abs().max().clamp_min(1)
+
+
+# (B, C, H, W) -> (H, W)
+RESIZES = [
+    ((2, 8, 5, 6), (10, 12)),
+    ((1, 3, 9, 40), (4, 70)),
+    ((1, 16, 13, 7), (5, 8)),
+    ((2, 5, 1, 3), (3, 1)),
+    ((1, 9, 4, 4), (4, 4)),
+    ((1, 1, 20, 300), (3, 32)),
+]
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("shape", "size"), RESIZES)
+def test_resize_bilinear(kernels, shape, size, dtype, channels_last, aligned, seed):
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    x = torch.randn(shape).to(dtype).contiguous(memory_format=layout)
+    y = torch.randn(*shape[:2], *size).to(dtype).contiguous(memory_format=layout)
+    if not aligned:
+        x, y = unaligned(x), unaligned(y)
+    for align_corners, antialias in ((False, False), (True, False), (False, True), (True, True)):
+        wide = x.double().requires_grad_()
+        expected = resize_bilinear_reference(
+            wide, size, align_corners=align_corners, antialias=antialias
+        )
+        (grad,) = torch.autograd.grad(expected, wide, y.double())
+        for source, target_shape, want, backward in (
+            (x, y.shape, expected.detach(), 0),
+            (y, x.shape, grad, 1),
+        ):
+            out = like(target_shape, dtype, channels_last, aligned)
+            error = kernels.resize_bilinear(
+                *view(source), *view(out), CODES[dtype], align_corners, antialias, backward
+            )
+            assert error == 0
+            close(out, want, dtype)
+
+
+PADDINGS = [
+    ((2, 8, 5, 16), (8, 0, 1, 2)),
+    ((1, 3, 6, 20), (3, 5, 4, 1)),
+    ((1, 16, 7, 40), (-3, 6, 2, -2)),
+    ((2, 5, 3, 9), (-1, -2, -1, 0)),
+    ((1, 1, 1, 300), (0, 0, 0, 0)),
+]
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("mode", ["constant", "replicate", "reflect"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("shape", "padding"), PADDINGS)
+def test_pad(kernels, shape, padding, dtype, mode, channels_last, aligned, seed):
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    x = torch.randn(shape).to(dtype).contiguous(memory_format=layout)
+    wide = x.double().requires_grad_()
+    value = torch.tensor(0.3).to(dtype).item() if mode == "constant" else 0.0
+    expected = pad_reference(wide, padding, mode, value)
+    y = torch.randn(expected.shape).to(dtype).contiguous(memory_format=layout)
+    (grad,) = torch.autograd.grad(expected, wide, y.double())
+    if not aligned:
+        x, y = unaligned(x), unaligned(y)
+    options = (CODES[dtype], PADDING_CODES[mode], ctypes.c_int64(padding[0]))
+    options = (*options, ctypes.c_int64(padding[2]), ctypes.c_float(value))
+    out = like(y.shape, dtype, channels_last, aligned)
+    assert kernels.pad(*view(x), *view(out), *options, 0) == 0
+    assert torch.equal(out.double(), expected.detach())
+    out = like(x.shape, dtype, channels_last, aligned)
+    assert kernels.pad(*view(y), *view(out), *options, 1) == 0
+    close(out, grad, dtype, 4)
+
+
+SIZES = [(80, 115), (20, 29), (28, 42), (150, 212), (9, 13)]
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("fit", ["pad", "plain", "official"])
+@pytest.mark.parametrize("kind", ["uint8", "planar"])
+def test_preprocess(kernels, kind, fit, dtype, channels_last, aligned, rng):
+    many = fit == "plain" and kind == "uint8" and dtype == torch.float32 and aligned
+    sizes = SIZES * (7 if many else 1)  # 35 photos: more than one launch takes
+    photos = [torch.from_numpy(rng.integers(0, 256, (*s, 3), dtype=np.uint8)) for s in sizes]
+    wide = [photo.permute(2, 0, 1).double() / 255 for photo in photos]
+    images = [p.permute(2, 0, 1) if kind == "uint8" else w.float().contiguous()
+              for p, w in zip(photos, wide, strict=True)]  # fmt: skip
+    for padding, code in PADDING_CODES.items():
+        options = {
+            "size": 28, "padding": padding, "antialias": fit == "pad",
+            "fit": "official" if fit == "official" else "pad",
+        }  # fmt: skip
+        with use_backend("reference"):
+            expected, geometries = preprocess(wide, dtype=torch.float64, **options)
+        places = [
+            n
+            for image, g in zip(images, geometries, strict=True)
+            for n in (
+                *(image.stride(1), image.stride(2), image.stride(0)), *image.shape[1:],
+                *g.resized, g.padding[0], g.padding[2],
+            )
+        ]  # fmt: skip
+        unit = 255 if kind == "uint8" else 1
+        scale = (ctypes.c_float * 3)(*(1 / (unit * s) for s in IMAGENET_STD))
+        shift = (ctypes.c_float * 3)(
+            *(-m / s for m, s in zip(IMAGENET_MEAN, IMAGENET_STD, strict=True))
+        )
+        out = like(expected.shape, dtype, channels_last, aligned)
+        error = kernels.preprocess(
+            pointers(images), integers(*places), CODES[images[0].dtype], *view(out), CODES[dtype],
+            scale, shift, code, fit == "official", fit == "pad",
+        )  # fmt: skip
+        assert error == 0
+        close(out, expected, dtype, 4)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_postprocess(kernels, align_corners, dtype, rng):
+    geometries = [plan_geometry(*size, size=28) for size in SIZES]
+    disparity = torch.from_numpy(rng.random((len(SIZES), *geometries[0].network))).to(dtype)
+    with use_backend("reference"):
+        expected = postprocess(disparity.double(), geometries, align_corners=align_corners)
+    crops, maps = [], []
+    for prediction, g in zip(disparity, geometries, strict=True):
+        crops.append(prediction[g.padding[2] :, g.padding[0] :])
+        maps += [*g.resized, *g.original]
+    for out_dtype in (torch.float32, torch.uint16):
+        outs = [torch.full(g.original, 77, dtype=out_dtype) for g in geometries]
+        error = kernels.postprocess(
+            pointers(crops), pointers(outs), integers(*maps), ctypes.c_int64(len(outs)),
+            CODES[dtype], CODES[out_dtype], *map(ctypes.c_int64, disparity.stride()[1:]),
+            align_corners,
+        )  # fmt: skip
+        assert error == 0
+        for out, want in zip(outs, expected, strict=True):
+            if out_dtype == torch.uint16:
+                least, greatest = want.aminmax()
+                want = (want - least) / (greatest - least) * 65535
+                assert (out.double() - want).abs().max() <= 1.1
+                assert out.to(torch.int32).aminmax() == (0, 65535)
+            else:
+                close(out, want, torch.float32)
+
+
+def test_shim_finds_an_empty_launch(kernels):
+    """A batch of nothing is the caller's to catch; the launch says so as CUDA does."""
+    x = torch.empty(0, 1, 4, 4)
+    assert kernels.resize_bilinear(*view(x), *view(x), 0, 0, 0, 0) == 9
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(LIBRARY in os.environ, reason="this is the run in the sanitizers")
+def test_sanitizers(tmp_path):
+    """The tests above under AddressSanitizer and UndefinedBehaviorSanitizer."""
+    library = build(tmp_path / "kernels.so", *SANITIZE)
+    runtime = subprocess.run(
+        ["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    environment = {
+        **os.environ,
+        LIBRARY: str(library),
+        "LD_PRELOAD": runtime,
+        # Python and torch leak by design, and are not what is tested.
+        "ASAN_OPTIONS": "detect_leaks=0:detect_odr_violation=0:alloc_dealloc_mismatch=0",
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__],
+        cwd=ROOT, env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    assert " passed" in done.stdout and "0 passed" not in done.stdout

@@ -1,0 +1,145 @@
+"""What every op with a Triton kernel has in common."""
+
+import contextlib
+
+import pytest
+import torch
+import torch.autograd.forward_ad as forward_ad
+
+from bench.registry import SMALL_CASES
+from dafast.ops import BackendError, available_backends, use_backend
+
+CASES = {c.op: c for c in SMALL_CASES if "triton" in available_backends()[c.op]}
+DIFFERENTIABLE = [op for op, case in CASES.items() if case.differentiable]
+
+
+def _inputs(op, seed):
+    return list(CASES[op].make(seed, torch.float32, torch.device("cpu")))
+
+
+def _total(op, arguments):
+    outputs = CASES[op].call(*arguments)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    return sum(x.square().sum() for x in outputs)
+
+
+@pytest.mark.parametrize("op", CASES)
+def test_every_launch_is_made_on_the_device_of_its_tensors(op, seed, monkeypatch):
+    """Triton launches on the current device, which need not be that of the tensors."""
+    from triton.runtime.interpreter import GridExecutor
+
+    entered = []
+
+    @contextlib.contextmanager
+    def device_of(tensor):
+        entered.append(tensor.device)
+        yield
+        entered.pop()
+
+    launch, launches = GridExecutor.__call__, []
+
+    def checked(self, *args, **kwargs):
+        launches.append(list(entered))
+        return launch(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    monkeypatch.setattr(GridExecutor, "__call__", checked)
+    arguments = _inputs(op, seed)
+    with use_backend("triton"):
+        for i in CASES[op].differentiable:
+            arguments[i].requires_grad_()
+        with torch.set_grad_enabled(bool(CASES[op].differentiable)):
+            total = _total(op, arguments)
+        forward = len(launches)
+        if total.requires_grad:
+            total.backward()
+            assert len(launches) > forward
+    assert forward and all(inside == [torch.device("cpu")] for inside in launches)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("op", CASES)
+def test_gpu_tensors_on_another_device_than_the_current_one(op, seed):
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    values = [
+        x.to("cuda:1") if isinstance(x, torch.Tensor) else x for x in _inputs(op, seed)
+    ]  # fmt: skip
+    assert torch.cuda.current_device() == 0
+    with torch.no_grad():
+        with use_backend("triton"):
+            total = _total(op, values)
+        with use_backend("reference"):
+            torch.testing.assert_close(total, _total(op, values), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("op", DIFFERENTIABLE)
+def test_a_second_derivative_fails_with_a_remedy(op, seed):
+    arguments = _inputs(op, seed)
+    leaf = arguments[0].detach().requires_grad_()
+    with use_backend("triton"):
+        total = _total(op, [leaf, *arguments[1:]])
+    (grad,) = torch.autograd.grad(total, leaf, create_graph=True)
+    with pytest.raises(NotImplementedError, match=rf"ops\.{op}: .*use_backend\('reference'\)"):
+        grad.sum().backward()
+
+
+@pytest.mark.parametrize("op", DIFFERENTIABLE)
+def test_transforms_that_custom_ops_get_wrong_are_refused(op, seed):
+    first, *rest = _inputs(op, seed)
+
+    def total(x):
+        return _total(op, [x, *rest])
+
+    with use_backend("triton"):
+        with pytest.raises(BackendError, match="forward-mode"):
+            torch.func.grad(total)(first)
+        with pytest.raises(BackendError, match="forward-mode"):
+            torch.func.jvp(total, (first,), (first,))
+        with pytest.raises(BackendError, match="forward-mode"):
+            torch.func.grad(lambda x: torch.vmap(total)(x).sum())(first[None])
+        with forward_ad.dual_level(), pytest.raises(BackendError, match="forward-mode"):
+            total(forward_ad.make_dual(first, first))
+    # Left alone, another backend serves.
+    got = torch.func.grad(total)(first)
+    leaf = first.detach().requires_grad_()
+    with use_backend("triton"):
+        (expected,) = torch.autograd.grad(total(leaf), leaf)
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("op", "kernel"),
+    [
+        ("add_layer_norm", "_add_layer_norm_fwd_kernel"),
+        ("feature_alignment_loss", "_feature_alignment_loss_fwd_kernel"),
+        ("affine_invariant_loss", "_affine_invariant_loss_l1_kernel"),
+        ("affine_invariant_loss", "_affine_invariant_loss_bwd_kernel"),
+    ],
+)
+def test_compiled_without_contraction(op, kernel, seed, monkeypatch):
+    """Their pages say why. Interpreted nothing is contracted, so this looks at the option."""
+    from triton.runtime.interpreter import GridExecutor
+
+    launch, fusion = GridExecutor.__call__, {}
+
+    def noted(self, *args, **kwargs):
+        fusion.setdefault(self.fn.__name__, []).append(kwargs["enable_fp_fusion"])
+        return launch(self, *args, **kwargs)
+
+    monkeypatch.setattr(GridExecutor, "__call__", noted)
+    arguments = _inputs(op, seed)
+    arguments[0].requires_grad_()
+    with use_backend("triton"):
+        _total(op, arguments).backward()
+    assert fusion[kernel] == [False]
+
+
+@pytest.mark.parametrize("programs", [1, 128, 129, 300])
+def test_sum_over_programs(programs, seed, device):
+    """More of them than one step of the kernel takes, as at the models' sizes."""
+    from dafast.kernels.runtime import sum_over_programs
+
+    partial = torch.randn(programs, 35, generator=torch.Generator().manual_seed(seed))
+    got = sum_over_programs(partial)
+    torch.testing.assert_close(got.double(), partial.double().sum(0), rtol=0, atol=1e-4)
