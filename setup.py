@@ -4,7 +4,8 @@ The extension needs PyTorch at build time, and PyTorch is not among the build re
 would fetch a second copy, of whatever version is newest, into its isolated build): install torch
 first and pass --no-build-isolation. Where torch, a compiler or the build itself is missing,
 dafast installs without the extension and runs all the same, slower in places; `dafast doctor`
-says so. Set DAFAST_NO_EXTENSION=1 to leave it out on purpose.
+says so. Set DAFAST_NO_EXTENSION=1 to leave it out on purpose, DAFAST_NO_CUDA=1 to leave out the
+CUDA kernels alone.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ import os
 import sys
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
 
 ROOT = Path(__file__).resolve().parent
 MIN_TORCH = "0x020d000000000000"  # 2.13: the oldest stable ABI that the extension speaks
+# Ampere to Blackwell, and PTX for what comes after.
+CUDA_ARCHITECTURES = ("80", "86", "89", "90", "100", "120")
 
 
 def without_extension(reason: str) -> None:
@@ -31,23 +34,61 @@ def without_extension(reason: str) -> None:
 
 
 def extension() -> dict:
-    """Returns the setup() arguments that build dafast._C, or none with the reason printed."""
+    """Returns the setup() arguments that build dafast._C, or none with the reason printed.
+
+    With a CUDA build of PyTorch and its toolkit (`nvcc`) the CUDA kernels are in it.
+    """
     if os.environ.get("DAFAST_NO_EXTENSION", "") not in ("", "0"):
         without_extension("DAFAST_NO_EXTENSION is set")
         return {}
     try:
         import pybind11
-        from torch.utils.cpp_extension import BuildExtension, CppExtension
+        import torch
+        from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
     except ImportError as error:
         without_extension(
             f"{error} (install torch, pybind11 and ninja first and use --no-build-isolation)"
         )
         return {}
 
+    def module(cuda: bool) -> Extension:
+        # Relative to the root, as setuptools wants sources to be.
+        sources = ["csrc/bindings.cpp", "csrc/ops.cpp"]
+        sources += sorted(f"csrc/cpu/{p.name}" for p in (CSRC / "cpu").glob("*.cpp"))
+        windows = sys.platform == "win32"
+        # With traps a select of two floats is a branch, and its loop is not vectorised.
+        unix = ["-O3", "-g0", "-fvisibility=hidden", "-fno-trapping-math"]
+        flags = {"cxx": ["/O2"] if windows else unix}
+        macros = [("TORCH_TARGET_VERSION", MIN_TORCH)]
+        if cuda:
+            sources += sorted(f"csrc/cuda/{p.name}" for p in (CSRC / "cuda").glob("*.cu"))
+            macros.append(("DAFAST_CUDA", None))
+            newest = CUDA_ARCHITECTURES[-1]
+            flags["nvcc"] = [
+                "-O3",
+                *(f"-gencode=arch=compute_{a},code=sm_{a}" for a in CUDA_ARCHITECTURES),
+                f"-gencode=arch=compute_{newest},code=compute_{newest}",
+            ]
+        return (CUDAExtension if cuda else CppExtension)(
+            "dafast._C",
+            sources,
+            depends=[str(p.relative_to(ROOT)) for p in CSRC.rglob("*.h")],
+            include_dirs=[str(CSRC / "include"), pybind11.get_include()],
+            define_macros=macros,
+            extra_compile_args=flags,
+            optional=True,
+        )
+
     class OptionalBuildExtension(BuildExtension):
-        """Goes on without the extension where it does not build."""
+        """Goes on without the CUDA kernels, and without the extension, where it does not build."""
 
         def build_extensions(self) -> None:
+            if cuda:
+                try:
+                    return super().build_extensions()
+                except Exception as error:  # an nvcc too old or too new, headers that are missing
+                    print(f"\ndafast: WITHOUT the CUDA kernels: {error}\n", file=sys.stderr)
+                    vars(self.extensions[0]).update(vars(module(cuda=False)))
             try:
                 super().build_extensions()
             except Exception as error:  # whatever the compiler does, dafast still installs
@@ -55,22 +96,13 @@ def extension() -> dict:
                 self.extensions = []
                 self.distribution.ext_modules = []
 
-    # Relative to the root, as setuptools wants sources to be.
-    sources = ["csrc/bindings.cpp", *sorted(f"csrc/cpu/{p.name}" for p in CPU.glob("*.cpp"))]
-    windows = sys.platform == "win32"
-    module = CppExtension(
-        "dafast._C",
-        sources,
-        depends=[str(p.relative_to(ROOT)) for p in (ROOT / "csrc").rglob("*.h")],
-        include_dirs=[str(ROOT / "csrc" / "include"), pybind11.get_include()],
-        define_macros=[("TORCH_TARGET_VERSION", MIN_TORCH)],
-        extra_compile_args=["/O2"] if windows else ["-O3", "-g0", "-fvisibility=hidden"],
-        optional=True,
-    )
-    return {"ext_modules": [module], "cmdclass": {"build_ext": OptionalBuildExtension}}
+    # DAFAST_NO_CUDA=1 leaves the CUDA kernels out on purpose.
+    wanted = os.environ.get("DAFAST_NO_CUDA", "") in ("", "0")
+    cuda = bool(wanted and torch.version.cuda and CUDA_HOME)
+    return {"ext_modules": [module(cuda)], "cmdclass": {"build_ext": OptionalBuildExtension}}
 
 
-CPU = ROOT / "csrc" / "cpu"
+CSRC = ROOT / "csrc"
 
 setup(
     packages=[

@@ -9,6 +9,7 @@ photo's size. The originals of a list are dropped one by one as they are read.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,11 +18,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .ops.preprocess import MAX_TOKENS, Geometry, plan_geometry, postprocess, preprocess
+from .ops import Geometry, postprocess, preprocess
+from .ops._triton import why_missing as triton_missing
+from .ops.geometry import MAX_TOKENS, check_count, check_geometry
+from .ops.pad import check_padding
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from .config import ModelConfig
     from .models import DepthAnything
 
 MAX_BATCH_TOKENS = 8192
@@ -46,21 +51,69 @@ def load_image(path: str | Path) -> np.ndarray:
     Raises:
         ImageError: If the file is missing, corrupt or not an image.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image, UnidentifiedImageError
 
     path = Path(path)
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
         raise ImageError(f"{path}: {what}")
+    head = b""
     try:
-        with Image.open(path) as image:
-            ImageOps.exif_transpose(image, in_place=True)  # a copy would double the memory
-            return from_pil(image, str(path))
+        with path.open("rb") as file:
+            head = file.read(512)
+            # No name for the stored image: where it was turned it must not outlive its copy.
+            return from_pil(_upright(Image.open(file)), str(path))
     except ImageError:
         raise
     except Exception as error:  # Pillow's decoders raise many kinds on a corrupt file
         reason = str(error).replace(str(path), "the file")
+        if isinstance(error, UnidentifiedImageError) or _is_heif(head):
+            reason = _what_is_it(head)
         raise ImageError(f"{path}: cannot be read as an image ({reason})") from error
+
+
+def _upright(image: Image) -> Image:
+    """The image turned as its EXIF orientation says; itself where there is nothing to turn.
+
+    `ImageOps.exif_transpose` also writes the other tags back, and fails where one is malformed.
+    """
+    from PIL import ExifTags
+    from PIL.Image import Transpose
+
+    image.load()  # some formats have their EXIF behind the pixels, and TIFF is turned by Pillow
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # a damaged EXIF block costs its orientation, not the picture
+        return image
+    methods: dict[Any, Transpose] = {
+        2: Transpose.FLIP_LEFT_RIGHT,
+        3: Transpose.ROTATE_180,
+        4: Transpose.FLIP_TOP_BOTTOM,
+        5: Transpose.TRANSPOSE,
+        6: Transpose.ROTATE_270,
+        7: Transpose.TRANSVERSE,
+        8: Transpose.ROTATE_90,
+    }
+    method = methods.get(orientation)
+    return image if method is None else image.transpose(method)
+
+
+def _is_heif(head: bytes) -> bool:
+    return head[4:8] == b"ftyp" and head[8:12] in (b"heic", b"heix", b"hevc", b"mif1", b"msf1")
+
+
+def _what_is_it(head: bytes) -> str:
+    """Says from its first bytes what a file that Pillow does not know is instead."""
+    if not head:
+        return "an empty file"
+    if head.lstrip().lower().startswith((b"<!doctype", b"<html")):
+        return "an HTML page, as a failed download leaves it"
+    if _is_heif(head):
+        return (
+            "a HEIC or HEIF photo, which Pillow does not read by itself: convert it to JPEG, or "
+            "pip install pillow-heif (from Python, then call pillow_heif.register_heif_opener())"
+        )
+    return "no image format that Pillow knows"
 
 
 def from_pil(image: Image, name: str = "image") -> np.ndarray:
@@ -73,14 +126,24 @@ def from_pil(image: Image, name: str = "image") -> np.ndarray:
 
     if image.mode in ("F", "I") or image.mode.startswith("I;16"):
         values = np.asarray(image).astype(np.float32)
-        if image.mode != "F":  # "I" holds 16 bits in 32: Pillow's way to open 16-bit files
-            values /= 65535
+        # "I" holds 16 bits in 32: Pillow's way to open 16-bit files.
+        top = 1 if image.mode == "F" else 65535
+        _check_range(values, top, f"{name}: values of a gray image", "convert it to 8 or 16 bits")
+        values /= top
         return _as_rgb(values, name)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         image = PIL.Image.new("RGB", rgba.size, "white")
         image.paste(rgba, mask=rgba.getchannel("A"))
     return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def _check_range(values: np.ndarray, top: int, subject: str, remedy: str) -> None:
+    low, high = float(values.min()), float(values.max())
+    if not (low >= -1e-3 * top and high <= 1.001 * top):  # also catches NaN
+        raise ImageError(
+            f"{subject} must be in 0..{top} without NaN; got {low:g}..{high:g} ({remedy})"
+        )
 
 
 def _as_rgb(array: np.ndarray, name: str) -> np.ndarray:
@@ -99,12 +162,7 @@ def _as_rgb(array: np.ndarray, name: str) -> np.ndarray:
         array /= 65535
     elif np.issubdtype(array.dtype, np.floating):
         array = array.astype(np.float32, copy=False)
-        low, high = float(array.min()), float(array.max())
-        if not (low >= -1e-3 and high <= 1 + 1e-3):  # also catches NaN
-            raise ImageError(
-                f"{name}: floating-point images must be in 0..1 without NaN; got {low:g}..{high:g}"
-                " (divide by 255, or pass uint8)"
-            )
+        _check_range(array, 1, f"{name}: floating-point images", "divide by 255, or pass uint8")
     elif array.dtype == np.bool_:
         array = array.astype(np.uint8) * 255
     elif array.dtype != np.uint8:
@@ -136,10 +194,8 @@ def _load(image: Any, name: str) -> Tensor:
     elif isinstance(image, np.ndarray):
         array = _as_rgb(image, name)
     elif hasattr(image, "convert") and hasattr(image, "getbands"):
-        from PIL import ImageOps
-
         try:
-            array = from_pil(ImageOps.exif_transpose(image), name)
+            array = from_pil(_upright(image), name)
         except ImageError:
             raise
         except Exception as error:  # opened, but never read until now
@@ -156,35 +212,61 @@ def _load(image: Any, name: str) -> Tensor:
 
 
 def _predict(
-    model: DepthAnything, images: Sequence[Any], options: dict[str, Any], max_batch_tokens: int
+    model: DepthAnything,
+    images: Sequence[Any],
+    options: dict[str, Any],
+    max_batch_tokens: int,
+    native: bool = False,
 ) -> Iterator[tuple[int, Tensor]]:
-    """Yields (index, map) in any order; inputs of one network size share a batch."""
-    waiting: dict[tuple[int, int], list[tuple[int, Tensor, Geometry]]] = {}
+    """Yields (index, map) in any order; inputs of one network size share a batch.
 
-    def tokens(network: tuple[int, int]) -> int:
-        return network[0] * network[1] // model.config.patch_size**2 + 1
+    Where sequences of many lengths run as fast as those of one, inputs of all sizes do.
+    With ``native`` a map keeps the resolution that the network gave it.
+    """
+    model.optimize()
+    waiting: dict[tuple[int, int] | None, list[tuple[int, Tensor, Geometry]]] = {}
+    mixed = _mixes_sizes(model)
 
-    def flush(network: tuple[int, int]) -> Iterator[tuple[int, Tensor]]:
-        entries = waiting.pop(network)
-        batch = torch.cat([x for _, x, _ in entries]).to(model.device, model.dtype)
-        maps = postprocess(
-            model(batch), [g for *_, g in entries], align_corners=model.config.output_align_corners
-        )
-        yield from zip((i for i, *_ in entries), maps, strict=True)
+    def tokens(geometry: Geometry) -> int:
+        height, width = geometry.network
+        return height * width // model.config.patch_size**2 + 1
+
+    def held(entries: list[tuple[int, Tensor, Geometry]]) -> int:
+        return sum(tokens(geometry) for *_, geometry in entries)
+
+    def flush(key: tuple[int, int] | None) -> Iterator[tuple[int, Tensor]]:
+        entries = waiting.pop(key)
+        inputs = [x for _, x, _ in entries]
+        if len({x.shape for x in inputs}) == 1:
+            predictions = model(torch.cat(inputs))
+        else:
+            predictions = model([x[0] for x in inputs])
+        for (i, _, geometry), prediction in zip(entries, predictions, strict=True):
+            if native:
+                geometry = dataclasses.replace(geometry, original=geometry.resized)
+            align_corners = model.config.output_align_corners
+            yield i, postprocess(prediction[None], [geometry], align_corners=align_corners)[0]
 
     for i, image in enumerate(images):
         pixels = _load(image, f"image {i}" if len(images) > 1 else "image")
-        x, (geometry,) = preprocess(pixels.to(model.device), **options)
-        group = waiting.setdefault(geometry.network, [])
-        group.append((i, x, geometry))
-        if (len(group) + 1) * tokens(geometry.network) > max_batch_tokens:
-            yield from flush(geometry.network)
-        held = {network: len(entries) * tokens(network) for network, entries in waiting.items()}
-        if sum(held.values()) > WAITING_BATCHES * max_batch_tokens:
+        x, (geometry,) = preprocess(pixels.to(model.device), dtype=model.dtype, **options)
+        key = None if mixed else geometry.network
+        if key in waiting and held(waiting[key]) + tokens(geometry) > max_batch_tokens:
+            yield from flush(key)
+        waiting.setdefault(key, []).append((i, x, geometry))
+        if held(waiting[key]) + tokens(geometry) > max_batch_tokens:
+            yield from flush(key)  # another photo of this size would not fit
+        waits = {key: held(entries) for key, entries in waiting.items()}
+        if sum(waits.values()) > WAITING_BATCHES * max_batch_tokens:
             # Many sizes with few photos each: memory counts for more than full batches.
-            yield from flush(max(held, key=lambda network: held[network]))
-    for network in list(waiting):
-        yield from flush(network)
+            yield from flush(max(waits, key=lambda key: waits[key]))
+    for key in list(waiting):
+        yield from flush(key)
+
+
+def _mixes_sizes(model: DepthAnything) -> bool:
+    """Whether photos of different sizes share a batch: on a GPU that the kernels serve."""
+    return model.device.type == "cuda" and not triton_missing()
 
 
 def infer(model: DepthAnything, images: Any, **options: Any) -> Any:
@@ -214,6 +296,26 @@ def infer_metric(model: DepthAnything, images: Any, **options: Any) -> Any:
     return predict(model, images, **options)
 
 
+def check_options(
+    config: ModelConfig,
+    *,
+    fit: str = "pad",
+    size: int | None = None,
+    padding: str = "replicate",
+    max_batch_tokens: int = MAX_BATCH_TOKENS,
+    max_tokens: int = MAX_TOKENS,
+) -> None:
+    """Checks what can be said of the options of `predict` before any photo is read.
+
+    Raises:
+        ValueError: If an option is out of range.
+    """
+    size = config.image_size if size is None else size
+    check_geometry(size=size, multiple=config.patch_size, fit=fit, max_tokens=max_tokens)
+    check_padding(1, 1, (0, 0, 0, 0), padding)
+    check_count("max_batch_tokens", max_batch_tokens, 1, "it must be at least 1")
+
+
 @torch.no_grad()  # not inference_mode: its tensors could not take part in training
 def predict(
     model: DepthAnything,
@@ -239,7 +341,8 @@ def predict(
         size: Shorter side in pixels that the network sees; ``None`` for the size that the model
             was trained at (518 for the published ones).
         padding: ``"replicate"``, ``"reflect"`` or ``"constant"``; for ``fit="pad"``.
-        max_batch_tokens: Photos of one network size are run together up to this many tokens.
+        max_batch_tokens: Photos of one network size are run together up to this many tokens; on a
+            GPU with Triton, photos of all sizes.
         max_tokens: A photo that needs more tokens is scaled down, with a warning.
         return_tensors: Whether to return float32 tensors on the model's device.
 
@@ -254,7 +357,57 @@ def predict(
     """
     single = not isinstance(images, list | tuple)
     inputs = [images] if single else list(images)
-    options: dict[str, Any] = dict(
+    options = _checked_options(model, fit, size, padding, max_batch_tokens, max_tokens)
+    results: list[Any] = [None] * len(inputs)
+    for i, prediction in _predict(model, inputs, options, max_batch_tokens):
+        results[i] = prediction if return_tensors else prediction.cpu().numpy()
+    return results[0] if single else results
+
+
+@torch.no_grad()
+def predict_native(
+    model: DepthAnything,
+    images: Sequence[Any],
+    *,
+    size: int | None = None,
+    max_batch_tokens: int = MAX_BATCH_TOKENS,
+) -> list[np.ndarray]:
+    """As `predict` with ``fit="pad"``, at the network's own resolution: what a label is kept in.
+
+    Args:
+        model: A relative or a metric model.
+        images: As a list that `predict` takes.
+        size: As in `predict`.
+        max_batch_tokens: As in `predict`.
+
+    Returns:
+        Per image a float32 map of its aspect, rounded to pixels, with the shorter side ``size``.
+    """
+    options = _checked_options(model, "pad", size, "replicate", max_batch_tokens, MAX_TOKENS)
+    results: list[Any] = [None] * len(images)
+    for i, prediction in _predict(model, images, options, max_batch_tokens, native=True):
+        results[i] = prediction.cpu().numpy()
+    return results
+
+
+def _checked_options(
+    model: DepthAnything,
+    fit: str,
+    size: int | None,
+    padding: str,
+    max_batch_tokens: int,
+    max_tokens: int,
+) -> dict[str, Any]:
+    """The options of `preprocess`, checked."""
+    check_options(
+        model.config,
+        fit=fit,
+        size=size,
+        padding=padding,
+        max_batch_tokens=max_batch_tokens,
+        max_tokens=max_tokens,
+    )
+    return dict(
         size=model.config.image_size if size is None else size,
         multiple=model.config.patch_size,
         fit=fit,
@@ -263,10 +416,3 @@ def predict(
         mean=model.config.mean,
         std=model.config.std,
     )
-    plan_geometry(  # a bad option is reported before any photo is read
-        1, 1, size=options["size"], multiple=options["multiple"], fit=fit, max_tokens=max_tokens
-    )
-    results: list[Any] = [None] * len(inputs)
-    for i, prediction in _predict(model, inputs, options, max_batch_tokens):
-        results[i] = prediction if return_tensors else prediction.cpu().numpy()
-    return results[0] if single else results

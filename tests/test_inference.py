@@ -2,6 +2,10 @@
 
 import dataclasses
 import io
+import struct
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -126,6 +130,74 @@ def test_exif_orientation(orientation, seed, tmp_path):
     np.testing.assert_array_equal(load_image(tmp_path / "photo.png"), upright)
 
 
+def _exif(*entries):
+    """An EXIF block as it stands in a file: (tag, TIFF type, count, four bytes), unchecked."""
+    block = struct.pack(">2sHLH", b"MM", 42, 8, len(entries))
+    for tag, kind, count, value in entries:
+        block += struct.pack(">HHL4s", tag, kind, count, value)
+    return b"Exif\0\0" + block + bytes(4)
+
+
+TURNED = (0x0112, 3, 1, b"\0\6\0\0")  # held upright: the sensor's right side is the top
+
+
+@pytest.mark.parametrize(
+    "malformed",
+    [
+        (0x0100, 2, 4, b"abc\0"),  # ImageWidth as text
+        (0x0102, 11, 1, struct.pack(">f", 8.5)),  # BitsPerSample as a float
+        (0x0128, 2, 2, b"2\0\0\0"),  # ResolutionUnit as text
+        (0x014A, 2, 4, b"abc\0"),  # SubIFD as text
+    ],
+    ids=lambda entry: f"{entry[0]:#06x}",
+)
+def test_a_malformed_tag_beside_the_orientation(malformed, seed, tmp_path):
+    stored = Image.fromarray(_photo(seed, (20, 30, 3)))
+    path = tmp_path / "photo.jpg"
+    stored.save(path, exif=_exif(*sorted((malformed, TURNED))))
+    with Image.open(path) as image:
+        expected = np.rot90(np.asarray(image), -1)
+        np.testing.assert_array_equal(inference._load(image, "image").numpy(), expected)
+    np.testing.assert_array_equal(load_image(path), expected)
+
+
+@pytest.mark.parametrize("block", [b"Exif\0\0", b"Exif\0\0MM\0*\0\0\xff\xff", b"Exif\0\0nonsense"])
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_unreadable_exif_turns_nothing(block, seed, tmp_path):
+    path = tmp_path / "photo.jpg"
+    Image.fromarray(_photo(seed, (20, 30, 3))).save(path, exif=block)
+    assert load_image(path).shape == (20, 30, 3)
+
+
+def test_a_turned_tiff_is_turned_once(seed, tmp_path):
+    """Pillow itself turns this format, when it is read."""
+    photo = _photo(seed, (20, 30, 3))
+    Image.fromarray(photo).save(tmp_path / "photo.tif", tiffinfo={0x0112: 6})
+    np.testing.assert_array_equal(load_image(tmp_path / "photo.tif"), np.rot90(photo, -1))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from Linux's /proc")
+def test_memory_of_reading_a_turned_photo(tmp_path):
+    """At most the 11 bytes a pixel that the module states."""
+    photos = [tmp_path / "small.jpg", tmp_path / "large.jpg"]
+    for path, size in zip(photos, ((64, 48), (4000, 3000)), strict=True):
+        Image.new("RGB", size, "teal").save(path, exif=_exif(TURNED))
+    code = """if True:
+        import pathlib, re, sys
+        from dafast.inference import load_image
+        peaks = []
+        for path in sys.argv[1:]:
+            photo = load_image(path)
+            status = pathlib.Path("/proc/self/status").read_text()
+            peaks.append(int(re.search("VmHWM:[^0-9]*([0-9]+)", status)[1]))
+        print((peaks[1] - peaks[0]) * 1024 / (photo.shape[0] * photo.shape[1]))
+    """
+    command = [sys.executable, "-c", code, *map(str, photos)]
+    root = Path(__file__).resolve().parent.parent
+    done = subprocess.run(command, capture_output=True, text=True, cwd=root, check=True)
+    assert 3 < float(done.stdout) <= 11
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "F"])
 def test_pil_modes(model, mode, seed):
     photo = Image.fromarray(_photo(seed))
@@ -148,6 +220,19 @@ def test_sixteen_bit_file(seed, tmp_path):
     gray = np.random.default_rng(seed).integers(0, 65536, (9, 11), dtype=np.uint16)
     Image.fromarray(gray).save(tmp_path / "deep.png")
     np.testing.assert_allclose(load_image(tmp_path / "deep.png")[..., 0], gray / 65535, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (np.array([[0, 70000]], np.int32), r"0\.\.65535 .*0\.\.70000 \(convert it to 8 or 16 bits"),
+        (np.array([[0, 200]], np.float32), r"0\.\.1 .*0\.\.200 \(convert it to 8 or 16 bits"),
+    ],
+)
+def test_file_with_values_out_of_range(values, message, tmp_path):
+    Image.fromarray(values).save(tmp_path / "deep.tif")
+    with pytest.raises(ImageError, match=rf"deep\.tif: .*{message}"):
+        load_image(tmp_path / "deep.tif")
 
 
 def test_transparency_lies_over_white(model):
@@ -179,7 +264,16 @@ def test_extreme_shapes(model):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"", "cannot be read"), (b"not an image at all", "cannot be read"), (None, "does not exist")],
+    [
+        (b"", "cannot be read.*an empty file"),
+        (b"not an image at all", "cannot be read.*no image format that Pillow knows"),
+        (b"\n<!DOCTYPE html><html></html>", "an HTML page"),
+        *(
+            (b"\0\0\0\x18ftyp" + brand + b"\0\0\0\0mif1heic", "HEIC.*JPEG.*pillow-heif")
+            for brand in (b"heic", b"heix", b"hevc", b"mif1", b"msf1")
+        ),
+        (None, "does not exist"),
+    ],
 )
 def test_bad_files_are_named(model, tmp_path, content, message):
     path = tmp_path / "bad.jpg"
@@ -218,9 +312,22 @@ def test_bad_arrays_say_why(model, image, message):
 
 
 def test_bad_options(model):
-    for options in ({"fit": "crop"}, {"size": 3}, {"max_tokens": 0}, {"padding": "edge"}):
-        with pytest.raises(ValueError):
-            model.infer(np.zeros((30, 40, 3), np.uint8), **options)
+    unread = [None]  # options are checked before any photo is looked at
+    for options in (
+        {"fit": "crop"},
+        *({"size": size} for size in (3, 0, -5, "a", 56.5)),
+        *({"max_tokens": count} for count in (0, -1, "many", None)),
+        *({"max_batch_tokens": count} for count in (0, -1, "many", 1e9)),
+        {"padding": "edge"},
+    ):
+        ((name, value),) = options.items()
+        with pytest.raises(ValueError, match=f"{name}.*{value}"):
+            model.infer(unread, **options)
+
+
+def test_too_many_tokens_are_told_once_and_of_the_photo(model, caplog):
+    model.infer(np.zeros((56, 70, 3), np.uint8), size=112, max_tokens=20)
+    assert [record.args[:2] for record in caplog.records if "tokens" in record.msg] == [(70, 56)]
 
 
 def test_metric_and_relative_models_name_each_other(model):

@@ -21,8 +21,12 @@ PACKAGES = (
     ("xformers", "extra [xformers]"),
     ("transformers", "only the tests use it"),
     ("scikit-image", "extras [synth], [eval]"),
+    ("h5py", "extra [eval]"),
+    ("scipy", "extra [eval]"),
     ("embreex", "extra [synth]"),
     ("tensorboard", "extra [train]"),
+    ("h5py", "extra [datasets]"),
+    ("OpenEXR", "extra [datasets]"),
 )
 
 
@@ -65,27 +69,23 @@ def _backend_states() -> dict[str, tuple[bool, str]]:
     """For every kind of backend: whether it can run here, and if not why."""
     import torch
 
-    from ..ops import _extension
+    from ..ops import _extension, _triton
 
-    extension = _extension.load()
     gpu = torch.cuda.is_available()
     no_gpu = "PyTorch sees no CUDA GPU here"
+    xformers_why = no_gpu
     if gpu:
-        triton_why = "" if importlib.util.find_spec("triton") else "Triton is not installed"
         xformers_why = "" if importlib.util.find_spec("xformers") else "xformers is not installed"
-    else:
-        triton_why = xformers_why = no_gpu
-    if extension is None:
-        cpp_why = cuda_why = _extension.why_missing()
-    else:
-        cpp_why = ""
-        cuda_why = "" if gpu and extension.cuda else no_gpu if not gpu else "built without CUDA"
+    # What the extension lacks is said also where there is no GPU: both may be wanted.
+    lacks = [] if gpu else [no_gpu]
+    if why := _extension.why_not("cuda"):
+        lacks.append(why)
     reasons = {
         "reference": "",
         "sdpa": "",
-        "cpp": cpp_why,
-        "cuda": cuda_why,
-        "triton": triton_why,
+        "cpp": _extension.why_not("cpp"),
+        "cuda": "; ".join(lacks),
+        "triton": _triton.why_missing(),
         "xformers": xformers_why,
     }
     return {name: (not why, why) for name, why in reasons.items()}
@@ -137,6 +137,17 @@ def collect() -> dict[str, Any]:
     ops = available_backends()
     states = _backend_states()
     missing = _missing(states, ops)
+    # The entries of attention share a kernel.
+    compiled = {op: "flash_attention" if op.startswith("flash_attention") else op for op in ops}
+    stale = [op for op in ops if "cpp" in ops[op] and _extension.why_not("cpp", compiled[op])]
+    if states["cpp"][0] and stale:
+        missing.append(
+            {
+                "part": "parts of the C++ extension",
+                "why": _extension.why_not("cpp", compiled[stale[0]]),
+                "cost": "slower, with the same results: " + ", ".join(stale),
+            }
+        )
     device = resolve_device("auto")
     dtype = resolve_dtype("auto", device)
     if device.type == "cpu":
@@ -177,6 +188,7 @@ def collect() -> dict[str, Any]:
             "compiler": extension.compiler,
             "torch": extension.torch_version,
             "cuda": extension.cuda,
+            "cpu_instructions": getattr(extension, "cpu_capability", lambda: "unknown")(),
             "ops": list(extension.ops),
         },
         "devices": _devices(),
@@ -211,7 +223,8 @@ def format_report(report: dict[str, Any]) -> str:
         built = "missing"
     else:
         cuda = "with" if extension["cuda"] else "without"
-        built = f"{extension['compiler']}, torch {extension['torch']}, {cuda} CUDA"
+        built = f"{extension['compiler']}, torch {extension['torch']}, {cuda} CUDA, "
+        built += f"CPU kernels for {extension['cpu_instructions']}"
     lines += [f"  {'C++ extension':16} {built}", "", "Devices"]
     for device in report["devices"]:
         what = [device["name"]]

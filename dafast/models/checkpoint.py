@@ -200,8 +200,11 @@ def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def _refused(error: Exception) -> str:
-    match = re.search(r"(Unsupported \w+ [\w.]+|GLOBAL [\w.]+|Unsupported [^\n]{0,80})", str(error))
-    return match[1] if match else str(error).splitlines()[0]
+    match = re.search(
+        r"Unsupported (?:global: GLOBAL|\w+) [\w.]+|GLOBAL [\w.]+|Unsupported [^\n]{0,80}(?!\w)",
+        str(error),
+    )
+    return match[0] if match else str(error).splitlines()[0]
 
 
 _WRAPPERS = ("model", "state_dict", "model_state_dict", "module")
@@ -305,6 +308,11 @@ def _shards(index: Path) -> list[str]:
 
 def _locate(name_or_path: str | Path, filename: str | None, options: HubOptions) -> _Source:
     """Finds, and downloads where needed, what `load_pretrained` was asked for."""
+    if name_or_path == "":  # as a path it would be the current folder
+        raise CheckpointError(
+            "the name is empty: give a hub id, a file, a folder or one of the presets "
+            f"{', '.join(PRESETS)}"
+        )
     name = str(name_or_path)
     if isinstance(name_or_path, str) and name in PRESETS and filename is None:
         preset = PRESETS[name]
@@ -577,7 +585,7 @@ def load_encoder(
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
 ) -> None:
-    """Loads a plain DINOv2 into the encoder of a model, in place; the head stays as it is.
+    """Loads a DINOv2 into the encoder of a model, in place; the head stays as it is.
 
     This is how training starts (both the teacher's and the student's).
 
@@ -585,7 +593,8 @@ def load_encoder(
         model: Whose ``pretrained`` takes the weights, in its own dtype and on its device.
         name_or_path: ``"dinov2"`` (downloads the published one of the model's size), a hub id,
             a file (``dinov2_vits14_pretrain.pth``) or a folder, in DINOv2's own layout or that
-            of transformers' ``Dinov2Model``.
+            of transformers' ``Dinov2Model``. Or a Depth Anything in any form that
+            `load_pretrained` takes: its encoder is loaded and its head left.
         filename: Which file of the hub repository or folder to load.
         revision: Branch, tag or commit of the hub repository.
         cache_dir: In place of the hub's own cache.
@@ -616,13 +625,19 @@ def load_encoder(
         raise CheckpointError(str(error)) from error
     tensors, _ = _read_all(source.files, source.label)
     layout = detect_layout(tensors, ENCODER_LAYOUTS)
-    if layout is None:
+    whole = None if layout else detect_layout(tensors)
+    if layout is None and whole is None:
         raise CheckpointError(
-            f"{source.label}: it looks like {_looks_like(tensors)}; a plain DINOv2 was expected "
-            f"(cls_token, blocks.0...., or embeddings.cls_token, encoder.layer.0....). Found: "
-            f"{_some(sorted(tensors))}"
+            f"{source.label}: it looks like {_looks_like(tensors)}; a DINOv2 was expected "
+            f"(cls_token, blocks.0...., or embeddings.cls_token, encoder.layer.0....), or a Depth "
+            f"Anything. Found: {_some(sorted(tensors))}"
         )
     expected = {f"pretrained.{k}": tuple(v.shape) for k, v in model.pretrained.state_dict().items()}
+    if whole is not None:
+        layout = whole
+        encoder = ("pretrained.", "backbone.")
+        tensors = {name: value for name, value in tensors.items() if name.startswith(encoder)}
+    assert layout is not None
     conversion = to_official(tensors, layout, expected)
     if not conversion.ok:
         wanted = f"the encoder of {model.config.name!r}"

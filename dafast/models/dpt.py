@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import ModelConfig
+from ..ops import OPS, decoder_tail
+from ..profiling import annotate
 
 _TAIL_CHANNELS = 32
 
@@ -72,7 +74,7 @@ class Scratch(nn.Module):
     Args:
         channels: Of the four reassembled maps.
         features: Width of the decoder.
-        activation: Of the output.
+        activation: Of the output, `nn.ReLU` or `nn.Sigmoid`.
     """
 
     def __init__(self, channels: Sequence[int], features: int, activation: nn.Module) -> None:
@@ -101,7 +103,21 @@ class Scratch(nn.Module):
         path = self.refinenet3(path, layer2.shape[2:], layer3)
         path = self.refinenet2(path, layer1.shape[2:], layer2)
         path = self.refinenet1(path, (2 * layer1.shape[2], 2 * layer1.shape[3]), layer1)
-        return self.output_conv2(_upsample(self.output_conv1(path), size))
+        return self._tail(self.output_conv1(path), size)
+
+    def _tail(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """``output_conv2`` of the upsampled map; in inference in one kernel, where one serves.
+
+        The modules run where there is a gradient to come, or somebody watches what they give.
+        """
+        conv, _, last, activation = self.output_conv2
+        watched = any(m._forward_hooks or m._forward_pre_hooks for m in self.output_conv2.modules())
+        if not torch.is_grad_enabled() and not watched:
+            arguments = (x, size, conv.weight, conv.bias, last.weight, last.bias)
+            name = "sigmoid" if isinstance(activation, nn.Sigmoid) else "relu"
+            if OPS["decoder_tail"].select(*arguments, activation=name) != "reference":
+                return decoder_tail(*arguments, activation=name)  # type: ignore[arg-type]
+        return self.output_conv2(_upsample(x, size))
 
 
 class DPTHead(nn.Module):
@@ -129,6 +145,7 @@ class DPTHead(nn.Module):
             channels, config.features, nn.Sigmoid() if config.is_metric else nn.ReLU()
         )
 
+    @annotate("head")
     def forward(self, taps: Sequence[Tensor], rows: int, columns: int) -> Tensor:
         """Predicts disparity, or depth in metres for a metric model.
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import ModelConfig
-from ..layers import Block, PatchEmbed
+from ..layers import Block, LayerNorm, PatchEmbed
 
 # DINOv2 adds it to the grid before dividing by the trained one, against rounding in the
 # interpolation; the published weights were used with it, so it is part of the function.
@@ -36,7 +38,7 @@ class VisionTransformer(nn.Module):
         # for its gradient, but the checkpoint's key is kept.
         self.register_buffer("mask_token", torch.zeros(1, dim))
         self.blocks = nn.ModuleList(Block(dim, config.num_heads) for _ in range(config.num_layers))
-        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.norm = LayerNorm(dim)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -67,11 +69,12 @@ class VisionTransformer(nn.Module):
         patch_pos = patch_pos.permute(0, 2, 3, 1).flatten(1, 2)
         return torch.cat([cls_pos, patch_pos.to(cls_pos.dtype)], dim=1)
 
-    def prepare_tokens(self, x: Tensor) -> Tensor:
-        """(B, 3, H, W) to tokens (B, 1 + N, C): cls token, patches, position embeddings.
+    def check_images(self, x: Tensor) -> Tensor:
+        """Returns x, if it is a batch of images that the encoder takes.
 
         Raises:
-            ValueError: If H or W is not a multiple of the patch size.
+            ValueError: If it is not (B, 3, H, W) with H and W multiples of the patch size, or not
+                on the device and, outside of autocast, in the dtype of the weights.
         """
         if (
             x.ndim != 4
@@ -83,31 +86,82 @@ class VisionTransformer(nn.Module):
                 f"the model needs (B, 3, H, W) with H and W multiples of {self.patch_size}; got "
                 f"{tuple(x.shape)}. `model.infer` and `dafast.ops.preprocess` take care of that."
             )
+        weights = self.cls_token
+        if x.device != weights.device or (
+            x.dtype != weights.dtype
+            and not (x.is_floating_point() and torch.is_autocast_enabled(x.device.type))
+        ):
+            raise ValueError(
+                f"the model is {weights.dtype} on {weights.device}, the images are {x.dtype} on "
+                f"{x.device}: pass `x.to(model.device, model.dtype)`"
+            )
+        return x
+
+    def prepare_tokens(self, x: Tensor) -> Tensor:
+        """(B, 3, H, W) to tokens (B, 1 + N, C): cls token, patches, position embeddings.
+
+        Raises:
+            ValueError: As `check_images`.
+        """
+        self.check_images(x)
         rows, columns = x.shape[2] // self.patch_size, x.shape[3] // self.patch_size
         tokens = self.patch_embed(x)
         tokens = torch.cat([self.cls_token.expand(len(x), -1, -1), tokens], dim=1)
         return tokens + self.interpolate_pos_embed(rows, columns)
 
-    def get_intermediate_layers(self, x: Tensor, indices: Sequence[int]) -> list[Tensor]:
+    def pack_tokens(self, images: Sequence[Tensor]) -> tuple[Tensor, list[int]]:
+        """Images (3, H_i, W_i) to one sequence (1, T, C), and the number of tokens of each.
+
+        Every image keeps its own cls token and the position embeddings of its own grid.
+
+        Raises:
+            ValueError: If an image has another shape.
+        """
+        if any(image.ndim != 3 for image in images):
+            shapes = [tuple(image.shape) for image in images]
+            raise ValueError(f"a list of images has to hold (3, H, W) each; got {shapes}")
+        parts = [self.prepare_tokens(image[None]) for image in images]
+        return torch.cat(parts, dim=1), [part.shape[1] for part in parts]
+
+    def get_intermediate_layers(
+        self, x: Tensor | Sequence[Tensor], indices: Sequence[int]
+    ) -> list[Any]:
         """Output of the chosen blocks after the final LayerNorm, patch tokens only.
 
         Args:
-            x: Normalised images (B, 3, H, W); H and W multiples of the patch size.
+            x: Normalised images (B, 3, H, W); H and W multiples of the patch size. Or a list of
+                (3, H_i, W_i): they go through the blocks as one sequence without padding, and
+                each attends to itself alone.
             indices: Blocks, counted from 0.
 
         Returns:
-            One (B, N, C) per index in increasing order of the blocks, N = H/14 * W/14.
+            One (B, N, C) per index in increasing order of the blocks, N = H/14 * W/14; for a list
+            of images a list of (N_i, C) per index.
         """
         missing = [i for i in indices if not 0 <= i < len(self.blocks)]
         if missing:
             raise ValueError(f"no block {missing}; the encoder has 0..{len(self.blocks) - 1}")
-        tokens = self.prepare_tokens(x)
-        taps = []
+        lengths: list[int] = []
+        packing: tuple[Any, ...] = ()  # what attention has to know beside the tokens
+        if isinstance(x, Tensor):
+            tokens = self.prepare_tokens(x)
+        else:
+            tokens, lengths = self.pack_tokens(x)
+            ends = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32)
+            packing = (ends.to(tokens.device, non_blocking=True), max(lengths))
+        taps, normed = [], None
         for i, block in enumerate(self.blocks[: max(indices) + 1]):
-            tokens = block(tokens)
+            # A tap's norm is computed in the place of the next block's, which then does its own.
             if i in indices:
-                taps.append(self.norm(tokens)[:, 1:])
-        return taps
+                tokens, tap = block(tokens, *packing, normed=normed, next_norm=self.norm)
+                taps.append(tap)
+                normed = None
+            else:
+                norm = self.blocks[i + 1].norm1
+                tokens, normed = block(tokens, *packing, normed=normed, next_norm=norm)
+        if lengths:
+            return [[part[1:] for part in tap[0].split(lengths)] for tap in taps]
+        return [tap[:, 1:] for tap in taps]
 
     def forward(self, x: Tensor) -> Tensor:
         """Final patch features (B, N, C) of normalised images (B, 3, H, W)."""

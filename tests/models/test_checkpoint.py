@@ -556,6 +556,28 @@ def test_pytorch_files_without_a_state_dict(data, message, tmp_path):
     assert message in error_of(tmp_path / "x.pth")
 
 
+def test_what_was_refused_is_told_in_whole_words():
+    name = "some_package.with_a_long_name.and_modules.within.it.and.more.ClassName"
+    words = "Unsupported 'thing'" + " word" * 14
+    for error, said in (
+        (
+            f"Unsupported global: GLOBAL {name} was not allowed.",
+            f"Unsupported global: GLOBAL {name}",
+        ),
+        ("Weights only load failed.\n\tUnsupported operand 149", "Unsupported operand 149"),
+        (f"{words} antidisestablishmentarianism", words),
+        ("something else\nmore", "something else"),
+    ):
+        assert checkpoint._refused(Exception(error)) == said
+
+
+def test_an_empty_name_is_not_the_current_folder(model, tmp_path, monkeypatch):
+    model.save_pretrained(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert "the name is empty" in error_of("")
+    DepthAnything.from_pretrained(".", device="cpu")
+
+
 def test_quantised_weights_are_refused(model, tmp_path):
     state = model.state_dict()
     state["pretrained.blocks.0.mlp.fc1.weight"] = torch.ones(256, 64, dtype=torch.int8)
@@ -616,6 +638,18 @@ def test_load_encoder(model, layout, tmp_path):
     assert all(a is b for a, b in zip(parameters, fresh.pretrained.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("layout", list(LAYOUTS))
+def test_load_encoder_of_a_depth_anything(model, layout, tmp_path):
+    torch.save(from_official(model.state_dict(), LAYOUTS[layout]), tmp_path / "whole.pth")
+    fresh = DepthAnything(TINY)
+    head = {k: v.clone() for k, v in fresh.depth_head.state_dict().items()}
+    load_encoder(fresh, tmp_path / "whole.pth")
+    for key, value in model.pretrained.state_dict().items():
+        assert torch.equal(fresh.pretrained.state_dict()[key], value), key
+    for key, value in fresh.depth_head.state_dict().items():
+        assert torch.equal(head[key], value), key
+
+
 def test_load_encoder_from_transformers(transformers, tmp_path, seed, randomise):
     """The real Dinov2Model, saved by itself, gives the same features."""
     config = transformers.Dinov2Config(
@@ -634,11 +668,14 @@ def test_load_encoder_from_transformers(transformers, tmp_path, seed, randomise)
 
 
 def test_load_encoder_refuses_what_does_not_fit(model, tmp_path):
-    torch.save(model.state_dict(), tmp_path / "whole.pth")
-    with pytest.raises(CheckpointError, match="a Depth Anything checkpoint"):
-        load_encoder(DepthAnything(TINY), tmp_path / "whole.pth")
+    torch.save({"layer1.0.conv1.weight": torch.zeros(2)}, tmp_path / "other.pth")
+    with pytest.raises(CheckpointError, match=r"a DINOv2 was expected .* or a Depth Anything"):
+        load_encoder(DepthAnything(TINY), tmp_path / "other.pth")
     encoder = model.pretrained.state_dict()
     torch.save(encoder, tmp_path / "plain.pth")
+    torch.save(model.state_dict(), tmp_path / "whole.pth")
+    with pytest.raises(CheckpointError, match=r"the encoder of 'nano'[\s\S]*wrong shapes"):
+        load_encoder(DepthAnything("nano"), tmp_path / "whole.pth")
     with pytest.raises(CheckpointError, match=r"the encoder of 'nano'[\s\S]*wrong shapes"):
         load_encoder(DepthAnything("nano"), tmp_path / "plain.pth")
     del encoder["norm.bias"]

@@ -1,10 +1,13 @@
 """Keys, shapes and sizes of the networks, written out from the official code."""
 
+import inspect
+
 import pytest
 import torch
 
-from dafast import DepthAnything
-from dafast.config import PRESETS
+from dafast import DepthAnything, inference
+from dafast.config import PRESETS, ModelConfig
+from dafast.models import checkpoint
 
 SHAPES = {  # width, blocks, decoder width, channels of the reassembled maps
     "vits": (384, 12, 64, (48, 96, 192, 384)),
@@ -63,7 +66,8 @@ def official_shapes(width, blocks, features, channels) -> dict[str, tuple[int, .
     return shapes
 
 
-PUBLISHED = [name for name in PRESETS if name != "nano"]
+# The tests of training add a preset of their own.
+PUBLISHED = [name for name in PRESETS if name not in ("nano", "tiny")]
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -130,3 +134,67 @@ def test_constants_that_weights_do_not_show():
     assert len(norms) == 2 * 12 + 1
     assert {norm.eps for norm in norms} == {1e-6}
     assert {block.mlp.act.approximate for block in encoder.blocks} == {"none"}
+
+
+def _options(function) -> dict[str, inspect.Parameter]:
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name: p for p in parameters if p.kind is not p.POSITIONAL_OR_KEYWORD}
+
+
+@pytest.mark.parametrize(
+    ("method", "function"),
+    [
+        (DepthAnything.infer, inference.predict),
+        (DepthAnything.infer_metric, inference.predict),
+        (DepthAnything.from_pretrained, checkpoint.load_pretrained),
+        (DepthAnything.save_pretrained, checkpoint.save_pretrained),
+    ],
+)
+def test_methods_show_the_options_that_are_documented(method, function):
+    assert _options(method) == _options(function)
+    with pytest.raises(TypeError, match=rf"{method.__name__}\(\) got an unexpected.*'siez'"):
+        method(None, siez=56)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "x"),
+    [
+        (torch.bfloat16, torch.zeros(1, 3, 14, 14)),
+        (torch.float32, torch.zeros(1, 3, 14, 14, dtype=torch.float16)),
+        (torch.float32, torch.zeros(1, 3, 14, 14, dtype=torch.uint8)),
+        (torch.float32, torch.zeros(1, 3, 14, 14, device="meta")),
+        (torch.float32, [torch.zeros(3, 14, 14), torch.zeros(3, 28, 14, dtype=torch.float64)]),
+    ],
+    ids=["float32", "float16", "uint8", "device", "list"],
+)
+def test_images_in_another_dtype_or_elsewhere(dtype, x):
+    model = DepthAnything("nano").to(dtype)
+    with pytest.raises(ValueError, match=r"x\.to\(model\.device, model\.dtype\)"):
+        model(x)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_autocast_takes_any_floating_point_images(compiled):
+    model = DepthAnything("nano").eval()
+    network = torch.compile(model, backend="eager", fullgraph=True) if compiled else model
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert network(torch.randn(1, 3, 14, 14, dtype=torch.bfloat16)).isfinite().all()
+        with pytest.raises(ValueError, match=r"model\.dtype"):
+            model(torch.zeros(1, 3, 14, 14, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize("taps", [(0, 1, 2, 3), (0, 1, 2, 4)], ids=["last is no tap", "it is"])
+def test_features_are_those_of_the_last_block(taps, seed):
+    config = ModelConfig(
+        name="small", embed_dim=64, num_layers=5, num_heads=1, features=8,
+        out_channels=(8, 8, 8, 8), out_indices=taps, image_size=56, grid_size=4,
+    )  # fmt: skip
+    model = DepthAnything(config).eval()
+    x = torch.randn(2, 3, 56, 70)
+    with torch.no_grad():
+        disparity, features = model(x, features=True)
+        assert torch.equal(disparity, model(x))
+        assert torch.equal(features, model.pretrained(x))
+    assert features.shape == (2, 20, 64)
+    with pytest.raises(ValueError, match="not for a list"):
+        model([x[0]], features=True)

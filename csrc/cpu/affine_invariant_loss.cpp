@@ -1,0 +1,181 @@
+// Affine-invariant loss on the CPU: masked medians by a radix select, without sorting or
+// copying them; deviations; L1; and a backward that reads each pixel once.
+//
+// The same bits for any number of threads: integers are counted, and floats summed in parts whose
+// bounds depend on the sizes alone.
+#include "affine_invariant_loss.h"
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <algorithm>
+#include <optional>
+#include <vector>
+
+#include "tensors.h"
+
+#if defined(__clang__)
+#pragma clang fp contract(off)
+#elif defined(__GNUC__)
+#pragma GCC optimize("fp-contract=off")
+#endif
+#define DAFAST_KERNELS "affine_invariant_loss_kernels.h"
+#include "each_isa.h"
+
+namespace dafast::cpu {
+namespace {
+
+using torch::stable::Tensor;
+
+constexpr const char* kOp = "affine_invariant_loss";
+constexpr int64_t kPart = 32768;  // pixels of a map that one thread sums or writes at a time
+
+LossMaps maps_of(const Tensor& prediction, const Tensor& target, const std::optional<Tensor>& mask,
+                 const std::optional<Tensor>& regions) {
+  LossMaps maps{};
+  maps.maps = prediction.size(0);
+  maps.pixels = prediction.size(1) * prediction.size(2);
+  const Tensor* tensors[4] = {&prediction, &target, mask ? &*mask : nullptr,
+                              regions ? &*regions : nullptr};
+  for (int i = 0; i < 4; ++i) {
+    if (!tensors[i]) continue;
+    const Tensor& x = *tensors[i];
+    STD_TORCH_CHECK(x.is_cpu() && x.dim() == 3 && x.size(0) == maps.maps &&
+                        x.size(1) == prediction.size(1) && x.size(2) == prediction.size(2),
+                    kOp, ": CPU tensors (B, H, W) of one shape expected");
+    STD_TORCH_CHECK(maps.pixels == 0 || ((x.stride(2) == 1 || x.size(2) == 1) &&
+                                         (x.stride(1) == x.size(2) || x.size(1) == 1)),
+                    kOp, ": dense maps expected");
+    maps.strides[i] = x.stride(0);
+  }
+  const auto bytes = [](const std::optional<Tensor>& x) {
+    STD_TORCH_CHECK(!x || x->scalar_type() == torch::headeronly::ScalarType::Bool,
+                    kOp, ": mask and regions in bool expected");
+    // An empty tensor is there all the same, and may have no memory.
+    static const uint8_t nothing = 0;
+    if (!x) return static_cast<const uint8_t*>(nullptr);
+    return x->numel() > 0 ? static_cast<const uint8_t*>(x->const_data_ptr()) : &nothing;
+  };
+  maps.mask = bytes(mask);
+  maps.regions = bytes(regions);
+  for (int i = 0; i < 2; ++i) {
+    maps.values[i] = tensors[i]->const_data_ptr();
+    maps.dtypes[i] = float_dtype_of(*tensors[i], kOp);
+  }
+  return maps;
+}
+
+// Calls body(map, begin, end) for the parts of all maps.
+template <typename Body>
+void for_parts(const LossMaps& maps, const Body& body) {
+  const int64_t parts = (maps.pixels + kPart - 1) / kPart;
+  torch::stable::parallel_for(0, maps.maps * parts, 1, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) {
+      const int64_t begin = i % parts * kPart;
+      body(i, i / parts, begin, std::min(maps.pixels, begin + kPart));
+    }
+  });
+}
+
+float scale_of(const Segment& segment) {
+  return static_cast<float>(segment.deviation / static_cast<double>(segment.valid));
+}
+
+void forward(const Tensor& prediction, const Tensor& target, std::optional<Tensor> mask,
+             std::optional<Tensor> regions, double min_scale, Tensor loss, Tensor coefficients) {
+  const LossMaps maps = maps_of(prediction, target, mask, regions);
+  const int count = maps.region_count();
+  float* const out = float_data_of(coefficients, maps.maps * count * kCoefficients,
+                                   kOp);
+  float* const sum = float_data_of(loss, 1, kOp);
+
+  // Of a map: the regions of the prediction, then those of the target.
+  std::vector<Segment> segments(static_cast<size_t>(maps.maps * 2 * count));
+  const auto find_medians = DAFAST_FOR_ISA(find_medians);
+  torch::stable::parallel_for(0, maps.maps * 2, 1, [&](int64_t begin, int64_t end) {
+    std::vector<uint32_t> counters(kCounters);
+    for (int64_t i = begin; i < end; ++i) {
+      find_medians(maps, static_cast<int>(i % 2), i / 2, counters.data(), &segments[i * count]);
+    }
+  });
+
+  const float least = static_cast<float>(min_scale);
+  for (int64_t map = 0; map < maps.maps; ++map) {
+    for (int r = 0; r < count; ++r) {
+      float* c = out + (map * count + r) * kCoefficients;
+      std::fill(c, c + kCoefficients, 0.0f);
+      for (int which = 0; which < 2; ++which) {
+        const Segment& segment = segments[(map * 2 + which) * count + r];
+        if (segment.valid == 0) continue;
+        const float scale = scale_of(segment);
+        c[2 * which] = segment.median;
+        c[2 * which + 1] = 1.0f / (scale < least ? least : scale);  // a NaN stays one
+        if (which == 0) c[7] = scale < least;
+      }
+    }
+  }
+
+  const int64_t parts = (maps.pixels + kPart - 1) / kPart;
+  std::vector<Sums> sums(static_cast<size_t>(maps.maps * parts));
+  const auto sum_differences = DAFAST_FOR_ISA(sum_differences);
+  for_parts(maps, [&](int64_t part, int64_t map, int64_t begin, int64_t end) {
+    sum_differences(maps, map, begin, end, out + map * count * kCoefficients, &sums[part]);
+  });
+
+  double total = 0.0;
+  for (int64_t map = 0; map < maps.maps; ++map) {
+    Sums all{};
+    for (int64_t part = map * parts; part < (map + 1) * parts; ++part) {
+      for (int r = 0; r < count; ++r) {
+        all.loss[r] += sums[part].loss[r];
+        all.signs[r] += sums[part].signs[r];
+        all.along[r] += sums[part].along[r];
+      }
+      all.area += sums[part].area;
+    }
+    for (int r = 0; r < count; ++r) {
+      const Segment& segment = segments[map * 2 * count + r];
+      if (segment.valid == 0) continue;
+      const double valid = static_cast<double>(segment.valid);
+      const int64_t area = count == 1 ? maps.pixels : r == 0 ? all.area : maps.pixels - all.area;
+      const double share = static_cast<double>(area) / static_cast<double>(maps.pixels);
+      const double weight = share / (valid * static_cast<double>(maps.maps));
+      total += weight * all.loss[r];
+      float* c = out + (map * count + r) * kCoefficients;
+      const double by_sign = weight * c[1];
+      const double by_scale = c[7] != 0.0f ? 0.0 : -by_sign * all.along[r] / valid;
+      // Pixels above the median less those below it: the sum of sign(p - median).
+      const double beyond =
+          static_cast<double>(segment.valid - segment.ties - 2 * segment.below);
+      const double tied = by_sign * all.signs[r] + by_scale * beyond;
+      c[4] = static_cast<float>(by_sign);
+      c[5] = static_cast<float>(-tied / static_cast<double>(segment.ties));
+      c[6] = static_cast<float>(by_scale);
+    }
+  }
+  *sum = static_cast<float>(total);
+}
+
+void backward(const Tensor& grad, const Tensor& prediction, const Tensor& target,
+              std::optional<Tensor> mask, std::optional<Tensor> regions,
+              const Tensor& coefficients, Tensor out) {
+  const LossMaps maps = maps_of(prediction, target, mask, regions);
+  const int64_t stride = maps.region_count() * kCoefficients;
+  const float* const c = float_data_of(coefficients, maps.maps * stride, kOp);
+  const float factor = *float_data_of(grad, 1, kOp);
+  void* const to = out_data_of(out, prediction, kOp);
+  const auto write_gradient = DAFAST_FOR_ISA(write_gradient);
+  for_parts(maps, [&](int64_t, int64_t map, int64_t begin, int64_t end) {
+    write_gradient(maps, map, begin, end, c + map * stride, factor, to);
+  });
+}
+
+}  // namespace
+}  // namespace dafast::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(dafast_C, CPU, m) {
+  m.impl("affine_invariant_loss", TORCH_BOX(&dafast::cpu::forward));
+  m.impl("affine_invariant_loss_backward", TORCH_BOX(&dafast::cpu::backward));
+}

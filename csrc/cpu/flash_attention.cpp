@@ -1,0 +1,231 @@
+// Attention on the CPU: blocks of queries in parallel, over keys and values that each thread packs
+// once for every head that it meets. Two threads may so pack the same head; in return there is one
+// parallel region, and what is packed stays in the cache of its processor. Float16 and, without
+// AVX-512 BF16, bfloat16 become float as they are packed.
+#include "flash_attention.h"
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <algorithm>
+#include <cstring>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "dafast/numbers.h"
+
+namespace dafast::cpu {
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+int64_t divided_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+AttentionKernel kernel_for(ScalarType dtype) {
+#ifdef DAFAST_X86
+  const Isa set = isa();
+  if (set >= Isa::avx512_bf16 && dtype == ScalarType::BFloat16) {
+    return flash_attention_avx512_bf16();
+  }
+  if (set >= Isa::avx512) return flash_attention_avx512();
+  if (set >= Isa::avx2) return flash_attention_avx2();
+#endif
+  return flash_attention_portable();
+}
+
+// Cells of a row: floats, or two of its bfloat16 side by side.
+template <typename T>
+void copy_row(const T* from, int64_t head_dim, bool pairs, float* cells) {
+  if (pairs) {
+    std::memcpy(cells, from, static_cast<size_t>(head_dim) * sizeof(T));
+  } else {
+    for (int64_t d = 0; d < head_dim; ++d) cells[d] = to_float(from[d]);
+  }
+}
+
+// Queries of one head of one sequence, and all the keys and values that they attend to.
+template <typename T>
+struct Block {
+  const T *q, *k, *v;
+  T* out;
+  int64_t rows, keys;
+};
+
+// Keys for q k^T: a column is a key, a step a cell of its row.
+template <typename T>
+void pack_keys(const AttentionKernel& kernel, const T* k, int64_t stride, int64_t keys,
+               int64_t head_dim, float* row, float* to) {
+  const int64_t depth = head_dim / (kernel.pairs ? 2 : 1);
+  const int64_t padded = divided_up(keys, kernel.lanes) * kernel.lanes;
+  for (int64_t first = 0; first < padded; first += kernel.panel, to += kernel.panel * depth) {
+    const int64_t columns = std::min(kernel.panel, padded - first);
+    for (int64_t c = 0; c < columns; ++c) {
+      if (first + c < keys) {
+        copy_row(k + (first + c) * stride, head_dim, kernel.pairs, row);
+      } else {
+        std::fill(row, row + depth, 0.0f);
+      }
+      for (int64_t step = 0; step < depth; ++step) to[step * columns + c] = row[step];
+    }
+  }
+}
+
+// Values for p v: a column is a dimension of the head, a step a key or two.
+template <typename T>
+void pack_values(const AttentionKernel& kernel, const T* v, int64_t stride, int64_t keys,
+                 int64_t head_dim, float* to) {
+  for (int64_t first = 0; first < head_dim; first += kernel.panel) {
+    const int64_t columns = std::min(kernel.panel, head_dim - first);
+    for (int64_t key = 0; key < keys; key += kernel.pairs ? 2 : 1, to += columns) {
+      const T* const row = v + key * stride + first;
+      if constexpr (sizeof(T) == 2) {
+        if (kernel.pairs) {
+          const bool both = key + 1 < keys;
+          const T* const next = row + (both ? stride : 0);
+          const uint32_t mask = both ? 0xffff0000u : 0u;
+          for (int64_t d = 0; d < columns; ++d) {
+            to[d] = float_of(row[d].bits | (static_cast<uint32_t>(next[d].bits) << 16 & mask));
+          }
+          continue;
+        }
+      }
+      for (int64_t d = 0; d < columns; ++d) to[d] = to_float(row[d]);
+    }
+  }
+}
+
+template <typename T>
+void attention(const AttentionKernel& kernel, const Tensor& q, const Tensor& k, const Tensor& v,
+               Tensor& out, const std::vector<int64_t>& ends, float scale) {
+  const int64_t head_dim = q.size(3), heads = q.size(2), depth = head_dim / (kernel.pairs ? 2 : 1);
+  std::vector<Block<T>> blocks;
+  int64_t most_keys = 0;
+  const int64_t sequences = ends.empty() ? q.size(0) : static_cast<int64_t>(ends.size()) - 1;
+  for (int64_t s = 0; s < sequences; ++s) {
+    const int64_t batch = ends.empty() ? s : 0;
+    const int64_t begin = ends.empty() ? 0 : ends[s];
+    const int64_t queries = ends.empty() ? q.size(1) : ends[s + 1] - begin;
+    if (queries == 0) continue;
+    const int64_t keys = ends.empty() ? k.size(1) : queries;
+    most_keys = std::max(most_keys, keys);
+    // Of about one size, none of them mostly padding.
+    const int64_t size = divided_up(queries, divided_up(queries, kAttentionRows));
+    const int64_t step = divided_up(size, kernel.rows) * kernel.rows;
+    for (int64_t h = 0; h < heads; ++h) {
+      const auto at = [&](const Tensor& x, int64_t row) {
+        return static_cast<const T*>(x.const_data_ptr()) + batch * x.stride(0) +
+               row * x.stride(1) + h * x.stride(2);
+      };
+      for (int64_t first = 0; first < queries; first += step) {
+        const int64_t row = begin + first;
+        blocks.push_back({at(q, row), at(k, begin), at(v, begin), const_cast<T*>(at(out, row)),
+                          std::min(step, queries - first), keys});
+      }
+    }
+  }
+
+  const int64_t work = blocks.front().rows * most_keys * head_dim;
+  const int64_t grain = std::max<int64_t>(1, (1 << 18) / work);  // some 10 microseconds
+  const int64_t total = static_cast<int64_t>(blocks.size());
+  torch::stable::parallel_for(0, total, grain, [&](int64_t begin, int64_t end) {
+    const int64_t packed = divided_up(most_keys, kernel.lanes) * kernel.lanes * depth;
+    const int64_t size_q = kAttentionRows * depth, size_out = kAttentionRows * head_dim;
+    const int64_t size = 2 * packed + size_q + size_out + kernel.scratch + depth + 16;
+    const std::unique_ptr<float[]> memory(new float[static_cast<size_t>(size)]);
+    // From the beginning of a cache line on.
+    float* const packed_k = memory.get() + (-reinterpret_cast<uintptr_t>(memory.get()) & 63) / 4;
+    float* const packed_v = packed_k + packed;
+    float* const rows_q = packed_v + packed;
+    float* const rows_out = rows_q + size_q;
+    float* const scratch = rows_out + size_out;
+    float* const row = scratch + kernel.scratch;
+    for (int64_t i = begin; i < end; ++i) {
+      const Block<T>& block = blocks[i];
+      const Block<T>& last = blocks[i > begin ? i - 1 : i];
+      if (i == begin || block.k != last.k || block.v != last.v || block.keys != last.keys) {
+        pack_keys(kernel, block.k, k.stride(1), block.keys, head_dim, row, packed_k);
+        pack_values(kernel, block.v, v.stride(1), block.keys, head_dim, packed_v);
+      }
+      const int64_t rows = block.rows;
+      const int64_t padded = divided_up(rows, kernel.rows) * kernel.rows;
+      for (int64_t r = 0; r < rows; ++r) {
+        copy_row(block.q + r * q.stride(1), head_dim, kernel.pairs, rows_q + r * depth);
+      }
+      std::fill(rows_q + rows * depth, rows_q + padded * depth, 0.0f);
+      kernel.run({rows_q, packed_k, packed_v, padded, block.keys, head_dim, scale, rows_out,
+                  scratch});
+      for (int64_t r = 0; r < rows; ++r) {
+        T* const to = block.out + r * out.stride(1);
+        for (int64_t d = 0; d < head_dim; ++d) to[d] = from_float<T>(rows_out[r * head_dim + d]);
+      }
+    }
+  });
+}
+
+// The first rows of all sequences, and the number of rows.
+std::vector<int64_t> ends_of(const Tensor& cu_seqlens, int64_t rows) {
+  STD_TORCH_CHECK(cu_seqlens.is_cpu() && cu_seqlens.dim() == 1 && cu_seqlens.size(0) > 0 &&
+                      cu_seqlens.scalar_type() == ScalarType::Int,
+                  "flash_attention: cu_seqlens int32 (S + 1) on the CPU expected");
+  const auto* from = static_cast<const int32_t*>(cu_seqlens.const_data_ptr());
+  std::vector<int64_t> ends(static_cast<size_t>(cu_seqlens.size(0)));
+  for (size_t i = 0; i < ends.size(); ++i) ends[i] = from[i * cu_seqlens.stride(0)];
+  STD_TORCH_CHECK(ends.front() == 0 && ends.back() == rows &&
+                      std::is_sorted(ends.begin(), ends.end()),
+                  "flash_attention: cu_seqlens that rise from 0 to the number of rows expected");
+  return ends;
+}
+
+// q (B, N, H, D); k, v (B, M, H, D); out as q, contiguous; the last stride 1 everywhere. With
+// cu_seqlens B is 1 and its rows are sequences, of which each attends to itself.
+void flash_attention(const Tensor& q, const Tensor& k, const Tensor& v, Tensor out,
+                     std::optional<Tensor> cu_seqlens, double scale) {
+  for (const Tensor* x : {&q, &k, &v, static_cast<const Tensor*>(&out)}) {
+    STD_TORCH_CHECK(x->is_cpu() && x->dim() == 4 && x->scalar_type() == q.scalar_type() &&
+                        x->size(0) == q.size(0) && x->size(2) == q.size(2) &&
+                        x->size(3) == q.size(3),
+                    "flash_attention: CPU tensors (B, N, H, D) of one dtype expected");
+    STD_TORCH_CHECK(x->stride(3) == 1 || x->numel() == 0, "flash_attention: a last stride of 1");
+  }
+  STD_TORCH_CHECK(k.size(1) == v.size(1) && out.size(1) == q.size(1) && out.is_contiguous(),
+                  "flash_attention: as many keys as values, and a contiguous result like q");
+  STD_TORCH_CHECK(q.size(3) % 16 == 0 && q.size(3) > 0 && q.size(3) <= 128,
+                  "flash_attention: a head_dim of 16, 32, ... 128 expected");
+  STD_TORCH_CHECK(scale > 0, "flash_attention: a positive scale expected");
+  std::vector<int64_t> ends;
+  if (cu_seqlens.has_value()) {
+    STD_TORCH_CHECK(q.size(0) == 1 && k.size(1) == q.size(1),
+                    "flash_attention: with cu_seqlens, q, k, v (1, T, H, D) expected");
+    ends = ends_of(*cu_seqlens, q.size(1));
+  }
+  if (q.numel() == 0) return;
+  if (k.size(1) == 0) {  // sums of nothing
+    const size_t size = q.scalar_type() == ScalarType::Float ? 4 : 2;
+    std::memset(out.mutable_data_ptr(), 0, static_cast<size_t>(out.numel()) * size);
+    return;
+  }
+  const AttentionKernel kernel = kernel_for(q.scalar_type());
+  const float scale2 = static_cast<float>(scale * 1.4426950408889634);  // log2(e)
+  switch (q.scalar_type()) {
+    case ScalarType::Float:
+      return attention<float>(kernel, q, k, v, out, ends, scale2);
+    case ScalarType::Half:
+      return attention<float16>(kernel, q, k, v, out, ends, scale2);
+    case ScalarType::BFloat16:
+      return attention<bfloat16>(kernel, q, k, v, out, ends, scale2);
+    default:
+      STD_TORCH_CHECK(false, "flash_attention: float32, float16 or bfloat16 expected");
+  }
+}
+
+}  // namespace
+}  // namespace dafast::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(dafast_C, CPU, m) {
+  m.impl("flash_attention", TORCH_BOX(&dafast::cpu::flash_attention));
+}

@@ -1,0 +1,165 @@
+// Attention of a block of queries, for any width of vectors. A file per instruction set includes
+// this once, within its own anonymous namespace: nothing here may be shared with other files, as
+// the linker would keep any one copy; for that reason there are no templates of the standard
+// library either.
+//
+// The file brings
+//   LANES, ROWS, VECTORS     floats in a vector; rows and vectors of a tile of a product
+//   Floats                   that vector, with + - * and comparisons
+//   fraction(x)              x - floor(x), for x up to 0
+//   scaled(y, x)             y 2^floor(x), for x up to 0: 0 for -infinity, NaN if y is
+//   largest(x)               of the lanes
+
+inline Floats load(const float* from) {
+  Floats value;
+  memcpy(&value, from, sizeof value);
+  return value;
+}
+
+inline void store(float* to, Floats value) { memcpy(to, &value, sizeof value); }
+
+// 2^x for x up to 0. The polynomials of least relative error on [0, 1): 1.5e-7 of degree 5 and
+// 7.5e-5 of degree 3, evaluated in float.
+template <int DEGREE>
+inline Floats power_of_two(Floats x) {
+  static_assert(DEGREE == 3 || DEGREE == 5, "no such polynomial");
+  const Floats f = fraction(x);
+  if constexpr (DEGREE == 3) {
+    const Floats high = 0x1.3f96a4p-4f * f + 0x1.cefc4cp-3f;
+    return scaled((high * f + 0x1.64444cp-1f) * f + 0x1.fff632p-1f, x);
+  } else {
+    const Floats high = (0x1.ec320ap-10f * f + 0x1.26900cp-7f) * f + 0x1.c95446p-5f;
+    return scaled(((high * f + 0x1.ebd5a8p-3f) * f + 0x1.62e4f6p-1f) * f + 0x1.fffffep-1f, x);
+  }
+}
+
+// What cells are made of floats.
+struct Float32 {
+  static constexpr int PER_CELL = 1, DEGREE = 5;
+  static Floats multiply_add(float a, const float* b, Floats sum) { return sum + a * load(b); }
+  static void store_probabilities(float* row, int64_t i, Floats p) { store(row + i, p); }
+};
+
+// c = a b, or c = factors * c + a b with a factor for each row; a tile of ROWS rows.
+template <typename Cells, int WIDTH, bool ADD>
+void product(const float* a, int64_t stride_a, const float* b, int64_t steps, float* c,
+             int64_t stride_c, const float* factors) {
+  Floats sums[ROWS][WIDTH];
+#pragma GCC unroll 16
+  for (int r = 0; r < ROWS; ++r) {
+#pragma GCC unroll 16
+    for (int w = 0; w < WIDTH; ++w) {
+      sums[r][w] = ADD ? factors[r] * load(c + r * stride_c + w * LANES) : Floats{};
+    }
+  }
+  for (int64_t step = 0; step < steps; ++step) {
+#pragma GCC unroll 16
+    for (int r = 0; r < ROWS; ++r) {
+#pragma GCC unroll 16
+      for (int w = 0; w < WIDTH; ++w) {
+        sums[r][w] = Cells::multiply_add(a[r * stride_a + step], b + w * LANES, sums[r][w]);
+      }
+    }
+    b += WIDTH * LANES;
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < ROWS; ++r) {
+#pragma GCC unroll 16
+    for (int w = 0; w < WIDTH; ++w) store(c + r * stride_c + w * LANES, sums[r][w]);
+  }
+}
+
+// The same over all panels of the right side, `panel_stride` floats apart; columns a multiple of
+// LANES.
+template <typename Cells, bool ADD>
+void product_of_panels(const float* a, int64_t stride_a, const float* b, int64_t panel_stride,
+                       int64_t steps, int64_t columns, float* c, int64_t stride_c,
+                       const float* factors) {
+  constexpr int64_t PANEL = VECTORS * LANES;
+  for (; columns >= PANEL; columns -= PANEL, b += panel_stride, c += PANEL) {
+    product<Cells, VECTORS, ADD>(a, stride_a, b, steps, c, stride_c, factors);
+  }
+  const int left = static_cast<int>(columns / LANES);
+  if constexpr (VECTORS > 3) {
+    if (left == 3) product<Cells, 3, ADD>(a, stride_a, b, steps, c, stride_c, factors);
+  }
+  if constexpr (VECTORS > 2) {
+    if (left == 2) product<Cells, 2, ADD>(a, stride_a, b, steps, c, stride_c, factors);
+  }
+  if (left == 1) product<Cells, 1, ADD>(a, stride_a, b, steps, c, stride_c, factors);
+}
+
+// A row of logits becomes probabilities, up to a factor that later blocks of keys change: returns
+// by what that block has to multiply what it finds.
+template <typename Cells>
+float exponentiate(float* row, int64_t keys, int64_t padded, float scale, float& maximum,
+                   float& sum) {
+  for (int64_t i = keys; i < padded; ++i) row[i] = -INFINITY;
+  Floats most = load(row);
+  for (int64_t i = LANES; i < padded; i += LANES) {
+    const Floats logits = load(row + i);
+    most = logits > most ? logits : most;  // the way round that is one instruction
+  }
+  const float block = scale * largest(most);
+  const float before = maximum;
+  maximum = block > before ? block : before;
+  const float base = maximum == -INFINITY ? 0.0f : maximum;  // a block of nothing but -infinity
+  Floats sums{};
+  for (int64_t i = 0; i < padded; i += LANES) {
+    const Floats p = power_of_two<Cells::DEGREE>(scale * load(row + i) - base);
+    sums += p;
+    Cells::store_probabilities(row, i, p);
+  }
+  float lanes[LANES], added = 0.0f;
+  store(lanes, sums);
+  for (int i = 0; i < LANES; ++i) added += lanes[i];
+  store(lanes, power_of_two<Cells::DEGREE>(Floats{} + (before - base)));
+  const float factor = lanes[0];
+  sum = factor * sum + added;
+  return factor;
+}
+
+constexpr int64_t KEYS = 768;              // of a block
+constexpr int64_t STRIDE = KEYS + 16;      // of a row of logits: not a power of two
+constexpr int64_t SCRATCH = ROWS * STRIDE;
+
+template <typename Cells>
+void attend(const AttentionBlock& block) {
+  const int64_t depth = block.head_dim / Cells::PER_CELL;
+  const int64_t key_cells = (block.keys + Cells::PER_CELL - 1) / Cells::PER_CELL;
+  const int64_t head_dim = block.head_dim;
+  constexpr int64_t PANEL = VECTORS * LANES;
+  static_assert(KEYS % PANEL == 0);
+  float maxima[kAttentionRows], sums[kAttentionRows];
+  for (int64_t r = 0; r < block.rows; ++r) maxima[r] = -INFINITY, sums[r] = 0.0f;
+  for (int64_t i = 0; i < block.rows * head_dim; ++i) block.out[i] = 0.0f;
+
+  for (int64_t first = 0; first < block.keys; first += KEYS) {
+    const int64_t left = block.keys - first;
+    const int64_t keys = left < KEYS ? left : KEYS;
+    const int64_t padded = (keys + LANES - 1) / LANES * LANES;
+    const int64_t first_cell = first / Cells::PER_CELL;
+    const int64_t cells = (keys + Cells::PER_CELL - 1) / Cells::PER_CELL;
+    for (int64_t r = 0; r < block.rows; r += ROWS) {
+      product_of_panels<Cells, false>(block.q + r * depth, depth, block.k + first * depth,
+                                      PANEL * depth, depth, padded, block.scratch, STRIDE, nullptr);
+      float factors[ROWS];
+      for (int i = 0; i < ROWS; ++i) {
+        factors[i] = exponentiate<Cells>(block.scratch + i * STRIDE, keys, padded, block.scale,
+                                         maxima[r + i], sums[r + i]);
+      }
+      // A panel of V has the cells of all keys.
+      float* out = block.out + r * head_dim;
+      for (int64_t d = 0; d < head_dim; d += PANEL) {
+        const int64_t columns = head_dim - d < PANEL ? head_dim - d : PANEL;
+        product_of_panels<Cells, true>(block.scratch, STRIDE,
+                                       block.v + d * key_cells + first_cell * columns, 0, cells,
+                                       columns, out + d, head_dim, factors);
+      }
+    }
+  }
+  for (int64_t r = 0; r < block.rows; ++r) {
+    const float inverse = 1.0f / sums[r];
+    for (int64_t d = 0; d < head_dim; ++d) block.out[r * head_dim + d] *= inverse;
+  }
+}

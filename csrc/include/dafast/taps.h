@@ -1,0 +1,87 @@
+// Taps of a whole axis as a table: one resampling of rows and columns serves every resize.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "dafast/cubic.h"
+#include "dafast/linear.h"
+
+namespace dafast {
+
+// Target pixel t is the sum over k < count[t] of weights[t * most + k] * source[first[t] + k].
+struct TapTable {
+  int32_t* first;
+  int32_t* count;
+  float* weights;
+  int64_t most;
+
+  // 32-bit words of a table.
+  static int64_t words(int64_t targets, int64_t most) { return targets * (2 + most); }
+
+  static TapTable at(int32_t* words, int64_t targets, int64_t most) {
+    return {words, words + targets, reinterpret_cast<float*>(words + 2 * targets), most};
+  }
+};
+
+// Target pixel `index` of an axis into row `row` of a table.
+DAFAST_HOST_DEVICE inline void fill_taps(const LinearAxis& axis, int64_t index,
+                                         const TapTable& table, int64_t row) {
+  const LinearTaps taps = linear_taps(axis, index);
+  table.first[row] = static_cast<int32_t>(taps.first);
+  table.count[row] = taps.count;
+  for (int k = 0; k < taps.count; ++k) table.weights[row * table.most + k] = taps.weight(k);
+}
+
+// For the backward, where the gradient of source pixel `index` is gathered from target pixels.
+// Those without weight at either end are left out, so that a NaN goes where it belongs.
+DAFAST_HOST_DEVICE inline void fill_users(const LinearAxis& axis, int64_t index,
+                                          const TapTable& table, int64_t row) {
+  int64_t first, last;
+  linear_users(axis, index, &first, &last);
+  int32_t count = 0;
+  int32_t used = 0;
+  for (int64_t target = first; target < last; ++target) {
+    const float weight = weight_of(linear_taps(axis, target), index);
+    if (count == 0 && weight == 0.0f) continue;
+    if (count == 0) first = target;
+    table.weights[row * table.most + count++] = weight;
+    if (weight != 0.0f) used = count;
+  }
+  table.first[row] = static_cast<int32_t>(first);
+  table.count[row] = used;
+}
+
+// A table in host memory.
+class HostTaps {
+ public:
+  HostTaps(int64_t targets, int64_t most)
+      : words_(static_cast<size_t>(TapTable::words(targets, most))),
+        targets_(targets),
+        table_(TapTable::at(words_.data(), targets, most)) {}
+
+  HostTaps(const HostTaps&) = delete;
+  HostTaps& operator=(const HostTaps&) = delete;
+
+  const TapTable& table() const { return table_; }
+  int64_t targets() const { return targets_; }
+
+ private:
+  std::vector<int32_t> words_;
+  int64_t targets_;
+  TapTable table_;
+};
+
+// Taps at the border are clamped: several weights fall on its pixel.
+inline void fill_cubic(int64_t source, int64_t target, int64_t index, const TapTable& table,
+                       int64_t row) {
+  const CubicTaps taps = cubic_taps(index, source, target);
+  const int64_t first = clamp_index(taps.first, source);
+  float* weights = table.weights + row * table.most;
+  for (int k = 0; k < table.most; ++k) weights[k] = 0.0f;
+  for (int k = 0; k < 4; ++k) weights[clamp_index(taps.first + k, source) - first] += taps.weights[k];
+  table.first[row] = static_cast<int32_t>(first);
+  table.count[row] = static_cast<int32_t>(clamp_index(taps.first + 3, source) - first + 1);
+}
+
+}  // namespace dafast

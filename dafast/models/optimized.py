@@ -1,0 +1,411 @@
+"""The forward on a CPU with the weights packed once.
+
+What `DepthAnything.optimize` makes. The same function as the modules compute, for inference alone:
+weights lie in the layout in which oneDNN multiplies them, biases, activations and residual sums of
+the decoder are added within the products, everything is channels last from the tokens on, and what
+depends on the size alone (position embeddings) is kept. Below it are the ops of `dafast.ops` and
+oneDNN's operators as PyTorch has them for its own compiler (`torch.ops.mkldnn`).
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..config import ModelConfig
+from ..ops import (
+    add_layer_norm,
+    bias_gelu,
+    decoder_tail,
+    flash_attention_qkvpacked,
+    linear_int8,
+    quantize_weight,
+    resize_bilinear,
+)
+from ..profiling import annotate
+from .dpt import DPTHead
+from .vision_transformer import VisionTransformer
+
+if TYPE_CHECKING:
+    from ..layers import Block, LayerNorm
+    from .depth_anything import DepthAnything
+    from .dpt import FeatureFusionBlock, ResidualConvUnit
+
+_GRIDS = 16
+"""Sizes whose position embeddings are kept; videos and batches have one, folders a few."""
+
+_DTYPES = (torch.float32, torch.bfloat16)
+
+
+@functools.cache
+def _why_no_onednn() -> str:
+    if not torch.backends.mkldnn.is_available():
+        return "this build of PyTorch is without oneDNN"
+    names = ("_linear_pointwise", "_convolution_pointwise", "_reorder_linear_weight",
+             "_reorder_convolution_weight")  # fmt: skip
+    missing = [name for name in names if not hasattr(torch.ops.mkldnn, name)]
+    return f"this PyTorch has no torch.ops.mkldnn.{missing[0]}" if missing else ""
+
+
+def why_not(model: DepthAnything) -> str:
+    """Why the weights of a model cannot be packed; an empty string where they can."""
+    if model.device.type != "cpu":
+        return f"weights are packed on a CPU; the model is on {model.device}"
+    dtypes = {p.dtype for p in model.parameters()}
+    if len(dtypes) > 1 or model.dtype not in _DTYPES:
+        return f"packing takes float32 or bfloat16 weights, not {', '.join(map(str, dtypes))}"
+    if model.dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return "oneDNN does not multiply bfloat16 on this CPU: use float32"
+    return _why_not_modules(model) or _why_no_onednn()
+
+
+@functools.cache
+def _kinds(config: ModelConfig) -> dict[str, type]:
+    with torch.device("meta"):
+        parts = {"pretrained": VisionTransformer(config), "depth_head": DPTHead(config)}
+    return {
+        f"{part}.{name}": type(child)
+        for part, module in parts.items()
+        for name, child in module.named_modules()
+    }
+
+
+def _why_not_modules(model: DepthAnything) -> str:
+    """Names a part that is not what the configuration makes: it may compute something else."""
+    expected = _kinds(model.config)
+    found = {
+        f"{part}.{name}": type(child)
+        for part in ("pretrained", "depth_head")
+        for name, child in getattr(model, part).named_modules(remove_duplicate=False)
+    }
+    for name in expected | found:
+        if found.get(name) is not expected.get(name):
+            kinds = (kind.__name__ if kind else "nothing" for kind in
+                     (found.get(name), expected.get(name)))  # fmt: skip
+            return "packing takes the model as it is built; {} is {}, not {}".format(name, *kinds)
+    return ""
+
+
+class _Linear:
+    """(..., I) to (..., O), with an activation."""
+
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None, rows: int, activation: str = "none"
+    ) -> None:
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), rows)
+        self.bias = bias
+        self.activation: tuple[str, list[Any], str] = (
+            activation,
+            [],
+            "none" if activation == "gelu" else "",
+        )
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, *self.activation)
+
+
+class _LinearInt8:
+    """`_Linear` in int8."""
+
+    def __init__(self, weight: Tensor, bias: Tensor, activation: str = "none") -> None:
+        self.weight, self.bias, self.activation = quantize_weight(weight), bias, activation
+
+    def __call__(self, x: Tensor) -> Tensor:
+        out = linear_int8(x, self.weight, self.bias)
+        return bias_gelu(out, self.bias, added=True) if self.activation == "gelu" else out
+
+
+class _Conv3x3:
+    """A 3x3 convolution that keeps the size; channels last.
+
+    Args:
+        conv: With padding 1 and stride 1.
+        side: Height and width to lay the weights out for; without a hint, the layout that oneDNN
+            takes can be that of a slower kernel.
+        activation: Of the result.
+    """
+
+    def __init__(self, conv: nn.Conv2d, side: int, activation: str = "none") -> None:
+        self.geometry = ([1, 1], list(conv.stride), [1, 1], 1)  # padding, stride, dilation, groups
+        self.weight = torch.ops.mkldnn._reorder_convolution_weight(
+            conv.weight.detach(), *self.geometry, [1, conv.in_channels, side, side]
+        )
+        self.bias = None if conv.bias is None else conv.bias.detach()
+        self.activation: tuple[str, list[Any], str] = (activation, [], "")
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return torch.ops.mkldnn._convolution_pointwise(
+            x, self.weight, self.bias, *self.geometry, *self.activation
+        )
+
+    def plus(self, x: Tensor, other: Tensor) -> Tensor:
+        """The convolution of x, added to ``other``."""
+        return torch.ops.mkldnn._convolution_pointwise.binary(
+            x, other, self.weight, self.bias, *self.geometry, "add", None, None, [], None
+        )
+
+
+def _as_map(tokens: Tensor, rows: int, columns: int) -> Tensor:
+    """(B, rows * columns, C) to (B, C, rows, columns), channels last: the same memory."""
+    return tokens.unflatten(1, (rows, columns)).permute(0, 3, 1, 2)
+
+
+def _conv1x1(conv: nn.Conv2d, rows: int) -> _Linear:
+    bias = None if conv.bias is None else conv.bias.detach()
+    return _Linear(conv.weight.detach().flatten(1), bias, rows)
+
+
+class _Enlarge:
+    """A transposed convolution whose stride is its kernel: a product, and a rearrangement."""
+
+    def __init__(self, conv: nn.ConvTranspose2d, rows: int) -> None:
+        self.side = conv.kernel_size[0]
+        weight = conv.weight.detach()  # (I, O, k, k)
+        assert conv.bias is not None
+        self.product = _Linear(
+            weight.permute(2, 3, 1, 0).flatten(0, 2), conv.bias.detach().repeat(self.side**2), rows
+        )
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(B, h, w, I) to (B, O, k h, k w), channels last."""
+        parts = self.product(x).unflatten(-1, (self.side, self.side, -1))  # (B, h, w, k, k, O)
+        whole = parts.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+        return whole.permute(0, 3, 1, 2)
+
+
+class _Residual:
+    """A `ResidualConvUnit`."""
+
+    def __init__(self, unit: ResidualConvUnit, side: int) -> None:
+        self.conv1 = _Conv3x3(unit.conv1, side, "relu")
+        self.conv2 = _Conv3x3(unit.conv2, side)
+
+    def __call__(self, x: Tensor, other: Tensor | None = None) -> Tensor:
+        """The unit's output, plus ``other``."""
+        hidden = self.conv1(F.relu(x))
+        return self.conv2.plus(hidden, x if other is None else x + other)
+
+
+class _Fusion:
+    """A `FeatureFusionBlock`."""
+
+    def __init__(self, block: FeatureFusionBlock, side: int) -> None:
+        self.unit1 = _Residual(block.resConfUnit1, side)
+        self.unit2 = _Residual(block.resConfUnit2, side)
+        self.out_conv = _conv1x1(block.out_conv, side**2)
+
+    def __call__(self, x: Tensor, size: tuple[int, int], skip: Tensor | None = None) -> Tensor:
+        if skip is not None:
+            x = self.unit1(skip, x)
+        out = self.out_conv(self.unit2(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return resize_bilinear(out, size, align_corners=True)
+
+
+class _Block:
+    """The products of a `Block`, and its second norm."""
+
+    def __init__(self, block: Block, rows: int, int8: bool) -> None:
+        def packed(linear: nn.Linear, activation: str = "none") -> _Linear | _LinearInt8:
+            weight, bias = linear.weight.detach(), linear.bias.detach()
+            if int8:
+                return _LinearInt8(weight, bias, activation)
+            return _Linear(weight, bias, rows, activation)
+
+        self.num_heads = block.attn.num_heads
+        self.qkv, self.proj = packed(block.attn.qkv), packed(block.attn.proj)
+        self.fc1, self.fc2 = packed(block.mlp.fc1, "gelu"), packed(block.mlp.fc2)
+        self.ls1, self.ls2 = block.ls1.gamma.detach(), block.ls2.gamma.detach()
+        self.norm2 = _Norm(block.norm2)
+
+    @annotate("block")
+    def __call__(self, x: Tensor, normed: Tensor, next_norm: _Norm) -> tuple[Tensor, Tensor]:
+        """The stream and its first norm, to the stream behind the block and its next norm."""
+        qkv = self.qkv(normed).unflatten(-1, (3, self.num_heads, -1))
+        branch = self.proj(flash_attention_qkvpacked(qkv).flatten(-2))
+        x, normed = self.norm2.add(x, branch, self.ls1)
+        return next_norm.add(x, self.fc2(self.fc1(normed)), self.ls2)
+
+
+class _Norm:
+    """A `LayerNorm` of the stream, in the dtype of the weights."""
+
+    def __init__(self, norm: LayerNorm) -> None:
+        self.weight, self.bias, self.eps = norm.weight.detach(), norm.bias.detach(), norm.eps
+
+    def __call__(self, x: Tensor) -> Tensor:
+        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+        return F.layer_norm(x, x.shape[-1:], weight, bias, self.eps).to(self.weight.dtype)
+
+    def add(self, x: Tensor, branch: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor]:
+        return add_layer_norm(
+            x, branch, gamma, self.weight, self.bias, self.eps, dtype=self.weight.dtype
+        )
+
+
+class OptimizedForward:
+    """`DepthAnything.forward` without gradients, on a CPU, from packed copies of the weights.
+
+    The residual stream is float32 also with bfloat16 weights: more exact, at no cost in time.
+    Beside the model's own weights this holds a second copy of them.
+
+    Args:
+        model: Whose `why_not` is empty.
+        int8: Whether the encoder's linear layers multiply in int8.
+    """
+
+    def __init__(self, model: DepthAnything, int8: bool = False) -> None:
+        self.int8 = int8
+        self._seen = _Snapshot(model)
+        self.model = model
+        self.patch = model.config.patch_size
+        self.taps = model.config.out_indices
+        # Weights are laid out for the size of the training; any other gives the same results.
+        grid = model.config.grid_size
+        rows = grid**2
+        encoder, head = model.pretrained, model.depth_head
+        blocks = _children(encoder.blocks)[: max(self.taps) + 1]
+        conv = encoder.patch_embed.proj
+        assert conv.bias is not None
+        self.patch_embed = _Linear(conv.weight.detach().flatten(1), conv.bias.detach(), rows)
+        self.blocks = [_Block(block, rows, int8) for block in blocks]
+        self.norms = [_Norm(block.norm1) for block in blocks]
+        self.norm = _Norm(encoder.norm)
+        self.positions: OrderedDict[tuple[int, int], tuple[Tensor, Tensor]] = OrderedDict()
+        self._positions_lock = threading.Lock()
+
+        self.projects = [_conv1x1(project, rows) for project in _children(head.projects)]
+        enlarge4, enlarge2, _, shrink = _children(head.resize_layers)
+        self.enlarge = [_Enlarge(enlarge4, rows), _Enlarge(enlarge2, rows)]
+        # Not packed: oneDNN multiplies small maps (under some 100 pixels of output) in another
+        # layout than large ones, and to rearrange packed bfloat16 weights takes it 75 ms (ViT-S).
+        self.shrink = functools.partial(
+            F.conv2d,
+            weight=shrink.weight.detach().contiguous(memory_format=torch.channels_last),
+            bias=shrink.bias.detach(),
+            stride=2,
+            padding=1,
+        )
+        scratch = head.scratch
+        sides = (4 * grid, 2 * grid, grid, (grid + 1) // 2)
+        parts = list(enumerate(sides, 1))
+        self.layers = [_Conv3x3(getattr(scratch, f"layer{i}_rn"), side) for i, side in parts]
+        self.refine = [_Fusion(getattr(scratch, f"refinenet{i}"), side) for i, side in parts]
+        self.output_conv1 = _Conv3x3(scratch.output_conv1, 2 * sides[0])
+        tail, _, last, activation = _children(scratch.output_conv2)
+        self.tail = tuple(p.detach() for p in (tail.weight, tail.bias, last.weight, last.bias))
+        self.activation = "sigmoid" if isinstance(activation, nn.Sigmoid) else "relu"
+        self.max_depth = head.max_depth
+
+    def is_current(self) -> bool:
+        """Whether the model's weights are still those that were packed."""
+        return self._seen.is_of(self.model)
+
+    def _position(self, rows: int, columns: int) -> tuple[Tensor, Tensor]:
+        """What the first token is, and what is added to the others: (1, C), (N, C), float32."""
+        key = (rows, columns)
+        with self._positions_lock:
+            if key not in self.positions:
+                encoder = self.model.pretrained
+                table = encoder.interpolate_pos_embed(rows, columns)[0].float()
+                self.positions[key] = (encoder.cls_token[0].float() + table[:1], table[1:])
+                if len(self.positions) > _GRIDS:
+                    self.positions.popitem(last=False)
+            self.positions.move_to_end(key)
+            return self.positions[key]
+
+    def _embed(self, x: Tensor, rows: int, columns: int) -> Tensor:
+        """Images to tokens (B, 1 + N, C), float32."""
+        side = self.patch
+        patches = x.unflatten(3, (columns, side)).unflatten(2, (rows, side))
+        patches = patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)  # (B, N, 3 * 14 * 14)
+        first, rest = self._position(rows, columns)
+        tokens = x.new_empty((len(x), 1 + rows * columns, first.shape[1]), dtype=torch.float32)
+        tokens[:, :1] = first
+        torch.add(self.patch_embed(patches), rest, out=tokens[:, 1:])
+        return tokens
+
+    @annotate("encoder")
+    def _encode(self, x: Tensor, rows: int, columns: int) -> list[Tensor]:
+        """Taps (B, rows * columns, C) behind the final norm."""
+        tokens = self._embed(x, rows, columns)
+        normed, taps = self.norms[0](tokens), []
+        for i, block in enumerate(self.blocks):
+            if i in self.taps:
+                tokens, tap = block(tokens, normed, self.norm)
+                taps.append(tap[:, 1:])
+                if i + 1 < len(self.blocks):
+                    normed = self.norms[i + 1](tokens)
+            else:
+                tokens, normed = block(tokens, normed, self.norms[i + 1])
+        return taps
+
+    @annotate("head")
+    def _decode(self, taps: list[Tensor], rows: int, columns: int) -> Tensor:
+        """Taps to (B, 1, rows * 14, columns * 14)."""
+        grids = [
+            project(tap).unflatten(1, (rows, columns))
+            for project, tap in zip(self.projects, taps, strict=True)
+        ]
+        maps = [enlarge(grid) for enlarge, grid in zip(self.enlarge, grids, strict=False)]
+        maps.append(grids[2].permute(0, 3, 1, 2))
+        maps.append(self.shrink(grids[3].permute(0, 3, 1, 2)))
+        layers = [conv(x) for conv, x in zip(self.layers, maps, strict=True)]
+        sizes = [(x.shape[2], x.shape[3]) for x in layers]
+        path = self.refine[3](layers[3], sizes[2])
+        path = self.refine[2](path, sizes[1], layers[2])
+        path = self.refine[1](path, sizes[0], layers[1])
+        path = self.refine[0](path, (2 * sizes[0][0], 2 * sizes[0][1]), layers[0])
+        size = (rows * self.patch, columns * self.patch)
+        out = decoder_tail(self.output_conv1(path), size, *self.tail, activation=self.activation)
+        return out if self.max_depth is None else out * self.max_depth
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor) -> Tensor:
+        """(B, 3, H, W) in the dtype of the weights to (B, H, W), float32."""
+        rows, columns = x.shape[2] // self.patch, x.shape[3] // self.patch
+        return self._decode(self._encode(x, rows, columns), rows, columns).squeeze(1)
+
+
+def _children(modules: nn.Module) -> list[Any]:
+    """The modules of a container; a type checker knows them as no more than modules."""
+    return list(modules.children())
+
+
+class _Snapshot:
+    """What a model was, to tell whether it still is.
+
+    A write counts up the version of a weight, but PyTorch's fused optimizers, `Tensor.data` and
+    numpy write past that: so a few values of every weight are compared too. The weights seen are
+    held, for others that came to lie at the same address would look like them.
+    """
+
+    _VALUES = 8  # of every weight
+
+    def __init__(self, model: DepthAnything) -> None:
+        self._weights = [p.detach() for p in model.parameters()]
+        steps = [max(1, w.numel() // self._VALUES) for w in self._weights]
+        self._samples = [
+            w.flatten()[::step][: self._VALUES]
+            for w, step in zip(self._weights, steps, strict=True)
+        ]
+        self._state = self._state_of(model)
+        self._values = self._sampled()
+
+    def is_of(self, model: DepthAnything) -> bool:
+        return self._state == self._state_of(model) and torch.equal(self._values, self._sampled())
+
+    def _sampled(self) -> Tensor:
+        return torch.cat(self._samples).view(torch.uint8)  # bits: a NaN equals itself
+
+    @staticmethod
+    def _state_of(model: DepthAnything) -> list[Any]:
+        weights = [
+            (p.data_ptr(), 0 if p.is_inference() else p._version) for p in model.parameters()
+        ]
+        return [*weights, *map(type, model.modules())]

@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# Runs the GPU tests of the CUDA kernels under compute-sanitizer: memory, races, initialisation,
+# barriers. Needs a GPU, and the extension built with CUDA.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+python=${PYTHON:-python3}
+tests=(tests/ops/test_resize_bilinear.py tests/ops/test_pad.py tests/ops/test_preprocess.py)
+
+command -v compute-sanitizer >/dev/null || { echo "compute-sanitizer is not on the PATH" >&2; exit 1; }
+"$python" - <<'PYTHON'
+import sys
+import torch
+from dafast.ops import _extension
+
+if not torch.cuda.is_available():
+    sys.exit("PyTorch sees no CUDA GPU here")
+if why := _extension.why_not("cuda"):
+    sys.exit(why)
+PYTHON
+
+# PyTorch's caching allocator would hide what lies past a tensor's end.
+export PYTORCH_NO_CUDA_MEMORY_CACHING=1
+for tool in memcheck racecheck initcheck synccheck; do
+    echo "== $tool"
+    compute-sanitizer --tool "$tool" --error-exitcode 1 --kernel-regex kns=dafast \
+        "$python" -m pytest -q -m gpu -k "not graph" "${tests[@]}"
+done

@@ -1,0 +1,78 @@
+// The .cu files as one library for the host, and the ops for ctypes. Arrays of integers are the
+// fields of the structs in dafast/ops.h, in their order.
+#include <vector>
+
+#include "../../csrc/cuda/pad.cu"
+#include "../../csrc/cuda/postprocess.cu"
+#include "../../csrc/cuda/preprocess.cu"
+#include "../../csrc/cuda/resize_bilinear.cu"
+
+namespace {
+
+using namespace dafast;
+
+View view(void* data, int dtype, const int64_t* n) {
+  return {data, static_cast<Dtype>(dtype), n[0], n[1], n[2], n[3], n[4], n[5], n[6], n[7]};
+}
+
+// Workspace of exactly the size that was asked for, so that a sanitizer sees its ends, and filled
+// with what no kernel may read.
+std::vector<int32_t> workspace(int64_t words) {
+  return std::vector<int32_t>(static_cast<size_t>(words), 0x7fffffff);
+}
+
+}  // namespace
+
+extern "C" {
+
+int resize_bilinear(void* source, const int64_t* source_view, void* target,
+                    const int64_t* target_view, int dtype, int align_corners, int antialias,
+                    int backward) {
+  const Resize call{view(source, dtype, source_view), view(target, dtype, target_view),
+                    align_corners != 0, antialias != 0, backward != 0};
+  std::vector<int32_t> words = workspace(cuda::resize_bilinear_workspace(call));
+  return cuda::resize_bilinear(call, words.data(), nullptr);
+}
+
+int pad(void* source, const int64_t* source_view, void* target, const int64_t* target_view,
+        int dtype, int mode, int64_t left, int64_t top, float value, int backward) {
+  const Pad call{view(source, dtype, source_view), view(target, dtype, target_view),
+                 static_cast<Padding>(mode), left, top, value};
+  return backward ? cuda::pad_backward(call, nullptr) : cuda::pad(call, nullptr);
+}
+
+int preprocess(void** images, const int64_t* photos, int photo_dtype, void* target,
+               const int64_t* target_view, int dtype, const float* scale, const float* shift,
+               int padding, int cubic, int antialias) {
+  std::vector<Photo> all;
+  for (int64_t i = 0; i < target_view[0]; ++i) {
+    const int64_t* n = photos + 9 * i;
+    const auto at = [n](int k) { return static_cast<int32_t>(n[k]); };
+    all.push_back({images[i], n[0], n[1], n[2], at(3), at(4), at(5), at(6), at(7), at(8)});
+  }
+  const Preprocess call{all.data(),
+                        static_cast<Dtype>(photo_dtype),
+                        view(target, dtype, target_view),
+                        {scale[0], scale[1], scale[2]},
+                        {shift[0], shift[1], shift[2]},
+                        static_cast<Padding>(padding),
+                        cubic != 0,
+                        antialias != 0};
+  return cuda::preprocess(call, nullptr);
+}
+
+int postprocess(void** sources, void** targets, const int64_t* maps, int64_t count, int dtype,
+                int target_dtype, int64_t stride_y, int64_t stride_x, int align_corners) {
+  std::vector<Map> all;
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t* n = maps + 4 * i;
+    const auto at = [n](int k) { return static_cast<int32_t>(n[k]); };
+    all.push_back({sources[i], targets[i], at(0), at(1), at(2), at(3)});
+  }
+  const Postprocess call{all.data(), count, static_cast<Dtype>(dtype),
+                         static_cast<Dtype>(target_dtype), stride_y, stride_x, align_corners != 0};
+  std::vector<int32_t> words = workspace(cuda::postprocess_workspace(call));
+  return cuda::postprocess(call, words.empty() ? nullptr : words.data(), nullptr);
+}
+
+}  // extern "C"

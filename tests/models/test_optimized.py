@@ -1,0 +1,321 @@
+"""`DepthAnything.optimize`: the same function, of the weights as they are now."""
+
+import concurrent.futures
+import copy
+import dataclasses
+import pickle
+import time
+
+import pytest
+import torch
+
+import dafast
+from dafast.config import get_preset
+from dafast.models.optimized import OptimizedForward, why_not
+from dafast.ops.linear_int8 import why_slow as why_slow_int8
+from tests.tolerances import TOLERANCES
+
+SMALL = dataclasses.replace(
+    get_preset("vits"), name="small", embed_dim=128, num_heads=2, num_layers=6,
+    out_indices=(1, 2, 3, 5), features=32, out_channels=(16, 32, 48, 64), grid_size=8,
+)  # fmt: skip
+METRIC = dataclasses.replace(SMALL, max_depth=20.0)
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+def make(config, dtype=torch.float32):
+    model = dafast.DepthAnything(config).eval()
+    with torch.no_grad():
+        for p in model.parameters():  # every bias, gamma and norm counts
+            p += 0.1 * torch.randn_like(p) / max(1, p[0].numel()) ** 0.5
+    return model.to(dtype)
+
+
+def ready(model) -> bool:
+    reason = why_not(model)
+    if reason:
+        pytest.skip(reason)
+    return True
+
+
+def close(got, expected, dtype):
+    assert got.dtype == expected.dtype == torch.float32
+    scale = expected.abs().max()
+    assert scale > 0
+    assert (got - expected).abs().max() <= TOLERANCES[dtype].model * scale
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("config", [SMALL, METRIC], ids=["relative", "metric"])
+@pytest.mark.parametrize("size", [(112, 112), (70, 126), (14, 14)], ids=str)
+@pytest.mark.parametrize("batch", [1, 3])
+def test_same_function(config, size, batch, dtype, seed):
+    model = make(config, dtype)
+    ready(model)
+    x = torch.randn(batch, 3, *size).to(dtype)
+    with torch.no_grad():
+        exact = copy.deepcopy(model).float()(x.float())
+        plain = model(x)
+        got = model.optimize()(x)
+    assert model._optimized is not None
+    if dtype == torch.float32:
+        close(got, plain, dtype)
+    # No further from the exact result than the modules are, and a little.
+    scale = exact.abs().max()
+    error = (got - exact).abs().max() / scale
+    assert error <= 2 * (plain - exact).abs().max() / scale + TOLERANCES[dtype].op
+
+
+@pytest.mark.parametrize("preset", ["nano", "vits"])
+def test_presets(preset, seed):
+    model = make(get_preset(preset))
+    ready(model)
+    x = torch.randn(1, 3, 84, 56)
+    with torch.no_grad():
+        close(model.optimize()(x), copy.deepcopy(model)(x), torch.float32)
+
+
+def test_list_of_images(seed):
+    model = make(SMALL)
+    ready(model)
+    images = [torch.randn(3, 28, 42), torch.randn(3, 56, 28)]
+    with torch.no_grad():
+        expected = model(images)
+        got = model.optimize()(images)
+        assert model([]) == []
+    for a, b in zip(got, expected, strict=True):
+        close(a, b, torch.float32)
+
+
+def test_twice_is_once_and_changed_weights_are_packed_again(seed):
+    model = make(SMALL)
+    ready(model)
+    x = torch.randn(1, 3, 56, 56)
+    first = model.optimize()._optimized
+    assert model.optimize()._optimized is first
+    with torch.no_grad():
+        before = model(x)
+        assert model._optimized is first
+        for p in model.parameters():
+            p.mul_(1.1)
+        after = model(x)
+        assert model._optimized is not first
+        close(after, copy.deepcopy(model)(x), torch.float32)
+        assert not torch.allclose(before, after)
+        model.load_state_dict(make(SMALL).state_dict())
+        close(model(x), copy.deepcopy(model)(x), torch.float32)
+        model.to(torch.float64)
+        assert model(x.double()).dtype == torch.float64
+
+
+@torch.no_grad()
+def _write_data(model, x):
+    for p in model.parameters():
+        p.data.mul_(1.1)
+
+
+@torch.no_grad()
+def _replace_twice(model, x):
+    """The second may lie where the packed ones were."""
+    for _ in range(2):
+        for p in model.parameters():
+            p.data = p.data * 1.1
+
+
+def _fused_step(model, x):
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+    model(x).sum().backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize("change", [_write_data, _replace_twice, _fused_step])
+def test_changes_that_no_version_counts(change, seed):
+    model = make(SMALL)
+    ready(model)
+    x = torch.randn(1, 3, 56, 56)
+    with torch.no_grad():
+        before = model.optimize()(x)
+    change(model, x)
+    with torch.no_grad():
+        after = model(x)
+        close(after, copy.deepcopy(model)(x), torch.float32)
+    assert not torch.allclose(before, after)
+
+
+class _Louder(torch.nn.Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def test_replaced_modules_are_not_packed(seed, caplog):
+    model = make(SMALL)
+    ready(model)
+    x = torch.randn(1, 3, 56, 56)
+    model.optimize()
+    other = _Louder(128, 128)
+    other.weight, other.bias = model.pretrained.blocks[0].attn.proj.parameters()
+    model.pretrained.blocks[0].attn.proj = other
+    with torch.no_grad(), caplog.at_level("INFO", logger="dafast"):
+        assert torch.equal(model(x), copy.deepcopy(model)(x))
+    assert "pretrained.blocks.0.attn.proj is _Louder, not Linear" in caplog.text
+
+
+@pytest.mark.parametrize("size", [(70, 70), (252, 252), (280, 280)], ids=str)
+def test_no_size_is_slow_in_bfloat16(size, seed):
+    """Weights laid out for maps of one size were rearranged at every call for those of others."""
+    config = dataclasses.replace(SMALL, out_channels=(16, 32, 64, 384), grid_size=37)
+    model = make(config, torch.bfloat16)
+    ready(model)
+    x = torch.randn(1, 3, *size).bfloat16()
+    seconds = {}
+    with torch.no_grad():
+        for run in (copy.deepcopy(model), model.optimize()):
+            run(x)
+            for _ in range(5):
+                start = time.process_time()
+                run(x)
+                spent = time.process_time() - start
+                seconds[run] = min(spent, seconds.get(run, spent))
+    assert seconds[model] < 1.5 * min(seconds.values()) + 0.02
+
+
+def test_features_hooks_of_all_modules_and_patched_ones_get_the_modules(seed):
+    model = make(SMALL)
+    ready(model)
+    x = torch.randn(2, 3, 28, 42)
+    with torch.no_grad():
+        wanted = model(x, features=True)
+        model.optimize()
+        got = model(x, features=True)
+        assert isinstance(got, tuple) and all(map(torch.equal, got, wanted))
+        with pytest.raises(ValueError, match="for a tensor"):
+            model([x[0]], features=True)
+        seen = []
+        hook = torch.nn.modules.module.register_module_forward_hook(lambda *_: seen.append(1))
+        model(x)
+        hook.remove()
+        assert len(seen) > 50
+        fc1 = model.pretrained.blocks[0].mlp
+        fc1.forward = lambda t: torch.zeros_like(t)
+        assert not torch.allclose(model(x), got[0])
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+def test_transforms_and_traces_get_the_modules(seed):
+    model = make(SMALL).requires_grad_(False)
+    ready(model)
+    x = torch.randn(2, 1, 3, 112, 112)
+    with torch.no_grad():
+        model.optimize()
+        expected = model(x[:, 0])
+        close(torch.vmap(model)(x)[:, 0], expected, torch.float32)
+        weights = {name: torch.stack([p, 1.1 * p]) for name, p in model.named_parameters()}
+        maps = torch.vmap(lambda w: torch.func.functional_call(model, w, (x[0],)))(weights)
+        close(maps[0], expected[:1], torch.float32)
+        traced = torch.jit.trace(model, x[0], check_trace=False)
+        close(traced(x[1]), expected[1:], torch.float32)
+        compiled = torch.compile(model, backend="eager", fullgraph=True)
+        close(compiled(x[0]), expected[:1], torch.float32)
+
+
+def test_many_sizes_on_threads(seed):
+    model = make(SMALL).optimize()
+    ready(model)
+    images = [torch.randn(1, 3, 14, 14 * n) for n in range(1, 21)]  # more than are kept
+
+    @torch.no_grad()
+    def run(number):
+        return [model(image) for image in images[number:] + images[:number]][len(images) - number]
+
+    with torch.no_grad():
+        expected = model(images[0])
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        for got in pool.map(run, range(1, 9)):
+            close(got, expected, torch.float32)
+
+
+def test_gradients_hooks_and_autocast_get_the_modules(seed):
+    model = make(SMALL)
+    ready(model)
+    model.optimize()
+    x = torch.randn(1, 3, 28, 28)
+    model(x).sum().backward()
+    assert model.pretrained.blocks[0].attn.qkv.weight.grad is not None
+    seen = []
+    with torch.no_grad():
+        with torch.autocast("cpu", torch.bfloat16):
+            assert model(x).isfinite().all()
+        hook = model.depth_head.register_forward_hook(lambda *_: seen.append(1))
+        model(x)
+        hook.remove()
+        model(x)
+    assert seen == [1]
+
+
+def test_copies_and_pickles_leave_the_packed_weights_behind(seed):
+    model = make(SMALL)
+    ready(model)
+    x = torch.randn(1, 3, 28, 28)
+    model.optimize()
+    keys = set(make(SMALL).state_dict())
+    assert set(model.state_dict()) == keys
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert twin._optimized is None
+        with torch.no_grad():
+            close(twin(x), model(x), torch.float32)
+
+
+def test_infer_optimizes(seed):
+    model = make(SMALL)
+    ready(model)
+    assert model._optimized is None
+    image = torch.rand(3, 40, 60)
+    got = torch.from_numpy(model.infer(image))
+    assert isinstance(model._optimized, OptimizedForward)
+    with torch.no_grad():
+        hook = model.depth_head.register_forward_hook(lambda *_: None)  # the modules
+        close(got, torch.from_numpy(model.infer(image)), torch.float32)
+        hook.remove()
+
+
+def test_wrong_inputs_get_the_same_errors(seed):
+    model = make(SMALL)
+    ready(model)
+    model.optimize()
+    with torch.no_grad():
+        for wrong in (torch.randn(1, 3, 15, 28), torch.randn(1, 3, 28, 28).double()):
+            with pytest.raises(ValueError, match="the model"):
+                model(wrong)
+
+
+def test_where_nothing_can_be_packed_nothing_happens(caplog):
+    model = dafast.DepthAnything(SMALL).double()
+    with caplog.at_level("INFO", logger="dafast"):
+        assert model.optimize() is model
+    assert model._optimized is None
+    assert "float64" in caplog.text
+
+
+@pytest.mark.skipif(bool(why_slow_int8()), reason=why_slow_int8() or "it is there")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_int8(dtype, seed):
+    model = make(SMALL, dtype)
+    ready(model)
+    x = torch.randn(2, 3, 112, 70).to(dtype)
+    with torch.no_grad():
+        exact = model(x)
+        got = model.optimize(int8=True)(x)
+        first = model._optimized
+        assert first.int8 and model.optimize()._optimized is first, "left out, it stays"
+        model.infer(torch.rand(3, 40, 60))
+        assert model._optimized is first
+        floats = model.optimize(int8=False)(x)
+    assert not torch.equal(got, floats)
+    assert (got - exact).abs().max() <= 0.1 * exact.abs().max()
+    close(floats, exact, dtype)
+
+
+def test_int8_is_refused_without_a_kernel(monkeypatch):
+    monkeypatch.setattr("dafast.models.depth_anything.why_slow_int8", lambda: "no such thing here")
+    with pytest.raises(RuntimeError, match="no such thing here"):
+        make(SMALL).optimize(int8=True)
