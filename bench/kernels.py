@@ -1,19 +1,17 @@
 """Times every op with every backend that this machine has: `python bench/kernels.py`.
 
-The backends of a case run in turn, round after round, so that a machine that slows down slows
-all of them; figures are medians. An op whose result differs from the reference gets no figure.
+An op whose result or gradient differs from the reference gets no figure. Figures are medians of
+runs taken in turn. `--static` needs no GPU: it compiles the Triton kernels for an architecture and
+reports what they are made of.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
-import statistics
+import os
 import sys
-import time
-from collections.abc import Callable, Sequence
-from datetime import date
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,127 +21,27 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from bench.registry import CASES, SMALL_CASES, Case
-from dafast.ops import OPS, BackendError, use_backend
+from bench.registry import CASES, SMALL_CASES, STATIC_CASES, Case
+from bench.timing import machine, measure, peaks
+from dafast.ops import OPS
+
+WITHOUT_PRODUCTS = (
+    "affine_invariant_loss",
+    "feature_alignment_loss",
+    "add_layer_norm",
+    "bias_gelu",
+)
+LOOP_KINDS = ("matrix", "exp", "float", "convert", "integer", "shuffle", "shared", "load", "store",
+              "barrier", "spill", "other")  # fmt: skip
 
 
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-
-
-def _runs(case: Case, arguments: tuple[Any, ...], backward: bool) -> Callable[[], Any]:
-    """A function that runs the op once, with its backward if asked for."""
-    if not backward:
-
-        def forward() -> torch.Tensor:
-            with torch.no_grad():
-                return case.call(*arguments)
-
-        return forward
-    leaves = [arguments[i].detach().requires_grad_() for i in case.differentiable]
-    full = list(arguments)
-    for i, leaf in zip(case.differentiable, leaves, strict=True):
-        full[i] = leaf
-
-    def both() -> tuple[torch.Tensor, ...]:
-        out = case.call(*full)
-        return torch.autograd.grad(out.sum() if out.ndim else out, leaves)
-
-    return both
-
-
-def _error(case: Case, arguments: tuple[Any, ...], backend: str) -> float:
-    """Largest error over max |reference|, where the reference computes in float32."""
-    exact = tuple(a.float() if isinstance(a, torch.Tensor) and a.is_floating_point() else a
-                  for a in arguments)  # fmt: skip
-    with torch.no_grad():
-        with use_backend("reference"):
-            expected = case.call(*exact).double()
-        with use_backend(backend):
-            got = case.call(*arguments).double()
-    return ((got - expected).abs().max() / expected.abs().max()).item()
-
-
-def measure(
-    case: Case, dtype: torch.dtype, device: torch.device, *, backward: bool, rounds: int, seed: int
-) -> list[dict[str, Any]]:
-    """Times one case with every backend that can serve it.
-
-    Returns:
-        One record per backend, the reference first: median and quartiles in milliseconds, the
-        rate reached, the ratio to the reference, or why there is no figure.
-    """
-    arguments = case.make(seed, dtype, device)
-    records: dict[str, dict[str, Any]] = {}
-    runs = {}
-    for backend in reversed(OPS[case.op].backends):
-        record = {
-            "op": case.op, "case": case.label, "dtype": str(dtype).removeprefix("torch."),
-            "pass": "forward+backward" if backward else "forward", "backend": backend,
-        }  # fmt: skip
-        records[backend] = record
-        try:
-            record["error"] = _error(case, arguments, backend)
-            if record["error"] > case.tolerance[dtype]:
-                record["why"] = f"differs from the reference by {record['error']:.1e}"
-                continue
-            run = _runs(case, arguments, backward)
-            with use_backend(backend):
-                run()
-        except BackendError as error:
-            record["why"] = str(error)
-            continue
-        runs[backend] = run
-    times: dict[str, list[float]] = {backend: [] for backend in runs}
-    for _ in range(rounds):
-        for backend, run in runs.items():
-            with use_backend(backend):
-                _synchronize(device)
-                start = time.perf_counter()
-                run()
-                _synchronize(device)
-                times[backend].append(time.perf_counter() - start)
-    for backend, values in times.items():
-        low, median, high = statistics.quantiles(values, n=4)
-        record = records[backend]
-        record.update(ms=1e3 * median, ms_low=1e3 * low, ms_high=1e3 * high)
-        if not backward:
-            record["gflops"] = case.flops / median / 1e9
-            record["gbytes"] = case.bytes(arguments[0].element_size()) / median / 1e9
-    if "ms" in records["reference"]:
-        for record in records.values():
-            if "ms" in record:
-                record["ratio"] = record["ms"] / records["reference"]["ms"]
-    return list(records.values())
-
-
-def machine(device: torch.device) -> dict[str, Any]:
-    """What the figures were taken on."""
-    name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor()
-    return {
-        "device": name or platform.machine(),
-        "capability": torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "date": date.today().isoformat(),
-    }
-
-
-def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    """Command line; returns the records that it prints."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--op", action="append", choices=sorted(OPS), help="only this op")
-    parser.add_argument("--rounds", type=int, default=15, help="runs of each backend (at least 2)")
-    parser.add_argument("--small", action="store_true", help="tiny inputs, to try the script")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, help="also write the records to this file")
-    options = parser.parse_args(argv)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    records = []
+def timed(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """Measures the cases; returns the machine, its peaks and all records."""
+    records: list[dict[str, Any]] = []
     for case in SMALL_CASES if options.small else CASES:
         if options.op and case.op not in options.op:
+            continue
+        if case.gpu_only and device.type != "cuda":
             continue
         for dtype in case.dtypes:
             for backward in (False, True) if case.differentiable else (False,):
@@ -151,23 +49,198 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
                     case, dtype, device, backward=backward, rounds=max(2, options.rounds),
                     seed=options.seed,
                 )  # fmt: skip
-    about = machine(device)
+    return {"machine": machine(device), "peaks": peaks(device), "records": records}
+
+
+def _share(record: dict[str, Any], at_best: dict[str, float]) -> str:
+    """Per cent of the device's measured peak: of its memory's or its matrix units', the higher."""
+    shares = []
+    if "gbytes" in record and "copy_gbytes" in at_best:
+        shares.append(record["gbytes"] / at_best["copy_gbytes"])
+    if "gflops" in record and (peak := at_best.get(f"matmul_{record['dtype']}_gflops")):
+        shares.append(record["gflops"] / peak)
+    return f"{100 * max(shares):.0f}%" if shares else ""
+
+
+def _console() -> Console:
+    """Wide enough for the tables where the output is a file or a pipe."""
+    return Console() if sys.stdout.isatty() else Console(width=170)
+
+
+def print_timed(report: dict[str, Any]) -> None:
+    """Prints the records of `timed` as a table."""
+    about = {**report["machine"], **{k: f"{v:.0f}" for k, v in report["peaks"].items()}}
     table = Table(title="  ".join(f"{k} {v}" for k, v in about.items()))
     for column in ("op", "case", "dtype", "pass", "backend", "ms", "quartiles", "ratio", "GFLOP/s",
-                   "GB/s"):  # fmt: skip
-        table.add_column(column)
-    for r in records:
+                   "GB/s", "of peak", "MB"):  # fmt: skip
+        table.add_column(column, overflow="fold")
+    before = None
+    for r in report["records"]:
+        head = (r["op"], r["case"], r["dtype"], r["pass"])
         figures = (
-            [f"{r['ms']:.2f}", f"{r['ms_low']:.2f}..{r['ms_high']:.2f}", f"{r['ratio']:.2f}"]
+            [f"{r['ms']:.3f}", f"{r['ms_low']:.3f}..{r['ms_high']:.3f}", f"{r.get('ratio', 0):.3f}"]
             if "ms" in r
             else [r["why"], "", ""]
         )
         rates = [f"{r[key]:.1f}" if key in r else "" for key in ("gflops", "gbytes")]
-        table.add_row(r["op"], r["case"], r["dtype"], r["pass"], r["backend"], *figures, *rates)
-    Console().print(table)
+        memory = f"{r['peak_bytes'] / 1e6:.1f}" if "peak_bytes" in r else ""
+        if before is not None and head != before:
+            table.add_section()
+        shown = head if head != before else ("", "", "", "")
+        table.add_row(*shown, r["backend"], *figures, *rates, _share(r, report["peaks"]), memory)
+        before = head
+    _console().print(table)
+
+
+def static(options: argparse.Namespace) -> dict[str, Any]:
+    """Compiles the cases for one architecture; returns what the kernels are made of."""
+    # Not at the top: they need Triton, and must meet it outside of its interpreter.
+    os.environ.pop("TRITON_INTERPRET", None)
+    from bench import static, traffic
+
+    def chosen(case: Case) -> bool:
+        return not options.op or case.op in options.op
+
+    found = []
+    sampled = set()
+    for case in filter(chosen, STATIC_CASES):
+        if options.sample and case.op in sampled:
+            continue
+        sampled.add(case.op)
+        for dtype in case.dtypes:
+            if options.dtype and str(dtype).removeprefix("torch.") not in options.dtype:
+                continue
+            # Products of float32 follow this; other dtypes do not look at it.
+            for precision in ("highest", "high") if dtype == torch.float32 else ("highest",):
+                if precision == "high" and case.op in WITHOUT_PRODUCTS:
+                    continue
+                torch.set_float32_matmul_precision(precision)
+                record = static.inspect(case, dtype, options.arch)
+                found.append((case, dtype, {**record, "precision": precision}))
+    torch.set_float32_matmul_precision("highest")
+    # Interpreting is slow: the first case of every op, and all that are small.
+    counted: dict[str, tuple[Case, torch.dtype]] = {}
+    if not options.no_traffic:
+        seen = set()
+        for case, dtype, _ in found:
+            if case.op not in seen or case.flops < 3e7:
+                counted[case.name(dtype)] = (case, dtype)
+            seen.add(case.op)
+    bytes_moved = traffic.count(list(counted), options.arch) if counted else {}
+    for case, dtype, record in found:
+        if record["precision"] == "highest" and (launches := bytes_moved.get(case.name(dtype))):
+            record["traffic"] = launches
+            record["eager_operations"] = static.eager_operations(case, dtype)
+    card = static.CARDS[options.arch].name
+    about = {
+        k: v for k, v in machine(torch.device("cpu")).items() if k in ("triton", "torch", "date")
+    }
+    return {
+        "arch": options.arch, "card": card, **about, "records": [r for _, _, r in found],
+    }  # fmt: skip
+
+
+def _title(r: dict[str, Any]) -> str:
+    tf32 = " as TF32" if r["precision"] == "high" else ""
+    return f"{r['op']}  {r['case']}  {r['dtype']}{tf32}"
+
+
+def print_static(report: dict[str, Any]) -> None:
+    """Prints the records of `static`: for every case its launches, and what they cost in all."""
+    console = _console()
+    console.print(
+        f"Compiled for {report['arch']} by Triton {report['triton']}. The bound is what the data "
+        f"sheet of {report['card']} allows the forward; it is not a measurement."
+    )
+    for r in report["records"]:
+        table = Table(title=_title(r), title_justify="left")
+        for column in ("kernel", "grid", "warps", "stages", "registers", "spills", "shared",
+                       "occupancy", "main loop", "MB read", "MB written"):  # fmt: skip
+            table.add_column(column, overflow="fold")
+        traffic = r.get("traffic", [{}] * len(r["launches"]))
+        for launch, moved in zip(r["launches"], traffic, strict=True):
+            mix = "  ".join(f"{k} {launch['loop'][k]}" for k in LOOP_KINDS if launch["loop"].get(k))
+            name = launch["kernel"].removeprefix(f"_{r['op']}").strip("_")
+            table.add_row(
+                name, "x".join(map(str, launch["grid"])),
+                str(launch["num_warps"]), str(launch["num_stages"]), str(launch["registers"]),
+                str(launch["spills"]), str(launch["shared"]), f"{launch['occupancy']:.0%}", mix,
+                *(f"{moved[key] / 1e6:.2f}" if moved else "" for key in ("read", "written")),
+            )  # fmt: skip
+        console.print(table)
+        summary = f"{len(r['launches'])} launches"
+        if "eager_operations" in r:
+            summary += f", the eager reference dispatches {r['eager_operations']} operations"
+        summary += f"; the forward must move {r['bytes'] / 1e6:.2f} MB"
+        console.print(f"{summary}; bound {r['forward_bound_us']:.1f} us\n")
+
+
+def plot(report: dict[str, Any], path: Path) -> None:
+    """Draws the times of `timed`: one panel per op, case and pass."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    panels: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for record in report["records"]:
+        if "ms" in record:
+            key = (record["op"], record["case"], record["dtype"], record["pass"])
+            panels.setdefault(key, []).append(record)
+    if not panels:
+        raise SystemExit("nothing to plot: no implementation got a figure")
+    columns = 2
+    rows = -(-len(panels) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(13, 1.9 * rows), squeeze=False)
+    for axis in axes.flat[len(panels) :]:
+        axis.set_axis_off()
+    for axis, (key, records) in zip(axes.flat, panels.items(), strict=False):
+        names = [record["backend"] for record in records]
+        values = [record["ms"] for record in records]
+        spread = [
+            [r["ms"] - r["ms_low"] for r in records], [r["ms_high"] - r["ms"] for r in records],
+        ]  # fmt: skip
+        axis.barh(names, values, xerr=spread, color="#4878a8")
+        axis.invert_yaxis()
+        axis.set_title(" ".join(key), fontsize=8)
+        axis.set_xlabel("ms", fontsize=8)
+        axis.tick_params(labelsize=8)
+    about = report["machine"]
+    figure.suptitle(f"{about['device']}, torch {about['torch']}, {about['date']}", fontsize=9)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Command line; returns the report that it prints."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--op", action="append", choices=sorted(OPS), help="only this op")
+    parser.add_argument("--rounds", type=int, default=15, help="runs of each backend (at least 2)")
+    parser.add_argument("--small", action="store_true", help="tiny inputs, to try the script")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path, help="also write the report to this file")
+    parser.add_argument("--plot", type=Path, help="also draw the times into this file")
+    parser.add_argument("--static", action="store_true", help="compile and inspect, time nothing")
+    parser.add_argument("--arch", default="sm_90", choices=("sm_80", "sm_90", "sm_100", "gfx942"),
+                        help="what --static compiles for")  # fmt: skip
+    parser.add_argument("--dtype", action="append", help="with --static: only this dtype")
+    parser.add_argument("--sample", action="store_true",
+                        help="with --static: only the first case of every op")  # fmt: skip
+    parser.add_argument("--no-traffic", action="store_true",
+                        help="with --static: do not count bytes (minutes)")  # fmt: skip
+    options = parser.parse_args(argv)
+    if options.static:
+        report = static(options)
+        print_static(report)
+    else:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        report = timed(options, device)
+        print_timed(report)
+        if options.plot:
+            plot(report, options.plot)
     if options.json:
-        options.json.write_text(json.dumps({"machine": about, "records": records}, indent=1))
-    return records
+        options.json.write_text(json.dumps(report, indent=1) + "\n")
+    return report
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import torch
 import dafast
 from dafast.inference import load_image
 from dafast.ops import pad, plan_geometry, preprocess
-from dafast.ops.preprocess import PADDINGS
+from dafast.ops.pad import PADDINGS
 
 
 def disturbance(

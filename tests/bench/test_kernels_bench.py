@@ -9,14 +9,16 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from bench import kernels
-from bench.registry import CASES, SMALL_CASES
+from bench import kernels, timing
+from bench.registry import CASES, SMALL_CASES, STATIC_CASES
 from dafast.ops import OPS
 from dafast.ops._dispatch import Backend
 
 
 def test_every_op_has_a_case():
     assert {case.op for case in CASES} == {case.op for case in SMALL_CASES} == set(OPS)
+    with_triton = {name for name, op in OPS.items() if "triton" in op.backends}
+    assert {case.op for case in STATIC_CASES} == with_triton
 
 
 def test_small_run_writes_json(tmp_path, seed):
@@ -33,9 +35,14 @@ def test_small_run_writes_json(tmp_path, seed):
 @pytest.mark.parametrize("case", SMALL_CASES, ids=lambda c: c.op)
 def test_wrong_result_gets_no_figure(case, monkeypatch, seed):
     op = OPS[case.op]
-    broken = Backend(lambda *a, **k: op.backends["reference"].fn(*a, **k) * 1.5)
+
+    def wrong(*args, **kwargs):
+        out = op.backends["reference"].fn(*args, **kwargs)
+        return tuple(1.5 * o for o in out) if isinstance(out, tuple) else 1.5 * out
+
+    broken = Backend(wrong)
     monkeypatch.setattr(op, "backends", {"xformers": broken, "reference": op.backends["reference"]})
-    records = kernels.measure(
+    records = timing.measure(
         case, torch.float32, torch.device("cpu"), backward=False, rounds=2, seed=seed
     )
     by_backend = {r["backend"]: r for r in records}

@@ -1,0 +1,261 @@
+"""Times the whole network on a CPU: `python bench/model.py`, and with `--peers` against others.
+
+Every implementation gets the same random weights and the same image and runs in turn with the
+others; one whose map differs from that of our float32 modules gets no figure. Peers that are not
+installed are named with the reason. They come from PyPI:
+`pip install transformers onnxruntime onnx onnxscript openvino`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from bench import targets
+from bench.peers import PEERS, Peer, Worker
+from bench.timing import machine
+
+# Largest error over the largest value of the map. For 16 bits what rounding does to 12 to 24
+# blocks; float32 implementations differ by the order of their sums.
+TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2, "int8": 1e-1}
+
+
+def prepare(preset: str, height: int, width: int, folder: Path, seed: int) -> np.ndarray:
+    """Writes a random model in both layouts, and the image; returns the map to compare with."""
+    from dafast import DepthAnything
+    from dafast.models.checkpoint import save_pretrained
+
+    torch.manual_seed(seed)
+    model = DepthAnything(preset).eval()
+    x = torch.randn(1, 3, height, width)
+    with torch.no_grad():
+        # A map that is positive and of order 1, as a trained model's: zeros would compare nothing.
+        model.depth_head.scratch.output_conv2[2].weight.mul_(10)
+        model.depth_head.scratch.output_conv2[2].bias.fill_(1.0)
+        expected = model(x).numpy()
+    save_pretrained(model, folder / "dafast")
+    save_pretrained(model, folder / "transformers", layout="transformers")
+    np.save(folder / "image.npy", x.numpy())
+    return expected
+
+
+def measure(
+    peers: Sequence[Peer], preset: str, size: tuple[int, int], options: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """Times the peers of each dtype in turn on one model and size; one record each."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        expected = prepare(preset, *size, folder, options.seed)
+        records = []
+        for dtype in dict.fromkeys(peer.dtype for peer in peers):
+            same = [peer for peer in peers if peer.dtype == dtype]
+            records += _measure(same, preset, folder, expected, options)
+    return records
+
+
+def _measure(
+    peers: Sequence[Peer], preset: str, folder: Path, expected: np.ndarray,
+    options: argparse.Namespace,
+) -> list[dict[str, Any]]:  # fmt: skip
+    records, workers = [], {}
+    try:
+        for peer in peers:
+            record: dict[str, Any] = {
+                "model": preset, "size": list(expected.shape[1:]),
+                "peer": peer.name, "dtype": peer.dtype, "ours": peer.ours,
+            }  # fmt: skip
+            records.append(record)
+            worker = Worker(peer, folder, folder / "image.npy", options.threads)
+            try:
+                output = worker.output()
+                error = float(np.abs(output - expected).max() / np.abs(expected).max())
+                record["error"] = error
+                if not error <= TOLERANCE[peer.dtype]:
+                    raise RuntimeError(f"differs from the float32 modules by {error:.1e}")
+                workers[len(records) - 1] = worker
+            except (RuntimeError, ValueError) as error:  # ValueError: a map of another shape
+                record["why"] = str(error)
+                worker.close()
+        times: dict[int, list[float]] = {index: [] for index in workers}
+        for _ in range(options.rounds):
+            for index, worker in workers.items():
+                times[index] += worker.times(2)
+    finally:
+        for worker in workers.values():
+            worker.close()
+    for index, seconds in times.items():
+        low, median, high = statistics.quantiles(seconds, n=4)
+        records[index].update(ms=1e3 * median, ms_low=1e3 * low, ms_high=1e3 * high)
+    for record in records:
+        others = [r["ms"] for r in records
+                  if r["dtype"] == record["dtype"] and not r["ours"] and "ms" in r]  # fmt: skip
+        if "ms" in record and others:
+            record["ratio"] = record["ms"] / min(others)
+    return records
+
+
+def print_report(report: dict[str, Any]) -> None:
+    """Prints the records as a table."""
+    about = report["machine"]
+    table = Table(title="  ".join(f"{k} {v}" for k, v in about.items()))
+    for column in ("model", "size", "dtype", "implementation", "ms", "quartiles",
+                   "of the fastest peer", "error"):  # fmt: skip
+        table.add_column(column, overflow="fold")
+    before = None
+    for r in report["records"]:
+        head = (r["model"], "x".join(map(str, r["size"])), r["dtype"])
+        if before is not None and head != before:
+            table.add_section()
+        figures = (
+            (f"{r['ms']:.0f}", f"{r['ms_low']:.0f}..{r['ms_high']:.0f}",
+             f"{r['ratio']:.2f}" if "ratio" in r else "")
+            if "ms" in r else (r["why"], "", "")
+        )  # fmt: skip
+        error = f"{r['error']:.0e}" if "error" in r else ""
+        table.add_row(*(head if head != before else ("", "", "")), r["peer"], *figures, error)
+        before = head
+    console = Console() if sys.stdout.isatty() else Console(width=150)
+    console.print(table)
+
+
+def print_targets(report: dict[str, Any]) -> None:
+    """Prints the records of the single steps, and what fewer bits cost."""
+    table = Table(title="Single steps; ratio to what is beside it, and the ratio that is aimed at")
+    for column in ("step", "ms", "against", "ms", "ratio", "target", "met"):
+        table.add_column(column, overflow="fold")
+    for r in report["targets"]:
+        if "why" in r:
+            table.add_row(r["what"], r["why"], r["against"], "", "", f"{r['target']:.2f}", "")
+            continue
+        met = "yes" if r["ratio"] <= r["target"] else "no"
+        table.add_row(r["what"], f"{r['ms']:.2f}", r["against"], f"{r['against_ms']:.2f}",
+                      f"{r['ratio']:.3f}", f"{r['target']:.2f}", met)  # fmt: skip
+    accuracy = Table(title="What fewer bits cost: nano on photos with measured depth")
+    for column in ("photo", "format", "relative error", "delta_1"):
+        accuracy.add_column(column, overflow="fold")
+    for r in report["accuracy"]:
+        if "why" in r:
+            accuracy.add_row(r["photo"], r["why"], "", "")
+        else:
+            accuracy.add_row(r["photo"], r["format"], f"{r['relative_error']:.1e}",
+                             f"{r['delta_1']:.4f}")  # fmt: skip
+    console = Console() if sys.stdout.isatty() else Console(width=150)
+    console.print(table, accuracy)
+
+
+def plot(report: dict[str, Any], path: Path) -> None:
+    """Draws the times: one panel per model, size and dtype."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    panels: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for r in report["records"]:
+        if "ms" in r:
+            key = (r["model"], "x".join(map(str, r["size"])), r["dtype"])
+            panels.setdefault(key, []).append(r)
+    if not panels:
+        raise SystemExit("nothing to plot: no implementation got a figure")
+    figure, axes = plt.subplots(
+        -(-len(panels) // 2),
+        2,
+        figsize=(11, 2.1 * -(-len(panels) // 2)),
+        squeeze=False,
+        sharex=True,
+    )
+    for axis in axes.flat[len(panels) :]:
+        axis.set_axis_off()
+    for axis, (key, records) in zip(axes.flat, panels.items(), strict=False):
+        colors = ["#d1603d" if r["ours"] else "#4878a8" for r in records]
+        spread = [[r["ms"] - r["ms_low"] for r in records],
+                  [r["ms_high"] - r["ms"] for r in records]]  # fmt: skip
+        axis.barh([r["peer"] for r in records], [r["ms"] for r in records], xerr=spread,
+                  color=colors)  # fmt: skip
+        axis.invert_yaxis()
+        axis.set_title(" ".join(key), fontsize=9)
+        axis.set_xlabel("ms", fontsize=8)
+        axis.tick_params(labelsize=8)
+    about = report["machine"]
+    figure.suptitle(f"{about['device']}, {about['threads']} threads, torch {about['torch']}, "
+                    f"{about['date']}", fontsize=9)  # fmt: skip
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Command line; returns the report that it prints."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", action="append", help="preset; vits by default")
+    parser.add_argument("--size", action="append", type=_size,
+                        help="HEIGHTxWIDTH, multiples of 14; 518x518 by default")  # fmt: skip
+    parser.add_argument("--dtype", action="append", choices=sorted(TOLERANCE), help="only this one")
+    parser.add_argument("--peers", action="store_true", help="others' implementations too")
+    parser.add_argument("--only", action="append", metavar="NAME",
+                        help="only implementations whose name has this in it")  # fmt: skip
+    parser.add_argument("--rounds", type=int, default=10, help="turns, of two runs each")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path, help="also write the report to this file")
+    parser.add_argument("--plot", type=Path, help="also draw the times into this file")
+    options = parser.parse_args(argv)
+    chosen = [
+        peer for peer in PEERS
+        if (peer.ours or options.peers)
+        and (not options.dtype or peer.dtype in options.dtype)
+        and (not options.only or any(part in peer.name for part in options.only))
+    ]  # fmt: skip
+    if not chosen:
+        parser.error("no implementation is left")
+    records = []
+    for preset in options.model or ["vits"]:
+        for size in options.size or [(518, 518)]:
+            records += measure(chosen, preset, size, options)
+    about = {**machine(torch.device("cpu")), "threads": options.threads}
+    for module in ("transformers", "onnxruntime", "openvino"):
+        about[module] = _version(module) if options.peers else ""
+    report = {"machine": {k: v for k, v in about.items() if v}, "records": records}
+    print_report(report)
+    if options.peers and not options.only:
+        torch.set_num_threads(options.threads)
+        report["targets"] = list(targets.measure(max(2, options.rounds), options.seed))
+        report["accuracy"] = targets.accuracy()
+        print_targets(report)
+    if options.json:
+        options.json.write_text(json.dumps(report, indent=1) + "\n")
+    if options.plot:
+        plot(report, options.plot)
+    return report
+
+
+def _size(text: str) -> tuple[int, int]:
+    height, _, width = text.partition("x")
+    if not (height.isdigit() and width.isdigit()) or int(height) % 14 or int(width) % 14:
+        raise argparse.ArgumentTypeError(f"{text!r}: HEIGHTxWIDTH with multiples of 14, as 518x518")
+    return int(height), int(width)
+
+
+def _version(module: str) -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(module)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+if __name__ == "__main__":
+    main()

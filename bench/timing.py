@@ -1,0 +1,190 @@
+"""Times the backends of an op against each other, parity first."""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from datetime import date
+from typing import Any
+
+import torch
+
+from bench.registry import Case
+from dafast.ops import OPS, BackendError, use_backend
+
+SDPA_VARIANTS = ("FLASH_ATTENTION", "CUDNN_ATTENTION", "EFFICIENT_ATTENTION", "MATH")
+
+Contender = tuple[Callable[[], AbstractContextManager[Any]], Callable[..., torch.Tensor]]
+"""A context that forces an implementation, and the function to call within it."""
+
+
+@contextlib.contextmanager
+def _sdpa(variant: str) -> Iterator[None]:
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    with use_backend("sdpa"), sdpa_kernel(getattr(SDPBackend, variant)):
+        yield
+
+
+def _contenders(case: Case, device: torch.device) -> dict[str, Contender]:
+    """Every way to compute a case on this device, the reference first."""
+
+    def force(backend: str) -> Callable[[], AbstractContextManager[Any]]:
+        return lambda: use_backend(backend)
+
+    found: dict[str, Contender] = {
+        backend: (force(backend), case.call) for backend in reversed(OPS[case.op].backends)
+    }
+    if device.type == "cuda":
+        found["reference compiled"] = (force("reference"), torch.compile(case.call))
+        if "sdpa" in found:
+            for variant in SDPA_VARIANTS:
+                name = "sdpa " + variant.removesuffix("_ATTENTION").lower()
+                found[name] = (lambda variant=variant: _sdpa(variant), case.call)
+    return found
+
+
+def _flat(outputs: Any) -> list[torch.Tensor]:
+    return list(outputs) if isinstance(outputs, tuple) else [outputs]
+
+
+def _error(got: Any, expected: Any) -> float:
+    """Largest error over max |expected|, the worst of all outputs."""
+    return max(
+        ((g.double() - e.double()).abs().max() / e.double().abs().max().clamp_min(1e-30)).item()
+        for g, e in zip(_flat(got), _flat(expected), strict=True)
+    )
+
+
+def _times(runs: dict[str, Any], rounds: int, device: torch.device) -> dict[str, list[float]]:
+    """Seconds of every run, taken in turn so that a machine that slows down slows all of them."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    if device.type == "cuda":
+        from triton.testing import do_bench
+
+        for _ in range(max(2, rounds // 5)):
+            for name, (context, run) in runs.items():
+                with context():
+                    all_ms = do_bench(run, warmup=10, rep=40, return_mode="all")
+                times[name] += [ms / 1e3 for ms in all_ms]
+        return times
+    for _ in range(rounds):
+        for name, (context, run) in runs.items():
+            with context():
+                start = time.perf_counter()
+                run()
+                times[name].append(time.perf_counter() - start)
+    return times
+
+
+def _peak_memory(run: Callable[[], Any]) -> int:
+    """Bytes that a run allocates at its peak, beyond what was there."""
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    run()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def measure(
+    case: Case, dtype: torch.dtype, device: torch.device, *, backward: bool, rounds: int, seed: int
+) -> list[dict[str, Any]]:
+    """Times one case with every implementation that can serve it.
+
+    Returns:
+        One record per implementation, the reference first: median and quartiles in milliseconds,
+        the rate reached, the ratio to the reference, peak memory on a GPU, or why there is no
+        figure.
+    """
+    arguments = case.make(seed, dtype, device)
+    exact = tuple(a.float() if isinstance(a, torch.Tensor) and a.is_floating_point() else a
+                  for a in arguments)  # fmt: skip
+    with use_backend("reference"):
+        make = case.forward_backward if backward else case.forward
+        expected = make(exact)()
+    records: dict[str, dict[str, Any]] = {}
+    runs: dict[str, Any] = {}
+    for name, (context, call) in _contenders(case, device).items():
+        record: dict[str, Any] = {
+            "op": case.op, "case": case.label, "dtype": str(dtype).removeprefix("torch."),
+            "pass": "forward+backward" if backward else "forward", "backend": name,
+        }  # fmt: skip
+        records[name] = record
+        run = make(arguments, call)
+        try:
+            with context():
+                record["error"] = _error(run(), expected)
+                if device.type == "cuda":
+                    record["peak_bytes"] = _peak_memory(run)
+        except BackendError as error:
+            record["why"] = str(error)
+        except RuntimeError as error:  # an SDPA variant that does not take these inputs
+            if not name.startswith("sdpa "):
+                raise
+            record["why"] = str(error).splitlines()[0]
+        else:
+            # Gradients sum over the outputs' errors: four times the forward's bound.
+            if not record["error"] <= case.tolerance[dtype] * (4 if backward else 1):
+                record["why"] = f"differs from the reference by {record['error']:.1e}"
+            else:
+                runs[name] = (context, run)
+    for name, values in _times(runs, rounds, device).items():
+        low, median, high = statistics.quantiles(values, n=4)
+        record = records[name]
+        record.update(ms=1e3 * median, ms_low=1e3 * low, ms_high=1e3 * high)
+        # The backward of attention is 2.5 forwards: five products in place of two.
+        flops = case.flops * (3.5 if backward and case.op.startswith("flash") else 1)
+        if not backward or case.op.startswith("flash"):
+            record["gflops"] = flops / median / 1e9
+        if not backward:
+            record["gbytes"] = case.bytes(dtype.itemsize) / median / 1e9
+    if "ms" in records["reference"]:
+        for record in records.values():
+            if "ms" in record:
+                record["ratio"] = record["ms"] / records["reference"]["ms"]
+    return list(records.values())
+
+
+def peaks(device: torch.device) -> dict[str, float]:
+    """What this device reaches at best: a copy in GB/s, matrix products in GFLOP/s by dtype."""
+    if device.type != "cuda":
+        return {}
+    from triton.testing import do_bench
+
+    x = torch.empty(2**28, device=device)
+    y = torch.empty_like(x)
+    found = {"copy_gbytes": 2 * x.nbytes / do_bench(lambda: y.copy_(x), return_mode="median") / 1e6}
+    n = 8192
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        a = torch.randn(n, n, device=device, dtype=dtype)
+        ms = do_bench(lambda a=a: a @ a, return_mode="median")
+        found[f"matmul_{str(dtype).removeprefix('torch.')}_gflops"] = 2 * n**3 / ms / 1e6
+    return found
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What the figures were taken on."""
+    about: dict[str, Any] = {}
+    if device.type == "cuda":
+        about["device"] = torch.cuda.get_device_name()
+        about["cuda"] = torch.version.cuda or f"hip {torch.version.hip}"
+        about["float32_matmul"] = torch.get_float32_matmul_precision()
+    else:
+        about["device"] = platform.processor() or platform.machine()
+        about["capability"] = torch.backends.cpu.get_cpu_capability()
+        about["threads"] = torch.get_num_threads()
+    try:
+        import triton
+
+        about["triton"] = triton.__version__
+    except ImportError:
+        about["triton"] = "not installed"
+    return {
+        **about, "torch": torch.__version__, "python": platform.python_version(),
+        "date": date.today().isoformat(),
+    }  # fmt: skip

@@ -1,0 +1,67 @@
+"""The benchmark of the whole network: it runs, and what computes something else gets no figure."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from bench import model, peers, targets
+
+
+def test_runs_and_writes_json(tmp_path, seed):
+    path = tmp_path / "out.json"
+    model.main([
+        "--model", "nano", "--size", "28x42", "--rounds", "2", "--dtype", "float32",
+        "--threads", "1", "--seed", str(seed % 1000), "--json", str(path),
+    ])  # fmt: skip
+    written = json.loads(path.read_text())
+    records = {r["peer"]: r for r in written["records"]}
+    assert set(records) == {"dafast, optimized", "dafast, modules"}
+    assert all(r["ms"] > 0 and r["error"] < 1e-3 for r in records.values()), records
+    assert written["machine"]["torch"] == torch.__version__
+
+
+class WrongWorker:
+    """A peer whose map is off, in the place of a process."""
+
+    def __init__(self, peer, folder, image, threads):
+        self.expected = np.load(image)
+
+    def output(self):
+        return np.ones((1, 28, 28), np.float32) * 50
+
+    def close(self):
+        self.closed = True
+
+
+def test_wrong_map_gets_no_figure(monkeypatch, capsys):
+    monkeypatch.setattr(model, "Worker", WrongWorker)
+    report = model.main(["--model", "nano", "--size", "28x28", "--dtype", "float32"])
+    assert all("ms" not in r and "differs" in r["why"] for r in report["records"])
+    assert "differs" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("size", ["518", "518x500", "axb", "518x"])
+def test_bad_size(size, capsys):
+    with pytest.raises(SystemExit):
+        model.main(["--size", size])
+    assert "multiples of 14" in capsys.readouterr().err
+
+
+def test_peer_that_is_missing_says_so(tmp_path):
+    """A process whose implementation cannot be imported answers with the reason."""
+    missing = peers.PEERS.index(next(p for p in peers.PEERS if p.name == "OpenVINO"))
+    image = tmp_path / "image.npy"
+    np.save(image, np.zeros((1, 3, 28, 28), np.float32))
+    worker = peers.Worker(peers.PEERS[missing], tmp_path / "nothing", image, 1)
+    with pytest.raises(RuntimeError):
+        worker.output()
+    worker.close()
+
+
+def test_pairs_run_in_turn():
+    order = []
+    ours, theirs = targets._in_turn((lambda: order.append("a"), lambda: order.append("b")), 3)
+    assert order == ["a", "b"] * 4
+    assert len(ours) == len(theirs) == 3

@@ -1,0 +1,107 @@
+"""Budgets of the compiled kernels, for GPUs that need not be there.
+
+Every configuration that a call can choose is compiled by Triton's real back end and held to: no
+spills, shared memory within the card's limit, matrix instructions where there is a product, wide
+loads. The run by default takes a sample; ``-m exhaustive`` takes all.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+pytest.importorskip("triton", reason="the kernels are compiled with Triton, which is missing")
+
+MATRIX = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": "UTC", "gfx942": "v_mfma"}
+SHARED = {"sm_80": 166912, "sm_90": 232448, "sm_100": 232448, "gfx942": 65536}
+WIDE = {
+    "sm_80": ("LDG.E.128", "LDGSTS"), "sm_90": ("LDG.E.128", "LDGSTS", "UTMALDG"),
+    "sm_100": ("LDG.E.128", "LDGSTS", "UTMALDG"), "gfx942": ("dwordx4",),
+}  # fmt: skip
+# The kernels that multiply matrices; each must do it with the matrix units.
+WITH_PRODUCTS = (
+    "_flash_attention_fwd_kernel", "_flash_attention_bwd_dkdv_kernel",
+    "_flash_attention_bwd_dq_kernel", "_decoder_tail_kernel",
+)  # fmt: skip
+# Kernels that wide loads do not fit, and why.
+NARROW = {
+    "_affine_invariant_loss_reduce_kernel": "reads a few numbers per map",
+    "_feature_alignment_loss_reduce_kernel": "reads one number per program",
+}
+# Cases that they do not fit.
+NARROW_CASES = {
+    "1x12x96x96 to 168x168": "pixels of 12 channels do not start at multiples of 16 bytes"
+}
+# ptxas serialises wgmma where it cannot prove that nobody touches their registers: then two waits
+# go with each. A pipelined loop has this many at most that do not grow with its products.
+_OTHER_BARRIERS = 12
+# Every op with a Triton kernel in one dtype: a few seconds per architecture with an empty cache.
+SAMPLE = ("--dtype", "bfloat16", "--sample")
+
+
+def report(arch: str, tmp_path: Path, *options: str) -> list[dict]:
+    """What ``bench/kernels.py --static`` writes, from a process outside of the interpreter."""
+    path = tmp_path / "static.json"
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    command = [sys.executable, "bench/kernels.py", "--static", "--no-traffic", "--arch", arch]
+    done = subprocess.run(
+        [*command, "--json", str(path), *options],
+        cwd=ROOT, env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return json.loads(path.read_text())["records"]
+
+
+def broken_budgets(record: dict, arch: str) -> list[str]:
+    """What is over budget among the launches of one case."""
+    found = []
+    for launch in record["launches"]:
+        name = launch["kernel"]
+        what = f"{record['case']} {record['dtype']} {record['precision']} {name}"
+        if launch["spills"]:
+            found.append(f"{what}: {launch['spills']} instructions that spill")
+        if launch["shared"] > SHARED[arch]:
+            found.append(f"{what}: {launch['shared']} bytes of shared memory")
+        narrow = name in NARROW or record["case"] in NARROW_CASES
+        if not narrow and not any(w in load for w in WIDE[arch] for load in launch["loads"]):
+            found.append(f"{what}: no wide load, only {launch['loads']}")
+        waits = launch["loop"].get("barrier", 0)
+        serial = waits > launch["loop"].get("matrix", 0) + _OTHER_BARRIERS
+        exact = record["dtype"] == "float32" and record["precision"] == "highest"
+        if name in WITH_PRODUCTS and not exact:
+            if not any(unit.startswith(MATRIX[arch]) for unit in launch["matrix"]):
+                found.append(f"{what}: no {MATRIX[arch]} but {launch['matrix']}")
+            elif not launch["loop"].get("matrix"):
+                found.append(f"{what}: no matrix instruction in its main loop")
+            elif arch == "sm_90" and serial:
+                found.append(f"{what}: {waits} barriers in its main loop: wgmma is serialised")
+    return found
+
+
+def check(records: list[dict], arch: str) -> None:
+    assert records and all(record["launches"] for record in records)
+    seen = {launch["kernel"] for record in records for launch in record["launches"]}
+    assert set(WITH_PRODUCTS) | set(NARROW) <= seen, "a kernel was renamed"
+    found = [line for record in records for line in broken_budgets(record, arch)]
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+def test_sample_keeps_its_budget(arch, tmp_path):
+    records = report(arch, tmp_path, *SAMPLE)
+    check(records, arch)
+    # Counted in full by `--static` without `--no-traffic`; launches are the same everywhere.
+    loss = [r for r in records if r["op"] == "affine_invariant_loss"]
+    assert all(len(r["launches"]) <= 7 for r in loss), "6 forward, 1 backward, and a memset"
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90", "sm_100", "gfx942"])
+def test_every_configuration_keeps_its_budget(arch, tmp_path):
+    check(report(arch, tmp_path), arch)
