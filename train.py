@@ -1,7 +1,7 @@
-"""Train Depth Anything on labeled shards (stage 1 of the paper), from top to bottom.
+"""Train Depth Anything, teacher or student (both stages of the paper), from top to bottom.
 
     python train.py --config configs/nano-teacher.toml
-    torchrun --nproc-per-node 8 train.py --config configs/teacher-vitl.toml
+    torchrun --nproc-per-node 8 train.py --config configs/student-vits.toml
     python train.py --config configs/nano-teacher.toml --steps 500 --optim.encoder-lr 5e-4
 
 A run lives in its directory (`out`): `config.json`, `metrics.jsonl`, `checkpoints/`, `export/`
@@ -14,8 +14,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import math
 import random
-import signal
 import sys
 import time
 from pathlib import Path
@@ -24,31 +24,29 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from dafast.data.shards import ShardDataset, ShardError, check_bad_share
-from dafast.data.transforms import TrainTransform
+from dafast.runtime import resolve_dtype
 from dafast.training.config import ConfigError, TrainConfig, parse_args
-from dafast.training.data import StreamSampler, TrainingData, make_loader
+from dafast.training.data import TrainingData, make_loader
 from dafast.training.distributed import World, distributed_session
 from dafast.training.evaluation import periodic_evaluation
 from dafast.training.progress import RunLog, Stopwatch
+from dafast.training.resume import StopRequest, changed_settings, find_checkpoint
 from dafast.training.state import (
     CheckpointError,
     checkpoint_folder,
     list_checkpoints,
-    load_checkpoint,
-    load_newest,
     random_state,
     save_checkpoint,
     set_random_state,
 )
 from dafast.training.steps import (
     Ema,
-    LabeledStep,
     build_model,
     build_optimizer,
-    pick_precision,
     set_learning_rate,
     total_steps,
 )
+from dafast.training.student import build_step
 
 
 class TooManyBadStepsError(RuntimeError):
@@ -70,28 +68,29 @@ def train(config: TrainConfig, world: World) -> None:
         )
 
     # Data.
-    shards = ShardDataset(config.data.path, max_bad_fraction=config.data.max_bad_fraction)
+    data = TrainingData.open(config)
     held_out = None
     if config.data.eval_path and world.is_main:
-        held_out = ShardDataset(config.data.eval_path, labels="physical")
-    total = total_steps(config, len(shards))
+        held_out = ShardDataset(config.data.eval_path, labels="physical", key="data.eval_path")
+    unlabeled_batch_size = config.unlabeled.ratio * config.batch_size if data.unlabeled else 0
+    total = total_steps(config, data)
 
     # Model and optimizer.
     model = build_model(config.model, world.device, config.channels_last)
     optimizer = build_optimizer(model, config.optim)
     ema = Ema(model, config.ema) if config.ema else None
     best = ema.model if ema else model  # what is evaluated and exported
-    dtype = pick_precision(config.precision, world.device)
+    dtype = resolve_dtype(config.precision, world.device)  # of autocast
     network: torch.nn.Module = model
     if config.compile:
         network = torch.compile(network)  # type: ignore[assignment]
     if world.size > 1:
         ids = [world.device.index] if world.device.type == "cuda" else None
         network = DistributedDataParallel(network, device_ids=ids)
-    labeled_step = LabeledStep(network, model.config.mean, model.config.std, dtype).to(world.device)
+    step_losses = build_step(network, model, config, dtype)
 
     # Resume.
-    step, position, skipped_steps, bad_samples = 0, 0, 0, set()
+    step, position, unlabeled_position, skipped_steps, bad_samples = 0, 0, 0, 0, set()
     checkpoint = find_checkpoint(config, world)
     if checkpoint is not None:
         path, state = checkpoint
@@ -107,6 +106,7 @@ def train(config: TrainConfig, world: World) -> None:
             ema.model.load_state_dict(state["ema"] or state["model"])
         set_random_state(state["random"])
         step, position, skipped_steps = state["step"], state["position"], state["skipped_steps"]
+        unlabeled_position = state.get("unlabeled_position", 0)
         bad_samples = set(state["bad_samples"])
 
     log = RunLog(out, total, step, config.log_every, world.is_main)
@@ -115,8 +115,9 @@ def train(config: TrainConfig, world: World) -> None:
         parameters = sum(p.numel() for p in model.parameters())
         log.say(
             f"{config.model.preset}, {parameters / 1e6:.2f}M parameters, from "
-            f"{config.model.init or 'random weights'}; {len(shards)} images; {total} steps of "
-            f"{config.batch_size} on {world.size} x {world.device}, "
+            f"{config.model.init or config.model.encoder_init}; {data.size} images; {total} steps "
+            f"of {config.batch_size} labeled and {unlabeled_batch_size} unlabeled on "
+            f"{world.size} x {world.device}, "
             f"{str(dtype).removeprefix('torch.')}"
         )
         if checkpoint is not None:
@@ -134,6 +135,7 @@ def train(config: TrainConfig, world: World) -> None:
             "random": random_state(),
             "step": step,
             "position": position,
+            "unlabeled_position": unlabeled_position,
             "skipped_steps": skipped_steps,
             "bad_samples": sorted(bad_samples),
             "config": json.dumps(dataclasses.asdict(config)),
@@ -144,35 +146,25 @@ def train(config: TrainConfig, world: World) -> None:
 
     def evaluate() -> None:
         if held_out is not None:
-            data = config.data
-            log.evaluation(
-                step,
-                periodic_evaluation(best, held_out, data.eval_samples, data.eval_max_depth),
-            )
-
-    sampler = StreamSampler(
-        len(shards),
-        config.batch_size,
-        config.data.shapes,
-        config.seed,
-        rank=world.rank,
-        world_size=world.size,
-        start_step=step,
-        start_position=position,
-        stop_step=max(total, step),
-    )
-    data = TrainingData(shards, TrainTransform(config.augment), config.seed)
-    loader = make_loader(
-        data, sampler, config.data.workers, config.data.prefetch, world.device.type == "cuda"
-    )
+            samples, max_depth = config.data.eval_samples, config.data.eval_max_depth
+            log.evaluation(step, periodic_evaluation(best, held_out, samples, max_depth))
 
     # The loop.
+    loader = make_loader(
+        config,
+        data,
+        world,
+        step=step,
+        stop_step=max(total, step),
+        position=position,
+        unlabeled_position=unlabeled_position,
+    )
     saved_step, bad_in_a_row = step, 0
     stop = StopRequest()
     watch = Stopwatch()
     for batch in loader:
         factor = set_learning_rate(optimizer, config.optim, step, total)
-        parts = labeled_step(batch)
+        parts = step_losses(batch)
         parts["loss"].backward()
         norm = torch.nn.utils.get_total_norm(
             [p.grad for p in model.parameters() if p.grad is not None], foreach=True
@@ -184,7 +176,7 @@ def train(config: TrainConfig, world: World) -> None:
         flags = torch.cat([flags, flags.new_tensor([float(stop.requested or bool(out_of_time))])])
         *losses, stop_votes = world.mean(flags).tolist()
         gradient_norm = float(norm)
-        finite = all(map(is_finite, (*losses, gradient_norm)))
+        finite = all(map(math.isfinite, (*losses, gradient_norm)))
 
         if finite:
             bad_in_a_row = 0
@@ -205,16 +197,17 @@ def train(config: TrainConfig, world: World) -> None:
             )
         optimizer.zero_grad(set_to_none=True)
         step, position = step + 1, position + config.batch_size
+        unlabeled_position += unlabeled_batch_size
 
         bad_samples.update(batch.skipped)
-        check_bad_share(bad_samples, len(shards), config.data.max_bad_fraction)
+        check_bad_share(bad_samples, data.size, config.data.max_bad_fraction)
         values = dict(zip(parts, losses, strict=True))
         values |= {
             "lr": config.optim.decoder_lr * factor,
             "encoder_lr": config.optim.encoder_lr * factor,
         }
         values |= {"grad_norm": gradient_norm, "skipped_steps": skipped_steps}
-        log.step(step, watch.lap(), config.batch_size, values)
+        log.step(step, watch.lap(), config.batch_size + unlabeled_batch_size, values)
 
         if bad_in_a_row > config.max_bad_steps:
             raise TooManyBadStepsError(
@@ -244,68 +237,6 @@ def train(config: TrainConfig, world: World) -> None:
     stop.restore()
     log.close()
     world.barrier()
-
-
-def find_checkpoint(config: TrainConfig, world: World) -> tuple[Path, dict] | None:
-    """What `resume` points to. Every rank reads the file that the main one chose."""
-    folder = checkpoint_folder(config.out)
-    if config.resume == "none":
-        if list_checkpoints(folder):
-            raise ConfigError(
-                f"resume = none, but {folder} has checkpoints. Choose another `out`, remove the "
-                f"folder, or go on with --resume auto."
-            )
-        return None
-    if config.resume != "auto":
-        return Path(config.resume), load_checkpoint(config.resume)
-    found = load_newest(folder) if world.is_main else None
-    path = world.broadcast(found[0] if found else None)
-    if path is None:
-        return None
-    return found or (path, load_checkpoint(path))
-
-
-def changed_settings(before: str, config: TrainConfig) -> list[str]:
-    """Settings that change how a checkpoint's run goes on, as "key: old -> new"."""
-
-    def flat(values: dict, prefix: str = "") -> dict:
-        result = {}
-        for key, value in values.items():
-            result |= (
-                flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-            )
-        return result
-
-    old = flat(json.loads(before))
-    new = flat(json.loads(json.dumps(dataclasses.asdict(config))))
-    quiet = ("out", "resume", "max_minutes", "checkpoint_every", "keep", "log_every", "eval_every")
-    return [
-        f"{key}: {old.get(key)} -> {new[key]}"
-        for key in new
-        if key not in quiet and old.get(key) != new[key]
-    ]
-
-
-def is_finite(value: float) -> bool:
-    """Neither NaN nor infinite."""
-    return value - value == 0.0
-
-
-class StopRequest:
-    """Turns the first SIGINT or SIGTERM into a flag; a second one acts at once."""
-
-    def __init__(self) -> None:
-        self.requested = False
-        self._before = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM)}
-
-    def _handle(self, number: int, frame: object) -> None:
-        self.requested = True
-        self.restore()
-
-    def restore(self) -> None:
-        """Puts the handlers back that were there before."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
 
 
 def main() -> None:

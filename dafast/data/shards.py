@@ -7,6 +7,10 @@ A shard is a plain tar. Per sample, under one key:
     KEY.json            {"disparity_max": ..., "seed": ..., "kind": ..., ...}
     KEY.mask.png        optional, 8-bit, nonzero = valid; absent = every pixel is valid
 
+Unlabeled samples have the image alone. A teacher's labels (`dafast label`) need not have the
+image's resolution and do not start at 0: their JSON has `disparity_scale`, `disparity_offset`
+(disparity = offset + scale * value) and `disparity_size` [rows, columns].
+
 The headers are scanned once; after that a sample is three `pread`s at known offsets, in any order
 and from any number of worker processes (`pread` has no shared file position to fight over).
 """
@@ -39,7 +43,7 @@ _COLUMN = {
     "json": _META,
     "mask.png": _MASK,
 }
-_REQUIRED = {_IMAGE: "jpg", _DISPARITY: "disparity.png", _META: "json"}
+_LABEL = {_DISPARITY: "disparity.png", _META: "json"}
 _MAX_OPEN_SHARDS = 64
 
 
@@ -57,8 +61,9 @@ class Sample(NamedTuple):
     Attributes:
         key: `shard name/sample key`, as messages and logs name it.
         image: (H, W, 3) uint8 RGB.
-        disparity: (H, W) float32; in [0, 1] per map, or physical, as the data set was told.
-        mask: (H, W) bool, True where the label is valid.
+        disparity: (H, W) float32; in [0, 1] per map, or physical, as the data set was told. A
+            teacher's may have another resolution; where there is none it is a single 0.
+        mask: bool, of the disparity's shape: True where the label is valid.
         skipped: Samples that could not be read and that this one stands in for: "key: reason".
     """
 
@@ -70,11 +75,14 @@ class Sample(NamedTuple):
 
 
 def expand_shards(
-    path_or_glob: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    path_or_glob: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], key: str = ""
 ) -> list[Path]:
-    """Lists the tar files of a folder, a file, a glob pattern, or a sequence of these, sorted."""
+    """Lists the tar files of a folder, a file, a glob pattern, or a sequence of these, sorted.
+
+    ``key`` is the setting that the path came from, for messages.
+    """
     if not isinstance(path_or_glob, (str, os.PathLike)):
-        return [shard for item in path_or_glob for shard in expand_shards(item)]
+        return [shard for item in path_or_glob for shard in expand_shards(item, key)]
     text = os.fspath(path_or_glob)
     path = Path(text).expanduser()
     if path.is_dir():
@@ -88,7 +96,8 @@ def expand_shards(
     if path.is_file():
         return [path]
     if glob.has_magic(text):
-        shards = sorted(Path(match) for match in glob.glob(str(path)))
+        # `folder/*` also finds the JSON file that describes a synthetic set.
+        shards = sorted(Path(m) for m in glob.glob(str(path)) if not m.endswith(".json"))
         if not shards:
             raise ShardError(
                 f"no file matches the pattern {text!r}. Check the path (quote the pattern)."
@@ -96,7 +105,7 @@ def expand_shards(
         return shards
     raise ShardError(
         f"no such folder or file: {path}. Make shards with `dafast synth --scenes N --out {path}`, "
-        f"or set data.path to where they are."
+        f"or {f'set {key} to where they are' if key else 'name another folder'}."
     )
 
 
@@ -124,21 +133,23 @@ class ShardDataset(Dataset[Sample]):
         path_or_glob: A folder of `*.tar`, one tar, a glob pattern, or a sequence of these.
         labels: `"minmax"` gives disparity in [0, 1] per map (what training wants); `"physical"`
             gives disparity in the unit of the file, 1/metre for the synthetic set (what evaluation
-            wants).
+            wants); `"none"` reads no label, and takes samples that have none.
         max_bad_fraction: A sample that cannot be decoded is named, counted and replaced by the
             next; once more than this share of the set has failed (in this process) reading raises.
+        key: The setting that the path came from, for messages.
     """
 
     def __init__(
         self,
         path_or_glob: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
         *,
-        labels: Literal["minmax", "physical"] = "minmax",
+        labels: Literal["minmax", "physical", "none"] = "minmax",
         max_bad_fraction: float = 0.01,
+        key: str = "",
     ) -> None:
-        if labels not in ("minmax", "physical"):
-            raise ValueError(f"labels must be 'minmax' or 'physical', not {labels!r}")
-        self.shards = expand_shards(path_or_glob)
+        if labels not in ("minmax", "physical", "none"):
+            raise ValueError(f"labels must be 'minmax', 'physical' or 'none', not {labels!r}")
+        self.shards = expand_shards(path_or_glob, key)
         self.labels = labels
         self.max_bad_fraction = max_bad_fraction
         self.bad: dict[int, str] = {}
@@ -147,7 +158,7 @@ class ShardDataset(Dataset[Sample]):
         shard_of: list[int] = []
         places: list[list[tuple[int, int]]] = []
         for number, shard in enumerate(self.shards):
-            for key, place in _scan(shard).items():
+            for key, place in _scan(shard, labeled=labels != "none").items():
                 keys.append(key)
                 shard_of.append(number)
                 places.append(place)
@@ -191,13 +202,16 @@ class ShardDataset(Dataset[Sample]):
     def read(self, index: int) -> Sample:
         """Reads exactly this sample, or raises `SampleError`."""
         try:
-            with Image.open(io.BytesIO(self._member(index, _IMAGE))) as picture:
-                image = np.asarray(picture.convert("RGB"))
+            image = decode_image(self.image_file(index))
+            if self.labels == "none":
+                nothing = np.zeros((1, 1), np.float32)
+                return Sample(self.name(index), image, nothing, nothing > 0)
             with Image.open(io.BytesIO(self._member(index, _DISPARITY))) as picture:
                 if not picture.mode.startswith("I"):
                     raise ValueError(f"disparity.png has mode {picture.mode}, not 16-bit gray")
                 disparity = np.asarray(picture)
-            if disparity.shape != image.shape[:2]:
+            meta = self.meta(index)
+            if list(disparity.shape) != list(meta.get("disparity_size", image.shape[:2])):
                 raise ValueError(
                     f"image is {image.shape[:2]}, disparity {disparity.shape} (rows, columns)"
                 )
@@ -212,18 +226,32 @@ class ShardDataset(Dataset[Sample]):
             if self.labels == "minmax":
                 disparity = minmax(disparity, mask)
             else:
-                unit = float(self.meta(index)["disparity_max"]) / 65535.0
+                if "disparity_scale" in meta:
+                    unit = float(meta["disparity_scale"])
+                else:
+                    unit = float(meta["disparity_max"]) / 65535.0
                 disparity = disparity.astype(np.float32) * np.float32(unit)
-        except (OSError, ValueError, KeyError, SyntaxError, Image.DecompressionBombError) as error:
+                disparity += np.float32(meta.get("disparity_offset", 0.0))
+        except (*DECODE_ERRORS, KeyError) as error:
             raise SampleError(f"{self.name(index)}: {type(error).__name__}: {error}") from error
         return Sample(self.name(index), image, disparity, mask)
 
     def meta(self, index: int) -> dict[str, Any]:
-        """The sample's JSON."""
+        """The sample's JSON; empty where there is none."""
+        if self._places[index, _META, 0] < 0:
+            return {}
         try:
             return json.loads(self._member(index, _META))
         except ValueError as error:
             raise SampleError(f"{self.name(index)}: json: {error}") from error
+
+    def key(self, index: int) -> str:
+        """The sample's key within its shard."""
+        return str(self._keys[index])
+
+    def image_file(self, index: int) -> bytes:
+        """The sample's image as it is stored."""
+        return self._member(index, _IMAGE)
 
     def _member(self, index: int, column: int) -> bytes:
         offset, size = (int(value) for value in self._places[index, column])
@@ -257,6 +285,16 @@ class ShardDataset(Dataset[Sample]):
         return {**self.__dict__, "_files": OrderedDict()}
 
 
+DECODE_ERRORS = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+"""What Pillow raises for a damaged image."""
+
+
+def decode_image(data: bytes) -> np.ndarray:
+    """An image file as (H, W, 3) uint8 RGB; raises one of `DECODE_ERRORS`."""
+    with Image.open(io.BytesIO(data)) as picture:
+        return np.asarray(picture.convert("RGB"))
+
+
 def check_bad_share(reasons: Any, total: int, max_bad_fraction: float) -> None:
     """Raises `ShardError` when more than the stated share of the samples could not be read."""
     reasons = list(reasons)
@@ -267,7 +305,7 @@ def check_bad_share(reasons: Any, total: int, max_bad_fraction: float) -> None:
         )
 
 
-def _scan(shard: Path) -> dict[str, list[tuple[int, int]]]:
+def _scan(shard: Path, labeled: bool) -> dict[str, list[tuple[int, int]]]:
     """Reads the headers of one tar: key -> (offset, size) per column, (-1, 0) where absent."""
     samples: dict[str, list[tuple[int, int]]] = {}
     remedy = (
@@ -304,8 +342,13 @@ def _scan(shard: Path) -> dict[str, list[tuple[int, int]]]:
         ) from error
     except OSError as error:
         raise ShardError(f"the shard {shard} cannot be read: {error.strerror or error}.") from error
+    required = {_IMAGE: "jpg", **(_LABEL if labeled else {})}
     for key, place in samples.items():
-        for column, suffix in _REQUIRED.items():
+        for column, suffix in required.items():
             if place[column][0] < 0:
+                if column != _IMAGE and all(p[_DISPARITY][0] < 0 for p in samples.values()):
+                    remedy = (
+                        "It is unlabeled: `dafast label` writes shards with a teacher's labels."
+                    )
                 raise ShardError(f"the shard {shard} has no member {key}.{suffix}. {remedy}")
     return samples

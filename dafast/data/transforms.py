@@ -65,9 +65,16 @@ class AugmentConfig:
     noise_sigma: float = 0.04
 
 
-def sample_generator(seed: int, position: int) -> np.random.Generator:
-    """The generator of one position of the training stream: a pure function of both numbers."""
-    return np.random.default_rng([seed, position])
+STRONG = AugmentConfig(
+    jitter=0.8, brightness=0.5, contrast=0.5, saturation=0.5, hue=0.25, gamma=0.0,
+    grayscale=0.2, blur=0.5, blur_sigma=(0.1, 2.0),
+)  # fmt: skip
+"""The student's view of unlabeled images: UniMatch's recipe, the paper gives no numbers."""
+
+
+def sample_generator(seed: int, *position: int) -> np.random.Generator:
+    """The generator of one position of a training stream: a pure function of the numbers."""
+    return np.random.default_rng([seed, *position])
 
 
 class TrainTransform:
@@ -92,25 +99,40 @@ class TrainTransform:
 
         Args:
             image: (H, W, 3) uint8.
-            disparity: (H, W) float32.
-            mask: (H, W) bool.
+            disparity: (h, w) float32, of the image's extent in any resolution.
+            mask: (h, w) bool.
             shape: Output height and width.
             rng: Source of everything random.
 
         Returns:
-            Image (h, w, 3) uint8, disparity (h, w) float32, mask (h, w) bool, each contiguous.
+            Image (*shape, 3) uint8, disparity float32 and mask bool of that shape, each contiguous.
         """
+        _, pixels, disparity, mask = self.two_views(image, disparity, mask, shape, rng)
+        return pixels, disparity, mask
+
+    def two_views(
+        self,
+        image: np.ndarray,
+        disparity: np.ndarray,
+        mask: np.ndarray,
+        shape: tuple[int, int],
+        rng: np.random.Generator,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """As a call, with the undisturbed image of the same crop in front: what a teacher sees."""
         box = self._box(image.shape[0], image.shape[1], shape, rng)
         flip = rng.random() < self.config.flip
         picture = resize_image(Image.fromarray(image), shape, box)
         if flip:
             picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         pixels = self._colours(picture, rng)
+        scale = disparity.shape[0] / image.shape[0], disparity.shape[1] / image.shape[1]
+        box = box[0] * scale[1], box[1] * scale[0], box[2] * scale[1], box[3] * scale[0]
         disparity = resize_nearest(disparity, shape, box)
         mask = resize_nearest(mask, shape, box)
         if flip:
             disparity, mask = disparity[:, ::-1], mask[:, ::-1]
-        return pixels, np.ascontiguousarray(disparity), np.ascontiguousarray(mask)
+        clean = np.array(picture, order="C")
+        return clean, pixels, np.ascontiguousarray(disparity), np.ascontiguousarray(mask)
 
     def _box(
         self, height: int, width: int, shape: tuple[int, int], rng: np.random.Generator

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import operator
 import tomllib
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from dafast.config import PRESETS
-from dafast.data.transforms import AugmentConfig
+from dafast.data.transforms import STRONG, AugmentConfig
 
 
 class ConfigError(ValueError):
@@ -31,7 +32,8 @@ class ModelSection:
         encoder_init: Without `init`, what the encoder starts from: `random`; `mimetic`, which
             imitates the attention of trained ViTs (`dafast.training.initialization`); or a
             pre-trained DINOv2 as the paper has it, `dinov2` from the hub or a file
-            (`dafast.models.checkpoint.load_encoder`).
+            (`dafast.models.checkpoint.load_encoder`, which also takes the encoder of a Depth
+            Anything). `--encoder-init` is short for it.
     """
 
     preset: str = "vitl"
@@ -62,6 +64,41 @@ class DataSection:
     workers: int = 1
     prefetch: int = 3
     max_bad_fraction: float = 0.01
+
+
+@dataclass(frozen=True)
+class UnlabeledSection:
+    """What a student learns from beside labeled images (stage 2 of the paper).
+
+    Attributes:
+        path: Folder, glob pattern or file of shards; "" trains on labeled images alone.
+        ratio: Unlabeled images for each labeled one.
+        teacher: The model that labels them in the loop (whatever `DepthAnything.from_pretrained`
+            takes); "" reads the labels from the shards (`dafast label` writes them).
+        cutmix: Probability that an image is covered in part by the next one of the batch.
+        cutmix_area: Range of the covered share.
+        cutmix_aspect: Least aspect of the covered box, down to which it is flat or narrow.
+        align: The frozen encoder that the student's features stay near: `start`, the encoder that
+            the student starts from; whatever `model.encoder_init` takes; "" aligns nothing.
+        align_margin: The paper's alpha: tokens with a larger cosine similarity are left alone.
+        align_reduction: Divide by `all` tokens, as Eq. 9 is written, or by the `kept` ones.
+        align_view: The frozen encoder sees what the `student` sees, or the `clean` images, mixed
+            alike.
+        augment: Its geometry makes the crop that teacher and student share, its colours disturb
+            what the student sees.
+    """
+
+    path: str = ""
+    ratio: int = 2
+    teacher: str = ""
+    cutmix: float = 0.5
+    cutmix_area: tuple[float, float] = (0.02, 0.4)
+    cutmix_aspect: float = 0.3
+    align: str = ""
+    align_margin: float = 0.85
+    align_reduction: Literal["all", "kept"] = "all"
+    align_view: Literal["student", "clean"] = "student"
+    augment: AugmentConfig = STRONG
 
 
 @dataclass(frozen=True)
@@ -98,19 +135,22 @@ class TrainConfig:
     Attributes:
         model: See `ModelSection`.
         data: See `DataSection`.
-        augment: See `dafast.data.transforms.AugmentConfig`.
+        augment: Of labeled images; see `dafast.data.transforms.AugmentConfig`.
+        unlabeled: See `UnlabeledSection`.
         optim: See `OptimSection`.
         out: Run directory: `metrics.jsonl`, `config.json`, `checkpoints/`, `export/`.
         resume: `auto` goes on from the newest whole checkpoint in `out`, a path from that one,
             `none` starts anew (and refuses a run directory that has checkpoints).
         steps: Length of the run in steps; 0 means that `epochs` says it.
-        epochs: Length of the run in passes over the data; used when `steps` is 0.
+        epochs: Length of the run in passes over the unlabeled images, where there are none over
+            the labeled ones; used when `steps` is 0.
         max_minutes: Stop, with a checkpoint, after this much wall time; 0 does not.
-        batch_size: Images in a step, over all ranks.
+        batch_size: Labeled images in a step, over all ranks.
         seed: Seed of the weights, the data order and the augmentation.
         precision: `auto` is bfloat16 autocast where the hardware has it, else float32.
         channels_last: Keep images and feature maps channels-last in memory.
         compile: Run the model through torch.compile.
+        losses: `auto` takes the fastest implementation of the losses, `reference` the plain one.
         threads: PyTorch threads; 0 leaves the default.
         ema: Decay of a moving average of the weights, which is then what is evaluated and exported;
             0 keeps none.
@@ -125,6 +165,7 @@ class TrainConfig:
     model: ModelSection = field(default_factory=ModelSection)
     data: DataSection = field(default_factory=DataSection)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+    unlabeled: UnlabeledSection = field(default_factory=UnlabeledSection)
     optim: OptimSection = field(default_factory=OptimSection)
     out: str = "runs/default"
     resume: str = "auto"
@@ -136,6 +177,7 @@ class TrainConfig:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     channels_last: bool = True
     compile: bool = False
+    losses: Literal["auto", "reference"] = "auto"
     threads: int = 0
     ema: float = 0.0
     checkpoint_every: int = 1000
@@ -152,22 +194,35 @@ def parse_args(argv: Sequence[str] | None = None) -> TrainConfig:
 
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument("--config")
+    early.add_argument("--encoder-init")
     known, rest = early.parse_known_args(argv)
+    if known.encoder_init is not None:
+        rest.append(f"--model.encoder-init={known.encoder_init}")
     default = load_toml(known.config) if known.config else TrainConfig()
     config = tyro.cli(
         TrainConfig,
         default=default,
         args=rest,
         prog="train.py",
-        description="Train Depth Anything on labeled shards. --config FILE reads a TOML file; "
-        "every option below then overrides it.",
+        description="Train Depth Anything on labeled shards, and a student on unlabeled ones too. "
+        "--config FILE reads a TOML file; every option below then overrides it.",
     )
     check(config)
     return config
 
 
 def load_toml(path: str | Path) -> TrainConfig:
-    """Reads a TOML file; an unknown key or a wrong type is a `ConfigError`."""
+    """Reads a TOML file; an unknown key or a wrong type is a `ConfigError`.
+
+    A file may start from another: `extends = "other.toml"`, a path relative to its own folder.
+    """
+    return from_mapping(TrainConfig, _read_toml(Path(path), ()), str(path))
+
+
+def _read_toml(path: Path, below: tuple[Path, ...]) -> dict[str, Any]:
+    """The keys of a file, over those of the file that it extends."""
+    if path.resolve() in below:
+        raise ConfigError(f"{path} extends itself, through {below[-1]}")
     try:
         with open(path, "rb") as file:
             values = tomllib.load(file)
@@ -175,9 +230,23 @@ def load_toml(path: str | Path) -> TrainConfig:
         raise ConfigError(
             f"cannot read the configuration {path}: {error.strerror or error}"
         ) from error
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
-    return from_mapping(TrainConfig, values, str(path))
+    base = values.pop("extends", None)
+    if base is None:
+        return values
+    if not isinstance(base, str):
+        raise ConfigError(f"{path}: extends must be the path of a file, not {base!r}")
+    return _merge(_read_toml(path.parent / base, (*below, path.resolve())), values)
+
+
+def _merge(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """`values` over `base`, table by table."""
+    merged = dict(base)
+    for key, value in values.items():
+        both_tables = isinstance(value, dict) and isinstance(base.get(key), dict)
+        merged[key] = _merge(base[key], value) if both_tables else value
+    return merged
 
 
 def from_mapping(cls: type, values: Mapping[str, Any], where: str, prefix: str = "") -> Any:
@@ -225,6 +294,14 @@ def _convert(kind: Any, value: Any, where: str, key: str) -> Any:
     return value
 
 
+_NOT_NEGATIVE = (
+    *("steps", "epochs", "max_minutes", "seed", "threads", "checkpoint_every", "eval_every"),
+    *("max_bad_steps", "data.eval_samples", "data.workers", "optim.encoder_lr", "optim.decoder_lr"),
+    *("optim.weight_decay", "optim.warmup_steps", "optim.grad_clip"),
+)
+_SHARES = ("data.max_bad_fraction", "unlabeled.cutmix")
+
+
 def check(config: TrainConfig) -> None:
     """Raises a `ConfigError` for values that cannot work, before anything is loaded."""
 
@@ -247,16 +324,50 @@ def check(config: TrainConfig) -> None:
             all(side > 0 and side % preset.patch_size == 0 for side in shape),
             f"data.shapes: {list(shape)} is not made of positive multiples of {preset.patch_size}",
         )
+    for key in _NOT_NEGATIVE:
+        need(operator.attrgetter(key)(config) >= 0, f"{key} must not be negative")
+    for key in _SHARES:
+        need(0 <= operator.attrgetter(key)(config) <= 1, f"{key} must be in [0, 1]")
+    need(config.seed < 2**63, "seed must be under 2**63")
     need(config.batch_size > 0, "batch_size must be positive")
-    need(config.steps >= 0 and config.epochs >= 0, "steps and epochs must not be negative")
     need(config.steps > 0 or config.epochs > 0, "steps or epochs must say how long to train")
-    need(config.optim.warmup_steps >= 0, "optim.warmup_steps must not be negative")
-    need(config.optim.grad_clip >= 0, "optim.grad_clip must not be negative (0 does not clip)")
+    need(
+        config.steps == 0 or config.optim.warmup_steps < config.steps,
+        f"optim.warmup_steps must be under steps ({config.steps}), or the warm-up never ends",
+    )
+    need(all(0 <= beta < 1 for beta in config.optim.betas), "optim.betas must be in [0, 1)")
     need(0 <= config.ema < 1, "ema must be in [0, 1); 0 keeps no average")
     need(config.keep >= 1, "keep must be at least 1")
     need(config.log_every >= 1, "log_every must be at least 1")
-    need(config.data.workers >= 0, "data.workers must not be negative")
+    need(config.data.eval_max_depth > 0, "data.eval_max_depth must be positive")
     need(config.data.prefetch >= 1, "data.prefetch must be at least 1")
-    low, high = config.augment.area
-    need(0 < low <= high <= 1, "augment.area must be a range within (0, 1]")
-    need(config.augment.aspect_jitter >= 1, "augment.aspect_jitter must be at least 1")
+    unlabeled = config.unlabeled
+    need(unlabeled.ratio >= 1, "unlabeled.ratio must be at least 1")
+    low, high = unlabeled.cutmix_area
+    need(0 < low <= high <= 1, "unlabeled.cutmix_area must be a range within (0, 1]")
+    need(0 < unlabeled.cutmix_aspect <= 1, "unlabeled.cutmix_aspect must be in (0, 1]")
+    need(-1 <= unlabeled.align_margin <= 1, "unlabeled.align_margin is a cosine, in [-1, 1]")
+    need(
+        unlabeled.align != "start"
+        or bool(config.model.init)
+        or config.model.encoder_init not in ("random", "mimetic"),
+        "unlabeled.align = start needs an encoder that has learned something to start from: set "
+        "model.encoder_init (to dinov2, or a file)",
+    )
+    _check_augment("augment", config.augment, need)
+    _check_augment("unlabeled.augment", unlabeled.augment, need)
+
+
+def _check_augment(name: str, augment: AugmentConfig, need: Callable[[bool, str], None]) -> None:
+    # Probabilities, and strengths that would turn a factor negative.
+    for key in ("flip", "jitter", "brightness", "contrast", "saturation", "grayscale", "blur"):
+        need(0 <= getattr(augment, key) <= 1, f"{name}.{key} must be in [0, 1]")
+    need(0 <= augment.noise <= 1, f"{name}.noise must be in [0, 1]")
+    for key in ("gamma", "noise_sigma"):
+        need(getattr(augment, key) >= 0, f"{name}.{key} must not be negative")
+    low, high = augment.area
+    need(0 < low <= high <= 1, f"{name}.area must be a range within (0, 1]")
+    need(augment.aspect_jitter >= 1, f"{name}.aspect_jitter must be at least 1")
+    low, high = augment.blur_sigma
+    need(0 <= low <= high, f"{name}.blur_sigma must be a range of numbers that are not negative")
+    need(0 <= augment.hue <= 0.5, f"{name}.hue must be in [0, 0.5]")

@@ -4,6 +4,9 @@ The training stream is endless: position p is sample `permutation(seed, p // N)[
 by a generator seeded with (seed, p). A step is `batch_size` consecutive positions, of which each
 rank takes its contiguous share. Nothing here has state, so a run resumes exactly from its position
 alone, and the number of workers and ranks changes nothing in what a step sees.
+
+A student has two such streams, of labeled and of unlabeled images, and takes a share of each in
+every step.
 """
 
 from __future__ import annotations
@@ -17,19 +20,53 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from dafast.data.shards import ShardDataset
+from dafast.data.cutmix import cutmix_region
+from dafast.data.shards import ShardDataset, ShardError
 from dafast.data.transforms import TrainTransform, sample_generator
+from dafast.profiling import annotate
+from dafast.training.config import TrainConfig, UnlabeledSection
+from dafast.training.distributed import World
 
 # Streams of random numbers that share the run's seed stay apart through these.
-_ORDER, _SHAPE = 1, 2
+_ORDER, _SHAPE, _UNLABELED = 1, 2, 3
+_VIEWS, _CUTMIX = 1, 2  # of an unlabeled sample
 
 
 class Request(NamedTuple):
-    """One sample of a batch: which, at which position of the stream, in which shape."""
+    """One sample of a batch.
+
+    Attributes:
+        sample: Its number in the data set.
+        position: Its place in the stream.
+        shape: Height and width it is wanted in.
+        unlabeled: From which stream.
+        partner: It is only there for the last unlabeled sample of a rank to be mixed with.
+    """
 
     sample: int
     position: int
     shape: tuple[int, int]
+    unlabeled: bool = False
+    partner: bool = False
+
+
+class UnlabeledBatch(NamedTuple):
+    """The unlabeled images of a rank in a step; the partner of sample i is i + 1, modulo n.
+
+    Attributes:
+        clean: (n, 3, H, W) uint8, what a teacher sees.
+        strong: (n, 3, H, W) uint8, the same crops with their colours disturbed.
+        disparity: (n, H, W) float32, a teacher's labels; 0 where they come from the loop.
+        mask: (n, H, W) bool, where those are valid.
+        region: (b, H, W) bool, CutMix's M: True where a sample stays itself. b is n, or n - 1
+            where another rank has the partner of the last.
+    """
+
+    clean: Tensor
+    strong: Tensor
+    disparity: Tensor
+    mask: Tensor
+    region: Tensor
 
 
 class Batch(NamedTuple):
@@ -41,6 +78,7 @@ class Batch(NamedTuple):
         mask: (B, H, W) bool.
         keys: Names of the samples, for messages.
         skipped: Samples that could not be read: "key: reason".
+        unlabeled: The unlabeled images, where there are any.
     """
 
     image: Tensor
@@ -48,6 +86,7 @@ class Batch(NamedTuple):
     mask: Tensor
     keys: list[str]
     skipped: list[str]
+    unlabeled: UnlabeledBatch | None = None
 
 
 class StreamSampler(Sampler[list[Request]]):
@@ -63,6 +102,9 @@ class StreamSampler(Sampler[list[Request]]):
         start_step: First step to yield.
         start_position: Position of its first sample; `start_step * batch_size` by default.
         stop_step: Step to stop before.
+        unlabeled: The unlabeled stream: an order of its own, and where other ranks have a part of
+            the batch, the partner of the rank's last sample behind its own. So what is mixed with
+            what does not depend on the number of ranks.
     """
 
     def __init__(
@@ -77,6 +119,7 @@ class StreamSampler(Sampler[list[Request]]):
         start_step: int = 0,
         start_position: int | None = None,
         stop_step: int = 2**62,
+        unlabeled: bool = False,
     ) -> None:
         if batch_size % world_size:
             raise ValueError(f"batch_size {batch_size} does not divide by {world_size} processes")
@@ -84,6 +127,7 @@ class StreamSampler(Sampler[list[Request]]):
         self.rank, self.world_size = rank, world_size
         self.start_step, self.stop_step = start_step, stop_step
         self.start_position = start_step * batch_size if start_position is None else start_position
+        self.unlabeled = unlabeled
 
     def shape(self, step: int) -> tuple[int, int]:
         """The shape of a step's images."""
@@ -96,61 +140,213 @@ class StreamSampler(Sampler[list[Request]]):
         for step in range(self.start_step, self.stop_step):
             shape = self.shape(step)
             first = self.start_position + (step - self.start_step) * self.batch_size
-            first += self.rank * share
+            places = list(range(self.rank * share, (self.rank + 1) * share))
+            if self.unlabeled and self.world_size > 1:
+                places.append((self.rank + 1) * share % self.batch_size)
             batch = []
-            for position in range(first, first + share):
+            for i, place in enumerate(places):
+                position = first + place
                 if position // self.length != epoch:
                     epoch = position // self.length
-                    order = epoch_order(self.length, self.seed, epoch)
-                batch.append(Request(int(order[position % self.length]), position, shape))
+                    order = epoch_order(self.length, self.seed, epoch, int(self.unlabeled))
+                sample = int(order[position % self.length])
+                batch.append(Request(sample, position, shape, self.unlabeled, i >= share))
             yield batch
 
     def __len__(self) -> int:
         return self.stop_step - self.start_step
 
 
-def epoch_order(length: int, seed: int, epoch: int) -> np.ndarray:
-    """The order of the samples in an epoch: a permutation, a pure function of seed and epoch."""
-    return np.random.default_rng([seed, _ORDER, epoch]).permutation(length)
+def epoch_order(length: int, seed: int, epoch: int, stream: int = 0) -> np.ndarray:
+    """The order of the samples in an epoch: a permutation, a pure function of the numbers."""
+    return np.random.default_rng([seed, _ORDER, epoch, stream]).permutation(length)
+
+
+class LabeledItem(NamedTuple):
+    """A labeled sample, ready to be stacked."""
+
+    key: str
+    skipped: tuple[str, ...]
+    image: np.ndarray
+    disparity: np.ndarray
+    mask: np.ndarray
+
+
+class UnlabeledItem(NamedTuple):
+    """An unlabeled sample, ready to be stacked; a mere partner has no region."""
+
+    key: str
+    skipped: tuple[str, ...]
+    clean: np.ndarray
+    strong: np.ndarray
+    disparity: np.ndarray
+    mask: np.ndarray
+    region: np.ndarray | None
 
 
 class TrainingData(Dataset[Any]):
-    """Answers `Request`s: reads the sample and transforms it as its position says."""
+    """Answers `Request`s: reads the sample and transforms it as its position says.
 
-    def __init__(self, shards: ShardDataset, transform: TrainTransform, seed: int) -> None:
+    Args:
+        shards: The labeled images.
+        transform: What is done to them.
+        seed: The run's seed.
+        unlabeled: The unlabeled images, where there are any.
+        section: What is done to those.
+    """
+
+    def __init__(
+        self,
+        shards: ShardDataset,
+        transform: TrainTransform,
+        seed: int,
+        unlabeled: ShardDataset | None = None,
+        section: UnlabeledSection | None = None,
+    ) -> None:
         self.shards, self.transform, self.seed = shards, transform, seed
+        self.unlabeled, self.section = unlabeled, section or UnlabeledSection()
+        self.strong_transform = TrainTransform(self.section.augment)
 
-    def __getitem__(self, request: Request) -> tuple:
+    @classmethod
+    def open(cls, config: TrainConfig) -> TrainingData:
+        """Opens the shards that a configuration names.
+
+        Raises:
+            ShardError: If they cannot be used; the message names the setting.
+        """
+        share, section = config.data.max_bad_fraction, config.unlabeled
+        labeled = ShardDataset(config.data.path, max_bad_fraction=share, key="data.path")
+        unlabeled = None
+        if section.path:
+            try:
+                unlabeled = ShardDataset(
+                    section.path,
+                    labels="none" if section.teacher else "minmax",
+                    max_bad_fraction=share,
+                    key="unlabeled.path",
+                )
+            except ShardError as error:
+                hint = "" if section.teacher else " (unlabeled.teacher labels in the loop instead)"
+                raise ShardError(f"unlabeled.path: {error}{hint}") from error
+        return cls(labeled, TrainTransform(config.augment), config.seed, unlabeled, section)
+
+    @property
+    def size(self) -> int:
+        """Number of samples, labeled and unlabeled."""
+        return len(self.shards) + (len(self.unlabeled) if self.unlabeled is not None else 0)
+
+    @annotate("sample")
+    def __getitem__(self, request: Request) -> LabeledItem | UnlabeledItem:
+        if request.unlabeled:
+            return self._unlabeled_item(request)
         sample = self.shards[request.sample]
         rng = sample_generator(self.seed, request.position)
         arrays = self.transform(sample.image, sample.disparity, sample.mask, request.shape, rng)
-        return (*arrays, sample.key, sample.skipped)
+        return LabeledItem(sample.key, sample.skipped, *arrays)
+
+    def _unlabeled_item(self, request: Request) -> UnlabeledItem:
+        assert self.unlabeled is not None
+        sample, section = self.unlabeled[request.sample], self.section
+
+        def generator(purpose: int) -> np.random.Generator:
+            return sample_generator(self.seed, _UNLABELED, request.position, purpose)
+
+        views = self.strong_transform.two_views(
+            sample.image, sample.disparity, sample.mask, request.shape, generator(_VIEWS)
+        )
+        region = cutmix_region(
+            request.shape,
+            generator(_CUTMIX),
+            probability=section.cutmix,
+            area=section.cutmix_area,
+            aspect=section.cutmix_aspect,
+        )
+        mixed = None if request.partner else region
+        return UnlabeledItem(sample.key, sample.skipped, *views, mixed)
 
 
-def collate(samples: list[tuple]) -> Batch:
+@annotate("collate")
+def collate(samples: list[LabeledItem | UnlabeledItem]) -> Batch:
     """Stacks the samples of a batch."""
-    images, disparities, masks, keys, skipped = zip(*samples, strict=True)
-    return Batch(
+    labeled = [s for s in samples if isinstance(s, LabeledItem)]
+    unlabeled = [s for s in samples if isinstance(s, UnlabeledItem)]
+
+    def images(arrays: list[np.ndarray]) -> Tensor:
         # Channels stay last in memory: (B, H, W, 3) seen as (B, 3, H, W).
-        torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2),
-        torch.from_numpy(np.stack(disparities)),
-        torch.from_numpy(np.stack(masks)),
-        list(keys),
-        [reason for reasons in skipped for reason in reasons],
+        return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
+
+    def maps(arrays: list[np.ndarray]) -> Tensor:
+        return torch.from_numpy(np.stack(arrays))
+
+    return Batch(
+        images([s.image for s in labeled]),
+        maps([s.disparity for s in labeled]),
+        maps([s.mask for s in labeled]),
+        [s.key for s in samples],
+        [reason for s in samples for reason in s.skipped],
+        UnlabeledBatch(
+            images([s.clean for s in unlabeled]),
+            images([s.strong for s in unlabeled]),
+            maps([s.disparity for s in unlabeled]),
+            maps([s.mask for s in unlabeled]),
+            maps([s.region for s in unlabeled if s.region is not None]),
+        )
+        if unlabeled
+        else None,
     )
 
 
+class JointSampler(Sampler[list[Request]]):
+    """Each step's batch of every stream, one behind the other."""
+
+    def __init__(self, *streams: StreamSampler) -> None:
+        self.streams = streams
+
+    def __iter__(self) -> Iterator[list[Request]]:
+        for parts in zip(*self.streams, strict=True):
+            yield [request for part in parts for request in part]
+
+    def __len__(self) -> int:
+        return len(self.streams[0])
+
+
 def make_loader(
-    data: TrainingData, sampler: StreamSampler, workers: int, prefetch: int, pin_memory: bool
+    config: TrainConfig,
+    data: TrainingData,
+    world: World,
+    *,
+    step: int,
+    stop_step: int,
+    position: int,
+    unlabeled_position: int,
 ) -> DataLoader[Batch]:
-    """The loader of a rank's batches."""
+    """The loader of a rank's batches from a step, and positions of the streams, on."""
+
+    def stream(samples: ShardDataset, ratio: int, start: int, unlabeled: bool) -> StreamSampler:
+        return StreamSampler(
+            len(samples),
+            ratio * config.batch_size,
+            config.data.shapes,
+            config.seed,
+            rank=world.rank,
+            world_size=world.size,
+            start_step=step,
+            start_position=start,
+            stop_step=stop_step,
+            unlabeled=unlabeled,
+        )
+
+    streams = [stream(data.shards, 1, position, False)]
+    if data.unlabeled is not None:
+        streams.append(stream(data.unlabeled, config.unlabeled.ratio, unlabeled_position, True))
+    workers = config.data.workers
     return DataLoader(
         data,
-        batch_sampler=sampler,
+        batch_sampler=JointSampler(*streams),
         num_workers=workers,
         collate_fn=collate,
-        prefetch_factor=prefetch if workers else None,
-        pin_memory=pin_memory,
+        prefetch_factor=config.data.prefetch if workers else None,
+        pin_memory=world.device.type == "cuda",
         # Its own generator: otherwise the loader takes a number from the global one at every start,
         # and a resumed run would differ from an uninterrupted one.
         generator=torch.Generator(),

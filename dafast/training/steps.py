@@ -1,4 +1,4 @@
-"""The pieces of a training step: model, optimizer, precision, moving average."""
+"""The pieces of a training step: model, optimizer, precision, losses, moving average."""
 
 from __future__ import annotations
 
@@ -15,8 +15,15 @@ from dafast.losses import AffineInvariantLoss
 from dafast.models.checkpoint import CheckpointError, load_encoder
 from dafast.models.conversion import STRUCTURE
 from dafast.models.depth_anything import DepthAnything
-from dafast.training.config import ConfigError, ModelSection, OptimSection, TrainConfig
-from dafast.training.data import Batch
+from dafast.ops import use_backend
+from dafast.profiling import annotate
+from dafast.training.config import (
+    ConfigError,
+    ModelSection,
+    OptimSection,
+    TrainConfig,
+)
+from dafast.training.data import Batch, TrainingData
 from dafast.training.initialization import mimetic_init_
 from dafast.training.schedules import lr_factor
 
@@ -46,11 +53,16 @@ def build_model(section: ModelSection, device: torch.device, channels_last: bool
         if section.encoder_init == "mimetic":
             mimetic_init_(model.pretrained)
         elif section.encoder_init != "random":
-            try:
-                load_encoder(model, section.encoder_init)
-            except CheckpointError as error:
-                raise ConfigError(f"model.encoder_init: {error}") from error
+            start_encoder(model, section.encoder_init, "model.encoder_init")
     return prepare_model(model, device, channels_last)
+
+
+def start_encoder(model: DepthAnything, source: str, key: str) -> None:
+    """`load_encoder`, with the setting that it came from in the message."""
+    try:
+        load_encoder(model, source)
+    except CheckpointError as error:
+        raise ConfigError(f"{key}: {error}") from error
 
 
 def prepare_model(model: DepthAnything, device: torch.device, channels_last: bool) -> DepthAnything:
@@ -142,21 +154,6 @@ def set_learning_rate(optimizer: Optimizers, section: OptimSection, step: int, t
     return factor
 
 
-def pick_precision(precision: str, device: torch.device) -> torch.dtype:
-    """The dtype of autocast: `auto` is bfloat16 where the hardware computes in it."""
-    if precision == "auto":
-        if device.type == "cuda":
-            fast = torch.cuda.is_bf16_supported(including_emulation=False)
-        else:
-            # Without the instructions bfloat16 on a CPU is emulated, and far slower than float32.
-            known = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
-            supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-            tiles = getattr(torch.cpu, "_is_amx_tile_supported", None)
-            fast = known and bool((supported and supported()) or (tiles and tiles()))
-        return torch.bfloat16 if fast else torch.float32
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
-
-
 def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager:
     """The autocast context of a dtype; none for float32."""
     if dtype == torch.float32:
@@ -164,44 +161,65 @@ def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractCon
     return torch.autocast(device.type, dtype=dtype)
 
 
-class LabeledStep(nn.Module):
-    """Loss of a batch of labeled images: normalise, predict, compare.
+class Normalise(nn.Module):
+    """uint8 RGB to what a network expects.
 
     Args:
-        model: The network (or what wraps it: DDP, torch.compile).
         mean: Per channel, of RGB in 0..1.
         std: Likewise.
-        dtype: Of autocast.
     """
 
     scale: Tensor
     shift: Tensor
 
-    def __init__(
-        self, model: nn.Module, mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dtype
-    ) -> None:
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
-        self.model, self.dtype = model, dtype
-        self.criterion = AffineInvariantLoss()
         # (x / 255 - mean) / std as one multiplication and one addition.
         scale = torch.tensor([1.0 / (255.0 * s) for s in std]).view(3, 1, 1)
         shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)]).view(3, 1, 1)
         self.register_buffer("scale", scale, persistent=False)
         self.register_buffer("shift", shift, persistent=False)
 
-    def normalise(self, image: Tensor) -> Tensor:
-        """uint8 RGB to what the network expects."""
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, 3, H, W) uint8 to float32."""
         return torch.addcmul(self.shift, image.float(), self.scale)
 
+
+class LabeledStep(nn.Module):
+    """Loss of a batch of labeled images: normalise, predict, compare.
+
+    Args:
+        network: What predicts (the model, or what wraps it: DDP, torch.compile).
+        model: The model itself.
+        config: The run.
+        dtype: Of autocast.
+    """
+
+    def __init__(
+        self, network: nn.Module, model: DepthAnything, config: TrainConfig, dtype: torch.dtype
+    ) -> None:
+        super().__init__()
+        self.network, self.dtype, self.device = network, dtype, model.device
+        self.normalise = Normalise(model.config.mean, model.config.std)
+        self.depth_loss = AffineInvariantLoss()
+        self.reference = config.losses == "reference"
+
+    def to_device(self, *tensors: Tensor) -> list[Tensor]:
+        """The tensors where the model is."""
+        return [tensor.to(self.device, non_blocking=True) for tensor in tensors]
+
+    def losses(self) -> contextlib.AbstractContextManager:
+        """Within it the losses are computed as the configuration asks."""
+        return use_backend("reference") if self.reference else contextlib.nullcontext()
+
+    @annotate("labeled_step")
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Returns the parts of the loss by name; `loss` is their total."""
-        device = self.scale.device
-        image = self.normalise(batch.image.to(device, non_blocking=True))
-        with autocast(device, self.dtype):
-            prediction = self.model(image)
-        disparity = batch.disparity.to(device, non_blocking=True)
-        mask = batch.mask.to(device, non_blocking=True)
-        labeled = self.criterion(prediction.float(), disparity, mask)
+        image, disparity, mask = self.to_device(batch.image, batch.disparity, batch.mask)
+        with autocast(self.device, self.dtype):
+            prediction = self.network(self.normalise(image))
+        with self.losses():
+            labeled = self.depth_loss(prediction.float(), disparity, mask)
         return {"loss": labeled, "labeled": labeled}
 
 
@@ -226,6 +244,9 @@ class Ema:
         torch._foreach_lerp_(self._average, self._source, 1.0 - decay)
 
 
-def total_steps(config: TrainConfig, samples: int) -> int:
+def total_steps(config: TrainConfig, data: TrainingData) -> int:
     """Length of the run in steps."""
-    return config.steps or max(1, round(config.epochs * samples / config.batch_size))
+    samples, batch = len(data.shards), config.batch_size
+    if data.unlabeled is not None:
+        samples, batch = len(data.unlabeled), batch * config.unlabeled.ratio
+    return config.steps or max(1, round(config.epochs * samples / batch))

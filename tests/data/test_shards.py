@@ -100,8 +100,10 @@ def test_more_shards_than_may_be_open(
 
 
 def test_missing_folder_and_empty_folder(tmp_path: Path) -> None:
-    with pytest.raises(ShardError, match=r"no such folder.*nowhere.*dafast synth"):
+    with pytest.raises(ShardError, match=r"no such folder.*nowhere.*dafast synth.*another folder"):
         ShardDataset(tmp_path / "nowhere")
+    with pytest.raises(ShardError, match=r"or set data\.eval_path to where"):
+        ShardDataset(tmp_path / "nowhere", key="data.eval_path")
     with pytest.raises(ShardError, match="no shards"):
         ShardDataset(tmp_path)
     with pytest.raises(ShardError, match="pattern"):
@@ -174,3 +176,36 @@ def test_shard_that_changes_later_is_noticed(tmp_path: Path, seed: int) -> None:
     os.truncate(path, 1024)
     with pytest.raises(SampleError, match=r"a\.tar/2"):
         data.read(2)
+
+
+def test_unlabeled_samples_need_the_image_alone(tmp_path: Path, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    samples = {f"{i}": members(rng) for i in range(4)}
+    samples["1"] = {"png": samples["1"]["png"]}
+    write(tmp_path / "a.tar", samples)
+    with pytest.raises(ShardError, match=r"a\.tar has no member 1\.disparity"):
+        ShardDataset(tmp_path)
+    data = ShardDataset(tmp_path, labels="none")
+    assert len(data) == 4
+    for i, files in enumerate(samples.values()):
+        assert np.array_equal(data[i].image, image_of(files["png"]))
+        assert data.image_file(i) == files["png"]
+        assert not data[i].mask.any()
+        assert data.meta(i) == (json.loads(files["json"]) if "json" in files else {})
+    write(tmp_path / "a.tar", {key: {"png": files["png"]} for key, files in samples.items()})
+    with pytest.raises(ShardError, match="It is unlabeled: `dafast label`"):
+        ShardDataset(tmp_path)
+
+
+def test_labels_of_another_resolution_say_so(tmp_path: Path, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    code = rng.integers(0, 65536, (7, 9), np.uint16)
+    meta = {"disparity_scale": 0.5, "disparity_offset": -3.0, "disparity_size": [7, 9]}
+    good = {"png": png(rng.integers(0, 256, (21, 27, 3), np.uint8)), "disparity.png": png(code)}
+    bad = {**good, "json": json.dumps({**meta, "disparity_size": [8, 9]}).encode()}
+    good["json"] = json.dumps(meta).encode()
+    write(tmp_path / "a.tar", {"good": good, "bad": bad})
+    data = ShardDataset(tmp_path, labels="physical")
+    assert np.array_equal(data.read(0).disparity, code.astype(np.float32) * 0.5 - 3.0)
+    with pytest.raises(SampleError, match=r"a\.tar/bad"):
+        data.read(1)

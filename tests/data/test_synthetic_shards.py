@@ -5,7 +5,11 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
+import subprocess
+import sys
 import tarfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +19,7 @@ from PIL import Image
 pytest.importorskip("embreex", reason="embreex is not installed (extra dafast[synth])")
 pytest.importorskip("skimage", reason="scikit-image is not installed (extra dafast[synth])")
 
+from dafast.data.shards import ShardDataset
 from dafast.data.synthetic import render_scene, shards, write_shards
 
 SMALL = (64, 48)
@@ -30,7 +35,9 @@ def test_round_trip(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "synthetic-000000.tar",
         "synthetic-000001.tar",
+        "synthetic.json",
     ]
+    assert len(ShardDataset(tmp_path)) == len(ShardDataset(f"{tmp_path}/*")) == 3
     members = read(tmp_path / "synthetic-000000.tar") | read(tmp_path / "synthetic-000001.tar")
     assert len(members) == 9
     for k in range(3):
@@ -70,11 +77,98 @@ def test_same_bytes_for_any_number_of_workers_and_resume(tmp_path: Path) -> None
 
 def test_other_seeds_in_the_folder_are_refused(tmp_path: Path) -> None:
     write_shards(tmp_path, 1, seed=3, workers=1, size=SMALL, progress=False)
+    with pytest.raises(ValueError, match=r"synthetic\.json.*seed 3, not 4"):
+        write_shards(tmp_path, 1, seed=4, workers=1, size=SMALL, progress=False)
+    (tmp_path / "synthetic.json").unlink()  # as folders of older versions are
     with pytest.raises(ValueError, match="begins with seed 3, not 4"):
         write_shards(tmp_path, 1, seed=4, workers=1, size=SMALL, progress=False)
     (tmp_path / "synthetic-000000.tar").write_bytes(b"no tar")
     with pytest.raises(ValueError, match="is not a shard"):
         write_shards(tmp_path, 1, seed=4, workers=1, size=SMALL, progress=False)
+
+
+def test_what_defines_the_set_is_kept_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    photos.mkdir()
+    Image.new("RGB", (300, 300), "teal").save(photos / "a.png")
+    write_shards(out, 2, workers=1, shard_size=1, size=SMALL, textures=photos)
+    assert "already there" not in capsys.readouterr().err
+    before = {p.name: p.read_bytes() for p in out.iterdir()}
+
+    write_shards(out, 2, workers=1, shard_size=1, size=SMALL, textures=photos)
+    assert capsys.readouterr().err == "synth: 2 of 2 scenes already there\n"
+    with pytest.raises(ValueError, match="made with textures"):
+        write_shards(out, 2, workers=1, shard_size=1, size=SMALL)
+    with pytest.raises(ValueError, match="made with size"):
+        write_shards(out, 2, workers=1, shard_size=1, size=(48, 64), textures=photos)
+    with monkeypatch.context() as patch:
+        patch.setattr(shards, "__version__", "0.0")
+        with pytest.raises(ValueError, match="made with version"):
+            write_shards(out, 2, workers=1, shard_size=1, size=SMALL, textures=photos)
+    Image.new("RGB", (300, 300), "red").save(photos / "b.png")
+    with pytest.raises(ValueError, match="made with textures"):
+        write_shards(out, 2, workers=1, shard_size=1, size=SMALL, textures=photos)
+    assert before == {p.name: p.read_bytes() for p in out.iterdir()}
+
+    (out / "synthetic.json").unlink()
+    write_shards(out, 3, workers=1, shard_size=1, size=SMALL)
+    assert not (out / "synthetic.json").exists(), "nobody knows what the older scenes are"
+    (out / "synthetic.json").write_text("half")
+    with pytest.raises(ValueError, match="cannot be read"):
+        write_shards(out, 2, workers=1, shard_size=1, size=SMALL)
+    for shard in out.glob("*.tar"):
+        shard.unlink()
+    write_shards(out, 1, seed=9, workers=1, size=SMALL)  # what an empty folder says is forgotten
+
+
+@pytest.mark.parametrize("described", [True, False])
+def test_shards_of_another_size_are_refused(described: bool, tmp_path: Path) -> None:
+    write_shards(tmp_path, 6, workers=1, shard_size=3, size=SMALL, progress=False)
+    if not described:
+        (tmp_path / "synthetic.json").unlink()
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    for scenes, size, message in (
+        (6, 2, "000.tar holds 3 scenes, more than 2: .*shard size"),
+        (2, 6, "001.tar begins with seed 3, not 6: .*shard size"),
+        (6, 6, "001.tar begins with seed 3, not 6"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            write_shards(tmp_path, scenes, workers=1, shard_size=size, size=SMALL, progress=False)
+    write_shards(tmp_path, 4, workers=1, shard_size=3, size=SMALL, progress=False)  # has them
+    assert before == {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+
+
+def test_scenes_do_not_depend_on_the_shards(tmp_path: Path) -> None:
+    for size in (1, 3):
+        out = tmp_path / str(size)
+        write_shards(out, 3, workers=1, shard_size=size, size=SMALL, progress=False)
+    one: dict[str, bytes] = {}
+    for shard in (tmp_path / "1").glob("*.tar"):
+        one |= read(shard)
+    assert one == read(tmp_path / "3" / "synthetic-000000.tar")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="has no SIGTERM to catch")
+def test_sigterm_stops_the_workers(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "dafast", "synth", "--scenes", "4000", "--workers", "2"]
+    command += ["--shard-size", "2000", "--out", str(tmp_path)]
+    process = subprocess.Popen(command, cwd=Path(__file__).parents[2])
+    try:
+        deadline = time.monotonic() + 240
+        while len(begun := list(tmp_path.glob(".*.tmp"))) < 2:
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        process.terminate()
+        assert process.wait(60) == 128 + signal.SIGTERM
+    finally:
+        process.kill()
+    for path in begun:
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(path.name.split(".")[-2]), 0)
+    assert [p.name for p in tmp_path.iterdir()] == ["synthetic.json"]
 
 
 def test_failing_scene_is_named_and_leaves_no_temporary(
@@ -88,7 +182,7 @@ def test_failing_scene_is_named_and_leaves_no_temporary(
     monkeypatch.setattr(shards, "render_scene", fail)
     with pytest.raises(RuntimeError, match=r"seed 12 failed.*boom"):
         write_shards(tmp_path, 4, seed=10, workers=1, shard_size=2, size=SMALL, progress=False)
-    assert [p.name for p in tmp_path.iterdir()] == ["synthetic-000000.tar"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["synthetic-000000.tar", "synthetic.json"]
 
 
 def test_interrupt_leaves_finished_shards_only(
@@ -102,21 +196,22 @@ def test_interrupt_leaves_finished_shards_only(
     monkeypatch.setattr(shards, "render_scene", stop)
     with pytest.raises(KeyboardInterrupt):
         write_shards(tmp_path, 4, workers=1, shard_size=2, size=SMALL, progress=False)
-    assert [p.name for p in tmp_path.iterdir()] == ["synthetic-000000.tar"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["synthetic-000000.tar", "synthetic.json"]
 
 
 def test_worker_error_reaches_the_caller(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match=r"seed [02] failed.*does not exist"):
-        write_shards(
-            tmp_path,
-            4,
-            workers=2,
-            shard_size=2,
-            size=SMALL,
-            textures=tmp_path / "x",
-            progress=False,
-        )
-    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(RuntimeError, match=r"seed [02] failed"):
+        write_shards(tmp_path, 4, workers=2, shard_size=2, size=(0, 0), progress=False)
+    assert [p.name for p in tmp_path.iterdir()] == ["synthetic.json"]
+
+
+def test_textures_that_are_not_there_are_told_first(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"texture folder .*nowhere does not exist"):
+        write_shards(tmp_path / "out", 4, textures=tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"texture folder .*empty holds no pictures"):
+        write_shards(tmp_path / "out", 4, textures=tmp_path / "empty")
+    assert not (tmp_path / "out").exists()
 
 
 def test_worker_that_dies_is_an_error_not_a_hang(tmp_path: Path) -> None:

@@ -1,14 +1,11 @@
 from __future__ import annotations
 
 import secrets
-import sys
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-import tiny
+from tests.training import tiny
 
 
 @pytest.fixture

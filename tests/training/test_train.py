@@ -7,82 +7,38 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
-from typing import Any
 
 import pytest
-import tiny
 import torch
 
 import train
+from dafast import runtime
+from dafast.data.shards import ShardError
 from dafast.data.transforms import AugmentConfig
-from dafast.losses import AffineInvariantLoss
 from dafast.models.depth_anything import DepthAnything
-from dafast.training.config import ConfigError, DataSection, ModelSection, OptimSection, TrainConfig
+from dafast.training.config import (
+    ConfigError,
+    ModelSection,
+    OptimSection,
+    TrainConfig,
+    UnlabeledSection,
+)
 from dafast.training.distributed import World
+from dafast.training.resume import changed_settings
 from dafast.training.state import CheckpointError, checkpoint_folder, list_checkpoints
+from tests.training import tiny
+from tests.training.runs import (
+    assert_same_weights,
+    metrics,
+    poison,
+    run_until,
+    start,
+    tiny_config,
+    torchrun,
+)
 
 ONE = World(0, 1, torch.device("cpu"))
-
-
-def tiny_config(shards: Path, out: Path, **changes: Any) -> TrainConfig:
-    config = TrainConfig(
-        model=ModelSection(preset="tiny"),
-        data=DataSection(path=str(shards), shapes=((42, 42), (42, 56)), workers=0),
-        augment=AugmentConfig(crop="resized", jitter=0.8, blur=0.3, noise=0.5, grayscale=0.2),
-        optim=OptimSection(encoder_lr=1e-3, decoder_lr=1e-3, warmup_steps=3),
-        out=str(out),
-        steps=12,
-        batch_size=4,
-        ema=0.9,
-        checkpoint_every=4,
-        eval_every=0,
-        threads=1,
-    )
-    return dataclasses.replace(config, **changes)
-
-
-def command(config: TrainConfig, *extra: str) -> list[str]:
-    """The command line of the same run."""
-    from dafast.training.config import TrainConfig as Plain
-
-    assert isinstance(config, Plain)
-    lines = []
-    values = dataclasses.asdict(config)
-    sections = {key: value for key, value in values.items() if isinstance(value, dict)}
-    for key, value in values.items():
-        if key not in sections:
-            lines.append(f"{key} = {toml(value)}")
-    for name, section in sections.items():
-        lines += [f"[{name}]", *(f"{key} = {toml(value)}" for key, value in section.items())]
-    path = Path(config.out).with_suffix(".toml")
-    path.write_text("\n".join(lines) + "\n")
-    return [str(Path(tiny.__file__)), "--config", str(path), *extra]
-
-
-def toml(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(map(toml, value)) + "]"
-    return f'"{value}"' if isinstance(value, str) else repr(value)
-
-
-def start(config: TrainConfig, at_step: int) -> subprocess.Popen:
-    """Starts the run as a process and returns when it has done `at_step` steps."""
-    process = subprocess.Popen(
-        [sys.executable, *command(config)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-    deadline = time.monotonic() + 60
-    while max(tiny.losses(Path(config.out)), default=0) < at_step:
-        if process.poll() is not None or time.monotonic() > deadline:
-            process.kill()
-            pytest.fail(f"the run ended early:\n{process.communicate()[0].decode()}")
-        time.sleep(0.005)
-    return process
 
 
 def test_resume_after_kill_is_exact(shards: Path, tmp_path: Path, seed: int) -> None:
@@ -115,27 +71,6 @@ def test_resume_after_kill_is_exact(shards: Path, tmp_path: Path, seed: int) -> 
     assert_same_weights(Path(config.out), Path(broken.out))
 
 
-def run_until(config: TrainConfig, step: int) -> None:
-    """Runs in this process and stops as a signal would, after `step` steps."""
-    original = train.RunLog.step
-
-    def step_and_stop(self: Any, done: int, *args: Any) -> None:
-        original(self, done, *args)
-        if done == step - 1:  # the flag is looked at within the next step
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train.RunLog, "step", step_and_stop)
-        train.train(config, ONE)
-
-
-def assert_same_weights(a: Path, b: Path) -> None:
-    first = DepthAnything.from_pretrained(a / "export", device="cpu", dtype="float32")
-    second = DepthAnything.from_pretrained(b / "export", device="cpu", dtype="float32")
-    for (name, p), q in zip(first.named_parameters(), second.parameters(), strict=True):
-        assert torch.equal(p, q), name
-
-
 def test_two_processes_equal_one(shards: Path, tmp_path: Path, seed: int) -> None:
     # From weights that have learned something: an untrained model's prediction is so flat that the
     # division by its deviation blows rounding up within a few steps.
@@ -152,17 +87,7 @@ def test_two_processes_equal_one(shards: Path, tmp_path: Path, seed: int) -> Non
     )
     train.train(config, ONE)
     two = dataclasses.replace(config, out=str(tmp_path / "two"))
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-            *("--nproc-per-node", "2", *command(two)),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    torchrun(two, 2)
     one, both = metrics(tmp_path / "one"), metrics(tmp_path / "two")
     assert len(one) == len(both) == 6
     assert both[0]["loss"] == pytest.approx(one[0]["loss"], rel=1e-5)
@@ -172,10 +97,6 @@ def test_two_processes_equal_one(shards: Path, tmp_path: Path, seed: int) -> Non
     # neighbour the gradient jumps. So the typical step must agree, not every one.
     apart = [abs(a["grad_norm"] / b["grad_norm"] - 1) for a, b in zip(one, both, strict=True)]
     assert sorted(apart)[2] < 1e-4, apart
-
-
-def metrics(run: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_workers_change_nothing(shards: Path, tmp_path: Path, seed: int) -> None:
@@ -210,18 +131,6 @@ def test_keeps_the_last_checkpoints(shards: Path, tmp_path: Path) -> None:
         *("step-00000008.pt", "step-00000008.pt.sha256"),
         *("step-00000012.pt", "step-00000012.pt.sha256"),
     ]
-
-
-def poison(monkeypatch: pytest.MonkeyPatch, bad_calls: range | list[int]) -> None:
-    """Makes the loss of some steps NaN."""
-    calls = iter(range(10**6))
-    original = AffineInvariantLoss.forward
-
-    def forward(self: Any, prediction: torch.Tensor, *args: Any) -> torch.Tensor:
-        loss = original(self, prediction, *args)
-        return loss * float("nan") if next(calls) in bad_calls else loss
-
-    monkeypatch.setattr(AffineInvariantLoss, "forward", forward)
 
 
 def test_bad_step_is_skipped_and_named(
@@ -274,6 +183,24 @@ def test_evaluation_and_start_from_weights(shards: Path, tmp_path: Path, seed: i
         train.train(dataclasses.replace(config, out=str(tmp_path / "c"), model=wrong), ONE)
 
 
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_auto_precision_is_that_of_inference(
+    bfloat16: bool,
+    shards: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"bf16": bfloat16})
+    runtime.cpu_has_bfloat16.cache_clear()
+    try:
+        train.train(tiny_config(shards, tmp_path / "run", steps=1), ONE)
+    finally:
+        runtime.cpu_has_bfloat16.cache_clear()
+    dtype = "bfloat16" if bfloat16 else "float32"
+    assert f"on 1 x cpu, {dtype}" in "".join(capsys.readouterr())
+
+
 def test_what_a_user_can_mend_is_an_error_with_its_name(shards: Path, tmp_path: Path) -> None:
     config = tiny_config(shards, tmp_path / "run", steps=1)
     absent = ModelSection(preset="tiny", init=str(tmp_path / "absent.pth"))
@@ -281,6 +208,10 @@ def test_what_a_user_can_mend_is_an_error_with_its_name(shards: Path, tmp_path: 
         train.train(dataclasses.replace(config, model=absent), ONE)
     with pytest.raises(ConfigError, match="batch_size 4 does not divide by 3"):
         train.train(config, World(0, 3, torch.device("cpu")))
+    for key in ("path", "eval_path"):
+        data = dataclasses.replace(config.data, **{key: str(tmp_path / "nope")})
+        with pytest.raises(ShardError, match=rf"set data\.{key} to"):
+            train.train(dataclasses.replace(config, data=data), ONE)
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="out: cannot make"):
         train.train(dataclasses.replace(config, out=str(tmp_path / "file" / "run")), ONE)
@@ -298,6 +229,18 @@ def test_weights_that_differ_in_their_heads_alone_are_refused(
     model = ModelSection(preset="two", init=str(tmp_path / "init"))
     with pytest.raises(ConfigError, match="has num_heads = 1"):
         train.train(tiny_config(shards, tmp_path / "run", model=model), ONE)
+
+
+def test_settings_that_a_checkpoint_does_not_know_have_their_defaults() -> None:
+    values = json.loads(json.dumps(dataclasses.asdict(TrainConfig(steps=5))))
+    del values["unlabeled"]
+    del values["losses"]
+    section = UnlabeledSection(ratio=3)
+    assert changed_settings(json.dumps(values), TrainConfig(steps=5)) == []
+    assert changed_settings(json.dumps(values), TrainConfig(steps=6, unlabeled=section)) == [
+        "unlabeled.ratio: 2 -> 3",
+        "steps: 5 -> 6",
+    ]
 
 
 def test_learns(shards: Path, tmp_path: Path, seed: int) -> None:

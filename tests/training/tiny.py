@@ -7,18 +7,24 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import itertools
 import json
+import os
 import sys
 import tarfile
+from collections.abc import Callable, Container
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 from dafast.config import PRESETS  # noqa: E402
+from dafast.losses import AffineInvariantLoss  # noqa: E402
+from dafast.models.depth_anything import DepthAnything  # noqa: E402
 
 TINY = dataclasses.replace(
     PRESETS["nano"],
@@ -65,17 +71,48 @@ def sample_members(rng: np.random.Generator, height: int, width: int) -> dict[st
     }
 
 
-def write_shards(folder: Path, shards: int, per_shard: int, seed: int) -> Path:
-    """Writes shards of random samples in two sizes."""
+def write_shards(
+    folder: Path,
+    shards: int,
+    per_shard: int,
+    seed: int,
+    *,
+    labeled: bool = True,
+    empty: range = range(0),
+    broken: range = range(0),
+) -> Path:
+    """Writes shards of random samples in two sizes.
+
+    Those in `empty` have no valid pixel, those in `broken` no image that can be read.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     for shard in range(shards):
         with tarfile.open(folder / f"{shard:05d}.tar", "w") as tar:
             for i in range(per_shard):
                 size = (60, 80) if i % 2 else (90, 60)
-                for suffix, data in sample_members(rng, *size).items():
+                members = sample_members(rng, *size)
+                if not labeled:
+                    members = {"jpg": members["jpg"]}
+                if i in empty:
+                    members["mask.png"] = encode(np.zeros(size, np.uint8), "PNG")
+                if i in broken:
+                    members["jpg"] = members["jpg"][:50]
+                for suffix, data in members.items():
                     add_member(tar, f"{shard * per_shard + i:06d}.{suffix}", data)
     return folder
+
+
+def trained_model() -> DepthAnything:
+    """A random tiny model whose maps are neither flat nor zero, as a trained one's."""
+    model = DepthAnything(TINY)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("output_conv2.2.bias"):
+                parameter.fill_(3.0)
+            elif parameter.ndim > 1:
+                parameter.mul_(2.0)
+    return model
 
 
 def losses(run: Path) -> dict[int, float | None]:
@@ -93,7 +130,24 @@ def losses(run: Path) -> dict[int, float | None]:
     return result
 
 
+def poisoned_loss(bad_calls: Container[int]) -> Callable[..., torch.Tensor]:
+    """A forward of the affine-invariant loss that gives NaN at some of its calls."""
+    calls = itertools.count()
+    original = AffineInvariantLoss.forward
+
+    def forward(self: AffineInvariantLoss, *args: torch.Tensor) -> torch.Tensor:
+        loss = original(self, *args)
+        return loss * float("nan") if next(calls) in bad_calls else loss
+
+    return forward
+
+
 if __name__ == "__main__":
     import train
 
+    # "RANK CALL": the loss of one call in one process alone is NaN.
+    if poison := os.environ.get("TINY_POISON"):
+        rank, call = poison.split()
+        if os.environ["RANK"] == rank:
+            AffineInvariantLoss.forward = poisoned_loss([int(call)])
     train.main()

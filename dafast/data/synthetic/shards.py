@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
 import json
@@ -10,18 +11,24 @@ import os
 import signal
 import sys
 import tarfile
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 from PIL import Image
 
+from dafast import __version__
 from dafast.data.synthetic.sample import HELD_OUT_SEED, SyntheticSample, render_scene
+from dafast.data.synthetic.textures import texture_digest
+
+DESCRIPTION = "synthetic.json"
+"""File beside the shards that says what, with the number of a scene, determines it."""
 
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -83,7 +90,7 @@ def write_shards(
     *,
     seed: int = 0,
     workers: int | None = None,
-    shard_size: int = 500,
+    shard_size: int = 100,
     size: tuple[int, int] | None = None,
     textures: str | Path | None = None,
     progress: bool = True,
@@ -94,22 +101,25 @@ def write_shards(
     ``.disparity.png`` (uint16, disparity = value / 65535 * disparity_max; 0 is sky) and ``.json``
     (seed, kind, disparity_max in 1/m, fx, fy, cx, cy in pixels). A shard appears under its name
     only when it is finished; a second run skips finished shards. The same arguments give the same
-    bytes on the same machine, whatever the number of workers.
+    bytes on the same machine, whatever the number of workers. ``synthetic.json`` holds what
+    defines the set; a folder that has shards but no such file is taken as it is.
 
     Args:
         out: the folder, created if missing.
         scenes: how many images.
         seed: seed of the first image; training stays below ``HELD_OUT_SEED``.
-        workers: processes; None takes one per usable core.
-        shard_size: images in a shard.
+        workers: processes; None takes one per usable core. No two share a shard.
+        shard_size: images in a shard; the images themselves do not depend on it.
         size: (width, height) of every image; None draws one per image.
         textures: a folder of further photographs.
         progress: print a line per finished shard to stderr.
 
     Raises:
         RuntimeError: a scene failed; the message names its seed.
+        FileNotFoundError: ``textures`` is no folder with pictures.
         ValueError: scenes or shard_size below 1, a negative seed, seeds on both sides of
-            ``HELD_OUT_SEED``, or shards of other seeds in the folder.
+            ``HELD_OUT_SEED``, or a folder that holds scenes of another set or shards of another
+            size.
     """
     if scenes < 1 or shard_size < 1 or seed < 0:
         raise ValueError(
@@ -120,9 +130,17 @@ def write_shards(
             f"seeds {seed} to {seed + scenes - 1} mix training with the held-out scenes from "
             f"{HELD_OUT_SEED} on; start lower, or at {HELD_OUT_SEED} or above for held-out ones"
         )
+    description = {
+        "seed": seed,
+        "size": size and list(size),
+        "textures": texture_digest(textures),
+        "version": __version__,
+    }
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     _sweep(folder)
+    _check_description(folder, description)
+    present = _scenes_by_shard(folder, seed, shard_size)
     texture_folder = None if textures is None else os.path.abspath(textures)
     tasks = [
         _Task(
@@ -135,9 +153,11 @@ def write_shards(
         )
         for k, start in enumerate(range(0, scenes, shard_size))
     ]
-    todo = [t for t in tasks if not _finished(t)]
+    todo = [t for t in tasks if present.get(t.path.name, 0) < t.count]
     done = scenes - sum(t.count for t in todo)
     rendered, began = 0, time.monotonic()
+    if progress and done:
+        print(f"synth: {done} of {scenes} scenes already there", file=sys.stderr)
 
     def report(name: str, count: int) -> None:
         nonlocal done, rendered
@@ -151,42 +171,88 @@ def write_shards(
             )
 
     n = min(workers or _cores(), len(todo))
-    try:
-        if n <= 1:
-            for task in todo:
-                report(*_write_shard(task))
-        else:
-            for result in _run_parallel(todo, n):
-                report(*result)
-    finally:
-        _sweep(folder)
+    with _sigterm_unwinds():
+        try:
+            if n <= 1:
+                for task in todo:
+                    report(*_write_shard(task))
+            else:
+                for result in _run_parallel(todo, n):
+                    report(*result)
+        finally:
+            _sweep(folder)
 
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _finished(task: _Task) -> bool:
-    """Whether a shard exists with all its samples.
+@contextlib.contextmanager
+def _sigterm_unwinds() -> Iterator[None]:
+    """Makes SIGTERM leave through every `finally`, which stop workers and remove temporaries.
+
+    A caller's own handler stays; only the main thread can set one.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _check_description(folder: Path, wanted: dict[str, Any]) -> None:
+    """Writes what defines a new set; compares it with that of a set which is there.
 
     Raises:
-        ValueError: the file holds other seeds than the task, or is no shard.
+        ValueError: the folder holds scenes of another set.
     """
-    if not task.path.exists():
-        return False
-    try:
-        with tarfile.open(task.path) as tar:
-            names = tar.getnames()
-            member = tar.extractfile(next(n for n in names if n.endswith(".json")))
-            found = json.load(member)["seed"] if member is not None else None
-    except (tarfile.TarError, StopIteration, KeyError, ValueError) as error:
-        raise ValueError(f"{task.path} is not a shard of synthetic scenes: remove it") from error
-    if found != task.seed + task.first:
-        raise ValueError(
-            f"{task.path} begins with seed {found}, not {task.seed + task.first}: it was written "
-            "with other arguments; choose another folder or remove it"
-        )
-    return len(names) == 3 * task.count
+    path = folder / DESCRIPTION
+    if not any(folder.glob("synthetic-*.tar")):
+        path.write_text(json.dumps(wanted, indent=2) + "\n")
+    elif path.exists():
+        try:
+            found = dict(json.loads(path.read_text()))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path} cannot be read ({error}): remove it") from error
+        other = [f"{k} {found.get(k)}, not {v}" for k, v in wanted.items() if found.get(k) != v]
+        if other:
+            raise ValueError(
+                f"{path}: the scenes there were made with {'; '.join(other)}: choose another "
+                "folder or remove it"
+            )
+
+
+def _scenes_by_shard(folder: Path, seed: int, shard_size: int) -> dict[str, int]:
+    """Counts the scenes in each shard that a folder has.
+
+    Raises:
+        ValueError: a shard does not hold the scenes that its name stands for, or is none.
+    """
+    counts = {}
+    for path in sorted(folder.glob(f"synthetic-{'[0-9]' * 6}.tar")):
+        try:
+            with tarfile.open(path) as tar:
+                names = tar.getnames()
+                member = tar.extractfile(next(n for n in names if n.endswith(".json")))
+                found = json.load(member)["seed"] if member is not None else None
+        except (tarfile.TarError, StopIteration, KeyError, ValueError) as error:
+            raise ValueError(f"{path} is not a shard of synthetic scenes: remove it") from error
+        first = seed + shard_size * int(path.stem[-6:])
+        count = len(names) // 3
+        wrong = f"begins with seed {found}, not {first}" if found != first else ""
+        if count > shard_size:
+            wrong = f"holds {count} scenes, more than {shard_size}"
+        if wrong:
+            raise ValueError(
+                f"{path} {wrong}: it was written with another seed or shard size; give that one, "
+                "choose another folder or remove it"
+            )
+        counts[path.name] = count
+    return counts
 
 
 def _work(connection: Connection) -> None:

@@ -7,6 +7,7 @@ carry different masks; a material turns them into colours with a random 3x3 matr
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable
 from functools import lru_cache
@@ -359,6 +360,19 @@ def shipped_photos() -> list[Path]:
         )
     data = Path(spec.submodule_search_locations[0]) / "data"
     return [data / name for name in SKIMAGE_PHOTOS if (data / name).is_file()]
+
+
+def texture_digest(folder: str | Path | None = None) -> str:
+    """Tells sets of photographs apart, by their names and sizes in bytes.
+
+    Raises:
+        FileNotFoundError: the folder is missing or holds no picture.
+    """
+    photos = [(p.name, p) for p in shipped_photos()]
+    if folder is not None:
+        photos += [(p.relative_to(folder).as_posix(), p) for p in list_photos(folder)]
+    listing = "".join(f"{name}\0{path.stat().st_size}\0" for name, path in photos)
+    return hashlib.sha256(os.fsencode(listing)).hexdigest()[:16]
 
 
 @lru_cache(maxsize=2)

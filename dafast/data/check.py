@@ -1,0 +1,123 @@
+"""Reading a labeled source from end to end, and a sheet of pictures that shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from dafast.data.shards import DECODE_ERRORS
+from dafast.data.sources import Item, Labeled, SourceError, Unlabeled
+from dafast.data.transforms import resize_nearest
+from dafast.palettes import colorize
+
+_HEIGHT = 144  # of a picture on the sheet
+_WIDTH = 192  # room for it
+_CAPTION = 14
+_GAP = 4
+_GROUPS = 2  # samples side by side
+_UNKNOWN = 128  # the gray of pixels without a label
+_PAPER = (224, 224, 224)  # not white: masks are
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `check` found.
+
+    Attributes:
+        total: Items that were read or tried.
+        corrupt: (name, reason) of those that cannot be read.
+        unlabeled: (name, reason) of those without a valid label.
+        valid_share: Mean share of pixels with a label, of those that can be read.
+        shown: (name, picture) for the sheet, in order.
+    """
+
+    total: int
+    corrupt: list[tuple[str, str]]
+    unlabeled: list[tuple[str, str]]
+    valid_share: float
+    shown: list[tuple[str, Image.Image]]
+
+
+def check(
+    items: Sequence[Item], *, shown: int = 16, limit: int | None = None, workers: int = 2
+) -> Report:
+    """Reads labeled items, all of them or `limit` evenly spread ones.
+
+    Args:
+        items: The samples, of a labeled source.
+        shown: How many, evenly spread, are kept for the sheet; as many less as cannot be read.
+        limit: How many to read at most.
+        workers: Threads that read.
+    """
+    chosen = [items[i] for i in _spread(len(items), limit or len(items))]
+    kept = set(_spread(len(chosen), shown))
+
+    def read(index: int) -> tuple[float, Image.Image | None, list[tuple[str, str]] | None, str]:
+        item = chosen[index]
+        assert item.read is not None, f"{item.name} has no labels to check"
+        try:
+            labeled = item.read()
+        except (SourceError, *DECODE_ERRORS) as error:
+            # Its text alone: the error itself would hold on to the arrays.
+            found = unlabeled if isinstance(error, Unlabeled) else corrupt
+            return 0.0, None, found, f"{type(error).__name__}: {error}"
+        return float(labeled.mask.mean()), _triple(labeled) if index in kept else None, None, ""
+
+    corrupt: list[tuple[str, str]] = []
+    unlabeled: list[tuple[str, str]] = []
+    pictures: list[tuple[str, Image.Image]] = []
+    shares: list[float] = []
+    with ThreadPoolExecutor(workers) as pool:
+        results = pool.map(read, range(len(chosen)))
+        for item, (share, picture, found, reason) in zip(chosen, results, strict=True):
+            if found is not None:
+                found.append((item.name, reason))
+                continue
+            shares.append(share)
+            if picture is not None:
+                pictures.append((item.name, picture))
+    mean = sum(shares) / len(shares) if shares else 0.0
+    return Report(len(chosen), corrupt, unlabeled, mean, pictures)
+
+
+def sheet(pictures: Sequence[tuple[str, Image.Image]]) -> Image.Image:
+    """The pictures of a report, each under its name."""
+    cell_width = 3 * _WIDTH + 3 * _GAP
+    cell_height = _HEIGHT + _CAPTION + _GAP
+    groups = min(_GROUPS, len(pictures))
+    rows = -(-len(pictures) // max(1, groups))
+    page = Image.new("RGB", (groups * cell_width + _GAP, rows * cell_height + _GAP), _PAPER)
+    draw = ImageDraw.Draw(page)
+    for index, (name, picture) in enumerate(pictures):
+        left = _GAP + index % groups * cell_width
+        top = _GAP + index // groups * cell_height
+        shortened = name if len(name) <= 90 else f"...{name[-87:]}"
+        draw.text((left, top), shortened.encode("ascii", "replace").decode(), fill="black")
+        page.paste(picture, (left, top + _CAPTION))
+    return page
+
+
+def _triple(labeled: Labeled) -> Image.Image:
+    """Picture, disparity and mask beside one another, small."""
+    height, width = labeled.image.shape[:2]
+    scale = min(_HEIGHT / height, _WIDTH / width)
+    shape = max(1, round(height * scale)), max(1, round(width * scale))
+    image = Image.fromarray(labeled.image).resize((shape[1], shape[0]), Image.Resampling.BOX)
+    mask = resize_nearest(labeled.mask, shape)
+    colours = colorize(resize_nearest(labeled.disparity, shape))
+    colours[~mask] = _UNKNOWN
+    white = Image.fromarray(mask.astype(np.uint8) * 255)
+    triple = Image.new("RGB", (3 * _WIDTH + 2 * _GAP, _HEIGHT), _PAPER)
+    for column, part in enumerate((image, Image.fromarray(colours), white)):
+        triple.paste(part, (column * (_WIDTH + _GAP), 0))
+    return triple
+
+
+def _spread(total: int, wanted: int) -> list[int]:
+    """At most `wanted` indices of `total`, evenly spread."""
+    count = min(total, wanted)
+    return [index * total // count for index in range(count)]

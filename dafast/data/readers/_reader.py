@@ -1,0 +1,95 @@
+"""What a reader is: facts about a data set, how its files are found, how a label is read."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from dafast.data.sources import Item, SourceError, labeled_item
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Example:
+    """The files of one sample.
+
+    Attributes:
+        image: The picture.
+        label: Its depth or disparity.
+        mask: What says where that is valid, for data sets that have it.
+    """
+
+    image: Path
+    label: Path
+    mask: Path | None = None
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A data set on disk.
+
+    Attributes:
+        name: As on the command line.
+        units: What the label's numbers are.
+        invalid: What marks a pixel without a label.
+        licence: Of the data.
+        published: How many pictures there are, and who says so.
+        counts: The same as ranges (least, most), one for each way to have the set; a figure that
+            is published rounded is a wide one.
+        layout: The folders and files, for messages.
+        find: Lists the samples of a folder, in any order, without opening a file.
+        read: Reads one label: disparity (H, W) in any unit, and the mask (H, W) of where it is
+            known.
+        requires: The module that reading needs beside the package's own dependencies.
+    """
+
+    name: str
+    units: str
+    invalid: str
+    licence: str
+    published: str
+    counts: tuple[tuple[int, int], ...]
+    layout: str
+    find: Callable[[Path], Iterable[Example]]
+    read: Callable[[Example], tuple[np.ndarray, np.ndarray]]
+    requires: str = ""
+
+    def items(self, root: Path) -> list[Item]:
+        """The set's samples in order of name; warns if they are not as many as published.
+
+        Args:
+            root: The set's folder, or one within it for a part of the set.
+
+        Raises:
+            SourceError: If there is no such folder, nothing in it is laid out as the set is, or
+                the module is missing that reads it.
+        """
+        if not root.is_dir():
+            raise SourceError(f"{root}: no such folder")
+        if self.requires and importlib.util.find_spec(self.requires) is None:
+            raise SourceError(f"{self.name} needs {self.requires}: pip install 'dafast[datasets]'")
+        examples = sorted(self.find(root), key=lambda example: example.image)
+        if not examples:
+            raise SourceError(
+                f"{root}: no pictures of {self.name} there; expected\n{self.layout.strip()}"
+            )
+        if not any(least <= len(examples) <= most for least, most in self.counts):
+            logger.warning(
+                "%s: %d pictures in %s; published: %s",
+                self.name, len(examples), root, self.published,
+            )  # fmt: skip
+        return [
+            labeled_item(
+                example.image.relative_to(root).as_posix(),
+                example.image,
+                partial(self.read, example),
+            )
+            for example in examples
+        ]

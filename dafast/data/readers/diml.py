@@ -1,0 +1,75 @@
+"""DIML/CVL RGB-D: rooms seen by a Kinect v2, streets seen by stereo cameras.
+
+Depth is a 16-bit PNG in millimetres, 0 is unknown. Outdoors it comes with a confidence map of
+8 bits; a pixel is valid where that exceeds 0.9 of 255, the threshold said to be the technical
+report's. There are two forms of the set, both read: the whole, and a sample with folders of its
+own (each picture of which is there as HR and as LR: name one of these).
+
+Source: https://dimlrgbd.github.io and its report (arXiv 2110.11590) could not be read. Folders,
+names, units and the threshold are those of independent readers: the whole set as in nndepth's
+DIMLDataset, the sample as in ZoeDepth's loaders.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from dafast.data.readers._reader import Example, Reader
+from dafast.data.sources import SourceError, invert_depth, read_map
+
+_CONFIDENCE = 0.9 * 255
+
+# Folder and ending of the pictures, of the depth, of the confidence. The ending of `up_png` differs
+# within the set.
+_FORMS = (
+    ("col", "_c.png", "up_png", "_*.png", "", ""),
+    ("left", "_left.png", "depth", "_depth.png", "conf", "_conf.png"),
+    ("color", "_c.png", "depth_filled", "_depth_filled.png", "", ""),
+    ("outleft", ".png", "depthmap", ".png", "confidencemap", ".png"),
+)
+
+
+def _find(root: Path) -> Iterator[Example]:
+    for images, ending, depths, depth_ending, masks, mask_ending in _FORMS:
+        for image in root.rglob(f"{images}/*{ending}"):
+            stem, folder = image.name.removesuffix(ending), image.parent.parent
+            mask = folder / masks / f"{stem}{mask_ending}" if masks else None
+            yield Example(image, folder / depths / f"{stem}{depth_ending}", mask)
+
+
+def _read(example: Example) -> tuple[np.ndarray, np.ndarray]:
+    path = example.label
+    if "*" in path.name:
+        path = next(iter(sorted(path.parent.glob(path.name))), path)
+    depth = read_map(path)
+    known = np.ones(depth.shape, bool)
+    if example.mask is not None:
+        known = read_map(example.mask) > _CONFIDENCE
+        if known.shape != depth.shape:
+            raise SourceError(f"the confidence map is {known.shape}, the depth {depth.shape}")
+    return invert_depth(depth / 1000.0, known)
+
+
+READER = Reader(
+    name="diml",
+    units="depth in millimetres, 16-bit",
+    invalid="0; outdoors also a confidence of at most 0.9",
+    licence="custom",
+    published="927K (Depth Anything, Table 1)",
+    counts=((927_000, 927_999),),
+    layout="""
+indoor/SCENE/DATE/BATCH/col/NAME_c.png
+                       /up_png/NAME_*.png
+outdoor/SEQUENCE/BATCH/left/NAME_left.png
+                      /depth/NAME_depth.png
+                      /conf/NAME_conf.png
+or, the sample, SCENE/color/NAME_c.png
+                     /depth_filled/NAME_depth_filled.png
+                outleft/NAME.png, depthmap/NAME.png, confidencemap/NAME.png
+""",
+    find=_find,
+    read=_read,
+)

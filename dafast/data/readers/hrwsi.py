@@ -1,0 +1,57 @@
+"""HRWSI: stereo photographs from the web, with disparity from optical flow and masks.
+
+Read is the training part; `val` is left out. A label is an 8-bit gray PNG: disparity up to scale
+and shift, large = near. The mask's nonzero pixels are valid.
+
+Source: https://github.com/KexianHust/Structure-Guided-Ranking-Loss links the set and describes no
+format. Folders, formats and counts are those on which independent readers agree (the data access
+of https://github.com/julilien/PLDepth, for one); no copy of the set was there to try.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from dafast.data.readers._reader import Example, Reader
+from dafast.data.sources import SourceError
+
+
+def _find(root: Path) -> Iterator[Example]:
+    for image in root.rglob("imgs/*.jpg"):
+        if "val" in image.relative_to(root).parts:
+            continue
+        name, folder = f"{image.stem}.png", image.parent.parent
+        yield Example(image, folder / "gts" / name, folder / "valid_masks" / name)
+
+
+def _gray(path: Path) -> np.ndarray:
+    with Image.open(path) as picture:
+        if picture.mode not in ("L", "1"):
+            raise SourceError(f"{path.name}: of mode {picture.mode}; an 8-bit gray PNG is expected")
+        return np.asarray(picture)
+
+
+def _read(example: Example) -> tuple[np.ndarray, np.ndarray]:
+    assert example.mask is not None
+    return _gray(example.label).astype(np.float64), _gray(example.mask) != 0
+
+
+READER = Reader(
+    name="hrwsi",
+    units="disparity up to scale and shift, 8-bit",
+    invalid="0 in the valid mask",
+    licence="research only",
+    published="20,378 for training, 400 for validation",
+    counts=((20_378, 20_378),),
+    layout="""
+train/imgs/NAME.jpg
+     /gts/NAME.png
+     /valid_masks/NAME.png
+""",
+    find=_find,
+    read=_read,
+)

@@ -1,0 +1,302 @@
+"""Pictures on disk, with or without depth, as the samples of shards.
+
+A source lists its items without opening them; `Item.load` then gives the files of one sample as
+`dafast.data.shards` has them. Here are a folder of photographs, and a list of pictures with their
+depth or disparity for data sets that have no reader of their own; `dafast.data.readers` has those
+that do.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from dafast.data.shards import decode_image, minmax
+
+PHOTO_SUFFIXES = (".avif", ".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+LIST_COLUMNS = ("image", "depth", "disparity", "mask", "scale", "invalid")
+_JPEG_QUALITY = 95
+
+
+class SourceError(ValueError):
+    """A source or one of its items cannot be read; the message names it and the remedy."""
+
+
+class Unlabeled(SourceError):  # noqa: N818 (it is named in failures as what it says)
+    """A whole item without a single valid label: left out and named, but no damage."""
+
+
+class Labeled(NamedTuple):
+    """One labeled picture.
+
+    Attributes:
+        image: (H, W, 3) uint8 RGB.
+        disparity: (H, W) float32 in [0, 1], min to max of the map; 0 where it is not valid.
+        mask: (H, W) bool, True where the label is valid.
+    """
+
+    image: np.ndarray
+    disparity: np.ndarray
+    mask: np.ndarray
+
+
+@dataclass(frozen=True)
+class Item:
+    """One sample to be.
+
+    Attributes:
+        name: What it is called in messages; the same source gives the same names in order.
+        load: Its files by suffix; raises `SourceError` or what Pillow raises.
+        read: The same as arrays, where it is labeled; raises likewise.
+    """
+
+    name: str
+    load: Callable[[], dict[str, bytes]]
+    read: Callable[[], Labeled] | None = None
+
+
+def labeled_item(
+    name: str, image: Path, label: Callable[[], tuple[np.ndarray, np.ndarray]]
+) -> Item:
+    """An item of a picture and what reads its label.
+
+    Args:
+        name: The item's name.
+        image: The picture.
+        label: Gives disparity (H, W), in any unit, and the mask (H, W) of where it is known.
+            Disparity that is not finite is taken as unknown, whatever the mask says.
+    """
+
+    def parts() -> tuple[dict[str, bytes], np.ndarray, np.ndarray]:
+        disparity, known = label()
+        if known.shape != disparity.shape:
+            raise SourceError(f"the mask is {_size(known)}, the label {_size(disparity)}")
+        known = known & np.isfinite(disparity)
+        if not known.any():
+            raise Unlabeled("no pixel of the label is valid")
+        if float(disparity[known].min()) < 0:
+            raise SourceError(f"disparity {float(disparity[known].min()):g} is negative")
+        members = _image_file(image, 0)
+        with Image.open(io.BytesIO(members["jpg"])) as picture:
+            if (picture.height, picture.width) != disparity.shape:
+                raise SourceError(
+                    f"the picture is {picture.height} x {picture.width}, its label "
+                    f"{_size(disparity)}"
+                )
+        return members, disparity, known
+
+    def load() -> dict[str, bytes]:
+        members, disparity, known = parts()
+        return {**members, **label_members(disparity, known, {"source": name})}
+
+    def read() -> Labeled:
+        members, disparity, known = parts()
+        return Labeled(decode_image(members["jpg"]), minmax(disparity, known), known)
+
+    return Item(name, load, read)
+
+
+def invert_depth(depth: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """1/depth, and `known` where depth is positive too; infinite depth is 0, a label (sky)."""
+    known = known & (depth > 0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return 1.0 / depth, known
+
+
+def _size(array: np.ndarray) -> str:
+    return " x ".join(map(str, array.shape))
+
+
+def folder_source(folder: Path, size: int = 0) -> list[Item]:
+    """The pictures of a folder and its subfolders, in order of name; hidden ones are left out.
+
+    Args:
+        folder: The folder.
+        size: Pictures whose shorter side is longer than this are scaled down to it; 0 keeps them.
+
+    Raises:
+        SourceError: If there is no such folder, or no picture in it.
+    """
+    if not folder.is_dir():
+        raise SourceError(f"{folder}: no such folder")
+    paths = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in PHOTO_SUFFIXES
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        and path.is_file()
+    )
+    if not paths:
+        raise SourceError(f"{folder}: no pictures ({', '.join(PHOTO_SUFFIXES)})")
+
+    def item(path: Path) -> Item:
+        name = path.relative_to(folder).as_posix()
+
+        def load() -> dict[str, bytes]:
+            meta = json.dumps({"source": name}).encode()
+            return {**_image_file(path, size), "json": meta}
+
+        return Item(name, load)
+
+    return [item(path) for path in paths]
+
+
+def list_source(path: Path) -> list[Item]:
+    """A CSV, JSON or JSON-lines list of pictures with depth or disparity.
+
+    One row a picture; file names are relative to the list's folder:
+
+        image       the picture
+        depth       16-bit PNG or TIFF, or .npy: depth in metres after multiplication with `scale`
+        disparity   or this in its place: disparity, in any unit, after multiplication with `scale`
+        mask        optional picture, nonzero = valid
+        scale       optional, 1 by default (0.001 for depth in millimetres)
+        invalid     optional value that means "unknown", 0 by default for depth, none for disparity
+
+    NaN, and depth that is not positive, are unknown too; infinite depth is disparity 0, a label
+    like another (sky).
+
+    Raises:
+        SourceError: If the list cannot be read, or a row lacks or has too many columns.
+    """
+    rows = _rows(path)
+    if not rows:
+        raise SourceError(f"{path}: the list is empty")
+
+    def item(number: int, row: dict[str, Any]) -> Item:
+        unknown = sorted(set(row) - set(LIST_COLUMNS))
+        given = [name for name in ("depth", "disparity") if row.get(name)]
+        if unknown or not row.get("image") or len(given) != 1:
+            raise SourceError(
+                f"{path}, row {number}: image and either depth or disparity are needed, of the "
+                f"columns {', '.join(LIST_COLUMNS)}"
+                + (f"; unknown: {', '.join(unknown)}" if unknown else "")
+            )
+        kind = given[0]
+        try:
+            scale = float(row.get("scale") or 1.0)
+            invalid = row.get("invalid")
+            invalid = (
+                (0.0 if kind == "depth" else None) if invalid in (None, "") else float(invalid)
+            )
+        except (TypeError, ValueError) as error:
+            raise SourceError(f"{path}, row {number}: scale, invalid: {error}") from error
+
+        def label() -> tuple[np.ndarray, np.ndarray]:
+            root = path.parent
+            values = read_map(root / row[kind])
+            known = ~np.isnan(values)
+            if invalid is not None:
+                known &= values != invalid
+            if row.get("mask"):
+                mask = read_map(root / row["mask"])
+                if mask.shape != values.shape:
+                    raise SourceError(f"mask is {mask.shape}, {kind} {values.shape}")
+                known &= mask != 0
+            values = values * scale
+            return invert_depth(values, known) if kind == "depth" else (values, known)
+
+        return labeled_item(str(row["image"]), path.parent / row["image"], label)
+
+    return [item(number, row) for number, row in enumerate(rows, 1)]
+
+
+def label_members(
+    disparity: np.ndarray, mask: np.ndarray, meta: dict[str, Any]
+) -> dict[str, bytes]:
+    """The label's files: `disparity.png`, `json`, and `mask.png` where not all is valid.
+
+    Raises:
+        SourceError: If a valid disparity is negative, which the format cannot hold.
+    """
+    valid = disparity[mask]
+    if valid.size and float(valid.min()) < 0:
+        raise SourceError(f"disparity {float(valid.min()):g} is negative")
+    top = float(valid.max()) if valid.size else 0.0
+    code = np.zeros(disparity.shape, np.uint16)
+    if top > 0:
+        code[mask] = np.rint(valid.astype(np.float64) / top * 65535)
+    members = {
+        "disparity.png": _png(code),
+        "json": json.dumps({**meta, "disparity_max": top}).encode(),
+    }
+    if not mask.all():
+        members["mask.png"] = _png(mask.astype(np.uint8) * 255)
+    return members
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        if path.suffix == ".csv":
+            return list(csv.DictReader(io.StringIO(text), restval=""))
+        if path.suffix == ".jsonl":
+            return [dict(json.loads(line)) for line in text.splitlines() if line.strip()]
+        if path.suffix == ".json":
+            return [dict(row) for row in json.loads(text)]
+    except OSError as error:
+        raise SourceError(f"{path}: {error.strerror or error}") from error
+    except (ValueError, TypeError, csv.Error) as error:
+        raise SourceError(f"{path}: not a list of rows ({error})") from error
+    raise SourceError(f"{path}: a list is a .csv, .json or .jsonl file")
+
+
+def _image_file(path: Path, size: int) -> dict[str, bytes]:
+    """The picture as it is stored: a plain JPEG as it is, anything else upright and as a JPEG."""
+    raw = path.read_bytes()
+    with Image.open(io.BytesIO(raw)) as picture:
+        if picture.mode == "F" or picture.mode.startswith("I"):
+            raise SourceError(f"a picture of mode {picture.mode}: convert it to 8 bits")
+        upright = picture.getexif().get(0x0112, 1) == 1
+        shorter = min(picture.size)
+        picture.load()
+        fits = not size or shorter <= size
+        if picture.format == "JPEG" and picture.mode == "RGB" and upright and fits:
+            return {"jpg": raw}
+        image = ImageOps.exif_transpose(picture).convert("RGB")
+    if size and shorter > size:
+        scale = size / shorter
+        shape = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+        image = image.resize(shape, Image.Resampling.BILINEAR, reducing_gap=3.0)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=_JPEG_QUALITY)
+    return {"jpg": buffer.getvalue()}
+
+
+def read_map(path: Path) -> np.ndarray:
+    """A map of numbers (H, W) in float64, from a gray picture or an .npy file.
+
+    Raises:
+        SourceError: If it is not one number a pixel, or no whole .npy file.
+        OSError: If it cannot be read, or is a damaged picture.
+    """
+    if path.suffix == ".npy":
+        try:
+            values = np.load(path, allow_pickle=False)
+        except (EOFError, ValueError) as error:
+            # NumPy's own words are about pickles, or advise trusting the file.
+            raise SourceError(f"{path}: not a whole .npy file of numbers") from error
+        if not isinstance(values, np.ndarray):
+            raise SourceError(f"{path}: an archive of arrays; one .npy is needed")
+    else:
+        with Image.open(path) as picture:
+            if picture.mode == "P":
+                raise SourceError(f"{path}: a palette picture; save its numbers as they are")
+            values = np.asarray(picture)
+    if values.ndim != 2:
+        raise SourceError(f"{path}: one number a pixel is needed; got the shape {values.shape}")
+    return values.astype(np.float64)
+
+
+def _png(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, "PNG", compress_level=3)
+    return buffer.getvalue()

@@ -1,0 +1,178 @@
+"""A teacher's labels for shards of images, written so that nothing finished is ever lost.
+
+Each shard of images becomes one of the same name: images as they were, and per image
+
+    KEY.disparity.png   16-bit, at the teacher's resolution
+    KEY.json            {"disparity_scale": ..., "disparity_offset": ..., "disparity_size": ...}
+
+with disparity = offset + scale * value. A shard is written under a temporary name, which is locked
+while somebody writes it, and renamed when it is whole. So a killed run loses the shard in flight,
+a second run skips what is there, and no two write the same. At most two chunks of images are in
+memory at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import tarfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from PIL import Image
+
+from dafast.data.shards import (
+    DECODE_ERRORS,
+    SampleError,
+    ShardDataset,
+    ShardError,
+    decode_image,
+)
+from dafast.data.writing import add_sample, claim, read_failures, write_failures
+
+Predict = Callable[[Sequence[np.ndarray]], list[np.ndarray]]
+"""Images (H, W, 3) uint8 to disparity maps (h, w) float32, in any resolution."""
+
+CHUNK = 32
+"""Images that are decoded, predicted and encoded together."""
+
+
+@dataclass
+class Report:
+    """What became of the shards.
+
+    Attributes:
+        shards: Shards written.
+        images: Images labeled.
+        kept: Shards that were there.
+        busy: Shards that another process was writing.
+        failures: "shard/key" or "shard", and why; of all shards, those that were there too.
+    """
+
+    shards: int = 0
+    images: int = 0
+    kept: int = 0
+    busy: int = 0
+    failures: list[tuple[str, str]] = field(default_factory=list)
+
+
+def label_shards(
+    predict: Predict,
+    shards: Sequence[Path],
+    out: Path,
+    *,
+    workers: int = 2,
+    say: Callable[[str], None] = lambda line: None,
+) -> Report:
+    """Labels shards one after the other.
+
+    Args:
+        predict: The teacher.
+        shards: The shards of images; their names must differ.
+        out: Folder of the labeled shards; it exists.
+        workers: Threads that decode and encode.
+        say: Takes a line after each shard: throughput and time left.
+
+    Returns:
+        What was done. A shard that cannot be read is a failure and does not stop the others.
+    """
+    report, began = Report(), time.monotonic()
+    with ThreadPoolExecutor(workers) as pool:
+        for number, shard in enumerate(shards, 1):
+            target = out / shard.name
+            try:
+                with claim(target) as file:
+                    if file is not None:
+                        images, failures = _label_shard(predict, shard, file, pool)
+                        write_failures(target, failures)
+            except ShardError as error:
+                report.failures.append((shard.name, str(error)))
+                continue
+            if file is None:
+                report.kept += target.exists()
+                report.busy += not target.exists()
+            else:
+                report.shards, report.images = report.shards + 1, report.images + images
+                rate = report.images / max(time.monotonic() - began, 1e-9)
+                left = (len(shards) - number) * report.images / report.shards
+                say(
+                    f"{shard.name}  {number}/{len(shards)} shards, {rate:.2f} images/s, "
+                    f"{left / max(rate, 1e-9) / 60:.1f} min left"
+                )
+            report.failures += read_failures(target)
+    return report
+
+
+def _label_shard(
+    predict: Predict, shard: Path, file: BinaryIO, pool: ThreadPoolExecutor
+) -> tuple[int, list[tuple[str, str]]]:
+    """Writes one labeled shard; returns the number of images in it, and the failures."""
+    data = ShardDataset(shard, labels="none")
+    failures: list[tuple[str, str]] = []
+    done = 0
+
+    def read(first: int) -> list[tuple[int, bytes, Future]]:
+        entries = []
+        for index in range(first, min(first + CHUNK, len(data))):
+            raw = data.image_file(index)
+            entries.append((index, raw, pool.submit(decode_image, raw)))
+        return entries
+
+    with contextlib.closing(data), tarfile.open(fileobj=file, mode="w") as tar:
+        ahead = read(0)
+        for first in range(0, len(data), CHUNK):
+            chunk, ahead = ahead, read(first + CHUNK)  # decoded while this one is predicted
+            readable: list[tuple[int, bytes, np.ndarray]] = []
+            for index, raw, future in chunk:
+                try:
+                    readable.append((index, raw, future.result()))
+                except DECODE_ERRORS as error:
+                    failures.append((data.name(index), f"{type(error).__name__}: {error}"))
+            maps = predict([image for _, _, image in readable])
+            labels = pool.map(encode_label, maps)
+            for (index, raw, _), label in zip(readable, labels, strict=True):
+                try:
+                    meta = data.meta(index)
+                except SampleError as error:
+                    failures.append((data.name(index), str(error)))
+                    continue
+                if label is None:
+                    reason = "the teacher gave NaN or infinity; try --dtype float32"
+                    failures.append((data.name(index), reason))
+                    continue
+                png, numbers = label
+                known = {k: v for k, v in meta.items() if not k.startswith("disparity_")}
+                suffix = "png" if raw.startswith(b"\x89PNG") else "jpg"
+                members = {suffix: raw, "disparity.png": png}
+                members["json"] = json.dumps({**known, **numbers}).encode()
+                add_sample(tar, data.key(index), members)
+                done += 1
+    return done, failures
+
+
+def encode_label(disparity: np.ndarray) -> tuple[bytes, dict[str, Any]] | None:
+    """A map as a 16-bit PNG and what its values mean; None where it is not finite.
+
+    The values read back are off by at most half a step: (max - min) / 65535 / 2.
+    """
+    if not np.isfinite(disparity).all():
+        return None
+    low, high = float(disparity.min()), float(disparity.max())
+    scale = (high - low) / 65535.0
+    code = np.zeros(disparity.shape, np.uint16)
+    if scale > 0:
+        code = np.rint((disparity.astype(np.float64) - low) / scale).astype(np.uint16)
+    buffer = io.BytesIO()
+    Image.fromarray(code).save(buffer, "PNG", compress_level=3)
+    numbers = {
+        "disparity_scale": scale,
+        "disparity_offset": low,
+        "disparity_size": list(disparity.shape),
+    }
+    return buffer.getvalue(), numbers

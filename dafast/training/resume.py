@@ -1,0 +1,77 @@
+"""Stopping a run so that it can go on, and finding where it stopped."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import signal
+from pathlib import Path
+
+from dafast.training.config import ConfigError, TrainConfig
+from dafast.training.distributed import World
+from dafast.training.state import (
+    checkpoint_folder,
+    list_checkpoints,
+    load_checkpoint,
+    load_newest,
+)
+
+
+def find_checkpoint(config: TrainConfig, world: World) -> tuple[Path, dict] | None:
+    """What `resume` points to. Every rank reads the file that the main one chose."""
+    folder = checkpoint_folder(config.out)
+    if config.resume == "none":
+        if list_checkpoints(folder):
+            raise ConfigError(
+                f"resume = none, but {folder} has checkpoints. Choose another `out`, remove the "
+                f"folder, or go on with --resume auto."
+            )
+        return None
+    if config.resume != "auto":
+        return Path(config.resume), load_checkpoint(config.resume)
+    found = load_newest(folder) if world.is_main else None
+    path = world.broadcast(found[0] if found else None)
+    if path is None:
+        return None
+    return found or (path, load_checkpoint(path))
+
+
+def changed_settings(before: str, config: TrainConfig) -> list[str]:
+    """Settings that change how a checkpoint's run goes on, as "key: old -> new"."""
+
+    def flat(values: dict, prefix: str = "") -> dict:
+        result: dict = {}
+        for key, value in values.items():
+            result |= (
+                flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+            )
+        return result
+
+    def plain(config: TrainConfig) -> dict:
+        return flat(json.loads(json.dumps(dataclasses.asdict(config))))  # tuples become lists
+
+    # A checkpoint of an earlier version lacks the settings that have come since: their defaults.
+    old, new = plain(TrainConfig()) | flat(json.loads(before)), plain(config)
+    quiet = ("out", "resume", "max_minutes", "checkpoint_every", "keep", "log_every", "eval_every")
+    return [
+        f"{key}: {old[key]} -> {new[key]}"
+        for key in new
+        if key not in quiet and old[key] != new[key]
+    ]
+
+
+class StopRequest:
+    """Turns the first SIGINT or SIGTERM into a flag; a second one acts at once."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._before = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM)}
+
+    def _handle(self, number: int, frame: object) -> None:
+        self.requested = True
+        self.restore()
+
+    def restore(self) -> None:
+        """Puts the handlers back that were there before."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,206 @@
+"""Pictures and lists of pictures to shards, read back by what reads shards."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dafast.cli import main
+from dafast.data.shards import ShardDataset
+from dafast.data.sources import SourceError, folder_source, list_source
+
+
+def picture(path: Path, rng: np.random.Generator, size=(40, 60), **options) -> np.ndarray:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    blocks = rng.integers(0, 256, (size[0] // 10, size[1] // 10, 1), np.uint8)
+    pixels = blocks.repeat(10, 0).repeat(10, 1).repeat(3, 2)  # gray, which JPEG keeps
+    Image.fromarray(pixels).save(path, **options)
+    return pixels
+
+
+@pytest.fixture
+def photos(tmp_path: Path, rng: np.random.Generator) -> Path:
+    folder = tmp_path / "photos"
+    for i in range(5):
+        picture(folder / f"{i}.jpg", rng, quality=90)
+    picture(folder / "below" / "b.png", rng, (60, 40))
+    picture(folder / ".hidden" / "c.png", rng)
+    (folder / "notes.txt").write_text("no picture")
+    return folder
+
+
+def pack(source: Path, out: Path, *extra: str) -> int:
+    return main(["data", "pack", str(source), "--out", str(out), *extra])
+
+
+def test_a_folder(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert pack(photos, tmp_path / "out", "--shard-size", "4") == 0
+    assert "6 samples of 6" in capsys.readouterr().out
+    data = ShardDataset(tmp_path / "out", labels="none")
+    assert [p.name for p in data.shards] == ["shard-000000.tar", "shard-000001.tar"]
+    names = [data.meta(i)["source"] for i in range(6)]
+    assert names == [*(f"{i}.jpg" for i in range(5)), "below/b.png"]
+    assert data.image_file(0) == (photos / "0.jpg").read_bytes(), "a plain JPEG stays as it is"
+    original = np.asarray(Image.open(photos / "below" / "b.png")).astype(int)
+    assert np.abs(data[5].image - original).mean() < 6
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert [shard["samples"] for shard in manifest["shards"].values()] == [4, 2]
+    for name, shard in manifest["shards"].items():
+        content = (tmp_path / "out" / name).read_bytes()
+        assert shard["sha256"] == hashlib.sha256(content).hexdigest()
+
+
+def test_goes_on_where_it_stopped_and_refuses_another_set(
+    photos: Path, tmp_path: Path, rng: np.random.Generator, capsys: pytest.CaptureFixture
+) -> None:
+    out = tmp_path / "out"
+    assert pack(photos, out, "--shard-size", "2") == 0
+    shards = sorted(out.glob("*.tar"))
+    whole = [shard.read_bytes() for shard in shards]
+    shards[1].unlink()
+    before = shards[0].stat().st_mtime_ns
+    assert pack(photos, out, "--shard-size", "2") == 0
+    assert [shard.read_bytes() for shard in shards] == whole
+    assert shards[0].stat().st_mtime_ns == before
+    capsys.readouterr()
+    assert pack(photos, out, "--shard-size", "3") == 1
+    assert "differ in shard_size" in capsys.readouterr().err
+    picture(photos / "9.jpg", rng)
+    assert pack(photos, out, "--shard-size", "2") == 1
+    assert "differ in items, names" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("size", [20, 40, 100])
+def test_large_pictures_are_scaled_down(photos: Path, tmp_path: Path, size: int) -> None:
+    assert pack(photos, tmp_path / "out", "--size", str(size)) == 0
+    data = ShardDataset(tmp_path / "out", labels="none")
+    assert {min(sample.image.shape[:2]) for sample in data} == {min(size, 40)}
+    assert data[0].image.shape[1] / data[0].image.shape[0] == 1.5
+
+
+def test_turned_pictures_are_upright(tmp_path: Path, rng: np.random.Generator) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    pixels = picture(tmp_path / "in" / "a.jpg", rng, exif=exif, quality=95)
+    assert pack(tmp_path / "in", tmp_path / "out") == 0
+    turned = ShardDataset(tmp_path / "out", labels="none")[0].image.astype(int)
+    assert np.abs(turned - np.rot90(pixels, -1)).mean() < 6
+
+
+def test_bad_pictures_are_named_and_left_out(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (photos / "1.jpg").write_bytes(b"no picture")
+    (photos / "3.jpg").write_bytes((photos / "3.jpg").read_bytes()[:200])
+    Image.fromarray(np.zeros((20, 20), np.uint16)).save(photos / "z.png")
+    for _ in range(2):
+        assert pack(photos, tmp_path / "out") == 1
+        text = capsys.readouterr().out
+        assert "4 samples of 7" in text
+        for name in ("1.jpg", "3.jpg", "z.png"):
+            assert f"FAILED {name}: " in text
+    assert len(ShardDataset(tmp_path / "out", labels="none")) == 4
+
+
+@pytest.mark.parametrize("suffix", ["csv", "json", "jsonl"])
+@pytest.mark.parametrize("kind", ["depth", "disparity"])
+def test_a_list(suffix: str, kind: str, tmp_path: Path, rng: np.random.Generator) -> None:
+    rows, expected, valid = [], [], []
+    for i in range(4):
+        picture(tmp_path / "images" / f"{i}.jpg", rng)
+        values = rng.integers(1, 60000, (40, 60)).astype(np.uint16)
+        known = rng.random((40, 60)) > 0.2
+        row = {"image": f"images/{i}.jpg", kind: f"{i}.png", "scale": "0.001"}
+        if i == 1:
+            row[kind] = "1.npy"
+            np.save(tmp_path / "1.npy", np.where(known, values, np.nan))
+        elif i == 2:
+            Image.fromarray(values).save(tmp_path / "2.png")
+            Image.fromarray(known.astype(np.uint8) * 255).save(tmp_path / "mask.png")
+            row["mask"] = "mask.png"
+        else:
+            marker = 65535 if i == 3 else 0
+            Image.fromarray(np.where(known, values, marker).astype(np.uint16)).save(
+                tmp_path / f"{i}.png"
+            )
+            if i == 3 or kind == "disparity":
+                row["invalid"] = str(marker)
+        rows.append(row)
+        scaled = values * 0.001
+        expected.append(1 / scaled if kind == "depth" else scaled)
+        valid.append(known)
+    path = tmp_path / f"list.{suffix}"
+    if suffix == "csv":
+        with open(path, "w", newline="") as file:
+            writer = csv.DictWriter(file, ["image", kind, "mask", "scale", "invalid"])
+            writer.writeheader()
+            writer.writerows(rows)
+    else:
+        lines = [json.dumps(row) for row in rows]
+        path.write_text("\n".join(lines) if suffix == "jsonl" else f"[{','.join(lines)}]")
+    assert pack(path, tmp_path / "out") == 0
+    data = ShardDataset(tmp_path / "out", labels="physical")
+    assert len(data) == 4
+    for i, sample in enumerate(data):
+        assert np.array_equal(sample.mask, valid[i])
+        step = expected[i][valid[i]].max() / 65535
+        error = np.abs(sample.disparity - expected[i])[valid[i]].max()
+        assert error <= 0.51 * step
+
+
+def test_infinite_depth_is_sky(tmp_path: Path, rng: np.random.Generator) -> None:
+    picture(tmp_path / "a.jpg", rng)
+    depth = rng.uniform(1, 9, (40, 60))
+    depth[:10], depth[10:12] = np.inf, -1.0
+    np.save(tmp_path / "a.npy", depth)
+    (tmp_path / "list.csv").write_text("image,depth\na.jpg,a.npy\n")
+    assert pack(tmp_path / "list.csv", tmp_path / "out") == 0
+    sample = ShardDataset(tmp_path / "out", labels="physical")[0]
+    assert sample.mask[:10].all()
+    assert (sample.disparity[:10] == 0).all()
+    assert not sample.mask[10:12].any()
+    assert sample.mask[12:].all()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("image,depth\na.jpg,\n", "row 1: image and either"),
+        ("image,depth,disparity\na.jpg,b.npy,c.npy\n", "row 1: image and either"),
+        ("image,depth,unit\na.jpg,b.npy,mm\n", "unknown: unit"),
+        ("image,depth,scale\na.jpg,b.npy,mm\n", "row 1: scale"),
+        ("image,depth\n", "empty"),
+    ],
+)
+def test_mistakes_in_a_list(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "list.csv"
+    path.write_text(text)
+    with pytest.raises(SourceError, match=message):
+        list_source(path)
+
+
+def test_mistakes_are_named(tmp_path: Path, rng: np.random.Generator, capsys) -> None:
+    with pytest.raises(SourceError, match="no such folder"):
+        folder_source(tmp_path / "nowhere")
+    with pytest.raises(SourceError, match="no pictures"):
+        folder_source(tmp_path)
+    with pytest.raises(SourceError, match="a list is a"):
+        list_source(_touch(tmp_path / "list.txt"))
+    picture(tmp_path / "a.jpg", rng)
+    np.save(tmp_path / "a.npy", np.ones((41, 60)))
+    (tmp_path / "list.csv").write_text("image,depth\na.jpg,a.npy\n")
+    assert pack(tmp_path / "list.csv", tmp_path / "out") == 1
+    assert "the picture is 40 x 60, its label 41 x 60" in capsys.readouterr().out
+    assert pack(tmp_path / "list.csv", tmp_path / "out", "--size", "9") == 1
+    assert "--size is for a folder" in capsys.readouterr().err
+
+
+def _touch(path: Path) -> Path:
+    path.touch()
+    return path

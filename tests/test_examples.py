@@ -1,0 +1,63 @@
+"""The scripts in examples/ run as they stand."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dafast.data.shards import ShardDataset
+from dafast.models.depth_anything import DepthAnything
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def metrics(run: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_engine_in_miniature(tmp_path: Path, seed: int, rng: np.random.Generator) -> None:
+    """The same script as in earnest, on a few images and for a few steps."""
+    pytest.importorskip("embreex", reason="embreex is not installed (extra dafast[synth])")
+    pytest.importorskip("skimage", reason="scikit-image is not installed (extra dafast[synth])")
+    photos = tmp_path / "my photos"
+    photos.mkdir()
+    for i in range(4):
+        pixels = rng.integers(0, 256, (6, 8, 3), np.uint8)
+        Image.fromarray(pixels).resize((96, 72)).save(photos / f"{i}.jpg")
+    (photos / "broken.jpg").write_bytes(b"no picture")
+    work = tmp_path / "work"
+    sizes = {"SCENES": "4", "HELD_OUT": "1", "TEACHER_STEPS": "2", "STUDENT_STEPS": "2"}
+    extra = "--batch-size 2 --data.shapes 56 70 --data.workers 0 --optim.warmup-steps 0"
+    done = subprocess.run(
+        ["bash", str(ROOT / "examples/engine_in_miniature.sh"), str(photos)],
+        env={
+            **os.environ,
+            **sizes,
+            "EXTRA": f"{extra} --seed {seed}",
+            "PROCESSES": "1",
+            "PYTHON": sys.executable,
+            "WORK": str(work),
+        },
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "FAILED broken.jpg" in done.stdout
+    assert len(ShardDataset(work / "pseudo-labeled")) == 4
+    teacher, student = metrics(work / "teacher"), metrics(work / "student")
+    assert [line["step"] for line in teacher] == [1, 2, 2]
+    assert "unlabeled" not in teacher[0]
+    assert {"labeled", "unlabeled", "alignment"} <= set(student[0])
+    assert "eval/abs_rel" in student[-1]
+    assert done.stdout.count("motorcycle") >= 2
+    model = DepthAnything.from_pretrained(work / "student/export", device="cpu")
+    assert np.isfinite(model.infer(photos / "0.jpg")).all()
