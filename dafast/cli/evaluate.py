@@ -6,17 +6,24 @@ import argparse
 import dataclasses
 import json
 
-from ..evaluation.benchmarks import METRICS, Result
+from ..evaluation.benchmarks import Result
 from ..evaluation.benchmarks import evaluate as run_benchmarks
-from ._model import load_relative_model
+from ..evaluation.metrics import METRICS
+from ..training.distributed import distributed_session
 from .files import write_atomically
 
 
 def format_table(results: list[Result], markdown: bool = False) -> str:
     """Formats results with one row for each data set and predictor."""
-    header = ["data", "predictor", "images", *METRICS]
+    metrics = [*METRICS]
+    if any("boundary_f1" in r.metrics for r in results):
+        metrics.append("boundary_f1")
+    header = ["data", "predictor", "images", *metrics]
     rows = [
-        [r.data, r.predictor, str(r.count), *(f"{r.metrics[m]:.4f}" for m in METRICS)]
+        [
+            *(r.data, r.predictor, str(r.count)),
+            *(f"{r.metrics[m]:.4f}" if m in r.metrics else "-" for m in metrics),
+        ]
         for r in results
     ]
     if markdown:
@@ -33,12 +40,31 @@ def format_table(results: list[Result], markdown: bool = False) -> str:
 
 
 def evaluate(args: argparse.Namespace) -> int:
-    """Runs ``dafast eval``."""
-    model = load_relative_model(args.model, args.device, args.dtype, "eval")
-    results = run_benchmarks(model, args.data)
+    """Runs ``dafast eval``, as one process or under torchrun as one of many."""
+    from .. import DepthAnything
+
+    with distributed_session() as world:
+        device = args.device
+        if world.size > 1 and device == "auto":
+            device = str(world.device)
+        model = DepthAnything.from_pretrained(args.model, device=device, dtype=args.dtype)
+        results = run_benchmarks(
+            model,
+            args.data,
+            protocol=args.protocol,
+            alignment=args.align,
+            cache=args.cache,
+            fit=args.fit,
+        )
+        if not world.is_main:
+            return 0
     print(format_table(results, args.md))
     if args.json:
-        text = json.dumps([dataclasses.asdict(r) for r in results], indent=2) + "\n"
+        entries = []
+        for entry in map(dataclasses.asdict, results):
+            scores = entry.pop("metrics")
+            entries.append({**entry, **scores})
+        text = json.dumps(entries, indent=2) + "\n"
         args.json.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(args.json, lambda file: file.write(text.encode()))
     return 0

@@ -1,1 +1,1 @@
-"""Evaluation: alignment, metrics and data sets with true depth."""
+"""Evaluation: alignment, metrics, protocols, and data sets with true depth."""

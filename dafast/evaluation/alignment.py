@@ -1,23 +1,153 @@
-"""Fitting an affine-invariant prediction to the truth, and baselines that see no image."""
+"""Fitting an affine-invariant prediction to the truth, and baselines that see no image.
+
+A relative model's map means something only up to a scale and a shift; each benchmark fits them to
+the truth, image by image, before it measures. `align` does so for a batch, on the tensors' own
+device, each method in closed form. Moments and medians are taken in float64 (float32 on MPS,
+which has no float64) over the valid pixels alone.
+"""
 
 from __future__ import annotations
 
 import numpy as np
+import torch
+from torch import Tensor
 
 Array = np.ndarray
+
+ALIGNMENTS = {
+    "scale_shift": "scale and shift by least squares in disparity (MiDaS, Depth Anything)",
+    "scale": "scale alone by least squares in disparity",
+    "median": "scale alone: the ratio of the medians of disparity",
+    "robust": "scale and shift that match median and mean absolute deviation of disparity (MiDaS)",
+    "depth_scale_shift": "scale and shift by least squares in depth, after inverting",
+    "none": "nothing: the prediction is disparity in 1/m already",
+}
+"""The methods and what they do."""
+
+DEPTH_RANGE = 1000.0
+"""`depth_scale_shift` inverts before it fits: there a disparity below this fraction of the largest
+one (zero and negative ones too) is taken as the largest over this."""
+
+
+def work_dtype(device: torch.device) -> torch.dtype:
+    """The widest floating-point type that a device computes in."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def _mean(x: Tensor, mask: Tensor, count: Tensor) -> Tensor:
+    """Mean over each image's valid pixels, (B, 1, 1)."""
+    return torch.where(mask, x, 0).sum((-2, -1), keepdim=True) / count
+
+
+def _median(x: Tensor, mask: Tensor, count: Tensor) -> Tensor:
+    """Lower median over each image's valid pixels, (B, 1, 1), as `torch.median` has it."""
+    ordered = torch.where(mask, x, torch.inf).flatten(1).sort(1).values
+    return ordered.gather(1, (count.flatten(1).long() - 1) // 2)[..., None]
+
+
+def _least_squares(x: Tensor, y: Tensor, mask: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+    """Scale and shift that bring x nearest to y. A constant x has scale 0: the best constant."""
+    x_mean, y_mean = _mean(x, mask, count), _mean(y, mask, count)
+    variance = _mean((x - x_mean) ** 2, mask, count)
+    covariance = _mean((x - x_mean) * (y - y_mean), mask, count)
+    # Rounding leaves a constant a variance that is not quite 0.
+    rounding = (16 * torch.finfo(x.dtype).eps) ** 2 * _mean(x**2, mask, count)
+    flat = variance <= rounding
+    scale = torch.where(flat, 0, covariance / torch.where(flat, 1, variance))
+    return scale, y_mean - scale * x_mean
+
+
+def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
+    """numerator / denominator, and 0 where the denominator is 0."""
+    zero = denominator == 0
+    return torch.where(zero, 0, numerator / torch.where(zero, 1, denominator))
+
+
+def align(
+    prediction: Tensor,
+    depth: Tensor,
+    mask: Tensor,
+    method: str = "scale_shift",
+    *,
+    max_depth: float | Tensor,
+) -> Tensor:
+    """Fits predictions to the truth, image by image, and gives their depth.
+
+    Clamping: the aligned disparity is raised to at least 1 / ``max_depth`` and then inverted, so
+    that what lands behind infinity lies at the cap. There is no other bound; a disparity that is
+    too large gives a depth that is too small. ``depth_scale_shift`` yields depth itself, which is
+    clamped to 1 / `DEPTH_RANGE` of the cap from below and the cap from above.
+
+    Args:
+        prediction: (B, H, W), any affine of disparity; it must be finite where ``mask``.
+        depth: True depth (B, H, W), metres; anything where not ``mask``.
+        mask: Valid pixels (B, H, W), bool.
+        method: One of `ALIGNMENTS`.
+        max_depth: Cap in metres, one for all or (B,).
+
+    Returns:
+        Depth in metres (B, H, W), float64 (float32 on MPS), aligned outside ``mask`` as well.
+
+    Raises:
+        ValueError: If the method is unknown, the shapes differ, an image has no valid pixel, or a
+            prediction is not finite at one.
+    """
+    if method not in ALIGNMENTS:
+        raise ValueError(f"no alignment {method!r}; there are: {', '.join(ALIGNMENTS)}")
+    if prediction.ndim != 3 or not prediction.shape == depth.shape == mask.shape:
+        shapes = [tuple(t.shape) for t in (prediction, depth, mask)]
+        raise ValueError(f"prediction, depth and mask must share one shape (B, H, W); got {shapes}")
+    count = mask.sum((-2, -1), keepdim=True)
+    if not count.all():
+        raise ValueError("no valid pixel to align to")
+    dtype = work_dtype(prediction.device)
+    p = prediction.to(dtype)
+    if not torch.where(mask, p, 0).isfinite().all():
+        raise ValueError("the prediction is not finite at a valid pixel; check the model's output")
+    cap = torch.as_tensor(max_depth, dtype=dtype, device=p.device).reshape(-1, 1, 1)
+    truth = torch.where(mask, depth.to(dtype), 1)
+    target = 1 / truth
+
+    scale: Tensor | float
+    shift: Tensor | float
+    if method == "scale_shift":
+        scale, shift = _least_squares(p, target, mask, count)
+    elif method == "scale":
+        scale, shift = _ratio(_mean(p * target, mask, count), _mean(p**2, mask, count)), 0
+    elif method == "median":
+        scale, shift = _ratio(_median(target, mask, count), _median(p, mask, count)), 0
+    elif method == "robust":
+        center, target_center = _median(p, mask, count), _median(target, mask, count)
+        scale = _ratio(
+            _mean((target - target_center).abs(), mask, count),
+            _mean((p - center).abs(), mask, count),
+        )
+        shift = target_center - scale * center
+    elif method == "depth_scale_shift":
+        largest = torch.where(mask, p, -torch.inf).amax((-2, -1), keepdim=True)
+        inverse = 1 / p.maximum(torch.where(largest > 0, largest, 1) / DEPTH_RANGE)
+        scale, shift = _least_squares(inverse, truth, mask, count)
+        return (scale * inverse + shift).maximum(cap / DEPTH_RANGE).minimum(cap)
+    else:
+        scale, shift = 1, 0
+    return 1 / (scale * p + shift).maximum(1 / cap)
 
 
 def _solve(columns: list[Array], target: Array, mask: Array) -> Array:
     """Least-squares combination of the columns that fits ``target`` where ``mask``."""
     if not mask.any():
         raise ValueError("no valid pixel to align to")
-    design = np.stack([c[mask] for c in columns], axis=1).astype(np.float64)
-    weights, *_ = np.linalg.lstsq(design, target[mask].astype(np.float64), rcond=None)
-    return np.sum([w * c for w, c in zip(weights, columns, strict=True)], axis=0)
+    design = np.stack([c[mask] for c in columns]).astype(np.float64)
+    # The normal equations: the columns are few and of one size, and a photo has many pixels.
+    weights, *_ = np.linalg.lstsq(design @ design.T, design @ target[mask], rcond=None)
+    fitted = np.zeros(target.shape)
+    for weight, column in zip(weights, columns, strict=True):
+        fitted += weight * column
+    return fitted
 
 
 def align_disparity(prediction: Array, disparity: Array, mask: Array) -> Array:
-    """Scale and shift of the prediction by least squares in disparity space.
+    """Scale and shift of one prediction by least squares in disparity space, without a clamp.
 
     Args:
         prediction: (H, W), any affine of disparity.
@@ -30,8 +160,12 @@ def align_disparity(prediction: Array, disparity: Array, mask: Array) -> Array:
     Raises:
         ValueError: If no pixel is valid.
     """
-    prediction = prediction.astype(np.float64)
-    return _solve([prediction, np.ones_like(prediction)], disparity, mask)
+    if not mask.any():
+        raise ValueError("no valid pixel to align to")
+    maps = (prediction, disparity, mask)
+    p, y, m = (torch.from_numpy(np.ascontiguousarray(a))[None] for a in maps)
+    scale, shift = _least_squares(p.double(), y.double(), m, m.sum((-2, -1), keepdim=True))
+    return (scale * p + shift)[0].numpy()
 
 
 def constant_baseline(disparity: Array, mask: Array) -> Array:
@@ -41,6 +175,7 @@ def constant_baseline(disparity: Array, mask: Array) -> Array:
 
 def plane_baseline(disparity: Array, mask: Array) -> Array:
     """The plane a*x + b*y + c in image coordinates that fits ``disparity`` best, (H, W)."""
-    rows, columns = np.mgrid[0 : disparity.shape[0], 0 : disparity.shape[1]].astype(np.float64)
-    x = columns / disparity.shape[1]
-    return _solve([x, rows / disparity.shape[0], np.ones_like(x)], disparity, mask)
+    height, width = disparity.shape
+    x, y = np.arange(width) / width, np.arange(height)[:, None] / height
+    columns = [np.broadcast_to(c, disparity.shape) for c in (x, y, np.ones(()))]
+    return _solve(columns, disparity, mask)

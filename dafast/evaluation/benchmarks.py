@@ -1,50 +1,33 @@
-"""Data sets with true depth, and the score of a model on them beside two baselines.
-
-`builtin` holds real photographs with measured disparity that Python and Debian packages carry;
-`synthetic` renders held-out scenes with seeds that training never uses.
-"""
+"""Data sets by name, and the score of a model on them beside two baselines."""
 
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
 
-from .alignment import align_disparity, constant_baseline, plane_baseline
-from .metrics import depth_metrics, valid_depth
+from .alignment import align, constant_baseline, plane_baseline
+from .builtin import aloe, builtin, motorcycle, synthetic
+from .cache import PredictionCache
+from .metrics import METRICS, MIN_DEPTH, boundary_f1, depth_errors
+from .protocols import Protocol, get_protocol
+from .readers import READERS
+from .samples import EvaluationSample
 
 if TYPE_CHECKING:
     from ..models import DepthAnything
 
 logger = logging.getLogger("dafast")
 
-METRICS = ("abs_rel", "delta_1", "delta_2", "delta_3", "rmse", "log10", "silog")
-SYNTHETIC_SCENES = 500
-SYNTHETIC_MAX_DEPTH = 80.0
-STEREO_MAX_DEPTH = 20.0
-"""Both stereo scenes are rooms a few metres deep; the cap only bounds wild predictions."""
-
-
-@dataclass(frozen=True)
-class EvaluationSample:
-    """One photo with its truth.
-
-    Attributes:
-        name: Key within its data set.
-        image: uint8 (H, W, 3), RGB.
-        depth: float32 (H, W), metres; inf or NaN where unknown or infinitely far.
-        max_depth: Cap in metres.
-    """
-
-    name: str
-    image: np.ndarray
-    depth: np.ndarray
-    max_depth: float
+BATCH_IMAGES, BATCH_PIXELS = 16, 8_000_000
+"""How much is held at a time: this many samples, or samples of this many pixels together."""
 
 
 @dataclass(frozen=True)
@@ -54,215 +37,230 @@ class Result:
     Attributes:
         data: Data set.
         predictor: The model's name, ``"constant"`` or ``"plane"``.
+        protocol: Name of the protocol.
         count: Images.
-        metrics: Mean over the images of each of `METRICS`.
+        metrics: Mean over the images of each of `METRICS`, and of ``boundary_f1`` where every
+            image's truth is sharp.
     """
 
     data: str
     predictor: str
+    protocol: str
     count: int
     metrics: dict[str, float]
 
 
-class DataMissingError(FileNotFoundError):
-    """A data set is not on this machine; the message says how to get it."""
-
-
-def stereo_depth(
-    disparity: np.ndarray, *, focal: float, baseline: float, offset: float
-) -> np.ndarray:
-    """Depth of a rectified stereo pair: focal * baseline / (disparity + offset).
-
-    Args:
-        disparity: (H, W), pixels; 0, NaN or inf where unknown.
-        focal: Focal length, pixels.
-        baseline: Distance of the cameras, metres.
-        offset: Difference of the principal points (or crop offset), pixels.
-
-    Returns:
-        float32 (H, W), metres, NaN where unknown.
-    """
-    disparity = disparity.astype(np.float64)
-    known = np.isfinite(disparity) & (disparity > 0)
-    depth = np.full(disparity.shape, np.nan)
-    depth[known] = focal * baseline / (disparity[known] + offset)
-    return depth.astype(np.float32)
-
-
-def motorcycle() -> Iterator[EvaluationSample]:
-    """Middlebury 2014 "Motorcycle", shipped with scikit-image (CC0), a quarter of full size.
-
-    Calibration from `skimage.data.stereo_motorcycle`: focal length 994.978 px, baseline
-    0.193001 m, principal points 31.086 px apart.
-
-    Raises:
-        DataMissingError: If scikit-image is not installed.
-    """
-    try:
-        from skimage.data import stereo_motorcycle
-    except ImportError as error:
-        raise DataMissingError(
-            "motorcycle comes with scikit-image: pip install dafast[eval]"
-        ) from error
-    left, _, disparity = stereo_motorcycle()
-    depth = stereo_depth(disparity, focal=994.978, baseline=0.193001, offset=31.086)
-    yield EvaluationSample("motorcycle", left, depth, STEREO_MAX_DEPTH)
-
-
-ALOE_FOLDERS = (
-    "/usr/share/doc/opencv-doc/examples/data",
-    "/usr/share/doc/opencv-doc/examples/samples/data",
-    "/usr/share/opencv4/samples/data",
-)
-
-
-def aloe() -> Iterator[EvaluationSample]:
-    """Middlebury 2006 "Aloe" as OpenCV's samples carry it (Debian's package opencv-doc).
-
-    Looked for in Debian's folders, or in the folder that the environment variable
-    ``DAFAST_OPENCV_SAMPLES`` names. Calibration of the Middlebury 2006 sets: focal length
-    3740 px, baseline 0.16 m; the pair was cropped, which took 270 px off the disparities
-    (the set's dmin.txt).
-
-    Raises:
-        DataMissingError: If the files are nowhere.
-    """
-    from ..inference import load_image
-
-    folders = [os.environ.get("DAFAST_OPENCV_SAMPLES", ""), *ALOE_FOLDERS]
-    for folder in map(Path, filter(None, folders)):
-        if (folder / "aloeL.jpg").is_file() and (folder / "aloeGT.png").is_file():
-            disparity = load_image(folder / "aloeGT.png")[..., 0]
-            depth = stereo_depth(disparity, focal=3740, baseline=0.16, offset=270)
-            yield EvaluationSample(
-                "aloe", load_image(folder / "aloeL.jpg"), depth, STEREO_MAX_DEPTH
-            )
-            return
-    raise DataMissingError(
-        "aloeL.jpg and aloeGT.png come with Debian's opencv-doc (apt-get install opencv-doc), or "
-        "set DAFAST_OPENCV_SAMPLES to a folder that has them"
-    )
-
-
-def builtin() -> Iterator[EvaluationSample]:
-    """The real photographs with measured disparity; one that is missing is named and left out.
-
-    Raises:
-        DataMissingError: If none is there.
-    """
-    missing = []
-    for scene in (motorcycle, aloe):
-        try:
-            yield from scene()
-        except DataMissingError as error:
-            missing.append(str(error))
-            logger.warning("builtin: %s", error)
-    if len(missing) == 2:
-        raise DataMissingError("; ".join(missing))
-
-
-def synthetic(scenes: int = SYNTHETIC_SCENES) -> Iterator[EvaluationSample]:
-    """Held-out synthetic scenes, rendered on the fly; the same ones on every machine.
-
-    Raises:
-        DataMissingError: If the renderer's packages are not installed.
-    """
-    try:
-        from ..data.synthetic import HELD_OUT_SEED, render_scene
-    except ImportError as error:
-        raise DataMissingError(f"synthetic scenes: {error}") from error
-    for seed in range(HELD_OUT_SEED, HELD_OUT_SEED + scenes):
-        try:
-            sample = render_scene(seed)
-        except ImportError as error:
-            raise DataMissingError(f"synthetic scenes: {error}") from error
-        yield EvaluationSample(str(seed), sample.image, sample.depth, SYNTHETIC_MAX_DEPTH)
-
-
-DATA: dict[str, Callable[[], Iterator[EvaluationSample]]] = {
+DATA: dict[str, Callable[[], Sequence[EvaluationSample]]] = {
     "builtin": builtin,
     "motorcycle": motorcycle,
     "aloe": aloe,
     "synthetic": synthetic,
 }
-"""The data sets by name."""
+"""The data sets that need no path, by name; `readers.READERS` has those that do."""
 
 
-def score(
-    model: DepthAnything, samples: Iterable[EvaluationSample], data: str
-) -> tuple[list[Result], dict[str, dict[str, dict[str, float]]]]:
-    """Scores a model and the two baselines.
-
-    Each prediction is fitted to the truth by least squares in disparity space, over the valid
-    pixels, image by image, at the photo's resolution; metrics are averaged over the images.
-
-    Args:
-        model: A relative model.
-        samples: Photos with truth; one without a valid pixel is left out with a warning.
-        data: Name for the results.
-
-    Returns:
-        The mean results of the model, the constant and the plane; and the metrics per image,
-        `[predictor][sample name]`.
+def open_data(spec: str) -> Sequence[EvaluationSample]:
+    """The data set that ``NAME`` or ``NAME=PATH`` means.
 
     Raises:
-        ValueError: If no sample has a valid pixel.
+        DataMissingError: If it is not there, or the folder is laid out otherwise than expected.
+        ValueError: If the name is unknown, or a path is missing or too much.
     """
-    per_image: dict[str, dict[str, dict[str, float]]] = {}
+    name, equals, path = spec.partition("=")
+    if name in READERS:
+        if not path:
+            raise ValueError(f"{name} is read from a path: give {name}=PATH")
+        return READERS[name](Path(path).expanduser())
+    if name not in DATA:
+        known = ", ".join([*DATA, *(f"{reader}=PATH" for reader in READERS)])
+        raise ValueError(f"no data set {name}; there are: {known}")
+    if equals:
+        raise ValueError(f"{name} is not read from a path: leave out ={path}")
+    return DATA[name]()
+
+
+def _batches(
+    samples: Iterable[EvaluationSample], protocol: Protocol, data: str
+) -> Iterator[list[tuple[EvaluationSample, np.ndarray]]]:
+    """Samples with the pixels that count, as many at a time as may be held."""
+    batch: list[tuple[EvaluationSample, np.ndarray]] = []
     for sample in samples:
-        mask = valid_depth(sample.depth, sample.max_depth)
+        mask = protocol.mask(sample)
         if not mask.any():
             logger.warning("%s/%s: no valid pixel; left out", data, sample.name)
             continue
-        disparity = np.zeros(sample.depth.shape)
-        disparity[mask] = 1 / sample.depth[mask].astype(np.float64)
-        predictions = {
-            model.config.name: align_disparity(model.infer(sample.image), disparity, mask),
-            "plane": plane_baseline(disparity, mask),
-            "constant": constant_baseline(disparity, mask),
-        }
-        for predictor, aligned in predictions.items():
-            per_image.setdefault(predictor, {})[sample.name] = depth_metrics(
-                aligned, sample.depth, mask, max_depth=sample.max_depth
-            )
-    if not per_image:
+        batch.append((sample, mask))
+        if len(batch) == BATCH_IMAGES or sum(m.size for _, m in batch) >= BATCH_PIXELS:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _predict(
+    model: DepthAnything,
+    images: list[np.ndarray],
+    cache: PredictionCache | None,
+    options: dict[str, Any],
+) -> list[Tensor]:
+    """Disparity of each photo; what the model gives is taken from the cache where it is there."""
+    found = [cache.read(image) if cache else None for image in images]
+    new = [i for i, prediction in enumerate(found) if prediction is None]
+    results = {
+        i: torch.from_numpy(p).to(model.device) for i, p in enumerate(found) if p is not None
+    }
+    if new:
+        infer = model.infer_metric if model.config.is_metric else model.infer
+        predictions = infer([images[i] for i in new], return_tensors=True, **options)
+        for i, prediction in zip(new, predictions, strict=True):
+            results[i] = prediction
+            if cache:
+                cache.write(images[i], prediction.cpu().numpy())
+    ordered = [results[i] for i in range(len(images))]
+    return [1 / p.clamp(min=MIN_DEPTH) for p in ordered] if model.config.is_metric else ordered
+
+
+def score_sample(
+    name: str, prediction: Tensor, sample: EvaluationSample, mask: np.ndarray, protocol: Protocol
+) -> dict[str, dict[str, float]]:
+    """Metrics of one prediction and of the baselines, by predictor.
+
+    Args:
+        name: The predictor's.
+        prediction: Disparity (H, W).
+        sample: The photo's truth.
+        mask: Pixels that count, bool (H, W).
+        protocol: How to align and clamp.
+
+    Raises:
+        ValueError: If the prediction is not finite at a pixel that counts.
+    """
+    max_depth = protocol.max_depth(sample, mask)
+    device = prediction.device
+    valid = torch.from_numpy(mask).to(device)[None]
+
+    def pick(x: Tensor) -> Tensor:
+        """The pixels that count alone, where no neighbours are asked for: often they are few."""
+        return x if sample.sharp else x[valid][None, None]
+
+    truth, counted = pick(torch.from_numpy(sample.depth).to(device)[None]), pick(valid)
+    disparity = np.zeros(mask.shape)
+    disparity[mask] = 1 / sample.depth[mask].astype(np.float64)
+    depths = {
+        name: align(pick(prediction[None]), truth, counted, protocol.alignment, max_depth=max_depth)
+    }
+    for baseline, fit in (("plane", plane_baseline), ("constant", constant_baseline)):
+        fitted = torch.from_numpy(fit(disparity, mask)).to(device, depths[name].dtype)[None]
+        depths[baseline] = 1 / pick(fitted).clamp(min=1 / max_depth)
+    scores = {}
+    for predictor, depth in depths.items():
+        errors = depth_errors(depth, truth, counted)
+        if sample.sharp:
+            errors["boundary_f1"] = boundary_f1(depth, truth, counted)
+        scores[predictor] = {metric: float(value) for metric, value in errors.items()}
+    return scores
+
+
+def score(
+    model: DepthAnything,
+    samples: Iterable[EvaluationSample],
+    data: str,
+    *,
+    protocol: str = "paper",
+    alignment: str | None = None,
+    cache: Path | None = None,
+    fit: str = "pad",
+) -> tuple[list[Result], dict[str, dict[str, dict[str, float]]]]:
+    """Scores a model and the two baselines.
+
+    Each prediction is fitted to the truth as the protocol says, image by image, at the photo's
+    resolution; metrics are averaged over the images, each counting the same. In a process group
+    each process takes its share of a `Sequence`; all get the whole result.
+
+    Args:
+        model: A relative model; or a metric one, which is not aligned unless ``alignment`` asks
+            for it.
+        samples: Photos with truth; one without a valid pixel is left out with a warning.
+        data: Name for the results.
+        protocol: One of `PROTOCOLS`.
+        alignment: One of `ALIGNMENTS` in place of the protocol's; the results name it.
+        cache: Folder for predictions; those that are there are not made again.
+        fit: The size rule of `infer`.
+
+    Returns:
+        The mean results of the model, the plane and the constant; and the metrics per image,
+        `[predictor][sample name]`.
+
+    Raises:
+        ValueError: If no sample has a valid pixel or the protocol is unknown.
+    """
+    from tqdm import tqdm
+
+    if alignment is None and model.config.is_metric:
+        alignment = "none"
+    preset = get_protocol(protocol, alignment)
+    options = {"fit": fit}
+    store = PredictionCache(cache, model, options) if cache else None
+    rank, size = 0, 1
+    if dist.is_available() and dist.is_initialized():
+        rank, size = dist.get_rank(), dist.get_world_size()
+    if size > 1 and not isinstance(samples, Sequence):
+        raise ValueError("many processes can share a sequence of samples, not an iterator")
+    share: Any = samples[rank::size] if isinstance(samples, Sequence) else samples
+    rows: list[tuple[str, dict[str, dict[str, float]]]] = []
+    # A bar on a terminal, nothing in a log.
+    shown = tqdm(share, desc=data, unit="image", disable=None if rank == 0 else True, leave=False)
+    for batch in _batches(shown, preset, data):
+        predictions = _predict(model, [s.image for s, _ in batch], store, options)
+        for (sample, mask), prediction in zip(batch, predictions, strict=True):
+            try:
+                scores = score_sample(model.config.name, prediction, sample, mask, preset)
+            except ValueError as error:
+                raise ValueError(f"{data}/{sample.name}: {error}") from error
+            rows.append((sample.name, scores))
+    if size > 1:
+        gathered: list[Any] = [None] * size
+        dist.all_gather_object(gathered, rows)
+        rows = [row for part in gathered for row in part]
+    if not rows:
         raise ValueError(f"{data}: no image with a valid pixel")
-    results = [
-        Result(
-            data,
-            predictor,
-            len(rows),
-            {m: float(np.mean([row[m] for row in rows.values()])) for m in METRICS},
-        )
-        for predictor, rows in per_image.items()
-    ]
+    if len({name for name, _ in rows}) < len(rows):  # a list may name a photo twice
+        rows = [(f"{i}: {name}", scores) for i, (name, scores) in enumerate(rows)]
+    per_image = {
+        predictor: {name: scores[predictor] for name, scores in rows} for predictor in rows[0][1]
+    }
+    results = []
+    for predictor, scores in per_image.items():
+        names = [m for m in (*METRICS, "boundary_f1") if all(m in s for s in scores.values())]
+        means = {m: float(np.mean([s[m] for s in scores.values()])) for m in names}
+        results.append(Result(data, predictor, preset.name, len(scores), means))
     return results, per_image
 
 
-def evaluate(model: DepthAnything, data: Iterable[str]) -> list[Result]:
-    """Scores a model on data sets by name; `builtin` is reported photo by photo as well.
+def evaluate(model: DepthAnything, data: Iterable[str], **options: Any) -> list[Result]:
+    """Scores a model on data sets by name; a set of two to four is also reported photo by photo.
 
     Args:
-        model: A relative model.
-        data: Names from `DATA`.
+        model: A relative or a metric model.
+        data: ``NAME`` from `DATA` or ``NAME=PATH`` with a name from `readers.READERS`.
+        **options: ``protocol``, ``alignment``, ``cache`` and ``fit``, as in `score`.
 
     Returns:
         One result per data set and predictor.
 
     Raises:
-        DataMissingError: If a data set is not there.
-        ValueError: If a name is unknown.
+        DataMissingError: If a data set is not there, or its folder is laid out otherwise.
+        ValueError: If a name or an option is unknown.
     """
-    names = list(data)
-    unknown = [name for name in names if name not in DATA]
-    if unknown:
-        raise ValueError(f"no data set {', '.join(unknown)}; there are: {', '.join(DATA)}")
+    get_protocol(options.get("protocol", "paper"), options.get("alignment"))
+    # All before any is scored: a wrong path shows at once, not after hours.
+    opened = [(spec.partition("=")[0], open_data(spec)) for spec in data]
     results = []
-    for name in names:
-        means, per_image = score(model, DATA[name](), name)
+    for name, samples in opened:
+        means, per_image = score(model, samples, name, **options)
         if 1 < means[0].count <= 4:
             results += [
-                Result(f"{name}/{key}", predictor, 1, metrics)
+                Result(f"{name}/{key}", predictor, means[0].protocol, 1, metrics)
                 for predictor, rows in per_image.items()
                 for key, metrics in rows.items()
             ]
