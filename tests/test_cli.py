@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import matplotlib
@@ -23,6 +24,7 @@ from dafast.cli.doctor import collect
 from dafast.config import ModelConfig
 from dafast.inference import load_image
 from dafast.palettes import PALETTES, colorize
+from tests.instruction_sets import instruction_set, needs_extension
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -262,6 +264,7 @@ def test_a_photo_given_twice_is_done_once(run, tmp_path, rng):
 def test_folders_and_patterns(tmp_path, rng):
     for name in ("b.png", "a.JPG", "sub/c.webp", "sub/deep/d.png", ".hidden.png", ".git/x.png"):
         photo(tmp_path / name, rng, (8, 8))
+    (tmp_path / "note.txt").touch()
 
     def found(*inputs, **options):
         photos, problems = files.find_photos([*map(str, inputs)], tmp_path / "out", **options)
@@ -274,6 +277,23 @@ def test_folders_and_patterns(tmp_path, rng):
     assert found(tmp_path / "**" / "*.png") == ["b.png", "sub/deep/d.png"]
     weird = photo(tmp_path / "what[1].png", rng, (8, 8))  # a name that looks like a pattern
     assert found(weird) == ["what[1].png"]
+
+
+def test_pictures_of_phones_are_not_left_out_of_a_folder(run, tmp_path, monkeypatch):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in ("a.HEIC", "b.heif"):
+        (folder / name).write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    for name in ("c.jpe", "d.avif"):
+        (folder / name).write_bytes(b"no picture")
+    registered = []
+    fake = types.SimpleNamespace(register_heif_opener=lambda: registered.append(True))
+    monkeypatch.setitem(sys.modules, "pillow_heif", fake)
+    code, text = run(folder)
+    assert code == 1
+    assert registered
+    for name, reason in (("a.HEIC", "HEIC"), ("b.heif", "HEIC"), ("c.jpe", "no"), ("d.avif", "no")):
+        assert f"{name}: cannot be read as an image ({'a ' * (reason == 'HEIC')}{reason} " in text
 
 
 def test_what_is_there_is_kept(run, tmp_path, rng):
@@ -436,6 +456,12 @@ def test_size_under_a_patch_ends_it_before_any_photo(run, tmp_path, rng):
     assert "smaller than a patch" in text
 
 
+def test_no_warning_of_a_photo_that_nobody_gave(run, tmp_path, caplog):
+    (tmp_path / "a.png").touch()
+    assert run(tmp_path / "a.png", "--size", "1400")[0] == 1
+    assert "tokens" not in caplog.text
+
+
 def test_out_that_is_a_file(run, tmp_path, rng):
     (tmp_path / "out").touch()
     code, text = run(photo(tmp_path / "a.png", rng))
@@ -485,6 +511,16 @@ def test_doctor(capsys):
     assert str(torch.__version__) in text
 
 
+@needs_extension
+def test_doctor_says_which_instructions_the_kernels_use(capsys):
+    with instruction_set("portable"):
+        assert main(["doctor", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["extension"]["cpu_instructions"] == "portable"
+    # The one that is loaded is the one that was built, and has every op.
+    assert "parts of the C++ extension" not in [part["part"] for part in report["missing"]]
+
+
 def test_doctor_says_what_a_missing_extension_costs(capsys, monkeypatch):
     from dafast.ops import _extension
 
@@ -508,18 +544,22 @@ def test_eval_prints_and_writes(tmp_path, capsys, monkeypatch, model_folder, rng
     depth = rng.uniform(1, 5, (30, 40)).astype(np.float32)
     image = rng.integers(0, 256, (30, 40, 3), dtype=np.uint8)
     sample = benchmarks.EvaluationSample("one", image, depth, 10.0)
-    monkeypatch.setitem(benchmarks.DATA, "mine", lambda: iter([sample]))
+    monkeypatch.setitem(benchmarks.DATA, "mine", lambda: [sample])
     path = tmp_path / "new" / "scores.json"
     command = ["eval", "--model", model_folder, "--data", "mine", "--json", str(path), "--md"]
     assert main(command) == 0
     results = json.loads(path.read_text())
     assert {r["predictor"] for r in results} == {"tiny", "constant", "plane"}
+    assert {r["protocol"] for r in results} == {"paper"} and results[0]["count"] == 1
     table = capsys.readouterr().out.strip().splitlines()
     assert len(table) == 2 + len(results)
     assert len({line.count("|") for line in table}) == 1
     for result in results:
         row = next(line for line in table if f"| {result['predictor']} |" in line)
-        assert f"{result['metrics']['abs_rel']:.4f}" in row
+        assert f"{result['abs_rel']:.4f}" in row
 
     assert main(["eval", "--model", model_folder, "--data", "nope"]) == 1
     assert "mine" in capsys.readouterr().err
+    assert main(["eval", "--model", model_folder, "--data", "mine", f"kitti={tmp_path}"]) == 1
+    error = capsys.readouterr().err
+    assert "no split file; expected:" in error and "eigen_test_files.txt" in error

@@ -34,6 +34,16 @@ def _positive(text: str) -> int:
     return value
 
 
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+    if not 0.0 <= value <= 1.0:
+        raise argparse.ArgumentTypeError(f"{value} is not between 0 and 1")
+    return value
+
+
 def _add_run(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "run",
@@ -121,7 +131,14 @@ def _add_synth(commands: argparse._SubParsersAction) -> None:
         "--workers",
         type=_positive,
         default=os.cpu_count() or 1,
-        help="processes (default: one per processor, %(default)s)",
+        help="processes, each on a shard of its own (default: one per processor, %(default)s)",
+    )
+    parser.add_argument(
+        "--shard-size",
+        type=_positive,
+        default=100,
+        metavar="N",
+        help="scenes in a shard (default: %(default)s); the scenes do not depend on it",
     )
     parser.add_argument(
         "--textures", type=Path, metavar="DIR", help="photographs to take textures from"
@@ -133,17 +150,164 @@ def _synth(args: argparse.Namespace) -> int:
     from ..data.synthetic import write_shards
 
     write_shards(
-        args.out, args.scenes, seed=args.seed, workers=args.workers, textures=args.textures
+        args.out,
+        args.scenes,
+        seed=args.seed,
+        workers=args.workers,
+        shard_size=args.shard_size,
+        textures=args.textures,
     )
     return 0
+
+
+def _add_data(commands: argparse._SubParsersAction) -> None:
+    from ..data.readers import NAMES  # names alone
+
+    names = ", ".join(NAMES)
+    parser = commands.add_parser("data", help="bring data sets into shards")
+    parts = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    parser = parts.add_parser(
+        "pack",
+        help="pack pictures, pictures with depth, or a known data set into shards",
+        description="Writes WebDataset shards of the pictures in a folder, of a list (.csv, "
+        ".json, .jsonl) with the columns image, depth or disparity, and optionally mask, scale and "
+        f"invalid, or of a data set as it is published: {names}. A shard appears under its name "
+        "when it is whole; a second run goes on.",
+        epilog="A picture that cannot be read is left out and named in SHARD.failures.jsonl; the "
+        "exit code is then 1. One whose label has no valid pixel is left out and named too. "
+        "manifest.json has the samples and the checksum of every shard.",
+    )
+    parser.add_argument("name", nargs="?", metavar="NAME", help=f"of the data set: {names}")
+    parser.add_argument("source", type=Path, metavar="PATH", help="folder, list")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where to write")
+    parser.add_argument(
+        "--size",
+        type=_positive,
+        metavar="N",
+        help="scale pictures down to this shorter side (default: as they are)",
+    )
+    parser.add_argument(
+        "--shard-size",
+        type=_positive,
+        default=1000,
+        metavar="N",
+        help="pictures in a shard (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--workers",
+        type=_positive,
+        default=os.cpu_count() or 1,
+        help="threads, each on a shard of its own (default: one per processor, %(default)s)",
+    )
+    parser.set_defaults(function=_data_pack)
+    parser = parts.add_parser(
+        "check",
+        help="read a data set, name what is damaged, show a sheet of it",
+        description="Reads every picture and label of a data set as it is published, or of a list "
+        "as `pack` takes it, validates them, and draws a sheet: picture, disparity (warm is near, "
+        "gray has no label), mask.",
+        epilog="What cannot be read is counted, named and skipped. The exit code is 1 if that is "
+        "more than --max-bad of the set, or all of it.",
+    )
+    parser.add_argument("name", nargs="?", metavar="NAME", help=f"of the data set: {names}")
+    parser.add_argument("source", type=Path, metavar="PATH", help="its folder, or a list")
+    parser.add_argument(
+        "--sheet",
+        type=Path,
+        metavar="PNG",
+        help="where the sheet goes (default: NAME-check.png, or the list's name)",
+    )
+    parser.add_argument(
+        "--shown", type=_positive, default=16, metavar="N", help="on it (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--limit",
+        type=_positive,
+        metavar="N",
+        help="read so many, evenly spread over the set (default: all)",
+    )
+    parser.add_argument(
+        "--max-bad",
+        type=_share,
+        default=0.01,
+        metavar="SHARE",
+        help="share that may be damaged, 0 to 1 (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--workers",
+        type=_positive,
+        default=os.cpu_count() or 1,
+        help="threads (default: one per processor, %(default)s)",
+    )
+    parser.set_defaults(function=_data_check)
+
+
+def _data_pack(args: argparse.Namespace) -> int:
+    from .data import data_pack
+
+    return data_pack(args)
+
+
+def _data_check(args: argparse.Namespace) -> int:
+    from .data import data_check
+
+    return data_check(args)
+
+
+def _add_label(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "label",
+        help="label shards of images with a teacher",
+        description="Writes for each shard of images one of the same name with the images, the "
+        "teacher's disparity (16 bit, at the teacher's resolution) and its scale and offset.",
+        epilog="A shard appears under its name when it is whole; running the command again, or "
+        "several times at once on one file system, skips what is there or in work. Under torchrun "
+        "(torchrun --no-python --nproc-per-node 8 dafast label ...) each process takes its share. "
+        "An image that cannot be labeled is left out and named in SHARD.failures.jsonl; the exit "
+        "code is then 1.",
+    )
+    parser.add_argument("--model", required=True, help="preset, hub id, file or folder")
+    parser.add_argument(
+        "--in", dest="inputs", required=True, metavar="SHARDS", help="folder, file or pattern"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where to write")
+    parser.add_argument(
+        "--size",
+        type=_positive,
+        metavar="N",
+        help="shorter side in pixels that the network sees (default: the model's own)",
+    )
+    parser.add_argument(
+        "--batch-tokens",
+        type=_positive,
+        metavar="N",
+        help="images run together up to this many tokens (default: that of infer, 8192)",
+    )
+    parser.add_argument(
+        "--workers",
+        type=_positive,
+        default=2,
+        help="threads that decode and compress (default: %(default)s)",
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    parser.add_argument(
+        "--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16")
+    )
+    parser.set_defaults(function=_label)
+
+
+def _label(args: argparse.Namespace) -> int:
+    from .label import label
+
+    return label(args)
 
 
 def _add_eval(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "eval",
         help="score a model against measured depth, beside two baselines",
-        description="AbsRel, delta_1 and the rest after least-squares alignment in disparity "
-        "space, beside the best constant and the best plane.",
+        description="AbsRel, delta_1 and the rest after alignment to the truth, beside the best "
+        "constant and the best plane. Under torchrun the images are shared among the processes.",
     )
     parser.add_argument(
         "--model", default="nano", help="preset, hub id, file or folder (default: %(default)s)"
@@ -152,7 +316,33 @@ def _add_eval(commands: argparse._SubParsersAction) -> None:
         "--data",
         nargs="+",
         default=["builtin"],
-        help="data sets: builtin (real photos), synthetic, ... (default: builtin)",
+        metavar="NAME[=PATH]",
+        help="builtin (real photos), synthetic, kitti=FOLDER, nyuv2=FOLDER, list=FILE.csv, ... "
+        "(default: builtin); docs/evaluation.md has all of them",
+    )
+    parser.add_argument(
+        "--protocol",
+        default="paper",
+        metavar="NAME",
+        help="paper (Depth Anything), midas or moge (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--align",
+        metavar="NAME",
+        help="scale_shift, scale, median, robust, depth_scale_shift or none, in place of the "
+        "protocol's (scale_shift)",
+    )
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        metavar="DIR",
+        help="keep predictions there, and use those that are there",
+    )
+    parser.add_argument(
+        "--fit",
+        default="pad",
+        choices=("pad", "official"),
+        help="how a photo becomes the network's input (default: %(default)s)",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results there")
     parser.add_argument("--md", action="store_true", help="print the table as Markdown")
@@ -177,7 +367,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--traceback", action="store_true", help="show the Python traceback of an error"
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add in (_add_run, _add_doctor, _add_synth, _add_eval):
+    for add in (_add_run, _add_doctor, _add_synth, _add_data, _add_label, _add_eval):
         add(commands)
     return parser
 

@@ -15,8 +15,8 @@ from typing import BinaryIO
 PHOTO_SUFFIXES = frozenset(
     f".{suffix}"
     for suffix in (
-        *("avif", "bmp", "gif", "jfif", "jp2", "jpeg", "jpg", "pbm", "pgm", "png", "ppm"),
-        *("tga", "tif", "tiff", "webp"),
+        *("avif", "bmp", "gif", "heic", "heif", "jfif", "jp2", "jpe", "jpeg", "jpg", "pbm", "pgm"),
+        *("png", "ppm", "tga", "tif", "tiff", "webp"),
     )
 )
 RESULT_SUFFIXES = ("_depth.png", "_color.png", "_side.png")

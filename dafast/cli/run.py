@@ -18,11 +18,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 from PIL import Image, PngImagePlugin
 
-from ..inference import load_image
-from ..ops import plan_geometry
+from ..inference import check_options, load_image
 from ..palettes import colorize
 from . import CommandError
-from ._model import load_relative_model
+from ._model import digest_model, load_relative_model
 from .files import find_photos, result_names, write_atomically
 
 if TYPE_CHECKING:
@@ -176,25 +175,26 @@ def _digest_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()[:32]
 
 
-def _digest_model(model: DepthAnything) -> str:
-    """Tells models apart by their first few weights: training changes all of them."""
-    digest = hashlib.sha256(repr(model.config).encode())
-    for name, tensor in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().flatten()[:16].float().cpu().numpy().tobytes())
-    return digest.hexdigest()[:32]
-
-
 @dataclass
 class _Counts:
     written: int = 0
     kept: int = 0
 
 
+def _read_heif() -> None:
+    """Lets Pillow open HEIC and HEIF photos, where pillow-heif is installed."""
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:  # `load_image` says so of each such photo
+        return
+    register_heif_opener()
+
+
 def run(args: argparse.Namespace) -> int:
     """Runs ``dafast run``."""
     from tqdm import tqdm
 
+    _read_heif()
     photos, problems = find_photos(args.photos, args.out, args.recursive)
     if photos:
         try:
@@ -212,12 +212,12 @@ def run(args: argparse.Namespace) -> int:
         model = load_relative_model(args.model, args.device, args.dtype, "run")
         settings = {
             "model": model.config.name,
-            "weights": _digest_model(model),
+            "weights": digest_model(model),
             "dtype": str(model.dtype).removeprefix("torch."),
             "fit": args.fit,
             "size": args.size or model.config.image_size,
         }
-        plan_geometry(1, 1, size=settings["size"], fit=args.fit)  # a bad --size ends it here
+        check_options(model.config, size=args.size, fit=args.fit)  # a bad --size ends it here
         names = result_names(photos)
         sources = {p.resolve() for p in photos}
         # Bar on a terminal; elsewhere (a log) a line for each photo.
