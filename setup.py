@@ -17,7 +17,7 @@ from pathlib import Path
 from setuptools import Extension, find_packages, setup
 
 ROOT = Path(__file__).resolve().parent
-MIN_TORCH = "0x020d000000000000"  # 2.13: the oldest stable ABI that the extension speaks
+MIN_TORCH = "0x020b000000000000"  # 2.11: the oldest stable ABI that the extension speaks
 # Ampere to Blackwell, and PTX for what comes after.
 CUDA_ARCHITECTURES = ("80", "86", "89", "90", "100", "120")
 

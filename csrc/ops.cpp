@@ -1,5 +1,8 @@
 // The ops on tensors, the same for the CPU and for CUDA: checked, laid out for include/dafast/ops.h,
 // and run where the tensors are. Results are written into tensors that Python has allocated.
+#ifdef DAFAST_CUDA
+#define USE_CUDA  // PyTorch's header then declares how to get the current stream
+#endif
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -94,7 +97,8 @@ void run(const Tensor& where, int64_t words, const OnCpu& on_cpu, const OnCuda& 
 #ifdef DAFAST_CUDA
   const auto device = where.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(device);
-  void* stream = torch::stable::accelerator::getCurrentStream(device).nativeHandle();
+  void* stream = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
   // PyTorch's allocator hands the memory out again to later work on this stream only.
   const Tensor workspace = torch::stable::new_empty(where, {words}, ScalarType::Int);
   const int error = on_cuda(words > 0 ? workspace.mutable_data_ptr() : nullptr, stream);
