@@ -36,20 +36,27 @@ LOOP_KINDS = ("matrix", "exp", "float", "convert", "integer", "shuffle", "shared
 
 
 def timed(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """Measures the cases; returns the machine, its peaks and all records."""
+    """Measures the cases; returns the machine, its peaks and all records.
+
+    ``--json`` is written after every case, so that what was measured outlives what comes after.
+    """
     records: list[dict[str, Any]] = []
+    report = {"machine": machine(device), "peaks": peaks(device), "records": records}
     for case in SMALL_CASES if options.small else CASES:
         if options.op and case.op not in options.op:
             continue
         if case.gpu_only and device.type != "cuda":
             continue
         for dtype in case.dtypes:
+            print(case.name(dtype), file=sys.stderr, flush=True)
             for backward in (False, True) if case.differentiable else (False,):
                 records += measure(
                     case, dtype, device, backward=backward, rounds=max(2, options.rounds),
                     seed=options.seed,
                 )  # fmt: skip
-    return {"machine": machine(device), "peaks": peaks(device), "records": records}
+            if options.json:
+                options.json.write_text(json.dumps(report, indent=1) + "\n")
+    return report
 
 
 def _share(record: dict[str, Any], at_best: dict[str, float]) -> str:

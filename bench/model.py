@@ -1,4 +1,6 @@
-"""Times the whole network on a CPU: `python bench/model.py`, and with `--peers` against others.
+"""Times the whole network: `python bench/model.py`, and with `--peers` against others.
+
+On the GPU where there is one (`--device`), otherwise on the CPU.
 
 Every implementation gets the same random weights and the same image and runs in turn with the
 others; one whose map differs from that of our float32 modules gets no figure. Peers that are not
@@ -33,19 +35,21 @@ from bench.timing import machine
 TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2, "int8": 1e-1}
 
 
-def prepare(preset: str, height: int, width: int, folder: Path, seed: int) -> np.ndarray:
-    """Writes a random model in both layouts, and the image; returns the map to compare with."""
+def prepare(
+    preset: str, height: int, width: int, folder: Path, options: argparse.Namespace
+) -> np.ndarray:
+    """Writes a random model in both layouts, and the images; returns the maps to compare with."""
     from dafast import DepthAnything
     from dafast.models.checkpoint import save_pretrained
 
-    torch.manual_seed(seed)
+    torch.manual_seed(options.seed)
     model = DepthAnything(preset).eval()
-    x = torch.randn(1, 3, height, width)
+    x = torch.randn(options.batch, 3, height, width)
     with torch.no_grad():
         # A map that is positive and of order 1, as a trained model's: zeros would compare nothing.
         model.depth_head.scratch.output_conv2[2].weight.mul_(10)
         model.depth_head.scratch.output_conv2[2].bias.fill_(1.0)
-        expected = model(x).numpy()
+        expected = model.to(options.device)(x.to(options.device)).cpu().numpy()
     save_pretrained(model, folder / "dafast")
     save_pretrained(model, folder / "transformers", layout="transformers")
     np.save(folder / "image.npy", x.numpy())
@@ -58,7 +62,7 @@ def measure(
     """Times the peers of each dtype in turn on one model and size; one record each."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        expected = prepare(preset, *size, folder, options.seed)
+        expected = prepare(preset, *size, folder, options)
         records = []
         for dtype in dict.fromkeys(peer.dtype for peer in peers):
             same = [peer for peer in peers if peer.dtype == dtype]
@@ -72,13 +76,19 @@ def _measure(
 ) -> list[dict[str, Any]]:  # fmt: skip
     records, workers = [], {}
     try:
-        for peer in peers:
+
+        def start(peer: Peer) -> Worker:
+            return Worker(peer, folder, folder / "image.npy", options.threads)
+
+        # Exporters and compilers fill a CPU and its memory one after the other; a GPU waits.
+        started = [start(peer) for peer in peers] if options.device == "cuda" else []
+        for index, peer in enumerate(peers):
             record: dict[str, Any] = {
-                "model": preset, "size": list(expected.shape[1:]),
+                "model": preset, "size": list(expected.shape[1:]), "batch": len(expected),
                 "peer": peer.name, "dtype": peer.dtype, "ours": peer.ours,
             }  # fmt: skip
             records.append(record)
-            worker = Worker(peer, folder, folder / "image.npy", options.threads)
+            worker = started[index] if started else start(peer)
             try:
                 output = worker.output()
                 error = float(np.abs(output - expected).max() / np.abs(expected).max())
@@ -107,22 +117,27 @@ def _measure(
     return records
 
 
+def _shape(record: dict[str, Any]) -> str:
+    return "x".join(map(str, [record.get("batch", 1), *record["size"]]))
+
+
 def print_report(report: dict[str, Any]) -> None:
     """Prints the records as a table."""
     about = report["machine"]
     table = Table(title="  ".join(f"{k} {v}" for k, v in about.items()))
-    for column in ("model", "size", "dtype", "implementation", "ms", "quartiles",
+    for column in ("model", "size", "dtype", "implementation", "ms", "quartiles", "images/s",
                    "of the fastest peer", "error"):  # fmt: skip
         table.add_column(column, overflow="fold")
     before = None
     for r in report["records"]:
-        head = (r["model"], "x".join(map(str, r["size"])), r["dtype"])
+        head = (r["model"], _shape(r), r["dtype"])
         if before is not None and head != before:
             table.add_section()
         figures = (
-            (f"{r['ms']:.0f}", f"{r['ms_low']:.0f}..{r['ms_high']:.0f}",
+            (f"{r['ms']:.4g}", f"{r['ms_low']:.4g}..{r['ms_high']:.4g}",
+             f"{1e3 * r.get('batch', 1) / r['ms']:.4g}",
              f"{r['ratio']:.2f}" if "ratio" in r else "")
-            if "ms" in r else (r["why"], "", "")
+            if "ms" in r else (r["why"], "", "", "")
         )  # fmt: skip
         error = f"{r['error']:.0e}" if "error" in r else ""
         table.add_row(*(head if head != before else ("", "", "")), r["peer"], *figures, error)
@@ -166,7 +181,7 @@ def plot(report: dict[str, Any], path: Path) -> None:
     panels: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for r in report["records"]:
         if "ms" in r:
-            key = (r["model"], "x".join(map(str, r["size"])), r["dtype"])
+            key = (r["model"], _shape(r), r["dtype"])
             panels.setdefault(key, []).append(r)
     if not panels:
         raise SystemExit("nothing to plot: no implementation got a figure")
@@ -190,8 +205,9 @@ def plot(report: dict[str, Any], path: Path) -> None:
         axis.set_xlabel("ms", fontsize=8)
         axis.tick_params(labelsize=8)
     about = report["machine"]
-    figure.suptitle(f"{about['device']}, {about['threads']} threads, torch {about['torch']}, "
-                    f"{about['date']}", fontsize=9)  # fmt: skip
+    threads = f", {about['threads']} threads" if "threads" in about else ""
+    figure.suptitle(f"{about['device']}{threads}, torch {about['torch']}, {about['date']}",
+                    fontsize=9)  # fmt: skip
     figure.tight_layout()
     figure.savefig(path, dpi=110)
 
@@ -206,6 +222,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--peers", action="store_true", help="others' implementations too")
     parser.add_argument("--only", action="append", metavar="NAME",
                         help="only implementations whose name has this in it")  # fmt: skip
+    parser.add_argument("--device", choices=("cpu", "cuda"),
+                        default="cuda" if torch.cuda.is_available() else "cpu")  # fmt: skip
+    parser.add_argument("--batch", type=int, default=1, help="images in one run")
     parser.add_argument("--rounds", type=int, default=10, help="turns, of two runs each")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--seed", type=int, default=0)
@@ -214,7 +233,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     options = parser.parse_args(argv)
     chosen = [
         peer for peer in PEERS
-        if (peer.ours or options.peers)
+        if peer.device == options.device and (peer.ours or options.peers)
         and (not options.dtype or peer.dtype in options.dtype)
         and (not options.only or any(part in peer.name for part in options.only))
     ]  # fmt: skip
@@ -224,12 +243,14 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     for preset in options.model or ["vits"]:
         for size in options.size or [(518, 518)]:
             records += measure(chosen, preset, size, options)
-    about = {**machine(torch.device("cpu")), "threads": options.threads}
+    about = machine(torch.device(options.device))
+    if options.device == "cpu":
+        about["threads"] = options.threads
     for module in ("transformers", "onnxruntime", "openvino"):
         about[module] = _version(module) if options.peers else ""
     report = {"machine": {k: v for k, v in about.items() if v}, "records": records}
     print_report(report)
-    if options.peers and not options.only:
+    if options.peers and not options.only and options.device == "cpu":
         torch.set_num_threads(options.threads)
         report["targets"] = list(targets.measure(max(2, options.rounds), options.seed))
         report["accuracy"] = targets.accuracy()

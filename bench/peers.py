@@ -28,15 +28,17 @@ class Peer:
     Attributes:
         name: As the table shows it.
         dtype: In which it computes, ``"float32"``, ``"bfloat16"`` or ``"int8"``.
-        load: Takes the folder of a model and the normalised image (1, 3, H, W); returns a function
-            that computes the map (1, H, W).
+        load: Takes the folder of a model and the normalised images (B, 3, H, W); returns a
+            function that computes the maps (B, H, W).
         ours: Whether it is this project's.
+        device: Where it computes; a run on ``"cuda"`` ends with the maps in the host's memory.
     """
 
     name: str
     dtype: str
     load: Callable[[Path, np.ndarray], Run]
     ours: bool = False
+    device: str = "cpu"
 
 
 def _torch_run(model: Any, x: Any, pick: Callable[[Any], Any]) -> Run:
@@ -44,7 +46,7 @@ def _torch_run(model: Any, x: Any, pick: Callable[[Any], Any]) -> Run:
 
     @torch.inference_mode()
     def run() -> np.ndarray:
-        return pick(model(x)).float().numpy()
+        return pick(model(x)).float().cpu().numpy()
 
     return run
 
@@ -59,6 +61,28 @@ def _dafast(dtype: str, optimize: bool, int8: bool = False) -> Callable[[Path, n
         if optimize:
             model.optimize(int8=int8)
         return _torch_run(model.eval(), torch.from_numpy(x).to(model.dtype), lambda y: y)
+
+    return load
+
+
+def _on_cuda(dtype: str, transformers: bool, compile: bool) -> Callable[[Path, np.ndarray], Run]:
+    """Modules as their users run them; compiled ones with CUDA graphs."""
+
+    def load(folder: Path, x: np.ndarray) -> Run:
+        import torch
+
+        import dafast
+
+        if transformers:
+            model = _transformers_model(folder).to("cuda", getattr(torch, dtype))
+        else:
+            model = dafast.DepthAnything.from_pretrained(
+                folder / "dafast", device="cuda", dtype=dtype
+            ).eval()
+        if compile:
+            model = torch.compile(model, mode="reduce-overhead", dynamic=False)
+        return _torch_run(model, torch.from_numpy(x).to("cuda", getattr(torch, dtype)),
+                          lambda y: y.predicted_depth if transformers else y)  # fmt: skip
 
     return load
 
@@ -147,7 +171,14 @@ PEERS = (
     Peer("transformers, torch.compile", "bfloat16", _transformers("bfloat16", True)),
     Peer("OpenVINO", "bfloat16", _openvino("bf16")),
     Peer("dafast, optimized", "int8", _dafast("bfloat16", True, int8=True), ours=True),
-)
+    *(
+        Peer(f"{name}, torch.compile" if compile else name, dtype,
+             _on_cuda(dtype, name == "transformers", compile), name == "dafast", "cuda")
+        for dtype in ("float32", "bfloat16")
+        for name in ("dafast", "transformers")
+        for compile in (False, True)
+    ),
+)  # fmt: skip
 
 
 def _work(link: Connection, index: int, folder: Path, image: Path, threads: int) -> None:

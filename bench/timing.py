@@ -40,7 +40,9 @@ def _contenders(case: Case, device: torch.device) -> dict[str, Contender]:
         backend: (force(backend), case.call) for backend in reversed(OPS[case.op].backends)
     }
     if device.type == "cuda":
-        found["reference compiled"] = (force("reference"), torch.compile(case.call))
+        torch.compiler.reset()  # or a second shape would be compiled for any shape
+        compiled = torch.compile(case.call, dynamic=False)
+        found["reference compiled"] = (force("reference"), compiled)
         if "sdpa" in found:
             for variant in SDPA_VARIANTS:
                 name = "sdpa " + variant.removesuffix("_ATTENTION").lower()

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import _extension, _triton
-from ._dispatch import Backend, Op, _forced_backend
+from ._dispatch import Backend, BackendError, Op, _forced_backend
 
 _KERNEL_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 _KERNEL_HEAD_DIM = 128
@@ -116,10 +116,18 @@ def _unit_stride(*tensors: Tensor) -> list[Tensor]:
     return [x if x.stride(-1) == 1 else x.contiguous() for x in tensors]
 
 
-def _xformers(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None) -> Tensor:
+def _memory_efficient_attention(*inputs: Tensor, **kwargs: Any) -> Tensor:
     from xformers.ops import memory_efficient_attention
 
-    return memory_efficient_attention(*_unit_stride(q, k, v), scale=scale)
+    try:
+        return memory_efficient_attention(*_unit_stride(*inputs), **kwargs)
+    except NotImplementedError as error:  # a wheel without kernels for this PyTorch or this card
+        first = str(error).splitlines()[0]
+        raise BackendError(f"xformers: {first} (`python -m xformers.info` says more)") from error
+
+
+def _xformers(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None) -> Tensor:
+    return _memory_efficient_attention(q, k, v, scale=scale)
 
 
 def _xformers_qkvpacked(qkv: Tensor, *, scale: float | None = None) -> Tensor:
@@ -135,12 +143,10 @@ def _xformers_varlen(
     *,
     scale: float | None = None,
 ) -> Tensor:
-    from xformers.ops import memory_efficient_attention
     from xformers.ops.fmha.attn_bias import BlockDiagonalMask
 
     mask = BlockDiagonalMask.from_seqlens(_lengths(cu_seqlens), device=q.device)
-    packed = _unit_stride(q[None], k[None], v[None])
-    return memory_efficient_attention(*packed, attn_bias=mask, scale=scale)[0]
+    return _memory_efficient_attention(q[None], k[None], v[None], attn_bias=mask, scale=scale)[0]
 
 
 # Triton. The base-2 logarithms of the softmax's denominators go along for the backward.
