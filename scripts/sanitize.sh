@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Runs the GPU tests of the CUDA kernels under compute-sanitizer: memory, races, initialisation,
-# barriers. Needs a GPU, and the extension built with CUDA.
+# Runs every Triton and CUDA kernel at small sizes under compute-sanitizer: memory, races,
+# initialisation, barriers; with --tests the GPU tests of the CUDA kernels too. Needs a GPU, and the
+# extension built with CUDA.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -23,6 +24,8 @@ PYTHON
 export PYTORCH_NO_CUDA_MEMORY_CACHING=1
 for tool in memcheck racecheck initcheck synccheck; do
     echo "== $tool"
-    compute-sanitizer --tool "$tool" --error-exitcode 1 --kernel-regex kns=dafast \
+    check=(compute-sanitizer --tool "$tool" --error-exitcode 1)
+    "${check[@]}" "$python" scripts/run_small_cases.py
+    [ "${1:-}" != --tests ] || "${check[@]}" --kernel-regex kns=dafast \
         "$python" -m pytest -q -m gpu -k "not graph" "${tests[@]}"
 done

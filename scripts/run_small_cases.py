@@ -1,0 +1,38 @@
+"""Runs every Triton and CUDA kernel once at small sizes on the GPU: what sanitize.sh looks into."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+
+from bench.registry import SMALL_CASES
+from dafast.ops import BackendError, use_backend
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seed", type=int, default=torch.seed() % 2**31)
+    options = parser.parse_args()
+    print(f"seed = {options.seed}")
+    ran = set()
+    for case in SMALL_CASES:
+        for dtype in case.dtypes:
+            for backend in ("triton", "cuda"):
+                arguments = case.make(options.seed, dtype, torch.device("cuda"))
+                try:
+                    with use_backend(backend):
+                        case.run(arguments)
+                except BackendError:  # the op has no such backend
+                    continue
+                torch.cuda.synchronize()
+                ran.add(f"{case.op} ({backend})")
+    print("ran:", ", ".join(sorted(ran)))
+
+
+if __name__ == "__main__":
+    main()
