@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .runtime import on_its_device, sum_over_programs
+from .runtime import cdiv, next_power_of_2, on_its_device, sum_over_programs
 
 _MIN_ROWS = 8  # of a program
 _MAX_PROGRAMS = 1024
@@ -102,10 +102,10 @@ def _launch(s: Tensor, block_r: int) -> tuple[int, dict[str, int]]:
     So no two warps hold different rows, and sums over rows need no exchange between them.
     """
     rows, channels = s.numel() // s.shape[-1], s.shape[-1]
-    block_c = triton.next_power_of_2(channels)
+    block_c = next_power_of_2(channels)
     lane = 16 // s.element_size()
-    tiles = triton.cdiv(max(_MIN_ROWS, triton.cdiv(rows, _MAX_PROGRAMS)), block_r)
-    return triton.cdiv(rows, tiles * block_r), {
+    tiles = cdiv(max(_MIN_ROWS, cdiv(rows, _MAX_PROGRAMS)), block_r)
+    return cdiv(rows, tiles * block_r), {
         "rows": rows, "channels": channels, "program_rows": tiles * block_r,
         "BLOCK_R": block_r, "BLOCK_C": block_c, "LANE": lane,
         "num_warps": min(16, max(1, block_c // (32 * lane))),

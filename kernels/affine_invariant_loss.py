@@ -1,10 +1,10 @@
 """Affine-invariant loss: masked median, MAD, normalisation and L1, forward and backward.
 
-The median is exact and found without sorting: a radix select over three histograms (11 + 11 + 10
-bits of a key that orders like the float), several programs per map. Each pass starts with every
-program reading the histogram of the pass before it, so nothing returns to the host and no kernel
-runs merely to hand a number on. Integer atomics alone, float sums in a fixed order: the result is
-the same bit by bit in every run.
+The median is exact and found without sorting: a radix select over four histograms (8 bits each of
+a key that orders like the float), several programs per map. Each pass starts with every program
+reading the histogram of the pass before it, so nothing returns to the host and no kernel runs
+merely to hand a number on. Integer atomics alone, float sums in a fixed order: the result is the
+same bit by bit in every run.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .runtime import on_its_device
+from .runtime import cdiv, next_power_of_2, on_its_device
 from .runtime import target as current_target
 
-_BINS = 2048  # of one histogram: 11 bits
-_STATE = 8  # int32 per segment; see _narrow
+_PASSES = 4  # of the radix select, 8 bits each
+_BINS = 256  # of one histogram
+_STATE = 10  # int32 per segment; see _narrow
 _COEFFICIENTS = 8  # float32 per map and region; see the reduce kernel
 
 # Their alignment is in UNIT; a value of 1, say one map, must not become a constant without `.to`.
@@ -84,11 +85,11 @@ def _load(
 def _narrow(hist_ptr, state_ptr, leader, PASS: tl.constexpr, BINS: tl.constexpr):
     """Digit of the median in the histogram of pass PASS - 1, of one segment (map, tensor, region).
 
-    State of a segment: [0] number of valid pixels; after pass k (1, 2, 3) [2k - 1] the leading
-    bits of the median's key and [2k] its rank among the keys that share them; [7] ties.
+    State of a segment: [0] number of valid pixels; after pass k (1 to 4) [2k - 1] the leading 8k
+    bits of the median's key and [2k] its rank among the keys that share them; [9] ties.
 
     Returns:
-        The leading bits of the median's key: 11, 22, or all 32.
+        The leading bits of the median's key: 8, 16, 24, or all 32.
     """
     bins = tl.arange(0, BINS)
     counts = tl.load(hist_ptr + bins)
@@ -102,11 +103,11 @@ def _narrow(hist_ptr, state_ptr, leader, PASS: tl.constexpr, BINS: tl.constexpr)
     digit = tl.minimum(tl.sum(below.to(tl.int32), 0), BINS - 1)  # BINS in an empty segment
     rank -= tl.sum(tl.where(below, counts, 0), 0)
     if PASS == 1:
-        prefix = digit - 1024  # keys are signed
+        prefix = digit - BINS // 2  # keys are signed
     else:
         prefix = tl.load(state_ptr + 2 * PASS - 3) * BINS + digit
-    if PASS == 3:
-        tl.store(state_ptr + 7, tl.sum(tl.where(bins == digit, counts, 0), 0), mask=leader)
+    if PASS == 4:
+        tl.store(state_ptr + 9, tl.sum(tl.where(bins == digit, counts, 0), 0), mask=leader)
     tl.store(state_ptr + 2 * PASS - 1, prefix, mask=leader)
     tl.store(state_ptr + 2 * PASS, rank, mask=leader)
     return prefix
@@ -115,54 +116,53 @@ def _narrow(hist_ptr, state_ptr, leader, PASS: tl.constexpr, BINS: tl.constexpr)
 @triton.jit
 def _count(
     x, valid, region, hist_ptr, state_ptr, leader, before,
-    PASS: tl.constexpr, REGIONS: tl.constexpr, STATE: tl.constexpr,
+    PASS: tl.constexpr, REGIONS: tl.constexpr, STATE: tl.constexpr, BINS: tl.constexpr,
 ):  # fmt: skip
     """Adds one tensor's keys to its histogram of this pass, both regions side by side."""
     key = _key(x)
-    BINS: tl.constexpr = 1024 if PASS == 2 else 2048
+    digit = (key >> (24 - 8 * PASS)) & (BINS - 1)
     if PASS == 0:
-        digit = (key >> 21) + 1024
-    elif PASS == 1:
-        digit = (key >> 10) & 2047
+        # All pixels, most of them in a few bins, where global atomics would queue: counted within
+        # the program first.
+        digit ^= BINS // 2  # keys are signed
+        counts = tl.histogram(digit + region * BINS, REGIONS * BINS, mask=valid)
+        at = hist_ptr + tl.arange(0, REGIONS * BINS)
+        tl.atomic_add(at, counts, mask=counts > 0, sem="relaxed")
     else:
-        digit = key & 1023
-    if PASS > 0:
+        # Of those that share the median's leading bits, which later passes have few of.
         prefix = tl.zeros_like(key)
         for r in tl.static_range(REGIONS):
-            at = hist_ptr - before + r * 2048
-            found = _narrow(at, state_ptr + r * STATE, leader, PASS, 2048)
+            at = hist_ptr - before + r * BINS
+            found = _narrow(at, state_ptr + r * STATE, leader, PASS, BINS)
             prefix = tl.where(region == r, found, prefix)
-        valid = valid & ((key >> (21 if PASS == 1 else 10)) == prefix)
-    # Within the program first: a few bins hold most pixels, and global atomics would queue there.
-    counts = tl.histogram(digit + region * BINS, REGIONS * BINS, mask=valid)
-    at = hist_ptr + tl.arange(0, REGIONS * BINS)
-    tl.atomic_add(at, counts, mask=counts > 0, sem="relaxed")
+        valid = valid & ((key >> (32 - 8 * PASS)) == prefix)
+        tl.atomic_add(hist_ptr + region * BINS + digit, 1, mask=valid, sem="relaxed")
 
 
 @triton.jit(do_not_specialize=_SIZES)
 def _affine_invariant_loss_histogram_kernel(
     prediction_ptr, target_ptr, mask_ptr, regions_ptr, hist_ptr, area_ptr, state_ptr,
     maps, chunks, units, stride_pb, stride_tb, stride_mb, stride_rb,
-    PASS: tl.constexpr, REGIONS: tl.constexpr, STATE: tl.constexpr,
+    PASS: tl.constexpr, REGIONS: tl.constexpr, STATE: tl.constexpr, BINS: tl.constexpr,
     UNIT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Pass 0, 1 or 2 of the radix select, of both tensors so that mask and regions are read once.
+    """A pass of the radix select, of both tensors so that mask and regions are read once.
 
-    Histograms are (3 passes, maps, 2 tensors, REGIONS, 2048).
+    Histograms are (4 passes, maps, 2 tensors, REGIONS, BINS).
     """
     map, chunk = (tl.program_id(0) // chunks).to(tl.int64), tl.program_id(0) % chunks
     prediction, target, valid, inside, region = _load(
         prediction_ptr, target_ptr, mask_ptr, regions_ptr, map, chunk, units,
         stride_pb, stride_tb, stride_mb, stride_rb, UNIT, BLOCK,
     )  # fmt: skip
-    before = maps.to(tl.int64) * (2 * REGIONS * 2048)
-    hist_ptr += PASS * before + map * (2 * REGIONS * 2048)
+    before = maps.to(tl.int64) * (2 * REGIONS * BINS)
+    hist_ptr += PASS * before + map * (2 * REGIONS * BINS)
     state_ptr += map * (2 * REGIONS * STATE)
     leader = chunk == 0
     _count(prediction, valid, region, hist_ptr, state_ptr, leader, before,
-           PASS, REGIONS, STATE)  # fmt: skip
-    _count(target, valid, region, hist_ptr + REGIONS * 2048, state_ptr + REGIONS * STATE, leader,
-           before, PASS, REGIONS, STATE)  # fmt: skip
+           PASS, REGIONS, STATE, BINS)  # fmt: skip
+    _count(target, valid, region, hist_ptr + REGIONS * BINS, state_ptr + REGIONS * STATE, leader,
+           before, PASS, REGIONS, STATE, BINS)  # fmt: skip
     if PASS == 0 and REGIONS == 2:
         first = tl.sum((inside & (region == 0)).to(tl.int32), 0)
         tl.atomic_add(area_ptr + map, first, sem="relaxed")
@@ -171,11 +171,11 @@ def _affine_invariant_loss_histogram_kernel(
 @triton.jit
 def _deviation(
     x, valid, region, hist_ptr, state_ptr, out_ptr, leader, chunk, chunks,
-    REGIONS: tl.constexpr, STATE: tl.constexpr,
+    REGIONS: tl.constexpr, STATE: tl.constexpr, BINS: tl.constexpr,
 ):  # fmt: skip
     """One tensor's median, and this chunk's sum of |x - median| for each region."""
     for r in tl.static_range(REGIONS):
-        key = _narrow(hist_ptr + r * 1024, state_ptr + r * STATE, leader, 3, 1024)
+        key = _narrow(hist_ptr + r * BINS, state_ptr + r * STATE, leader, 4, BINS)
         deviation = tl.where(valid & (region == r), x - _value(key), 0.0)
         tl.store(out_ptr + r * chunks + chunk, tl.sum(tl.abs(deviation), 0))
 
@@ -184,7 +184,8 @@ def _deviation(
 def _affine_invariant_loss_deviation_kernel(
     prediction_ptr, target_ptr, mask_ptr, regions_ptr, hist_ptr, state_ptr, deviations_ptr,
     maps, chunks, units, stride_pb, stride_tb, stride_mb, stride_rb,
-    REGIONS: tl.constexpr, STATE: tl.constexpr, UNIT: tl.constexpr, BLOCK: tl.constexpr,
+    REGIONS: tl.constexpr, STATE: tl.constexpr, BINS: tl.constexpr,
+    UNIT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Medians from the last histogram; sums of |x - median| as (maps, 2, REGIONS, chunks)."""
     map, chunk = (tl.program_id(0) // chunks).to(tl.int64), tl.program_id(0) % chunks
@@ -192,15 +193,15 @@ def _affine_invariant_loss_deviation_kernel(
         prediction_ptr, target_ptr, mask_ptr, regions_ptr, map, chunk, units,
         stride_pb, stride_tb, stride_mb, stride_rb, UNIT, BLOCK,
     )  # fmt: skip
-    hist_ptr += (2 * maps.to(tl.int64) + map) * (2 * REGIONS * 2048)
+    hist_ptr += (3 * maps.to(tl.int64) + map) * (2 * REGIONS * BINS)
     state_ptr += map * (2 * REGIONS * STATE)
     deviations_ptr += map * (2 * REGIONS) * chunks
     leader = chunk == 0
     _deviation(prediction, valid, region, hist_ptr, state_ptr, deviations_ptr, leader,
-               chunk, chunks, REGIONS, STATE)  # fmt: skip
-    _deviation(target, valid, region, hist_ptr + REGIONS * 2048, state_ptr + REGIONS * STATE,
+               chunk, chunks, REGIONS, STATE, BINS)  # fmt: skip
+    _deviation(target, valid, region, hist_ptr + REGIONS * BINS, state_ptr + REGIONS * STATE,
                deviations_ptr + REGIONS * chunks, leader, chunk, chunks,
-               REGIONS, STATE)  # fmt: skip
+               REGIONS, STATE, BINS)  # fmt: skip
 
 
 @triton.jit
@@ -209,7 +210,7 @@ def _segment(state_ptr, deviations_ptr, chunks, min_scale):
     valid = tl.load(state_ptr)
     scale = _sum(deviations_ptr, chunks) / tl.maximum(valid, 1).to(tl.float32)
     clamped = scale < min_scale
-    return _value(tl.load(state_ptr + 5)), tl.where(clamped, min_scale, scale), clamped
+    return _value(tl.load(state_ptr + 7)), tl.where(clamped, min_scale, scale), clamped
 
 
 @triton.jit
@@ -298,10 +299,10 @@ def _affine_invariant_loss_reduce_kernel(
         state = state_ptr + (map * (2 * REGIONS) + r) * STATE
         at = coefficients_ptr + (map * REGIONS + r) * COEFFICIENTS
         signs = signs_ptr + (map * REGIONS + r) * 2 * chunks
-        valid, ties = tl.load(state), tl.maximum(tl.load(state + 7), 1).to(tl.float32)
+        valid, ties = tl.load(state), tl.maximum(tl.load(state + 9), 1).to(tl.float32)
         # Pixels above the median less those below it: the sum of sign(p - median).
-        below = tl.maximum(valid - 1, 0) // 2 - tl.load(state + 6)
-        beyond = (valid - tl.load(state + 7) - 2 * below).to(tl.float32)
+        below = tl.maximum(valid - 1, 0) // 2 - tl.load(state + 8)
+        beyond = (valid - tl.load(state + 9) - 2 * below).to(tl.float32)
         weight = _pixel_weight(area_ptr + map, valid, units * UNIT, maps, r, REGIONS)
         by_sign = weight * tl.load(at + 1)
         by_scale = -by_sign * _sum(signs + chunks, chunks) / tl.maximum(valid, 1).to(tl.float32)
@@ -343,16 +344,15 @@ def _affine_invariant_loss_bwd_kernel(
 
 
 def _tile(maps: int, pixels: int) -> dict[str, int]:
-    """BLOCK and num_warps: 16 pixels of both tensors per thread.
+    """BLOCK and num_warps: up to 16 pixels of both tensors per thread.
 
-    Every program reads two histograms (16 KiB) besides its pixels, so blocks are large; smaller
-    where few maps would leave the GPU without work, or 16 wavefronts without registers (AMD).
+    Every program reads two histograms (2 KiB) besides its pixels, so blocks are large; smaller
+    where few maps would leave the GPU without work.
     """
-    backend, _ = current_target()
-    if backend == "interpreter":
-        return {"BLOCK": max(128, triton.next_power_of_2(triton.cdiv(pixels, 4))), "num_warps": 4}
-    block = 8192 if backend == "cuda" and maps * pixels >= 2**22 else 4096
-    return {"BLOCK": block, "num_warps": block // 512}
+    if current_target()[0] == "interpreter":
+        return {"BLOCK": max(128, next_power_of_2(cdiv(pixels, 4))), "num_warps": 4}
+    block = 4096 if maps * pixels >= 2**20 else 2048
+    return {"BLOCK": block, "num_warps": 8}
 
 
 def _rows_in_place(x: Tensor) -> Tensor:
@@ -376,7 +376,7 @@ class _Maps:
         self.unit = math.gcd(16, pixels, *strides)
         self.sizes = [pixels // self.unit, *(stride // self.unit for stride in strides)]
         self.tile = _tile(self.maps, pixels)
-        self.chunks = triton.cdiv(pixels, self.tile["BLOCK"])
+        self.chunks = cdiv(pixels, self.tile["BLOCK"])
         self.grid = (self.maps * self.chunks,)
         # No contraction to FMA: equal maps have to normalise to equal values.
         self.options = {
@@ -393,7 +393,7 @@ def affine_invariant_loss_fwd(
     regions: Tensor | None,
     min_scale: float,
 ) -> tuple[Tensor, Tensor]:
-    """Launches the forward: one memset and six kernels, of which five read the inputs.
+    """Launches the forward: one memset and seven kernels, of which six read the inputs.
 
     Args:
         prediction: (B, H, W), float32, bfloat16 or float16; read in place if each map is dense.
@@ -414,21 +414,20 @@ def affine_invariant_loss_fwd(
         return loss.zero_(), coefficients.zero_()
     segments = x.maps * 2 * count
     integers = {"dtype": torch.int32, "device": prediction.device}
-    histograms, area = torch.zeros(3 * segments * _BINS + x.maps, **integers).split(
-        [3 * segments * _BINS, x.maps]
-    )
+    bins = _PASSES * segments * _BINS
+    histograms, area = torch.zeros(bins + x.maps, **integers).split([bins, x.maps])
     state = torch.empty((segments, _STATE), **integers)
     deviations = torch.empty((segments, x.chunks), **empty)
     losses = torch.empty((x.maps, x.chunks), **empty)
     signs = torch.empty((segments, x.chunks), **empty)
-    for number in range(3):
+    for number in range(_PASSES):
         _affine_invariant_loss_histogram_kernel[x.grid](
             *x.tensors, histograms, area, state, x.maps, x.chunks, *x.sizes,
-            PASS=number, STATE=_STATE, **x.options,
+            PASS=number, STATE=_STATE, BINS=_BINS, **x.options,
         )  # fmt: skip
     _affine_invariant_loss_deviation_kernel[x.grid](
         *x.tensors, histograms, state, deviations, x.maps, x.chunks, *x.sizes,
-        STATE=_STATE, **x.options,
+        STATE=_STATE, BINS=_BINS, **x.options,
     )  # fmt: skip
     _affine_invariant_loss_l1_kernel[x.grid](
         *x.tensors, area, state, deviations, losses, signs, coefficients, min_scale,

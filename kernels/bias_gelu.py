@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .runtime import on_its_device, sum_over_programs
+from .runtime import cdiv, on_its_device, sum_over_programs
 
 _BLOCK_C = 256
 _MIN_ROWS = 32  # of a program
@@ -66,9 +66,9 @@ def _launch(x: Tensor, added: bool) -> tuple[int, int, dict[str, int | bool]]:
     channels = x.shape[-1]
     rows = x.numel() // channels
     block_r = 8 if x.element_size() == 2 else 4
-    tiles = triton.cdiv(max(_MIN_ROWS, triton.cdiv(rows, _MAX_CHUNKS)), block_r)
-    chunks = triton.cdiv(rows, tiles * block_r)
-    blocks = triton.cdiv(channels, _BLOCK_C)
+    tiles = cdiv(max(_MIN_ROWS, cdiv(rows, _MAX_CHUNKS)), block_r)
+    chunks = cdiv(rows, tiles * block_r)
+    blocks = cdiv(channels, _BLOCK_C)
     return chunks, chunks * blocks, {
         "rows": rows, "channels": channels, "chunk_rows": tiles * block_r, "blocks": blocks,
         "ADDED": added, "BLOCK_R": block_r, "BLOCK_C": _BLOCK_C, "num_warps": 4,

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .runtime import INTERPRET, dot, float32_precision, on_its_device, target
+from .runtime import INTERPRET, cdiv, dot, float32_precision, next_power_of_2, on_its_device, target
 
 
 @triton.jit
@@ -193,7 +193,7 @@ def _tile(dtype: torch.dtype, channels: int, hidden: int) -> dict[str, int]:
             order = "unrolled"
     return {
         "ROWS": rows, "BLOCK_W": block_w,
-        "BLOCK_C": block_c, "BLOCK_N": max(16, triton.next_power_of_2(hidden)), "ORDER": order,
+        "BLOCK_C": block_c, "BLOCK_N": max(16, next_power_of_2(hidden)), "ORDER": order,
         "num_warps": 4, "num_stages": 1 if hip else 2,
     }  # fmt: skip
 
@@ -231,10 +231,10 @@ def decoder_tail_fwd(
         x = x.contiguous(memory_format=torch.channels_last)
     weight1 = weight1.to(x.dtype).contiguous(memory_format=torch.channels_last)
     tile = _tile(x.dtype, channels, len(weight1))
-    grid = (triton.cdiv(width, tile["BLOCK_W"]), triton.cdiv(height, tile["ROWS"]), batch)
+    grid = (cdiv(width, tile["BLOCK_W"]), cdiv(height, tile["ROWS"]), batch)
     _decoder_tail_kernel[grid](
         x, weight1, bias1.contiguous(), weight2.contiguous(), bias2, out,
-        triton.cdiv(channels, tile["BLOCK_C"]), in_height, in_width, height, width,
+        cdiv(channels, tile["BLOCK_C"]), in_height, in_width, height, width,
         _scale(in_height, height), _scale(in_width, width), x.stride(0), x.stride(2), x.stride(3),
         C=channels, N=len(weight1), SIGMOID=sigmoid, **tile,
         PRECISION=float32_precision() if x.dtype == torch.float32 else "tf32",

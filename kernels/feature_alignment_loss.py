@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .runtime import on_its_device
+from .runtime import cdiv, next_power_of_2, on_its_device
 
 EPS = 1e-8
 """Lower bound of a norm, that of `torch.nn.functional.cosine_similarity`."""
@@ -102,7 +102,7 @@ def _tile(student: Tensor) -> dict[str, int]:
     So no two warps hold different rows, and the sum over rows needs no exchange between them.
     """
     lane = 16 // student.element_size()
-    block_c = triton.next_power_of_2(student.shape[-1])
+    block_c = next_power_of_2(student.shape[-1])
     num_warps = min(8, max(1, block_c // (32 * lane)))
     return {"BLOCK_R": max(1, min(32 // lane, 16384 // block_c)), "BLOCK_C": block_c,
             "num_warps": num_warps}  # fmt: skip
@@ -139,7 +139,7 @@ def feature_alignment_loss_fwd(
         value = float(rows > 0 and not margin < 0.0)
         return loss.fill_(value), stats.fill_(0.0), weight.fill_(0.0)
     tile = _tile(student)
-    programs = triton.cdiv(rows, tile["BLOCK_R"])
+    programs = cdiv(rows, tile["BLOCK_R"])
     sums = student.new_empty((programs,), dtype=torch.float32)
     counts = student.new_empty((programs,), dtype=torch.int32)
     # No contraction to FMA: where lanes add each other's products, each would contract its own, and
@@ -178,7 +178,7 @@ def feature_alignment_loss_bwd(
     student, teacher = _rows_of_unit_stride(student), _rows_of_unit_stride(teacher)
     batch, tokens, channels = student.shape
     tile = _tile(student)
-    _feature_alignment_loss_bwd_kernel[(triton.cdiv(batch * tokens, tile["BLOCK_R"]),)](
+    _feature_alignment_loss_bwd_kernel[(cdiv(batch * tokens, tile["BLOCK_R"]),)](
         grad, student, teacher, stats, weight, out, tokens, batch * tokens, channels,
         student.stride(0), student.stride(1), teacher.stride(0), teacher.stride(1),
         **tile, enable_fp_fusion=True,

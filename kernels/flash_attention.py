@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .runtime import INTERPRET, dot, float32_precision, on_its_device, target
+from .runtime import INTERPRET, cdiv, dot, float32_precision, next_power_of_2, on_its_device, target
 
 LOG2E = math.log2(math.e)
 _SIZES = ["heads", "q_length", "k_length", "lse_rows"]  # a new length compiles nothing anew
@@ -356,7 +356,7 @@ class _Problem:
         self.dtype = q.dtype
         precision = float32_precision() if q.dtype == torch.float32 else "tf32"
         self.constants = {
-            "D": self.head_dim, "BLOCK_D": max(16, triton.next_power_of_2(self.head_dim)),
+            "D": self.head_dim, "BLOCK_D": max(16, next_power_of_2(self.head_dim)),
             "VARLEN": self.varlen, "enable_fp_fusion": True,
         }  # fmt: skip
         self.products = {"PRECISION": precision, "INTERPRETED": INTERPRET}
@@ -373,7 +373,7 @@ class _Problem:
         ]
 
     def grid(self, length: int, block: int) -> tuple[int]:
-        return (triton.cdiv(length, block) * self.batch * self.heads,)
+        return (cdiv(length, block) * self.batch * self.heads,)
 
 
 @on_its_device

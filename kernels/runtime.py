@@ -15,6 +15,16 @@ INTERPRET: bool = triton.knobs.runtime.interpret
 """Whether the kernels run in Triton's interpreter; fixed when Triton's decorators ran."""
 
 
+def cdiv(a: int, b: int) -> int:
+    """``a / b``, rounded up. Triton's own, meant for kernels, takes the host microseconds."""
+    return -(-a // b)
+
+
+def next_power_of_2(n: int) -> int:
+    """The smallest power of 2 that is at least ``n``; likewise."""
+    return 1 << max(n - 1, 0).bit_length()
+
+
 _assumed: list[tuple[str, int | str]] = []
 
 
@@ -96,7 +106,7 @@ def sum_over_programs(partial: torch.Tensor) -> torch.Tensor:
     """Sums what the programs of a kernel left, always in the same order: (P, K) to (K), float32."""
     programs, columns = partial.shape
     out = torch.empty((columns,), dtype=torch.float32, device=partial.device)
-    _sum_over_programs_kernel[(triton.cdiv(columns, 32),)](
+    _sum_over_programs_kernel[(cdiv(columns, 32),)](
         partial, out, programs, columns,
         BLOCK_P=128, BLOCK_C=32, num_warps=8, enable_fp_fusion=True,
     )  # fmt: skip

@@ -127,17 +127,3 @@ def why_not_unasked(*tensors: Tensor) -> str:
     if module is None or not module.cpu_capability().startswith("avx512"):
         return "without AVX-512 PyTorch's own operations are as fast"
     return ""
-
-
-def may_skip_dispatcher(x: Tensor) -> bool:
-    """Whether an op may call its kernel instead of its custom op: no gradient, nothing traced.
-
-    What a custom op costs, about 25 us, is a tenth of an activation's time.
-    """
-    import torch
-
-    return (
-        not torch.is_grad_enabled()
-        and not torch.compiler.is_compiling()
-        and type(x) is torch.Tensor
-    )

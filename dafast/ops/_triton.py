@@ -8,9 +8,9 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
-from torch.library import CustomOpDef
 
 from ._dispatch import _forced_backend, why_transformed
+from ._kernel_op import KernelOp
 
 MIN_CAPABILITY = (8, 0)
 """Oldest NVIDIA compute capability that the kernels are compiled for (Ampere)."""
@@ -60,7 +60,7 @@ def why_missing() -> str:
     return _gpu_reason(0) if torch.cuda.is_available() else "PyTorch sees no CUDA GPU here"
 
 
-def no_second_derivative(backward_op: CustomOpDef, name: str) -> None:
+def no_second_derivative(backward_op: KernelOp, name: str) -> None:
     """Makes differentiating the gradients of the op ``name`` fail with a remedy."""
 
     def backward(ctx: Any, *grads: Tensor) -> NoReturn:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from . import _extension, _triton
 from ._dispatch import Backend, Op, _forced_backend
+from ._kernel_op import kernel_op
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 _MAX_CHANNELS = 2048  # a row has to fit in the registers of one program
@@ -67,7 +68,7 @@ def _cpp_forward(
     return results
 
 
-@torch.library.custom_op("dafast::add_layer_norm", mutates_args=())
+@kernel_op("dafast::add_layer_norm")
 def _op(
     x: Tensor,
     branch: Tensor,
@@ -112,7 +113,7 @@ def _empty_gradients(
     )
 
 
-@torch.library.custom_op("dafast::add_layer_norm_backward", mutates_args=())
+@kernel_op("dafast::add_layer_norm_backward")
 def _backward_op(
     grad_s: Tensor | None,
     grad_n: Tensor | None,
@@ -254,10 +255,7 @@ def _cpp_backend(
 ) -> tuple[Tensor, Tensor]:
     sum_dtype = _dtype_of_sum(x, branch, gamma)
     dtype = dtype or sum_dtype
-    arguments = (x, branch, gamma, weight, bias, float(eps), sum_dtype, dtype)
-    if _extension.may_skip_dispatcher(x):
-        return _cpp_forward(*arguments)[:2]
-    return _op(*arguments, "cpp")[:2]
+    return _op(x, branch, gamma, weight, bias, float(eps), sum_dtype, dtype, "cpp")[:2]
 
 
 _add_layer_norm = Op(

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from . import _extension, _triton
 from ._dispatch import Backend, Op
+from ._kernel_op import kernel_op
 
 MIN_SCALE = 1e-6
 """Lower bound of the scale s(d); a constant map would otherwise divide by zero."""
@@ -73,7 +74,7 @@ def _dense_maps(*tensors: Tensor | None) -> list[Tensor | None]:
     return [x if x is None or x[:1].is_contiguous() else x.contiguous() for x in tensors]
 
 
-@torch.library.custom_op("dafast::affine_invariant_loss", mutates_args=())
+@kernel_op("dafast::affine_invariant_loss")
 def _op(
     prediction: Tensor,
     target: Tensor,
@@ -104,7 +105,7 @@ def _(
     return _empty_results(prediction, regions)
 
 
-@torch.library.custom_op("dafast::affine_invariant_loss_backward", mutates_args=())
+@kernel_op("dafast::affine_invariant_loss_backward")
 def _backward_op(
     grad: Tensor,
     prediction: Tensor,

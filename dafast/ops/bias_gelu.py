@@ -10,6 +10,7 @@ from torch import Tensor
 
 from . import _extension, _triton
 from ._dispatch import Backend, Op
+from ._kernel_op import kernel_op
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -30,7 +31,7 @@ def _cpp_forward(x: Tensor, bias: Tensor, added: bool) -> Tensor:
     return out
 
 
-@torch.library.custom_op("dafast::bias_gelu", mutates_args=())
+@kernel_op("dafast::bias_gelu")
 def _op(x: Tensor, bias: Tensor, added: bool, backend: str = "triton") -> Tensor:
     if backend == "cpp":
         return _cpp_forward(x, bias, added)
@@ -44,7 +45,7 @@ def _(x: Tensor, bias: Tensor, added: bool, backend: str = "triton") -> Tensor:
     return x.new_empty(x.shape)
 
 
-@torch.library.custom_op("dafast::bias_gelu_backward", mutates_args=())
+@kernel_op("dafast::bias_gelu_backward")
 def _backward_op(
     grad: Tensor, x: Tensor, bias: Tensor, added: bool, backend: str
 ) -> tuple[Tensor, Tensor]:
@@ -109,8 +110,6 @@ def _triton_backend(x: Tensor, bias: Tensor, *, added: bool = False) -> Tensor:
 
 
 def _cpp_backend(x: Tensor, bias: Tensor, *, added: bool = False) -> Tensor:
-    if _extension.may_skip_dispatcher(x):
-        return _cpp_forward(x, bias, added)
     return _op(x, bias, added, "cpp")
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from . import _extension, _triton
 from ._dispatch import Backend, Op
+from ._kernel_op import kernel_op
 
 ACTIVATIONS = ("relu", "sigmoid")
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -33,7 +34,7 @@ def decoder_tail_reference(
     return x.sigmoid() if activation == "sigmoid" else x.relu()
 
 
-@torch.library.custom_op("dafast::decoder_tail", mutates_args=())
+@kernel_op("dafast::decoder_tail")
 def _op(
     x: Tensor, height: int, width: int,
     weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor, sigmoid: bool, backend: str,

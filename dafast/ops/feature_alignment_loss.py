@@ -10,6 +10,7 @@ from torch import Tensor
 
 from . import _extension, _triton
 from ._dispatch import Backend, Op
+from ._kernel_op import kernel_op
 
 REDUCTIONS = ("all", "kept")
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -39,7 +40,7 @@ def _empty_results(student: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
-@torch.library.custom_op("dafast::feature_alignment_loss", mutates_args=())
+@kernel_op("dafast::feature_alignment_loss")
 def _op(
     student: Tensor, teacher: Tensor, margin: float, kept_only: bool, backend: str = "triton"
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -59,7 +60,7 @@ def _(
     return _empty_results(student)
 
 
-@torch.library.custom_op("dafast::feature_alignment_loss_backward", mutates_args=())
+@kernel_op("dafast::feature_alignment_loss_backward")
 def _backward_op(
     grad: Tensor, student: Tensor, teacher: Tensor, stats: Tensor, weight: Tensor, backend: str
 ) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from . import _extension, _triton
 from ._dispatch import Backend, BackendError, Op, _forced_backend
+from ._kernel_op import kernel_op
 
 _KERNEL_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 _KERNEL_HEAD_DIM = 128
@@ -160,7 +161,7 @@ def _lse_like(q: Tensor, varlen: bool) -> Tensor:
     return q.new_empty((batch, heads, tokens), dtype=torch.float32)
 
 
-@torch.library.custom_op("dafast::flash_attention", mutates_args=())
+@kernel_op("dafast::flash_attention")
 def _op(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     from dafast.kernels.flash_attention import flash_attention_fwd
 
@@ -172,7 +173,7 @@ def _(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     return q.new_empty(q.shape), _lse_like(q, varlen=False)
 
 
-@torch.library.custom_op("dafast::flash_attention_backward", mutates_args=())
+@kernel_op("dafast::flash_attention_backward")
 def _backward_op(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -207,7 +208,7 @@ _op.register_autograd(_backward, setup_context=_setup_context)
 _triton.no_second_derivative(_backward_op, "flash_attention")
 
 
-@torch.library.custom_op("dafast::flash_attention_qkvpacked", mutates_args=())
+@kernel_op("dafast::flash_attention_qkvpacked")
 def _packed_op(qkv: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     from dafast.kernels.flash_attention import flash_attention_fwd
 
@@ -220,7 +221,7 @@ def _(qkv: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     return q.new_empty(q.shape), _lse_like(q, varlen=False)
 
 
-@torch.library.custom_op("dafast::flash_attention_qkvpacked_backward", mutates_args=())
+@kernel_op("dafast::flash_attention_qkvpacked_backward")
 def _packed_backward_op(
     grad: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, scale: float
 ) -> Tensor:
@@ -246,7 +247,7 @@ _packed_op.register_autograd(_packed_backward, setup_context=_setup_context)
 _triton.no_second_derivative(_packed_backward_op, "flash_attention_qkvpacked")
 
 
-@torch.library.custom_op("dafast::flash_attention_varlen", mutates_args=())
+@kernel_op("dafast::flash_attention_varlen")
 def _varlen_op(
     q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int, scale: float
 ) -> tuple[Tensor, Tensor]:
@@ -262,7 +263,7 @@ def _(
     return q.new_empty(q.shape), _lse_like(q, varlen=True)
 
 
-@torch.library.custom_op("dafast::flash_attention_varlen_backward", mutates_args=())
+@kernel_op("dafast::flash_attention_varlen_backward")
 def _varlen_backward_op(
     grad: Tensor,
     q: Tensor,
@@ -355,7 +356,7 @@ def _triton_varlen(
 # C++ on the CPU: the forward alone.
 
 
-@torch.library.custom_op("dafast::flash_attention_cpu", mutates_args=())
+@kernel_op("dafast::flash_attention_cpu")
 def _cpp_op(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor | None, scale: float) -> Tensor:
     _extension.load()  # registers dafast_C
     out = torch.empty(q.shape, dtype=q.dtype)

@@ -11,6 +11,7 @@ from torch import Tensor
 from . import _extension
 from ._dispatch import Backend, Op, _forced_backend
 from ._images import dense_rows, empty_images, why_not_dtype
+from ._kernel_op import kernel_op
 
 PADDINGS = ("replicate", "reflect", "constant")
 PADDING_CODES = {"constant": 0, "replicate": 1, "reflect": 2}  # of `Padding` in csrc
@@ -32,7 +33,7 @@ def _padded(x: Tensor, left: int, right: int, top: int, bottom: int) -> Tensor:
     return empty_images(x, x.shape[2] + top + bottom, x.shape[3] + left + right)
 
 
-@torch.library.custom_op("dafast::pad", mutates_args=())
+@kernel_op("dafast::pad")
 def _op(x: Tensor, left: int, right: int, top: int, bottom: int, mode: int, value: float) -> Tensor:
     out = _padded(x, left, right, top, bottom)
     torch.ops.dafast_C.pad(dense_rows(x), out, left, top, mode, value)
@@ -44,7 +45,7 @@ def _(x: Tensor, left: int, right: int, top: int, bottom: int, mode: int, value:
     return _padded(x, left, right, top, bottom)
 
 
-@torch.library.custom_op("dafast::pad_backward", mutates_args=())
+@kernel_op("dafast::pad_backward")
 def _backward_op(grad: Tensor, left: int, right: int, top: int, bottom: int, mode: int) -> Tensor:
     out = _padded(grad, -left, -right, -top, -bottom)
     torch.ops.dafast_C.pad_backward(dense_rows(grad), out, left, top, mode)

@@ -11,6 +11,7 @@ from torch import Tensor
 from . import _extension
 from ._dispatch import Backend, Op
 from ._images import why_not_dtype
+from ._kernel_op import kernel_op
 from .geometry import Geometry
 from .resize_bilinear import resize_bilinear
 
@@ -47,7 +48,7 @@ def _empty_maps(disparity: Tensor, sizes: Sequence[int], dtype: torch.dtype) -> 
     ]
 
 
-@torch.library.custom_op("dafast::postprocess", mutates_args=())
+@kernel_op("dafast::postprocess")
 def _op(
     disparity: Tensor,
     crops: Sequence[int],

@@ -12,6 +12,7 @@ from ..config import IMAGENET_MEAN, IMAGENET_STD
 from . import _extension
 from ._dispatch import Backend, Op
 from ._images import DTYPES, dense_rows
+from ._kernel_op import kernel_op
 from .geometry import MAX_TOKENS, Geometry, plan_geometry
 from .pad import PADDING_CODES, check_padding, pad
 from .resize_bicubic import resize_bicubic
@@ -84,7 +85,7 @@ def _empty_batch(images: Sequence[Tensor], network: Sequence[int], dtype: torch.
     )
 
 
-@torch.library.custom_op("dafast::preprocess", mutates_args=())
+@kernel_op("dafast::preprocess")
 def _op(
     images: Sequence[Tensor],
     placement: Sequence[int],

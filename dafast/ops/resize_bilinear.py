@@ -11,6 +11,7 @@ from torch import Tensor
 from . import _extension
 from ._dispatch import Backend, Op, _forced_backend
 from ._images import dense_rows, empty_images, why_not_dtype
+from ._kernel_op import kernel_op
 
 
 def resize_bilinear_reference(
@@ -29,7 +30,7 @@ def resize_bilinear_reference(
     return out.to(x.dtype)
 
 
-@torch.library.custom_op("dafast::resize_bilinear", mutates_args=())
+@kernel_op("dafast::resize_bilinear")
 def _op(x: Tensor, height: int, width: int, align_corners: bool, antialias: bool) -> Tensor:
     out = empty_images(x, height, width)
     torch.ops.dafast_C.resize_bilinear(dense_rows(x), out, align_corners, antialias)
@@ -41,7 +42,7 @@ def _(x: Tensor, height: int, width: int, align_corners: bool, antialias: bool) 
     return empty_images(x, height, width)
 
 
-@torch.library.custom_op("dafast::resize_bilinear_backward", mutates_args=())
+@kernel_op("dafast::resize_bilinear_backward")
 def _backward_op(
     grad: Tensor, height: int, width: int, align_corners: bool, antialias: bool
 ) -> Tensor:
