@@ -52,7 +52,7 @@ def timed(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
             for backward in (False, True) if case.differentiable else (False,):
                 records += measure(
                     case, dtype, device, backward=backward, rounds=max(2, options.rounds),
-                    seed=options.seed,
+                    seed=options.seed, leave_out=options.leave_out or (),
                 )  # fmt: skip
             if options.json:
                 options.json.write_text(json.dumps(report, indent=1) + "\n")
@@ -223,6 +223,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--op", action="append", choices=sorted(OPS), help="only this op")
     parser.add_argument("--rounds", type=int, default=15, help="runs of each backend (at least 2)")
+    parser.add_argument("--leave-out", action="append", metavar="BACKEND",
+                        help="not this one, e.g. 'reference compiled', which takes long")  # fmt: skip
     parser.add_argument("--small", action="store_true", help="tiny inputs, to try the script")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="also write the report to this file")
@@ -241,6 +243,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         print_static(report)
     else:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        # Convolutions in true float32 too, as matrix products are: cuDNN's default is TF32.
+        torch.backends.cudnn.allow_tf32 = torch.get_float32_matmul_precision() != "highest"
         report = timed(options, device)
         print_timed(report)
         if options.plot:

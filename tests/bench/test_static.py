@@ -98,7 +98,7 @@ def test_sample_keeps_its_budget(arch, tmp_path):
     check(records, arch)
     # Counted in full by `--static` without `--no-traffic`; launches are the same everywhere.
     loss = [r for r in records if r["op"] == "affine_invariant_loss"]
-    assert all(len(r["launches"]) <= 7 for r in loss), "6 forward, 1 backward, and a memset"
+    assert all(len(r["launches"]) <= 8 for r in loss), "7 forward, 1 backward, and a memset"
 
 
 @pytest.mark.exhaustive
