@@ -19,6 +19,7 @@ from torch import Tensor
 from .runtime import cdiv, next_power_of_2, on_its_device
 from .runtime import target as current_target
 
+_LOCAL = 1
 _PASSES = 4  # of the radix select, 8 bits each
 _BINS = 256  # of one histogram
 _STATE = 10  # int32 per segment; see _narrow
@@ -116,34 +117,35 @@ def _narrow(hist_ptr, state_ptr, leader, PASS: tl.constexpr, BINS: tl.constexpr)
 @triton.jit
 def _count(
     x, valid, region, hist_ptr, state_ptr, leader, before,
-    PASS: tl.constexpr, REGIONS: tl.constexpr, STATE: tl.constexpr, BINS: tl.constexpr,
+    PASS: tl.constexpr, REGIONS: tl.constexpr, STATE: tl.constexpr, BINS: tl.constexpr, LOCAL: tl.constexpr,
 ):  # fmt: skip
     """Adds one tensor's keys to its histogram of this pass, both regions side by side."""
     key = _key(x)
     digit = (key >> (24 - 8 * PASS)) & (BINS - 1)
     if PASS == 0:
-        # All pixels, most of them in a few bins, where global atomics would queue: counted within
-        # the program first.
         digit ^= BINS // 2  # keys are signed
-        counts = tl.histogram(digit + region * BINS, REGIONS * BINS, mask=valid)
-        at = hist_ptr + tl.arange(0, REGIONS * BINS)
-        tl.atomic_add(at, counts, mask=counts > 0, sem="relaxed")
     else:
-        # Of those that share the median's leading bits, which later passes have few of.
         prefix = tl.zeros_like(key)
         for r in tl.static_range(REGIONS):
             at = hist_ptr - before + r * BINS
             found = _narrow(at, state_ptr + r * STATE, leader, PASS, BINS)
             prefix = tl.where(region == r, found, prefix)
         valid = valid & ((key >> (32 - 8 * PASS)) == prefix)
-        tl.atomic_add(hist_ptr + region * BINS + digit, 1, mask=valid, sem="relaxed")
+    bin = digit + region * BINS
+    if PASS < LOCAL:
+        # Most pixels, in a few bins, where global atomics would queue: within the program first.
+        counts = tl.histogram(bin, REGIONS * BINS, mask=valid)
+        at = hist_ptr + tl.arange(0, REGIONS * BINS)
+        tl.atomic_add(at, counts, mask=counts > 0, sem="relaxed")
+    else:  # few pixels share so many leading bits with the median
+        tl.atomic_add(hist_ptr + bin, 1, mask=valid, sem="relaxed")
 
 
 @triton.jit(do_not_specialize=_SIZES)
 def _affine_invariant_loss_histogram_kernel(
     prediction_ptr, target_ptr, mask_ptr, regions_ptr, hist_ptr, area_ptr, state_ptr,
     maps, chunks, units, stride_pb, stride_tb, stride_mb, stride_rb,
-    PASS: tl.constexpr, REGIONS: tl.constexpr, STATE: tl.constexpr, BINS: tl.constexpr,
+    PASS: tl.constexpr, REGIONS: tl.constexpr, STATE: tl.constexpr, BINS: tl.constexpr, LOCAL: tl.constexpr,
     UNIT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """A pass of the radix select, of both tensors so that mask and regions are read once.
@@ -160,9 +162,9 @@ def _affine_invariant_loss_histogram_kernel(
     state_ptr += map * (2 * REGIONS * STATE)
     leader = chunk == 0
     _count(prediction, valid, region, hist_ptr, state_ptr, leader, before,
-           PASS, REGIONS, STATE, BINS)  # fmt: skip
+           PASS, REGIONS, STATE, BINS, LOCAL)  # fmt: skip
     _count(target, valid, region, hist_ptr + REGIONS * BINS, state_ptr + REGIONS * STATE, leader,
-           before, PASS, REGIONS, STATE, BINS)  # fmt: skip
+           before, PASS, REGIONS, STATE, BINS, LOCAL)  # fmt: skip
     if PASS == 0 and REGIONS == 2:
         first = tl.sum((inside & (region == 0)).to(tl.int32), 0)
         tl.atomic_add(area_ptr + map, first, sem="relaxed")
@@ -423,7 +425,7 @@ def affine_invariant_loss_fwd(
     for number in range(_PASSES):
         _affine_invariant_loss_histogram_kernel[x.grid](
             *x.tensors, histograms, area, state, x.maps, x.chunks, *x.sizes,
-            PASS=number, STATE=_STATE, BINS=_BINS, **x.options,
+            PASS=number, STATE=_STATE, BINS=_BINS, LOCAL=_LOCAL, **x.options,
         )  # fmt: skip
     _affine_invariant_loss_deviation_kernel[x.grid](
         *x.tensors, histograms, state, deviations, x.maps, x.chunks, *x.sizes,
