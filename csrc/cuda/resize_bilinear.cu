@@ -21,55 +21,68 @@ struct alignas(4) Word {
   T values[kColumns<T>];
 };
 
+// A pixel of a plane. Offsets are in bytes: those of a plane nearly always fit in 32 bits, and are
+// then added to a pointer that all threads share by the load itself.
+template <typename T, typename Index>
+__device__ inline const T& pixel_at(const T* plane, Index offset) {
+  return *reinterpret_cast<const T*>(reinterpret_cast<const char*>(plane) + offset);
+}
+
 // Where a thread's columns of one plane go to; `word`: 4 bytes at once.
 template <typename T, typename Index>
 struct Place {
-  Index at;      // of its first column, in elements from the plane's start
+  Index offset;  // of its first column
   Index stride;  // from one column to the next
   int count;
   bool word;
 
+  __device__ Place(const View& target, int64_t y, int64_t x, bool words)
+      : offset(static_cast<Index>((y * target.stride_y + x * target.stride_x) * sizeof(T))),
+        stride(static_cast<Index>(target.stride_x * sizeof(T))),
+        count(static_cast<int>(min(target.width - x, int64_t{kColumns<T>}))),
+        word(words && count == kColumns<T>) {}
+
   __device__ void store(T* plane, const float* values) const {
-    if (word && count == kColumns<T>) {
+    char* to = reinterpret_cast<char*>(plane) + offset;
+    if (word) {
       Word<T> packed;
 #pragma unroll
       for (int i = 0; i < kColumns<T>; ++i) packed.values[i] = from_float<T>(values[i]);
-      *reinterpret_cast<Word<T>*>(plane + at) = packed;
+      *reinterpret_cast<Word<T>*>(to) = packed;
     } else {
 #pragma unroll
       for (int i = 0; i < kColumns<T>; ++i) {
-        if (i < count) plane[at + i * stride] = from_float<T>(values[i]);
+        if (i < count) *reinterpret_cast<T*>(to + i * stride) = from_float<T>(values[i]);
       }
     }
   }
 };
 
-template <typename T, typename Index>
-__device__ inline Place<T, Index> place_of(const View& target, int64_t y, int64_t x, bool words) {
-  const int64_t left = target.width - x;
-  return {static_cast<Index>(y * target.stride_y + x * target.stride_x),
-          static_cast<Index>(target.stride_x), static_cast<int>(min(left, int64_t{kColumns<T>})),
-          words};
+// Calls `make` with a constant, how many planes, and the first of them: kPlanes, the three of a
+// photo, or one.
+template <typename T, typename Make>
+__device__ inline void each_planes(const View& source, const View& target, const Make& make) {
+  for (int64_t image = 0; image < target.batch; ++image) {
+    for (int64_t channel = int64_t{kPlanes} * blockIdx.z; channel < target.channels;
+         channel += int64_t{kPlanes} * gridDim.z) {
+      const T* from = static_cast<const T*>(source.data) + source.plane(image, channel);
+      T* to = static_cast<T*>(target.data) + target.plane(image, channel);
+      const int64_t left = target.channels - channel;
+      if (left >= kPlanes) {
+        make(std::integral_constant<int, kPlanes>(), from, to);
+      } else if (left == 3) {
+        make(std::integral_constant<int, 3>(), from, to);
+      } else {
+        for (int64_t p = 0; p < left; ++p) {
+          make(std::integral_constant<int, 1>(), from + p * source.stride_c,
+               to + p * target.stride_c);
+        }
+      }
+    }
+  }
 }
 
-// Which planes: the first, and how many up to kPlanes.
-struct Planes {
-  int64_t image, channel;
-  int count;
-};
-
-DAFAST_HOST_DEVICE inline int64_t groups_of(const View& view) {
-  return view.batch * ((view.channels + kPlanes - 1) / kPlanes);
-}
-
-__device__ inline Planes planes_of(const View& view, int64_t group) {
-  const int64_t per_image = (view.channels + kPlanes - 1) / kPlanes;
-  const int64_t image = quotient(group, per_image);
-  const int64_t channel = (group - image * per_image) * kPlanes;
-  return {image, channel, static_cast<int>(min(view.channels - channel, int64_t{kPlanes}))};
-}
-
-// The two source pixels of one place along an axis, as offsets, and their weights.
+// The two source pixels of one place along an axis, as offsets in bytes, and their weights.
 template <typename Index>
 struct Pair {
   Index near, far;
@@ -97,51 +110,44 @@ __global__ void __launch_bounds__(256, 3) resize_bilinear_pairs_kernel(
   const int thread = static_cast<int>(threadIdx.y * kWidth + threadIdx.x);
   const int64_t first = static_cast<int64_t>(blockIdx.x) * kAll;
   const int64_t x = first + threadIdx.x * kOwn;
-  const int64_t groups = groups_of(target);
   for (int64_t top = static_cast<int64_t>(blockIdx.y) * kHeight; top < target.height;
        top += static_cast<int64_t>(gridDim.y) * kHeight) {
     __syncthreads();
     if (thread < kAll) {
       if (first + thread < target.width) {
-        column_pairs[thread] = pair_of<Index>(x_axis, first + thread, source.stride_x);
+        column_pairs[thread] = pair_of<Index>(x_axis, first + thread, source.stride_x * sizeof(T));
       }
     } else if (thread < kAll + kHeight && top + thread - kAll < target.height) {
       row_pairs[thread - kAll] =
-          pair_of<Index>(y_axis, top + thread - kAll, source.stride_y);
+          pair_of<Index>(y_axis, top + thread - kAll, source.stride_y * sizeof(T));
     }
     __syncthreads();
     const int64_t y = top + threadIdx.y;
     if (y >= target.height || x >= target.width) continue;
-    const Place<T, Index> place = place_of<T, Index>(target, y, x, words);
+    const Place<T, Index> place(target, y, x, words);
     const Pair<Index> row = row_pairs[threadIdx.y];
     Pair<Index> columns[kOwn];
+    Index offsets[kOwn][4];
 #pragma unroll
     for (int i = 0; i < kOwn; ++i) {
       columns[i] = column_pairs[threadIdx.x * kOwn + (i < place.count ? i : 0)];
+      offsets[i][0] = row.near + columns[i].near;
+      offsets[i][1] = row.near + columns[i].far;
+      offsets[i][2] = row.far + columns[i].near;
+      offsets[i][3] = row.far + columns[i].far;
     }
-    for (int64_t group = blockIdx.z; group < groups; group += gridDim.z) {
-      const Planes planes = planes_of(target, group);
-      const T* from =
-          static_cast<const T*>(source.data) + source.plane(planes.image, planes.channel);
-      T* to = static_cast<T*>(target.data) + target.plane(planes.image, planes.channel);
-      T pixels[kPlanes][kOwn][4] = {};
+    each_planes<T>(source, target, [&](auto many, const T* from, T* to) {
+      constexpr int kMany = decltype(many)::value;
+      T pixels[kMany][kOwn][4];
 #pragma unroll
-      for (int p = 0; p < kPlanes; ++p) {
-        if (p < planes.count) {
-          const T* near_row = from + row.near;
-          const T* far_row = from + row.far;
+      for (int p = 0; p < kMany; ++p) {
 #pragma unroll
-          for (int i = 0; i < kOwn; ++i) {
-            pixels[p][i][0] = near_row[columns[i].near];
-            pixels[p][i][1] = near_row[columns[i].far];
-            pixels[p][i][2] = far_row[columns[i].near];
-            pixels[p][i][3] = far_row[columns[i].far];
-          }
+        for (int i = 0; i < 4 * kOwn; ++i) {
+          pixels[p][i / 4][i % 4] = pixel_at(from + p * source.stride_c, offsets[i / 4][i % 4]);
         }
-        from += source.stride_c;
       }
 #pragma unroll
-      for (int p = 0; p < kPlanes; ++p) {
+      for (int p = 0; p < kMany; ++p) {
         float sums[kOwn];
 #pragma unroll
         for (int i = 0; i < kOwn; ++i) {
@@ -151,10 +157,9 @@ __global__ void __launch_bounds__(256, 3) resize_bilinear_pairs_kernel(
                                  columns[i].far_weight * to_float(pixels[p][i][3]);
           sums[i] = row.near_weight * near_line + row.far_weight * far_line;
         }
-        if (p < planes.count) place.store(to, sums);
-        to += target.stride_c;
+        place.store(to + p * target.stride_c, sums);
       }
-    }
+    });
   }
 }
 
@@ -175,56 +180,50 @@ __global__ void __launch_bounds__(256, 3) resize_bilinear_taps_kernel(
 }
 
 template <typename T, typename Index>
-__global__ void __launch_bounds__(256, 4) resize_bilinear_planes_kernel(
+__global__ void __launch_bounds__(256, 3) resize_bilinear_planes_kernel(
     View source, View target, TapTable rows, TapTable columns, bool words) {
   constexpr int kOwn = kColumns<T>;
   const int64_t x = (static_cast<int64_t>(blockIdx.x) * kWidth + threadIdx.x) * kOwn;
   if (x >= target.width) return;
-  const Index stride_x = static_cast<Index>(source.stride_x);
-  const Index stride_y = static_cast<Index>(source.stride_y);
-  const int64_t groups = groups_of(target);
+  const Index stride_x = static_cast<Index>(source.stride_x * sizeof(T));
+  const Index stride_y = static_cast<Index>(source.stride_y * sizeof(T));
   for (int64_t y = static_cast<int64_t>(blockIdx.y) * kHeight + threadIdx.y; y < target.height;
        y += static_cast<int64_t>(gridDim.y) * kHeight) {
-    const Place<T, Index> place = place_of<T, Index>(target, y, x, words);
+    const Place<T, Index> place(target, y, x, words);
     const int row_count = rows.count[y];
     const Index top = static_cast<Index>(rows.first[y]) * stride_y;
-    for (int64_t group = blockIdx.z; group < groups; group += gridDim.z) {
-      const Planes planes = planes_of(target, group);
-      const T* from =
-          static_cast<const T*>(source.data) + source.plane(planes.image, planes.channel);
-      float sums[kPlanes][kOwn] = {};
+    each_planes<T>(source, target, [&](auto many, const T* from, T* to) {
+      constexpr int kMany = decltype(many)::value;
+      float sums[kMany][kOwn] = {};
 #pragma unroll
       for (int i = 0; i < kOwn; ++i) {
         if (i >= place.count) continue;
         const int count = columns.count[x + i];
-        Index line = top + static_cast<Index>(columns.first[x + i]) * stride_x;
+        const float* column_weights = columns.weights + columns.at(x + i, 0);
         const float* row_weight = rows.weights + rows.at(y, 0);
+        Index line = top + static_cast<Index>(columns.first[x + i]) * stride_x;
         for (int j = 0; j < row_count; ++j) {
-          float lines[kPlanes] = {};
-          Index at = line;
-          const float* weight = columns.weights + columns.at(x + i, 0);
+          float lines[kMany] = {};
+          Index offset = line;
+          const float* weight = column_weights;
 #pragma unroll 2
           for (int k = 0; k < count; ++k) {
 #pragma unroll
-            for (int p = 0; p < kPlanes; ++p) {
-              if (p < planes.count) lines[p] += *weight * to_float(from[p * source.stride_c + at]);
+            for (int p = 0; p < kMany; ++p) {
+              lines[p] += *weight * to_float(pixel_at(from + p * source.stride_c, offset));
             }
-            at += stride_x;
+            offset += stride_x;
             weight += columns.step;
           }
 #pragma unroll
-          for (int p = 0; p < kPlanes; ++p) sums[p][i] += *row_weight * lines[p];
+          for (int p = 0; p < kMany; ++p) sums[p][i] += *row_weight * lines[p];
           line += stride_y;
           row_weight += rows.step;
         }
       }
-      T* to = static_cast<T*>(target.data) + target.plane(planes.image, planes.channel);
 #pragma unroll
-      for (int p = 0; p < kPlanes; ++p) {
-        if (p < planes.count) place.store(to, sums[p]);
-        to += target.stride_c;
-      }
-    }
+      for (int p = 0; p < kMany; ++p) place.store(to + p * target.stride_c, sums[p]);
+    });
   }
 }
 
@@ -247,20 +246,31 @@ __global__ void __launch_bounds__(256, 3) resize_bilinear_channels_kernel(
       const T* row = from + rows.first[y] * source.stride_y;
       const float* row_weight = rows.weights + rows.at(y, 0);
       float sums[kPack] = {};
-      for (int j = 0; j < row_count; ++j) {
-        const T* pixel = row;
-        const float* weight = columns.weights + columns.at(x, 0);
-#pragma unroll 2
-        for (int k = 0; k < column_count; ++k) {
-          const float both = *row_weight * *weight;
-          const Pack<T> pack = load_pack(pixel, source.stride_c, item.count, whole_loads);
+      const auto load = [&](const T* pixel) {
+        return load_pack(pixel, source.stride_c, item.count, whole_loads);
+      };
+      const auto add = [&](const Pack<T>& pack, float weight) {
 #pragma unroll
-          for (int i = 0; i < kPack; ++i) sums[i] += both * to_float(pack.values[i]);
-          pixel += source.stride_x;
-          weight += columns.step;
+        for (int i = 0; i < kPack; ++i) sums[i] += weight * to_float(pack.values[i]);
+      };
+      const float* weights = columns.weights + columns.at(x, 0);
+      if (row_count == 2 && column_count == 2) {  // as nearly all when enlarging: four loads at once
+        const Pack<T> packs[4] = {load(row), load(row + source.stride_x),
+                                  load(row + source.stride_y),
+                                  load(row + source.stride_y + source.stride_x)};
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          add(packs[i], row_weight[i / 2 * rows.step] * weights[i % 2 * columns.step]);
         }
-        row += source.stride_y;
-        row_weight += rows.step;
+      } else {
+        for (int j = 0; j < row_count; ++j) {
+#pragma unroll 2
+          for (int k = 0; k < column_count; ++k) {
+            add(load(row + k * source.stride_x), *row_weight * weights[k * columns.step]);
+          }
+          row += source.stride_y;
+          row_weight += rows.step;
+        }
       }
       store_pack(to + y * target.stride_y, target.stride_c, item.count, rounded<T>(sums),
                  whole_stores);
@@ -284,16 +294,19 @@ void merge_images(View* source, View* target) {
   }
 }
 
-// Whether offsets in a plane fit in 32 bits.
+// Whether offsets in a plane fit in 32 bits, in bytes.
+template <typename T>
 bool is_small(const View& view) {
-  return (view.height - 1) * view.stride_y + (view.width - 1) * view.stride_x < 4294967295;
+  const int64_t last = (view.height - 1) * view.stride_y + (view.width - 1) * view.stride_x;
+  return last < (int64_t{1} << 32) / static_cast<int64_t>(sizeof(T));
 }
 
 // Fewer blocks than planes: a block that does several of them finds its places once.
 dim3 planes_grid(const View& target, int columns) {
   constexpr int64_t kEnough = 2048;  // blocks to fill any GPU a few times
-  dim3 grid = grid_of((target.width + columns - 1) / columns, target.height, groups_of(target));
-  const int64_t groups = groups_of(target), tiles = static_cast<int64_t>(grid.x) * grid.y;
+  const int64_t groups = (target.channels + kPlanes - 1) / kPlanes;
+  dim3 grid = grid_of((target.width + columns - 1) / columns, target.height, groups);
+  const int64_t tiles = static_cast<int64_t>(grid.x) * grid.y;
   const int64_t rounds = std::max<int64_t>(1, groups / ((kEnough + tiles - 1) / tiles));
   grid.z = std::min(grid.z, static_cast<unsigned>((groups + rounds - 1) / rounds));
   return grid;
@@ -336,7 +349,7 @@ int resample(const Resize& call, const TapTable& rows, const TapTable& columns, 
                   call.source, target, rows, columns, packable<T>(call.source, true),
                   packable<T>(target, true));
   }
-  return is_small(call.source) && is_small(call.target)
+  return is_small<T>(call.source) && is_small<T>(call.target)
              ? resample_planes<T, uint32_t>(call, rows, columns, stream)
              : resample_planes<T, int64_t>(call, rows, columns, stream);
 }
