@@ -12,6 +12,10 @@ namespace {
 
 constexpr int kPlanes = 4;  // that a thread makes at once
 
+// Blocks on a multiprocessor. 64-bit offsets take twice the registers.
+template <typename Index>
+constexpr int kResident = sizeof(Index) == 4 ? 3 : 2;
+
 // Columns that a thread makes, 4 bytes of them: a warp's stores fill lines of 128.
 template <typename T>
 constexpr int kColumns = 4 / sizeof(T);
@@ -102,7 +106,7 @@ __device__ inline Pair<Index> pair_of(LinearAxis axis, int64_t index, int64_t st
 }
 
 template <typename T, typename Index>
-__global__ void __launch_bounds__(256, 3) resize_bilinear_pairs_kernel(
+__global__ void __launch_bounds__(256, kResident<Index>) resize_bilinear_pairs_kernel(
     View source, View target, LinearAxis y_axis, LinearAxis x_axis, bool words) {
   constexpr int kOwn = kColumns<T>, kAll = kWidth * kOwn;
   __shared__ Pair<Index> row_pairs[kHeight];
@@ -180,7 +184,7 @@ __global__ void __launch_bounds__(256, 3) resize_bilinear_taps_kernel(
 }
 
 template <typename T, typename Index>
-__global__ void __launch_bounds__(256, 3) resize_bilinear_planes_kernel(
+__global__ void __launch_bounds__(256, kResident<Index>) resize_bilinear_planes_kernel(
     View source, View target, TapTable rows, TapTable columns, bool words) {
   constexpr int kOwn = kColumns<T>;
   const int64_t x = (static_cast<int64_t>(blockIdx.x) * kWidth + threadIdx.x) * kOwn;
@@ -254,7 +258,7 @@ __global__ void __launch_bounds__(256, 3) resize_bilinear_channels_kernel(
         for (int i = 0; i < kPack; ++i) sums[i] += weight * to_float(pack.values[i]);
       };
       const float* weights = columns.weights + columns.at(x, 0);
-      if (row_count == 2 && column_count == 2) {  // as nearly all when enlarging: four loads at once
+      if (row_count == 2 && column_count == 2) {  // most when enlarging: four loads at once
         const Pack<T> packs[4] = {load(row), load(row + source.stride_x),
                                   load(row + source.stride_y),
                                   load(row + source.stride_y + source.stride_x)};
