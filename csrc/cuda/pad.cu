@@ -22,7 +22,7 @@ __global__ void __launch_bounds__(256, 3) pad_kernel(View source, View target, P
   const int64_t first = item.column - left;
   const bool inside = first >= 0 && first + kPack <= source.width && first % kPack == 0;
   for (int64_t plane = blockIdx.z; plane < target.batch * per_image; plane += gridDim.z) {
-    const int64_t image = plane / per_image;
+    const int64_t image = quotient(plane, per_image);
     const int64_t channel = kChannels ? item.channel : plane - image * per_image;
     const T* from = static_cast<const T*>(source.data) + source.plane(image, channel);
     T* to = static_cast<T*>(target.data) + target.plane(image, channel) +
@@ -66,7 +66,7 @@ __global__ void __launch_bounds__(256, 3) pad_backward_kernel(View source, View 
   if (item.count == 0) return;
   const int64_t per_image = kChannels ? 1 : target.channels;
   for (int64_t plane = blockIdx.z; plane < target.batch * per_image; plane += gridDim.z) {
-    const int64_t image = plane / per_image;
+    const int64_t image = quotient(plane, per_image);
     const int64_t channel = kChannels ? item.channel : plane - image * per_image;
     const T* from = static_cast<const T*>(source.data) + source.plane(image, channel);
     T* to = static_cast<T*>(target.data) + target.plane(image, channel) +

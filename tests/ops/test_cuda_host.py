@@ -7,6 +7,7 @@ packs and barriers, against the specifications; what nvcc makes of them is `test
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import shutil
 import subprocess
@@ -126,6 +127,58 @@ def test_resize_bilinear(kernels, shape, size, dtype, channels_last, aligned, se
             )
             assert error == 0
             close(out, want, dtype)
+
+
+@pytest.mark.parametrize("backward", [0, 1])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("channels", [1, 3, 7])
+def test_resize_of_some_channels(kernels, channels, dtype, backward, seed):
+    """Images that do not follow each other as channels do."""
+    whole = torch.randn(3, 9, 6, 10).to(dtype)
+    x = whole[:, 1 : 1 + channels]
+    size = (11, 7)
+    wide = torch.zeros(3, channels, *size).double().requires_grad_() if backward else x.double()
+    expected = resize_bilinear_reference(wide, (6, 10) if backward else size)
+    if backward:
+        (expected,) = torch.autograd.grad(expected, wide, x.double())
+    out = like(expected.shape, dtype, False, True)
+    assert kernels.resize_bilinear(*view(x), *view(out), CODES[dtype], 0, 0, backward) == 0
+    close(out, expected, dtype)
+
+
+@pytest.mark.parametrize("backward", [0, 1])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_resize_beyond_32_bits(kernels, dtype, backward, seed):
+    """Rows so far apart that an offset in a plane needs 64 bits."""
+    far = 2**32 // dtype.itemsize + 5
+    size = (far + 64) * dtype.itemsize
+    reserve_nothing = getattr(mmap, "MAP_NORESERVE", 0x4000)
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | reserve_nothing
+    try:
+        memory = torch.frombuffer(mmap.mmap(-1, size, flags), dtype=dtype)
+    except OSError as error:
+        pytest.skip(f"no {size} bytes of addresses: {error}")
+    x = memory.as_strided((1, 5, 2, 8), (5, 8, far, 1)).copy_(torch.randn(1, 5, 2, 8).to(dtype))
+    shape = (4, 12)
+    wide = torch.zeros(1, 5, *shape).double().requires_grad_() if backward else x.double()
+    expected = resize_bilinear_reference(wide, (2, 8) if backward else shape, align_corners=True)
+    if backward:
+        (expected,) = torch.autograd.grad(expected, wide, x.double())
+    out = like(expected.shape, dtype, False, True)
+    assert kernels.resize_bilinear(*view(x), *view(out), CODES[dtype], 1, 0, backward) == 0
+    close(out, expected, dtype)
+
+
+def test_resize_keeps_infinity_to_its_neighbours(kernels, seed):
+    """A pixel at the border, or beside an infinity, is not made NaN by a weight of zero."""
+    x = torch.randn(1, 1, 4, 4)
+    x[0, 0, 0, 0] = float("inf")
+    out = like((1, 1, 8, 8), torch.float32, False, True)
+    assert kernels.resize_bilinear(*view(x), *view(out), 0, 0, 0, 0) == 0
+    reached = torch.zeros(8, 8, dtype=torch.bool)
+    reached[:3, :3] = True
+    assert torch.equal(out[0, 0] == float("inf"), reached)
+    assert out[0, 0][~reached].isfinite().all()
 
 
 PADDINGS = [

@@ -9,18 +9,32 @@
 
 namespace dafast {
 
-// Target pixel t is the sum over k < count[t] of weights[t * most + k] * source[first[t] + k].
+// Target pixel t is the sum over k < count[t] of weights[at(t, k)] * source[first[t] + k].
 struct TapTable {
   int32_t* first;
   int32_t* count;
   float* weights;
-  int64_t most;
+  int64_t most;    // weights that there is room for, per target
+  int64_t stride;  // from one target's weights to the next's
+  int64_t step;    // from one weight to the next
+
+  DAFAST_HOST_DEVICE int64_t at(int64_t target, int64_t k) const {
+    return target * stride + k * step;
+  }
 
   // 32-bit words of a table.
   static int64_t words(int64_t targets, int64_t most) { return targets * (2 + most); }
 
-  static TapTable at(int32_t* words, int64_t targets, int64_t most) {
-    return {words, words + targets, reinterpret_cast<float*>(words + 2 * targets), most};
+  // With a target's weights side by side.
+  static TapTable along(int32_t* words, int64_t targets, int64_t most) {
+    return {words, words + targets, reinterpret_cast<float*>(words + 2 * targets), most, most, 1};
+  }
+
+  // With the first weights of all targets side by side, then the second, ...: for threads that
+  // have a target each.
+  static TapTable across(int32_t* words, int64_t targets, int64_t most) {
+    return {words, words + targets, reinterpret_cast<float*>(words + 2 * targets), most, 1,
+            targets};
   }
 };
 
@@ -30,7 +44,7 @@ DAFAST_HOST_DEVICE inline void fill_taps(const LinearAxis& axis, int64_t index,
   const LinearTaps taps = linear_taps(axis, index);
   table.first[row] = static_cast<int32_t>(taps.first);
   table.count[row] = taps.count;
-  for (int k = 0; k < taps.count; ++k) table.weights[row * table.most + k] = taps.weight(k);
+  for (int k = 0; k < taps.count; ++k) table.weights[table.at(row, k)] = taps.weight(k);
 }
 
 // For the backward, where the gradient of source pixel `index` is gathered from target pixels.
@@ -45,7 +59,7 @@ DAFAST_HOST_DEVICE inline void fill_users(const LinearAxis& axis, int64_t index,
     const float weight = weight_of(linear_taps(axis, target), index);
     if (count == 0 && weight == 0.0f) continue;
     if (count == 0) first = target;
-    table.weights[row * table.most + count++] = weight;
+    table.weights[table.at(row, count++)] = weight;
     if (weight != 0.0f) used = count;
   }
   table.first[row] = static_cast<int32_t>(first);
@@ -58,7 +72,7 @@ class HostTaps {
   HostTaps(int64_t targets, int64_t most)
       : words_(static_cast<size_t>(TapTable::words(targets, most))),
         targets_(targets),
-        table_(TapTable::at(words_.data(), targets, most)) {}
+        table_(TapTable::along(words_.data(), targets, most)) {}
 
   HostTaps(const HostTaps&) = delete;
   HostTaps& operator=(const HostTaps&) = delete;
