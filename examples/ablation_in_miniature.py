@@ -29,13 +29,16 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
-from ablation_tasks import HELD_OUT, PHOTOS, ROWS, Settings
+from ablation_tasks import HELD_OUT, ROWS, Settings
 
 SCRIPT = Path(__file__).resolve().with_name("ablation_tasks.py")
 ROOT = SCRIPT.parent.parent
 
-# Shares of the deadline at which the stages end.
-ENCODER_END, TEACHERS_END, STUDENTS_END = 0.30, 0.50, 0.92
+# Shares of the time, after the ops were checked, at which the training of the stages ends.
+ENCODER_END, TEACHERS_END, STUDENTS_END = 0.26, 0.45, 0.90
+CHECK_SECONDS = 90.0
+SETTLE_SECONDS = 8.0  # of training side by side, before its speed is believed
+MARGIN = 0.93  # of the time left, planned for
 MOST_STEPS = 20_000
 COLUMNS = {
     "seen kinds": ("held-out-labeled",),
@@ -65,7 +68,7 @@ class Run:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
-        self.began = time.time()
+        self.began = self.checked = time.time()
         self.end = self.began + args.deadline
         self.work = Path(args.work)
         self.work.mkdir(parents=True, exist_ok=True)
@@ -79,15 +82,14 @@ class Run:
             side=args.side,
             pretrain_batch=args.pretrain_batch,
             pretrain_steps=args.pretrain_steps,
-            pretrain_until=self.at(ENCODER_END),
             limit=args.limit,
         )
         self.retried: set[str] = set()
         self.check: dict[str, Any] = {}
 
     def at(self, share: float) -> float:
-        """The clock time of a share of the deadline."""
-        return self.began + share * self.args.deadline
+        """The clock time of a share of the time between the check and the deadline."""
+        return self.checked + share * (self.end - self.checked)
 
     def say(self, text: str) -> None:
         """A line with the time since the start."""
@@ -108,6 +110,7 @@ class Run:
             "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
             "OMP_NUM_THREADS": "1",
             "PYTHONUNBUFFERED": "1",
+            "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",  # many share the device's memory
         }
         command = [sys.executable, str(SCRIPT), self.settings_file(backend), task, str(stop_at)]
         with open(folder / "log.txt", "ab") as log:
@@ -121,18 +124,31 @@ class Run:
 
     def check_backends(self) -> None:
         """Tries the fast ops on this device; where they fail the reference serves."""
+        path = self.work / "check.json"
+        if path.exists():
+            self.check = json.loads(path.read_text())
+        else:
+            self.check = self.checked_backends()
+            path.write_text(json.dumps(self.check))
+        self.say(f"fast ops: {json.dumps(self.check)}")
+        self.checked = time.time()
+        self.settings = dataclasses.replace(self.settings, pretrain_until=self.at(ENCODER_END))
+
+    def checked_backends(self) -> dict[str, Any]:
+        """What the task `check` found, or that it found nothing."""
         process = self.start("check", "auto", 0)
         try:
-            code: int | str = process.wait(timeout=max(30.0, 0.25 * self.args.deadline))
+            code: int | str = process.wait(timeout=CHECK_SECONDS)
         except subprocess.TimeoutExpired:
             process.kill()
             code = "too slow"
         lines = (self.work / "check/log.txt").read_text(errors="replace").splitlines()
-        found = [line for line in lines if line.startswith('{"ok"')]
-        self.check = {"exit": code, **(json.loads(found[-1]) if found else {"ok": False})}
-        if not found:
-            self.check["log"] = lines[-15:]
-        self.say(f"fast ops: {json.dumps(self.check)}")
+        found = [json.loads(line) for line in lines if line.startswith('{"ok"')]
+        return (
+            {"exit": code, **found[-1]}
+            if found
+            else {"exit": code, "ok": False, "log": lines[-15:]}
+        )
 
     def stage(self, name: str, tasks: list[str], train_until: float, steps: int = 0) -> None:
         """Runs tasks, `--jobs` at a time, until all have ended or the deadline is there.
@@ -150,6 +166,7 @@ class Run:
         waves = math.ceil(len(waiting) / self.args.jobs)
         agree_by = time.time() + 0.5 * max(20.0, train_until - time.time())
         auto = "auto" if self.check.get("ok", True) else "reference"
+        settled = math.inf
         running: dict[str, tuple[subprocess.Popen[bytes], str]] = {}
         self.say(f"{name}: {len(waiting)} of {len(tasks)} to do")
         while waiting or running:
@@ -177,23 +194,23 @@ class Run:
                     self.retried.add(task)
                     waiting.appendleft(task)
             if not word.exists():
-                self.agree(word, list(running), waves, train_until, time.time() > agree_by)
+                files = [self.work / t / "speed.json" for t in running if t != "nano"]
+                known = [f for f in files if f.exists()]
+                if len(known) < len(files) or not known:
+                    settled = time.time() + SETTLE_SECONDS
+                if known and time.time() > min(settled, agree_by):
+                    self.agree(word, known, waves, train_until)
             time.sleep(0.1)
 
-    def agree(
-        self, word: Path, running: list[str], waves: int, train_until: float, late: bool
-    ) -> None:
-        """Says how many steps the tasks of a stage take, once all have measured their speed."""
-        files = [self.work / task / "speed.json" for task in running]
-        known = [json.loads(f.read_text())["seconds_per_step"] for f in files if f.exists()]
-        if not known or (len(known) < len(running) and not late):
-            return
-        left = max(1.0, train_until - time.time()) / waves
-        steps = max(1, min(MOST_STEPS, int(left / max(known))))
+    def agree(self, word: Path, speeds: list[Path], waves: int, train_until: float) -> None:
+        """Says how many steps the tasks of a stage take: what the slowest can in the time left."""
+        slowest = max(json.loads(path.read_text())["seconds_per_step"] for path in speeds)
+        left = MARGIN * max(1.0, train_until - time.time()) / waves
+        steps = max(1, min(MOST_STEPS, int(left / slowest)))
         temporary = word.with_suffix(".part")
-        temporary.write_text(json.dumps({"steps": steps, "seconds_per_step": max(known)}))
+        temporary.write_text(json.dumps({"steps": steps, "seconds_per_step": slowest}))
         os.replace(temporary, word)
-        self.say(f"{word.name}: {steps} steps, {max(known):.3f} s each at the slowest")
+        self.say(f"{word.name}: {steps} steps, {slowest:.3f} s each at the slowest")
 
     def last_line(self, task: str) -> str:
         """The last line that a task printed."""
@@ -203,11 +220,12 @@ class Run:
     # -------------------------------------------------------------------------------- the report
 
     def results(self) -> dict[str, Any]:
-        """What the finished tasks have written."""
+        """What the tasks have written; of those that did not end, what was scored."""
         found = {}
-        for path in sorted(self.work.glob("*/result.json")):
-            found[path.parent.name] = json.loads(path.read_text())
-        return found
+        for name in ("partial.json", "result.json"):
+            for path in sorted(self.work.glob(f"*/{name}")):
+                found[path.parent.name] = json.loads(path.read_text())
+        return dict(sorted(found.items()))
 
     def write_report(self) -> None:
         """`results.json` and `results.md`, from what is there."""
@@ -242,13 +260,13 @@ class Run:
         if encoder.exists() and self.report != self.work:
             shutil.copy(encoder, self.report)
         scores = {
-            task: mean_of(result, HELD_OUT, "abs_rel")
+            task: mean_of(result, HELD_OUT, "delta_1")
             for task, result in self.results().items()
             if task.rpartition("-")[0] in ROWS
         }
-        scores = {task: value for task, value in scores.items() if value is not None}
-        if scores:
-            best = min(scores, key=lambda task: scores[task])
+        known = {task: value for task, value in scores.items() if value is not None}
+        if known:
+            best = max(known, key=known.__getitem__)
             self.say(f"best student on the held-out scenes: {best}")
             shutil.copytree(self.work / best / "export", self.report / "best", dirs_exist_ok=True)
             (self.report / "best/task.txt").write_text(best + "\n")
@@ -361,7 +379,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=0, help="of a student (0: what time allows)")
     parser.add_argument("--teacher-steps", type=int, default=0, help="likewise, of a teacher")
     parser.add_argument("--pretrain-steps", type=int, default=0, help="likewise, of the encoder")
-    parser.add_argument("--batch-size", type=int, default=32, help="labeled pictures in a step")
+    parser.add_argument("--batch-size", type=int, default=24, help="labeled pictures in a step")
     parser.add_argument("--pretrain-batch", type=int, default=128)
     parser.add_argument("--side", type=int, default=168, help="of the training crops, pixels")
     parser.add_argument("--limit", type=int, default=0, help="samples of each set (0: all)")
@@ -377,8 +395,8 @@ def main() -> None:
     students = [f"{row}-{seed}" for seed in ready for row in args.rows]
     run.stage("students", students, run.at(STUDENTS_END), args.steps)
     run.write_report()
+    print((run.report / "results.md").read_text(), flush=True)
     run.deliver()
-    print((run.report / "results.md").read_text())
     missing = [t for t in ["encoder", *teachers, *students] if not run.is_done(t)]
     run.say("everything is done" if not missing else f"not done: {', '.join(missing)}")
     sys.exit(1 if missing else 0)

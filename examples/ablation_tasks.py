@@ -18,10 +18,10 @@ import sys
 import time
 import tomllib
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -68,8 +68,9 @@ multiplied with: `labeled` sees as many labeled pictures as the rows with unlabe
 HELD_OUT = ("held-out-labeled", "held-out-unlabeled", "held-out-unseen")
 PHOTOS = ("motorcycle", "aloe")
 MAX_DEPTH = 80.0
-WARM_UP, MEASURED = 10, 20
-"""Steps before the speed is measured, and of the measurement."""
+MEASURED = 10
+"""Steps between measurements of the speed."""
+ENDLESS = 10**6
 
 _LABELED, _UNLABELED, _CUTMIX = 1, 2, 3  # streams of random numbers
 
@@ -95,12 +96,16 @@ class Settings:
     work: str
     device: str = "auto"
     backend: str = "auto"
-    batch_size: int = 32
+    batch_size: int = 24
     side: int = 168
     pretrain_batch: int = 128
     pretrain_steps: int = 0
     pretrain_until: float = 0.0
     limit: int = 0
+
+
+class StepsKnownError(Exception):
+    """Ends a run that only measures the speed."""
 
 
 class Task:
@@ -136,14 +141,15 @@ class Task:
         with open(self.folder / "metrics.jsonl", "a") as file:
             file.write(json.dumps({"step": step, "time": time.time(), **values}) + "\n")
 
-    def open(self, name: str, labels: Any) -> ShardDataset:
-        """A set of the data folder."""
+    def chosen(self, data: ShardDataset) -> list[int]:
+        """The samples of a set that are used: all, or `limit` of them, evenly spread."""
+        count = min(self.settings.limit or len(data), len(data))
+        return np.linspace(0, len(data) - 1, count).round().astype(int).tolist()
+
+    def resident(self, name: str, labels: Literal["minmax", "none"]) -> ResidentSet:
+        """A set of the data folder, on the device."""
         data = ShardDataset(self.data / name, labels=labels)
-        if self.settings.limit:
-            keep = np.linspace(0, len(data) - 1, min(self.settings.limit, len(data))).astype(int)
-            data._keys, data._shard_of = data._keys[keep], data._shard_of[keep]
-            data._places = data._places[keep]
-        return data
+        return ResidentSet(data, self.device, indices=self.chosen(data))
 
     def run(self) -> None:
         """Does the task and writes `result.json`."""
@@ -166,7 +172,7 @@ class Task:
     def encoder(self) -> dict[str, Any]:
         """Pre-trains the encoder on the unlabeled pictures."""
         settings = self.settings
-        data = ResidentSet(self.open("unlabeled", "none"), self.device)
+        data = self.resident("unlabeled", "none")
         began = time.time()
         allowed = max(1.0, settings.pretrain_until - began)
         last = 0
@@ -192,7 +198,9 @@ class Task:
     def config(self) -> TrainConfig:
         """The configuration of the task's network: the base and the switches of its row."""
         settings = self.settings
-        config = dataclasses.replace(load_toml(BASE), seed=self.seed)
+        # A student must not repeat its teacher's run.
+        seed = self.seed + (1000 if self.kind in ("teacher", "scratch") else 0)
+        config = dataclasses.replace(load_toml(BASE), seed=seed)
         file, times = ROWS.get(self.kind, ("labeled-only", 1))
         with open(ROOT / f"configs/ablation/{file}.toml", "rb") as opened:
             section = tomllib.load(opened).get("unlabeled", {})
@@ -208,11 +216,20 @@ class Task:
 
     def network(self) -> dict[str, Any]:
         """Trains a teacher or a student and scores it; a teacher also labels."""
+        done = self.folder / "trained.json"
+        if not done.exists():
+            self.write(done, self.trained())
+        # What is scored is what is exported.
+        model, result = self.load(str(self.folder / "export")), json.loads(done.read_text())
+        return {**result, "scores": self.evaluate(model, result)}
+
+    def trained(self) -> dict[str, Any]:
+        """Trains, exports, labels; returns what there is to say of it."""
         config = self.config()
-        labeled = ResidentSet(self.open("labeled", "minmax"), self.device)
+        labeled = self.resident("labeled", "minmax")
         unlabeled = None
         if config.unlabeled.path or self.kind == "teacher":
-            unlabeled = ResidentSet(self.open("unlabeled", "none"), self.device)
+            unlabeled = self.resident("unlabeled", "none")
         if config.unlabeled.path and unlabeled is not None:
             labels = np.load(self.work / f"teacher-{self.seed}/labels.npy")
             unlabeled.disparity = torch.from_numpy(labels).to(self.device)
@@ -224,23 +241,20 @@ class Task:
         seconds = time.time() - began
         model.save_pretrained(self.folder / "export", dtype=torch.float16)
         if self.kind == "teacher" and unlabeled is not None:
-            labels = self.label(model, unlabeled.image)
             with open(self.folder / "labels.part", "wb") as file:
-                np.save(file, labels)
+                np.save(file, self.label(model, unlabeled.image))
             os.replace(self.folder / "labels.part", self.folder / "labels.npy")
-        result = {
+        return {
             "steps": done,
             "complete": done == steps,
             "training_seconds": seconds,
             "pictures_per_second": done * batches.pictures / max(seconds, 1e-9),
         }
-        self.write(self.folder / "trained.json", result)
-        return {**result, "scores": self.evaluate(model)}
 
     def train(
         self,
         config: TrainConfig,
-        batches: Batches,
+        batches: Callable[[int], Batch],
         steps: int,
         stop_at: float,
         log: Callable[[int, dict[str, float]], None],
@@ -281,28 +295,29 @@ class Task:
     def agree_on_steps(self, config: TrainConfig, batches: Batches) -> int:
         """The steps that all tasks of a stage take.
 
-        Where they are not known yet the task measures its speed beside the others and waits for
-        the word: `STAGE.steps.json`.
+        Where they are not known yet the task trains for nothing beside the others and writes down
+        its speed, until the word is there: `STAGE.steps.json`.
         """
         stage = "teachers" if self.kind in ("teacher", "scratch") else "students"
         word = self.work / f"{stage}.steps.json"
+        began = time.time()
+
+        def timed(step: int) -> Batch:
+            """The batches of a run that is thrown away when the word is there."""
+            nonlocal began
+            if step and step % MEASURED == 0:
+                speed = (time.time() - began) / MEASURED
+                self.write(self.folder / "speed.json", {"seconds_per_step": speed})
+                began = time.time()
+            if word.exists():
+                raise StepsKnownError
+            return batches(step)
+
         if not word.exists():
-            times: list[float] = []
-
-            def clock(step: int) -> Batch:
-                if self.device.type == "cuda":
-                    torch.cuda.synchronize()
-                times.append(time.time())
-                return batches(step)
-
-            timed = dataclasses.replace(config)
-            self.train(timed, clock, WARM_UP + MEASURED + 1, self.stop_at, lambda *_: None)  # type: ignore[arg-type]
-            speed = (times[-1] - times[WARM_UP]) / max(1, len(times) - 1 - WARM_UP)
-            self.write(self.folder / "speed.json", {"seconds_per_step": speed})
-        while not word.exists():
-            if time.time() > self.stop_at:
-                raise SystemExit(f"{self.name}: nobody said how many steps to take")
-            time.sleep(0.1)
+            with suppress(StepsKnownError):
+                self.train(config, timed, ENDLESS, self.stop_at, lambda *_: None)
+        if not word.exists():
+            raise SystemExit(f"{self.name}: nobody said how many steps to take")
         return int(json.loads(word.read_text())["steps"])
 
     @torch.no_grad()
@@ -325,8 +340,13 @@ class Task:
 
     # -------------------------------------------------------------------------------- evaluation
 
-    def evaluate(self, model: DepthAnything) -> dict[str, Any]:
-        """Scores by data set and predictor; what is missing is named and left out."""
+    def evaluate(
+        self, model: DepthAnything, result: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Scores by data set and predictor; what is missing is named and left out.
+
+        `partial.json` has them as they come, beside the result so far.
+        """
         model.eval()
         scores: dict[str, Any] = {}
         os.environ.setdefault("DAFAST_OPENCV_SAMPLES", str(self.data / "aloe"))
@@ -334,18 +354,20 @@ class Task:
             try:
                 samples = open_data(name) if name in PHOTOS else self.held_out(name)
                 results, _ = score(model, samples, name)
-            except DataMissingError as error:
+            except (DataMissingError, ValueError) as error:
                 print(f"{name} is left out: {error}", file=sys.stderr)
                 continue
             scores[name] = {
                 "model" if i == 0 else r.predictor: {"count": r.count, **r.metrics}
                 for i, r in enumerate(results)
             }
+            partial = {"task": self.name, **(result or {}), "scores": scores}
+            self.write(self.folder / "partial.json", partial)
         return scores
 
     def held_out(self, name: str) -> Samples:
         """Held-out scenes with their depth."""
-        data = self.open(name, "physical")
+        data = ShardDataset(self.data / name, labels="physical")
 
         def load(index: int) -> EvaluationSample:
             sample = data.read(index)
@@ -353,7 +375,7 @@ class Task:
                 depth = 1.0 / sample.disparity
             return EvaluationSample(sample.key, sample.image, depth, MAX_DEPTH, sharp=True)
 
-        return Samples(range(len(data)), load)
+        return Samples(self.chosen(data), load)
 
 
 class Batches:
@@ -494,7 +516,19 @@ def check_backends(settings: Settings) -> dict[str, Any]:
     for key in ("loss", "gradient"):
         bound = 2 * errors[f"reference {low}"][key] + 0.01
         ok = ok and errors[f"fast {low}"][key] < bound
-    return {"ok": ok, "losses": truth_losses, "errors": errors}
+    # What evaluation runs: float32, photos of several sizes.
+    model.load_state_dict(start)
+    model.eval()
+    photos = [255 * random(3, *size).cpu() for size in ((160, 208), (180, 168), (160, 208))]
+    arrays = [p.clamp(0, 255).byte().permute(1, 2, 0).numpy() for p in photos]
+    ours = model.infer(arrays)
+    with use_backend("reference"):
+        theirs = model.infer(arrays)
+    worst = max(
+        float(np.abs(a - b).max() / np.abs(b).max()) for a, b in zip(ours, theirs, strict=True)
+    )
+    ok = ok and worst < 0.01
+    return {"ok": bool(ok), "losses": truth_losses, "errors": errors, "infer": worst}
 
 
 def main(settings_file: str, name: str, stop_at: float) -> None:

@@ -10,6 +10,7 @@ than the output), and the random numbers are the device's own.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -53,6 +54,8 @@ class ResidentSet:
         data: The shards; with ``labels="none"`` pictures alone are kept.
         device: Where to keep them.
         shape: Height and width that all samples are brought to; those of the first by default.
+        indices: The samples to keep; all by default.
+        threads: That decode.
 
     Attributes:
         image: (N, 3, H, W) uint8.
@@ -66,9 +69,11 @@ class ResidentSet:
         device: torch.device | str,
         *,
         shape: tuple[int, int] | None = None,
+        indices: Sequence[int] | None = None,
         threads: int = 4,
     ) -> None:
-        size = shape or data.read(0).image.shape[:2]
+        indices = range(len(data)) if indices is None else indices
+        size = shape or data[indices[0]].image.shape[:2]
 
         def read(index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
             sample = data[index]
@@ -81,7 +86,7 @@ class ResidentSet:
             return image, disparity, resize_nearest(mask, size)
 
         with ThreadPoolExecutor(threads) as pool:
-            images, disparities, masks = zip(*pool.map(read, range(len(data))), strict=True)
+            images, disparities, masks = zip(*pool.map(read, indices), strict=True)
         self.image = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).to(device).contiguous()
         self.disparity: Tensor | None = None
         self.mask: Tensor | None = None

@@ -123,8 +123,8 @@ def write_shards(
         RuntimeError: a scene failed; the message names its seed.
         FileNotFoundError: ``textures`` is no folder with pictures.
         ValueError: scenes or shard_size below 1, a negative seed, an unknown kind, seeds on both
-            sides of ``HELD_OUT_SEED``, or a folder that holds scenes of another set or shards of another
-            size.
+            sides of ``HELD_OUT_SEED``, or a folder that holds scenes of another set or shards of
+            another size.
     """
     if scenes < 1 or shard_size < 1 or seed < 0:
         raise ValueError(
@@ -143,7 +143,7 @@ def write_shards(
         "size": size and list(size),
         "textures": texture_digest(textures),
         "version": __version__,
-        **({"kinds": list(kinds)} if kinds else {}),
+        "kinds": list(kinds) if kinds else None,
     }
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,121 @@
+"""Self-distillation: its parts by hand, and that a short run learns and can be loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+
+from dafast.data.resident import ResidentSet
+from dafast.data.shards import ShardDataset
+from dafast.models.checkpoint import load_encoder
+from dafast.models.depth_anything import DepthAnything
+from dafast.training.pretraining import (
+    PretrainConfig,
+    Pretrainer,
+    SelfDistillation,
+    balanced,
+    cross_entropy,
+    pretrain,
+    spread,
+)
+from tests.training import tiny
+
+CPU = torch.device("cpu")
+SMALL = PretrainConfig(batch_size=4, large=56, small=28, local_views=2, prototypes=32)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> ResidentSet:
+    seed = int(torch.randint(2**31, ()))
+    print(f"seed of the pictures: {seed}")
+    folder = tiny.write_shards(tmp_path_factory.mktemp("pictures"), 1, 8, seed, labeled=False)
+    return ResidentSet(ShardDataset(folder, labels="none"), CPU, shape=(60, 80))
+
+
+def test_balanced_assignments(seed: int) -> None:
+    """Rows are distributions, and no prototype gets more than the others."""
+    target = balanced(torch.rand(64, 8), 0.2, rounds=50)
+    torch.testing.assert_close(target.sum(1), torch.ones(64))
+    torch.testing.assert_close(target.sum(0), torch.full((8,), 8.0), rtol=1e-3, atol=0)
+
+
+def test_balancing_undoes_a_collapse(seed: int) -> None:
+    """All rows prefer the same prototype, and are spread over all of them nevertheless."""
+    scores = 0.01 * torch.randn(256, 4) + torch.tensor([1.0, 0.0, 0.0, 0.0])
+    share = balanced(scores, 0.06).sum(0) / 256
+    torch.testing.assert_close(share, torch.full((4,), 0.25), rtol=0.05, atol=0)
+
+
+def test_cross_entropy_is_pytorchs(seed: int) -> None:
+    scores, target = torch.randn(5, 7), torch.randn(5, 7).softmax(1)
+    torch.testing.assert_close(
+        cross_entropy(scores, target, 0.1), F.cross_entropy(scores / 0.1, target)
+    )
+
+
+def test_spread(seed: int) -> None:
+    assert spread(torch.randn(1, 16).expand(50, 16) + 1e-6) == pytest.approx(1.0, abs=0.01)
+    line = torch.randn(500, 1) * torch.randn(1, 16)
+    assert spread(line) == pytest.approx(1.0, abs=0.01)
+    assert 14.5 < spread(torch.randn(5000, 16)) <= 16.001
+
+
+def test_masked_patches_are_not_seen(seed: int) -> None:
+    model = SelfDistillation(DepthAnything("nano").pretrained, 8).eval()
+    images = torch.randn(2, 3, 56, 56)
+    mask = torch.rand(2, 16) < 0.4
+    hidden = mask.view(2, 1, 4, 4).repeat_interleave(14, 2).repeat_interleave(14, 3)
+    other = torch.where(hidden, torch.randn_like(images), images)
+    with torch.no_grad():
+        torch.testing.assert_close(model.tokens(images, mask), model.tokens(other, mask))
+        assert not torch.allclose(model.tokens(images), model.tokens(images, ~mask))
+
+
+def test_without_a_mask_it_is_the_encoder(seed: int) -> None:
+    encoder = DepthAnything("nano").pretrained.eval()
+    images = torch.randn(2, 3, 56, 84)
+    with torch.no_grad():
+        tokens = SelfDistillation(encoder, 8).tokens(images)
+        torch.testing.assert_close(tokens[:, 1:], encoder(images), rtol=1e-4, atol=1e-4)
+
+
+def test_the_teacher_follows_slowly_and_gets_no_gradient(pictures: ResidentSet, seed: int) -> None:
+    trainer = Pretrainer(pictures, SMALL, CPU, torch.float32)
+    before = [p.detach().clone() for p in trainer.teacher.parameters()]
+    trainer.step(0, 0.2)
+    student, teacher = list(trainer.student.parameters()), list(trainer.teacher.parameters())
+    moved = 0.0
+    for old, s, t in zip(before, student, teacher, strict=True):
+        assert t.grad is None
+        moved += float((s.detach() - old).abs().sum())
+        momentum = 1 - 0.01 * 0.5 * (1 + torch.cos(torch.tensor(0.2 * torch.pi)))
+        torch.testing.assert_close(t, old + (1 - momentum) * (s - old), rtol=1e-4, atol=1e-7)
+    assert moved > 0
+
+
+def test_a_short_run_learns_and_loads(pictures: ResidentSet, tmp_path: Path, seed: int) -> None:
+    config = PretrainConfig(**{**vars(SMALL), "seed": seed % 1000, "lr": 2e-3})
+    seen: list[dict[str, float]] = []
+    encoder = pretrain(
+        pictures,
+        config,
+        CPU,
+        torch.float32,
+        lambda step: step / 24,
+        lambda step, values: seen.append(values),
+        log_every=1,
+    )
+    losses = [values["loss"] for values in seen if "loss" in values]
+    assert len(losses) == 24
+    assert sum(losses[-5:]) < sum(losses[:5])
+    assert all(values["effective_rank"] > 1.5 for values in seen)
+    path = tmp_path / "encoder.safetensors"
+    save_file({k: v.detach().contiguous() for k, v in encoder.state_dict().items()}, path)
+    model = DepthAnything("nano")
+    load_encoder(model, path)
+    for name, value in encoder.state_dict().items():
+        assert torch.equal(model.pretrained.state_dict()[name], value), name
