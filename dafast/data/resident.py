@@ -103,19 +103,20 @@ def epoch_batch(length: int, batch: int, step: int, seed: int) -> Tensor:
 
     A pure function of its arguments, int64 (batch,) on the CPU.
     """
-    first, parts = step * batch, []
-    while sum(map(len, parts)) < batch:
-        position = first + sum(map(len, parts))
-        epoch, offset = divmod(position, length)
+    first, stop = step * batch, (step + 1) * batch
+    parts: list[np.ndarray] = []
+    while first < stop:
+        epoch, offset = divmod(first, length)
         order = np.random.default_rng([seed, epoch]).permutation(length)
-        parts.append(order[offset : offset + batch - sum(map(len, parts))])
+        parts.append(order[offset : offset + stop - first])
+        first += len(parts[-1])
     return torch.from_numpy(np.concatenate(parts))
 
 
 def random_boxes(
     count: int,
     augment: AugmentConfig,
-    source: tuple[int, int],
+    source: Sequence[int],
     shape: tuple[int, int],
     generator: torch.Generator,
 ) -> Boxes:

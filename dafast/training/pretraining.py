@@ -5,8 +5,9 @@ own moving average says of another view. The class token of every view predicts 
 token of the other large views (DINO, arXiv 2104.14294), the tokens of patches that were masked the
 teacher's tokens of the same patches unmasked (iBOT, arXiv 2111.07832). Both go through one head
 onto prototypes; the teacher's assignments are balanced by Sinkhorn-Knopp, which keeps them from
-collapsing onto one. Left out beside DINOv2: registers, KoLeo, the separate heads, the
-high-resolution end.
+collapsing onto one. Not DINOv2's: masked tokens also predict their pixels (MAE, arXiv 2111.06377),
+which gives a start from noise something to learn before the teacher knows anything. Left out:
+KoLeo, the separate heads, the high-resolution end.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class PretrainConfig:
     small: int = 84
     local_views: int = 4
     mask: tuple[float, float] = (0.1, 0.5)
-    prototypes: int = 1024
+    prototypes: int = 512
     lr: float = 1e-3
     weight_decay: float = 0.05
     momentum: float = 0.99
@@ -90,6 +91,7 @@ class SelfDistillation(nn.Module):
             nn.Linear(dim, 512), nn.GELU(), nn.Linear(512, 512), nn.GELU(), nn.Linear(512, 128)
         )
         self.last = nn.Linear(128, prototypes, bias=False)
+        self.pixels = nn.Linear(dim, 3 * encoder.patch_size**2)
         for module in self.head:
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
@@ -117,6 +119,13 @@ class SelfDistillation(nn.Module):
         features = F.normalize(self.head(tokens).float(), dim=-1)
         with torch.autocast(features.device.type, enabled=False):
             return F.linear(features, F.normalize(self.last.weight.float(), dim=-1))
+
+
+def patch_pixels(x: Tensor, patch: int) -> Tensor:
+    """The pixels of each patch, of mean 0 and variance 1: (B, 3, H, W) to (B, N, 3 * patch^2)."""
+    pixels = F.unfold(x.float(), patch, stride=patch).transpose(1, 2)
+    mean = pixels.mean(-1, keepdim=True)
+    return (pixels - mean) / (pixels.var(-1, keepdim=True) + 1e-2).sqrt()
 
 
 @torch.no_grad()
@@ -167,7 +176,8 @@ class Pretrainer:
         self.student = SelfDistillation(encoder, config.prototypes).to(device)
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
         self.normalise = Normalise(preset.mean, preset.std).to(device)
-        plain, decayed = [], []
+        plain: list[nn.Parameter] = []
+        decayed: list[nn.Parameter] = []
         for name, parameter in self.student.named_parameters():
             flat = parameter.ndim < 2 or name.endswith(("pos_embed", "cls_token"))
             (plain if flat else decayed).append(parameter)
@@ -208,7 +218,7 @@ class Pretrainer:
         return large, small, mask
 
     def losses(self, step: int) -> dict[str, Tensor]:
-        """`loss` and its parts, `class` and `patch`, of a step."""
+        """`loss` and its parts, `class`, `patch` and `pixels`, of a step."""
         config = self.config
         large, small, mask = self.views(step)
         count = config.batch_size
@@ -221,7 +231,9 @@ class Pretrainer:
             local = self.student.tokens(small)
             large_scores = self.student.scores(seen[:, 0])
             small_scores = self.student.scores(local[:, 0])
-            masked_scores = self.student.scores(seen[:, 1:][mask])
+            masked = seen[:, 1:][mask]
+            masked_scores = self.student.scores(masked)
+            masked_pixels = self.student.pixels(masked)
         target = balanced(class_scores, config.teacher_temperature)
         first, second = target.split(count)
         swapped = torch.cat([second, first])
@@ -232,11 +244,14 @@ class Pretrainer:
         of_small = cross_entropy(small_scores, both, config.student_temperature)
         # Weighted by the pairs of views that they stand for.
         of_class = (2 * of_class + 2 * views * of_small) / (2 + 2 * views)
-        of_patch = torch.zeros_like(of_class)
+        of_patch = of_pixels = torch.zeros_like(of_class)
         if bool(mask.any()):
             patch_target = balanced(patch_scores, config.teacher_temperature)
             of_patch = cross_entropy(masked_scores, patch_target, config.student_temperature)
-        return {"loss": of_class + of_patch, "class": of_class, "patch": of_patch}
+            pixels = patch_pixels(large, self.student.encoder.patch_size)[mask]
+            of_pixels = F.mse_loss(masked_pixels.float(), pixels)
+        parts = {"class": of_class, "patch": of_patch, "pixels": of_pixels}
+        return {"loss": of_class + of_patch + of_pixels, **parts}
 
     def step(self, step: int, done: float) -> dict[str, Tensor]:
         """One step; `done` in 0..1 is how much of the pre-training is over."""
@@ -303,5 +318,5 @@ def pretrain(
         step += 1
     log(step, {"effective_rank": trainer.effective_rank()})
     encoder = trainer.teacher.encoder
-    encoder.mask_token.copy_(trainer.teacher.mask_token[None])
+    encoder.register_buffer("mask_token", trainer.teacher.mask_token.detach()[None].clone())
     return encoder

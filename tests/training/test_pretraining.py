@@ -19,6 +19,7 @@ from dafast.training.pretraining import (
     SelfDistillation,
     balanced,
     cross_entropy,
+    patch_pixels,
     pretrain,
     spread,
 )
@@ -73,6 +74,15 @@ def test_masked_patches_are_not_seen(seed: int) -> None:
     with torch.no_grad():
         torch.testing.assert_close(model.tokens(images, mask), model.tokens(other, mask))
         assert not torch.allclose(model.tokens(images), model.tokens(images, ~mask))
+
+
+def test_pixels_of_patches(seed: int) -> None:
+    images = torch.randn(2, 3, 28, 42)
+    got = patch_pixels(images, 14)
+    assert got.shape == (2, 6, 588)
+    want = images[1, :, 14:28, 14:28].reshape(-1)  # the second row's second patch
+    want = (want - want.mean()) / (want.var() + 1e-2).sqrt()
+    torch.testing.assert_close(got[1, 4], want)
 
 
 def test_without_a_mask_it_is_the_encoder(seed: int) -> None:
