@@ -73,9 +73,11 @@ def view(image: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 def views(photos: Path, count: int) -> Iterator[dict[str, bytes]]:
     """The members of `count` views, each photograph in turn."""
-    paths = sorted(p for p in photos.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png"))
+    paths = sorted(
+        p for p in photos.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp")
+    )
     if not paths:
-        raise SystemExit(f"no .jpg or .png in {photos}")
+        raise SystemExit(f"no .jpg, .png or .webp in {photos}")
     for path in paths:
         turns = len(range(paths.index(path), count, len(paths)))
         with Image.open(path) as opened:
