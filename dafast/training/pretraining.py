@@ -1,13 +1,15 @@
 """Self-supervised pre-training of a small encoder, in the place of DINOv2's.
 
-DINOv2 (arXiv 2304.07193) in small: a student encoder learns to say of a view of a picture what its
-own moving average says of another view. The class token of every view predicts the teacher's class
-token of the other large views (DINO, arXiv 2104.14294), the tokens of patches that were masked the
-teacher's tokens of the same patches unmasked (iBOT, arXiv 2111.07832). Both go through one head
-onto prototypes; the teacher's assignments are balanced by Sinkhorn-Knopp, which keeps them from
-collapsing onto one. Not DINOv2's: masked tokens also predict their pixels (MAE, arXiv 2111.06377),
-which gives a start from noise something to learn before the teacher knows anything. Left out:
-KoLeo, the separate heads, the high-resolution end.
+Like DINOv2 (arXiv 2304.07193) it learns from class tokens across views and from masked patches,
+with its own moving average as the teacher; unlike it the comparison is contrastive, which cannot
+collapse and needs no large batch to be balanced over:
+
+- the class token of a view finds, among those of all pictures of the batch, the teacher's class
+  token of another view of its picture (MoCo v3, arXiv 2104.02057);
+- the token of a masked patch finds the teacher's token of that patch, which sees it, among those
+  of other masked patches;
+- the token of a masked patch predicts its pixels (MAE, arXiv 2111.06377; SimMIM, 2111.09886),
+  which is there to be learned before the teacher knows anything.
 """
 
 from __future__ import annotations
@@ -40,12 +42,11 @@ class PretrainConfig:
         small: Side of the small views.
         local_views: How many small views.
         mask: Range of the share of a large view's patches that are masked.
-        prototypes: Width of the head's output.
         lr: Peak learning rate; up for a tenth of the time, then down on a cosine.
         weight_decay: AdamW's.
         momentum: The teacher's at the start; it rises to 1 on a cosine.
-        student_temperature: Of the student's softmax.
-        teacher_temperature: Of the teacher's, before balancing.
+        temperature: Of the comparisons.
+        patches: How many masked patches are compared with each other, at most.
         seed: Of weights, order and views.
     """
 
@@ -55,12 +56,11 @@ class PretrainConfig:
     small: int = 84
     local_views: int = 4
     mask: tuple[float, float] = (0.1, 0.5)
-    prototypes: int = 512
     lr: float = 1e-3
     weight_decay: float = 0.05
     momentum: float = 0.99
-    student_temperature: float = 0.1
-    teacher_temperature: float = 0.06
+    temperature: float = 0.2
+    patches: int = 2048
     seed: int = 0
 
 
@@ -79,10 +79,9 @@ class SelfDistillation(nn.Module):
 
     Args:
         encoder: What is trained.
-        prototypes: Width of the head's output.
     """
 
-    def __init__(self, encoder: VisionTransformer, prototypes: int) -> None:
+    def __init__(self, encoder: VisionTransformer) -> None:
         super().__init__()
         dim = encoder.cls_token.shape[-1]
         self.encoder = encoder
@@ -90,7 +89,6 @@ class SelfDistillation(nn.Module):
         self.head = nn.Sequential(
             nn.Linear(dim, 512), nn.GELU(), nn.Linear(512, 512), nn.GELU(), nn.Linear(512, 128)
         )
-        self.last = nn.Linear(128, prototypes, bias=False)
         self.pixels = nn.Linear(dim, 3 * encoder.patch_size**2)
         for module in self.head:
             if isinstance(module, nn.Linear):
@@ -114,11 +112,9 @@ class SelfDistillation(nn.Module):
             tokens = block(tokens)
         return encoder.norm(tokens)
 
-    def scores(self, tokens: Tensor) -> Tensor:
-        """Tokens (..., C) to cosines with the prototypes (..., K), float32."""
-        features = F.normalize(self.head(tokens).float(), dim=-1)
-        with torch.autocast(features.device.type, enabled=False):
-            return F.linear(features, F.normalize(self.last.weight.float(), dim=-1))
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Tokens (..., C) to what is compared, (..., 128) of length 1, float32."""
+        return F.normalize(self.head(tokens).float(), dim=-1)
 
 
 def patch_pixels(x: Tensor, patch: int) -> Tensor:
@@ -128,19 +124,20 @@ def patch_pixels(x: Tensor, patch: int) -> Tensor:
     return (pixels - mean) / (pixels.var(-1, keepdim=True) + 1e-2).sqrt()
 
 
-@torch.no_grad()
-def balanced(scores: Tensor, temperature: float, rounds: int = 3) -> Tensor:
-    """Sinkhorn-Knopp: assignments (M, K) whose rows sum to 1 and whose columns are used alike."""
-    log = scores.float() / temperature
-    for _ in range(rounds):
-        log = log - torch.logsumexp(log, dim=0, keepdim=True)
-        log = log - torch.logsumexp(log, dim=1, keepdim=True)
-    return log.exp()
+def contrast(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """How well row i of the student finds row i of the teacher among all of its rows (InfoNCE).
 
+    Args:
+        student: (M, D), rows of length 1.
+        teacher: Likewise.
+        temperature: Divides the cosines.
 
-def cross_entropy(scores: Tensor, target: Tensor, temperature: float) -> Tensor:
-    """Mean over the rows of -sum target * log softmax(scores / temperature)."""
-    return -(target * F.log_softmax(scores / temperature, dim=-1)).sum(-1).mean()
+    Returns:
+        The mean cross-entropy, log M where they have nothing to do with each other.
+    """
+    with torch.autocast(student.device.type, enabled=False):
+        cosines = student @ teacher.T
+    return F.cross_entropy(cosines / temperature, torch.arange(len(student), device=student.device))
 
 
 @torch.no_grad()
@@ -173,7 +170,7 @@ class Pretrainer:
         encoder = VisionTransformer(preset)
         mimetic_init_(encoder)
         self.data, self.config, self.device, self.dtype = data, config, device, dtype
-        self.student = SelfDistillation(encoder, config.prototypes).to(device)
+        self.student = SelfDistillation(encoder).to(device)
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
         self.normalise = Normalise(preset.mean, preset.std).to(device)
         plain: list[nn.Parameter] = []
@@ -221,37 +218,32 @@ class Pretrainer:
         """`loss` and its parts, `class`, `patch` and `pixels`, of a step."""
         config = self.config
         large, small, mask = self.views(step)
-        count = config.batch_size
         with autocast(self.device, self.dtype):
             with torch.no_grad():
                 tokens = self.teacher.tokens(large)
-                class_scores = self.teacher.scores(tokens[:, 0])
-                patch_scores = self.teacher.scores(tokens[:, 1:][mask])
+                first, second = self.teacher.embed(tokens[:, 0]).chunk(2)
             seen = self.student.tokens(large, mask)
-            local = self.student.tokens(small)
-            large_scores = self.student.scores(seen[:, 0])
-            small_scores = self.student.scores(local[:, 0])
-            masked = seen[:, 1:][mask]
-            masked_scores = self.student.scores(masked)
-            masked_pixels = self.student.pixels(masked)
-        target = balanced(class_scores, config.teacher_temperature)
-        first, second = target.split(count)
-        swapped = torch.cat([second, first])
-        views = config.local_views
-        of_class = cross_entropy(large_scores, swapped, config.student_temperature)
-        # Each small view against both large ones: linear in the target, so against their mean.
-        both = ((first + second) / 2).repeat(views, 1)
-        of_small = cross_entropy(small_scores, both, config.student_temperature)
-        # Weighted by the pairs of views that they stand for.
-        of_class = (2 * of_class + 2 * views * of_small) / (2 + 2 * views)
-        of_patch = of_pixels = torch.zeros_like(of_class)
+            one, two = self.student.embed(seen[:, 0]).chunk(2)
+            local = self.student.embed(self.student.tokens(small)[:, 0])
+        pairs = [(one, second), (two, first)]
+        for view in local.chunk(config.local_views):
+            pairs += [(view, first), (view, second)]
+        of_class = sum(contrast(*pair, config.temperature) for pair in pairs) / len(pairs)
+        assert isinstance(of_class, Tensor)
+        parts = {"class": of_class}
         if bool(mask.any()):
-            patch_target = balanced(patch_scores, config.teacher_temperature)
-            of_patch = cross_entropy(masked_scores, patch_target, config.student_temperature)
             pixels = patch_pixels(large, self.student.encoder.patch_size)[mask]
-            of_pixels = F.mse_loss(masked_pixels.float(), pixels)
-        parts = {"class": of_class, "patch": of_patch, "pixels": of_pixels}
-        return {"loss": of_class + of_patch + of_pixels, **parts}
+            masked, target = seen[:, 1:][mask], tokens[:, 1:][mask]
+            thin = -(-len(masked) // config.patches)
+            with autocast(self.device, self.dtype):
+                predicted = self.student.pixels(masked)
+                ours, theirs = (
+                    self.student.embed(masked[::thin]),
+                    self.teacher.embed(target[::thin]),
+                )
+            parts["patch"] = contrast(ours, theirs, config.temperature)
+            parts["pixels"] = F.mse_loss(predicted.float(), pixels)
+        return {"loss": sum(parts.values(), torch.zeros_like(of_class)), **parts}
 
     def step(self, step: int, done: float) -> dict[str, Tensor]:
         """One step; `done` in 0..1 is how much of the pre-training is over."""

@@ -17,8 +17,7 @@ from dafast.training.pretraining import (
     PretrainConfig,
     Pretrainer,
     SelfDistillation,
-    balanced,
-    cross_entropy,
+    contrast,
     patch_pixels,
     pretrain,
     spread,
@@ -26,7 +25,7 @@ from dafast.training.pretraining import (
 from tests.training import tiny
 
 CPU = torch.device("cpu")
-SMALL = PretrainConfig(batch_size=4, large=56, small=28, local_views=2, prototypes=32)
+SMALL = PretrainConfig(batch_size=4, large=56, small=28, local_views=2)
 
 
 @pytest.fixture(scope="module")
@@ -37,25 +36,19 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> ResidentSet:
     return ResidentSet(ShardDataset(folder, labels="none"), CPU, shape=(60, 80))
 
 
-def test_balanced_assignments(seed: int) -> None:
-    """Rows are distributions, and no prototype gets more than the others."""
-    target = balanced(torch.rand(64, 8), 0.2, rounds=50)
-    torch.testing.assert_close(target.sum(1), torch.ones(64))
-    torch.testing.assert_close(target.sum(0), torch.full((8,), 8.0), rtol=1e-3, atol=0)
+def test_contrast_is_pytorchs_cross_entropy(seed: int) -> None:
+    ours, theirs = (F.normalize(torch.randn(6, 5), dim=-1) for _ in range(2))
+    logits = torch.tensor([[float(a @ b) / 0.2 for b in theirs] for a in ours])
+    want = -logits.log_softmax(1).diagonal().mean()
+    torch.testing.assert_close(contrast(ours, theirs, 0.2), want)
 
 
-def test_balancing_undoes_a_collapse(seed: int) -> None:
-    """All rows prefer the same prototype, and are spread over all of them nevertheless."""
-    scores = 0.01 * torch.randn(256, 4) + torch.tensor([1.0, 0.0, 0.0, 0.0])
-    share = balanced(scores, 0.06).sum(0) / 256
-    torch.testing.assert_close(share, torch.full((4,), 0.25), rtol=0.05, atol=0)
-
-
-def test_cross_entropy_is_pytorchs(seed: int) -> None:
-    scores, target = torch.randn(5, 7), torch.randn(5, 7).softmax(1)
-    torch.testing.assert_close(
-        cross_entropy(scores, target, 0.1), F.cross_entropy(scores / 0.1, target)
-    )
+def test_a_collapse_costs(seed: int) -> None:
+    """Where all rows are the same the loss is log M; rows that find their own do better."""
+    same = F.normalize(torch.randn(1, 16), dim=-1).expand(32, 16)
+    assert float(contrast(same, same, 0.2)) == pytest.approx(float(torch.tensor(32.0).log()))
+    rows = F.normalize(torch.randn(32, 16), dim=-1)
+    assert float(contrast(rows, rows, 0.2)) < 2.5
 
 
 def test_spread(seed: int) -> None:
@@ -66,7 +59,7 @@ def test_spread(seed: int) -> None:
 
 
 def test_masked_patches_are_not_seen(seed: int) -> None:
-    model = SelfDistillation(DepthAnything("nano").pretrained, 8).eval()
+    model = SelfDistillation(DepthAnything("nano").pretrained).eval()
     images = torch.randn(2, 3, 56, 56)
     mask = torch.rand(2, 16) < 0.4
     hidden = mask.view(2, 1, 4, 4).repeat_interleave(14, 2).repeat_interleave(14, 3)
@@ -89,7 +82,7 @@ def test_without_a_mask_it_is_the_encoder(seed: int) -> None:
     encoder = DepthAnything("nano").pretrained.eval()
     images = torch.randn(2, 3, 56, 84)
     with torch.no_grad():
-        tokens = SelfDistillation(encoder, 8).tokens(images)
+        tokens = SelfDistillation(encoder).tokens(images)
         torch.testing.assert_close(tokens[:, 1:], encoder(images), rtol=1e-4, atol=1e-4)
 
 

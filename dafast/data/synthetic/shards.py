@@ -41,7 +41,7 @@ class _Task:
     seed: int
     size: tuple[int, int] | None
     textures: str | None
-    kinds: tuple[str, ...] | None
+    kinds: tuple[str, ...] | None = None
 
 
 def encode(sample: SyntheticSample) -> dict[str, bytes]:
