@@ -36,7 +36,7 @@ ROOT = SCRIPT.parent.parent
 
 # Shares of the time, after the ops were checked, at which the training of the stages ends.
 ENCODER_END, TEACHERS_END, STUDENTS_END = 0.26, 0.45, 0.90
-CHECK_SECONDS = 90.0
+CHECK_SECONDS = 150.0  # most of it goes into compiling kernels
 SETTLE_SECONDS = 8.0  # of training side by side, before its speed is believed
 MARGIN = 0.93  # of the time left, planned for
 MOST_STEPS = 20_000
