@@ -143,6 +143,19 @@ def _add_synth(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--textures", type=Path, metavar="DIR", help="photographs to take textures from"
     )
+    parser.add_argument(
+        "--kinds",
+        nargs="+",
+        metavar="KIND",
+        help="kinds of scenes that take turns, such as room street (default: all, by weight)",
+    )
+    parser.add_argument(
+        "--size",
+        nargs=2,
+        type=_positive,
+        metavar=("WIDTH", "HEIGHT"),
+        help="of every picture (default: one of four sizes around 320x240)",
+    )
     parser.set_defaults(function=_synth)
 
 
@@ -156,6 +169,8 @@ def _synth(args: argparse.Namespace) -> int:
         workers=args.workers,
         shard_size=args.shard_size,
         textures=args.textures,
+        kinds=args.kinds,
+        size=args.size and tuple(args.size),
     )
     return 0
 

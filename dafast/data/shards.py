@@ -253,6 +253,10 @@ class ShardDataset(Dataset[Sample]):
         """The sample's image as it is stored."""
         return self._member(index, _IMAGE)
 
+    def label_file(self, index: int) -> bytes:
+        """The sample's disparity map as it is stored."""
+        return self._member(index, _DISPARITY)
+
     def _member(self, index: int, column: int) -> bytes:
         offset, size = (int(value) for value in self._places[index, column])
         data = os.pread(self._descriptor(int(self._shard_of[index])), size, offset)

@@ -18,9 +18,9 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageFilter
 
-_LUMA = np.array([0.299, 0.587, 0.114])
-_RGB_TO_YIQ = np.array([_LUMA, [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
-_YIQ_TO_RGB = np.linalg.inv(_RGB_TO_YIQ)
+LUMA = np.array([0.299, 0.587, 0.114])
+RGB_TO_YIQ = np.array([LUMA, [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
+YIQ_TO_RGB = np.linalg.inv(RGB_TO_YIQ)
 
 
 @dataclass(frozen=True)
@@ -227,8 +227,8 @@ def jitter_colours(
     angle = 2.0 * math.pi * hue
     cos, sin = math.cos(angle), math.sin(angle)
     turn = np.array([[1.0, 0.0, 0.0], [0.0, cos, -sin], [0.0, sin, cos]])
-    saturate = saturation * np.eye(3) + (1.0 - saturation) * _LUMA[None, :].repeat(3, 0)
-    matrix = brightness * saturate @ (_YIQ_TO_RGB @ turn @ _RGB_TO_YIQ)
+    saturate = saturation * np.eye(3) + (1.0 - saturation) * LUMA[None, :].repeat(3, 0)
+    matrix = brightness * saturate @ (YIQ_TO_RGB @ turn @ RGB_TO_YIQ)
     mean = brightness * float(np.asarray(picture.convert("L")).mean())
     affine = np.concatenate([contrast * matrix, np.full((3, 1), (1.0 - contrast) * mean)], 1)
     picture = picture.convert("RGB", tuple(affine.ravel().tolist()))

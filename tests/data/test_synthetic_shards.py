@@ -56,6 +56,19 @@ def test_round_trip(tmp_path: Path) -> None:
         assert np.abs(image - sample.image).mean() < 25
 
 
+def test_kinds_take_turns(tmp_path: Path) -> None:
+    kinds = ["corridor", "topdown"]
+    write_shards(tmp_path, 3, seed=5, workers=1, size=SMALL, kinds=kinds, progress=False)
+    members = read(tmp_path / "synthetic-000000.tar")
+    found = [json.loads(members[f"{k:08d}.json"])["kind"] for k in range(3)]
+    assert found == ["topdown", "corridor", "topdown"]
+    for other in (kinds[:1], None):
+        with pytest.raises(ValueError, match=r"kinds .'corridor', 'topdown'., not"):
+            write_shards(tmp_path, 3, seed=5, workers=1, size=SMALL, kinds=other, progress=False)
+    with pytest.raises(ValueError, match="unknown kind attic"):
+        write_shards(tmp_path / "new", 1, kinds=["attic"], progress=False)
+
+
 def test_same_bytes_for_any_number_of_workers_and_resume(tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     write_shards(one, 5, seed=3, workers=1, shard_size=2, size=SMALL, progress=False)

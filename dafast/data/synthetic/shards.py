@@ -13,7 +13,7 @@ import sys
 import tarfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image
 
 from dafast import __version__
-from dafast.data.synthetic.sample import HELD_OUT_SEED, SyntheticSample, render_scene
+from dafast.data.synthetic.sample import HELD_OUT_SEED, KINDS, SyntheticSample, render_scene
 from dafast.data.synthetic.textures import texture_digest
 
 DESCRIPTION = "synthetic.json"
@@ -41,6 +41,7 @@ class _Task:
     seed: int
     size: tuple[int, int] | None
     textures: str | None
+    kinds: tuple[str, ...] | None = None
 
 
 def encode(sample: SyntheticSample) -> dict[str, bytes]:
@@ -70,8 +71,10 @@ def _write_shard(task: _Task) -> tuple[str, int]:
         with tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
             for index in range(task.first, task.first + task.count):
                 seed = task.seed + index
+                kind = task.kinds[seed % len(task.kinds)] if task.kinds else None
                 try:
-                    members = encode(render_scene(seed, size=task.size, textures=task.textures))
+                    scene = render_scene(seed, size=task.size, kind=kind, textures=task.textures)
+                    members = encode(scene)
                 except Exception as error:
                     raise RuntimeError(f"scene with seed {seed} failed: {error!r}") from error
                 for suffix, data in members.items():
@@ -93,6 +96,7 @@ def write_shards(
     shard_size: int = 100,
     size: tuple[int, int] | None = None,
     textures: str | Path | None = None,
+    kinds: Sequence[str] | None = None,
     progress: bool = True,
 ) -> None:
     """Render ``scenes`` scenes with the seeds seed, seed + 1, ... into tar shards.
@@ -112,14 +116,15 @@ def write_shards(
         shard_size: images in a shard; the images themselves do not depend on it.
         size: (width, height) of every image; None draws one per image.
         textures: a folder of further photographs.
+        kinds: the kinds of scenes that take turns; None draws among all of ``KINDS`` by weight.
         progress: print a line per finished shard to stderr.
 
     Raises:
         RuntimeError: a scene failed; the message names its seed.
         FileNotFoundError: ``textures`` is no folder with pictures.
-        ValueError: scenes or shard_size below 1, a negative seed, seeds on both sides of
-            ``HELD_OUT_SEED``, or a folder that holds scenes of another set or shards of another
-            size.
+        ValueError: scenes or shard_size below 1, a negative seed, an unknown kind, seeds on both
+            sides of ``HELD_OUT_SEED``, or a folder that holds scenes of another set or shards of
+            another size.
     """
     if scenes < 1 or shard_size < 1 or seed < 0:
         raise ValueError(
@@ -130,11 +135,15 @@ def write_shards(
             f"seeds {seed} to {seed + scenes - 1} mix training with the held-out scenes from "
             f"{HELD_OUT_SEED} on; start lower, or at {HELD_OUT_SEED} or above for held-out ones"
         )
+    unknown = sorted(set(kinds or ()) - set(KINDS))
+    if unknown:
+        raise ValueError(f"unknown kind {', '.join(unknown)}; there are: {', '.join(KINDS)}")
     description = {
         "seed": seed,
         "size": size and list(size),
         "textures": texture_digest(textures),
         "version": __version__,
+        "kinds": list(kinds) if kinds else None,
     }
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
@@ -150,6 +159,7 @@ def write_shards(
             seed,
             size,
             texture_folder,
+            tuple(kinds) if kinds else None,
         )
         for k, start in enumerate(range(0, scenes, shard_size))
     ]

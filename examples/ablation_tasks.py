@@ -1,0 +1,547 @@
+"""The tasks of the ablation in miniature; each is a process of examples/ablation_in_miniature.py.
+
+    encoder       self-supervised pre-training on the unlabeled pictures
+    nano          no training: the model in the package, for comparison
+    teacher-S     labeled pictures alone, from the encoder; labels the unlabeled ones
+    scratch-S     the same from a mimetic start: what the pre-training is worth
+    ROW-S         a student, see `ROWS`
+
+S is the seed. A task writes its folder: `metrics.jsonl`, `export/`, and at its end `result.json`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+import time
+import tomllib
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor
+
+from dafast.data.cutmix import cutmix_region
+from dafast.data.resident import ResidentSet, crop, disturb, epoch_batch, random_boxes
+from dafast.data.shards import ShardDataset
+from dafast.data.transforms import sample_generator
+from dafast.evaluation.benchmarks import open_data, score
+from dafast.evaluation.samples import DataMissingError, EvaluationSample, Samples
+from dafast.models.depth_anything import DepthAnything
+from dafast.ops import use_backend
+from dafast.runtime import resolve_device, resolve_dtype
+from dafast.training.config import TrainConfig, load_toml
+from dafast.training.data import Batch, UnlabeledBatch
+from dafast.training.pretraining import PretrainConfig, pretrain
+from dafast.training.steps import (
+    Ema,
+    Normalise,
+    autocast,
+    build_model,
+    build_optimizer,
+    set_learning_rate,
+)
+from dafast.training.student import build_step
+
+ROOT = Path(__file__).resolve().parent.parent
+BASE = ROOT / "configs/nano-ablation.toml"
+
+ROWS = {
+    "labeled": ("labeled-only", 1),
+    "labeled-x3": ("labeled-only", 3),
+    "naive": ("naive", 1),
+    "cutmix": ("cutmix", 1),
+    "alignment": ("alignment", 1),
+}
+"""The file in configs/ablation that a row takes its switches from, and what its labeled batch is
+multiplied with: `labeled` sees as many labeled pictures as the rows with unlabeled ones, and
+`labeled-x3` as many pictures in all."""
+
+HELD_OUT = ("held-out-labeled", "held-out-unlabeled", "held-out-unseen")
+PHOTOS = ("motorcycle", "aloe")
+MAX_DEPTH = 80.0
+MEASURED = 10
+"""Steps between measurements of the speed."""
+ENDLESS = 10**6
+
+_LABELED, _UNLABELED, _CUTMIX = 1, 2, 3  # streams of random numbers
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all tasks of a run share; in `settings.json` of its folder.
+
+    Attributes:
+        data: What examples/ablation_data.py wrote.
+        work: The run's folder.
+        device: For `resolve_device`.
+        backend: Of dafast.ops: "auto", or "reference" where the fast ones failed.
+        batch_size: Labeled pictures in a step; there are twice as many unlabeled ones.
+        side: Side of the training crops, pixels.
+        pretrain_batch: Pictures in a step of the pre-training.
+        pretrain_steps: Its length; 0: until `pretrain_until`.
+        pretrain_until: Clock time in seconds.
+        limit: Samples of each set that are used; 0: all.
+    """
+
+    data: str
+    work: str
+    device: str = "auto"
+    backend: str = "auto"
+    batch_size: int = 24
+    side: int = 168
+    pretrain_batch: int = 128
+    pretrain_steps: int = 0
+    pretrain_until: float = 0.0
+    limit: int = 0
+
+
+class StepsKnownError(Exception):
+    """Ends a run that only measures the speed."""
+
+
+class Task:
+    """One process of a run.
+
+    Args:
+        settings: The run's.
+        name: See the head of the file.
+        stop_at: Clock time at which training stops, wherever it is.
+    """
+
+    def __init__(self, settings: Settings, name: str, stop_at: float) -> None:
+        self.settings, self.name, self.stop_at = settings, name, stop_at
+        self.work, self.data = Path(settings.work), Path(settings.data)
+        self.folder = self.work / name
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.device = resolve_device(settings.device)
+        self.dtype = resolve_dtype("auto", self.device)
+        self.kind, _, seed = name.rpartition("-") if name[-1].isdigit() else (name, "", "0")
+        self.seed = int(seed)
+
+    # -------------------------------------------------------------------------------- plumbing
+
+    def write(self, path: Path, value: Any) -> None:
+        """JSON, whole or not at all."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary.write_text(json.dumps(value, indent=1) + "\n")
+        os.replace(temporary, path)
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        """A line of `metrics.jsonl`."""
+        with open(self.folder / "metrics.jsonl", "a") as file:
+            file.write(json.dumps({"step": step, "time": time.time(), **values}) + "\n")
+
+    def chosen(self, data: ShardDataset) -> list[int]:
+        """The samples of a set that are used: all, or `limit` of them, evenly spread."""
+        count = min(self.settings.limit or len(data), len(data))
+        return np.linspace(0, len(data) - 1, count).round().astype(int).tolist()
+
+    def resident(self, name: str, labels: Literal["minmax", "none"]) -> ResidentSet:
+        """A set of the data folder, on the device."""
+        data = ShardDataset(self.data / name, labels=labels)
+        return ResidentSet(data, self.device, indices=self.chosen(data))
+
+    def run(self) -> None:
+        """Does the task and writes `result.json`."""
+        began = time.time()
+        if self.kind == "encoder":
+            result = self.encoder()
+        elif self.kind == "nano":
+            result = {"scores": self.evaluate(self.load("nano"))}
+        else:
+            result = self.network()
+        seconds = time.time() - began
+        self.write(self.folder / "result.json", {"task": self.name, "seconds": seconds, **result})
+
+    def load(self, name: str) -> DepthAnything:
+        """A trained model."""
+        return DepthAnything.from_pretrained(name, device=self.device, dtype="float32").eval()
+
+    # ----------------------------------------------------------------------------- pre-training
+
+    def encoder(self) -> dict[str, Any]:
+        """Pre-trains the encoder on the unlabeled pictures."""
+        settings = self.settings
+        data = self.resident("unlabeled", "none")
+        began = time.time()
+        allowed = max(1.0, settings.pretrain_until - began)
+        last = 0
+
+        def done(step: int) -> float:
+            nonlocal last
+            last = step
+            if settings.pretrain_steps:
+                return step / settings.pretrain_steps
+            return (time.time() - began) / allowed
+
+        config = PretrainConfig(batch_size=settings.pretrain_batch, large=settings.side)
+        encoder = pretrain(data, config, self.device, self.dtype, done, self.log)
+        weights = {k: v.detach().cpu().contiguous() for k, v in encoder.state_dict().items()}
+        path = self.work / "encoder.safetensors"
+        save_file(weights, path.with_suffix(".part"))
+        os.replace(path.with_suffix(".part"), path)
+        lines = (self.folder / "metrics.jsonl").read_text().splitlines()
+        return {"steps": last, "pictures": len(data), "last": json.loads(lines[-1])}
+
+    # ---------------------------------------------------------------------------------- training
+
+    def config(self) -> TrainConfig:
+        """The configuration of the task's network: the base and the switches of its row."""
+        settings = self.settings
+        # A student must not repeat its teacher's run.
+        seed = self.seed + (1000 if self.kind in ("teacher", "scratch") else 0)
+        config = dataclasses.replace(load_toml(BASE), seed=seed)
+        file, times = ROWS.get(self.kind, ("labeled-only", 1))
+        with open(ROOT / f"configs/ablation/{file}.toml", "rb") as opened:
+            section = tomllib.load(opened).get("unlabeled", {})
+        augment = dataclasses.replace(config.unlabeled.augment, **section.pop("augment", {}))
+        start = str(self.work / "encoder.safetensors") if self.kind != "scratch" else "mimetic"
+        return dataclasses.replace(
+            config,
+            batch_size=settings.batch_size * times,
+            model=dataclasses.replace(config.model, encoder_init=start),
+            data=dataclasses.replace(config.data, shapes=((settings.side, settings.side),)),
+            unlabeled=dataclasses.replace(config.unlabeled, **section, augment=augment),
+        )
+
+    def network(self) -> dict[str, Any]:
+        """Trains a teacher or a student and scores it; a teacher also labels."""
+        done = self.folder / "trained.json"
+        if not done.exists():
+            self.write(done, self.trained())
+        # What is scored is what is exported.
+        model, result = self.load(str(self.folder / "export")), json.loads(done.read_text())
+        return {**result, "scores": self.evaluate(model, result)}
+
+    def trained(self) -> dict[str, Any]:
+        """Trains, exports, labels; returns what there is to say of it."""
+        config = self.config()
+        labeled = self.resident("labeled", "minmax")
+        unlabeled = None
+        if config.unlabeled.path or self.kind == "teacher":
+            unlabeled = self.resident("unlabeled", "none")
+        if config.unlabeled.path and unlabeled is not None:
+            labels = np.load(self.work / f"teacher-{self.seed}/labels.npy")
+            unlabeled.disparity = torch.from_numpy(labels).to(self.device)
+            unlabeled.mask = torch.ones_like(unlabeled.disparity, dtype=torch.bool)
+        batches = Batches(config, labeled, unlabeled if config.unlabeled.path else None)
+        steps = self.agree_on_steps(config, batches)
+        began = time.time()
+        model, done = self.train(config, batches, steps, self.stop_at, self.log)
+        seconds = time.time() - began
+        model.save_pretrained(self.folder / "export", dtype=torch.float16)
+        if self.kind == "teacher" and unlabeled is not None:
+            with open(self.folder / "labels.part", "wb") as file:
+                np.save(file, self.label(model, unlabeled.image))
+            os.replace(self.folder / "labels.part", self.folder / "labels.npy")
+        return {
+            "steps": done,
+            "complete": done == steps,
+            "training_seconds": seconds,
+            "pictures_per_second": done * batches.pictures / max(seconds, 1e-9),
+        }
+
+    def train(
+        self,
+        config: TrainConfig,
+        batches: Callable[[int], Batch],
+        steps: int,
+        stop_at: float,
+        log: Callable[[int, dict[str, float]], None],
+    ) -> tuple[DepthAnything, int]:
+        """The loop of train.py without its resume; returns the averaged model and the steps."""
+        torch.manual_seed(config.seed)
+        model = build_model(config.model, self.device, config.channels_last)
+        optimizer = build_optimizer(model, config.optim)
+        ema = Ema(model, config.ema)
+        step_losses = build_step(model, model, config, self.dtype)
+        warm_up = min(config.optim.warmup_steps, steps // 10)
+        optim = dataclasses.replace(config.optim, warmup_steps=warm_up)
+        skipped, step = 0, 0
+        for step in range(steps):
+            if time.time() > stop_at:
+                break
+            set_learning_rate(optimizer, optim, step, steps)
+            parts = step_losses(batches(step))
+            parts["loss"].backward()
+            gradients = [p.grad for p in model.parameters() if p.grad is not None]
+            norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
+            if np.isfinite(float(norm)):
+                torch.nn.utils.clip_grads_with_norm_(
+                    model.parameters(), optim.grad_clip, norm, foreach=True
+                )
+                optimizer.step()
+                ema.update(step)
+            else:
+                skipped += 1
+            optimizer.zero_grad(set_to_none=True)
+            if step % 20 == 0 or step + 1 == steps:
+                values = {k: float(v.detach()) for k, v in parts.items()}
+                log(step, {**values, "grad_norm": float(norm), "skipped": skipped})
+        else:
+            step = steps
+        return ema.model, step
+
+    def agree_on_steps(self, config: TrainConfig, batches: Batches) -> int:
+        """The steps that all tasks of a stage take.
+
+        Where they are not known yet the task trains for nothing beside the others and writes down
+        its speed, until the word is there: `STAGE.steps.json`.
+        """
+        stage = "teachers" if self.kind in ("teacher", "scratch") else "students"
+        word = self.work / f"{stage}.steps.json"
+        began = time.time()
+
+        def timed(step: int) -> Batch:
+            """The batches of a run that is thrown away when the word is there."""
+            nonlocal began
+            if step and step % MEASURED == 0:
+                speed = (time.time() - began) / MEASURED
+                self.write(self.folder / "speed.json", {"seconds_per_step": speed})
+                began = time.time()
+            if word.exists():
+                raise StepsKnownError
+            return batches(step)
+
+        if not word.exists():
+            with suppress(StepsKnownError):
+                self.train(config, timed, ENDLESS, self.stop_at, lambda *_: None)
+        if not word.exists():
+            raise SystemExit(f"{self.name}: nobody said how many steps to take")
+        return int(json.loads(word.read_text())["steps"])
+
+    @torch.no_grad()
+    def label(self, teacher: DepthAnything, images: Tensor, batch: int = 64) -> np.ndarray:
+        """The teacher's disparity of whole pictures, in [0, 1]: float32 (N, H, W)."""
+        height, width = images.shape[-2:]
+        patch, side = teacher.config.patch_size, self.settings.side
+        scale = side / min(height, width)
+        shape = [max(patch, round(n * scale / patch) * patch) for n in (height, width)]
+        normalise = Normalise(teacher.config.mean, teacher.config.std).to(self.device)
+        labels = []
+        for part in images.split(batch):
+            resized = F.interpolate(part.float(), size=shape, mode="bilinear", antialias=True)
+            with autocast(self.device, self.dtype):
+                disparity = teacher(normalise(resized)).float()
+            disparity = F.interpolate(disparity[:, None], size=(height, width), mode="bilinear")
+            low, high = disparity.amin((1, 2, 3), True), disparity.amax((1, 2, 3), True)
+            labels.append(((disparity - low) / (high - low).clamp(min=1e-6))[:, 0].cpu().numpy())
+        return np.concatenate(labels)
+
+    # -------------------------------------------------------------------------------- evaluation
+
+    def evaluate(
+        self, model: DepthAnything, result: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Scores by data set and predictor; what is missing is named and left out.
+
+        `partial.json` has them as they come, beside the result so far.
+        """
+        model.eval()
+        scores: dict[str, Any] = {}
+        os.environ.setdefault("DAFAST_OPENCV_SAMPLES", str(self.data / "aloe"))
+        for name in (*PHOTOS, *HELD_OUT):
+            try:
+                samples = open_data(name) if name in PHOTOS else self.held_out(name)
+                results, _ = score(model, samples, name)
+            except (DataMissingError, ValueError) as error:
+                print(f"{name} is left out: {error}", file=sys.stderr)
+                continue
+            scores[name] = {
+                "model" if i == 0 else r.predictor: {"count": r.count, **r.metrics}
+                for i, r in enumerate(results)
+            }
+            partial = {"task": self.name, **(result or {}), "scores": scores}
+            self.write(self.folder / "partial.json", partial)
+        return scores
+
+    def held_out(self, name: str) -> Samples:
+        """Held-out scenes with their depth."""
+        data = ShardDataset(self.data / name, labels="physical")
+
+        def load(index: int) -> EvaluationSample:
+            sample = data.read(index)
+            with np.errstate(divide="ignore"):
+                depth = 1.0 / sample.disparity
+            return EvaluationSample(sample.key, sample.image, depth, MAX_DEPTH, sharp=True)
+
+        return Samples(self.chosen(data), load)
+
+
+class Batches:
+    """The batch of a step, made on the device; a pure function of the step and the seed.
+
+    Args:
+        config: The task's.
+        labeled: Pictures with labels.
+        unlabeled: Pictures with a teacher's labels, for a student.
+    """
+
+    def __init__(
+        self, config: TrainConfig, labeled: ResidentSet, unlabeled: ResidentSet | None
+    ) -> None:
+        self.config, self.labeled, self.unlabeled = config, labeled, unlabeled
+        self.device = labeled.image.device
+        extra = config.unlabeled.ratio if unlabeled is not None else 0
+        self.pictures = config.batch_size * (1 + extra)
+
+    def generator(self, stream: int, step: int) -> torch.Generator:
+        """The random numbers of a stream in a step."""
+        seed = np.random.SeedSequence([self.config.seed, stream, step]).generate_state(1)[0]
+        return torch.Generator(self.device).manual_seed(int(seed))
+
+    def __call__(self, step: int) -> Batch:
+        config, data = self.config, self.labeled
+        shape = config.data.shapes[0]
+        assert data.disparity is not None and data.mask is not None
+        generator = self.generator(_LABELED, step)
+        index = epoch_batch(len(data), config.batch_size, step, config.seed).to(self.device)
+        boxes = random_boxes(len(index), config.augment, data.image.shape[-2:], shape, generator)
+        return Batch(
+            crop(data.image[index], boxes, shape),
+            crop(data.disparity[index], boxes, shape, nearest=True),
+            crop(data.mask[index], boxes, shape, nearest=True) > 0.5,
+            [],
+            [],
+            self.unlabeled_batch(step, shape) if self.unlabeled is not None else None,
+        )
+
+    def unlabeled_batch(self, step: int, shape: tuple[int, int]) -> UnlabeledBatch:
+        """Clean and disturbed crops, the teacher's labels, CutMix's regions."""
+        section, data = self.config.unlabeled, self.unlabeled
+        assert data is not None and data.disparity is not None and data.mask is not None
+        count, seed = self.config.batch_size * section.ratio, self.config.seed
+        generator = self.generator(_UNLABELED, step)
+        # Another order than that of the labeled pictures of the same seed.
+        index = epoch_batch(len(data), count, step, seed + 1_000_000).to(self.device)
+        boxes = random_boxes(count, section.augment, data.image.shape[-2:], shape, generator)
+        clean = crop(data.image[index], boxes, shape)
+        rng = sample_generator(seed, _CUTMIX, step)
+        regions = [
+            cutmix_region(
+                shape,
+                rng,
+                probability=section.cutmix,
+                area=section.cutmix_area,
+                aspect=section.cutmix_aspect,
+            )
+            for _ in range(count)
+        ]
+        return UnlabeledBatch(
+            clean,
+            disturb(clean, section.augment, generator),
+            crop(data.disparity[index], boxes, shape, nearest=True),
+            crop(data.mask[index], boxes, shape, nearest=True) > 0.5,
+            torch.from_numpy(np.stack(regions)).to(self.device),
+        )
+
+
+def check_backends(settings: Settings) -> dict[str, Any]:
+    """Whether the fast ops give this device the losses and gradients of the reference.
+
+    A student's step with everything in it, on random pictures, forwards and backwards. In float32
+    both must agree; in the lower precision the fast ones may be twice as far from the float32
+    reference as the reference itself.
+
+    Returns:
+        `ok`, and what was compared.
+    """
+    device = resolve_device(settings.device)
+    dtype = resolve_dtype("auto", device)
+    base = load_toml(BASE)
+    config = dataclasses.replace(
+        base,
+        model=dataclasses.replace(base.model, init="nano", encoder_init="random"),
+        batch_size=4,
+    )
+    torch.manual_seed(0)
+    model = build_model(config.model, device, config.channels_last)
+    start = {k: v.clone() for k, v in model.state_dict().items()}
+    noise = {k: 0.05 * torch.randn_like(v) for k, v in model.pretrained.named_parameters()}
+    side = settings.side
+    generator = torch.Generator().manual_seed(1)
+
+    def random(*shape: int) -> Tensor:
+        coarse = torch.rand(*shape[:-2], 6, 6, generator=generator).reshape(-1, 1, 6, 6)
+        smooth = F.interpolate(coarse, size=shape[-2:], mode="bilinear").reshape(shape)
+        return (smooth + 0.05 * torch.rand(shape, generator=generator)).to(device)
+
+    every = torch.ones(8, side, side, dtype=torch.bool, device=device)
+    region = every.clone()
+    region[::2, 10:60, 20:90] = False
+    images = [255 * random(n, 3, side, side) for n in (4, 8, 8)]
+    batch = Batch(
+        *(images[0], random(4, side, side), every[:4], [], []),
+        UnlabeledBatch(*images[1:], random(8, side, side), every, region),
+    )
+    found = {}
+    for precision in {torch.float32, dtype}:
+        # The frozen encoder is what the model is now; then the model moves away from it.
+        model.load_state_dict(start)
+        step = build_step(model, model, config, precision)
+        with torch.no_grad():
+            for name, parameter in model.pretrained.named_parameters():
+                parameter.add_(noise[name])
+        for backend in ("fast", "reference"):
+            forced = use_backend("reference") if backend == "reference" else nullcontext()
+            model.zero_grad(set_to_none=True)
+            with forced:
+                parts = step(batch)
+                parts["loss"].backward()
+            gradients = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
+            found[backend, precision] = (
+                {k: float(v.detach()) for k, v in parts.items()},
+                torch.cat(gradients).double(),
+            )
+    truth_losses, truth = found["reference", torch.float32]
+    errors = {
+        f"{backend} {str(precision).removeprefix('torch.')}": {
+            "loss": max(abs(losses[k] - truth_losses[k]) for k in truth_losses),
+            "gradient": float((gradient - truth).norm() / truth.norm()),
+        }
+        for (backend, precision), (losses, gradient) in found.items()
+    }
+    low = str(dtype).removeprefix("torch.")
+    ok = errors["fast float32"]["gradient"] < 0.05 and errors["fast float32"]["loss"] < 1e-3
+    for key in ("loss", "gradient"):
+        bound = 2 * errors[f"reference {low}"][key] + 0.01
+        ok = ok and errors[f"fast {low}"][key] < bound
+    # What evaluation runs: float32, photos of several sizes.
+    model.load_state_dict(start)
+    model.eval()
+    photos = [255 * random(3, *size).cpu() for size in ((160, 208), (180, 168), (160, 208))]
+    arrays = [p.clamp(0, 255).byte().permute(1, 2, 0).numpy() for p in photos]
+    ours = model.infer(arrays)
+    with use_backend("reference"):
+        theirs = model.infer(arrays)
+    worst = max(
+        float(np.abs(a - b).max() / np.abs(b).max()) for a, b in zip(ours, theirs, strict=True)
+    )
+    ok = ok and worst < 0.01
+    return {"ok": bool(ok), "losses": truth_losses, "errors": errors, "infer": worst}
+
+
+def main(settings_file: str, name: str, stop_at: float) -> None:
+    """Runs a task of a run."""
+    settings = Settings(**json.loads(Path(settings_file).read_text()))
+    torch.set_num_threads(1)
+    slow = settings.backend == "reference"
+    with use_backend("reference") if slow else nullcontext():
+        if name == "check":
+            print(json.dumps(check_backends(settings)))
+        else:
+            Task(settings, name, stop_at).run()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], float(sys.argv[3]))
