@@ -224,7 +224,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--op", action="append", choices=sorted(OPS), help="only this op")
     parser.add_argument("--rounds", type=int, default=15, help="runs of each backend (at least 2)")
     parser.add_argument("--leave-out", action="append", metavar="BACKEND",
-                        help="not this one, e.g. 'reference compiled', which takes long")  # fmt: skip
+                        help="not this one, e.g. 'reference compiled'")  # fmt: skip
     parser.add_argument("--small", action="store_true", help="tiny inputs, to try the script")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="also write the report to this file")

@@ -117,7 +117,8 @@ def _narrow(hist_ptr, state_ptr, leader, PASS: tl.constexpr, BINS: tl.constexpr)
 @triton.jit
 def _count(
     x, valid, region, hist_ptr, state_ptr, leader, before,
-    PASS: tl.constexpr, REGIONS: tl.constexpr, STATE: tl.constexpr, BINS: tl.constexpr, LOCAL: tl.constexpr,
+    PASS: tl.constexpr, LOCAL: tl.constexpr, REGIONS: tl.constexpr, STATE: tl.constexpr,
+    BINS: tl.constexpr,
 ):  # fmt: skip
     """Adds one tensor's keys to its histogram of this pass, both regions side by side."""
     key = _key(x)
@@ -145,8 +146,8 @@ def _count(
 def _affine_invariant_loss_histogram_kernel(
     prediction_ptr, target_ptr, mask_ptr, regions_ptr, hist_ptr, area_ptr, state_ptr,
     maps, chunks, units, stride_pb, stride_tb, stride_mb, stride_rb,
-    PASS: tl.constexpr, REGIONS: tl.constexpr, STATE: tl.constexpr, BINS: tl.constexpr, LOCAL: tl.constexpr,
-    UNIT: tl.constexpr, BLOCK: tl.constexpr,
+    PASS: tl.constexpr, LOCAL: tl.constexpr, REGIONS: tl.constexpr, STATE: tl.constexpr,
+    BINS: tl.constexpr, UNIT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """A pass of the radix select, of both tensors so that mask and regions are read once.
 
@@ -162,9 +163,9 @@ def _affine_invariant_loss_histogram_kernel(
     state_ptr += map * (2 * REGIONS * STATE)
     leader = chunk == 0
     _count(prediction, valid, region, hist_ptr, state_ptr, leader, before,
-           PASS, REGIONS, STATE, BINS, LOCAL)  # fmt: skip
+           PASS, LOCAL, REGIONS, STATE, BINS)  # fmt: skip
     _count(target, valid, region, hist_ptr + REGIONS * BINS, state_ptr + REGIONS * STATE, leader,
-           before, PASS, REGIONS, STATE, BINS, LOCAL)  # fmt: skip
+           before, PASS, LOCAL, REGIONS, STATE, BINS)  # fmt: skip
     if PASS == 0 and REGIONS == 2:
         first = tl.sum((inside & (region == 0)).to(tl.int32), 0)
         tl.atomic_add(area_ptr + map, first, sem="relaxed")
@@ -346,10 +347,10 @@ def _affine_invariant_loss_bwd_kernel(
 
 
 def _tile(maps: int, pixels: int) -> dict[str, int]:
-    """BLOCK and num_warps: up to 16 pixels of both tensors per thread.
+    """BLOCK and num_warps: 16 pixels of both tensors per thread.
 
-    Every program reads two histograms (2 KiB) besides its pixels, so blocks are large; smaller
-    where few maps would leave the GPU without work.
+    The fastest of a sweep on an H100, with 8 maps and with 64. Every program reads two histograms
+    (2 KiB) besides its pixels.
     """
     backend, arch = current_target()
     if backend == "interpreter":
@@ -426,7 +427,7 @@ def affine_invariant_loss_fwd(
     for number in range(_PASSES):
         _affine_invariant_loss_histogram_kernel[x.grid](
             *x.tensors, histograms, area, state, x.maps, x.chunks, *x.sizes,
-            PASS=number, STATE=_STATE, BINS=_BINS, LOCAL=_LOCAL, **x.options,
+            PASS=number, LOCAL=_LOCAL, STATE=_STATE, BINS=_BINS, **x.options,
         )  # fmt: skip
     _affine_invariant_loss_deviation_kernel[x.grid](
         *x.tensors, histograms, state, deviations, x.maps, x.chunks, *x.sizes,

@@ -115,6 +115,8 @@ def _triton_supports(
         >= 2**31
     ):
         return False, "takes maps whose elements lie less than 2^31 apart within an image"
+    if reason := _triton.why_not_unasked(x):
+        return False, reason
     return _triton.supports(*tensors)
 
 

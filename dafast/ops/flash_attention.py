@@ -61,6 +61,8 @@ def flash_attention_varlen_reference(
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None) -> Tensor:
+    if not q.numel() or not k.numel():  # its kernels for CUDA return None (PyTorch 2.11)
+        return flash_attention_reference(q, k, v, scale=scale)
     out = F.scaled_dot_product_attention(
         q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), scale=scale
     )
@@ -327,24 +329,13 @@ def _kernel_reason(q: Tensor, scale: float | None) -> str:
     return ""
 
 
-def _is_full_float32() -> bool:
-    return torch.get_float32_matmul_precision() == "highest"
-
-
-# torch.compile takes it as it is while tracing; see `_dispatch._forced_backend`.
-_is_full_float32._dynamo_marked_constant = True  # type: ignore[attr-defined]
-
-
 def _triton_supports(q: Tensor, *tensors: Any, scale: float | None = None) -> tuple[bool, str]:
     if reason := _kernel_reason(q, scale):
         return False, reason
-    ok, reason = _triton.supports(q, *(x for x in tensors if isinstance(x, Tensor)))
-    if not ok or _forced_backend() == "triton":
-        return ok, reason
     # Packed sequences stay: sdpa would wait for their lengths, and cannot be captured in a graph.
-    if q.dtype == torch.float32 and q.ndim > 3 and _is_full_float32():
-        return False, "in full float32 sdpa is three to five times faster; serves if asked for"
-    return True, ""
+    if q.ndim > 3 and (reason := _triton.why_not_unasked(q)):
+        return False, reason
+    return _triton.supports(q, *(x for x in tensors if isinstance(x, Tensor)))
 
 
 def _triton_backend(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None) -> Tensor:

@@ -283,7 +283,8 @@ def test_gpu_graph_capture_and_streams(dtype, seed, monkeypatch):
     monkeypatch.undo()
     student, teacher = (x.cuda() for x in _inputs(seed, (4, 1369, 384), dtype))
     expected, expected_grad = _run("reference", student.double(), teacher.double())
-    bound = 8 * TOLERANCES[dtype].op * expected_grad.abs().max()
+    # Half a step of the smallest float16 besides: gradients of so many tokens are that small.
+    bound = 8 * TOLERANCES[dtype].op * expected_grad.abs().max() + 2**-25
     streams = [torch.cuda.Stream() for _ in range(2)]
     for stream in streams:
         with torch.cuda.stream(stream):

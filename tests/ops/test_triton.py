@@ -143,3 +143,19 @@ def test_sum_over_programs(programs, seed, device):
     partial = torch.randn(programs, 35, generator=torch.Generator().manual_seed(seed))
     got = sum_over_programs(partial)
     torch.testing.assert_close(got.double(), partial.double().sum(0), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("op", ["flash_attention", "flash_attention_qkvpacked", "decoder_tail"])
+def test_products_in_full_float32_are_left_to_pytorch(op, tf32, seed, monkeypatch):
+    """There are no tensor cores for them; in TF32, as in 16 bits, the kernels serve unasked."""
+    from dafast.ops import OPS, _triton
+
+    # As on a GPU, where Triton serves unasked.
+    monkeypatch.setattr(_triton, "supports", lambda *tensors: (True, ""))
+    arguments = _inputs(op, seed)
+    with torch.no_grad():
+        assert OPS[op].select(*arguments) == "triton"
+        torch.set_float32_matmul_precision("highest")
+        assert OPS[op].select(*arguments) != "triton"
+        with use_backend("triton"):
+            assert OPS[op].select(*arguments) == "triton"
