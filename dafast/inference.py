@@ -223,7 +223,7 @@ def _predict(
     Where sequences of many lengths run as fast as those of one, inputs of all sizes do.
     With ``native`` a map keeps the resolution that the network gave it.
     """
-    model.optimize()
+    model.optimize(keep_memory=False)
     waiting: dict[tuple[int, int] | None, list[tuple[int, Tensor, Geometry]]] = {}
     mixed = _mixes_sizes(model)
 

@@ -14,6 +14,7 @@ from .. import inference
 from ..config import ModelConfig, get_preset
 from ..ops.geometry import MAX_TOKENS
 from ..ops.linear_int8 import why_slow as why_slow_int8
+from ..runtime import keep_freed_memory
 from .dpt import DPTHead
 from .optimized import OptimizedForward
 from .optimized import why_not as why_not_optimized
@@ -102,7 +103,7 @@ class DepthAnything(nn.Module):
             maps.update(zip(members, out, strict=True))
         return [maps[i] for i in range(len(images))]
 
-    def optimize(self, *, int8: bool | None = None) -> DepthAnything:
+    def optimize(self, *, int8: bool | None = None, keep_memory: bool = True) -> DepthAnything:
         """Makes inference on a CPU fast: packs the weights once into the layout of its products.
 
         From then on a call without gradients (`torch.no_grad`, `torch.inference_mode`) outside of
@@ -122,6 +123,10 @@ class DepthAnything(nn.Module):
             int8: Whether the encoder's linear layers multiply in int8 (`dafast.ops.linear_int8`):
                 faster again, and less exact; see docs/performance.md for how much. Left out, it
                 stays as it is, False at first.
+            keep_memory: Whether the process keeps the memory that a forward gives back, for the
+                next: after a few calls none is asked of the system any more. It holds for all that
+                the process allocates, from then on, with glibc's malloc; elsewhere it changes
+                nothing. `infer` leaves it out.
 
         Returns:
             The model itself.
@@ -138,6 +143,8 @@ class DepthAnything(nn.Module):
             if reason:
                 logger.info("dafast: optimize() changes nothing: %s", reason)
             self._optimized = None if reason else OptimizedForward(self, wanted)
+        if keep_memory and self._optimized is not None:
+            keep_freed_memory()
         return self
 
     def _usable_optimized(self) -> OptimizedForward | None:
@@ -153,7 +160,7 @@ class DepthAnything(nn.Module):
             if m is not self
         ):
             return None
-        return self.optimize()._optimized
+        return self.optimize(keep_memory=False)._optimized
 
     def __getstate__(self) -> dict[str, Any]:
         # oneDNN's layouts are of this machine: a copy or a pickle packs its own.
