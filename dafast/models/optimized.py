@@ -408,4 +408,5 @@ class _Snapshot:
         weights = [
             (p.data_ptr(), 0 if p.is_inference() else p._version) for p in model.parameters()
         ]
-        return [*weights, *map(type, model.modules())]
+        rule = model.pretrained.position_embedding
+        return [*weights, *map(type, model.modules()), rule]

@@ -130,11 +130,15 @@ def _fused_step(model, x):
     optimizer.step()
 
 
-@pytest.mark.parametrize("change", [_write_data, _replace_twice, _fused_step])
+def _other_rule(model, x):
+    model.pretrained.position_embedding = "transformers"
+
+
+@pytest.mark.parametrize("change", [_write_data, _replace_twice, _fused_step, _other_rule])
 def test_changes_that_no_version_counts(change, seed):
     model = make(SMALL)
     ready(model)
-    x = torch.randn(1, 3, 56, 56)
+    x = torch.randn(1, 3, 56, 70)  # a grid that is not the table's: the rules for it differ
     with torch.no_grad():
         before = model.optimize()(x)
     change(model, x)
