@@ -115,12 +115,15 @@ def poison(monkeypatch: pytest.MonkeyPatch, bad_calls: range | list[int]) -> Non
     monkeypatch.setattr(AffineInvariantLoss, "forward", tiny.poisoned_loss(bad_calls))
 
 
-def torchrun(config: TrainConfig, processes: int, **environment: str) -> str:
-    """Runs it to its end in several processes; returns what they wrote to stderr."""
+def torchrun(
+    config: TrainConfig, processes: int, restarts: int = 0, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Runs it to its end in several processes."""
     done = subprocess.run(
         [
             *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-            *("--nproc-per-node", str(processes), *command(config)),
+            *("--nproc-per-node", str(processes), "--max-restarts", str(restarts)),
+            *command(config),
         ],
         capture_output=True,
         text=True,
@@ -129,4 +132,4 @@ def torchrun(config: TrainConfig, processes: int, **environment: str) -> str:
         env={**os.environ, **environment},
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    return done.stderr
+    return done

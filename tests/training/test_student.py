@@ -390,7 +390,7 @@ def test_two_processes_equal_one(
     runs.poison(monkeypatch, [bad_call])
     train.train(config, ONE)
     two = dataclasses.replace(config, out=str(tmp_path / "two"))
-    error = runs.torchrun(two, 2, TINY_POISON=f"1 {bad_call}")
+    error = runs.torchrun(two, 2, TINY_POISON=f"1 {bad_call}").stderr
     for rank in range(2):
         assert f"rank {rank} samples: " in error, "each names its own"
     one, both = runs.metrics(tmp_path / "one"), runs.metrics(tmp_path / "two")
