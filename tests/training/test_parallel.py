@@ -171,7 +171,7 @@ def test_a_killed_worker_is_started_again(
     broken = dataclasses.replace(config, out=str(tmp_path / "broken"))
     done = runs.torchrun(broken, 2, restarts=1, TINY_KILL="1 3")
     assert "at step 2" in done.stdout
-    assert "exitcode  : -9" in done.stderr or "SIGKILL" in done.stderr
+    assert "exitcode: -9" in done.stderr
     whole, resumed = runs.metrics(Path(config.out)), runs.metrics(Path(broken.out))
     for line in (*whole, *resumed):
         del line["images_per_second"]
