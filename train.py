@@ -28,6 +28,7 @@ from dafast.training.config import ConfigError, TrainConfig, parse_args
 from dafast.training.data import TrainingData, make_loader
 from dafast.training.distributed import World, distributed_session
 from dafast.training.evaluation import periodic_evaluation
+from dafast.training.lists import pack_lists
 from dafast.training.parallel import WholeModel, gather, load_weights, replicate, shard, whole
 from dafast.training.progress import RunLog, Stopwatch
 from dafast.training.resume import StopRequest, changed_settings, find_checkpoint
@@ -70,6 +71,7 @@ def train(config: TrainConfig, world: World) -> None:
         )
 
     # Data.
+    config = pack_lists(config, world)
     data = TrainingData.open(config)
     held_out = None
     if config.data.eval_path and world.is_main:

@@ -48,8 +48,11 @@ class DataSection:
     """Where the data is and how it is read.
 
     Attributes:
-        path: Folder, glob pattern or file of training shards.
-        eval_path: The same for held-out shards; "" evaluates nothing.
+        path: Folder, glob pattern or file of training shards. Or a list of pictures with their
+            depth or disparity (.csv, .json, .jsonl; `dafast.data.sources.list_source` has the
+            columns), which is packed into `data/` of the run first.
+        eval_path: The same for held-out pictures; "" evaluates nothing.
+        hold_out: Share of the list in `path` that is held out, in the place of `eval_path`.
         eval_samples: How many of the held-out samples are used, evenly spread; 0 takes all.
         eval_max_depth: Held-out pixels farther than this many metres do not count.
         shapes: Output shapes [height, width]; each batch has one of them, drawn by (seed, step).
@@ -60,6 +63,7 @@ class DataSection:
 
     path: str = "data/train"
     eval_path: str = ""
+    hold_out: float = 0.0
     eval_samples: int = 100
     eval_max_depth: float = 80.0
     shapes: tuple[tuple[int, int], ...] = ((518, 518),)
@@ -323,6 +327,11 @@ _NOT_NEGATIVE = (
 _SHARES = ("data.max_bad_fraction", "unlabeled.cutmix")
 
 
+def is_list(path: str) -> bool:
+    """Whether a path names a list of pictures, not shards."""
+    return path.endswith((".csv", ".json", ".jsonl"))
+
+
 def check(config: TrainConfig) -> None:
     """Raises a `ConfigError` for values that cannot work, before anything is loaded."""
 
@@ -375,6 +384,12 @@ def check(config: TrainConfig) -> None:
             f"{key} does not work with parallel = fsdp: use ddp, or leave it out",
         )
     need(config.log_every >= 1, "log_every must be at least 1")
+    need(0 <= config.data.hold_out < 1, "data.hold_out must be in [0, 1)")
+    need(
+        not config.data.hold_out or (is_list(config.data.path) and not config.data.eval_path),
+        "data.hold_out divides a list: data.path must name one (.csv, .json, .jsonl), and "
+        "data.eval_path nothing",
+    )
     need(config.data.eval_max_depth > 0, "data.eval_max_depth must be positive")
     need(config.data.prefetch >= 1, "data.prefetch must be at least 1")
     unlabeled = config.unlabeled

@@ -161,12 +161,9 @@ def test_two_processes_that_accumulate_equal_one(shards: Path, tmp_path: Path, s
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_a_killed_worker_is_started_again(
-    shards: Path, tmp_path: Path, seed: int, parallel: str
-) -> None:
+def test_a_killed_worker_is_started_again(shards: Path, tmp_path: Path, seed: int) -> None:
     """The run goes on from its last checkpoint, and ends as if nothing had happened."""
-    config = start_config(shards, tmp_path, seed, steps=5, parallel=parallel)
+    config = start_config(shards, tmp_path, seed, steps=5)
     runs.torchrun(config, 2)
     broken = dataclasses.replace(config, out=str(tmp_path / "broken"))
     done = runs.torchrun(broken, 2, restarts=1, TINY_KILL="1 3")
