@@ -110,7 +110,13 @@ def train(config: TrainConfig, world: World) -> None:
                 f"{path} is of another model ({json.loads(state['config'])['model']['preset']}, "
                 f"not {config.model.preset}). Choose another `out` or the model of that run."
             ) from error
-        optimizer.load_state_dict(state["optimizer"])
+        try:
+            optimizer.load_state_dict(state["optimizer"])
+        except ValueError as error:
+            raise CheckpointError(
+                f"{path}: {error}: optim.layer_decay, optim.muon and model.freeze_encoder cannot "
+                f"change within a run. Choose another `out`, and {out / 'export'} as model.init."
+            ) from error
         if ema:
             load_weights(ema.model, state["ema"] or state["model"])
         set_random_state(state["random"])

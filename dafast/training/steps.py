@@ -110,14 +110,27 @@ class Optimizers:
         return {"optimizers": [optimizer.state_dict() for optimizer in self.optimizers]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes what `state_dict` gave, with whole tensors where parameters are sharded."""
-        for optimizer, part in zip(self.optimizers, state["optimizers"], strict=True):
+        """Takes what `state_dict` gave, with whole tensors where parameters are sharded.
+
+        The moments alone: rates and decay are those that the optimizers were built with.
+
+        Raises:
+            ValueError: If the parameters were divided into other groups.
+        """
+
+        def members(parts: list[dict[str, Any]]) -> list[Any]:
+            return [[group["params"] for group in part["param_groups"]] for part in parts]
+
+        own = self.state_dict()["optimizers"]
+        if members(own) != members(state["optimizers"]):
+            raise ValueError("the parameters were divided into other groups")
+        for optimizer, ours, theirs in zip(self.optimizers, own, state["optimizers"], strict=True):
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             moments = {
                 i: {name: spread(value, parameters[i]) for name, value in values.items()}
-                for i, values in part["state"].items()
+                for i, values in theirs["state"].items()
             }
-            optimizer.load_state_dict({**part, "state": moments})
+            optimizer.load_state_dict({**ours, "state": moments})
 
 
 def build_optimizer(model: nn.Module, section: OptimSection) -> Optimizers:

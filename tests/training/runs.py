@@ -16,10 +16,16 @@ import pytest
 import torch
 
 import train
-from dafast.data.transforms import AugmentConfig
+from dafast.data.transforms import STRONG, AugmentConfig
 from dafast.losses import AffineInvariantLoss
 from dafast.models.depth_anything import DepthAnything
-from dafast.training.config import DataSection, ModelSection, OptimSection, TrainConfig
+from dafast.training.config import (
+    DataSection,
+    ModelSection,
+    OptimSection,
+    TrainConfig,
+    UnlabeledSection,
+)
 from dafast.training.distributed import World
 from tests.training import tiny
 
@@ -41,6 +47,20 @@ def tiny_config(shards: Path, out: Path, **changes: Any) -> TrainConfig:
         threads=1,
     )
     return dataclasses.replace(config, **changes)
+
+
+def student_config(shards: Path, learned: str, out: Path, **changes: Any) -> TrainConfig:
+    """Labels from the loop, CutMix, alignment: all that depends on the batch."""
+    section = UnlabeledSection(
+        path=str(shards),
+        teacher=learned,
+        align=learned,
+        align_margin=1.0,
+        augment=dataclasses.replace(STRONG, crop="resized"),
+    )
+    model = ModelSection(preset="tiny", init=learned)
+    values = {"model": model, "unlabeled": section, "precision": "float32", **changes}
+    return tiny_config(shards, out, **values)
 
 
 def command(config: TrainConfig, *extra: str) -> list[str]:

@@ -12,13 +12,17 @@ import pytest
 import torch
 
 import train
-from dafast.data.transforms import STRONG
 from dafast.losses import AffineInvariantLoss, GradientMatchingLoss
 from dafast.models.depth_anything import DepthAnything
 from dafast.training.config import ModelSection, OptimSection, TrainConfig, UnlabeledSection
 from dafast.training.data import Batch, TrainingData, make_loader
 from dafast.training.distributed import World
-from dafast.training.state import checkpoint_folder, list_checkpoints, load_checkpoint
+from dafast.training.state import (
+    CheckpointError,
+    checkpoint_folder,
+    list_checkpoints,
+    load_checkpoint,
+)
 from dafast.training.steps import backward, build_model, build_optimizer, prepare_model
 from dafast.training.student import build_step
 from tests.tolerances import TOLERANCES
@@ -26,28 +30,6 @@ from tests.training import runs, tiny
 
 ONE = World(0, 1, torch.device("cpu"))
 TOLERANCE = TOLERANCES[torch.float32].model
-
-
-@pytest.fixture(scope="module")
-def learned(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A model whose maps are neither flat nor zero."""
-    folder = tmp_path_factory.mktemp("learned")
-    tiny.trained_model().save_pretrained(folder)
-    return str(folder)
-
-
-def student(shards: Path, learned: str, out: Path, **changes: Any) -> TrainConfig:
-    """Labels from the loop, CutMix, alignment: all that depends on the batch."""
-    section = UnlabeledSection(
-        path=str(shards),
-        teacher=learned,
-        align=learned,
-        align_margin=1.0,
-        augment=dataclasses.replace(STRONG, crop="resized"),
-    )
-    model = ModelSection(preset="tiny", init=learned)
-    values = {"model": model, "unlabeled": section, "precision": "float32", **changes}
-    return runs.tiny_config(shards, out, **values)
 
 
 def first_batches(config: TrainConfig) -> list[Batch]:
@@ -73,7 +55,7 @@ def test_accumulation_is_the_larger_batch(
     size is rounded otherwise, and a median may be the neighbouring pixel.
     """
     torch.manual_seed(seed)
-    config = student(shards, learned, tmp_path, seed=seed, gradient_matching=0.5)
+    config = runs.student_config(shards, learned, tmp_path, seed=seed, gradient_matching=0.5)
     section = dataclasses.replace(config.unlabeled, teacher="")
     section = section if kind == "student" else UnlabeledSection()
     config = dataclasses.replace(config, unlabeled=section)
@@ -103,7 +85,7 @@ def test_accumulation_is_the_larger_batch(
 def test_a_run_that_accumulates_resumes_to_the_bit(
     shards: Path, learned: str, tmp_path: Path, seed: int
 ) -> None:
-    config = student(
+    config = runs.student_config(
         shards, learned, tmp_path / "a", seed=seed, accumulate=2, steps=4, checkpoint_every=2
     )
     train.train(config, ONE)
@@ -141,7 +123,7 @@ def test_activation_checkpointing_changes_no_bit(features: bool, seed: int) -> N
 def test_gradient_matching_is_added_to_each_depth_loss(
     shards: Path, learned: str, tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = student(shards, learned, tmp_path, seed=seed)
+    config = runs.student_config(shards, learned, tmp_path, seed=seed)
     (batch,) = first_batches(config)
     model = prepare_model(tiny.trained_model(), ONE.device, False)
     plain = build_step(model, model, config, torch.float32)(batch)
@@ -292,3 +274,27 @@ def test_a_killed_run_repeats_the_evaluation_that_its_checkpoint_does_not_know(
     assert json.loads(best.read_text())["step"] == 3
     for name, value in before[3].items():
         assert torch.equal(value, seen[3][name])
+
+
+def test_rates_may_change_on_the_way_and_groups_may_not(
+    shards: Path, learned: str, tmp_path: Path
+) -> None:
+    section = OptimSection(encoder_lr=1e-3, decoder_lr=1e-3, layer_decay=0.9, schedule="constant")
+    model = ModelSection(preset="tiny", init=learned)
+    config = runs.tiny_config(shards, tmp_path / "run", model=model, optim=section, steps=2)
+    train.train(config, ONE)
+    still = dataclasses.replace(section, encoder_lr=0.0, layer_decay=0.8)
+    train.train(dataclasses.replace(config, optim=still, steps=3), ONE)
+    first, last = (
+        load_checkpoint(path)["model"]
+        for path in reversed(list_checkpoints(checkpoint_folder(config.out)))
+    )
+    changed = {name for name, value in first.items() if not torch.equal(value, last[name])}
+    assert changed and not any(name.startswith("pretrained.") for name in changed)
+    for change in (
+        {"optim": dataclasses.replace(section, layer_decay=1.0)},
+        {"optim": dataclasses.replace(section, muon=True)},
+        {"model": dataclasses.replace(model, freeze_encoder=True)},
+    ):
+        with pytest.raises(CheckpointError, match=r"other groups: optim\.layer_decay.*export"):
+            train.train(dataclasses.replace(config, steps=4, **change), ONE)
