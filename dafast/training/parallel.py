@@ -33,9 +33,10 @@ def replicate(network: nn.Module, world: World) -> nn.Module:
 def shard(model: nn.Module, world: World) -> None:
     """Divides the parameters among the processes, in place (FSDP2's `fully_shard`).
 
-    Each process keeps a part of every parameter, gradient and moment, and gathers a block's weights
-    while it computes with them. They are gathered in float32, so that the result is DDP's. Forward
-    has to be called on the model itself, and the parameters are other objects afterwards.
+    Each process keeps a part of every parameter, gradient and moment. It gathers the weights of a
+    block's attention and MLP while it computes with them, the others for the whole step; in
+    float32, so that the result is DDP's. Forward has to be called on the model itself, and the
+    parameters are other objects afterwards.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
