@@ -17,6 +17,7 @@ from dafast.models.depth_anything import DepthAnything
 from dafast.training.config import ModelSection, OptimSection, TrainConfig, UnlabeledSection
 from dafast.training.data import Batch, TrainingData, make_loader
 from dafast.training.distributed import World
+from dafast.training.resume import find_checkpoint
 from dafast.training.state import (
     CheckpointError,
     checkpoint_folder,
@@ -298,3 +299,22 @@ def test_rates_may_change_on_the_way_and_groups_may_not(
     ):
         with pytest.raises(CheckpointError, match=r"other groups: optim\.layer_decay.*export"):
             train.train(dataclasses.replace(config, steps=4, **change), ONE)
+
+
+@pytest.mark.parametrize("resume", ["none", "elsewhere"])
+def test_a_restarted_process_goes_on_whatever_resume_says(
+    shards: Path, learned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resume: str
+) -> None:
+    model = ModelSection(preset="tiny", init=learned)
+    config = runs.tiny_config(shards, tmp_path / "run", model=model, steps=1)
+    elsewhere = dataclasses.replace(config, out=str(tmp_path / "elsewhere"))
+    train.train(elsewhere, ONE)
+    other = list_checkpoints(checkpoint_folder(elsewhere.out))[0]
+    config = dataclasses.replace(config, resume=resume if resume == "none" else str(other))
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    found = find_checkpoint(config, ONE)  # killed before its first checkpoint: as at the start
+    assert (found and found[0]) == (None if resume == "none" else other)
+    train.train(dataclasses.replace(config, steps=2), ONE)
+    found = find_checkpoint(config, ONE)
+    assert found and found[0] == list_checkpoints(checkpoint_folder(config.out))[0]
+    assert found[1]["step"] == 2
