@@ -172,7 +172,6 @@ def train(config: TrainConfig, world: World) -> None:
         samples, max_depth = config.data.eval_samples, config.data.eval_max_depth
         values = periodic_evaluation(whole_model, held_out, samples, max_depth)
         log.evaluation(step, values)
-        # Where no sample has depth to score there is the loss.
         score = values.get(config.best_by, values["loss"])
         if score < best_score:
             best_score = score

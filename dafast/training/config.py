@@ -178,7 +178,8 @@ class TrainConfig:
         export_float16: Write the exported weights in half precision.
         log_every: Steps between progress lines where the output is not a terminal.
         eval_every: Steps between evaluations; 0 evaluates at the end only.
-        best_by: Number of the evaluation, smaller is better, whose best model is kept in `best/`.
+        best_by: Number of the evaluation, smaller is better, whose best model is kept in `best/`;
+            the loss where an evaluation has no such number.
         max_bad_steps: Stop after more than this many steps in a row without a finite gradient.
     """
 
