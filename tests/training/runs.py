@@ -147,7 +147,7 @@ def torchrun(
         ],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,  # a machine busy with other work takes ten times as long
         check=False,
         env={**os.environ, **environment},
     )
