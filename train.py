@@ -21,7 +21,6 @@ import time
 from pathlib import Path
 
 import torch
-from torch.nn.parallel import DistributedDataParallel
 
 from dafast.data.shards import ShardDataset, ShardError, check_bad_share
 from dafast.runtime import resolve_dtype
@@ -29,6 +28,8 @@ from dafast.training.config import ConfigError, TrainConfig, parse_args
 from dafast.training.data import TrainingData, make_loader
 from dafast.training.distributed import World, distributed_session
 from dafast.training.evaluation import periodic_evaluation
+from dafast.training.lists import pack_lists
+from dafast.training.parallel import WholeModel, gather, load_weights, replicate, shard, whole
 from dafast.training.progress import RunLog, Stopwatch
 from dafast.training.resume import StopRequest, changed_settings, find_checkpoint
 from dafast.training.state import (
@@ -41,6 +42,7 @@ from dafast.training.state import (
 )
 from dafast.training.steps import (
     Ema,
+    backward,
     build_model,
     build_optimizer,
     set_learning_rate,
@@ -62,12 +64,14 @@ def train(config: TrainConfig, world: World) -> None:
     random.seed(config.seed)
     torch.manual_seed(config.seed)
 
-    if config.batch_size % world.size:
+    if config.batch_size % (world.size * config.accumulate):
+        parts = f" x {config.accumulate} (accumulate)" if config.accumulate > 1 else ""
         raise ConfigError(
-            f"batch_size {config.batch_size} does not divide by {world.size} processes"
+            f"batch_size {config.batch_size} does not divide by {world.size} processes{parts}"
         )
 
     # Data.
+    config = pack_lists(config, world)
     data = TrainingData.open(config)
     held_out = None
     if config.data.eval_path and world.is_main:
@@ -77,37 +81,49 @@ def train(config: TrainConfig, world: World) -> None:
 
     # Model and optimizer.
     model = build_model(config.model, world.device, config.channels_last)
-    optimizer = build_optimizer(model, config.optim)
+    model.pretrained.checkpoint_activations = config.activation_checkpointing
     ema = Ema(model, config.ema) if config.ema else None
-    best = ema.model if ema else model  # what is evaluated and exported
+    sharded = config.parallel == "fsdp" and world.size > 1
+    result = WholeModel(ema.model if ema else model, sharded, world)  # to evaluate and export
     dtype = resolve_dtype(config.precision, world.device)  # of autocast
     network: torch.nn.Module = model
     if config.compile:
         network = torch.compile(network)  # type: ignore[assignment]
-    if world.size > 1:
-        ids = [world.device.index] if world.device.type == "cuda" else None
-        network = DistributedDataParallel(network, device_ids=ids)
+    if not sharded:
+        network = replicate(network, world)
     step_losses = build_step(network, model, config, dtype)
+    if sharded:  # after all that copies the model
+        for part in (model, ema.model) if ema else (model,):
+            shard(part, world)
+    optimizer = build_optimizer(model, config.optim)
 
     # Resume.
     step, position, unlabeled_position, skipped_steps, bad_samples = 0, 0, 0, 0, set()
+    best_score = math.inf
     checkpoint = find_checkpoint(config, world)
     if checkpoint is not None:
         path, state = checkpoint
         try:
-            model.load_state_dict(state["model"])
+            load_weights(model, state["model"])
         except RuntimeError as error:
             raise CheckpointError(
                 f"{path} is of another model ({json.loads(state['config'])['model']['preset']}, "
                 f"not {config.model.preset}). Choose another `out` or the model of that run."
             ) from error
-        optimizer.load_state_dict(state["optimizer"])
+        try:
+            optimizer.load_state_dict(state["optimizer"])
+        except ValueError as error:
+            raise CheckpointError(
+                f"{path}: {error}: optim.layer_decay, optim.muon and model.freeze_encoder cannot "
+                f"change within a run. Choose another `out`, and {out / 'export'} as model.init."
+            ) from error
         if ema:
-            ema.model.load_state_dict(state["ema"] or state["model"])
+            load_weights(ema.model, state["ema"] or state["model"])
         set_random_state(state["random"])
         step, position, skipped_steps = state["step"], state["position"], state["skipped_steps"]
         unlabeled_position = state.get("unlabeled_position", 0)
         bad_samples = set(state["bad_samples"])
+        best_score = state.get("best_score", math.inf)
 
     log = RunLog(out, total, step, config.log_every, world.is_main)
     if world.is_main:
@@ -125,9 +141,9 @@ def train(config: TrainConfig, world: World) -> None:
             for line in changed_settings(state["config"], config):
                 log.say(f"  differs from the checkpoint's run: {line}")
 
+    export_dtype = {"dtype": torch.float16} if config.export_float16 else {}
+
     def save() -> None:
-        if not world.is_main:
-            return
         state = {
             "model": model.state_dict(),
             "ema": ema.model.state_dict() if ema else None,
@@ -138,16 +154,30 @@ def train(config: TrainConfig, world: World) -> None:
             "unlabeled_position": unlabeled_position,
             "skipped_steps": skipped_steps,
             "bad_samples": sorted(bad_samples),
+            "best_score": best_score,
             "config": json.dumps(dataclasses.asdict(config)),
         }
-        save_checkpoint(checkpoint_folder(out), step, state, config.keep)
-        export_dtype = torch.float16 if config.export_float16 else None
-        best.save_pretrained(out / "export", **({"dtype": export_dtype} if export_dtype else {}))
+        state, whole_model = gather(state, world), result()
+        if world.is_main:
+            save_checkpoint(checkpoint_folder(out), step, state, config.keep)
+            whole_model.save_pretrained(out / "export", **export_dtype)
 
     def evaluate() -> None:
-        if held_out is not None:
-            samples, max_depth = config.data.eval_samples, config.data.eval_max_depth
-            log.evaluation(step, periodic_evaluation(best, held_out, samples, max_depth))
+        nonlocal best_score
+        if not config.data.eval_path:
+            return
+        whole_model = result()
+        if held_out is None:  # not the main process
+            return
+        samples, max_depth = config.data.eval_samples, config.data.eval_max_depth
+        values = periodic_evaluation(whole_model, held_out, samples, max_depth)
+        log.evaluation(step, values)
+        score = values.get(config.best_by, values["loss"])
+        if score < best_score:
+            best_score = score
+            whole_model.save_pretrained(out / "best", **export_dtype)
+            text = json.dumps({"step": step, **values}, indent=2)
+            (out / "best" / "evaluation.json").write_text(text + "\n")
 
     # The loop.
     loader = make_loader(
@@ -162,17 +192,18 @@ def train(config: TrainConfig, world: World) -> None:
     saved_step, bad_in_a_row = step, 0
     stop = StopRequest()
     watch = Stopwatch()
-    for batch in loader:
+    for batches in zip(*[iter(loader)] * config.accumulate, strict=True):
         factor = set_learning_rate(optimizer, config.optim, step, total)
-        parts = step_losses(batch)
-        parts["loss"].backward()
-        norm = torch.nn.utils.get_total_norm(
-            [p.grad for p in model.parameters() if p.grad is not None], foreach=True
+        parts = backward(step_losses, network, batches)
+        norm = whole(
+            torch.nn.utils.get_total_norm(
+                [p.grad for p in model.parameters() if p.grad is not None], foreach=True
+            )
         )
 
         # One look at the device per step; the mean over ranks makes all of them see the same.
         out_of_time = config.max_minutes and time.monotonic() - started > 60 * config.max_minutes
-        flags = torch.stack([value.detach() for value in parts.values()])
+        flags = torch.stack(list(parts.values()))
         flags = torch.cat([flags, flags.new_tensor([float(stop.requested or bool(out_of_time))])])
         *losses, stop_votes = world.mean(flags).tolist()
         gradient_norm = float(norm)
@@ -189,9 +220,10 @@ def train(config: TrainConfig, world: World) -> None:
                 ema.update(step)
         else:
             bad_in_a_row, skipped_steps = bad_in_a_row + 1, skipped_steps + 1
+            keys = [key for batch in batches for key in batch.keys]
             print(
                 f"\nstep {step + 1} skipped: loss {losses[0]}, gradient norm {gradient_norm}; rank "
-                f"{world.rank} samples: {', '.join(batch.keys)}",
+                f"{world.rank} samples: {', '.join(keys)}",
                 file=sys.stderr,
                 flush=True,
             )
@@ -199,7 +231,8 @@ def train(config: TrainConfig, world: World) -> None:
         step, position = step + 1, position + config.batch_size
         unlabeled_position += unlabeled_batch_size
 
-        bad_samples.update(batch.skipped)
+        for batch in batches:
+            bad_samples.update(batch.skipped)
         check_bad_share(bad_samples, data.size, config.data.max_bad_fraction)
         values = dict(zip(parts, losses, strict=True))
         values |= {
@@ -222,17 +255,19 @@ def train(config: TrainConfig, world: World) -> None:
             save()
             log.say(f"{why}; checkpoint at step {step}; the same command goes on from here")
             break
+        # An evaluation first: the checkpoint then knows the best score so far.
+        if config.eval_every and step % config.eval_every == 0:
+            evaluate()
         if config.checkpoint_every and step % config.checkpoint_every == 0:
             save()
             saved_step = step
-        if config.eval_every and step % config.eval_every == 0:
-            evaluate()
         watch.skip()
     else:
-        if saved_step != step or not list_checkpoints(checkpoint_folder(out)):
-            save()
         if not (config.eval_every and step % config.eval_every == 0):
             evaluate()
+        saved = world.broadcast(bool(list_checkpoints(checkpoint_folder(out))))
+        if saved_step != step or not saved:
+            save()
         log.say(f"done: {step} steps in {out}; the model is in {out / 'export'}")
     stop.restore()
     log.close()

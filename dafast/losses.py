@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from dafast.ops import affine_invariant_loss, feature_alignment_loss
+from dafast.ops.affine_invariant_loss import MIN_SCALE
 from dafast.profiling import annotate
 
 
@@ -33,6 +35,90 @@ class AffineInvariantLoss(nn.Module):
             regions: True in the first of two regions that are compared apart (CutMix).
         """
         return affine_invariant_loss(prediction, target, mask, regions=regions)
+
+
+class GradientMatchingLoss(nn.Module):
+    """MiDaS's multi-scale gradient-matching term: edges where the target has them.
+
+    With d_hat as in `AffineInvariantLoss` and R = d_hat_prediction - d_hat_target, the sum over
+    `scales` resolutions, each with every second pixel of the one before, of
+    (1/M) sum (|R(x + 1, y) - R(x, y)| + |R(x, y + 1) - R(x, y)|), over neighbours that are both
+    valid; M is the number of valid pixels at that resolution (Ranftl et al., TPAMI 2022, Eq. 11).
+    The maps are averaged; one without a valid pixel counts as 0, in the gradient too.
+
+    Where the paper leaves a choice: M counts the pixels of a map, not of the batch, and pixels are
+    taken, not averaged, on the way to a coarser resolution.
+
+    Args:
+        scales: Resolutions, the full one included.
+    """
+
+    def __init__(self, scales: int = 4) -> None:
+        super().__init__()
+        self.scales = scales
+
+    @annotate("gradient_matching_loss")
+    def forward(
+        self,
+        prediction: Tensor,
+        target: Tensor,
+        mask: Tensor | None = None,
+        regions: Tensor | None = None,
+    ) -> Tensor:
+        """Compares (B, H, W) disparity maps; in float32 inside, or float64 for float64.
+
+        Args:
+            prediction: Disparity (B, H, W).
+            target: Disparity (B, H, W); it gets no gradient.
+            mask: Bool, True where the target is valid; everywhere by default.
+            regions: Bool, True in the first of two regions that are compared apart, each weighted
+                by its share of the map (CutMix).
+        """
+        compute = torch.promote_types(prediction.dtype, torch.float32)
+        prediction, target = prediction.to(compute), target.detach().to(compute)
+        if prediction.numel() == 0:
+            return prediction.sum()  # 0, with a graph
+        if mask is None:
+            mask = torch.ones_like(prediction, dtype=torch.bool)
+        if regions is None:
+            return self._maps(prediction, target, mask).mean()
+        share = regions.to(compute).mean(dim=(1, 2))
+        inside = self._maps(prediction, target, mask & regions)
+        outside = self._maps(prediction, target, mask & ~regions)
+        return (share * inside + (1.0 - share) * outside).mean()
+
+    def _maps(self, prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+        """The loss of each map (B,)."""
+        residual = normalise_maps(prediction, mask) - normalise_maps(target, mask)
+        total = residual.new_zeros(len(residual))
+        for scale in range(self.scales):
+            step = 2**scale
+            r, m = residual[:, ::step, ::step], mask[:, ::step, ::step]
+            across = (r[:, :, 1:] - r[:, :, :-1]).abs() * (m[:, :, 1:] & m[:, :, :-1])
+            down = (r[:, 1:] - r[:, :-1]).abs() * (m[:, 1:] & m[:, :-1])
+            pixels = m.sum(dim=(1, 2)).clamp_min(1)
+            total = total + (across.sum(dim=(1, 2)) + down.sum(dim=(1, 2))) / pixels
+        return total
+
+
+def normalise_maps(disparity: Tensor, mask: Tensor) -> Tensor:
+    """(d - t) / s of maps (B, H, W) over their valid pixels, 0 elsewhere (Depth Anything, Eq. 2).
+
+    t is the lower median, s the mean of |d - t|, at least 1e-6. What invalid pixels hold, NaN too,
+    does not matter. The gradient through t is divided equally over the pixels equal to it.
+    """
+    count = mask.sum(dim=(1, 2), keepdim=True)
+    disparity = disparity.where(mask, 0.0)
+    ordered = disparity.detach().masked_fill(~mask, torch.inf).flatten(1).sort(dim=1).values
+    middle = ordered.gather(1, (count.flatten(1) - 1).clamp_min(0) // 2)[:, :, None]
+    middle = middle.where(count > 0, 0.0)
+    ties = mask & (disparity == middle)
+    share = ties.to(disparity.dtype) / ties.sum(dim=(1, 2), keepdim=True).clamp_min(1)
+    # The sum is 0, whatever the rounding; it is there for its gradient.
+    shift = middle + (share * (disparity - middle)).sum(dim=(1, 2), keepdim=True)
+    centred = (disparity - shift).where(mask, 0.0)
+    scale = centred.abs().sum(dim=(1, 2), keepdim=True) / count.clamp_min(1)
+    return centred / scale.clamp_min(MIN_SCALE)
 
 
 class FeatureAlignmentLoss(nn.Module):

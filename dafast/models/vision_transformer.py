@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ..config import ModelConfig
 from ..layers import Block, LayerNorm, PatchEmbed
@@ -23,10 +25,15 @@ class VisionTransformer(nn.Module):
 
     Args:
         config: Sizes and the rule for position embeddings.
+
+    Attributes:
+        checkpoint_activations: Whether the backward pass computes the blocks a second time instead
+            of finding their activations kept.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        self.checkpoint_activations = False
         self.patch_size = config.patch_size
         self.grid_size = config.grid_size
         self.position_embedding = config.position_embedding
@@ -150,7 +157,13 @@ class VisionTransformer(nn.Module):
             ends = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32)
             packing = (ends.to(tokens.device, non_blocking=True), max(lengths))
         taps, normed = [], None
-        for i, block in enumerate(self.blocks[: max(indices) + 1]):
+        for i, module in enumerate(self.blocks[: max(indices) + 1]):
+            block: Callable[..., Any] = module
+            if self.checkpoint_activations and torch.is_grad_enabled():
+                # Nothing in a block is random, so there is no random state to keep.
+                block = functools.partial(
+                    checkpoint, module, use_reentrant=False, preserve_rng_state=False
+                )
             # A tap's norm is computed in the place of the next block's, which then does its own.
             if i in indices:
                 tokens, tap = block(tokens, *packing, normed=normed, next_norm=self.norm)

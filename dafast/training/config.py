@@ -34,11 +34,13 @@ class ModelSection:
             pre-trained DINOv2 as the paper has it, `dinov2` from the hub or a file
             (`dafast.models.checkpoint.load_encoder`, which also takes the encoder of a Depth
             Anything). `--encoder-init` is short for it.
+        freeze_encoder: Whether the encoder stays as it starts and the decoder alone learns.
     """
 
     preset: str = "vitl"
     init: str = ""
     encoder_init: str = "random"
+    freeze_encoder: bool = False
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,11 @@ class DataSection:
     """Where the data is and how it is read.
 
     Attributes:
-        path: Folder, glob pattern or file of training shards.
-        eval_path: The same for held-out shards; "" evaluates nothing.
+        path: Folder, glob pattern or file of training shards. Or a list of pictures with their
+            depth or disparity (.csv, .json, .jsonl; `dafast.data.sources.list_source` has the
+            columns), which is packed into `data/` of the run first.
+        eval_path: The same for held-out pictures; "" evaluates nothing.
+        hold_out: Share of the list in `path` that is held out, in the place of `eval_path`.
         eval_samples: How many of the held-out samples are used, evenly spread; 0 takes all.
         eval_max_depth: Held-out pixels farther than this many metres do not count.
         shapes: Output shapes [height, width]; each batch has one of them, drawn by (seed, step).
@@ -58,6 +63,7 @@ class DataSection:
 
     path: str = "data/train"
     eval_path: str = ""
+    hold_out: float = 0.0
     eval_samples: int = 100
     eval_max_depth: float = 80.0
     shapes: tuple[tuple[int, int], ...] = ((518, 518),)
@@ -107,6 +113,9 @@ class OptimSection:
 
     Attributes:
         encoder_lr: Peak learning rate of the encoder (`pretrained.*`).
+        layer_decay: Factor on the encoder's learning rate from each block to the one before it: the
+            last block has `encoder_lr`, the first of n has layer_decay^(n - 1) of it, the
+            embeddings layer_decay^n; 1 gives all the same.
         decoder_lr: Peak learning rate of the decoder (`depth_head.*`).
         weight_decay: For matrices and kernels; biases, norms and embeddings have none.
         betas: AdamW's.
@@ -119,6 +128,7 @@ class OptimSection:
     """
 
     encoder_lr: float = 5e-6
+    layer_decay: float = 1.0
     decoder_lr: float = 5e-5
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.999)
@@ -150,7 +160,16 @@ class TrainConfig:
         precision: `auto` is bfloat16 autocast where the hardware has it, else float32.
         channels_last: Keep images and feature maps channels-last in memory.
         compile: Run the model through torch.compile.
+        parallel: What several processes share: `ddp` has the whole model in each, `fsdp` a part of
+            it (FSDP2), for models that are large for one device. Checkpoints are the same.
+        accumulate: Pieces that each process's share of a step goes through the network in, one
+            after the other; the step is that of `batch_size` all the same.
+        activation_checkpointing: Compute the encoder's blocks a second time in the backward pass
+            instead of keeping their activations.
         losses: `auto` takes the fastest implementation of the losses, `reference` the plain one.
+        gradient_matching: Weight of MiDaS's multi-scale gradient-matching term beside the
+            affine-invariant loss, of labeled and unlabeled images (MiDaS has 0.5); 0 leaves it
+            out, as Depth Anything V1 does.
         threads: PyTorch threads; 0 leaves the default.
         ema: Decay of a moving average of the weights, which is then what is evaluated and exported;
             0 keeps none.
@@ -159,6 +178,8 @@ class TrainConfig:
         export_float16: Write the exported weights in half precision.
         log_every: Steps between progress lines where the output is not a terminal.
         eval_every: Steps between evaluations; 0 evaluates at the end only.
+        best_by: Number of the evaluation, smaller is better, whose best model is kept in `best/`;
+            the loss where an evaluation has no such number.
         max_bad_steps: Stop after more than this many steps in a row without a finite gradient.
     """
 
@@ -177,7 +198,11 @@ class TrainConfig:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     channels_last: bool = True
     compile: bool = False
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    accumulate: int = 1
+    activation_checkpointing: bool = False
     losses: Literal["auto", "reference"] = "auto"
+    gradient_matching: float = 0.0
     threads: int = 0
     ema: float = 0.0
     checkpoint_every: int = 1000
@@ -185,6 +210,7 @@ class TrainConfig:
     export_float16: bool = False
     log_every: int = 20
     eval_every: int = 1000
+    best_by: Literal["abs_rel", "loss"] = "abs_rel"
     max_bad_steps: int = 20
 
 
@@ -297,9 +323,14 @@ def _convert(kind: Any, value: Any, where: str, key: str) -> Any:
 _NOT_NEGATIVE = (
     *("steps", "epochs", "max_minutes", "seed", "threads", "checkpoint_every", "eval_every"),
     *("max_bad_steps", "data.eval_samples", "data.workers", "optim.encoder_lr", "optim.decoder_lr"),
-    *("optim.weight_decay", "optim.warmup_steps", "optim.grad_clip"),
+    *("optim.weight_decay", "optim.warmup_steps", "optim.grad_clip", "gradient_matching"),
 )
 _SHARES = ("data.max_bad_fraction", "unlabeled.cutmix")
+
+
+def is_list(path: str) -> bool:
+    """Whether a path names a list of pictures, not shards."""
+    return path.endswith((".csv", ".json", ".jsonl"))
 
 
 def check(config: TrainConfig) -> None:
@@ -338,7 +369,28 @@ def check(config: TrainConfig) -> None:
     need(all(0 <= beta < 1 for beta in config.optim.betas), "optim.betas must be in [0, 1)")
     need(0 <= config.ema < 1, "ema must be in [0, 1); 0 keeps no average")
     need(config.keep >= 1, "keep must be at least 1")
+    need(config.accumulate >= 1, "accumulate must be at least 1")
+    need(
+        config.batch_size % config.accumulate == 0,
+        f"accumulate must divide batch_size ({config.batch_size})",
+    )
+    need(0 < config.optim.layer_decay <= 1, "optim.layer_decay must be in (0, 1]")
+    need(
+        not (config.model.freeze_encoder and config.unlabeled.align),
+        "model.freeze_encoder leaves no features to align: set unlabeled.align to an empty string",
+    )
+    for key in ("compile", "optim.muon"):
+        need(
+            config.parallel == "ddp" or not operator.attrgetter(key)(config),
+            f"{key} does not work with parallel = fsdp: use ddp, or leave it out",
+        )
     need(config.log_every >= 1, "log_every must be at least 1")
+    need(0 <= config.data.hold_out < 1, "data.hold_out must be in [0, 1)")
+    need(
+        not config.data.hold_out or (is_list(config.data.path) and not config.data.eval_path),
+        "data.hold_out divides a list: data.path must name one (.csv, .json, .jsonl), and "
+        "data.eval_path nothing",
+    )
     need(config.data.eval_max_depth > 0, "data.eval_max_depth must be positive")
     need(config.data.prefetch >= 1, "data.prefetch must be at least 1")
     unlabeled = config.unlabeled

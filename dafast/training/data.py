@@ -102,9 +102,10 @@ class StreamSampler(Sampler[list[Request]]):
         start_step: First step to yield.
         start_position: Position of its first sample; `start_step * batch_size` by default.
         stop_step: Step to stop before.
-        unlabeled: The unlabeled stream: an order of its own, and where other ranks have a part of
-            the batch, the partner of the rank's last sample behind its own. So what is mixed with
-            what does not depend on the number of ranks.
+        unlabeled: The unlabeled stream: an order of its own, and where the step is in parts, the
+            partner of a part's last sample behind its own. So what is mixed with what does not
+            depend on the number of parts.
+        accumulate: Parts of a rank's share of a step, each of which is a batch.
     """
 
     def __init__(
@@ -120,14 +121,17 @@ class StreamSampler(Sampler[list[Request]]):
         start_position: int | None = None,
         stop_step: int = 2**62,
         unlabeled: bool = False,
+        accumulate: int = 1,
     ) -> None:
-        if batch_size % world_size:
-            raise ValueError(f"batch_size {batch_size} does not divide by {world_size} processes")
+        if batch_size % (world_size * accumulate):
+            raise ValueError(
+                f"batch_size {batch_size} does not divide by {world_size} processes x {accumulate}"
+            )
         self.length, self.batch_size, self.shapes, self.seed = length, batch_size, shapes, seed
         self.rank, self.world_size = rank, world_size
         self.start_step, self.stop_step = start_step, stop_step
         self.start_position = start_step * batch_size if start_position is None else start_position
-        self.unlabeled = unlabeled
+        self.unlabeled, self.accumulate = unlabeled, accumulate
 
     def shape(self, step: int) -> tuple[int, int]:
         """The shape of a step's images."""
@@ -135,14 +139,17 @@ class StreamSampler(Sampler[list[Request]]):
         return self.shapes[int(draw)]
 
     def __iter__(self) -> Iterator[list[Request]]:
-        share = self.batch_size // self.world_size
+        parts = self.world_size * self.accumulate
+        share = self.batch_size // parts
+        own = range(self.rank * self.accumulate, (self.rank + 1) * self.accumulate)
         epoch, order = -1, np.empty(0, np.int64)
-        for step in range(self.start_step, self.stop_step):
+        steps = range(self.start_step, self.stop_step)
+        for step, part in ((step, part) for step in steps for part in own):
             shape = self.shape(step)
             first = self.start_position + (step - self.start_step) * self.batch_size
-            places = list(range(self.rank * share, (self.rank + 1) * share))
-            if self.unlabeled and self.world_size > 1:
-                places.append((self.rank + 1) * share % self.batch_size)
+            places = list(range(part * share, (part + 1) * share))
+            if self.unlabeled and parts > 1:
+                places.append((part + 1) * share % self.batch_size)
             batch = []
             for i, place in enumerate(places):
                 position = first + place
@@ -154,7 +161,7 @@ class StreamSampler(Sampler[list[Request]]):
             yield batch
 
     def __len__(self) -> int:
-        return self.stop_step - self.start_step
+        return (self.stop_step - self.start_step) * self.accumulate
 
 
 def epoch_order(length: int, seed: int, epoch: int, stream: int = 0) -> np.ndarray:
@@ -320,7 +327,10 @@ def make_loader(
     position: int,
     unlabeled_position: int,
 ) -> DataLoader[Batch]:
-    """The loader of a rank's batches from a step, and positions of the streams, on."""
+    """The loader of a rank's batches from a step, and positions of the streams, on.
+
+    A step is `config.accumulate` batches.
+    """
 
     def stream(samples: ShardDataset, ratio: int, start: int, unlabeled: bool) -> StreamSampler:
         return StreamSampler(
@@ -334,6 +344,7 @@ def make_loader(
             start_position=start,
             stop_step=stop_step,
             unlabeled=unlabeled,
+            accumulate=config.accumulate,
         )
 
     streams = [stream(data.shards, 1, position, False)]

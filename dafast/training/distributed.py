@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,21 @@ class World:
             dist.barrier()
 
 
+def _store_of_this_start() -> dist.Store | None:
+    """Where the processes find one another; None is what torchrun's environment says.
+
+    torchrun keeps its store when it starts the processes again (`--max-restarts`), and what the
+    dead ones wrote there, their addresses, would be believed. So each start on one machine has
+    names of its own. Several machines count their restarts apart and cannot agree on a name:
+    there torchrun has to be told to open a new store, with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1.
+    """
+    restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if restarts == "0" or os.environ.get("LOCAL_WORLD_SIZE") != os.environ["WORLD_SIZE"]:
+        return None
+    store, _, _ = next(rendezvous("env://"))
+    return dist.PrefixStore(f"restart-{restarts}", store)
+
+
 @contextmanager
 def distributed_session() -> Iterator[World]:
     """Joins the process group that torchrun's environment describes, and leaves it at the end."""
@@ -63,7 +79,12 @@ def distributed_session() -> Iterator[World]:
     else:
         device = torch.device("cpu")
     if size > 1:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo",
+            store=_store_of_this_start(),
+            rank=rank,
+            world_size=size,
+        )
     try:
         yield World(rank, size, device)
     finally:

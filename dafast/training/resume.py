@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import signal
 from pathlib import Path
 
@@ -18,17 +19,24 @@ from dafast.training.state import (
 
 
 def find_checkpoint(config: TrainConfig, world: World) -> tuple[Path, dict] | None:
-    """What `resume` points to. Every rank reads the file that the main one chose."""
+    """What `resume` points to. Every rank reads the file that the main one chose.
+
+    Processes that torchrun has started again (`--max-restarts`) go on from the run's own newest
+    checkpoint, where it has come to one, whatever `resume` says.
+    """
     folder = checkpoint_folder(config.out)
-    if config.resume == "none":
+    resume = config.resume
+    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0 and list_checkpoints(folder):
+        resume = "auto"
+    if resume == "none":
         if list_checkpoints(folder):
             raise ConfigError(
                 f"resume = none, but {folder} has checkpoints. Choose another `out`, remove the "
                 f"folder, or go on with --resume auto."
             )
         return None
-    if config.resume != "auto":
-        return Path(config.resume), load_checkpoint(config.resume)
+    if resume != "auto":
+        return Path(resume), load_checkpoint(resume)
     found = load_newest(folder) if world.is_main else None
     path = world.broadcast(found[0] if found else None)
     if path is None:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 
 from dafast.config import PRESETS
-from dafast.losses import AffineInvariantLoss
+from dafast.losses import AffineInvariantLoss, GradientMatchingLoss
 from dafast.models.checkpoint import CheckpointError, load_encoder
 from dafast.models.conversion import STRUCTURE
 from dafast.models.depth_anything import DepthAnything
@@ -25,6 +28,7 @@ from dafast.training.config import (
 )
 from dafast.training.data import Batch, TrainingData
 from dafast.training.initialization import mimetic_init_
+from dafast.training.parallel import spread
 from dafast.training.schedules import lr_factor
 
 logger = logging.getLogger(__name__)
@@ -54,7 +58,10 @@ def build_model(section: ModelSection, device: torch.device, channels_last: bool
             mimetic_init_(model.pretrained)
         elif section.encoder_init != "random":
             start_encoder(model, section.encoder_init, "model.encoder_init")
-    return prepare_model(model, device, channels_last)
+    model = prepare_model(model, device, channels_last)
+    if section.freeze_encoder:
+        model.pretrained.requires_grad_(False)
+    return model
 
 
 def start_encoder(model: DepthAnything, source: str, key: str) -> None:
@@ -103,9 +110,27 @@ class Optimizers:
         return {"optimizers": [optimizer.state_dict() for optimizer in self.optimizers]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes what `state_dict` gave."""
-        for optimizer, part in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(part)
+        """Takes what `state_dict` gave, with whole tensors where parameters are sharded.
+
+        The moments alone: rates and decay are those that the optimizers were built with.
+
+        Raises:
+            ValueError: If the parameters were divided into other groups.
+        """
+
+        def members(parts: list[dict[str, Any]]) -> list[Any]:
+            return [[group["params"] for group in part["param_groups"]] for part in parts]
+
+        own = self.state_dict()["optimizers"]
+        if members(own) != members(state["optimizers"]):
+            raise ValueError("the parameters were divided into other groups")
+        for optimizer, ours, theirs in zip(self.optimizers, own, state["optimizers"], strict=True):
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            moments = {
+                i: {name: spread(value, parameters[i]) for name, value in values.items()}
+                for i, values in theirs["state"].items()
+            }
+            optimizer.load_state_dict({**ours, "state": moments})
 
 
 def build_optimizer(model: nn.Module, section: OptimSection) -> Optimizers:
@@ -114,25 +139,32 @@ def build_optimizer(model: nn.Module, section: OptimSection) -> Optimizers:
     Each group remembers its peak in `peak_lr`. One-dimensional parameters, the position embedding
     and the class token are not decayed: pulling a norm's gain or an embedding to zero regularises
     nothing. With `section.muon` the matrices of the encoder's blocks go to Muon instead, which
-    learns from far fewer images where the encoder starts from noise.
+    learns from far fewer images where the encoder starts from noise. With `section.layer_decay` the
+    encoder's rate falls from block to block towards the image.
     """
-    groups: dict[tuple[str, str], list[nn.Parameter]] = {}
+    groups: dict[tuple[str, str, int], list[nn.Parameter]] = {}
+    blocks = [int(name.split(".")[2]) for name, _ in model.named_parameters() if ".blocks." in name]
+    depth = 1 + max(blocks, default=-1)
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         part = "encoder" if name.startswith("pretrained.") else "decoder"
+        below = 0  # how many blocks from the last
+        if part == "encoder" and section.layer_decay < 1 and not name.startswith("pretrained.norm"):
+            below = depth - 1 - int(name.split(".")[2]) if ".blocks." in name else depth
         decayed = parameter.ndim > 1 and not name.endswith(("pos_embed", "cls_token", "mask_token"))
         kind = "decayed" if decayed else "plain"
         if section.muon and ".blocks." in name and parameter.ndim == 2:
             kind = "muon"
-        groups.setdefault((part, kind), []).append(parameter)
+        groups.setdefault((part, kind, below), []).append(parameter)
     peak = {"encoder": section.encoder_lr, "decoder": section.decoder_lr}
 
-    def settings(part: str, kind: str) -> dict[str, Any]:
+    def settings(part: str, kind: str, below: int) -> dict[str, Any]:
+        rate = peak[part] * section.layer_decay**below
         return {
-            "params": groups[part, kind],
-            "lr": peak[part],
-            "peak_lr": peak[part],
+            "params": groups[part, kind, below],
+            "lr": rate,
+            "peak_lr": rate,
             "weight_decay": 0.0 if kind == "plain" else section.weight_decay,
         }
 
@@ -140,8 +172,7 @@ def build_optimizer(model: nn.Module, section: OptimSection) -> Optimizers:
     optimizers: list[torch.optim.Optimizer] = [
         torch.optim.AdamW(adamw, betas=section.betas, fused=True)
     ]
-    if ("encoder", "muon") in groups:
-        muon = [settings("encoder", "muon")]
+    if muon := [settings(*key) for key in groups if key[1] == "muon"]:
         optimizers.append(torch.optim.Muon(muon, adjust_lr_fn="match_rms_adamw"))
     return Optimizers(*optimizers)
 
@@ -202,6 +233,8 @@ class LabeledStep(nn.Module):
         self.network, self.dtype, self.device = network, dtype, model.device
         self.normalise = Normalise(model.config.mean, model.config.std)
         self.depth_loss = AffineInvariantLoss()
+        self.gradient_loss = GradientMatchingLoss()
+        self.gradient_weight = config.gradient_matching
         self.reference = config.losses == "reference"
 
     def to_device(self, *tensors: Tensor) -> list[Tensor]:
@@ -212,6 +245,21 @@ class LabeledStep(nn.Module):
         """Within it the losses are computed as the configuration asks."""
         return use_backend("reference") if self.reference else contextlib.nullcontext()
 
+    def compare(
+        self,
+        name: str,
+        prediction: Tensor,
+        target: Tensor,
+        mask: Tensor,
+        regions: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """The parts of the loss of disparity maps (B, H, W), weighted: their sum is the loss."""
+        parts = {name: self.depth_loss(prediction, target, mask, regions)}
+        if self.gradient_weight:
+            matching = self.gradient_loss(prediction, target, mask, regions)
+            parts[f"{name}_gradient"] = self.gradient_weight * matching
+        return parts
+
     @annotate("labeled_step")
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Returns the parts of the loss by name; `loss` is their total."""
@@ -219,8 +267,33 @@ class LabeledStep(nn.Module):
         with autocast(self.device, self.dtype):
             prediction = self.network(self.normalise(image))
         with self.losses():
-            labeled = self.depth_loss(prediction.float(), disparity, mask)
-        return {"loss": labeled, "labeled": labeled}
+            parts = self.compare("labeled", prediction.float(), disparity, mask)
+        return {"loss": sum(parts.values(), prediction.new_zeros(())), **parts}
+
+
+def backward(
+    step_losses: Callable[[Batch], dict[str, Tensor]], network: nn.Module, batches: Sequence[Batch]
+) -> dict[str, Tensor]:
+    """Adds the gradients of a step, whose batches come one after the other (accumulation).
+
+    Args:
+        step_losses: Gives the parts of a batch's loss; `loss` is what is minimised.
+        network: What predicts; copies of it (DDP) exchange gradients in the last batch alone.
+        batches: Of equal sizes.
+
+    Returns:
+        The parts, averaged over the batches.
+    """
+    means: dict[str, Tensor] = {}
+    for i, batch in enumerate(batches, 1):
+        alone = isinstance(network, DistributedDataParallel) and i < len(batches)
+        with network.no_sync() if alone else contextlib.nullcontext():  # type: ignore[operator]
+            parts = step_losses(batch)
+            (parts["loss"] / len(batches)).backward()
+        for name, part in parts.items():
+            share = part.detach() / len(batches)
+            means[name] = means[name] + share if name in means else share
+    return means
 
 
 class Ema:
@@ -233,15 +306,18 @@ class Ema:
 
     def __init__(self, model: DepthAnything, decay: float) -> None:
         self.decay = decay
+        self.source = model
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
-        self._average: list[Tensor] = list(self.model.parameters())
-        self._source: list[Tensor] = list(model.parameters())
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Takes in the weights after a step (counted from 0)."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(self._average, self._source, 1.0 - decay)
+        average, source = (
+            [p.to_local() if isinstance(p, DTensor) else p for p in model.parameters()]
+            for model in (self.model, self.source)
+        )
+        torch._foreach_lerp_(average, source, 1.0 - decay)
 
 
 def total_steps(config: TrainConfig, data: TrainingData) -> int:

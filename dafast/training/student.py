@@ -23,7 +23,8 @@ class StudentStep(LabeledStep):
     The student sees the labeled images as they are and the unlabeled ones disturbed and mixed, in
     one pass. The loss is the plain average of its parts: `labeled`; `unlabeled`, against the
     teacher's maps of the clean images, the two parts of a mixed image apart; and `alignment` of
-    the features of unlabeled images with those of a frozen encoder, where that is asked for.
+    the features of unlabeled images with those of a frozen encoder, where that is asked for. A
+    gradient-matching term belongs to the part that it stands beside.
     """
 
     def __init__(
@@ -67,8 +68,9 @@ class StudentStep(LabeledStep):
         labeled = len(image)
         with self.losses():
             parts = {
-                "labeled": self.depth_loss(prediction[:labeled], disparity, mask),
-                "unlabeled": self.depth_loss(
+                **self.compare("labeled", prediction[:labeled], disparity, mask),
+                **self.compare(
+                    "unlabeled",
                     prediction[labeled:],
                     mix(label),
                     mix(valid),
@@ -77,7 +79,8 @@ class StudentStep(LabeledStep):
             }
             if frozen is not None:
                 parts["alignment"] = self.alignment_loss(features[labeled:], frozen)
-        return {"loss": sum(parts.values(), prediction.new_zeros(())) / len(parts), **parts}
+        averaged = 2 if frozen is None else 3
+        return {"loss": sum(parts.values(), prediction.new_zeros(())) / averaged, **parts}
 
     @torch.no_grad()
     def teacher_labels(self, clean: Tensor) -> tuple[Tensor, Tensor]:

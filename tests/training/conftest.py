@@ -23,3 +23,11 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     print(f"shards' seed = {seed}")
     folder = tiny.write_shards(tmp_path_factory.mktemp("shards"), 2, 18, seed)
     return folder
+
+
+@pytest.fixture(scope="session")
+def learned(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with a random model whose maps are neither flat nor zero."""
+    folder = tmp_path_factory.mktemp("learned")
+    tiny.trained_model().save_pretrained(folder)
+    return str(folder)

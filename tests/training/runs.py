@@ -16,10 +16,16 @@ import pytest
 import torch
 
 import train
-from dafast.data.transforms import AugmentConfig
+from dafast.data.transforms import STRONG, AugmentConfig
 from dafast.losses import AffineInvariantLoss
 from dafast.models.depth_anything import DepthAnything
-from dafast.training.config import DataSection, ModelSection, OptimSection, TrainConfig
+from dafast.training.config import (
+    DataSection,
+    ModelSection,
+    OptimSection,
+    TrainConfig,
+    UnlabeledSection,
+)
 from dafast.training.distributed import World
 from tests.training import tiny
 
@@ -41,6 +47,20 @@ def tiny_config(shards: Path, out: Path, **changes: Any) -> TrainConfig:
         threads=1,
     )
     return dataclasses.replace(config, **changes)
+
+
+def student_config(shards: Path, learned: str, out: Path, **changes: Any) -> TrainConfig:
+    """Labels from the loop, CutMix, alignment: all that depends on the batch."""
+    section = UnlabeledSection(
+        path=str(shards),
+        teacher=learned,
+        align=learned,
+        align_margin=1.0,
+        augment=dataclasses.replace(STRONG, crop="resized"),
+    )
+    model = ModelSection(preset="tiny", init=learned)
+    values = {"model": model, "unlabeled": section, "precision": "float32", **changes}
+    return tiny_config(shards, out, **values)
 
 
 def command(config: TrainConfig, *extra: str) -> list[str]:
@@ -115,18 +135,21 @@ def poison(monkeypatch: pytest.MonkeyPatch, bad_calls: range | list[int]) -> Non
     monkeypatch.setattr(AffineInvariantLoss, "forward", tiny.poisoned_loss(bad_calls))
 
 
-def torchrun(config: TrainConfig, processes: int, **environment: str) -> str:
-    """Runs it to its end in several processes; returns what they wrote to stderr."""
+def torchrun(
+    config: TrainConfig, processes: int, restarts: int = 0, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Runs it to its end in several processes."""
     done = subprocess.run(
         [
             *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-            *("--nproc-per-node", str(processes), *command(config)),
+            *("--nproc-per-node", str(processes), "--max-restarts", str(restarts)),
+            *command(config),
         ],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,  # a machine busy with other work takes ten times as long
         check=False,
         env={**os.environ, **environment},
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    return done.stderr
+    return done

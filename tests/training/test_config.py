@@ -89,6 +89,10 @@ def test_errors_name_the_key(tmp_path: Path, text: str, message: str) -> None:
         *("--optim.warmup-steps 5 --steps 5", "--augment.gamma -1", "--unlabeled.ratio 0"),
         *("--unlabeled.cutmix 2", "--unlabeled.cutmix-area 0 1", "--unlabeled.cutmix-aspect 0"),
         *("--unlabeled.align-margin 3", "--unlabeled.augment.flip 2"),
+        *("--accumulate 0", "--accumulate 3", "--gradient-matching -1", "--optim.layer-decay 0"),
+        *("--optim.layer-decay 1.1", "--compile --parallel fsdp", "--optim.muon --parallel fsdp"),
+        *("--model.freeze-encoder --unlabeled.align dinov2", "--data.hold-out 1"),
+        *("--data.hold-out 0.1", "--data.hold-out 0.1 --data.path a.csv --data.eval-path b"),
     ],
 )
 def test_values_out_of_range_are_told_before_anything_is_loaded(option: str) -> None:

@@ -10,10 +10,12 @@ import io
 import itertools
 import json
 import os
+import signal
 import sys
 import tarfile
 from collections.abc import Callable, Container
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -150,4 +152,15 @@ if __name__ == "__main__":
         rank, call = poison.split()
         if os.environ["RANK"] == rank:
             AffineInvariantLoss.forward = poisoned_loss([int(call)])
+    # "RANK STEP": one process is killed after a step, unless it has been started again.
+    if (kill := os.environ.get("TINY_KILL")) and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        rank, last = kill.split()
+        original = train.RunLog.step
+
+        def step_and_die(self: Any, step: int, *args: Any) -> None:
+            original(self, step, *args)
+            if os.environ["RANK"] == rank and step == int(last):
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        train.RunLog.step = step_and_die
     train.main()

@@ -1,0 +1,80 @@
+"""A list of one's own pictures in the place of shards: packed once, into the run's folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from pathlib import Path
+
+import numpy as np
+
+from dafast.data.pack import pack
+from dafast.data.sources import Item, SourceError, list_source
+from dafast.training.config import ConfigError, TrainConfig, is_list
+from dafast.training.distributed import World
+
+logger = logging.getLogger(__name__)
+
+
+def pack_lists(config: TrainConfig, world: World) -> TrainConfig:
+    """Packs the lists that `data.path` and `data.eval_path` name (`dafast.data.sources`).
+
+    The shards go to `data/train` and `data/held-out` in `out`. What is there already stays, so a
+    run that goes on packs nothing. With `data.hold_out` a share of the pictures is held out for
+    evaluation, the same one whatever the seed.
+
+    Returns:
+        The configuration with the shards' folders in the place of the lists.
+
+    Raises:
+        ConfigError: If a list cannot be used, or too many of its pictures cannot be read.
+    """
+    data = config.data
+    folders: dict[str, Path] = {}
+    out = Path(config.out) / "data"
+    if is_list(data.path):
+        folders["path"] = out / "train"
+    if is_list(data.eval_path) or data.hold_out:
+        folders["eval_path"] = out / "held-out"
+    if world.is_main:
+        parts = {key: _items(config, key) for key in folders if is_list(getattr(data, key))}
+        if data.hold_out:
+            items = parts["path"]
+            count = max(1, round(data.hold_out * len(items)))
+            chosen = set(np.random.default_rng(0).permutation(len(items))[:count].tolist())
+            parts["path"] = [item for i, item in enumerate(items) if i not in chosen]
+            parts["eval_path"] = [items[i] for i in sorted(chosen)]
+        for key, items in parts.items():
+            _pack(items, folders[key], config, key)
+    world.barrier()
+    data = dataclasses.replace(
+        data,
+        path=str(folders.get("path", data.path)),
+        eval_path=str(folders.get("eval_path", data.eval_path)),
+        hold_out=0.0,
+    )
+    return dataclasses.replace(config, data=data)
+
+
+def _items(config: TrainConfig, key: str) -> list[Item]:
+    try:
+        return list_source(Path(getattr(config.data, key)).expanduser())
+    except SourceError as error:
+        raise ConfigError(f"data.{key}: {error}") from error
+
+
+def _pack(items: list[Item], folder: Path, config: TrainConfig, key: str) -> None:
+    if not items:
+        raise ConfigError(f"data.{key}: no picture is left; hold out fewer (data.hold_out)")
+    try:
+        _, failures = pack(items, folder, {"source": "list"}, say=lambda line: print(folder, line))
+    except (SourceError, OSError) as error:
+        raise ConfigError(f"data.{key}: {error}") from error
+    for name, reason in failures:
+        logger.warning("left out: %s: %s", name, reason)
+    if len(failures) > config.data.max_bad_fraction * len(items):
+        raise ConfigError(
+            f"data.{key}: {len(failures)} of {len(items)} pictures cannot be used, more than the "
+            f"allowed {config.data.max_bad_fraction:.1%} (data.max_bad_fraction). The last: "
+            f"{': '.join(failures[-1])}. Mend the list and remove {folder}."
+        )

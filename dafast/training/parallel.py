@@ -1,0 +1,108 @@
+"""A model on several processes: a copy on each (DDP), or a part on each (FSDP2).
+
+Everything that leaves a run, checkpoints and exported weights, holds whole tensors: a run that was
+sharded goes on in one process, and the other way round.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils._pytree import tree_map_only
+
+from dafast.layers import Block
+from dafast.training.distributed import World
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def replicate(network: nn.Module, world: World) -> nn.Module:
+    """The network as one of equal copies, whose gradients are averaged."""
+    if world.size == 1:
+        return network
+    ids = [world.device.index] if world.device.type == "cuda" else None
+    return DistributedDataParallel(network, device_ids=ids)
+
+
+def shard(model: nn.Module, world: World) -> None:
+    """Divides the parameters among the processes, in place (FSDP2's `fully_shard`).
+
+    Each process keeps a part of every parameter, gradient and moment. It gathers the weights of a
+    block's attention and MLP while it computes with them, the others for the whole step; in
+    float32, so that the result is DDP's. Forward has to be called on the model itself, and the
+    parameters are other objects afterwards.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    # Nothing is done in place to what the modules give, of which it warns.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
+    # It takes no other layout of the kernels; images and maps may be channels-last all the same.
+    model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    mesh = init_device_mesh(world.device.type, (world.size,))
+    for module in model.modules():
+        if isinstance(module, Block):
+            # Without its norms, which stay with the model: a block computes the norm of the next.
+            fully_shard([module.attn, module.mlp], mesh=mesh)
+    fully_shard(model, mesh=mesh)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor with all of its parts. Every process has to ask."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def gather(tree: Any, world: World) -> Any:
+    """A nest of containers with its sharded tensors made whole, on the CPU of the main process.
+
+    Every process has to ask; the others get None in their place.
+    """
+
+    def one(tensor: DTensor) -> Tensor | None:
+        full = tensor.full_tensor()
+        return full.cpu() if world.is_main else None
+
+    return tree_map_only(DTensor, one, tree)
+
+
+def spread(value: Any, like: Tensor) -> Any:
+    """A whole tensor divided as `like` is, where that is sharded and of the same shape."""
+    if isinstance(like, DTensor) and isinstance(value, Tensor) and value.shape == like.shape:
+        return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
+    return value
+
+
+def load_weights(model: nn.Module, state: dict[str, Tensor]) -> None:
+    """`load_state_dict` of whole tensors into a model that may be sharded."""
+    own = model.state_dict()
+    model.load_state_dict({k: spread(v, own[k]) if k in own else v for k, v in state.items()})
+
+
+class WholeModel:
+    """Gives a model with all of its weights on the main process, to evaluate and to save.
+
+    Args:
+        model: The model, before it is sharded.
+        sharded: Whether it will be. Then the main process keeps a second, whole one.
+        world: The processes.
+    """
+
+    def __init__(self, model: Model, sharded: bool, world: World) -> None:
+        self.model, self.sharded, self.world = model, sharded, world
+        self.copy: nn.Module = model
+        if sharded and world.is_main:
+            self.copy = copy.deepcopy(model).requires_grad_(False)
+
+    def __call__(self) -> Any:
+        """The model as it is now. Every process has to ask; only the main one may use it."""
+        if self.sharded:
+            state = gather(self.model.state_dict(), self.world)
+            if self.world.is_main:
+                self.copy.load_state_dict(state)
+        return self.copy

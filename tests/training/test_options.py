@@ -1,0 +1,320 @@
+"""Options of a run beside the paper's: each does what it says, and nothing else changes."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import train
+from dafast.losses import AffineInvariantLoss, GradientMatchingLoss
+from dafast.models.depth_anything import DepthAnything
+from dafast.training.config import ModelSection, OptimSection, TrainConfig, UnlabeledSection
+from dafast.training.data import Batch, TrainingData, make_loader
+from dafast.training.distributed import World
+from dafast.training.resume import find_checkpoint
+from dafast.training.state import (
+    CheckpointError,
+    checkpoint_folder,
+    list_checkpoints,
+    load_checkpoint,
+)
+from dafast.training.steps import backward, build_model, build_optimizer, prepare_model
+from dafast.training.student import build_step
+from tests.tolerances import TOLERANCES
+from tests.training import runs, tiny
+
+ONE = World(0, 1, torch.device("cpu"))
+TOLERANCE = TOLERANCES[torch.float32].model
+
+
+def first_batches(config: TrainConfig) -> list[Batch]:
+    """All that the loader gives for the first step."""
+    data = TrainingData.open(config)
+    return list(
+        make_loader(config, data, ONE, step=0, stop_step=1, position=0, unlabeled_position=0)
+    )
+
+
+def gradients(model: DepthAnything) -> torch.Tensor:
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+@pytest.mark.parametrize("accumulate", [2, 4])
+@pytest.mark.parametrize("kind", ["labeled", "student"])
+def test_accumulation_is_the_larger_batch(
+    shards: Path, learned: str, tmp_path: Path, seed: int, kind: str, accumulate: int
+) -> None:
+    """Losses and gradients, and which images are mixed with which.
+
+    The network computes in float64, and labels come from shards: in float32 a batch of another
+    size is rounded otherwise, and a median may be the neighbouring pixel.
+    """
+    torch.manual_seed(seed)
+    config = runs.student_config(shards, learned, tmp_path, seed=seed, gradient_matching=0.5)
+    section = dataclasses.replace(config.unlabeled, teacher="")
+    section = section if kind == "student" else UnlabeledSection()
+    config = dataclasses.replace(config, unlabeled=section)
+    model = DepthAnything.from_pretrained(learned, device="cpu", dtype="float32")
+    with torch.no_grad():  # away from the frozen encoder
+        for parameter in model.pretrained.parameters():
+            parameter += 0.5 * parameter.std() * torch.randn_like(parameter)
+    model = prepare_model(model, ONE.device, False).double()
+    results = []
+    for n in (1, accumulate):
+        pieces = dataclasses.replace(config, accumulate=n)
+        batches = first_batches(pieces)
+        assert [len(batch.image) for batch in batches] == [config.batch_size // n] * n
+        model.zero_grad()
+        step = build_step(model, model, pieces, torch.float32)
+        step.normalise.double()
+        parts = backward(step, model, batches)
+        results.append((parts, gradients(model)))
+    (whole, expected), (parts, found) = results
+    assert parts.keys() == whole.keys()
+    for name, value in parts.items():
+        assert value.item() == pytest.approx(whole[name].item(), rel=TOLERANCE), name
+    assert whole["loss"].item() > 0 and expected.norm().item() > 0
+    assert (found - expected).norm().item() < TOLERANCE * expected.norm().item()
+
+
+def test_a_run_that_accumulates_resumes_to_the_bit(
+    shards: Path, learned: str, tmp_path: Path, seed: int
+) -> None:
+    config = runs.student_config(
+        shards, learned, tmp_path / "a", seed=seed, accumulate=2, steps=4, checkpoint_every=2
+    )
+    train.train(config, ONE)
+    whole = tiny.losses(tmp_path / "a")
+    list_checkpoints(checkpoint_folder(config.out))[0].unlink()
+    train.train(config, ONE)
+    assert tiny.losses(tmp_path / "a") == whole
+    position = load_checkpoint(list_checkpoints(checkpoint_folder(config.out))[0])
+    assert (position["position"], position["unlabeled_position"]) == (16, 32)
+
+
+@pytest.mark.parametrize("features", [False, True])
+def test_activation_checkpointing_changes_no_bit(features: bool, seed: int) -> None:
+    torch.manual_seed(seed)
+    kept = prepare_model(tiny.trained_model(), ONE.device, False)
+    recomputed = copy.deepcopy(kept)
+    recomputed.pretrained.checkpoint_activations = True
+    images = torch.rand(2, 3, 42, 56)
+    runs_of_block = {}
+    for model in (kept, recomputed):
+        calls: list[int] = []
+        for block in model.pretrained.blocks:
+            block.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
+        out = model(images, features=features)
+        maps = out[0] if features else out
+        loss = (maps - images.mean(1)).abs().mean() + (out[1].square().mean() if features else 0)
+        loss.backward()
+        runs_of_block[model] = len(calls)
+    assert runs_of_block == {kept: 4, recomputed: 8}
+    assert torch.equal(gradients(kept), gradients(recomputed))
+    with torch.no_grad():
+        assert torch.equal(kept(images), recomputed(images))
+
+
+def test_gradient_matching_is_added_to_each_depth_loss(
+    shards: Path, learned: str, tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = runs.student_config(shards, learned, tmp_path, seed=seed)
+    (batch,) = first_batches(config)
+    model = prepare_model(tiny.trained_model(), ONE.device, False)
+    plain = build_step(model, model, config, torch.float32)(batch)
+    assert list(plain) == ["loss", "labeled", "unlabeled", "alignment"]
+
+    seen: list[tuple[torch.Tensor, ...]] = []
+    for loss in (AffineInvariantLoss, GradientMatchingLoss):
+        forward = loss.forward
+        monkeypatch.setattr(
+            loss,
+            "forward",
+            lambda self, *maps, forward=forward: (seen.append(maps), forward(self, *maps))[1],
+        )
+    weighted = dataclasses.replace(config, gradient_matching=0.25)
+    parts = build_step(model, model, weighted, torch.float32)(batch)
+    names = ["labeled", "labeled_gradient", "unlabeled", "unlabeled_gradient", "alignment"]
+    assert list(parts) == ["loss", *names]
+    for name in ("labeled", "unlabeled", "alignment"):
+        assert parts[name].item() == plain[name].item()
+    for maps, same, name in ((*seen[:2], "labeled"), (*seen[2:], "unlabeled")):
+        assert all(a is b for a, b in zip(maps, same, strict=True)), "both see the same maps"
+        expected = 0.25 * GradientMatchingLoss()(*maps)
+        assert parts[f"{name}_gradient"].item() == pytest.approx(expected.item(), rel=1e-6)
+    total = sum(parts[name].item() for name in names) / 3
+    assert parts["loss"].item() == pytest.approx(total, rel=1e-6)
+
+
+@pytest.mark.parametrize("muon", [False, True])
+def test_layer_decay(muon: bool) -> None:
+    model = prepare_model(tiny.trained_model(), ONE.device, False)  # four blocks
+    section = OptimSection(encoder_lr=1.0, decoder_lr=3.0, layer_decay=0.5, muon=muon)
+    rates = {}
+    for group in build_optimizer(model, section).param_groups:
+        for parameter in group["params"]:
+            assert parameter not in rates
+            rates[parameter] = (group["lr"], group["peak_lr"])
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            assert parameter not in rates
+            continue
+        if not name.startswith("pretrained."):
+            expected = 3.0
+        elif ".blocks." in name:
+            expected = 0.5 ** (3 - int(name.split(".")[2]))
+        else:
+            expected = 1.0 if name.startswith("pretrained.norm") else 0.5**4
+        assert rates[parameter] == (expected, expected), name
+    groups = build_optimizer(model, dataclasses.replace(section, layer_decay=1.0)).param_groups
+    assert {group["peak_lr"] for group in groups} == {1.0, 3.0}
+    assert len(groups) == (5 if muon else 4), "one each, as checkpoints of earlier runs have them"
+
+
+def test_a_frozen_encoder_stays_and_the_decoder_learns(
+    shards: Path, learned: str, tmp_path: Path, seed: int
+) -> None:
+    section = ModelSection(preset="tiny", init=learned, freeze_encoder=True)
+    assert not any(
+        p.requires_grad for p in build_model(section, ONE.device, False).pretrained.parameters()
+    )
+    config = runs.tiny_config(shards, tmp_path / "run", seed=seed, steps=3, model=section)
+    train.train(config, ONE)
+    before = DepthAnything.from_pretrained(learned, device="cpu", dtype="float32").state_dict()
+    after = DepthAnything.from_pretrained(
+        tmp_path / "run" / "export", device="cpu", dtype="float32"
+    ).state_dict()
+    changed = {name for name, value in before.items() if not torch.equal(value, after[name])}
+    assert changed and not any(name.startswith("pretrained.") for name in changed)
+    assert all(line["grad_norm"] > 0 for line in runs.metrics(tmp_path / "run"))
+
+
+def scripted_scores(
+    monkeypatch: pytest.MonkeyPatch, scores: dict[int, dict[str, float]], config: TrainConfig
+) -> dict[int, dict[str, torch.Tensor]]:
+    """Lets evaluations give these numbers; returns the weights that each one saw."""
+    seen: dict[int, dict[str, torch.Tensor]] = {}
+
+    def evaluation(model: DepthAnything, *args: Any) -> dict[str, float]:
+        step = max(tiny.losses(Path(config.out)))
+        seen[step] = copy.deepcopy(model.state_dict())
+        return scores[step]
+
+    monkeypatch.setattr(train, "periodic_evaluation", evaluation)
+    return seen
+
+
+@pytest.mark.parametrize("best_by", ["abs_rel", "loss"])
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_the_best_model_is_kept_across_a_resume(
+    shards: Path,
+    tmp_path: Path,
+    seed: int,
+    monkeypatch: pytest.MonkeyPatch,
+    best_by: str,
+    ema: float,
+) -> None:
+    config = runs.tiny_config(
+        shards,
+        tmp_path / "run",
+        seed=seed,
+        ema=ema,
+        eval_every=1,
+        checkpoint_every=1,
+        best_by=best_by,
+    )
+    config = dataclasses.replace(
+        config, data=dataclasses.replace(config.data, eval_path=str(shards))
+    )
+    other = {"abs_rel": "loss", "loss": "abs_rel"}[best_by]
+    values = [0.5, 0.2, 0.4, 0.3, 0.1, float("nan")]
+    scores = {i: {best_by: v, other: 1.0 / i} for i, v in enumerate(values, 1)}
+    seen = scripted_scores(monkeypatch, scores, config)
+
+    def kept() -> dict[str, float]:
+        best = json.loads((tmp_path / "run" / "best" / "evaluation.json").read_text())
+        model = DepthAnything.from_pretrained(
+            tmp_path / "run" / "best", device="cpu", dtype="float32"
+        )
+        for name, value in model.state_dict().items():
+            assert torch.equal(value, seen[best["step"]][name]), name
+        return best
+
+    train.train(dataclasses.replace(config, steps=3, optim=OptimSection(1e-3, 1.0, 1e-3)), ONE)
+    assert kept() == {"step": 2, **scores[2]}
+    train.train(dataclasses.replace(config, steps=4, optim=OptimSection(1e-3, 1.0, 1e-3)), ONE)
+    assert kept() == {"step": 2, **scores[2]}, "0.3 is better than what came after the resume only"
+    train.train(dataclasses.replace(config, steps=6, optim=OptimSection(1e-3, 1.0, 1e-3)), ONE)
+    assert kept() == {"step": 5, **scores[5]}
+
+
+def test_a_killed_run_repeats_the_evaluation_that_its_checkpoint_does_not_know(
+    shards: Path, tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = runs.tiny_config(
+        shards, tmp_path / "run", seed=seed, eval_every=1, checkpoint_every=2, steps=4
+    )
+    config = dataclasses.replace(
+        config, data=dataclasses.replace(config.data, eval_path=str(shards))
+    )
+    scores = {i: {"abs_rel": v, "loss": v} for i, v in enumerate([0.4, 0.3, 0.1, 0.2], 1)}
+    seen = scripted_scores(monkeypatch, scores, config)
+    train.train(config, ONE)
+    best = tmp_path / "run" / "best" / "evaluation.json"
+    assert json.loads(best.read_text())["step"] == 3
+    list_checkpoints(checkpoint_folder(config.out))[0].unlink()  # as if killed after step 3
+    best.unlink()
+    before = copy.deepcopy(seen)
+    train.train(config, ONE)
+    assert json.loads(best.read_text())["step"] == 3
+    for name, value in before[3].items():
+        assert torch.equal(value, seen[3][name])
+
+
+def test_rates_may_change_on_the_way_and_groups_may_not(
+    shards: Path, learned: str, tmp_path: Path
+) -> None:
+    section = OptimSection(encoder_lr=1e-3, decoder_lr=1e-3, layer_decay=0.9, schedule="constant")
+    model = ModelSection(preset="tiny", init=learned)
+    config = runs.tiny_config(shards, tmp_path / "run", model=model, optim=section, steps=2)
+    train.train(config, ONE)
+    still = dataclasses.replace(section, encoder_lr=0.0, layer_decay=0.8)
+    train.train(dataclasses.replace(config, optim=still, steps=3), ONE)
+    first, last = (
+        load_checkpoint(path)["model"]
+        for path in reversed(list_checkpoints(checkpoint_folder(config.out)))
+    )
+    changed = {name for name, value in first.items() if not torch.equal(value, last[name])}
+    assert changed and not any(name.startswith("pretrained.") for name in changed)
+    for change in (
+        {"optim": dataclasses.replace(section, layer_decay=1.0)},
+        {"optim": dataclasses.replace(section, muon=True)},
+        {"model": dataclasses.replace(model, freeze_encoder=True)},
+    ):
+        with pytest.raises(CheckpointError, match=r"other groups: optim\.layer_decay.*export"):
+            train.train(dataclasses.replace(config, steps=4, **change), ONE)
+
+
+@pytest.mark.parametrize("resume", ["none", "elsewhere"])
+def test_a_restarted_process_goes_on_whatever_resume_says(
+    shards: Path, learned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resume: str
+) -> None:
+    model = ModelSection(preset="tiny", init=learned)
+    config = runs.tiny_config(shards, tmp_path / "run", model=model, steps=1)
+    elsewhere = dataclasses.replace(config, out=str(tmp_path / "elsewhere"))
+    train.train(elsewhere, ONE)
+    other = list_checkpoints(checkpoint_folder(elsewhere.out))[0]
+    config = dataclasses.replace(config, resume=resume if resume == "none" else str(other))
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    found = find_checkpoint(config, ONE)  # killed before its first checkpoint: as at the start
+    assert (found and found[0]) == (None if resume == "none" else other)
+    train.train(dataclasses.replace(config, steps=2), ONE)
+    found = find_checkpoint(config, ONE)
+    assert found and found[0] == list_checkpoints(checkpoint_folder(config.out))[0]
+    assert found[1]["step"] == 2
