@@ -22,6 +22,7 @@ from .ops import Geometry, postprocess, preprocess
 from .ops._triton import why_missing as triton_missing
 from .ops.geometry import MAX_TOKENS, check_count, check_geometry
 from .ops.pad import check_padding
+from .pointcloud import check_intrinsics, intrinsics_from_fov, point_cloud
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -282,18 +283,57 @@ def infer(model: DepthAnything, images: Any, **options: Any) -> Any:
     return predict(model, images, **options)
 
 
-def infer_metric(model: DepthAnything, images: Any, **options: Any) -> Any:
+def infer_metric(
+    model: DepthAnything,
+    images: Any,
+    *,
+    intrinsics: Sequence[float] | np.ndarray | None = None,
+    fov: float | None = None,
+    **options: Any,
+) -> Any:
     """Predicts the depth of photos in metres with a metric model; otherwise as `infer`.
+
+    Args:
+        model: A metric model.
+        images: As in `predict`.
+        intrinsics: The camera, (fx, fy, cx, cy) in pixels of the photo or a 3 x 3 matrix, the same
+            for all photos: see `dafast.pointcloud.Intrinsics`. It places the points in space and
+            changes nothing in the depth.
+        fov: In its place the horizontal field of view in degrees.
+        **options: As in `predict`.
+
+    Returns:
+        As `predict`, in metres along the optical axis. With ``intrinsics`` or ``fov`` a
+        `dafast.pointcloud.PointCloud` for each photo, which has the depth too.
 
     Raises:
         TypeError: If the model is relative: use `infer`.
+        ValueError: If both ``intrinsics`` and ``fov`` are given or one of them is none, or an
+            option is out of range.
     """
     if not model.config.is_metric:
         raise TypeError(
             f"{model.config.name!r} predicts relative disparity, not metres: use `infer`, or load "
             "a metric model such as 'v2-metric-hypersim-vits'"
         )
-    return predict(model, images, **options)
+    if intrinsics is None and fov is None:
+        return predict(model, images, **options)
+    if intrinsics is not None and fov is not None:
+        raise ValueError("intrinsics and fov both say what the camera is: give one of them")
+    if options.get("return_tensors"):
+        raise ValueError("a point cloud holds numpy arrays: leave out return_tensors")
+    if fov is None:
+        check_intrinsics(intrinsics)  # type: ignore[arg-type]
+    single = not isinstance(images, list | tuple)
+    photos = []
+    for i, image in enumerate([images] if single else images):
+        pixels = _load(image, "image" if single else f"image {i}")
+        photos.append((pixels if pixels.dtype == torch.uint8 else pixels.permute(1, 2, 0)).numpy())
+    clouds = []
+    for photo, depth in zip(photos, predict(model, photos, **options), strict=True):
+        camera = intrinsics if fov is None else intrinsics_from_fov(fov, *depth.shape)
+        clouds.append(point_cloud(depth, photo, camera))  # type: ignore[arg-type]
+    return clouds[0] if single else clouds
 
 
 def check_options(

@@ -237,11 +237,18 @@ class DepthAnything(nn.Module):
         max_batch_tokens: int = inference.MAX_BATCH_TOKENS,
         max_tokens: int = MAX_TOKENS,
         return_tensors: bool = False,
+        intrinsics: Any = None,
+        fov: float | None = None,
     ) -> Any:
-        """Depth of photos in metres (metric models); see `dafast.inference.predict`."""
+        """Depth of photos in metres (metric models), or with a camera coloured points in space.
+
+        See `dafast.inference.infer_metric` and `dafast.inference.predict`.
+        """
         return inference.infer_metric(
             self,
             images,
+            intrinsics=intrinsics,
+            fov=fov,
             fit=fit,
             size=size,
             padding=padding,
