@@ -36,26 +36,6 @@ class AffineInvariantLoss(nn.Module):
         return affine_invariant_loss(prediction, target, mask, regions=regions)
 
 
-class FeatureAlignmentLoss(nn.Module):
-    """Keeps the student encoder's features near those of a frozen one (Eq. 9).
-
-    Args:
-        margin: Tokens with a larger cosine similarity are near enough and take no part.
-        reduction: Divide by ``"all"`` tokens or by those ``"kept"``.
-    """
-
-    def __init__(self, margin: float = 0.85, reduction: str = "all") -> None:
-        super().__init__()
-        self.margin, self.reduction = margin, reduction
-
-    @annotate("feature_alignment_loss")
-    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Compares (B, N, C) features; the gradient goes to the student alone."""
-        return feature_alignment_loss(
-            student, teacher, margin=self.margin, reduction=self.reduction
-        )
-
-
 class SILogLoss(nn.Module):
     """The scale-invariant logarithmic loss on depth in metres (Eigen et al., NIPS 2014).
 
@@ -91,3 +71,23 @@ class SILogLoss(nn.Module):
         squared = variance + self.beta * mean**2
         zero = squared == 0  # where the root has no slope
         return self.weight * torch.where(zero, 0.0, torch.where(zero, 1.0, squared).sqrt())
+
+
+class FeatureAlignmentLoss(nn.Module):
+    """Keeps the student encoder's features near those of a frozen one (Eq. 9).
+
+    Args:
+        margin: Tokens with a larger cosine similarity are near enough and take no part.
+        reduction: Divide by ``"all"`` tokens or by those ``"kept"``.
+    """
+
+    def __init__(self, margin: float = 0.85, reduction: str = "all") -> None:
+        super().__init__()
+        self.margin, self.reduction = margin, reduction
+
+    @annotate("feature_alignment_loss")
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Compares (B, N, C) features; the gradient goes to the student alone."""
+        return feature_alignment_loss(
+            student, teacher, margin=self.margin, reduction=self.reduction
+        )

@@ -289,16 +289,19 @@ STRUCTURE = (
     "out_indices",
     "grid_size",
     "patch_size",
-    "bin_centers",
 )
-"""Fields of `ModelConfig` that say which weights a network has and how they are joined."""
+"""Fields of `ModelConfig` that say which weights encoder and decoder have and how they are joined;
+`max_depth` and `bin_centers` say what is behind."""
 
 
 def matching_preset(config: ModelConfig) -> ModelConfig | None:
     """The preset with the same network (sizes, taps, output), or None."""
     for preset in PRESETS.values():
         same = all(getattr(preset, name) == getattr(config, name) for name in STRUCTURE)
-        if same and preset.max_depth == config.max_depth:
+        if same and (preset.max_depth, preset.bin_centers) == (
+            config.max_depth,
+            config.bin_centers,
+        ):
             return preset
     return None
 

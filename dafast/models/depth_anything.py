@@ -213,6 +213,7 @@ class DepthAnything(nn.Module):
         padding: str = "replicate",
         max_batch_tokens: int = inference.MAX_BATCH_TOKENS,
         max_tokens: int = MAX_TOKENS,
+        flip: bool = False,
         return_tensors: bool = False,
     ) -> Any:
         """Disparity of photos at their own resolution; see `dafast.inference.predict`."""
@@ -224,6 +225,7 @@ class DepthAnything(nn.Module):
             padding=padding,
             max_batch_tokens=max_batch_tokens,
             max_tokens=max_tokens,
+            flip=flip,
             return_tensors=return_tensors,
         )
 
@@ -236,6 +238,7 @@ class DepthAnything(nn.Module):
         padding: str = "replicate",
         max_batch_tokens: int = inference.MAX_BATCH_TOKENS,
         max_tokens: int = MAX_TOKENS,
+        flip: bool = False,
         return_tensors: bool = False,
         intrinsics: Any = None,
         fov: float | None = None,
@@ -254,6 +257,7 @@ class DepthAnything(nn.Module):
             padding=padding,
             max_batch_tokens=max_batch_tokens,
             max_tokens=max_tokens,
+            flip=flip,
             return_tensors=return_tensors,
         )
 

@@ -132,10 +132,11 @@ def attract(centers: Tensor, attractors: Tensor) -> Tensor:
         centers: (B, 64, h, w).
         attractors: (B, a, h, w).
     """
-    shift = torch.zeros_like(centers)
+    shift, one = torch.zeros_like(centers), centers.new_ones(())
     for attractor in attractors.split(1, dim=1):  # one at a time: all at once is 16 times as much
         distance = attractor - centers
-        shift = shift + distance / (1 + _ATTRACTION * distance**2)
+        softened = torch.addcmul(one, distance, distance, value=_ATTRACTION)
+        shift = torch.addcdiv(shift, distance, softened)
     return centers + shift / attractors.shape[1]
 
 
