@@ -119,10 +119,10 @@ def log_binomial(probability: Tensor, temperature: Tensor) -> Tensor:
     coefficient = (
         n * math.log(n) - shifted * shifted.log() - (n - shifted) * (n - shifted + 1e-7).log()
     )
-    success = probability.clamp(_EPS, 1).log()
-    failure = (1 - probability).clamp(_EPS, 1).log()
-    y = coefficient + k * success + (BINS - 1 - k) * failure
-    return (y / temperature).softmax(dim=1)
+    # (63 - k) log(1 - p) without 63 log(1 - p), which is the same for all bins: a softmax does not
+    # see it.
+    odds = probability.clamp(_EPS, 1).log() - (1 - probability).clamp(_EPS, 1).log()
+    return torch.addcmul(coefficient / temperature, k, odds / temperature).softmax(dim=1)
 
 
 def attract(centers: Tensor, attractors: Tensor) -> Tensor:
