@@ -77,8 +77,8 @@ def score(export: Path, shards: Path) -> dict[str, dict[str, float]]:
         valid = sample.mask & (depth > 1e-3) & (depth < MAX_DEPTH)
         if valid.any():
             truths.append(depth[valid])
-            metres.append(metric.infer_metric(sample.image, flip=True)[valid])
-            disparities.append(nano.infer(sample.image, flip=True)[valid])
+            metres.append(metric.infer_metric(sample.image)[valid])
+            disparities.append(nano.infer(sample.image)[valid])
 
     def rate(depths: Iterable[np.ndarray]) -> dict[str, float]:
         rows = [
