@@ -118,7 +118,7 @@ def test_commands_one_after_the_other(
         text = capsys.readouterr().out
         if words[0] == "eval":
             assert "abs_rel" in text, command
-    assert kinds == {"dafast": 10, "train.py": 4}
+    assert kinds == {"dafast": 9, "train.py": 4}
     rows = json.loads((folder / "scores.json").read_text())
     mine = [row for row in rows if row["predictor"] == "tiny-metric"]
     assert {(row["data"], row["protocol"]) for row in mine} == {

@@ -28,7 +28,7 @@ from dafast.training.metric import build_metric_model, metric_evaluation
 from dafast.training.steps import build_optimizer
 from dafast.training.student import build_step
 from tests.training import tiny
-from tests.training.runs import ONE, assert_same_weights, metrics, run_until, tiny_config
+from tests.training.runs import ONE, assert_same_weights, metrics, run_until, tiny_config, torchrun
 
 CPU = torch.device("cpu")
 HEADS = ["softplus", "normed", "sigmoid"]
@@ -76,6 +76,29 @@ def test_resume_is_exact(shards: Path, tmp_path: Path, seed: int) -> None:
     train.train(broken, ONE)
     assert tiny.losses(tmp_path / "whole") == tiny.losses(tmp_path / "broken")
     assert_same_weights(tmp_path / "whole", tmp_path / "broken")
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_every_trained_weight_gets_a_gradient(
+    head: str, shards: Path, tmp_path: Path, seed: int
+) -> None:
+    """Otherwise several processes would wait for it."""
+    torch.manual_seed(seed)
+    config = metric_run(shards, tmp_path / "x", head, seed=seed)
+    model = build_metric_model(config, CPU)
+    data = TrainingData.open(config)
+    loader = make_loader(config, data, ONE, step=0, stop_step=1, position=0, unlabeled_position=0)
+    build_step(model, model, config, torch.float32)(next(iter(loader)))["loss"].backward()
+    for name, parameter in model.named_parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad, name
+        assert parameter.grad is None or parameter.grad.isfinite().all(), name
+
+
+def test_two_processes(shards: Path, tmp_path: Path, seed: int) -> None:
+    config = metric_run(shards, tmp_path / "two", seed=seed, steps=5, checkpoint_every=0)
+    torchrun(config, 2)
+    losses = tiny.losses(tmp_path / "two")
+    assert sorted(losses) == [1, 2, 3, 4, 5] and all(np.isfinite(v) for v in losses.values())
 
 
 def relative(seed: int, folder: Path) -> DepthAnything:
