@@ -5,7 +5,8 @@
 Renders scenes, fine-tunes the model of the package on them (configs/metric-nano.toml), and scores
 it on scenes that training never saw, beside what a relative model can do without knowing metres:
 nano with the best single scale for all scenes, with the best single scale and shift, and the best
-single depth. These three are fitted on the scored scenes themselves, which is in their favour.
+single depth. These are fitted on the scored scenes themselves, which is in their favour; so the
+metric model stands there both as it is and with a single scale fitted alike.
 
 Everything goes to --work; each step goes on where it stopped. It needs dafast[synth].
 """
@@ -89,24 +90,32 @@ def score(export: Path, shards: Path) -> dict[str, dict[str, float]]:
 
     few = [np.linspace(0, len(t) - 1, 500).astype(int) for t in truths]  # to search on
 
-    def error(depth: Callable[[np.ndarray], np.ndarray]) -> float:
-        """AbsRel of what a function makes of nano's disparity, on some pixels of each scene."""
-        parts = zip(disparities, truths, few, strict=True)
-        return float(np.mean([np.mean(np.abs(depth(d[f]) - t[f]) / t[f]) for d, t, f in parts]))
+    def error(maps: list[np.ndarray], depth: Callable[[np.ndarray], np.ndarray]) -> float:
+        """AbsRel of what a function makes of a prediction, on some pixels of each scene."""
+        parts = zip(maps, truths, few, strict=True)
+        return float(np.mean([np.mean(np.abs(depth(m[f]) - t[f]) / t[f]) for m, t, f in parts]))
 
     def line(scale: float, shift: float) -> Callable[[np.ndarray], np.ndarray]:
         return lambda d: 1 / np.maximum(scale * d + shift, 1 / MAX_DEPTH)
 
     scales, shifts = np.geomspace(1e-3, 10, 161), np.geomspace(1 / MAX_DEPTH, 1, 41)
-    scale = min(scales, key=lambda s: error(line(s, 0.0)))
-    both = min(itertools.product(scales[::4], [0.0, *shifts]), key=lambda p: error(line(*p)))
-    constant = min(np.geomspace(0.1, 80, 300), key=lambda c: error(lambda d: np.full_like(d, c)))
+    scale = min(scales, key=lambda s: error(disparities, line(s, 0.0)))
+    both = min(
+        itertools.product(scales[::4], [0.0, *shifts]), key=lambda p: error(disparities, line(*p))
+    )
+    constant = min(
+        np.geomspace(0.1, 80, 300), key=lambda c: error(truths, lambda t: np.full_like(t, c))
+    )
+    factor = min(np.geomspace(0.2, 5, 161), key=lambda c: error(metres, lambda m: c * m))
     aligned = [
         align(as_map(d), as_map(t), one(t), max_depth=MAX_DEPTH)[0, 0].numpy()
         for d, t in zip(disparities, truths, strict=True)
     ]
     return {
         "metric, as it is": rate(np.clip(m, 1e-3, MAX_DEPTH) for m in metres),
+        "metric, one scale for all scenes": rate(
+            np.clip(factor * m, 1e-3, MAX_DEPTH) for m in metres
+        ),
         "nano, one scale for all scenes": rate(map(line(scale, 0.0), disparities)),
         "nano, one scale and shift for all": rate(map(line(*both), disparities)),
         "one depth for all": rate(np.full_like(t, constant) for t in truths),
