@@ -1,4 +1,4 @@
-"""Train Depth Anything, teacher or student (both stages of the paper), from top to bottom.
+"""Train Depth Anything, teacher, student or metric model, from top to bottom.
 
     python train.py --config configs/nano-teacher.toml
     torchrun --nproc-per-node 8 train.py --config configs/student-vits.toml
@@ -22,12 +22,11 @@ from pathlib import Path
 
 import torch
 
-from dafast.data.shards import ShardDataset, ShardError, check_bad_share
+from dafast.data.shards import ShardError, check_bad_share
 from dafast.runtime import resolve_dtype
 from dafast.training.config import ConfigError, TrainConfig, parse_args
 from dafast.training.data import TrainingData, make_loader
 from dafast.training.distributed import World, distributed_session
-from dafast.training.evaluation import periodic_evaluation
 from dafast.training.lists import pack_lists
 from dafast.training.parallel import WholeModel, gather, load_weights, replicate, shard, whole
 from dafast.training.progress import RunLog, Stopwatch
@@ -43,12 +42,12 @@ from dafast.training.state import (
 from dafast.training.steps import (
     Ema,
     backward,
-    build_model,
     build_optimizer,
     set_learning_rate,
     total_steps,
 )
 from dafast.training.student import build_step
+from dafast.training.tasks import open_evaluation, open_model
 
 
 class TooManyBadStepsError(RuntimeError):
@@ -75,12 +74,12 @@ def train(config: TrainConfig, world: World) -> None:
     data = TrainingData.open(config)
     held_out = None
     if config.data.eval_path and world.is_main:
-        held_out = ShardDataset(config.data.eval_path, labels="physical", key="data.eval_path")
+        held_out = open_evaluation(config)
     unlabeled_batch_size = config.unlabeled.ratio * config.batch_size if data.unlabeled else 0
     total = total_steps(config, data)
 
     # Model and optimizer.
-    model = build_model(config.model, world.device, config.channels_last)
+    model = open_model(config, data, world.device)
     model.pretrained.checkpoint_activations = config.activation_checkpointing
     ema = Ema(model, config.ema) if config.ema else None
     sharded = config.parallel == "fsdp" and world.size > 1
@@ -169,8 +168,7 @@ def train(config: TrainConfig, world: World) -> None:
         whole_model = result()
         if held_out is None:  # not the main process
             return
-        samples, max_depth = config.data.eval_samples, config.data.eval_max_depth
-        values = periodic_evaluation(whole_model, held_out, samples, max_depth)
+        values = held_out(whole_model)
         log.evaluation(step, values)
         score = values.get(config.best_by, values["loss"])
         if score < best_score:

@@ -25,8 +25,11 @@ class ModelConfig:
         image_size: Shorter side in pixels that the weights were trained for; `infer` uses it.
         grid_size: Side of the square grid of position embeddings.
         patch_size: Side of a patch in pixels.
-        max_depth: Metric models only: the output is ``sigmoid(.) * max_depth`` metres. ``None``
-            for the relative models, whose output is disparity.
+        max_depth: Metric models only: the largest depth in metres. ``None`` for the relative
+            models, whose output is disparity.
+        bin_centers: Metric models only: ``""`` for V2's output, ``sigmoid(.) * max_depth``;
+            ``"softplus"`` (unbounded) or ``"normed"`` (within the range) for the bins of ZoeDepth,
+            `dafast.models.metric.MetricBinsHead`.
         output_align_corners: How the prediction is resized to the photo; False in V1, True in V2.
         position_embedding: ``"official"`` (bicubic with ``scale_factor`` and the 0.1 offset) or
             ``"transformers"`` (bicubic with ``size``); they differ at every grid but
@@ -49,6 +52,7 @@ class ModelConfig:
     grid_size: int = 37
     patch_size: int = 14
     max_depth: float | None = None
+    bin_centers: str = ""
     output_align_corners: bool = False
     position_embedding: str = "official"
     hub_id: str = ""
@@ -73,6 +77,12 @@ class ModelConfig:
             problems.append(
                 f"position_embedding={self.position_embedding!r}; use 'official' or 'transformers'"
             )
+        if self.bin_centers not in ("", "softplus", "normed"):
+            problems.append(f"bin_centers={self.bin_centers!r}; use '', 'softplus' or 'normed'")
+        if self.max_depth is not None and self.max_depth <= 0:
+            problems.append(f"max_depth={self.max_depth} must be positive")
+        if self.bin_centers and self.max_depth is None:
+            problems.append("bin_centers need a max_depth: they are of a metric model")
         if self.features % 2:
             problems.append(f"features={self.features} must be even")
         if problems:
@@ -134,6 +144,19 @@ def _presets() -> dict[str, ModelConfig]:
                 hub_file=f"depth_anything_v2_metric_{data}_{encoder}.pth",
             )
             presets[metric.name] = metric
+    # V1's metric models: ViT-L with ZoeDepth's bins, fine-tuned on NYUv2 and on KITTI. They lie in
+    # the files of a space on the hub, one file each.
+    for place, max_depth, image_size in (("indoor", 10.0, 392), ("outdoor", 80.0, 378)):
+        presets[f"metric-{place}-vitl"] = dataclasses.replace(
+            presets["vitl"],
+            name=f"metric-{place}-vitl",
+            image_size=image_size,
+            max_depth=max_depth,
+            bin_centers="softplus",
+            output_align_corners=True,
+            hub_id="spaces/LiheYoung/Depth-Anything",
+            hub_file=f"checkpoints_metric_depth/depth_anything_metric_depth_{place}.pt",
+        )
     # The demonstration model that this project trains itself and ships in the package.
     presets["nano"] = ModelConfig(
         name="nano",
@@ -151,7 +174,8 @@ def _presets() -> dict[str, ModelConfig]:
 
 
 PRESETS: dict[str, ModelConfig] = _presets()
-"""Every preset by name: `vits`, `vitb`, `vitl`, their `v2-` forms, `v2-metric-*`, `nano`."""
+"""Every preset by name: `vits`, `vitb`, `vitl`, their `v2-` forms, `v2-metric-*`,
+`metric-indoor-vitl`, `metric-outdoor-vitl`, `nano`."""
 
 
 def get_preset(name: str) -> ModelConfig:

@@ -22,6 +22,7 @@ from .ops import Geometry, postprocess, preprocess
 from .ops._triton import why_missing as triton_missing
 from .ops.geometry import MAX_TOKENS, check_count, check_geometry
 from .ops.pad import check_padding
+from .pointcloud import check_intrinsics, intrinsics_from_fov, point_cloud
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -217,11 +218,13 @@ def _predict(
     options: dict[str, Any],
     max_batch_tokens: int,
     native: bool = False,
+    mirrored: bool = False,
 ) -> Iterator[tuple[int, Tensor]]:
     """Yields (index, map) in any order; inputs of one network size share a batch.
 
     Where sequences of many lengths run as fast as those of one, inputs of all sizes do.
-    With ``native`` a map keeps the resolution that the network gave it.
+    With ``native`` a map keeps the resolution that the network gave it; with ``mirrored`` the
+    network sees the mirror images, and the maps are turned back.
     """
     model.optimize(keep_memory=False)
     waiting: dict[tuple[int, int] | None, list[tuple[int, Tensor, Geometry]]] = {}
@@ -245,10 +248,13 @@ def _predict(
             if native:
                 geometry = dataclasses.replace(geometry, original=geometry.resized)
             align_corners = model.config.output_align_corners
-            yield i, postprocess(prediction[None], [geometry], align_corners=align_corners)[0]
+            out = postprocess(prediction[None], [geometry], align_corners=align_corners)[0]
+            yield i, out.flip(-1) if mirrored else out
 
     for i, image in enumerate(images):
         pixels = _load(image, f"image {i}" if len(images) > 1 else "image")
+        if mirrored:
+            pixels = pixels.flip(1 if pixels.dtype == torch.uint8 else 2)
         x, (geometry,) = preprocess(pixels.to(model.device), dtype=model.dtype, **options)
         key = None if mixed else geometry.network
         if key in waiting and held(waiting[key]) + tokens(geometry) > max_batch_tokens:
@@ -282,18 +288,57 @@ def infer(model: DepthAnything, images: Any, **options: Any) -> Any:
     return predict(model, images, **options)
 
 
-def infer_metric(model: DepthAnything, images: Any, **options: Any) -> Any:
+def infer_metric(
+    model: DepthAnything,
+    images: Any,
+    *,
+    intrinsics: Sequence[float] | np.ndarray | None = None,
+    fov: float | None = None,
+    **options: Any,
+) -> Any:
     """Predicts the depth of photos in metres with a metric model; otherwise as `infer`.
+
+    Args:
+        model: A metric model.
+        images: As in `predict`.
+        intrinsics: The camera, (fx, fy, cx, cy) in pixels of the photo or a 3 x 3 matrix, the same
+            for all photos: see `dafast.pointcloud.Intrinsics`. It places the points in space and
+            changes nothing in the depth.
+        fov: In its place the horizontal field of view in degrees.
+        **options: As in `predict`.
+
+    Returns:
+        As `predict`, in metres along the optical axis. With ``intrinsics`` or ``fov`` a
+        `dafast.pointcloud.PointCloud` for each photo, which has the depth too.
 
     Raises:
         TypeError: If the model is relative: use `infer`.
+        ValueError: If both ``intrinsics`` and ``fov`` are given or one of them is none, or an
+            option is out of range.
     """
     if not model.config.is_metric:
         raise TypeError(
             f"{model.config.name!r} predicts relative disparity, not metres: use `infer`, or load "
             "a metric model such as 'v2-metric-hypersim-vits'"
         )
-    return predict(model, images, **options)
+    if intrinsics is None and fov is None:
+        return predict(model, images, **options)
+    if intrinsics is not None and fov is not None:
+        raise ValueError("intrinsics and fov both say what the camera is: give one of them")
+    if options.get("return_tensors"):
+        raise ValueError("a point cloud holds numpy arrays: leave out return_tensors")
+    if fov is None:
+        check_intrinsics(intrinsics)  # type: ignore[arg-type]
+    single = not isinstance(images, list | tuple)
+    photos = []
+    for i, image in enumerate([images] if single else images):
+        pixels = _load(image, "image" if single else f"image {i}")
+        photos.append((pixels if pixels.dtype == torch.uint8 else pixels.permute(1, 2, 0)).numpy())
+    clouds = []
+    for photo, depth in zip(photos, predict(model, photos, **options), strict=True):
+        camera = intrinsics if fov is None else intrinsics_from_fov(fov, *depth.shape)
+        clouds.append(point_cloud(depth, photo, camera))  # type: ignore[arg-type]
+    return clouds[0] if single else clouds
 
 
 def check_options(
@@ -326,6 +371,7 @@ def predict(
     padding: str = "replicate",
     max_batch_tokens: int = MAX_BATCH_TOKENS,
     max_tokens: int = MAX_TOKENS,
+    flip: bool = False,
     return_tensors: bool = False,
 ) -> Any:
     """Runs a model of either kind on photos, at their own resolution.
@@ -344,6 +390,8 @@ def predict(
         max_batch_tokens: Photos of one network size are run together up to this many tokens; on a
             GPU with Triton, photos of all sizes.
         max_tokens: A photo that needs more tokens is scaled down, with a warning.
+        flip: Whether to predict the mirror images too and average the two maps of each photo:
+            twice the time, a little more accuracy (test-time augmentation).
         return_tensors: Whether to return float32 tensors on the model's device.
 
     Returns:
@@ -360,7 +408,12 @@ def predict(
     options = _checked_options(model, fit, size, padding, max_batch_tokens, max_tokens)
     results: list[Any] = [None] * len(inputs)
     for i, prediction in _predict(model, inputs, options, max_batch_tokens):
-        results[i] = prediction if return_tensors else prediction.cpu().numpy()
+        results[i] = prediction
+    if flip:
+        for i, prediction in _predict(model, inputs, options, max_batch_tokens, mirrored=True):
+            results[i] = (results[i] + prediction) / 2
+    if not return_tensors:
+        results = [prediction.cpu().numpy() for prediction in results]
     return results[0] if single else results
 
 

@@ -121,6 +121,43 @@ def normalise_maps(disparity: Tensor, mask: Tensor) -> Tensor:
     return centred / scale.clamp_min(MIN_SCALE)
 
 
+class SILogLoss(nn.Module):
+    """The scale-invariant logarithmic loss on depth in metres (Eigen et al., NIPS 2014).
+
+    With g = ln prediction - ln target over all valid pixels of the batch together:
+    weight * sqrt(var(g) + beta * mean(g)^2), as AdaBins and ZoeDepth have it. (Their variance is
+    divided by n - 1, here by n, so that one pixel alone is no NaN.) A batch without a valid pixel
+    counts as 0, and so does a perfect one, with a gradient of 0.
+
+    Args:
+        beta: Share of the squared mean error, the error of the overall scale, that counts.
+        weight: Factor of the loss.
+    """
+
+    def __init__(self, beta: float = 0.15, weight: float = 10.0) -> None:
+        super().__init__()
+        self.beta, self.weight = beta, weight
+
+    @annotate("silog_loss")
+    def forward(self, prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+        """Compares (B, H, W) depth maps.
+
+        Args:
+            prediction: Depth in metres, 0 or more; raised to 1e-7.
+            target: True depth in metres, positive where ``mask``.
+            mask: True where the target is valid.
+        """
+        tiny = 1e-7
+        ratio = prediction.clamp(min=tiny).log() - torch.where(mask, target, 1.0).log()
+        error = torch.where(mask, ratio, 0.0)  # what is invalid gives no gradient, NaN neither
+        count = mask.sum().clamp(min=1)
+        mean = error.sum() / count
+        variance = torch.where(mask, (error - mean) ** 2, 0.0).sum() / count
+        squared = variance + self.beta * mean**2
+        zero = squared == 0  # where the root has no slope
+        return self.weight * torch.where(zero, 0.0, torch.where(zero, 1.0, squared).sqrt())
+
+
 class FeatureAlignmentLoss(nn.Module):
     """Keeps the student encoder's features near those of a frozen one (Eq. 9).
 

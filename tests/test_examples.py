@@ -61,3 +61,27 @@ def test_engine_in_miniature(tmp_path: Path, seed: int, rng: np.random.Generator
     assert done.stdout.count("motorcycle") >= 2
     model = DepthAnything.from_pretrained(work / "student/export", device="cpu")
     assert np.isfinite(model.infer(photos / "0.jpg")).all()
+
+
+@pytest.mark.slow
+def test_metric_on_synthetic(tmp_path: Path, seed: int) -> None:
+    """The script that shows metres learned, on a few scenes and for a few steps."""
+    pytest.importorskip("embreex", reason="embreex is not installed (extra dafast[synth])")
+    pytest.importorskip("skimage", reason="scikit-image is not installed (extra dafast[synth])")
+    script = str(ROOT / "examples/metric_on_synthetic.py")
+    small = "--scenes 4 --held-out 2 --steps 2 --batch-size 2 --data.shapes 56 56"
+    options = f"{small} --optim.warmup-steps 0 --seed {seed} --work {tmp_path}"
+    done = subprocess.run(
+        [sys.executable, script, *options.split()], capture_output=True, text=True, timeout=280
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = json.loads((tmp_path / "scores.json").read_text())
+    assert len(rows) == 6
+    for name, row in rows.items():
+        assert f"| {name} | {row['abs_rel']:.3f}" in done.stdout
+        assert all(np.isfinite(value) for value in row.values())
+    # What is fitted to more is better on what it is fitted to.
+    names = [name for name in rows if name.startswith("nano, one")]
+    assert rows[names[1]]["abs_rel"] <= rows[names[0]]["abs_rel"] * 1.05
+    model = DepthAnything.from_pretrained(tmp_path / "run/export", device="cpu")
+    assert model.config.name == "nano-metric" and model.config.max_depth == 80

@@ -30,7 +30,7 @@ FORBIDDEN = {
     "data": {"models", "inference"},
 }
 # Anybody may import these; they import nothing above themselves (checked below).
-COMMON = {"config", "palettes", "profiling", "runtime"}
+COMMON = {"config", "palettes", "pointcloud", "profiling", "runtime"}
 
 
 def modules() -> Iterator[tuple[str, Path]]:

@@ -365,3 +365,20 @@ def test_truncated_pil_image_is_named(model, seed, tmp_path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with Image.open(path) as image, pytest.raises(ImageError, match=r"half\.jpg.*truncated"):
         model.infer([_photo(seed), image])
+
+
+@pytest.mark.parametrize("metric", [False, True])
+@pytest.mark.parametrize("fit", ["pad", "official"])
+def test_flip_is_the_mean_over_the_mirror_image(metric, fit, seed):
+    config = dataclasses.replace(TINY, max_depth=10.0 if metric else None)
+    model = dafast.DepthAnything(config).eval()
+    infer = model.infer_metric if metric else model.infer
+    photos = [_photo(seed), _photo(seed + 1, (83, 60, 3)).astype(np.float32) / 255]
+    got = infer(photos, flip=True, fit=fit)
+    for photo, out in zip(photos, got, strict=True):
+        plain = infer(photo, fit=fit)
+        mirrored = infer(photo[:, ::-1], fit=fit)[:, ::-1]
+        np.testing.assert_allclose(out, (plain + mirrored) / 2, rtol=1e-4, atol=1e-5)
+        assert not np.allclose(plain, mirrored, rtol=1e-4)
+    turned = infer(photos[0][:, ::-1], flip=True, fit=fit)
+    np.testing.assert_allclose(turned[:, ::-1], got[0], rtol=1e-4, atol=1e-5)

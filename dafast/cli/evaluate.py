@@ -55,6 +55,7 @@ def evaluate(args: argparse.Namespace) -> int:
             alignment=args.align,
             cache=args.cache,
             fit=args.fit,
+            flip=args.flip,
         )
         if not world.is_main:
             return 0

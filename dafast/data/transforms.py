@@ -34,6 +34,8 @@ class AugmentConfig:
             output.
         area: For `"resized"`: range of that share.
         aspect_jitter: For `"resized"`: the box's aspect is off by a factor in [1/a, a]; 1 is none.
+        rotate: The picture is turned by up to so many degrees first; what comes from outside of it
+            is black and not valid.
         flip: Probability of a horizontal flip.
         jitter: Probability that the colours are jittered, by the five strengths that follow.
         brightness: Factor in 1 +- this; so are contrast and saturation.
@@ -51,6 +53,7 @@ class AugmentConfig:
     crop: Literal["paper", "resized"] = "paper"
     area: tuple[float, float] = (0.35, 1.0)
     aspect_jitter: float = 1.0
+    rotate: float = 0.0
     flip: float = 0.5
     jitter: float = 0.0
     brightness: float = 0.4
@@ -119,9 +122,15 @@ class TrainTransform:
         rng: np.random.Generator,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """As a call, with the undisturbed image of the same crop in front: what a teacher sees."""
+        picture = Image.fromarray(image)
+        if self.config.rotate:  # without it nothing is drawn: older runs stay what they are
+            angle = rng.uniform(-self.config.rotate, self.config.rotate)
+            picture = picture.rotate(angle, Image.Resampling.BILINEAR)
+            disparity = _rotate(disparity.astype(np.float32), angle)
+            mask = _rotate(mask.astype(np.uint8), angle) != 0
         box = self._box(image.shape[0], image.shape[1], shape, rng)
         flip = rng.random() < self.config.flip
-        picture = resize_image(Image.fromarray(image), shape, box)
+        picture = resize_image(picture, shape, box)
         if flip:
             picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         pixels = self._colours(picture, rng)
@@ -187,6 +196,11 @@ class TrainTransform:
             np.clip(np.rint(noise, out=noise), 0.0, 255.0, out=noise)
             pixels = noise.astype(np.uint8)
         return np.array(pixels, order="C")  # a writable copy: torch wants to own what it wraps
+
+
+def _rotate(values: np.ndarray, angle: float) -> np.ndarray:
+    """A map turned about its middle by degrees, counter-clockwise, nearest; 0 from outside."""
+    return np.asarray(Image.fromarray(values).rotate(angle, Image.Resampling.NEAREST))
 
 
 def resize_image(

@@ -170,6 +170,7 @@ def score(
     alignment: str | None = None,
     cache: Path | None = None,
     fit: str = "pad",
+    flip: bool = False,
 ) -> tuple[list[Result], dict[str, dict[str, dict[str, float]]]]:
     """Scores a model and the two baselines.
 
@@ -186,6 +187,7 @@ def score(
         alignment: One of `ALIGNMENTS` in place of the protocol's; the results name it.
         cache: Folder for predictions; those that are there are not made again.
         fit: The size rule of `infer`.
+        flip: Whether the photo's mirror image is predicted too and the two maps averaged.
 
     Returns:
         The mean results of the model, the plane and the constant; and the metrics per image,
@@ -199,7 +201,9 @@ def score(
     if alignment is None and model.config.is_metric:
         alignment = "none"
     preset = get_protocol(protocol, alignment)
-    options = {"fit": fit}
+    options: dict[str, Any] = {"fit": fit}
+    if flip:
+        options["flip"] = True
     store = PredictionCache(cache, model, options) if cache else None
     rank, size = 0, 1
     if dist.is_available() and dist.is_initialized():
@@ -243,7 +247,7 @@ def evaluate(model: DepthAnything, data: Iterable[str], **options: Any) -> list[
     Args:
         model: A relative or a metric model.
         data: ``NAME`` from `DATA` or ``NAME=PATH`` with a name from `readers.READERS`.
-        **options: ``protocol``, ``alignment``, ``cache`` and ``fit``, as in `score`.
+        **options: ``protocol``, ``alignment``, ``cache``, ``fit`` and ``flip``, as in `score`.
 
     Returns:
         One result per data set and predictor.

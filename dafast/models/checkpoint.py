@@ -26,6 +26,7 @@ from .conversion import (
     Conversion,
     Layout,
     Shape,
+    bin_centers,
     config_from_json,
     config_from_tensors,
     config_to_json,
@@ -37,6 +38,7 @@ from .conversion import (
     preprocessor_to_transformers,
     preset_from_name,
     to_official,
+    zoedepth_constants,
 )
 from .hub import WEIGHT_FILES, HubError, HubOptions, fetch_file, fetch_model, shard_names
 
@@ -367,11 +369,12 @@ def _looks_like(tensors: Mapping[str, Tensor]) -> str:
     def has(*parts: str) -> bool:
         return all(any(part in name for name in tensors) for part in parts)
 
-    if has("seed_bin_regressor") or has("conditional_log_binomial") or has("attractors."):
-        return "a ZoeDepth metric checkpoint"
     if has("motion_modules"):
         return "a Video Depth Anything checkpoint"
     layout = detect_layout(tensors, LAYOUTS)
+    zoe = has("seed_bin_regressor") or has("conditional_log_binomial") or has("attractors.")
+    if zoe and layout is None:
+        return "a ZoeDepth metric checkpoint of another encoder"
     if layout is not None:
         return (
             f"a Depth Anything checkpoint ({encoder_size(tensors, layout)}, {layout.title} layout)"
@@ -447,6 +450,8 @@ def _read_all(files: list[Path], label: str) -> tuple[dict[str, Tensor], dict[st
         data, extra = _read_file(file)
         tensors.update(_unwrap(data, str(file)))
         metadata.update(extra)
+    for name in zoedepth_constants():
+        tensors.pop(name, None)
     wrong = [name for name, tensor in tensors.items() if not tensor.is_floating_point()]
     if wrong:
         raise CheckpointError(f"{label}: not floating point (quantised?): {_some(wrong)}")
@@ -516,6 +521,10 @@ def load_pretrained(
     chosen = chosen or source.preset or preset_from_name(source.name)
     if chosen is None:
         chosen = _infer_config(tensors, layout, source.label)
+    kind = bin_centers(tensors, layout)
+    if layout is LAYOUTS["zoedepth"] and kind and chosen.is_metric:
+        # A published file's name does not say which kind it has; its shapes do.
+        chosen = dataclasses.replace(chosen, bin_centers=kind)
     if position_embedding is not None:
         chosen = dataclasses.replace(chosen, position_embedding=position_embedding)
 
@@ -554,6 +563,14 @@ def _infer_config(tensors: Mapping[str, Tensor], layout: Layout, label: str) -> 
         ) from error
     except (ValueError, IndexError, ZeroDivisionError) as error:
         raise CheckpointError(f"{label}: {error}; it looks like {_looks_like(tensors)}") from error
+    if config.bin_centers:
+        logger.warning(
+            "%s: no config.json and no published file name; taken for a V1 metric model up to %g m "
+            "by its shapes. Otherwise pass config=, e.g. config='metric-outdoor-vitl'.",
+            label,
+            config.max_depth,
+        )
+        return config
     logger.warning(
         "%s: no config.json and no published file name; taken for a relative V1 model (%s, taps "
         "%s) by its shapes. If it is a V2 or a metric model pass config=, e.g. config='v2-vits'.",
@@ -635,7 +652,7 @@ def load_encoder(
     expected = {f"pretrained.{k}": tuple(v.shape) for k, v in model.pretrained.state_dict().items()}
     if whole is not None:
         layout = whole
-        encoder = ("pretrained.", "backbone.")
+        encoder = ("pretrained.", "backbone.", "core.core.pretrained.")
         tensors = {name: value for name, value in tensors.items() if name.startswith(encoder)}
     assert layout is not None
     conversion = to_official(tensors, layout, expected)
@@ -697,21 +714,28 @@ def save_pretrained(
         model: Any device and dtype.
         folder: Made if it is not there.
         layout: ``"official"`` (the keys of the official checkpoints; `from_pretrained` reads it
-            with every field of the configuration) or ``"transformers"`` (transformers'
-            ``DepthAnythingForDepthEstimation.from_pretrained`` reads it too).
+            with every field of the configuration), ``"transformers"`` (transformers'
+            ``DepthAnythingForDepthEstimation.from_pretrained`` reads it too), or for a model with
+            ZoeDepth's bins ``"zoedepth"`` (the keys of the published metric files of V1).
         dtype: Of the weights in the file; the model's own by default.
         max_shard_size: Largest file, in bytes or e.g. ``"5GB"``; more is split into
             ``model-00001-of-00002.safetensors``, ... with an index.
 
     Raises:
-        ValueError: If the layout, dtype or size is not one that exists.
+        ValueError: If the layout, dtype or size is not one that exists, or the layout has no place
+            for the model.
     """
     from safetensors.torch import save_file
 
     from .. import __version__
 
-    if layout not in ("official", "transformers"):
-        raise ValueError(f"layout={layout!r}: use 'official' or 'transformers'")
+    if layout not in ("official", "transformers", "zoedepth"):
+        raise ValueError(f"layout={layout!r}: use 'official', 'transformers' or 'zoedepth'")
+    if (layout == "transformers") if model.config.bin_centers else (layout == "zoedepth"):
+        raise ValueError(
+            f"layout={layout!r}: {model.config.name!r} has "
+            f"{'metric' if model.config.bin_centers else 'no metric'} bins; use 'official'"
+        )
     max_bytes = _size_in_bytes(max_shard_size)
     target = model.dtype if dtype is None else resolve_dtype(dtype, model.device)
     state = {key: value.detach() for key, value in model.state_dict().items()}
@@ -719,6 +743,8 @@ def save_pretrained(
         name: tensor.to("cpu", target).contiguous()
         for name, tensor in from_official(state, LAYOUTS[layout]).items()
     }
+    if layout == "zoedepth":
+        state |= zoedepth_constants()
     own = config_to_json(model.config, __version__)
     extra: dict[str, dict[str, Any]] = {"config.json": own}
     if layout == "transformers":

@@ -26,6 +26,16 @@ transformers drops it with ``use_mask_token=False``. Loaded as zeros then."""
 
 _HEAD_DIM = 64  # of every published DINOv2 without a SwiGLU
 
+_BINOMIAL = "conditional_log_binomial.log_binomial_transform."
+
+
+def zoedepth_constants() -> dict[str, Tensor]:
+    """What the published metric files hold beside weights: numbers that follow from 64 bins."""
+    return {
+        _BINOMIAL + "k_idx": torch.arange(64).view(1, -1, 1, 1),
+        _BINOMIAL + "K_minus_1": torch.tensor([63.0]).view(1, -1, 1, 1),
+    }
+
 
 # ------------------------------------------------------------------------------------- key maps
 
@@ -81,6 +91,8 @@ def transformers_names(key: str) -> Names:
     Raises:
         KeyError: If ``key`` is no official key.
     """
+    if key.startswith("metric_head."):
+        return (key,)  # transformers has no such head on this model; for messages
     if match := _QKV.fullmatch(key):
         layer, parameter = match.groups()
         return tuple(
@@ -109,6 +121,13 @@ def transformers_live_names(key: str) -> Names:
     return tuple(names)
 
 
+def zoedepth_names(key: str) -> Names:
+    """Names of an official key in `depth_anything_metric_depth_{indoor,outdoor}.pt`."""
+    if key.startswith("metric_head."):
+        return (key.removeprefix("metric_head."),)
+    return (f"core.core.{key}",)
+
+
 def dinov2_names(key: str) -> Names:
     """Names of an encoder key in DINOv2's own files (`dinov2_vits14_pretrain.pth`)."""
     return (key.removeprefix("pretrained."),)
@@ -135,6 +154,7 @@ LAYOUTS: dict[str, Layout] = {
     "official": Layout("official Depth Anything", official_names),
     "transformers": Layout("transformers", transformers_names),
     "transformers_live": Layout("transformers (state_dict in memory)", transformers_live_names),
+    "zoedepth": Layout("Depth Anything V1 metric (ZoeDepth)", zoedepth_names),
 }
 ENCODER_LAYOUTS: dict[str, Layout] = {
     "dinov2": Layout("official DINOv2", dinov2_names),
@@ -270,14 +290,18 @@ STRUCTURE = (
     "grid_size",
     "patch_size",
 )
-"""Fields of `ModelConfig` that say which weights a network has and how they are joined."""
+"""Fields of `ModelConfig` that say which weights encoder and decoder have and how they are joined;
+`max_depth` and `bin_centers` say what is behind."""
 
 
 def matching_preset(config: ModelConfig) -> ModelConfig | None:
     """The preset with the same network (sizes, taps, output), or None."""
     for preset in PRESETS.values():
         same = all(getattr(preset, name) == getattr(config, name) for name in STRUCTURE)
-        if same and preset.max_depth == config.max_depth:
+        if same and (preset.max_depth, preset.bin_centers) == (
+            config.max_depth,
+            config.bin_centers,
+        ):
             return preset
     return None
 
@@ -285,8 +309,9 @@ def matching_preset(config: ModelConfig) -> ModelConfig | None:
 def config_from_tensors(tensors: Mapping[str, Tensor], layout: Layout) -> ModelConfig:
     """Reads the sizes of a network off its weights.
 
-    Which blocks the decoder reads and whether the output is metric cannot be seen in them: V1's
-    taps (the last four blocks) and a relative model are assumed.
+    Which blocks the decoder reads and whether V2's output is metric cannot be seen in them: V1's
+    taps (the last four blocks) and a relative model are assumed. With ZoeDepth's bins the largest
+    depth cannot be seen: that of the published model with bins of their kind is taken.
 
     Raises:
         KeyError: If a tensor that is needed for that is not there.
@@ -299,6 +324,7 @@ def config_from_tensors(tensors: Mapping[str, Tensor], layout: Layout) -> ModelC
     layers = 0
     while layout.names(f"pretrained.blocks.{layers}.norm1.weight")[0] in tensors:
         layers += 1
+    kind = bin_centers(tensors, layout)
     embed_dim = shape("pretrained.cls_token")[-1]
     grid = round((shape("pretrained.pos_embed")[1] - 1) ** 0.5)
     patch = shape("pretrained.patch_embed.proj.weight")[-1]
@@ -313,8 +339,18 @@ def config_from_tensors(tensors: Mapping[str, Tensor], layout: Layout) -> ModelC
         image_size=grid * patch,
         grid_size=grid,
         patch_size=patch,
+        max_depth={"": None, "softplus": 10.0, "normed": 80.0}[kind],
+        bin_centers=kind,
     )
     return matching_preset(config) or config
+
+
+def bin_centers(tensors: Mapping[str, Tensor], layout: Layout) -> str:
+    """The kind of ZoeDepth's bins that the weights are of, as in `ModelConfig`; "" without any."""
+    outputs = tensors.get(layout.names("metric_head.attractors.0._net.2.bias")[0])
+    if outputs is None:
+        return ""
+    return "softplus" if len(outputs) == 16 else "normed"
 
 
 def encoder_size(tensors: Mapping[str, Tensor], layout: Layout) -> str:
@@ -342,6 +378,9 @@ _TRANSFORMERS_ID = re.compile(
     re.IGNORECASE,
 )
 _METRIC_DATA = {"indoor": "hypersim", "outdoor": "vkitti"}
+_ZOEDEPTH_FILE = re.compile(
+    r"depth[_-]anything[_-]metric[_-]depth[_-](?P<place>indoor|outdoor)", re.IGNORECASE
+)
 
 
 def preset_from_name(name: str) -> ModelConfig | None:
@@ -353,6 +392,8 @@ def preset_from_name(name: str) -> ModelConfig | None:
     for preset in PRESETS.values():
         if preset.hub_id and preset.hub_id.lower() == name.lower():
             return preset
+    if match := _ZOEDEPTH_FILE.search(name):
+        return PRESETS[f"metric-{match['place'].lower()}-vitl"]
     if match := _TRANSFORMERS_ID.search(name):
         encoder = "vit" + match["size"][0].lower()
         data = _METRIC_DATA.get((match["data"] or "").lower())

@@ -16,6 +16,7 @@ from ..ops.geometry import MAX_TOKENS
 from ..ops.linear_int8 import why_slow as why_slow_int8
 from ..runtime import keep_freed_memory
 from .dpt import DPTHead
+from .metric import MetricBinsHead
 from .optimized import OptimizedForward
 from .optimized import why_not as why_not_optimized
 from .vision_transformer import VisionTransformer
@@ -25,6 +26,9 @@ logger = logging.getLogger("dafast")
 
 class DepthAnything(nn.Module):
     """Depth Anything V1 and V2, with the state_dict keys of the official checkpoints.
+
+    A metric model of V1 has ZoeDepth's bins in `metric_head` besides; the keys of the published
+    files are those of the layout "zoedepth" (`dafast.models.conversion`).
 
     Built like this the weights are random; `from_pretrained` loads trained ones.
 
@@ -37,6 +41,8 @@ class DepthAnything(nn.Module):
         self.config = get_preset(config) if isinstance(config, str) else config
         self.pretrained = VisionTransformer(self.config)
         self.depth_head = DPTHead(self.config)
+        if self.config.bin_centers:
+            self.metric_head = MetricBinsHead(self.config)
         self._optimized: OptimizedForward | None = None
 
     @property
@@ -85,8 +91,14 @@ class DepthAnything(nn.Module):
         taps = self.pretrained.get_intermediate_layers(x, wanted)
         patch = self.config.patch_size
         rows, columns = x.shape[-2] // patch, x.shape[-1] // patch
-        disparity = self.depth_head(taps[:4], rows, columns).squeeze(1)
-        return (disparity, taps[-1]) if features else disparity
+        prediction = self._decode(taps[:4], rows, columns)
+        return (prediction, taps[-1]) if features else prediction
+
+    def _decode(self, taps: Sequence[Tensor], rows: int, columns: int) -> Tensor:
+        """Four taps (B, rows * columns, C) to (B, rows * 14, columns * 14)."""
+        if self.config.bin_centers:
+            return self.metric_head(*self.depth_head.activations(taps, rows, columns)).squeeze(1)
+        return self.depth_head(taps, rows, columns).squeeze(1)
 
     def _forward_packed(self, images: Sequence[Tensor]) -> list[Tensor]:
         if not images:
@@ -99,7 +111,7 @@ class DepthAnything(nn.Module):
         patch = self.config.patch_size
         for (height, width), members in same_size.items():
             stacked = [torch.stack([tap[i] for i in members]) for tap in taps]
-            out = self.depth_head(stacked, height // patch, width // patch).squeeze(1)
+            out = self._decode(stacked, height // patch, width // patch)
             maps.update(zip(members, out, strict=True))
         return [maps[i] for i in range(len(images))]
 
@@ -208,6 +220,7 @@ class DepthAnything(nn.Module):
         padding: str = "replicate",
         max_batch_tokens: int = inference.MAX_BATCH_TOKENS,
         max_tokens: int = MAX_TOKENS,
+        flip: bool = False,
         return_tensors: bool = False,
     ) -> Any:
         """Disparity of photos at their own resolution; see `dafast.inference.predict`."""
@@ -219,6 +232,7 @@ class DepthAnything(nn.Module):
             padding=padding,
             max_batch_tokens=max_batch_tokens,
             max_tokens=max_tokens,
+            flip=flip,
             return_tensors=return_tensors,
         )
 
@@ -231,17 +245,26 @@ class DepthAnything(nn.Module):
         padding: str = "replicate",
         max_batch_tokens: int = inference.MAX_BATCH_TOKENS,
         max_tokens: int = MAX_TOKENS,
+        flip: bool = False,
         return_tensors: bool = False,
+        intrinsics: Any = None,
+        fov: float | None = None,
     ) -> Any:
-        """Depth of photos in metres (metric models); see `dafast.inference.predict`."""
+        """Depth of photos in metres (metric models), or with a camera coloured points in space.
+
+        See `dafast.inference.infer_metric` and `dafast.inference.predict`.
+        """
         return inference.infer_metric(
             self,
             images,
+            intrinsics=intrinsics,
+            fov=fov,
             fit=fit,
             size=size,
             padding=padding,
             max_batch_tokens=max_batch_tokens,
             max_tokens=max_tokens,
+            flip=flip,
             return_tensors=return_tensors,
         )
 

@@ -97,13 +97,30 @@ class Scratch(nn.Module):
 
     def forward(self, maps: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
         """Four maps (B, channels[i], h_i, w_i), the finest first, to (B, 1, *size)."""
+        return self._tail(self.output_conv1(self.fuse(maps)[-1]), size)
+
+    def activations(
+        self, maps: Sequence[Tensor], size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """As `forward`, with what a head of another kind reads on the way.
+
+        Returns:
+            The map (B, 1, *size); the features (B, 32, *size) that it was made of; and those of
+            `fuse`.
+        """
+        fused = self.fuse(maps)
+        features = self.output_conv2[:2](_upsample(self.output_conv1(fused[-1]), size))
+        return self.output_conv2[2:](features), features, fused
+
+    def fuse(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """The deepest map and the four fused ones, the coarsest first, (B, features, h, w) each."""
         layer1, layer2 = self.layer1_rn(maps[0]), self.layer2_rn(maps[1])
         layer3, layer4 = self.layer3_rn(maps[2]), self.layer4_rn(maps[3])
-        path = self.refinenet4(layer4, layer3.shape[2:])
-        path = self.refinenet3(path, layer2.shape[2:], layer3)
-        path = self.refinenet2(path, layer1.shape[2:], layer2)
-        path = self.refinenet1(path, (2 * layer1.shape[2], 2 * layer1.shape[3]), layer1)
-        return self._tail(self.output_conv1(path), size)
+        path4 = self.refinenet4(layer4, layer3.shape[2:])
+        path3 = self.refinenet3(path4, layer2.shape[2:], layer3)
+        path2 = self.refinenet2(path3, layer1.shape[2:], layer2)
+        path1 = self.refinenet1(path2, (2 * layer1.shape[2], 2 * layer1.shape[3]), layer1)
+        return [layer4, path4, path3, path2, path1]
 
     def _tail(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         """``output_conv2`` of the upsampled map; in inference in one kernel, where one serves.
@@ -124,14 +141,15 @@ class DPTHead(nn.Module):
     """Four encoder taps to one map at the resolution of the image.
 
     Args:
-        config: Widths, patch size, and whether the model is metric.
+        config: Widths, patch size, and whether the map is V2's metric depth; with ``bin_centers``
+            it is the relative one that the bins are conditioned on.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         dim, channels = config.embed_dim, config.out_channels
         self.patch_size = config.patch_size
-        self.max_depth = config.max_depth
+        self.max_depth = None if config.bin_centers else config.max_depth
         self.projects = nn.ModuleList(nn.Conv2d(dim, c, 1) for c in channels)
         self.resize_layers = nn.ModuleList(
             [
@@ -141,9 +159,8 @@ class DPTHead(nn.Module):
                 nn.Conv2d(channels[3], channels[3], 3, stride=2, padding=1),
             ]
         )
-        self.scratch = Scratch(
-            channels, config.features, nn.Sigmoid() if config.is_metric else nn.ReLU()
-        )
+        activation = nn.ReLU() if self.max_depth is None else nn.Sigmoid()
+        self.scratch = Scratch(channels, config.features, activation)
 
     @annotate("head")
     def forward(self, taps: Sequence[Tensor], rows: int, columns: int) -> Tensor:
@@ -158,9 +175,24 @@ class DPTHead(nn.Module):
             (B, 1, rows * 14, columns * 14), float32 whatever the dtype of the weights (float64 for
             float64 weights).
         """
+        out = self.scratch(self.reassemble(taps, rows, columns), self.size(rows, columns))
+        return out if self.max_depth is None else out * self.max_depth
+
+    def activations(
+        self, taps: Sequence[Tensor], rows: int, columns: int
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """`Scratch.activations` of the taps."""
+        maps = self.reassemble(taps, rows, columns)
+        return self.scratch.activations(maps, self.size(rows, columns))
+
+    def size(self, rows: int, columns: int) -> tuple[int, int]:
+        """Height and width in pixels of a grid of patches."""
+        return rows * self.patch_size, columns * self.patch_size
+
+    def reassemble(self, taps: Sequence[Tensor], rows: int, columns: int) -> list[Tensor]:
+        """The taps as maps of four resolutions, the finest first."""
         maps = []
         for tap, project, resize in zip(taps, self.projects, self.resize_layers, strict=True):
             grid = tap.transpose(1, 2).unflatten(2, (rows, columns))
             maps.append(resize(project(grid)))
-        out = self.scratch(maps, (rows * self.patch_size, columns * self.patch_size))
-        return out if self.max_depth is None else out * self.max_depth
+        return maps

@@ -40,6 +40,13 @@ class _NotThereError(Exception):
     """The hub answered that the repository has no such file."""
 
 
+def _repository(repo_id: str) -> tuple[str, str | None]:
+    """Name and kind as huggingface_hub takes them: "spaces/owner/name" is a space."""
+    if repo_id.startswith("spaces/"):
+        return repo_id.removeprefix("spaces/"), "space"
+    return repo_id, None
+
+
 def _download(repo_id: str, filename: str, options: HubOptions) -> Path:
     """Fetches one file into the cache, or takes it from there.
 
@@ -50,11 +57,13 @@ def _download(repo_id: str, filename: str, options: HubOptions) -> Path:
     import huggingface_hub
     from huggingface_hub import errors
 
+    name, kind = _repository(repo_id)
     try:
         return Path(
             huggingface_hub.hf_hub_download(
-                repo_id,
+                name,
                 filename,
+                repo_type=kind,
                 revision=options.revision,
                 cache_dir=options.cache_dir,
                 local_files_only=options.local_files_only,
@@ -98,7 +107,10 @@ def _by_hand(repo_id: str, filenames: Sequence[str], revision: str | None, confi
     from huggingface_hub import constants, hf_hub_url
 
     folder = repo_id.split("/")[-1]
-    first = hf_hub_url(repo_id, filenames[0], revision=revision, endpoint=constants.ENDPOINT)
+    name, kind = _repository(repo_id)
+    first = hf_hub_url(
+        name, filenames[0], repo_type=kind, revision=revision, endpoint=constants.ENDPOINT
+    )
     hint = f", config={config!r}" if config else ""
     if len(filenames) == 1:
         return (
@@ -119,7 +131,7 @@ def fetch_file(repo_id: str, filename: str, options: HubOptions, *, config: str 
     (`huggingface_hub.hf_hub_download`).
 
     Args:
-        repo_id: ``"owner/name"``.
+        repo_id: ``"owner/name"``, or ``"spaces/owner/name"`` for the files of a space.
         filename: Within the repository.
         options: Where and how to look.
         config: Preset to name in the instructions for fetching by hand.

@@ -55,6 +55,8 @@ def _why_no_onednn() -> str:
 
 def why_not(model: DepthAnything) -> str:
     """Why the weights of a model cannot be packed; an empty string where they can."""
+    if model.config.bin_centers:
+        return "the bins of a metric model are not packed"
     if model.device.type != "cpu":
         return f"weights are packed on a CPU; the model is on {model.device}"
     dtypes = {p.dtype for p in model.parameters()}

@@ -108,6 +108,27 @@ class UnlabeledSection:
 
 
 @dataclass(frozen=True)
+class MetricSection:
+    """Depth in metres in place of relative disparity; docs/metric.md. Shards must be in metres.
+
+    Attributes:
+        max_depth: Largest depth in metres of the model, and of the labels that count; 0 trains
+            relative disparity.
+        min_depth: Labels nearer than this many metres do not count.
+        head: What gives the metres: ZoeDepth's bins, `softplus` (unbounded) or `normed` (within the
+            range); `sigmoid`, as Depth Anything V2 has it.
+        beta: Share of the error of the overall scale in the loss (SILog).
+        flip: Whether the evaluation averages over a picture and its mirror image.
+    """
+
+    max_depth: float = 0.0
+    min_depth: float = 1e-3
+    head: Literal["softplus", "normed", "sigmoid"] = "softplus"
+    beta: float = 0.15
+    flip: bool = True
+
+
+@dataclass(frozen=True)
 class OptimSection:
     """AdamW and its schedule. The defaults are the paper's where it gives a number.
 
@@ -147,6 +168,7 @@ class TrainConfig:
         data: See `DataSection`.
         augment: Of labeled images; see `dafast.data.transforms.AugmentConfig`.
         unlabeled: See `UnlabeledSection`.
+        metric: See `MetricSection`.
         optim: See `OptimSection`.
         out: Run directory: `metrics.jsonl`, `config.json`, `checkpoints/`, `export/`.
         resume: `auto` goes on from the newest whole checkpoint in `out`, a path from that one,
@@ -187,6 +209,7 @@ class TrainConfig:
     data: DataSection = field(default_factory=DataSection)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     unlabeled: UnlabeledSection = field(default_factory=UnlabeledSection)
+    metric: MetricSection = field(default_factory=MetricSection)
     optim: OptimSection = field(default_factory=OptimSection)
     out: str = "runs/default"
     resume: str = "auto"
@@ -324,8 +347,9 @@ _NOT_NEGATIVE = (
     *("steps", "epochs", "max_minutes", "seed", "threads", "checkpoint_every", "eval_every"),
     *("max_bad_steps", "data.eval_samples", "data.workers", "optim.encoder_lr", "optim.decoder_lr"),
     *("optim.weight_decay", "optim.warmup_steps", "optim.grad_clip", "gradient_matching"),
+    *("metric.max_depth", "metric.min_depth"),
 )
-_SHARES = ("data.max_bad_fraction", "unlabeled.cutmix")
+_SHARES = ("data.max_bad_fraction", "unlabeled.cutmix", "metric.beta")
 
 
 def is_list(path: str) -> bool:
@@ -345,9 +369,19 @@ def check(config: TrainConfig) -> None:
         f"model.preset: no preset {config.model.preset!r}; there are: {', '.join(PRESETS)}",
     )
     preset = PRESETS[config.model.preset]
+    metric = config.metric
     need(
-        not preset.is_metric,
-        f"model.preset: {preset.name} is metric; this trains relative disparity",
+        not preset.is_metric or metric.max_depth > 0,
+        f"model.preset: {preset.name} is metric; this trains relative disparity, metres with "
+        "metric.max_depth",
+    )
+    need(
+        metric.max_depth <= 0 or metric.min_depth < metric.max_depth,
+        f"metric.min_depth must be under metric.max_depth ({metric.max_depth})",
+    )
+    need(
+        metric.max_depth == 0 or not config.unlabeled.path,
+        "metric.max_depth and unlabeled.path exclude each other: a student learns disparity",
     )
     need(bool(config.data.shapes), "data.shapes: at least one shape is needed")
     for shape in config.data.shapes:
@@ -420,6 +454,7 @@ def _check_augment(name: str, augment: AugmentConfig, need: Callable[[bool, str]
     low, high = augment.area
     need(0 < low <= high <= 1, f"{name}.area must be a range within (0, 1]")
     need(augment.aspect_jitter >= 1, f"{name}.aspect_jitter must be at least 1")
+    need(0 <= augment.rotate <= 180, f"{name}.rotate must be in [0, 180]")
     low, high = augment.blur_sigma
     need(0 <= low <= high, f"{name}.blur_sigma must be a range of numbers that are not negative")
     need(0 <= augment.hue <= 0.5, f"{name}.hue must be in [0, 0.5]")

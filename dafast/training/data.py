@@ -222,7 +222,12 @@ class TrainingData(Dataset[Any]):
             ShardError: If they cannot be used; the message names the setting.
         """
         share, section = config.data.max_bad_fraction, config.unlabeled
-        labeled = ShardDataset(config.data.path, max_bad_fraction=share, key="data.path")
+        labeled = ShardDataset(
+            config.data.path,
+            labels="physical" if config.metric.max_depth else "minmax",
+            max_bad_fraction=share,
+            key="data.path",
+        )
         unlabeled = None
         if section.path:
             try:

@@ -14,6 +14,7 @@ from dafast.models.vision_transformer import VisionTransformer
 from dafast.profiling import annotate
 from dafast.training.config import ConfigError, TrainConfig, UnlabeledSection
 from dafast.training.data import Batch
+from dafast.training.metric import MetricStep
 from dafast.training.steps import LabeledStep, Normalise, autocast, start_encoder
 
 
@@ -125,5 +126,7 @@ def build_step(
     network: nn.Module, model: DepthAnything, config: TrainConfig, dtype: torch.dtype
 ) -> LabeledStep:
     """What turns a batch into losses: of a student where there are unlabeled images."""
+    if config.metric.max_depth:
+        return MetricStep(network, model, config, dtype).to(model.device)
     kind = StudentStep if config.unlabeled.path else LabeledStep
     return kind(network, model, config, dtype).to(model.device)

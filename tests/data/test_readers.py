@@ -163,15 +163,43 @@ def diml(root: Path, rng: np.random.Generator) -> list[Made]:
     return made
 
 
+def nyuv2(root: Path, rng: np.random.Generator) -> list[Made]:
+    made = []
+    for i in range(3):
+        scene = root / ("kitchen_0028b", "office_0001")[i % 2]
+        pixels, (depth, valid) = picture(rng), depth_of(rng)
+        millimetres = np.rint(depth * 1000).astype(np.uint16)
+        image = save(scene / f"rgb_{i:05d}.jpg", pixels)
+        label = save(scene / f"sync_depth_{i:05d}.png", millimetres)
+        made.append(Made(image, label, pixels, inverse(millimetres / 1000, valid), valid))
+    return made
+
+
+def kitti(root: Path, rng: np.random.Generator) -> list[Made]:
+    date, made, lines = "2011_09_26", [], []
+    for i in range(3):
+        drive = f"{date}_drive_{i // 2:04d}_sync"
+        pixels, (depth, valid) = picture(rng), depth_of(rng)
+        stored = np.rint(depth * 256).astype(np.uint16)
+        frame = f"{i:010d}.png"
+        image = save(root / date / drive / "image_02" / "data" / frame, pixels)
+        truth = root / "train" / drive / "proj_depth" / "groundtruth" / "image_02" / frame
+        made.append(Made(image, save(truth, stored), pixels, inverse(stored / 256, valid), valid))
+        lines.append(f"{date}/{drive}/image_02/data/{frame} whatever 721.5377")
+    lines.append(f"{date}/{drive}/image_02/data/0000000099.png None 721.5377")  # without truth
+    (root / "eigen_train_files_with_gt.txt").write_text("\n".join(lines) + "\n")
+    return made
+
+
 MAKE: dict[str, Callable[[Path, np.random.Generator], list[Made]]] = {
-    f.__name__: f for f in (tartanair, blendedmvs, hrwsi, megadepth, irs, diml)
+    f.__name__: f for f in (tartanair, blendedmvs, hrwsi, megadepth, irs, diml, nyuv2, kitti)
 }
 
 
 def test_every_reader_is_tested() -> None:
     assert set(MAKE) == set(NAMES)
-    with pytest.raises(ValueError, match=r"'kitti'; there are: tartanair"):
-        get_reader("kitti")
+    with pytest.raises(ValueError, match=r"'sintel'; there are: tartanair"):
+        get_reader("sintel")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -260,7 +288,8 @@ def test_damage(
         path.unlink()
     else:
         save(bad.image, picture(rng)[:20])
-    if damage == ("label gone" if name == "megadepth" else "image gone"):  # what is listed
+    listed = "label gone" if name in ("megadepth", "kitti") else "image gone"
+    if damage == listed:
         assert len(get_reader(name).items(root)) == len(made) - 1
         return
     key = re.escape(bad.image.relative_to(root).with_suffix("").as_posix())
@@ -359,8 +388,43 @@ def test_a_list_is_checked(tmp_path: Path, rng: np.random.Generator, capsys, mon
     assert Image.open("mine-check.png").size[0] > 3 * 192
     assert main(["data", "check", "."]) == 1
     assert "whose folder is it? One of tartanair" in capsys.readouterr().err
-    assert main(["data", "check", "kitti", "."]) == 1
-    assert "no reader for 'kitti'" in capsys.readouterr().err
+    assert main(["data", "check", "sintel", "."]) == 1
+    assert "no reader for 'sintel'" in capsys.readouterr().err
+
+
+def test_nyuv2_by_its_list(tmp_path: Path, rng: np.random.Generator) -> None:
+    made = nyuv2(tmp_path / "sync", rng)
+    names = [m.image.relative_to(tmp_path / "sync").as_posix() for m in made]
+    lines = [f"/{name} /{name.replace('rgb', 'sync_depth').replace('jpg', 'png')} 518.8579"
+             for name in names[1:]]  # fmt: skip
+    split = tmp_path / "nyudepthv2_train_files_with_gt.txt"
+    split.write_text("\n".join(lines) + "\n/gone/rgb_00000.jpg /gone/sync_depth_00000.png 1\n")
+    items = get_reader("nyuv2").items(tmp_path)
+    assert [item.name for item in items] == sorted(f"sync/{name}" for name in names[1:])
+    assert all(item.read().mask.any() for item in items)
+    split.write_text("one word\nalone\n")
+    with pytest.raises(SourceError, match=r'line 2: .alone. is not "IMAGE DEPTH FOCAL"'):
+        get_reader("nyuv2").items(tmp_path)
+
+
+def test_kitti_in_both_forms_and_places(tmp_path: Path, rng: np.random.Generator) -> None:
+    made = kitti(tmp_path, rng)
+    whole = [item.name for item in get_reader("kitti").items(tmp_path)]
+    assert len(whole) == len(made)
+    (tmp_path / "eigen_train_files_with_gt.txt").unlink()
+    with pytest.raises(SourceError, match="no pictures of kitti there"):
+        get_reader("kitti").items(tmp_path)
+    folder = made[0].image.parts[-4]
+    (tmp_path / "train_files.txt").write_text(f"2011_09_26/{folder} 0 l\n2011_09_26/{folder} 1 l\n")
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "2011_09_26").rename(tmp_path / "raw" / "2011_09_26")
+    (tmp_path / "depth").mkdir()
+    (tmp_path / "train").rename(tmp_path / "depth" / "train")
+    items = get_reader("kitti").items(tmp_path)
+    assert [item.name for item in items] == [f"raw/{name}" for name in whole[:2]]
+    (tmp_path / "train_files.txt").write_text("2011_09_26 x\n")
+    with pytest.raises(SourceError, match=r"line 1: .* is neither"):
+        get_reader("kitti").items(tmp_path)
 
 
 @pytest.mark.parametrize("share", ["-0.1", "1.5", "x"])

@@ -212,3 +212,29 @@ def test_two_views_are_one_crop(seed: int) -> None:
     for ours, theirs in zip((clean, d, m), expected, strict=True):
         assert np.array_equal(ours, theirs)
     assert not np.array_equal(pixels, clean)
+
+
+@pytest.mark.parametrize("label_scale", [1, 2])
+def test_rotation_turns_picture_and_label_alike(seed: int, label_scale: int) -> None:
+    """Colours say where a pixel came from, and so does its label; the corners are not valid."""
+    height, width = 120, 160
+    image, _, _ = coordinates(height, width)
+    rows, columns = height * label_scale, width * label_scale
+    _, label, mask = coordinates(rows, columns)
+    transform = TrainTransform(AugmentConfig(rotate=20.0, flip=0.0))
+    turned = 0
+    for position in range(5):
+        rng = sample_generator(seed, position)
+        pixels, d, m = transform(image, label, mask, (height, width), rng)
+        index = d.astype(np.int64)
+        y, x = index // columns, index % columns
+        red, green = 255 * (x + 0.5) / columns, 255 * (y + 0.5) / rows
+        inside = m & (pixels[..., :2].min(-1) > 8)  # the border mixes with black
+        assert np.abs(pixels[..., 0] - red)[inside].max() < 6
+        assert np.abs(pixels[..., 1] - green)[inside].max() < 6
+        outside = ~m & (index == 0)
+        turned += outside.sum() > 100
+    assert turned >= 2
+    same = transform(image, label, mask, (height, width), sample_generator(seed, 0))
+    again = transform(image, label, mask, (height, width), sample_generator(seed, 0))
+    assert all(np.array_equal(a, b) for a, b in zip(same, again, strict=True))

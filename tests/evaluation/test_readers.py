@@ -90,6 +90,23 @@ def test_kitti(form, raw, depth, tmp_path, rng, caplog):
         np.testing.assert_array_equal(everything, truths[frame] > 1e-3)
 
 
+def test_kitti_cut_to_the_benchmark(tmp_path, rng):
+    stem = f"{DRIVE}/image_02/data/0000000069.png"
+    pixels = _image(tmp_path / "2011_09_26" / stem, rng, 375, 1242)
+    stored = rng.integers(0, 65536, (375, 1242))
+    _png16(tmp_path / f"val/{DRIVE}/proj_depth/groundtruth/image_02/0000000069.png", stored)
+    (tmp_path / "test_files.txt").write_text(f"2011_09_26/{DRIVE} 69 l\n")
+    whole, cut = (READERS[name](tmp_path)[0] for name in ("kitti", "kitti_kb"))
+    np.testing.assert_array_equal(cut.image, pixels[23:, 13:1229])
+    np.testing.assert_array_equal(cut.depth, whole.depth[23:, 13:1229])
+    assert cut.image.shape == (352, 1216, 3) and cut.crop == garg_crop(352, 1216)
+    assert (whole.crop, cut.name) == (garg_crop(375, 1242), whole.name)
+    _image(tmp_path / "2011_09_26" / stem, rng, 300, 1242)
+    _png16(tmp_path / f"val/{DRIVE}/proj_depth/groundtruth/image_02/0000000069.png", stored[:300])
+    with pytest.raises(ValueError, match="300 x 1242 pixels; 352 x 1216 are cut out"):
+        READERS["kitti_kb"](tmp_path)[0]
+
+
 def test_garg_crop_is_the_published_one():
     """Garg wrote [-218:-3, 44:1180] at 370 x 1224; the fractions, cut off, give nearly that."""
     assert garg_crop(370, 1224) == (151, 366, 43, 1180)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from dafast.data.readers._reader import Reader
 
-NAMES = ("tartanair", "blendedmvs", "hrwsi", "megadepth", "irs", "diml")
+NAMES = ("tartanair", "blendedmvs", "hrwsi", "megadepth", "irs", "diml", "nyuv2", "kitti")
 
 
 def get_reader(name: str) -> Reader:

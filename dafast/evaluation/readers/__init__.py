@@ -15,7 +15,7 @@ from .diode import diode, diode_indoors, diode_outdoor
 from .eth3d import eth3d
 from .hypersim import hypersim
 from .ibims1 import ibims1
-from .kitti import kitti
+from .kitti import kitti, kitti_kb
 from .listed import listed
 from .nyuv2 import nyuv2
 from .sintel import sintel
@@ -24,6 +24,7 @@ from .vkitti2 import vkitti2
 
 READERS: dict[str, Callable[[Path], Samples]] = {
     "kitti": kitti,
+    "kitti_kb": kitti_kb,
     "nyuv2": nyuv2,
     "list": listed,
     "sintel": sintel,

@@ -7,9 +7,12 @@ value / 256, 0 is unknown); Eigen et al., NIPS 2014 (the split of 697 images); U
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+
+from dafast.data.readers.kitti import image_file, parse_split, truth_file
 
 from ..samples import EvaluationSample, Samples
 from ._files import first_file, missing, read_image, read_png16, warn_of_count
@@ -35,36 +38,10 @@ def garg_crop(height: int, width: int) -> tuple[int, int, int, int]:
     return top, bottom, int(0.03594771 * width), int(0.96405229 * width)
 
 
-def parse_split(path: Path) -> list[tuple[str, str, str, int]]:
-    """Reads a split in either published form.
-
-    Returns:
-        Date, drive, camera folder and frame of each line.
-
-    Raises:
-        ValueError: If a line is of neither form.
-    """
-    frames = []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
-        words = line.split()
-        if not words:
-            continue
-        parts = words[0].strip("/").split("/")
-        try:
-            if len(parts) == 5:  # date/drive/camera/data/frame.png, truth, focal length
-                date, drive, camera, _, file = parts
-                frames.append((date, drive, camera, int(Path(file).stem)))
-            else:  # date/drive, frame, side
-                date, drive = parts
-                side = words[2] if len(words) > 2 else "l"
-                camera = {"l": "image_02", "r": "image_03"}[side]
-                frames.append((date, drive, camera, int(words[1])))
-        except (ValueError, KeyError, IndexError) as error:
-            raise ValueError(
-                f'{path}, line {number}: {line!r} is neither "DATE/DRIVE FRAME l|r" nor '
-                '"DATE/DRIVE/CAMERA/data/FRAME.png ..."'
-            ) from error
-    return frames
+def benchmark_crop(height: int, width: int) -> tuple[int, int, int, int]:
+    """The 352 x 1216 pixels (top, bottom, left, right) that KITTI's depth benchmark shows."""
+    left = (width - 1216) // 2
+    return height - 352, height, left, left + 1216
 
 
 def kitti(root: Path) -> Samples:
@@ -77,32 +54,55 @@ def kitti(root: Path) -> Samples:
         DataMissingError: If the folder is laid out otherwise.
         ValueError: If the split cannot be read.
     """
+    return Samples(_entries(root), _load)
+
+
+def kitti_kb(root: Path) -> Samples:
+    """The same frames cut to `benchmark_crop` before the network sees them, Garg's crop within.
+
+    So published metric models were trained and measured: of a whole picture they would see
+    everything at another scale.
+
+    Args:
+        root: As for `kitti`.
+
+    Raises:
+        DataMissingError: As for `kitti`.
+        ValueError: As for `kitti`.
+    """
+    return Samples(_entries(root), _load_cropped)
+
+
+def _entries(root: Path) -> list[tuple[str, Path, Path]]:
     split = first_file(root / name for name in SPLITS)
     if split is None:
         raise missing(root, "no split file", LAYOUT)
     entries = []
-    for date, drive, camera, frame in parse_split(split):
-        truth = first_file(
-            root / base / part / drive / f"proj_depth/groundtruth/{camera}/{frame:010d}.png"
-            for base in ("", "depth", "data_depth_annotated")
-            for part in ("val", "train", "")
-        )
+    for frame in parse_split(split):
+        truth = truth_file(root, frame)
         if truth is None:
             continue  # 45 frames of Eigen's 697 have none
-        stem = f"{date}/{drive}/{camera}/data/{frame:010d}"
-        image = first_file(
-            root / base / (stem + suffix) for base in ("", "raw") for suffix in (".png", ".jpg")
-        )
+        image = image_file(root, frame)
         if image is None:
-            raise missing(root, f"no image {stem}.png", LAYOUT)
-        entries.append((f"{drive}_{camera}_{frame:010d}", image, truth))
+            raise missing(root, f"no image {frame.image}.png", LAYOUT)
+        entries.append((f"{frame.drive}_{frame.camera}_{frame.number:010d}", image, truth))
     if not entries:
         raise missing(root, f"no ground truth of the frames in {split.name}", LAYOUT)
     warn_of_count("kitti", len(entries), IMAGES)
-    return Samples(entries, _load)
+    return entries
 
 
 def _load(entry: tuple[str, Path, Path]) -> EvaluationSample:
     name, image, truth = entry
     depth = read_png16(truth).astype(np.float32) / 256
     return EvaluationSample(name, read_image(image), depth, MAX_DEPTH, garg_crop(*depth.shape))
+
+
+def _load_cropped(entry: tuple[str, Path, Path]) -> EvaluationSample:
+    sample = _load(entry)
+    height, width = sample.depth.shape
+    if height < 352 or width < 1216:
+        raise ValueError(f"{sample.name}: {height} x {width} pixels; 352 x 1216 are cut out")
+    top, bottom, left, right = benchmark_crop(height, width)
+    image, depth = (x[top:bottom, left:right] for x in (sample.image, sample.depth))
+    return replace(sample, image=image, depth=depth, crop=garg_crop(*depth.shape))

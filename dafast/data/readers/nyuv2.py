@@ -1,0 +1,64 @@
+"""NYU Depth V2, frames of the raw training scenes: what indoor metric models are tuned on.
+
+Read is the form that BTS prepared from the raw data with the set's own toolbox (pictures and depth
+synchronised and aligned), and that later works train on: a folder for each scene with
+`rgb_00045.jpg` and `sync_depth_00045.png`, 16-bit, in millimetres; 0 is unknown. Where the list
+that they use (24,231 pairs) lies in the folder it says which frames are taken, otherwise all are.
+
+The raw data itself (PGM and PPM, to be projected by the toolbox) is not read; the labeled set
+(`nyu_depth_v2_labeled.mat`) is for evaluation, `dafast eval --data nyuv2=FOLDER`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from dafast.data.readers._reader import Example, Reader
+from dafast.data.sources import SourceError, invert_depth, read_map
+
+SPLITS = ("nyudepthv2_train_files_with_gt.txt", "nyudepthv2_train_files.txt")
+
+
+def _find(root: Path) -> Iterator[Example]:
+    split = next((root / name for name in SPLITS if (root / name).is_file()), None)
+    if split is None:
+        for image in root.rglob("rgb_*.jpg"):
+            yield Example(image, image.with_name(f"sync_depth_{image.stem[4:]}.png"))
+        return
+    bases = [root / base for base in ("", "sync")]
+    for number, line in enumerate(split.read_text().splitlines(), 1):
+        words = line.split()
+        if not words:
+            continue
+        if len(words) < 2:
+            raise SourceError(f'{split}, line {number}: {line!r} is not "IMAGE DEPTH FOCAL"')
+        picture, label = (word.lstrip("/") for word in words[:2])
+        base = next((b for b in bases if (b / picture).is_file()), None)
+        if base is not None:
+            yield Example(base / picture, base / label)
+
+
+def _read(example: Example) -> tuple[np.ndarray, np.ndarray]:
+    depth = read_map(example.label) / 1000
+    return invert_depth(depth, depth > 0)
+
+
+READER = Reader(
+    name="nyuv2",
+    units="depth in millimetres, 16-bit",
+    invalid="0",
+    licence="not found stated",
+    published="24,231 (the list of BTS)",
+    counts=((24_231, 24_231),),
+    layout="""
+[sync/]kitchen_0028b/rgb_00045.jpg
+                    /sync_depth_00045.png
+nyudepthv2_train_files_with_gt.txt      optional: "/kitchen_0028b/rgb_00045.jpg
+                                        /kitchen_0028b/sync_depth_00045.png 518.8579"
+""",
+    find=_find,
+    read=_read,
+)

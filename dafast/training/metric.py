@@ -1,0 +1,139 @@
+"""Fine-tuning to depth in metres: what is trained, its step, its evaluation.
+
+Depth Anything, section 4.3: the encoder and decoder of a relative model with ZoeDepth's bins, all
+of it trained with the SILog loss. Batches hold disparity in 1/metre, as the shards do.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dafast.config import PRESETS, ModelConfig
+from dafast.data.shards import ShardDataset
+from dafast.evaluation.metrics import depth_errors
+from dafast.losses import SILogLoss
+from dafast.models.depth_anything import DepthAnything
+from dafast.profiling import annotate
+from dafast.training.config import MetricSection, TrainConfig
+from dafast.training.data import Batch
+from dafast.training.steps import LabeledStep, autocast, build_model, prepare_model
+
+_OUTPUT = "depth_head.scratch.output_conv2.2."  # the decoder's last convolution
+
+
+def metric_config(config: TrainConfig) -> ModelConfig:
+    """The network that a run trains: the preset's, with an output in metres.
+
+    `infer` will show it pictures as large as training did: the size of things in a picture tells
+    how far they are, so that another size would give other depths.
+    """
+    preset, section = PRESETS[config.model.preset], config.metric
+    return dataclasses.replace(
+        preset,
+        name=preset.name if preset.is_metric else f"{preset.name}-metric",
+        max_depth=section.max_depth,
+        bin_centers="" if section.head == "sigmoid" else section.head,
+        image_size=min(min(shape) for shape in config.data.shapes),
+        output_align_corners=True,
+        hub_id="",
+        hub_file="",
+    )
+
+
+def build_metric_model(config: TrainConfig, device: torch.device) -> DepthAnything:
+    """Builds the model from what `config.model` says it starts from, relative or metric.
+
+    What the start has no weights for, or such as mean something else, starts random: the bins of a
+    relative model, and the decoder's last convolution where one of the two ends in a sigmoid.
+    """
+    start = build_model(config.model, torch.device("cpu"), channels_last=False)
+    model = DepthAnything(metric_config(config))
+
+    def sigmoid(other: ModelConfig) -> bool:
+        return other.is_metric and not other.bin_centers
+
+    foreign = []
+    if sigmoid(start.config) != sigmoid(model.config):
+        foreign.append(_OUTPUT)
+    if start.config.bin_centers != model.config.bin_centers:
+        foreign.append("metric_head.")
+    state = {k: v for k, v in start.state_dict().items() if not k.startswith(tuple(foreign))}
+    model.load_state_dict(state, strict=False)
+    prepare_model(model, device, config.channels_last)
+    trained = dict(start.named_parameters())
+    for name, parameter in model.named_parameters():
+        if name in trained and not trained[name].requires_grad:
+            parameter.requires_grad_(False)  # frozen, as `config.model` asks
+    return model
+
+
+def valid_labels(disparity: Tensor, mask: Tensor, section: MetricSection) -> tuple[Tensor, Tensor]:
+    """Depth in metres of disparity in 1/metre, and where it counts; sky has none."""
+    depth = 1.0 / disparity
+    return depth, mask & (depth > section.min_depth) & (depth < section.max_depth)
+
+
+class MetricStep(LabeledStep):
+    """Loss of a batch of images with depth in metres: normalise, predict, compare.
+
+    The loss takes the valid pixels of a process's batch together, as published; so it depends a
+    little on how many processes share the batch.
+    """
+
+    def __init__(
+        self, network: nn.Module, model: DepthAnything, config: TrainConfig, dtype: torch.dtype
+    ) -> None:
+        super().__init__(network, model, config, dtype)
+        self.section = config.metric
+        self.silog = SILogLoss(config.metric.beta)
+
+    @annotate("metric_step")
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Returns the parts of the loss by name; `loss` is their total."""
+        image, disparity, mask = self.to_device(batch.image, batch.disparity, batch.mask)
+        with autocast(self.device, self.dtype):
+            prediction = self.network(self.normalise(image))
+        depth, valid = valid_labels(disparity, mask, self.section)
+        loss = self.silog(prediction.float(), depth, valid)
+        return {"loss": loss, "silog": loss}
+
+
+def metric_evaluation(
+    model: DepthAnything, data: ShardDataset, samples: int, section: MetricSection
+) -> dict[str, float]:
+    """Evaluates on held-out samples, without alignment: metres are compared with metres.
+
+    Args:
+        model: In any mode; it is put back.
+        data: With physical labels, in 1/metre.
+        samples: How many, evenly spread; 0 is all.
+        section: The range, the loss's share of the scale, and whether to average over mirror
+            images.
+
+    Returns:
+        `loss` and the metrics of `depth_errors`, means over the images that have a valid label.
+    """
+    was_training = model.training
+    model.eval()
+    loss = SILogLoss(section.beta)
+    rows: list[dict[str, float]] = []
+    count = min(samples or len(data), len(data))
+    for index in np.linspace(0, len(data) - 1, count).round().astype(int):
+        sample = data[int(index)]
+        disparity, mask = torch.from_numpy(sample.disparity), torch.from_numpy(sample.mask)
+        depth, valid = valid_labels(disparity[None], mask[None], section)
+        if not valid.any():
+            continue
+        predicted = torch.from_numpy(model.infer_metric(sample.image, flip=section.flip))[None]
+        predicted = predicted.clamp(section.min_depth, section.max_depth)
+        errors = depth_errors(predicted, depth, valid)
+        row = {name: float(value) for name, value in errors.items()}
+        rows.append({"loss": float(loss(predicted, depth, valid)), **row})
+    model.train(was_training)
+    if not rows:
+        return {"loss": float("nan")}
+    return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
