@@ -1,4 +1,4 @@
-"""Train Depth Anything, teacher or student (both stages of the paper), from top to bottom.
+"""Train Depth Anything, or a segmentation model on its encoder, from top to bottom.
 
     python train.py --config configs/nano-teacher.toml
     torchrun --nproc-per-node 8 train.py --config configs/student-vits.toml
@@ -23,12 +23,11 @@ from pathlib import Path
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from dafast.data.shards import ShardDataset, ShardError, check_bad_share
+from dafast.data.shards import ShardError, check_bad_share
 from dafast.runtime import resolve_dtype
 from dafast.training.config import ConfigError, TrainConfig, parse_args
-from dafast.training.data import TrainingData, make_loader
+from dafast.training.data import make_loader
 from dafast.training.distributed import World, distributed_session
-from dafast.training.evaluation import periodic_evaluation
 from dafast.training.progress import RunLog, Stopwatch
 from dafast.training.resume import StopRequest, changed_settings, find_checkpoint
 from dafast.training.state import (
@@ -41,12 +40,12 @@ from dafast.training.state import (
 )
 from dafast.training.steps import (
     Ema,
-    build_model,
     build_optimizer,
     set_learning_rate,
     total_steps,
 )
 from dafast.training.student import build_step
+from dafast.training.tasks import open_data, open_evaluation, open_model
 
 
 class TooManyBadStepsError(RuntimeError):
@@ -68,15 +67,15 @@ def train(config: TrainConfig, world: World) -> None:
         )
 
     # Data.
-    data = TrainingData.open(config)
+    data = open_data(config)
     held_out = None
     if config.data.eval_path and world.is_main:
-        held_out = ShardDataset(config.data.eval_path, labels="physical", key="data.eval_path")
+        held_out = open_evaluation(config)
     unlabeled_batch_size = config.unlabeled.ratio * config.batch_size if data.unlabeled else 0
     total = total_steps(config, data)
 
     # Model and optimizer.
-    model = build_model(config.model, world.device, config.channels_last)
+    model = open_model(config, data, world.device)
     optimizer = build_optimizer(model, config.optim)
     ema = Ema(model, config.ema) if config.ema else None
     best = ema.model if ema else model  # what is evaluated and exported
@@ -146,8 +145,7 @@ def train(config: TrainConfig, world: World) -> None:
 
     def evaluate() -> None:
         if held_out is not None:
-            samples, max_depth = config.data.eval_samples, config.data.eval_max_depth
-            log.evaluation(step, periodic_evaluation(best, held_out, samples, max_depth))
+            log.evaluation(step, held_out(best))
 
     # The loop.
     loader = make_loader(

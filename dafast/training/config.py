@@ -34,11 +34,13 @@ class ModelSection:
             pre-trained DINOv2 as the paper has it, `dinov2` from the hub or a file
             (`dafast.models.checkpoint.load_encoder`, which also takes the encoder of a Depth
             Anything). `--encoder-init` is short for it.
+        freeze_encoder: Whether the encoder stays as it starts and the decoder alone learns.
     """
 
     preset: str = "vitl"
     init: str = ""
     encoder_init: str = "random"
+    freeze_encoder: bool = False
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,22 @@ class UnlabeledSection:
 
 
 @dataclass(frozen=True)
+class SegmentationSection:
+    """What a segmentation model learns from, in place of depth.
+
+    Attributes:
+        data: What `data.path` and `data.eval_path` are: `cityscapes` or `ade20k` (the data set's
+            folder; training and validation splits are told apart), `list` (a list of photos with
+            class maps), `synthetic` (shards of `dafast synth`); "" learns depth.
+        head: `linear`, over the last block; `linear4`, over the four that the depth decoder reads;
+            `dpt`, the depth decoder's layers with another output.
+    """
+
+    data: Literal["", "cityscapes", "ade20k", "list", "synthetic"] = ""
+    head: Literal["linear", "linear4", "dpt"] = "linear"
+
+
+@dataclass(frozen=True)
 class OptimSection:
     """AdamW and its schedule. The defaults are the paper's where it gives a number.
 
@@ -137,6 +155,7 @@ class TrainConfig:
         data: See `DataSection`.
         augment: Of labeled images; see `dafast.data.transforms.AugmentConfig`.
         unlabeled: See `UnlabeledSection`.
+        segmentation: See `SegmentationSection`.
         optim: See `OptimSection`.
         out: Run directory: `metrics.jsonl`, `config.json`, `checkpoints/`, `export/`.
         resume: `auto` goes on from the newest whole checkpoint in `out`, a path from that one,
@@ -166,6 +185,7 @@ class TrainConfig:
     data: DataSection = field(default_factory=DataSection)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     unlabeled: UnlabeledSection = field(default_factory=UnlabeledSection)
+    segmentation: SegmentationSection = field(default_factory=SegmentationSection)
     optim: OptimSection = field(default_factory=OptimSection)
     out: str = "runs/default"
     resume: str = "auto"
@@ -353,6 +373,10 @@ def check(config: TrainConfig) -> None:
         or config.model.encoder_init not in ("random", "mimetic"),
         "unlabeled.align = start needs an encoder that has learned something to start from: set "
         "model.encoder_init (to dinov2, or a file)",
+    )
+    need(
+        not (config.segmentation.data and unlabeled.path),
+        "segmentation.data and unlabeled.path exclude each other: a student learns depth",
     )
     _check_augment("augment", config.augment, need)
     _check_augment("unlabeled.augment", unlabeled.augment, need)

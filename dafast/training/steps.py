@@ -54,7 +54,10 @@ def build_model(section: ModelSection, device: torch.device, channels_last: bool
             mimetic_init_(model.pretrained)
         elif section.encoder_init != "random":
             start_encoder(model, section.encoder_init, "model.encoder_init")
-    return prepare_model(model, device, channels_last)
+    model = prepare_model(model, device, channels_last)
+    if section.freeze_encoder:
+        model.pretrained.requires_grad_(False)
+    return model
 
 
 def start_encoder(model: DepthAnything, source: str, key: str) -> None:
@@ -233,6 +236,7 @@ class Ema:
 
     def __init__(self, model: DepthAnything, decay: float) -> None:
         self.decay = decay
+        self.source = model
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         self._average: list[Tensor] = list(self.model.parameters())
         self._source: list[Tensor] = list(model.parameters())
@@ -242,6 +246,8 @@ class Ema:
         """Takes in the weights after a step (counted from 0)."""
         decay = min(self.decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(self._average, self._source, 1.0 - decay)
+        for own, buffer in zip(self.model.buffers(), self.source.buffers(), strict=True):
+            own.copy_(buffer)  # of BatchNorm: an average already
 
 
 def total_steps(config: TrainConfig, data: TrainingData) -> int:

@@ -84,6 +84,8 @@ class SegmentationDataset(Sequence[SegmentationSample]):
                 f"{key}: class {int(known.max())}; there are {len(self.classes)}, counted from 0, "
                 f"and {IGNORE} for pixels that do not count"
             )
+        # Writable, as torch wants what it wraps; Pillow's arrays are not.
+        image, classes = (np.require(a, requirements=["C", "W"]) for a in (image, classes))
         return SegmentationSample(key, image, classes)
 
     def __getitem__(self, index: Any) -> Any:
