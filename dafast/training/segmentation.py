@@ -190,7 +190,7 @@ def open_segmentation_evaluation(
         losses = []
         for index in chosen:
             sample = samples.read(index)
-            shares = probabilities(model, torch.from_numpy(sample.image.copy())).cpu()
+            shares = probabilities(model, torch.from_numpy(sample.image)).cpu()
             truth = torch.from_numpy(sample.classes)
             matrix += confusion_matrix(shares.argmax(0), truth, len(names))
             if (truth != IGNORE).any():
