@@ -344,6 +344,11 @@ def _add_eval(commands: argparse._SubParsersAction) -> None:
         choices=("pad", "official"),
         help="how a photo becomes the network's input (default: %(default)s)",
     )
+    parser.add_argument(
+        "--flip",
+        action="store_true",
+        help="predict the mirror image of each photo too, and average",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results there")
     parser.add_argument("--md", action="store_true", help="print the table as Markdown")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
@@ -368,7 +373,6 @@ def _add_eval(commands: argparse._SubParsersAction) -> None:
         metavar="S",
         help="views of each photo, averaged (default: 1)",
     )
-    group.add_argument("--flip", action="store_true", help="each view also mirrored")
     group.add_argument(
         "--window",
         type=_positive,

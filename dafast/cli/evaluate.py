@@ -54,7 +54,7 @@ def evaluate(args: argparse.Namespace) -> int:
         from .segmentation import evaluate_segmentation
 
         return evaluate_segmentation(args)
-    for name in ("size", "scales", "flip", "window", "stride"):
+    for name in ("size", "scales", "window", "stride"):
         if getattr(args, name):
             raise CommandError(f"--{name} is for segmentation models; {args.model} is none")
     with distributed_session() as world:

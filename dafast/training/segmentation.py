@@ -97,9 +97,11 @@ class SegmentationTrainingData:
         sample = self.shards[request.sample]
         rng = sample_generator(self.seed, request.position)
         counted = sample.classes != IGNORE
-        image, classes, _ = self.transform(
+        image, classes, counted = self.transform(
             sample.image, sample.classes, counted, request.shape, rng
         )
+        # What lies outside of the photo, where a transform shows that, does not count either.
+        classes = np.where(counted, classes, IGNORE).astype(np.uint8)
         return SegmentationItem(sample.key, sample.skipped, image, classes)
 
 

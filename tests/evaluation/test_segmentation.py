@@ -202,8 +202,8 @@ def test_options_of_depth_are_refused(given: list[str], tmp_path: Path, capsys) 
 
 def test_options_of_segmentation_are_refused(tmp_path: Path, capsys) -> None:
     DepthAnything(TINY).save_pretrained(tmp_path / "depth")
-    assert main(["eval", "--model", str(tmp_path / "depth"), "--flip"]) == 1
-    assert "--flip is for segmentation models" in capsys.readouterr().err
+    assert main(["eval", "--model", str(tmp_path / "depth"), "--window", "28"]) == 1
+    assert "--window is for segmentation models" in capsys.readouterr().err
 
 
 @pytest.mark.slow
