@@ -69,7 +69,7 @@ class LinearHead(nn.Module):
 
     DINOv2's linear evaluation (arXiv 2304.07193, sec. 7.4;
     `dinov2/eval/segmentation/models/decode_heads/linear_head.py`): one tap is its "lin.", four are
-    its "+ms" without the scales, which are a matter of `SegmentationOptions`.
+    the head of its "+ms", whose scales are a matter of `SegmentationOptions`.
 
     Args:
         config: The encoder's.
