@@ -93,6 +93,7 @@ def _logits(model: SegmentationModel, x: Tensor, options: SegmentationOptions) -
     return total / count
 
 
+@torch.no_grad()
 def probabilities(
     model: SegmentationModel, image: Tensor, options: SegmentationOptions | None = None
 ) -> Tensor:

@@ -180,6 +180,7 @@ def open_segmentation_evaluation(
         ConfigError: If they cannot be used.
     """
     samples = open_samples(config, "data.eval_path", config.data.eval_path, training=False)
+    samples.max_bad_fraction = config.data.max_bad_fraction
     count = min(config.data.eval_samples or len(samples), len(samples))
     chosen = np.linspace(0, len(samples) - 1, count).round().astype(int).tolist()
 
@@ -191,7 +192,7 @@ def open_segmentation_evaluation(
         matrix = torch.zeros((len(names), len(names)), dtype=torch.int64)
         losses = []
         for index in chosen:
-            sample = samples.read(index)
+            sample = samples[index]
             shares = probabilities(model, torch.from_numpy(sample.image)).cpu()
             truth = torch.from_numpy(sample.classes)
             matrix += confusion_matrix(shares.argmax(0), truth, len(names))
