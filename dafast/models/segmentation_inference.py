@@ -105,7 +105,8 @@ def probabilities(
         options: How it is shown to the network.
 
     Returns:
-        (classes, H, W), float32, on the model's device: 4 bytes a pixel and class.
+        (classes, H, W), float32, on the model's device: 4 bytes a pixel and class, four times that
+        while views are averaged.
 
     Raises:
         ValueError: If an option is out of range.
@@ -129,8 +130,7 @@ def probabilities(
         for mirrored in (False, True)[: 1 + options.flip]:
             logits = _logits(model, x.flip(3) if mirrored else x, options)
             logits = logits.flip(2) if mirrored else logits
-            maps = postprocess(logits, [geometry] * len(logits))
-            share = torch.stack(maps).softmax(0)
+            share = torch.stack(postprocess(logits, [geometry] * len(logits))).softmax(0)
             total = share if total is None else total.add_(share)
     assert total is not None  # there is at least one scale
     return total.div_(len(options.scales) * (1 + options.flip))
