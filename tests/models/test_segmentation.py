@@ -252,6 +252,7 @@ def test_mask2former_takes_the_pyramid(seed: int) -> None:
         common_stride=4,
     )
     decoder = Mask2FormerPixelDecoder(config, feature_channels=pyramid.feature_info.channels())
+    nn.init.normal_(decoder.level_embed)  # uninitialised memory until the whole model is built
     out = decoder(pyramid(torch.randn(2, 3, 64, 96)))
     assert out.mask_features.shape == (2, 32, 16, 24)
     assert [m.shape[2:] for m in out.multi_scale_features] == [(2, 3), (4, 6), (8, 12)]
