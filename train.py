@@ -1,4 +1,4 @@
-"""Train Depth Anything, teacher, student or metric model, from top to bottom.
+"""Train Depth Anything, teacher, student or metric model, or segmentation on its encoder.
 
     python train.py --config configs/nano-teacher.toml
     torchrun --nproc-per-node 8 train.py --config configs/student-vits.toml
@@ -25,7 +25,7 @@ import torch
 from dafast.data.shards import ShardError, check_bad_share
 from dafast.runtime import resolve_dtype
 from dafast.training.config import ConfigError, TrainConfig, parse_args
-from dafast.training.data import TrainingData, make_loader
+from dafast.training.data import make_loader
 from dafast.training.distributed import World, distributed_session
 from dafast.training.lists import pack_lists
 from dafast.training.parallel import WholeModel, gather, load_weights, replicate, shard, whole
@@ -47,7 +47,7 @@ from dafast.training.steps import (
     total_steps,
 )
 from dafast.training.student import build_step
-from dafast.training.tasks import open_evaluation, open_model
+from dafast.training.tasks import open_data, open_evaluation, open_model
 
 
 class TooManyBadStepsError(RuntimeError):
@@ -71,7 +71,7 @@ def train(config: TrainConfig, world: World) -> None:
 
     # Data.
     config = pack_lists(config, world)
-    data = TrainingData.open(config)
+    data = open_data(config)
     held_out = None
     if config.data.eval_path and world.is_main:
         held_out = open_evaluation(config)

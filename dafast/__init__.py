@@ -15,19 +15,29 @@ __version__ = "0.1.0.dev0"
 
 if TYPE_CHECKING:
     from .config import PRESETS, ModelConfig
-    from .models import DepthAnything
+    from .models import DepthAnything, FeaturePyramid, SegmentationModel
     from .ops import use_backend
 
 # Resolved on first use, so that `import dafast` costs next to nothing.
 _LAZY = {
     "DepthAnything": "models",
+    "FeaturePyramid": "models",
     "ModelConfig": "config",
     "PRESETS": "config",
+    "SegmentationModel": "models",
     "use_backend": "ops",
 }
 _SUBMODULES = ("config", "data", "evaluation", "inference", "losses", "models", "ops", "training")
 
-__all__ = ["DepthAnything", "ModelConfig", "PRESETS", "use_backend", "__version__"]
+__all__ = [
+    "DepthAnything",
+    "FeaturePyramid",
+    "ModelConfig",
+    "PRESETS",
+    "SegmentationModel",
+    "use_backend",
+    "__version__",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -320,7 +320,7 @@ def _label(args: argparse.Namespace) -> int:
 def _add_eval(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "eval",
-        help="score a model against measured depth, beside two baselines",
+        help="score a model against measured depth or class maps, beside baselines",
         description="AbsRel, delta_1 and the rest after alignment to the truth, beside the best "
         "constant and the best plane. Under torchrun the images are shared among the processes.",
     )
@@ -369,6 +369,33 @@ def _add_eval(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     parser.add_argument(
         "--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16")
+    )
+    group = parser.add_argument_group(
+        "segmentation models",
+        "a folder that train.py exported with [segmentation]; scored by mean intersection over "
+        "union on cityscapes=FOLDER, ade20k=FOLDER, list=FILE.csv, synthetic: docs/segmentation.md",
+    )
+    group.add_argument(
+        "--size",
+        type=_positive,
+        metavar="N",
+        help="shorter side in pixels that scale 1 stands for (default: the encoder's own)",
+    )
+    group.add_argument(
+        "--scales",
+        type=float,
+        nargs="+",
+        metavar="S",
+        help="views of each photo, averaged (default: 1)",
+    )
+    group.add_argument(
+        "--window",
+        type=_positive,
+        metavar="N",
+        help="slide a window of N pixels over each view (default: the whole view at once)",
+    )
+    group.add_argument(
+        "--stride", type=_positive, metavar="N", help="between windows (default: 2/3 of one)"
     )
     parser.set_defaults(function=_eval)
 

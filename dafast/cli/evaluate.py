@@ -10,6 +10,7 @@ from ..evaluation.benchmarks import Result
 from ..evaluation.benchmarks import evaluate as run_benchmarks
 from ..evaluation.metrics import METRICS
 from ..training.distributed import distributed_session
+from . import CommandError
 from .files import write_atomically
 
 
@@ -26,6 +27,11 @@ def format_table(results: list[Result], markdown: bool = False) -> str:
         ]
         for r in results
     ]
+    return table(header, rows, markdown)
+
+
+def table(header: list[str], rows: list[list[str]], markdown: bool = False) -> str:
+    """Lays out rows of cells; the first two columns are names, the others numbers."""
     if markdown:
         lines = [header, ["---"] * 2 + ["---:"] * (len(header) - 2), *rows]
         return "\n".join("| " + " | ".join(line) + " |" for line in lines)
@@ -42,7 +48,15 @@ def format_table(results: list[Result], markdown: bool = False) -> str:
 def evaluate(args: argparse.Namespace) -> int:
     """Runs ``dafast eval``, as one process or under torchrun as one of many."""
     from .. import DepthAnything
+    from ..models.segmentation import is_segmentation
 
+    if is_segmentation(args.model):
+        from .segmentation import evaluate_segmentation
+
+        return evaluate_segmentation(args)
+    for name in ("size", "scales", "window", "stride"):
+        if getattr(args, name):
+            raise CommandError(f"--{name} is for segmentation models; {args.model} is none")
     with distributed_session() as world:
         device = args.device
         if world.size > 1 and device == "auto":

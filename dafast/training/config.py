@@ -129,6 +129,22 @@ class MetricSection:
 
 
 @dataclass(frozen=True)
+class SegmentationSection:
+    """What a segmentation model learns from, in place of depth.
+
+    Attributes:
+        data: What `data.path` and `data.eval_path` are: `cityscapes` or `ade20k` (the data set's
+            folder; training and validation splits are told apart), `list` (a list of photos with
+            class maps), `synthetic` (shards of `dafast synth`); "" learns depth.
+        head: `linear`, over the last block; `linear4`, over the four that the depth decoder reads;
+            `dpt`, the depth decoder's layers with another output.
+    """
+
+    data: Literal["", "cityscapes", "ade20k", "list", "synthetic"] = ""
+    head: Literal["linear", "linear4", "dpt"] = "linear"
+
+
+@dataclass(frozen=True)
 class OptimSection:
     """AdamW and its schedule. The defaults are the paper's where it gives a number.
 
@@ -169,6 +185,7 @@ class TrainConfig:
         augment: Of labeled images; see `dafast.data.transforms.AugmentConfig`.
         unlabeled: See `UnlabeledSection`.
         metric: See `MetricSection`.
+        segmentation: See `SegmentationSection`.
         optim: See `OptimSection`.
         out: Run directory: `metrics.jsonl`, `config.json`, `checkpoints/`, `export/`.
         resume: `auto` goes on from the newest whole checkpoint in `out`, a path from that one,
@@ -210,6 +227,7 @@ class TrainConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     unlabeled: UnlabeledSection = field(default_factory=UnlabeledSection)
     metric: MetricSection = field(default_factory=MetricSection)
+    segmentation: SegmentationSection = field(default_factory=SegmentationSection)
     optim: OptimSection = field(default_factory=OptimSection)
     out: str = "runs/default"
     resume: str = "auto"
@@ -439,6 +457,10 @@ def check(config: TrainConfig) -> None:
         or config.model.encoder_init not in ("random", "mimetic"),
         "unlabeled.align = start needs an encoder that has learned something to start from: set "
         "model.encoder_init (to dinov2, or a file)",
+    )
+    need(
+        not (config.segmentation.data and unlabeled.path),
+        "segmentation.data and unlabeled.path exclude each other: a student learns depth",
     )
     _check_augment("augment", config.augment, need)
     _check_augment("unlabeled.augment", unlabeled.augment, need)

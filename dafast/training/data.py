@@ -247,6 +247,11 @@ class TrainingData(Dataset[Any]):
         """Number of samples, labeled and unlabeled."""
         return len(self.shards) + (len(self.unlabeled) if self.unlabeled is not None else 0)
 
+    @staticmethod
+    def collate(samples: list[LabeledItem | UnlabeledItem]) -> Batch:
+        """See `collate`."""
+        return collate(samples)
+
     @annotate("sample")
     def __getitem__(self, request: Request) -> LabeledItem | UnlabeledItem:
         if request.unlabeled:
@@ -360,7 +365,7 @@ def make_loader(
         data,
         batch_sampler=JointSampler(*streams),
         num_workers=workers,
-        collate_fn=collate,
+        collate_fn=data.collate,
         prefetch_factor=config.data.prefetch if workers else None,
         pin_memory=world.device.type == "cuda",
         # Its own generator: otherwise the loader takes a number from the global one at every start,

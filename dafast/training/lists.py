@@ -30,6 +30,8 @@ def pack_lists(config: TrainConfig, world: World) -> TrainConfig:
         ConfigError: If a list cannot be used, or too many of its pictures cannot be read.
     """
     data = config.data
+    if config.segmentation.data:  # whose lists hold class maps, and are read as they are
+        return config
     folders: dict[str, Path] = {}
     out = Path(config.out) / "data"
     if is_list(data.path):

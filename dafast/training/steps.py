@@ -318,6 +318,8 @@ class Ema:
             for model in (self.model, self.source)
         )
         torch._foreach_lerp_(average, source, 1.0 - decay)
+        for own, buffer in zip(self.model.buffers(), self.source.buffers(), strict=True):
+            own.copy_(buffer)  # of BatchNorm: an average already
 
 
 def total_steps(config: TrainConfig, data: TrainingData) -> int:

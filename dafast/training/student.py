@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from dafast.profiling import annotate
 from dafast.training.config import ConfigError, TrainConfig, UnlabeledSection
 from dafast.training.data import Batch
 from dafast.training.metric import MetricStep
+from dafast.training.segmentation import SegmentationStep
 from dafast.training.steps import LabeledStep, Normalise, autocast, start_encoder
 
 
@@ -123,10 +125,12 @@ def load_frozen_encoder(
 
 
 def build_step(
-    network: nn.Module, model: DepthAnything, config: TrainConfig, dtype: torch.dtype
-) -> LabeledStep:
+    network: nn.Module, model: Any, config: TrainConfig, dtype: torch.dtype
+) -> nn.Module:
     """What turns a batch into losses: of a student where there are unlabeled images."""
     if config.metric.max_depth:
         return MetricStep(network, model, config, dtype).to(model.device)
+    if config.segmentation.data:
+        return SegmentationStep(network, model, dtype).to(model.device)
     kind = StudentStep if config.unlabeled.path else LabeledStep
     return kind(network, model, config, dtype).to(model.device)

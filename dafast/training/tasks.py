@@ -1,13 +1,14 @@
-"""What a run learns: the model and the evaluation that belong to its configuration."""
+"""What a run learns: the data, the model and the evaluation that belong to its configuration."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
 from dafast.data.shards import ShardDataset
-from dafast.models.depth_anything import DepthAnything
+from dafast.training import segmentation
 from dafast.training.config import ConfigError, TrainConfig
 from dafast.training.data import TrainingData
 from dafast.training.evaluation import periodic_evaluation
@@ -15,11 +16,20 @@ from dafast.training.metric import build_metric_model, metric_evaluation
 from dafast.training.steps import build_model
 
 
-def open_model(config: TrainConfig, data: TrainingData, device: torch.device) -> DepthAnything:
+def open_data(config: TrainConfig) -> Any:
+    """The training data, a `TrainingData` or what answers as one."""
+    if config.segmentation.data:
+        return segmentation.SegmentationTrainingData.open(config)
+    return TrainingData.open(config)
+
+
+def open_model(config: TrainConfig, data: Any, device: torch.device) -> Any:
     """The model to train, from what `config.model` says it starts from."""
     if config.metric.max_depth:
         return build_metric_model(config, device)
     model = build_model(config.model, device, config.channels_last)
+    if config.segmentation.data:
+        return segmentation.build_segmentation_model(model, data.shards.classes, config)
     if model.config.is_metric:
         raise ConfigError(
             f"model.init: {config.model.init} predicts metres; this trains relative disparity, "
@@ -28,8 +38,10 @@ def open_model(config: TrainConfig, data: TrainingData, device: torch.device) ->
     return model
 
 
-def open_evaluation(config: TrainConfig) -> Callable[[DepthAnything], dict[str, float]]:
+def open_evaluation(config: TrainConfig) -> Callable[[Any], dict[str, float]]:
     """What takes the model and scores it on the held-out data of `data.eval_path`."""
+    if config.segmentation.data:
+        return segmentation.open_segmentation_evaluation(config)
     held_out = ShardDataset(config.data.eval_path, labels="physical", key="data.eval_path")
     samples, max_depth = config.data.eval_samples, config.data.eval_max_depth
     if config.metric.max_depth:

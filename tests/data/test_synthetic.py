@@ -14,11 +14,11 @@ from PIL import Image
 pytest.importorskip("embreex", reason="embreex is not installed (extra dafast[synth])")
 pytest.importorskip("skimage", reason="scikit-image is not installed (extra dafast[synth])")
 
-from dafast.data.synthetic import HELD_OUT_SEED, KINDS, plane_fit, render_scene
+from dafast.data.synthetic import CLASSES, HELD_OUT_SEED, KINDS, plane_fit, render_scene
 from dafast.data.synthetic import meshes as ms
 from dafast.data.synthetic.render import Tracer, camera_from, trace
 from dafast.data.synthetic.textures import SKIMAGE_PHOTOS, TextureBank, bank_for, list_photos
-from dafast.data.synthetic.world import View, World
+from dafast.data.synthetic.world import View, World, of_class
 
 SMALL = (64, 48)
 
@@ -80,6 +80,7 @@ def test_sky_has_infinite_depth_and_disparity_zero() -> None:
     assert (sample.disparity[~sky] > 0).all()
     assert (sample.objects[sky] == 0).all()
     assert (sample.objects[~sky] > 0).all()
+    assert ((sample.classes == CLASSES.index("sky")) == sky).all()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -93,6 +94,9 @@ def test_every_kind_renders(kind: str) -> None:
         assert s.depth.shape == s.objects.shape == (48, 64)
         assert s.depth.dtype == np.float32
         assert s.objects.dtype == np.int16
+        assert s.classes.shape == (48, 64)
+        assert s.classes.dtype == np.uint8
+        assert s.classes.max() < len(CLASSES)
         assert not np.isnan(s.depth).any()
         assert (s.depth > 0).all()
         assert np.isfinite(s.disparity).all()
@@ -105,6 +109,43 @@ def test_sizes_and_kinds_vary_by_seed() -> None:
     assert len({s.kind for s in samples}) > 3
     assert len({s.image.tobytes() for s in samples}) == 12
     assert np.median([plane_fit(s.disparity) for s in samples]) < 0.9
+
+
+def test_the_innermost_class_wins() -> None:
+    """A shelf is furniture and what stands in it is not; unnamed parts are things."""
+    world = World(np.random.default_rng(0), bank_for(None))
+    box = ms.box(1, 1, 1)
+
+    @of_class("furniture")
+    def shelf(world: World) -> None:
+        world.add(box, 0)
+        with world.of_class("plant"):
+            world.add(box, 0)
+        world.add(box, 0, of="person")
+        world.add(box, 0)
+
+    world.add(box, 0)
+    shelf(world)
+    world.add(box, 0)
+    per_box = world.geometry().classes.reshape(6, -1)
+    assert (per_box == per_box[:, :1]).all()
+    names = [CLASSES[c] for c in per_box[:, 0]]
+    assert names == ["thing", "furniture", "plant", "person", "furniture", "thing"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("room", {"wall", "furniture"}),
+        ("street", {"ground", "building", "sky"}),
+        ("forest", {"plant", "ground"}),
+        ("people", {"person", "ground"}),
+    ],
+)
+def test_scenes_show_the_classes_that_they_are_of(kind: str, expected: set[str]) -> None:
+    """Over a few scenes of a kind, not in each: a camera may look past anything."""
+    seen = [np.unique(render_scene(s, size=SMALL, kind=kind).classes) for s in range(5)]
+    assert expected <= {CLASSES[c] for c in np.concatenate(seen)}
 
 
 DIGEST = """

@@ -39,7 +39,7 @@ def test_round_trip(tmp_path: Path) -> None:
     ]
     assert len(ShardDataset(tmp_path)) == len(ShardDataset(f"{tmp_path}/*")) == 3
     members = read(tmp_path / "synthetic-000000.tar") | read(tmp_path / "synthetic-000001.tar")
-    assert len(members) == 9
+    assert len(members) == 12
     for k in range(3):
         sample = render_scene(7 + k, size=SMALL)
         meta = json.loads(members[f"{k:08d}.json"])
@@ -51,6 +51,8 @@ def test_round_trip(tmp_path: Path) -> None:
         disparity = code / 65535 * meta["disparity_max"]
         assert np.abs(disparity - sample.disparity).max() <= meta["disparity_max"] / 65535
         assert ((code == 0) | np.isfinite(sample.depth)).all()
+        classes = np.asarray(Image.open(io.BytesIO(members[f"{k:08d}.classes.png"])))
+        assert np.array_equal(classes, sample.classes)
         image = np.asarray(Image.open(io.BytesIO(members[f"{k:08d}.jpg"])), float)
         assert image.shape == sample.image.shape
         assert np.abs(image - sample.image).mean() < 25
@@ -85,7 +87,7 @@ def test_same_bytes_for_any_number_of_workers_and_resume(tmp_path: Path) -> None
     assert sorted(p.name for p in one.iterdir()) == names
     assert (one / names[0]).stat().st_mtime_ns == stamps[names[0]]
     assert (one / names[1]).read_bytes() == before[names[1]]
-    assert len(read(one / names[2])) == 6
+    assert len(read(one / names[2])) == 8
 
 
 def test_other_seeds_in_the_folder_are_refused(tmp_path: Path) -> None:

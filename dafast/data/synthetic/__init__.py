@@ -12,5 +12,14 @@ from dafast.data.synthetic.sample import (
     render_scene,
 )
 from dafast.data.synthetic.shards import write_shards
+from dafast.data.synthetic.world import CLASSES
 
-__all__ = ["HELD_OUT_SEED", "KINDS", "SyntheticSample", "plane_fit", "render_scene", "write_shards"]
+__all__ = [
+    "CLASSES",
+    "HELD_OUT_SEED",
+    "KINDS",
+    "SyntheticSample",
+    "plane_fit",
+    "render_scene",
+    "write_shards",
+]

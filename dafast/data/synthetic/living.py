@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from dafast.data.synthetic import meshes as ms
-from dafast.data.synthetic.world import World
+from dafast.data.synthetic.world import World, of_class
 
 
+@of_class("plant")
 def plant(w: World, height: float, *, pot: bool = True, count: int | None = None) -> None:
     """A potted plant: rosette, bush or palm of many leaves."""
     r = w.rng
@@ -86,6 +87,7 @@ def plant(w: World, height: float, *, pot: bool = True, count: int | None = None
     w.add(m, np.repeat(r.choice(mats, n), 6))
 
 
+@of_class("person")
 def person(w: World, height: float = 1.75, *, seated: bool = False) -> None:
     """A clothed figure of limbs, facing -y."""
     s = height / 1.75

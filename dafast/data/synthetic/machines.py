@@ -6,7 +6,7 @@ import numpy as np
 
 from dafast.data.synthetic import meshes as ms
 from dafast.data.synthetic import things as th
-from dafast.data.synthetic.world import World
+from dafast.data.synthetic.world import World, of_class
 
 
 def wheel(w: World, radius: float, tyre: float, mat: int, rim: int, *, spokes: int = 10) -> None:
@@ -22,6 +22,7 @@ def wheel(w: World, radius: float, tyre: float, mat: int, rim: int, *, spokes: i
     w.add(ms.cylinder(radius * 0.14, tyre * 1.6).move(0, 0, -tyre * 0.8).transform(t), rim)
 
 
+@of_class("vehicle")
 def bike(w: World) -> None:
     """A bicycle or motorcycle-like machine along x: wheels, frame, tank, engine, bars."""
     rubber = w.plain(np.full(3, w.lu(0.01, 0.08), np.float32))
@@ -109,6 +110,7 @@ def bike(w: World) -> None:
             )
 
 
+@of_class("thing")
 def clutter(w: World) -> None:
     """Something that stands about in a garage: tyres, pipes, ladder, barrel, cartons, tools."""
     k = w.n(0, 7)

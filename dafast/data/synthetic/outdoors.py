@@ -6,9 +6,10 @@ import numpy as np
 
 from dafast.data.synthetic import meshes as ms
 from dafast.data.synthetic import things as th
-from dafast.data.synthetic.world import World
+from dafast.data.synthetic.world import World, of_class
 
 
+@of_class("plant")
 def tree(w: World, height: float, *, detail: int = 260) -> None:
     """A tree: trunk, branches and leaves, or blobs, or a conifer, or bare."""
     r, bark = (
@@ -94,6 +95,7 @@ def tree(w: World, height: float, *, detail: int = 260) -> None:
     )
 
 
+@of_class("vehicle")
 def car(w: World) -> None:
     """A car, van or truck along x."""
     ln, wd, h = w.u(3.4, 5), w.u(1.6, 1.9), w.u(1.35, 2.1)
@@ -142,6 +144,7 @@ def car(w: World) -> None:
     )
 
 
+@of_class("building")
 def facade(w: World, length: float, height: float) -> None:
     """A house front along x in the plane y = 0, facing -y, 8 m deep."""
     wallm = w.paint("bricks", "plain", "stains", "cloud", "plain", "wood", scale=(0.15, 0.7))
@@ -205,6 +208,7 @@ def facade(w: World, length: float, height: float) -> None:
         )
 
 
+@of_class("thing")
 def pole(w: World, height: float) -> None:
     """A street lamp, sign post or traffic light."""
     m = w.metal() if w.chance(0.6) else w.plain()
@@ -222,6 +226,7 @@ def pole(w: World, height: float) -> None:
         w.add(ms.box(0.28, 0.25, 0.8, at=(0, -0.1, height - 0.5)), m)
 
 
+@of_class("thing")
 def fence(w: World, length: float) -> None:
     """A fence along x."""
     h, gap = w.u(0.7, 1.7), w.lu(0.1, 1.5)

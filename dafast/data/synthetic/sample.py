@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from dafast.data.synthetic import scenes_indoor, scenes_outdoor
 from dafast.data.synthetic.render import Camera, Hits, Tracer, camera_from, develop, shade, trace
 from dafast.data.synthetic.textures import bank_for
-from dafast.data.synthetic.world import Geometry, World
+from dafast.data.synthetic.world import CLASSES, Geometry, World
 
 #: Training uses seeds below this one, held-out evaluation seeds from it upward.
 HELD_OUT_SEED = 2**31
@@ -38,6 +38,7 @@ class SyntheticSample:
         image: uint8 (H, W, 3), RGB.
         depth: float32 (H, W), metres along the optical axis; inf where there is sky.
         objects: int16 (H, W), the number of the object seen, 0 for sky.
+        classes: uint8 (H, W), what is seen: index into ``CLASSES``.
         kind: one of ``KINDS``.
         fx, fy, cx, cy: intrinsics in pixels; pixel centres lie at (column + 0.5, row + 0.5).
         seed: what it was rendered from.
@@ -46,6 +47,7 @@ class SyntheticSample:
     image: NDArray[np.uint8]
     depth: NDArray[np.float32]
     objects: NDArray[np.int16]
+    classes: NDArray[np.uint8]
     kind: str
     fx: float
     fy: float
@@ -116,10 +118,12 @@ def render_scene(
 
 def _labels(
     g: Geometry, camera: Camera, hits: Hits
-) -> tuple[NDArray[np.float32], NDArray[np.int16]]:
+) -> tuple[NDArray[np.float32], NDArray[np.int16], NDArray[np.uint8]]:
     shape = camera.height, camera.width
-    objects = np.where(np.isfinite(hits.depth), g.object[hits.face], 0).astype(np.int16)
-    return hits.depth.reshape(shape), objects.reshape(shape)
+    hit = np.isfinite(hits.depth)
+    objects = np.where(hit, g.object[hits.face], 0).astype(np.int16)
+    classes = np.where(hit, g.classes[hits.face], CLASSES.index("sky")).astype(np.uint8)
+    return hits.depth.reshape(shape), objects.reshape(shape), classes.reshape(shape)
 
 
 def plane_fit(disparity: NDArray[np.floating]) -> float:

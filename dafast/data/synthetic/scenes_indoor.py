@@ -7,7 +7,7 @@ import numpy as np
 from dafast.data.synthetic import living, machines
 from dafast.data.synthetic import meshes as ms
 from dafast.data.synthetic import things as th
-from dafast.data.synthetic.world import Environment, Light, World
+from dafast.data.synthetic.world import Environment, Light, World, of_class
 
 UP = np.array([0, 0, 1], np.float32)
 
@@ -33,6 +33,7 @@ def indoor_light(w: World, lx: float, ly: float, h: float) -> None:
         w.lights.insert(0, Light(warm(w, w.u(0.5, 2.0)), direction=d))
 
 
+@of_class("wall")
 def wall(
     w: World, length: float, height: float, mat: int, hole: tuple[float, float, float, float] | None
 ) -> None:
@@ -71,6 +72,7 @@ def wall(
             w.add(ms.Mesh(v.astype(np.float32), ms.grid_faces(2, 24), uv.astype(np.float32)), cloth)
 
 
+@of_class("wall")
 def picture(w: World, width: float, height: float) -> None:
     """A framed photograph in the plane y = 0, facing -y, centred."""
     m = (
@@ -90,6 +92,7 @@ def picture(w: World, width: float, height: float) -> None:
     )
 
 
+@of_class("wall")
 def dress_wall(
     w: World, length: float, height: float, hole: tuple[float, float, float, float] | None
 ) -> None:
@@ -135,6 +138,7 @@ def dress_wall(
         x += wd + w.u(0.05, 0.8)
 
 
+@of_class("wall")
 def shell(
     w: World, lx: float, ly: float, h: float, *, walls: tuple[int, ...] = (0, 1, 2, 3)
 ) -> None:
@@ -154,7 +158,7 @@ def shell(
             scale=(0.3, 1.5),
         )
     )
-    w.add(ms.sheet([-lx / 2, lx / 2], [-ly / 2, ly / 2], 0.0), ground)
+    w.add(ms.sheet([-lx / 2, lx / 2], [-ly / 2, ly / 2], 0.0), ground, of="ground")
     w.add(
         ms.sheet([-lx / 2, lx / 2], [-ly / 2, ly / 2], h), w.plain() if w.chance(0.8) else w.wood()
     )
@@ -167,7 +171,7 @@ def shell(
     if w.chance(0.4):
         r = w.u(0.8, 1.8)
         with w.at(w.u(-0.2, 0.2) * lx, w.u(-0.2, 0.2) * ly, 0.012, yaw=w.u(-0.4, 0.4)):
-            w.add(ms.sheet([-r, r], [-r * 0.7, r * 0.7], 0.0), w.cloth())
+            w.add(ms.sheet([-r, r], [-r * 0.7, r * 0.7], 0.0), w.cloth(), of="ground")
     skirting = w.plain()
     for k, (length, dist) in enumerate(((lx, ly / 2), (ly, lx / 2), (lx, ly / 2), (ly, lx / 2))):
         yaw = -k * np.pi / 2
@@ -271,8 +275,9 @@ def corridor(w: World) -> None:
                     w.add(
                         ms.box(0.9, 0.06, 2.05, at=(0, 0, 1.02)),
                         w.wood() if w.chance(0.6) else w.plain(),
+                        of="wall",
                     )
-                    w.add(ms.box(1.05, 0.04, 2.12, at=(0, 0, 1.06)), w.plain())
+                    w.add(ms.box(1.05, 0.04, 2.12, at=(0, 0, 1.06)), w.plain(), of="wall")
                 elif c < 0.5:
                     with w.at(0, 0, 1.5):
                         picture(w, w.u(0.4, 1.0), w.u(0.4, 0.9))
@@ -283,7 +288,7 @@ def corridor(w: World) -> None:
                     with w.at(0, -0.3, 0):
                         living.plant(w, w.u(0.5, 1.5))
                 elif c < 0.78:
-                    w.add(ms.cylinder(0.12, h).move(0, -0.05, 0), w.plain())
+                    w.add(ms.cylinder(0.12, h).move(0, -0.05, 0), w.plain(), of="wall")
     for _ in range(w.n(0, 2)):
         with w.at(w.u(-0.25, 0.25) * lx, w.u(-0.3, 0.45) * ly, 0, yaw=w.u(0, 6.28)):
             living.person(w, w.u(1.5, 1.9)) if w.chance(0.6) else th.carton(w, 0.2, 0.6)
@@ -291,6 +296,7 @@ def corridor(w: World) -> None:
     w.look(e, [w.u(-0.8, 0.8) * lx, e[1] + w.u(3, 9), w.u(0.6, 1.8)], fov=(50, 95))
 
 
+@of_class("wall")
 def backdrop(w: World, distance: float, *, size: float = 3.0) -> None:
     """Something behind: a wall, a photograph, a curtain, a clutter of boxes, or nothing."""
     k = w.rng.random()
@@ -318,6 +324,7 @@ def backdrop(w: World, distance: float, *, size: float = 3.0) -> None:
             w.add(
                 ms.boxes(c, w.rng.uniform(0.1, 0.5, (n, 3)) * s),
                 np.repeat(w.rng.choice(mats, n), 12),
+                of="thing",
             )
             w.add(ms.quad(6 * s, 3 * s).move(0, s, s), w.paint(scale=(0.1, 1)))
 
@@ -335,7 +342,7 @@ def tabletop(w: World) -> None:
             )
     with w.at(0, 0, -0.75):
         th.table(w, a, b, 0.75)
-        w.add(ms.floor(4), w.wood() if w.chance(0.5) else w.paint(scale=(0.3, 1.5)))
+        w.add(ms.floor(4), w.wood() if w.chance(0.5) else w.paint(scale=(0.3, 1.5)), of="ground")
         if w.chance(0.75):
             backdrop(w, b / 2 + w.lu(0.05, 2.5))
         for _ in range(w.n(0, 3)):
@@ -343,7 +350,11 @@ def tabletop(w: World) -> None:
                 th.chair(w)
     if w.chance(0.25):
         x, y = np.linspace(-a / 2, a / 2, 16), np.linspace(-b / 2, b / 2, 12)
-        w.add(ms.sheet(x, y, 0.004 + 0.003 * np.sin(np.add.outer(y * 9, x * 11))), w.cloth())
+        w.add(
+            ms.sheet(x, y, 0.004 + 0.003 * np.sin(np.add.outer(y * 9, x * 11))),
+            w.cloth(),
+            of="furniture",
+        )
     set_table(w, a, b, w.n(4, 22))
     el, az = w.u(0.05, 0.9), w.u(-0.8, 0.8)
     t = np.array([w.u(-0.25, 0.25) * a, w.u(-0.2, 0.2) * b, w.u(0, 0.2)])
@@ -361,7 +372,7 @@ def topdown(w: World) -> None:
     drop = w.u(0.3, 0.9)
     with w.at(0, 0, -drop):
         th.table(w, a, b, drop)
-        w.add(ms.floor(5), w.wood() if w.chance(0.4) else w.paint(scale=(0.3, 1.5)))
+        w.add(ms.floor(5), w.wood() if w.chance(0.4) else w.paint(scale=(0.3, 1.5)), of="ground")
         for _ in range(w.n(0, 5)):
             with w.at(w.u(-1.6, 1.6), w.u(-1.3, 1.3), 0, yaw=w.u(0, 6)):
                 th.chair(w) if w.chance(0.5) else th.carton(w, 0.15, 0.5)
@@ -376,7 +387,7 @@ def plants(w: World) -> None:
     """Plants with many leaves in front of cloth, wall or clutter, and other things beside."""
     indoor_light(w, 4, 4, 2.6)
     d, h = w.lu(0.5, 2.5), w.lu(0.3, 1.4)
-    w.add(ms.floor(6), w.paint(scale=(0.3, 3)) if w.chance(0.6) else w.wood())
+    w.add(ms.floor(6), w.paint(scale=(0.3, 3)) if w.chance(0.6) else w.wood(), of="ground")
     backdrop(w, w.lu(0.15, 2.0) + h * 0.3, size=2.5)
     for k in range(w.n(1, 4)):
         x = 0.0 if k == 0 else w.u(-1, 1) * h * 1.5
@@ -435,13 +446,17 @@ def random(w: World) -> None:
         with w.at(
             0, dist.max() * w.u(0.7, 1.3), 0, turn=ms.rotation(w.u(-0.6, 0.6), 0, w.u(-0.5, 0.5))
         ):
-            w.add(ms.quad(30 * near * 4, 25 * near * 4), w.paint(scale=(0.05 / near, 0.5 / near)))
+            w.add(
+                ms.quad(30 * near * 4, 25 * near * 4),
+                w.paint(scale=(0.05 / near, 0.5 / near)),
+                of="wall",
+            )
     else:
         w.env.cloud_row = w.bank.pick(r, "cloud", "photo")
         w.env.cloud = w.u(0, 1)
     if w.chance(0.5):
         with w.at(0, 0, -near * w.u(0.3, 1.0), turn=ms.rotation(0, w.u(-0.2, 0.2), w.u(-0.2, 0.2))):
-            w.add(ms.floor(60 * near), w.paint(scale=(0.1 / near, 1 / near)))
+            w.add(ms.floor(60 * near), w.paint(scale=(0.1 / near, 1 / near)), of="ground")
     w.look([0, 0, 0], [w.u(-0.2, 0.2), 1, w.u(-0.2, 0.2)], roll=12)
 
 

@@ -57,13 +57,13 @@ def street(w: World) -> None:
     road = w.paint(
         "plain", "stains", "speckle", "cloud", "bricks", scale=(0.2, 1), contrast=w.u(0.05, 0.5)
     )
-    w.add(ms.sheet([-60, 60], [-20, 220], 0.0), road)
+    w.add(ms.sheet([-60, 60], [-20, 220], 0.0), road, of="ground")
     pave = w.paint("bricks", "checks", "plain", "speckle", "stains", scale=(0.3, 1))
     line = w.plain(np.full(3, 0.7, np.float32))
     y = np.arange(-18, 120, w.u(4, 9))
-    w.add(ms.boxes([(0, k, 0.004) for k in y], [(0.14, 2.2, 0.008)] * len(y)), line)
+    w.add(ms.boxes([(0, k, 0.004) for k in y], [(0.14, 2.2, 0.008)] * len(y)), line, of="ground")
     for s in (-1, 1):
-        w.add(ms.box(walk, 240, 0.16, at=(s * (half + walk / 2), 100, 0.06)), pave)
+        w.add(ms.box(walk, 240, 0.16, at=(s * (half + walk / 2), 100, 0.06)), pave, of="ground")
         k, open_side = -15.0, w.chance(0.15)
         while k < 130 and not open_side:
             ln = w.u(5, 20)
@@ -148,11 +148,12 @@ def landscape(w: World) -> None:
     sky(w)
     size = w.lu(60, 1200)
     f = terrain(w, size, w.lu(0.002, 0.1) if w.chance(0.75) else 0.0)
-    w.add(ms.sheet(*f), soil(w, (0.02, 0.5)))
+    w.add(ms.sheet(*f), soil(w, (0.02, 0.5)), of="ground")
     if w.chance(0.5):
         w.add(
             ms.sheet([-size, size], [-1, size * 1.4], float(np.percentile(f[2], w.u(2, 30)))),
             w.plain(np.array([0.05, 0.12, 0.16], np.float32), gloss=1, mirror=0.6),
+            of="ground",
         )
     for _ in range(round(w.lu(2, 45))):
         d, a = w.lu(4, size * 0.6), w.u(-0.8, 0.8)
@@ -192,7 +193,7 @@ def forest(w: World) -> None:
     """Among trees and undergrowth."""
     sky(w)
     f = terrain(w, 60, w.u(0, 0.06))
-    w.add(ms.sheet(*f), soil(w, (0.3, 2)))
+    w.add(ms.sheet(*f), soil(w, (0.3, 2)), of="ground")
     for _ in range(w.n(15, 40)):
         d, a = w.lu(2.8, 50), w.u(-0.9, 0.9)
         with w.at(
@@ -219,7 +220,7 @@ def people(w: World) -> None:
     """People at different distances, in a square, a park or a hall."""
     outside = w.chance(0.6)
     sky(w) if outside else indoor_light(w, 10, 10, 4)
-    w.add(ms.sheet([-60, 60], [-30, 150], 0.0), w.paint(scale=(0.2, 1.2)))
+    w.add(ms.sheet([-60, 60], [-30, 150], 0.0), w.paint(scale=(0.2, 1.2)), of="ground")
     far = w.lu(4, 40)
     if not outside or w.chance(0.6):
         with w.at(0, far, 0, yaw=w.u(-0.4, 0.4)):
@@ -246,7 +247,7 @@ def portrait(w: World) -> None:
     outside = w.chance(0.5)
     if outside:
         sky(w)
-        w.add(ms.sheet([-60, 60], [-30, 150], 0.0), w.paint(scale=(0.2, 1.2)))
+        w.add(ms.sheet([-60, 60], [-30, 150], 0.0), w.paint(scale=(0.2, 1.2)), of="ground")
         for _ in range(w.n(3, 12)):
             with w.at(w.u(-8, 8), w.lu(2.5, 30), 0, yaw=w.u(0, 6)):
                 out.tree(w, w.u(2, 7), detail=150) if w.chance(0.6) else out.car(w) if w.chance(
@@ -257,7 +258,7 @@ def portrait(w: World) -> None:
                 out.facade(w, 60, w.lu(3, 20))
     else:
         indoor_light(w, 4, 4, 2.6)
-        w.add(ms.floor(8), w.wood())
+        w.add(ms.floor(8), w.wood(), of="ground")
         backdrop(w, w.lu(0.4, 4))
         for _ in range(w.n(0, 4)):
             with w.at(w.u(-2, 2), w.u(0.5, 3), 0, yaw=w.u(0, 6)):
@@ -278,7 +279,7 @@ def portrait(w: World) -> None:
 def upward(w: World) -> None:
     """Looking up at houses, trees and poles, or at a ceiling of beams and lamps."""
     sky(w)
-    w.add(ms.floor(80), w.paint(scale=(0.2, 1)))
+    w.add(ms.floor(80), w.paint(scale=(0.2, 1)), of="ground")
     for _ in range(w.n(2, 9)):
         d, a = w.lu(2.5, 25), w.u(-1.0, 1.0)
         k = w.rng.random()
@@ -294,9 +295,9 @@ def upward(w: World) -> None:
         w.env.ambient = max(w.env.ambient, 0.8)
         m = w.wood()
         for y in np.arange(-2, 14, w.u(0.6, 2)):
-            w.add(ms.box(14, 0.15, w.u(0.1, 0.4), at=(0, y, h)), m)
+            w.add(ms.box(14, 0.15, w.u(0.1, 0.4), at=(0, y, h)), m, of="wall")
         if w.chance(0.6):
-            w.add(ms.sheet([-7, 7], [-3, 15], h + 0.3), w.wood())
+            w.add(ms.sheet([-7, 7], [-3, 15], h + 0.3), w.wood(), of="wall")
         for _ in range(w.n(1, 6)):
             w.add(
                 ms.sphere(w.u(0.1, 0.3), segments=16).move(w.u(-3, 3), w.u(0, 8), h - w.u(0.3, 1)),

@@ -45,14 +45,15 @@ class _Task:
 
 
 def encode(sample: SyntheticSample) -> dict[str, bytes]:
-    """The members of one sample: ``jpg``, ``disparity.png`` (16 bit) and ``json``."""
+    """The members of one sample: ``jpg``, ``disparity.png`` (16 bit), ``classes.png``, ``json``."""
     quality = int(np.random.default_rng([271828, sample.seed]).integers(80, 98))
-    jpg, png = io.BytesIO(), io.BytesIO()
+    jpg, png, classes = io.BytesIO(), io.BytesIO(), io.BytesIO()
     Image.fromarray(sample.image).save(jpg, "JPEG", quality=quality)
     disparity = sample.disparity
     top = float(disparity.max())
     code = np.round(disparity.astype(np.float64) / max(top, 1e-12) * 65535).astype(np.uint16)
     Image.fromarray(code).save(png, "PNG", compress_level=1)
+    Image.fromarray(sample.classes).save(classes, "PNG")
     meta = {
         "seed": sample.seed, "kind": sample.kind, "disparity_max": top,
         "fx": sample.fx, "fy": sample.fy, "cx": sample.cx, "cy": sample.cy,
@@ -60,6 +61,7 @@ def encode(sample: SyntheticSample) -> dict[str, bytes]:
     return {
         "jpg": jpg.getvalue(),
         "disparity.png": png.getvalue(),
+        "classes.png": classes.getvalue(),
         "json": json.dumps(meta).encode(),
     }
 
@@ -102,8 +104,9 @@ def write_shards(
     """Render ``scenes`` scenes with the seeds seed, seed + 1, ... into tar shards.
 
     Shards are named ``synthetic-000000.tar`` and so on; sample ``%08d`` has the members ``.jpg``,
-    ``.disparity.png`` (uint16, disparity = value / 65535 * disparity_max; 0 is sky) and ``.json``
-    (seed, kind, disparity_max in 1/m, fx, fy, cx, cy in pixels). A shard appears under its name
+    ``.disparity.png`` (uint16, disparity = value / 65535 * disparity_max; 0 is sky),
+    ``.classes.png`` (uint8, index into ``CLASSES``) and ``.json`` (seed, kind, disparity_max in
+    1/m, fx, fy, cx, cy in pixels). A shard appears under its name
     only when it is finished; a second run skips finished shards. The same arguments give the same
     bytes on the same machine, whatever the number of workers. ``synthetic.json`` holds what
     defines the set; a folder that has shards but no such file is taken as it is.
@@ -252,7 +255,7 @@ def _scenes_by_shard(folder: Path, seed: int, shard_size: int) -> dict[str, int]
         except (tarfile.TarError, StopIteration, KeyError, ValueError) as error:
             raise ValueError(f"{path} is not a shard of synthetic scenes: remove it") from error
         first = seed + shard_size * int(path.stem[-6:])
-        count = len(names) // 3
+        count = sum(name.endswith(".jpg") for name in names)
         wrong = f"begins with seed {found}, not {first}" if found != first else ""
         if count > shard_size:
             wrong = f"holds {count} scenes, more than {shard_size}"

@@ -8,7 +8,7 @@ import numpy as np
 
 from dafast.data.synthetic import living
 from dafast.data.synthetic import meshes as ms
-from dafast.data.synthetic.world import World
+from dafast.data.synthetic.world import World, of_class
 
 
 def bars(
@@ -18,6 +18,7 @@ def bars(
     w.add(ms.merge([ms.tube([a, b], r, sides=7) for a, b in ends]), mat)
 
 
+@of_class("furniture")
 def table(w: World, length: float, width: float, height: float) -> None:
     """A table: top, four legs or one pedestal, sometimes a shelf below."""
     top, leg = (w.wood() if w.chance(0.6) else w.paint(), w.wood() if w.chance(0.5) else w.metal())
@@ -38,6 +39,7 @@ def table(w: World, length: float, width: float, height: float) -> None:
         w.add(ms.box(length - 2 * s, width - 2 * s, 0.1, at=(0, 0, height - t - 0.05)), leg)
 
 
+@of_class("furniture")
 def chair(w: World) -> None:
     """A chair with or without arms, sometimes a swivel chair or a stool."""
     seat = w.cloth() if w.chance(0.5) else w.wood()
@@ -79,6 +81,7 @@ def chair(w: World) -> None:
         bars(w, [((sx * p, p, z), (sx * p, -p, z)) for sx in (-1, 1)], r * 1.3, frame)
 
 
+@of_class("thing")
 def book_row(w: World, length: float, height: float, depth: float) -> None:
     """Upright books from x = 0 to ``length``, leaning a little, with gaps."""
     r = w.rng
@@ -101,6 +104,7 @@ def book_row(w: World, length: float, height: float, depth: float) -> None:
     w.add(mesh, np.repeat(r.choice(mats, len(t)), 12))
 
 
+@of_class("furniture")
 def shelf(w: World, width: float, height: float, depth: float) -> None:
     """A shelf along x, its back at y = depth, filled with books and things."""
     mat = w.wood() if w.chance(0.7) else w.plain()
@@ -122,6 +126,7 @@ def shelf(w: World, width: float, height: float, depth: float) -> None:
                         small_thing(w)
 
 
+@of_class("thing")
 def bottle(w: World, scale: float = 1.0) -> None:
     """A random surface of revolution: bottle, vase, jar, cup, bowl, glass."""
     r = w.rng
@@ -190,6 +195,7 @@ def bottle(w: World, scale: float = 1.0) -> None:
     w.add(ms.lathe(np.array(p) * scale, 20), mat)
 
 
+@of_class("thing")
 def book_stack(w: World) -> None:
     """Lying books or boxes, one on the other."""
     z = 0.0
@@ -205,6 +211,7 @@ def book_stack(w: World) -> None:
         z += t
 
 
+@of_class("thing")
 def carton(w: World, low: float = 0.06, high: float = 0.3) -> None:
     """A box: carton, tin, package."""
     s = [w.u(low, high) for _ in range(3)]
@@ -216,6 +223,7 @@ def carton(w: World, low: float = 0.06, high: float = 0.3) -> None:
     w.add(ms.box(*s, at=(0, 0, s[2] / 2)), m)
 
 
+@of_class("thing")
 def gadget(w: World) -> None:
     """A laptop, monitor, keyboard or camera-like thing."""
     dark = w.plain(np.full(3, w.lu(0.02, 0.5), np.float32))
@@ -234,6 +242,7 @@ def gadget(w: World) -> None:
         w.add(ms.box(a * 0.4, a * 0.3, 0.015, at=(0, 0.03, 0.008)), dark)
 
 
+@of_class("thing")
 def lamp(w: World, height: float) -> None:
     """A lamp with a shade on a foot."""
     m, shade = w.metal(), w.plain(emission=w.u(0, 1.5))
@@ -243,6 +252,7 @@ def lamp(w: World, height: float) -> None:
     w.add(ms.lathe([(r, height * 0.75), (r * w.u(0.4, 0.95), height)], 20), shade)
 
 
+@of_class("thing")
 def lump(w: World, size: float) -> None:
     """An abstract shape: superquadric, torus, cone, prism, bumpy ball, rod."""
     k, s = w.n(0, 6), size / 2
@@ -296,6 +306,7 @@ def small_thing(w: World) -> None:
             lump(w, s)
 
 
+@of_class("furniture")
 def sofa(w: World, length: float) -> None:
     """A sofa or armchair with cushions."""
     m, d, h = w.cloth(), w.u(0.75, 1.0), w.u(0.38, 0.48)
@@ -330,6 +341,7 @@ def sofa(w: World, length: float) -> None:
             w.add(ms.superquadric(0.22, 0.07, 0.22, 0.6, 0.5, segments=16), w.cloth())
 
 
+@of_class("furniture")
 def bed(w: World) -> None:
     """A bed with pillows and a rumpled blanket; the head at +y."""
     wd, ln, h = w.u(0.9, 1.9), w.u(1.9, 2.1), w.u(0.35, 0.6)
@@ -363,6 +375,7 @@ def bed(w: World) -> None:
         )
 
 
+@of_class("furniture")
 def cupboard(w: World, width: float, height: float, depth: float) -> None:
     """A cupboard or chest of drawers, its back at y = depth, with doors and handles."""
     mat = w.wood() if w.chance(0.6) else w.plain()
@@ -379,6 +392,7 @@ def cupboard(w: World, width: float, height: float, depth: float) -> None:
     w.add(ms.boxes([(x + 0.3 * dx, -0.03, z) for x, _, z in c], [(0.02, 0.03, 0.1)] * len(c)), knob)
 
 
+@of_class("thing")
 def fruit(w: World) -> None:
     """A fruit, ball or lump."""
     s = w.u(0.03, 0.09)

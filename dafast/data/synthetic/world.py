@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Concatenate, ParamSpec
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dafast.data.synthetic.meshes import F32, I32, Mesh, rotation
 from dafast.data.synthetic.textures import TextureBank
+
+#: What a surface can be; the index is its number in class maps. Ground is what one walks on, and
+#: water; wall takes in ceilings, doors, windows and what hangs there; the rest are things.
+CLASSES = (
+    "sky", "ground", "wall", "building", "furniture", "thing", "plant", "person", "vehicle",
+)  # fmt: skip
+
+P = ParamSpec("P")
 
 
 @dataclass(frozen=True)
@@ -74,6 +83,7 @@ class Geometry:
     uv: F32
     material: I32  # per face
     object: I32  # per face
+    classes: I32  # per face, index into CLASSES
 
 
 class World:
@@ -102,7 +112,8 @@ class World:
         self._scale = 1.0
         self._depth = 0
         self._object = 0
-        self._parts: list[tuple[Mesh, int | NDArray[np.integer], int]] = []
+        self._class = CLASSES.index("thing")
+        self._parts: list[tuple[Mesh, int | NDArray[np.integer], int, int]] = []
 
     @contextmanager
     def at(
@@ -130,12 +141,22 @@ class World:
             self._matrix, self._offset, self._scale = saved
             self._depth -= 1
 
-    def add(self, mesh: Mesh, material: int | NDArray[np.integer]) -> None:
-        """Add a mesh with one material, or one per face (F,)."""
+    @contextmanager
+    def of_class(self, name: str) -> Iterator[None]:
+        """Everything added inside is of this class (one of ``CLASSES``); the innermost wins."""
+        saved, self._class = self._class, CLASSES.index(name)
+        try:
+            yield
+        finally:
+            self._class = saved
+
+    def add(self, mesh: Mesh, material: int | NDArray[np.integer], of: str = "") -> None:
+        """Add a mesh with one material, or one per face (F,), of a class if one is named."""
         if self._depth == 0:
             self._object += 1
+        number = CLASSES.index(of) if of else self._class
         v = mesh.vertices @ self._matrix.T + self._offset
-        self._parts.append((Mesh(v, mesh.faces, mesh.uv), material, self._object))
+        self._parts.append((Mesh(v, mesh.faces, mesh.uv), material, self._object, number))
 
     def geometry(self) -> Geometry:
         """Everything added so far as one mesh."""
@@ -145,7 +166,7 @@ class World:
         material = np.concatenate(
             [
                 np.broadcast_to(np.asarray(m, np.int32), (n,))
-                for (_, m, _), n in zip(self._parts, counts, strict=True)
+                for (_, m, _, _), n in zip(self._parts, counts, strict=True)
             ]
         )
         return Geometry(
@@ -156,6 +177,7 @@ class World:
             np.concatenate([m.uv for m in meshes]).astype(np.float32),
             material,
             np.repeat(np.array([p[2] for p in self._parts], np.int32), counts),
+            np.repeat(np.array([p[3] for p in self._parts], np.int32), counts),
         )
 
     # ---- small random helpers -------------------------------------------------------------
@@ -383,3 +405,21 @@ class World:
         """A human skin tone."""
         c = np.array([1, self.u(0.55, 0.8), self.u(0.35, 0.65)], np.float32) * self.lu(0.08, 0.75)
         return self.plain(c.astype(np.float32), gloss=0.3)
+
+
+def of_class(
+    name: str,
+) -> Callable[[Callable[Concatenate[World, P], None]], Callable[Concatenate[World, P], None]]:
+    """Makes what a builder adds of this class, but for what it calls that has one of its own."""
+
+    def wrap(
+        build: Callable[Concatenate[World, P], None],
+    ) -> Callable[Concatenate[World, P], None]:
+        @functools.wraps(build)
+        def built(world: World, *args: P.args, **kwargs: P.kwargs) -> None:
+            with world.of_class(name):
+                build(world, *args, **kwargs)
+
+        return built
+
+    return wrap

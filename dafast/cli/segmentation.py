@@ -1,0 +1,68 @@
+"""``dafast eval`` of a segmentation model: its scores as a table."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+
+from ..evaluation.segmentation import SegmentationResult, open_data, score
+from ..models import SegmentationModel
+from ..models.segmentation_inference import SegmentationOptions
+from ..training.distributed import distributed_session
+from . import CommandError
+from .evaluate import table
+from .files import write_atomically
+
+METRICS = ("miou", "pixel_accuracy", "mean_accuracy")
+
+
+def format_results(results: list[SegmentationResult], markdown: bool = False) -> str:
+    """One row for each data set and predictor, then the intersection over union of each class."""
+    header = ["data", "predictor", "images", *METRICS]
+    rows = [
+        [r.data, r.predictor, str(r.count), *(f"{getattr(r, m):.4f}" for m in METRICS)]
+        for r in results
+    ]
+    classes = [
+        [r.data, name, f"{value:.4f}"]
+        for r in results
+        if r.predictor != "constant"
+        for name, value in r.iou.items()
+    ]
+    tables = table(header, rows, markdown), table(["data", "class", "iou"], classes, markdown)
+    return "\n\n".join(tables)
+
+
+def evaluate_segmentation(args: argparse.Namespace) -> int:
+    """Runs ``dafast eval`` with a segmentation model, in one process or under torchrun in many."""
+    depth_only = {"--align": args.align, "--cache": args.cache}
+    depth_only |= {"--protocol": args.protocol != "paper", "--fit": args.fit != "pad"}
+    given = [name for name, value in depth_only.items() if value]
+    if given:
+        raise CommandError(f"{args.model} is a segmentation model: leave out {', '.join(given)}")
+    options = SegmentationOptions(
+        size=args.size or 0,
+        scales=tuple(args.scales or (1.0,)),
+        flip=args.flip,
+        window=args.window or 0,
+        stride=args.stride or 0,
+    )
+    with distributed_session() as world:
+        device = args.device
+        if world.size > 1 and device == "auto":
+            device = str(world.device)
+        model = SegmentationModel.from_pretrained(args.model, device=device, dtype=args.dtype)
+        options.check(model.config.encoder.patch_size)
+        names = ["synthetic"] if args.data == ["builtin"] else args.data
+        # All before any is scored: a wrong path shows at once, not after hours.
+        opened = [(spec.partition("=")[0], open_data(spec)) for spec in names]
+        results = [r for name, samples in opened for r in score(model, samples, name, options)]
+        if not world.is_main:
+            return 0
+    print(format_results(results, args.md))
+    if args.json:
+        text = json.dumps([dataclasses.asdict(r) for r in results], indent=2) + "\n"
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(args.json, lambda file: file.write(text.encode()))
+    return 0

@@ -1,0 +1,157 @@
+"""Photos with their class maps, read one at a time."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from dafast.data.shards import DECODE_ERRORS, SampleError, ShardError, check_bad_share
+from dafast.data.sources import SourceError
+
+logger = logging.getLogger(__name__)
+
+IGNORE = 255
+"""In a class map: this pixel is of no class, or of none that is learned and scored."""
+
+
+class SegmentationSample(NamedTuple):
+    """One photo with the class of every pixel.
+
+    Attributes:
+        key: Its name in the data set.
+        image: (H, W, 3) uint8 RGB, as it is stored.
+        classes: (H, W) uint8: index into the data set's classes, or `IGNORE`.
+        skipped: Samples that could not be read and that this one stands in for: "key: reason".
+    """
+
+    key: str
+    image: np.ndarray
+    classes: np.ndarray
+    skipped: tuple[str, ...] = ()
+
+
+class SegmentationDataset(Sequence[SegmentationSample]):
+    """A data set whose samples are read when they are asked for, and not kept.
+
+    Args:
+        classes: Names, in order of index.
+        keys: Names of the samples.
+        load: Reads image and class map of sample i.
+        max_bad_fraction: A sample that cannot be read is named, counted and replaced by the next;
+            once more than this share of the set has failed (in this process) reading raises.
+    """
+
+    def __init__(
+        self,
+        classes: Sequence[str],
+        keys: Sequence[str],
+        load: Callable[[int], tuple[np.ndarray, np.ndarray]],
+        max_bad_fraction: float = 0.01,
+    ) -> None:
+        self.classes = tuple(classes)
+        self.keys = keys
+        self.load = load
+        self.max_bad_fraction = max_bad_fraction
+        self.bad: dict[int, str] = {}
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def read(self, index: int) -> SegmentationSample:
+        """Reads exactly this sample.
+
+        Raises:
+            SampleError: If it cannot be read, or photo and map do not belong together.
+        """
+        key = self.keys[index]
+        try:
+            image, classes = self.load(index)
+        except (*DECODE_ERRORS, SourceError) as error:
+            raise SampleError(f"{key}: {type(error).__name__}: {error}") from error
+        if image.shape[:2] != classes.shape:
+            raise SampleError(
+                f"{key}: the photo is {image.shape[:2]}, its class map {classes.shape} (rows, "
+                "columns)"
+            )
+        known = classes[classes != IGNORE]
+        if known.size and int(known.max()) >= len(self.classes):
+            raise SampleError(
+                f"{key}: class {int(known.max())}; there are {len(self.classes)}, counted from 0, "
+                f"and {IGNORE} for pixels that do not count"
+            )
+        # Writable, as torch wants what it wraps; Pillow's arrays are not.
+        image, classes = (np.require(a, requirements=["C", "W"]) for a in (image, classes))
+        return SegmentationSample(key, image, classes)
+
+    def __getitem__(self, index: Any) -> Any:
+        """A sample; one that cannot be read is replaced by the next that can."""
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"sample {index} of a set of {len(self)}")
+        skipped: list[str] = []
+        for shift in range(len(self)):
+            candidate = (index + shift) % len(self)
+            if candidate not in self.bad:
+                try:
+                    return self.read(candidate)._replace(skipped=tuple(skipped))
+                except SampleError as error:
+                    self.bad[candidate] = str(error)
+                    logger.warning("skipped: %s", error)
+                    check_bad_share(self.bad.values(), len(self), self.max_bad_fraction)
+            skipped.append(self.bad[candidate])
+        raise ShardError("no sample of the set can be read")
+
+
+class PathPairs:
+    """Reads samples that are two picture files each; for `SegmentationDataset`.
+
+    Args:
+        pairs: Photo and class map of each.
+        read_classes: Reads a map: class indices or `IGNORE`, (H, W) uint8.
+    """
+
+    def __init__(
+        self, pairs: Sequence[tuple[Path, Path]], read_classes: Callable[[Path], np.ndarray]
+    ) -> None:
+        self.pairs, self.read_classes = pairs, read_classes
+
+    def __call__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        photo, label = self.pairs[index]
+        with Image.open(photo) as picture:
+            image = np.asarray(picture.convert("RGB"))
+        return image, self.read_classes(label)
+
+
+def read_indices(path: Any) -> np.ndarray:
+    """A picture of class indices as (H, W) uint8: gray with 8 bits, or the numbers of a palette.
+
+    Args:
+        path: A path or a file object.
+
+    Raises:
+        SourceError: If it is another kind of picture.
+    """
+    with Image.open(path) as picture:
+        if picture.mode not in ("L", "P"):
+            raise SourceError(
+                f"{path}: a picture of mode {picture.mode}; class maps are 8-bit gray or palette "
+                "pictures of class indices"
+            )
+        return np.asarray(picture)
+
+
+def wrong_folder(root: Path, what: str, layout: str) -> SourceError:
+    """The error of a folder that is not laid out as the reader expects."""
+    if not root.exists():
+        what = "does not exist"
+    return SourceError(f"{root}: {what}; expected\n{layout.strip()}")
+
+
+def warn_of_count(name: str, root: Path, count: int, published: int) -> None:
+    """Says when a data set is not complete."""
+    if count != published:
+        logger.warning("%s: %d photos in %s; published: %d", name, count, root, published)

@@ -1,0 +1,211 @@
+"""Training a segmentation model: its data, its step, its look at held-out photos."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dafast.data.segmentation import IGNORE, READERS, SegmentationDataset
+from dafast.data.sources import SourceError
+from dafast.data.transforms import TrainTransform, sample_generator
+from dafast.evaluation.segmentation import confusion_matrix, summarize
+from dafast.models.depth_anything import DepthAnything
+from dafast.models.segmentation import SegmentationModel
+from dafast.models.segmentation_inference import probabilities
+from dafast.profiling import annotate
+from dafast.training.config import ConfigError, TrainConfig
+from dafast.training.data import Request
+from dafast.training.steps import Normalise, autocast
+
+
+class SegmentationBatch(NamedTuple):
+    """What a rank sees in a step.
+
+    Attributes:
+        image: (B, 3, H, W) uint8, normalised on the device.
+        classes: (B, H, W) uint8, class indices or `IGNORE`.
+        keys: Names of the samples, for messages.
+        skipped: Samples that could not be read: "key: reason".
+    """
+
+    image: Tensor
+    classes: Tensor
+    keys: list[str]
+    skipped: list[str]
+
+
+class SegmentationItem(NamedTuple):
+    """A sample, ready to be stacked."""
+
+    key: str
+    skipped: tuple[str, ...]
+    image: np.ndarray
+    classes: np.ndarray
+
+
+def collate(samples: list[SegmentationItem]) -> SegmentationBatch:
+    """Stacks the samples of a batch."""
+    return SegmentationBatch(
+        # Channels stay last in memory: (B, H, W, 3) seen as (B, 3, H, W).
+        torch.from_numpy(np.stack([s.image for s in samples])).permute(0, 3, 1, 2),
+        torch.from_numpy(np.stack([s.classes for s in samples])),
+        [s.key for s in samples],
+        [reason for s in samples for reason in s.skipped],
+    )
+
+
+class SegmentationTrainingData:
+    """Answers `Request`s as `dafast.training.data.TrainingData` does, with class maps.
+
+    Args:
+        samples: The photos.
+        transform: What is done to them; class maps go through it as labels do, picked, not mixed.
+        seed: The run's seed.
+    """
+
+    collate = staticmethod(collate)
+    unlabeled = None
+
+    def __init__(self, samples: SegmentationDataset, transform: TrainTransform, seed: int) -> None:
+        self.shards, self.transform, self.seed = samples, transform, seed
+
+    @classmethod
+    def open(cls, config: TrainConfig) -> SegmentationTrainingData:
+        """Opens the photos that a configuration names.
+
+        Raises:
+            ConfigError: If they cannot be used.
+        """
+        samples = open_samples(config, "data.path", config.data.path, training=True)
+        samples.max_bad_fraction = config.data.max_bad_fraction
+        return cls(samples, TrainTransform(config.augment), config.seed)
+
+    @property
+    def size(self) -> int:
+        """Number of samples."""
+        return len(self.shards)
+
+    @annotate("sample")
+    def __getitem__(self, request: Request) -> SegmentationItem:
+        sample = self.shards[request.sample]
+        rng = sample_generator(self.seed, request.position)
+        counted = sample.classes != IGNORE
+        image, classes, counted = self.transform(
+            sample.image, sample.classes, counted, request.shape, rng
+        )
+        # What lies outside of the photo, where a transform shows that, does not count either.
+        classes = np.where(counted, classes, IGNORE).astype(np.uint8)
+        return SegmentationItem(sample.key, sample.skipped, image, classes)
+
+
+def open_samples(
+    config: TrainConfig, key: str, path: str, *, training: bool
+) -> SegmentationDataset:
+    """The data set of a configuration, at one of its paths.
+
+    Raises:
+        ConfigError: If it cannot be used; the message names the setting.
+    """
+    try:
+        return READERS[config.segmentation.data](Path(path).expanduser(), training)
+    except SourceError as error:
+        raise ConfigError(f"{key}: {error}") from error
+
+
+def build_segmentation_model(
+    depth: DepthAnything, classes: tuple[str, ...], config: TrainConfig
+) -> SegmentationModel:
+    """Puts the head that a configuration names on the encoder of a model, ready to be trained."""
+    model = SegmentationModel.from_depth(depth, classes, config.segmentation.head)
+    if config.segmentation.head == "dpt":
+        # As of the depth decoder: it has weights and never a gradient, which DDP would wait for.
+        unused = "head.scratch.refinenet4.resConfUnit1"
+        model.get_submodule(unused).requires_grad_(False)
+    if config.channels_last:
+        model.head.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if dist.is_initialized() and model.device.type == "cuda":
+        nn.SyncBatchNorm.convert_sync_batchnorm(model.head)
+    return model.train()
+
+
+class SegmentationStep(nn.Module):
+    """Loss of a batch: normalise, predict, cross entropy over the pixels that count.
+
+    Args:
+        network: What predicts (the model, or what wraps it: DDP, torch.compile).
+        model: The model itself.
+        dtype: Of autocast.
+    """
+
+    def __init__(self, network: nn.Module, model: SegmentationModel, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.network, self.dtype, self.device = network, dtype, model.device
+        encoder = model.config.encoder
+        self.normalise = Normalise(encoder.mean, encoder.std)
+
+    @annotate("segmentation_step")
+    def forward(self, batch: SegmentationBatch) -> dict[str, Tensor]:
+        """Returns `loss`, and the share of the pixels that are right as `accuracy`.
+
+        A batch in which no pixel counts gives 0 and no gradient.
+        """
+        image = batch.image.to(self.device, non_blocking=True)
+        truth = batch.classes.to(self.device, non_blocking=True).long()
+        with autocast(self.device, self.dtype):
+            logits = self.network(self.normalise(image))
+        counted = truth != IGNORE
+        count = counted.sum().clamp(min=1)
+        loss = F.cross_entropy(logits.float(), truth, ignore_index=IGNORE, reduction="sum") / count
+        hits = ((logits.argmax(1) == truth) & counted).sum() / count
+        return {"loss": loss, "accuracy": hits.detach()}
+
+
+def open_segmentation_evaluation(
+    config: TrainConfig,
+) -> Callable[[SegmentationModel], dict[str, float]]:
+    """What a run's model is told of held-out photos.
+
+    Returns:
+        Takes the model and gives `loss` (cross entropy), `miou`, `pixel_accuracy` and
+        `mean_accuracy` of `data.eval_samples` photos of `data.eval_path`, evenly spread.
+
+    Raises:
+        ConfigError: If they cannot be used.
+    """
+    samples = open_samples(config, "data.eval_path", config.data.eval_path, training=False)
+    samples.max_bad_fraction = config.data.max_bad_fraction
+    count = min(config.data.eval_samples or len(samples), len(samples))
+    chosen = np.linspace(0, len(samples) - 1, count).round().astype(int).tolist()
+
+    @torch.no_grad()
+    def evaluate(model: SegmentationModel) -> dict[str, float]:
+        was_training = model.training
+        model.eval()
+        names = model.config.classes
+        matrix = torch.zeros((len(names), len(names)), dtype=torch.int64)
+        losses = []
+        for index in chosen:
+            sample = samples[index]
+            shares = probabilities(model, torch.from_numpy(sample.image)).cpu()
+            truth = torch.from_numpy(sample.classes)
+            matrix += confusion_matrix(shares.argmax(0), truth, len(names))
+            if (truth != IGNORE).any():
+                chances = shares.clamp(min=1e-12).log()[None]
+                losses.append(float(F.nll_loss(chances, truth[None].long(), ignore_index=IGNORE)))
+        model.train(was_training)
+        result = summarize(matrix, names, "held-out", model.config.name, len(chosen))
+        return {
+            "loss": float(np.mean(losses)),
+            "miou": result.miou,
+            "pixel_accuracy": result.pixel_accuracy,
+            "mean_accuracy": result.mean_accuracy,
+        }
+
+    return evaluate

@@ -1,0 +1,298 @@
+"""Training segmentation models: learning, freezing, resuming, several processes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+import train
+from dafast.data.segmentation import IGNORE
+from dafast.data.transforms import AugmentConfig
+from dafast.evaluation.segmentation import score
+from dafast.models import DepthAnything, SegmentationModel
+from dafast.models.segmentation import SegmentationConfig
+from dafast.training.config import (
+    ConfigError,
+    DataSection,
+    ModelSection,
+    OptimSection,
+    SegmentationSection,
+    TrainConfig,
+    check,
+    load_toml,
+)
+from dafast.training.distributed import World
+from dafast.training.segmentation import SegmentationBatch, SegmentationStep, open_samples
+from tests.training import tiny
+from tests.training.runs import ONE, command, metrics, run_until, torchrun
+
+ROOT = Path(__file__).parents[2]
+COLOURS = np.array([[220, 40, 40], [40, 200, 60], [50, 60, 220]], np.uint8)
+
+
+def write_photos(root: Path, count: int, rng: np.random.Generator, ignored: bool = False) -> Path:
+    """A list of photos of two or three areas, each of the colour of its class and some noise."""
+    root.mkdir(parents=True, exist_ok=True)
+    lines = ["image,label"]
+    for i in range(count):
+        height, width = (60, 80) if i % 2 else (90, 60)
+        classes = np.full((height, width), int(rng.integers(3)), np.uint8)
+        classes[int(rng.integers(20, height - 20)) :] = int(rng.integers(3))
+        classes[:, int(rng.integers(20, width - 20)) :] = int(rng.integers(3))
+        image = COLOURS[classes] + rng.integers(0, 30, (height, width, 3)).astype(np.uint8)
+        classes[:4] = IGNORE
+        if ignored:
+            classes[:] = IGNORE
+        Image.fromarray(image).save(root / f"{i}.png")
+        Image.fromarray(classes).save(root / f"{i}.label.png")
+        lines.append(f"{i}.png,{i}.label.png")
+    (root / "classes.txt").write_text("red\ngreen\nblue\n")
+    (root / "list.csv").write_text("\n".join(lines) + "\n")
+    return root / "list.csv"
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_photos(tmp_path_factory.mktemp("photos"), 24, np.random.default_rng())
+
+
+def config_of(
+    path: Path, out: Path, seed: int = 0, head: str = "linear", **more: Any
+) -> TrainConfig:
+    config = TrainConfig(
+        model=ModelSection(preset="tiny"),
+        data=DataSection(path=str(path), shapes=((42, 42), (42, 56)), workers=0, eval_samples=6),
+        segmentation=SegmentationSection(data="list", head=head),  # type: ignore[arg-type]
+        augment=AugmentConfig(crop="resized", jitter=0.3),
+        optim=OptimSection(encoder_lr=1e-3, decoder_lr=1e-2, warmup_steps=2),
+        out=str(out),
+        steps=10,
+        batch_size=4,
+        checkpoint_every=4,
+        eval_every=0,
+        threads=1,
+        seed=seed,
+        precision="float32",
+    )
+    return dataclasses.replace(config, **more)
+
+
+def exported(run: Path) -> SegmentationModel:
+    return SegmentationModel.from_pretrained(run / "export", device="cpu", dtype="float32")
+
+
+@pytest.mark.parametrize("head", ["linear", "linear4", "dpt"])
+def test_it_learns(head: str, photos: Path, tmp_path: Path, seed: int) -> None:
+    """Colours are no secret to any encoder: the scores of held-out photos pass the constant's."""
+    held_out = write_photos(tmp_path / "held-out", 6, np.random.default_rng(seed))
+    config = config_of(photos, tmp_path / "run", seed, head, steps=60)
+    data = dataclasses.replace(config.data, eval_path=str(held_out))
+    train.train(dataclasses.replace(config, data=data, eval_every=30), ONE)
+    lines = metrics(tmp_path / "run")
+    steps = [line for line in lines if "loss" in line]
+    assert len(steps) == 60
+    assert all({"loss", "accuracy", "lr", "grad_norm"} <= set(line) for line in steps)
+    assert np.mean([s["loss"] for s in steps[-5:]]) < 0.7 * np.mean([s["loss"] for s in steps[:5]])
+    seen = [line for line in lines if "eval/miou" in line]
+    assert [line["step"] for line in seen] == [30, 60]
+    model = exported(tmp_path / "run")
+    assert model.config.classes == ("red", "green", "blue") and model.config.head == head
+    samples = open_samples(config, "data.path", str(held_out), training=False)
+    result, constant = score(model, samples, "held-out")
+    assert result.miou > constant.miou + 0.1
+    assert result.miou == pytest.approx(seen[-1]["eval/miou"], abs=1e-6)
+    assert result.pixel_accuracy == pytest.approx(seen[-1]["eval/pixel_accuracy"], abs=1e-6)
+
+
+def test_a_frozen_encoder_stays(photos: Path, tmp_path: Path, seed: int) -> None:
+    start = tiny.trained_model()
+    start.save_pretrained(tmp_path / "start")
+    config = config_of(photos, tmp_path / "frozen", seed, steps=5)
+    model = ModelSection(preset="tiny", init=str(tmp_path / "start"), freeze_encoder=True)
+    train.train(dataclasses.replace(config, model=model), ONE)
+    free = dataclasses.replace(model, freeze_encoder=False)
+    train.train(dataclasses.replace(config, model=free, out=str(tmp_path / "free")), ONE)
+    before = start.pretrained.state_dict()
+    frozen = exported(tmp_path / "frozen").pretrained.state_dict()
+    assert all(torch.equal(frozen[name], value) for name, value in before.items())
+    tuned = exported(tmp_path / "free").pretrained.state_dict()
+    assert not torch.equal(tuned["blocks.0.attn.qkv.weight"], before["blocks.0.attn.qkv.weight"])
+
+
+def test_depth_trains_with_a_frozen_encoder_too(shards: Path, tmp_path: Path, seed: int) -> None:
+    config = config_of(shards, tmp_path / "run", seed, steps=3)
+    config = dataclasses.replace(
+        config,
+        segmentation=SegmentationSection(),
+        model=ModelSection(preset="tiny", encoder_init="mimetic", freeze_encoder=True),
+    )
+    train.train(dataclasses.replace(config, steps=1, out=str(tmp_path / "one")), ONE)
+    train.train(config, ONE)
+    one, three = (
+        DepthAnything.from_pretrained(tmp_path / run / "export", device="cpu", dtype="float32")
+        for run in ("one", "run")
+    )
+    for (name, a), b in zip(one.named_parameters(), three.parameters(), strict=True):
+        unused = "refinenet4.resConfUnit1" in name
+        assert torch.equal(a, b) == (name.startswith("pretrained.") or unused), name
+
+
+@pytest.mark.parametrize("head", ["linear", "dpt"])
+def test_a_stopped_run_goes_on_as_if_it_had_not(
+    head: str, photos: Path, tmp_path: Path, seed: int
+) -> None:
+    """To the bit, BatchNorm's statistics and dropout included."""
+    whole = config_of(photos, tmp_path / "whole", seed, head, ema=0.9)
+    train.train(whole, ONE)
+    parts = dataclasses.replace(whole, out=str(tmp_path / "parts"))
+    run_until(parts, 6)
+    train.train(parts, ONE)
+    assert tiny.losses(tmp_path / "parts") == tiny.losses(tmp_path / "whole")
+    first, second = exported(tmp_path / "whole"), exported(tmp_path / "parts")
+    for (name, a), b in zip(first.state_dict().items(), second.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_the_average_has_the_statistics_of_batchnorm(
+    photos: Path, tmp_path: Path, seed: int
+) -> None:
+    """What is exported of a run with an average has seen features, as the model itself has."""
+    train.train(config_of(photos, tmp_path / "run", seed, ema=0.9), ONE)
+    path = max((tmp_path / "run/checkpoints").glob("*.pt"))
+    state = torch.load(path, weights_only=True)
+    for name in ("head.bn.running_mean", "head.bn.running_var"):
+        assert torch.equal(state["ema"][name], state["model"][name])
+        assert not torch.equal(state["model"][name], torch.full_like(state["model"][name], 0.0))
+
+
+def step_of(head: str = "linear") -> tuple[SegmentationModel, SegmentationStep]:
+    model = SegmentationModel(SegmentationConfig(tiny.TINY, ("a", "b", "c"), head)).train()
+    return model, SegmentationStep(model, model, torch.float32)
+
+
+def batch_of(classes: torch.Tensor) -> SegmentationBatch:
+    image = torch.randint(0, 256, (len(classes), 3, *classes.shape[1:]), dtype=torch.uint8)
+    return SegmentationBatch(image, classes, ["key"] * len(classes), [])
+
+
+def test_the_loss_is_cross_entropy_over_what_counts(seed: int) -> None:
+    model, step = step_of()
+    classes = torch.randint(0, 3, (2, 28, 42)).to(torch.uint8)
+    classes[torch.rand(2, 28, 42) < 0.4] = IGNORE
+    batch = batch_of(classes)
+    parts = step(batch)
+    mean, std = (torch.tensor(v)[:, None, None] for v in (tiny.TINY.mean, tiny.TINY.std))
+    logits = model((batch.image / 255 - mean) / std)
+    counted = classes != IGNORE
+    chances = logits.softmax(1).permute(0, 2, 3, 1)[counted]
+    truth = classes[counted].long()
+    expected = -chances.gather(1, truth[:, None]).log().mean()
+    assert parts["loss"].item() == pytest.approx(expected.item(), rel=1e-4)
+    assert float(parts["accuracy"]) == pytest.approx(
+        float((logits.argmax(1)[counted] == truth).float().mean()), abs=1e-6
+    )
+    reference = F.cross_entropy(logits, classes.long(), ignore_index=IGNORE)
+    assert expected.item() == pytest.approx(reference.item(), rel=1e-4)
+
+
+def test_a_batch_without_a_label_is_harmless(tmp_path: Path, seed: int) -> None:
+    model, step = step_of()
+    parts = step(batch_of(torch.full((2, 28, 28), IGNORE, dtype=torch.uint8)))
+    assert parts["loss"].item() == 0.0
+    parts["loss"].backward()
+    assert all(p.grad is None or not p.grad.any() for p in model.parameters())
+    path = write_photos(tmp_path / "blank", 4, np.random.default_rng(seed), ignored=True)
+    train.train(config_of(path, tmp_path / "run", seed, steps=2), ONE)
+    assert tiny.losses(tmp_path / "run") == {1: 0.0, 2: 0.0}
+    assert metrics(tmp_path / "run")[-1]["skipped_steps"] == 0
+
+
+def test_unreadable_photos_are_named_and_counted(tmp_path: Path, seed: int, capsys) -> None:
+    path = write_photos(tmp_path / "photos", 8, np.random.default_rng(seed))
+    (path.parent / "3.png").write_bytes(b"no picture")
+    config = config_of(path, tmp_path / "run", seed, steps=4)
+    with pytest.raises(train.ShardError, match=r"1 of 8 samples cannot be read.*3\.png"):
+        train.train(config, ONE)
+    lenient = dataclasses.replace(config.data, max_bad_fraction=0.2)
+    train.train(dataclasses.replace(config, data=lenient, out=str(tmp_path / "lenient")), ONE)
+    assert max(tiny.losses(tmp_path / "lenient")) == 4
+
+
+@pytest.mark.slow
+def test_two_processes_train(photos: Path, tmp_path: Path, seed: int) -> None:
+    """Losses near those of one process: on CPUs each normalises its own share of the batch."""
+    config = config_of(photos, tmp_path / "two", seed, "dpt", steps=3)
+    torchrun(config, 2)
+    train.train(dataclasses.replace(config, out=str(tmp_path / "one")), ONE)
+    one, two = tiny.losses(tmp_path / "one"), tiny.losses(tmp_path / "two")
+    assert two.keys() == one.keys()
+    assert two[1] == pytest.approx(one[1], rel=0.2)
+    assert exported(tmp_path / "two")(torch.zeros(1, 3, 28, 28)).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"segmentation": {"data": "voc"}}, r"segmentation\.data must be one of .*'cityscapes'"),
+        ({"segmentation": {"head": "mask"}}, r"segmentation\.head must be one of"),
+        ({"segmentation": {"classes": 3}}, r"unknown key segmentation\.classes"),
+        (
+            {"segmentation": {"data": "list"}, "unlabeled": {"path": "data/x"}},
+            "segmentation.data and unlabeled.path exclude each other",
+        ),
+    ],
+)
+def test_wrong_configurations_are_named(values: dict, message: str, tmp_path: Path) -> None:
+    tomli_w = pytest.importorskip("tomli_w")
+    path = tmp_path / "wrong.toml"
+    path.write_text(tomli_w.dumps({"model": {"preset": "nano"}, **values}))
+    with pytest.raises(ConfigError, match=message):
+        check(load_toml(path))
+
+
+@pytest.mark.parametrize("key", ["path", "eval_path"])
+def test_a_wrong_path_names_its_setting(key: str, photos: Path, tmp_path: Path) -> None:
+    config = config_of(photos, tmp_path / "run")
+    data = dataclasses.replace(config.data, **{key: str(tmp_path / "nothing.csv")})
+    with pytest.raises(ConfigError, match=rf"data\.{key}: .*nothing\.csv: does not exist"):
+        train.train(dataclasses.replace(config, data=data), ONE)
+
+
+def test_a_run_of_depth_is_not_gone_on_with(photos: Path, shards: Path, tmp_path: Path) -> None:
+    config = config_of(photos, tmp_path / "run", steps=1)
+    depth = dataclasses.replace(
+        config, segmentation=SegmentationSection(), data=DataSection(path=str(shards), workers=0,
+                                                                     shapes=((42, 42),))
+    )  # fmt: skip
+    train.train(depth, ONE)
+    with pytest.raises(train.CheckpointError, match="is of another model"):
+        train.train(config, ONE)
+
+
+def test_workers_change_nothing(photos: Path, tmp_path: Path, seed: int) -> None:
+    none = config_of(photos, tmp_path / "none", seed, steps=3)
+    train.train(none, ONE)
+    two = dataclasses.replace(none.data, workers=2)
+    train.train(dataclasses.replace(none, data=two, out=str(tmp_path / "two")), ONE)
+    assert tiny.losses(tmp_path / "two") == tiny.losses(tmp_path / "none")
+
+
+def test_settings_are_kept_with_the_run(photos: Path, tmp_path: Path) -> None:
+    train.train(config_of(photos, tmp_path / "run", steps=1), World(0, 1, torch.device("cpu")))
+    kept = json.loads((tmp_path / "run/config.json").read_text())
+    assert kept["segmentation"] == {"data": "list", "head": "linear"}
+
+
+def test_the_command_line_reads_the_section(photos: Path, tmp_path: Path) -> None:
+    from dafast.training.config import parse_args
+
+    path = command(config_of(photos, tmp_path / "run"))[2]
+    assert parse_args(["--config", path, "--segmentation.head", "dpt"]).segmentation.head == "dpt"
