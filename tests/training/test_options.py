@@ -206,7 +206,7 @@ def scripted_scores(
         seen[step] = copy.deepcopy(model.state_dict())
         return scores[step]
 
-    monkeypatch.setattr(train, "periodic_evaluation", evaluation)
+    monkeypatch.setattr("dafast.training.tasks.periodic_evaluation", evaluation)
     return seen
 
 
