@@ -11,10 +11,10 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -63,6 +63,37 @@ class Item:
     read: Callable[[], Labeled] | None = None
 
 
+class Pictures(Sequence[Item]):
+    """Unlabeled pictures by name. There may be millions: an item is made when it is asked for.
+
+    Args:
+        names: Their names.
+        read: The file of a picture, by its name; raises `SourceError` or `OSError`.
+        size: Pictures whose shorter side is longer than this are scaled down to it; 0 keeps them.
+    """
+
+    def __init__(self, names: Sequence[str], read: Callable[[str], bytes], size: int = 0) -> None:
+        self._names, self._read, self._size = names, read, size
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    @overload
+    def __getitem__(self, index: int) -> Item: ...
+    @overload
+    def __getitem__(self, index: slice) -> Pictures: ...
+    def __getitem__(self, index: int | slice) -> Item | Pictures:
+        if isinstance(index, slice):
+            return Pictures(self._names[index], self._read, self._size)
+        name = self._names[index]
+
+        def load() -> dict[str, bytes]:
+            meta = json.dumps({"source": name}).encode()
+            return {**image_members(self._read(name), self._size), "json": meta}
+
+        return Item(name, load)
+
+
 def labeled_item(
     name: str, image: Path, label: Callable[[], tuple[np.ndarray, np.ndarray]]
 ) -> Item:
@@ -84,7 +115,7 @@ def labeled_item(
             raise Unlabeled("no pixel of the label is valid")
         if float(disparity[known].min()) < 0:
             raise SourceError(f"disparity {float(disparity[known].min()):g} is negative")
-        members = _image_file(image, 0)
+        members = image_members(image.read_bytes(), 0)
         with Image.open(io.BytesIO(members["jpg"])) as picture:
             if (picture.height, picture.width) != disparity.shape:
                 raise SourceError(
@@ -115,7 +146,7 @@ def _size(array: np.ndarray) -> str:
     return " x ".join(map(str, array.shape))
 
 
-def folder_source(folder: Path, size: int = 0) -> list[Item]:
+def folder_source(folder: Path, size: int = 0) -> Pictures:
     """The pictures of a folder and its subfolders, in order of name; hidden ones are left out.
 
     Args:
@@ -136,17 +167,8 @@ def folder_source(folder: Path, size: int = 0) -> list[Item]:
     )
     if not paths:
         raise SourceError(f"{folder}: no pictures ({', '.join(PHOTO_SUFFIXES)})")
-
-    def item(path: Path) -> Item:
-        name = path.relative_to(folder).as_posix()
-
-        def load() -> dict[str, bytes]:
-            meta = json.dumps({"source": name}).encode()
-            return {**_image_file(path, size), "json": meta}
-
-        return Item(name, load)
-
-    return [item(path) for path in paths]
+    names = [path.relative_to(folder).as_posix() for path in paths]
+    return Pictures(names, lambda name: (folder / name).read_bytes(), size)
 
 
 def list_source(path: Path) -> list[Item]:
@@ -249,9 +271,17 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     raise SourceError(f"{path}: a list is a .csv, .json or .jsonl file")
 
 
-def _image_file(path: Path, size: int) -> dict[str, bytes]:
-    """The picture as it is stored: a plain JPEG as it is, anything else upright and as a JPEG."""
-    raw = path.read_bytes()
+def image_members(raw: bytes, size: int) -> dict[str, bytes]:
+    """The picture as it is stored: a plain JPEG as it is, anything else upright and as a JPEG.
+
+    Args:
+        raw: Its file.
+        size: Scaled down if its shorter side is longer than this; 0 keeps it.
+
+    Raises:
+        SourceError: If its pixels are numbers and not colours.
+        OSError: If it is damaged, as Pillow says; also its other errors.
+    """
     with Image.open(io.BytesIO(raw)) as picture:
         if picture.mode == "F" or picture.mode.startswith("I"):
             raise SourceError(f"a picture of mode {picture.mode}: convert it to 8 bits")
