@@ -13,7 +13,7 @@ from ..data.tars import expand_shards
 from ..inference import MAX_BATCH_TOKENS, check_options, predict_native
 from ..training.labeling import label_shards
 from . import CommandError
-from ._model import digest_model, load_relative_model
+from ._model import digest_model, load_relative_model, own_device
 from .files import note_or_match
 
 DESCRIPTION = "labels.json"
@@ -31,7 +31,7 @@ def label(args: argparse.Namespace) -> int:
     if str(out.resolve()) in {str(shard.resolve().parent) for shard in shards}:
         raise CommandError(f"--out {out} is the folder of the images; choose another")
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    model = load_relative_model(args.model, _device(args.device), args.dtype, "label")
+    model = load_relative_model(args.model, own_device(args.device), args.dtype, "label")
     tokens = args.batch_tokens or MAX_BATCH_TOKENS
     check_options(model.config, size=args.size, max_batch_tokens=tokens)
     if not is_remote(out):
@@ -67,11 +67,3 @@ def label(args: argparse.Namespace) -> int:
     if len(report.failures) > _SHOWN:
         print(f"  ... and {len(report.failures) - _SHOWN} more, in {out}/*.failures.jsonl")
     return 1 if report.failures else 0
-
-
-def _device(name: str) -> str:
-    """Under torchrun, the GPU that is this process's own."""
-    import torch
-
-    local = os.environ.get("LOCAL_RANK")
-    return f"cuda:{local}" if name == "auto" and local and torch.cuda.is_available() else name

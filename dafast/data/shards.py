@@ -177,6 +177,11 @@ class ShardDataset(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self._keys)
 
+    @property
+    def labeled(self) -> bool:
+        """Whether every sample has a label, read or not."""
+        return bool((self._places[:, [DISPARITY, META], 0] >= 0).all())
+
     def name(self, index: int) -> str:
         """The sample's name in messages: shard file and key."""
         return f"{name_of(self.shards[self._shard_of[index]])}/{self._keys[index]}"

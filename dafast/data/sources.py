@@ -8,9 +8,11 @@ that do.
 
 from __future__ import annotations
 
+import copy
 import csv
 import io
 import json
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +21,7 @@ from typing import Any, NamedTuple, overload
 import numpy as np
 from PIL import Image, ImageOps
 
-from dafast.data.shards import decode_image, minmax
+from dafast.data.shards import SampleError, ShardDataset, decode_image, minmax
 
 PHOTO_SUFFIXES = (".avif", ".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 LIST_COLUMNS = ("image", "depth", "disparity", "mask", "scale", "invalid")
@@ -169,6 +171,33 @@ def folder_source(folder: Path, size: int = 0) -> Pictures:
         raise SourceError(f"{folder}: no pictures ({', '.join(PHOTO_SUFFIXES)})")
     names = [path.relative_to(folder).as_posix() for path in paths]
     return Pictures(names, lambda name: (folder / name).read_bytes(), size)
+
+
+def shard_source(data: ShardDataset) -> list[Item]:
+    """Samples of shards as they are, for `check`; `data` has min-max labels, or none."""
+    own = threading.local()  # open files of shards are not shared among threads
+
+    def opened() -> ShardDataset:
+        if not hasattr(own, "data"):
+            own.data = copy.copy(data)
+        return own.data
+
+    def item(index: int) -> Item:
+        def load() -> dict[str, bytes]:
+            return {"jpg": opened().image_file(index)}
+
+        def read() -> Labeled:
+            try:
+                sample = opened().read(index)
+            except SampleError as error:
+                raise SourceError(str(error)) from error
+            if not sample.mask.any():
+                raise Unlabeled("no pixel of the label is valid")
+            return Labeled(sample.image, sample.disparity, sample.mask)
+
+        return Item(data.name(index), load, None if data.labels == "none" else read)
+
+    return [item(index) for index in range(len(data))]
 
 
 def list_source(path: Path) -> list[Item]:

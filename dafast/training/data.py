@@ -215,7 +215,9 @@ class TrainingData(Dataset[Any]):
             ShardError: If they cannot be used; the message names the setting.
         """
         share, section = config.data.max_bad_fraction, config.unlabeled
-        labeled = ShardDataset(config.data.path, max_bad_fraction=share, key="data.path")
+        labeled = ShardDataset(
+            config.data.path, max_bad_fraction=share, sky=config.data.sky, key="data.path"
+        )
         unlabeled = None
         if section.path:
             try:
