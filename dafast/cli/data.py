@@ -25,6 +25,8 @@ _SHOWN = 20  # failures listed in the summary
 
 def data_pack(args: argparse.Namespace) -> int:
     """Runs ``dafast data pack``."""
+    if is_url(args.source):
+        raise CommandError(f"{args.source}: data sets are packed from this machine's disks")
     source, out = Path(args.source), place_of(args.out)
     items = _items(args.name, source, args.size)
     description = {"source": source.name, "size": args.size or 0}
@@ -49,8 +51,6 @@ def data_pack(args: argparse.Namespace) -> int:
 
 
 def _items(name: str | None, source: Path, size: int | None) -> Sequence[Item]:
-    if is_url(str(source)):
-        raise CommandError(f"{source}: data sets are packed from this machine's disks")
     if name in PICTURE_NAMES:
         return get_picture_reader(name).items(source, size or 0)
     labeled = name or not source.is_dir()
@@ -75,6 +75,10 @@ def data_check(args: argparse.Namespace) -> int:
     """Runs ``dafast data check``."""
     items: Sequence[Item]
     source = Path(args.source)
+    if is_url(args.source) and args.name != "shards":
+        raise CommandError(
+            f"{args.source}: of URLs shards alone are read: dafast data check shards {args.source}"
+        )
     if args.name == "shards":
         items = shard_source(_open_shards(args.source))
         print(f"shards: {'labeled' if items[0].read else 'not labeled'}")

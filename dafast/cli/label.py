@@ -8,7 +8,7 @@ import sys
 import time
 from collections import Counter
 
-from ..data.remote import is_remote, name_of, place_of
+from ..data.remote import is_remote, name_of, place_of, same_place
 from ..data.tars import expand_shards
 from ..inference import MAX_BATCH_TOKENS, check_options, predict_native
 from ..training.labeling import label_shards
@@ -28,7 +28,7 @@ def label(args: argparse.Namespace) -> int:
     twice = [name for name, count in Counter(map(name_of, shards)).items() if count > 1]
     if twice:
         raise CommandError(f"--in has more than one shard called {twice[0]}; label them apart")
-    if str(out.resolve()) in {str(shard.resolve().parent) for shard in shards}:
+    if same_place(out) in {same_place(shard.parent) for shard in shards}:
         raise CommandError(f"--out {out} is the folder of the images; choose another")
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     model = load_relative_model(args.model, own_device(args.device), args.dtype, "label")

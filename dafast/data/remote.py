@@ -90,6 +90,11 @@ def name_of(place: Path) -> str:
     return place.name.partition("?")[0] if is_remote(place) else place.name
 
 
+def same_place(place: Path) -> str:
+    """A text that is the same for the same folder, however it was written."""
+    return str(place).rstrip("/") if is_remote(place) else str(place.resolve())
+
+
 def expand_braces(text: str) -> list[str]:
     """`a-{00..12}.tar` and `{x,y}.tar` as the names that they stand for, in order."""
     found = _BRACES.search(text)
