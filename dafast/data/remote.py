@@ -165,11 +165,15 @@ def read_range(place: Path, offset: int, size: int) -> bytes:
 
 
 def fingerprint(place: Path) -> str:
-    """What tells a remote file from an earlier one of its name: size, and date or checksum.
+    """What tells a file from an earlier one of its name: size, and date or checksum.
 
     Raises:
-        RemoteError: If the file cannot be looked at.
+        RemoteError: If it is remote and cannot be looked at.
+        OSError: If it is local and cannot be looked at.
     """
+    if not is_remote(place):
+        status = place.stat()
+        return f"{place.resolve()} {status.st_size} {status.st_mtime_ns}"
     info = retried(lambda: _file_system(place).info(_path(place)), f"cannot read {place}")
     telling = ("etag", "last_modified", "last-modified", "lastmodified", "mtime", "updated",
                "created", "content-md5", "md5hash", "digest")  # fmt: skip

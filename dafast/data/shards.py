@@ -149,30 +149,27 @@ class ShardDataset(Dataset[Sample]):
         self.bad: dict[int, str] = {}
         self._files: OrderedDict[Path, int] = OrderedDict()
         self._part: tuple[int, int, bytes] = (-1, 0, b"")  # of a remote shard: the last sample
-        keys: list[str] = []
-        shard_of: list[int] = []
-        places: list[list[tuple[int, int]]] = []
+        # Arrays, not lists of objects: forked workers then share the pages instead of copying them
+        # one reference count at a time.
+        keys: list[np.ndarray] = []
+        places: list[np.ndarray] = []
         self._sky_shards: list[Path | None] = [None] * len(self.shards)
-        for number, (shard, found) in enumerate(
-            zip(self.shards, scan_all(self.shards, labels != "none"), strict=True)
-        ):
+        found = scan_all(self.shards, labels != "none")
+        for number, (shard, samples) in enumerate(zip(self.shards, found, strict=True)):
             masks: dict[str, tuple[int, int]] = {}
             if self.sky != "off" and exists(sky_path(shard)):
                 self._sky_shards[number] = sky_path(shard)
                 masks = {key: place[IMAGE] for key, place in headers(sky_path(shard)).items()}
-            for key, place in found.items():
-                keys.append(key)
-                shard_of.append(number)
-                places.append([*place, masks.get(key, NOWHERE)])
-        if not keys:
+            rows = [[*place, masks.get(key, NOWHERE)] for key, place in samples.items()]
+            keys.append(np.array(list(samples), np.str_))
+            places.append(np.array(rows, np.int64).reshape(-1, 5, 2))
+        self._keys = np.concatenate(keys)
+        self._places = np.concatenate(places)  # (samples, 5 members, offset and size)
+        self._shard_of = np.repeat(np.arange(len(keys), dtype=np.int32), [len(k) for k in keys])
+        if not len(self._keys):
             raise ShardError(
                 f"no sample in {', '.join(map(str, self.shards[:3]))}: the shards are empty."
             )
-        # Arrays, not lists of objects: forked workers then share the pages instead of copying them
-        # one reference count at a time.
-        self._keys = np.array(keys)
-        self._shard_of = np.array(shard_of, np.int32)
-        self._places = np.array(places, np.int64)  # (samples, 5 members, offset and size)
 
     def __len__(self) -> int:
         return len(self._keys)

@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -45,6 +45,7 @@ _COLUMN = {
 }
 _LABEL = {DISPARITY: "disparity.png", META: "json"}
 _FETCHES = 8  # remote shards fetched at a time, to be scanned
+_MANY = 256  # local shards, from which on what was found in them is kept: a second start is quick
 
 
 def expand_shards(
@@ -118,20 +119,22 @@ def sky_path(shard: Path) -> Path:
     return shard.with_name(name_of(shard).removesuffix(".tar") + SKY_SUFFIX)
 
 
-def scan_all(shards: Sequence[Path], labeled: bool) -> list[dict[str, Places]]:
+def scan_all(shards: Sequence[Path], labeled: bool) -> Iterator[dict[str, Places]]:
     """`_scan` of each; those behind URLs are fetched several at a time."""
     if not any(map(is_remote, shards)):
-        return [_scan(shard, labeled) for shard in shards]
+        for shard in shards:
+            yield _scan(shard, labeled, len(shards) >= _MANY)
+        return
     with ThreadPoolExecutor(_FETCHES) as pool:
-        return list(pool.map(lambda shard: _scan(shard, labeled), shards))
+        yield from pool.map(lambda shard: _scan(shard, labeled), shards)
 
 
 _REMEDY = "Delete it and make it anew (`dafast synth` rewrites missing shards), or copy it again."
 
 
-def _scan(shard: Path, labeled: bool) -> dict[str, Places]:
+def _scan(shard: Path, labeled: bool, keep: bool = False) -> dict[str, Places]:
     """Where the members of a shard are, once it is clear that all are there that are needed."""
-    samples, remedy = headers(shard), _REMEDY
+    samples, remedy = headers(shard, keep), _REMEDY
     required = {IMAGE: "jpg", **(_LABEL if labeled else {})}
     for key, place in samples.items():
         for column, suffix in required.items():
@@ -144,30 +147,40 @@ def _scan(shard: Path, labeled: bool) -> dict[str, Places]:
     return samples
 
 
-def headers(shard: Path) -> dict[str, Places]:
-    """Key -> (offset, size) per column of a tar, (-1, 0) where absent; a remote one's are kept."""
-    if not is_remote(shard):
-        return _read_headers(shard)
-    digest = hashlib.sha256(f"2 {fingerprint(shard)}".encode()).hexdigest()[:40]
-    kept = cache_folder() / "shards" / f"{digest}.json"
+def headers(shard: Path, keep: bool = False) -> dict[str, Places]:
+    """Key -> (offset, size) per column of a tar, (-1, 0) where absent.
+
+    What was found in a remote one is kept in the user's cache; in a local one if `keep` says so.
+    """
+    remote = is_remote(shard)
+    if not (remote or keep):
+        return _read_headers(shard, shard)
     try:
-        known = json.loads(kept.read_text())
-        return {key: [(int(a), int(b)) for a, b in place] for key, place in known.items()}
+        known = fingerprint(shard)
+    except OSError as error:
+        raise ShardError(f"the shard {shard} cannot be read: {error.strerror or error}.") from error
+    digest = hashlib.sha256(known.encode()).hexdigest()[:40]
+    kept = cache_folder() / "shards" / digest[:2] / f"{digest}.json"
+    try:
+        found = json.loads(kept.read_text())
+        return {
+            key: list(zip(place[::2], place[1::2], strict=True)) for key, place in found.items()
+        }
     except (OSError, ValueError, TypeError, AttributeError):
         pass  # not there, or not whole
     with local_copy(shard) as copy:
         samples = _read_headers(copy, shard)
+    flat = {key: [n for pair in place for n in pair] for key, place in samples.items()}
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
-        write_text(kept, json.dumps(samples))
+        write_text(kept, json.dumps(flat, separators=(",", ":")))
     except OSError as error:
-        logger.warning("%s is not kept (%s): it will be fetched again", kept, error)
+        logger.warning("%s is not kept: %s", kept, error)
     return samples
 
 
-def _read_headers(path: Path, shard: Path | None = None) -> dict[str, Places]:
+def _read_headers(path: Path, shard: Path) -> dict[str, Places]:
     """Reads the headers of a local tar; `shard` is what it is called in messages."""
-    shard = shard or path
     samples: dict[str, Places] = {}
     try:
         length = path.stat().st_size

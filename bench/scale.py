@@ -1,0 +1,208 @@
+"""The plan of labelling 62M images, from a table of inputs: `python bench/scale.py`.
+
+Every figure of docs/scale.md is printed here. An input is changed with `--set NAME=VALUE`; one that
+nobody has measured yet has no value, and what depends on it says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+OPEN = "to be measured"
+GPUS = (8, 64, 512)
+GPUS_PER_NODE = 8
+DAYS = (1, 3, 7, 30)
+
+IMAGES = {
+    "SA-1B": 11.1e6,
+    "ImageNet-21K": 13.1e6,
+    "LSUN": 9.8e6,
+    "BDD100K": 8.2e6,
+    "Open Images V7": 7.8e6,
+    "Places365": 6.5e6,
+    "Google Landmarks": 4.1e6,
+    "Objects365": 1.7e6,
+}
+"""The unlabeled images of Depth Anything, Table 1."""
+
+
+@dataclass(frozen=True)
+class Input:
+    """A figure that the plan is made from.
+
+    Attributes:
+        name: As `--set` takes it.
+        value: The figure; None where it is still to be measured.
+        unit: What it is in.
+        basis: Where it is from: measured, by which command; assumed; or published, where.
+    """
+
+    name: str
+    value: float | None
+    unit: str
+    basis: str
+
+
+_LOADER = (
+    "measured: `bench/loader.py`, pictures of 518 x 690, `nano`'s maps; one hyperthread, Zen 4"
+)
+_GPU = "H100, bfloat16, 518 x 690 pixels"
+
+INPUTS = (
+    Input("image_kb", 136.0, "kB", f"{_LOADER} (JPEG, quality 95)"),
+    Input("label_kb", 510.0, "kB", f"{_LOADER} (16-bit PNG)"),
+    Input("decode_ms", 8.0, "ms of a processor", f"{_LOADER} (image and label; less without)"),
+    Input("encode_ms", 30.0, "ms of a processor", _LOADER),
+    Input("student_ms", 14.0, "ms of a processor", f"{_LOADER}, crops of 518"),
+    Input("teacher_rate", None, "images/s and GPU", f"ViT-L forward, {_GPU}"),
+    Input("small_teacher_rate", None, "images/s and GPU", f"ViT-S forward, {_GPU}"),
+    Input("student_rate", None, "images/s and GPU", f"ViT-L student's step, {_GPU}"),
+    Input("busy", 0.9, "", "assumed: share of the time that a GPU computes"),
+    Input("gpu_price", 2.5, "$ an hour", "assumed: a rented H100 with its share of a node"),
+    Input("storage_price", 23.0, "$ a TB and month", "assumed: object storage at its list price"),
+    Input("shard_images", 1000.0, "", "assumed: `dafast data pack --shard-size`, its default"),
+)
+
+
+def total_images() -> float:
+    """All images of the plan."""
+    return sum(IMAGES.values())
+
+
+def needed() -> list[list[str]]:
+    """Images a second and GPU that a run of so many days needs."""
+    rows = [["days", "images/s", *(f"per GPU of {count}" for count in GPUS)]]
+    for days in DAYS:
+        rate = total_images() / (days * 86400)
+        rows.append([f"{days}", f"{rate:,.0f}", *(f"{rate / count:,.1f}" for count in GPUS)])
+    return rows
+
+
+def stored(values: dict[str, float | None]) -> list[list[str]]:
+    """Bytes and objects that the run reads and writes, and what keeping them costs."""
+    image, label = _known(values, "image_kb"), _known(values, "label_kb")
+    price, shard = _known(values, "storage_price"), _known(values, "shard_images")
+    images = total_images()
+    rows = [["", "TB", "a shard, MB", "$ a month"]]
+    for name, kb in (
+        ("images, packed", image),
+        ("labels alone", label),
+        ("labeled shards (images and labels)", image + label),
+    ):
+        tb = images * kb / 1e9
+        rows.append([name, f"{tb:.1f}", f"{shard * kb / 1e3:.0f}", f"{tb * price:,.0f}"])
+    rows.append([f"objects: {images / shard:,.0f} shards each", "", "", ""])
+    return rows
+
+
+def runs(values: dict[str, float | None], rate: str) -> list[list[str]]:
+    """Time, money, traffic and processors of a run with a measured rate of a GPU."""
+    rows = [["GPUs", "images/s", "hours", "GPU hours", "$", "read MB/s", "written MB/s",
+             "processors a GPU"]]  # fmt: skip
+    per_gpu = values[rate]
+    for count in GPUS:
+        if per_gpu is None:
+            rows.append([f"{count}", *[OPEN] * 7])
+            continue
+        speed = count * per_gpu * _known(values, "busy")
+        hours = total_images() / speed / 3600
+        cpu = _known(values, "decode_ms") + _known(values, "encode_ms")
+        rows.append([
+            f"{count}", f"{speed:,.0f}", f"{hours:,.1f}", f"{hours * count:,.0f}",
+            f"{hours * count * _known(values, 'gpu_price'):,.0f}",
+            f"{speed * _known(values, 'image_kb') / 1e3:,.0f}",
+            f"{speed * (_known(values, 'image_kb') + _known(values, 'label_kb')) / 1e3:,.0f}",
+            f"{per_gpu * cpu / 1e3:.1f}",
+        ])  # fmt: skip
+    return rows
+
+
+def student(values: dict[str, float | None]) -> list[list[str]]:
+    """The pass of a student over the labels: half as many labeled images come with them."""
+    rows = [["GPUs", "images/s", "days", "$", "read MB/s", "processors a GPU"]]
+    images, per_gpu = 1.5 * total_images(), values["student_rate"]
+    for count in GPUS:
+        if per_gpu is None:
+            rows.append([f"{count}", *[OPEN] * 5])
+            continue
+        speed = count * per_gpu * _known(values, "busy")
+        days = images / speed / 86400
+        kb = _known(values, "image_kb") + _known(values, "label_kb")
+        rows.append([
+            f"{count}", f"{speed:,.0f}", f"{days:,.1f}",
+            f"{days * 24 * count * _known(values, 'gpu_price'):,.0f}", f"{speed * kb / 1e3:,.0f}",
+            f"{per_gpu * _known(values, 'student_ms') / 1e3:.1f}",
+        ])  # fmt: skip
+    return rows
+
+
+def inputs(chosen: Sequence[Input]) -> list[list[str]]:
+    """The table of inputs."""
+    rows = [["input", "value", "unit", "from"]]
+    for entry in chosen:
+        value = OPEN if entry.value is None else f"{entry.value:g}"
+        rows.append([f"`{entry.name}`", value, entry.unit, entry.basis])
+    rows.append(
+        ["images", f"{total_images() / 1e6:.1f}M", "", "published: Depth Anything, Table 1"]
+    )
+    return rows
+
+
+def report(chosen: Sequence[Input] = INPUTS) -> str:
+    """All tables, as docs/scale.md has them."""
+    values = {entry.name: entry.value for entry in chosen}
+    parts = (
+        ("Inputs", inputs(chosen)),
+        ("What a deadline needs", needed()),
+        ("Bytes", stored(values)),
+        ("Labelling with ViT-L", runs(values, "teacher_rate")),
+        ("Labelling with ViT-S", runs(values, "small_teacher_rate")),
+        ("The student's pass", student(values)),
+    )
+    return "\n\n".join(f"### {title}\n\n{_markdown(rows)}" for title, rows in parts) + "\n"
+
+
+def _known(values: dict[str, float | None], name: str) -> float:
+    value = values[name]
+    if value is None:
+        raise SystemExit(f"bench/scale.py: {name} has no value; give one with --set {name}=...")
+    return value
+
+
+def _markdown(rows: list[list[str]]) -> str:
+    head, *body = rows
+    rule = ["---", *["---:"] * (len(head) - 1)] if head[0] != "input" else ["---"] * len(head)
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, rule, *body))
+
+
+def main(argv: Sequence[str] | None = None) -> str:
+    """Command line; returns the report that it prints."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE",
+                        help="another value of an input")  # fmt: skip
+    options = parser.parse_args(argv)
+    chosen = {entry.name: entry for entry in INPUTS}
+    for text in options.set:
+        name, _, value = text.partition("=")
+        if name not in chosen:
+            parser.error(f"no input {name!r}; there are: {', '.join(chosen)}")
+        try:
+            number = float(value)
+        except ValueError:
+            parser.error(f"--set {text}: {value!r} is not a number")
+        if not number > 0:
+            parser.error(f"--set {text}: must be more than 0")
+        basis = f"given: --set {text}"
+        chosen[name] = dataclasses.replace(chosen[name], value=number, basis=basis)
+    text = report(list(chosen.values()))
+    print(text, end="")
+    return text
+
+
+if __name__ == "__main__":
+    main()
