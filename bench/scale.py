@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 OPEN = "to be measured"
 GPUS = (8, 64, 512)
-GPUS_PER_NODE = 8
 DAYS = (1, 3, 7, 30)
 
 IMAGES = {
@@ -46,17 +45,20 @@ class Input:
     basis: str
 
 
-_LOADER = (
-    "measured: `bench/loader.py`, pictures of 518 x 690, `nano`'s maps; one hyperthread, Zen 4"
-)
+_LOADER = "measured: `bench/loader.py`"
 _GPU = "H100, bfloat16, 518 x 690 pixels"
 
 INPUTS = (
-    Input("image_kb", 136.0, "kB", f"{_LOADER} (JPEG, quality 95)"),
-    Input("label_kb", 510.0, "kB", f"{_LOADER} (16-bit PNG)"),
-    Input("decode_ms", 8.0, "ms of a processor", f"{_LOADER} (image and label; less without)"),
-    Input("encode_ms", 30.0, "ms of a processor", _LOADER),
-    Input("student_ms", 14.0, "ms of a processor", f"{_LOADER}, crops of 518"),
+    Input("image_kb", 135.0, "kB", f"{_LOADER} (JPEG, quality 95)"),
+    Input("label_kb", 503.0, "kB", f"{_LOADER} (16-bit PNG)"),
+    Input("decode_ms", 1.9, "ms of a processor", f"{_LOADER} (the image alone)"),
+    Input("encode_ms", 30.0, "ms of a processor", f"{_LOADER} (`encode` less `decode`)"),
+    Input("student_ms", 18.0, "ms of a processor", f"{_LOADER}, crops of 518"),
+    Input("scan_ms", 54.0, "ms a shard", "measured: the headers of 1000 labeled samples"),
+    Input(
+        "kept_ms", 1.2, "ms a shard", "measured: the same from what was kept of an earlier start"
+    ),
+    Input("index_bytes", 116.0, "bytes an image", "measured: where a sample is, in memory"),
     Input("teacher_rate", None, "images/s and GPU", f"ViT-L forward, {_GPU}"),
     Input("small_teacher_rate", None, "images/s and GPU", f"ViT-S forward, {_GPU}"),
     Input("student_rate", None, "images/s and GPU", f"ViT-L student's step, {_GPU}"),
@@ -72,13 +74,26 @@ def total_images() -> float:
     return sum(IMAGES.values())
 
 
-def needed() -> list[list[str]]:
-    """Images a second and GPU that a run of so many days needs."""
-    rows = [["days", "images/s", *(f"per GPU of {count}" for count in GPUS)]]
+def needed(values: dict[str, float | None]) -> list[list[str]]:
+    """What a run of so many days asks of every GPU, of the network and of the processors."""
+    rows = [["days", "images/s", *(f"a GPU of {count}" for count in GPUS), "read MB/s",
+             "written MB/s", "processors"]]  # fmt: skip
     for days in DAYS:
         rate = total_images() / (days * 86400)
-        rows.append([f"{days}", f"{rate:,.0f}", *(f"{rate / count:,.1f}" for count in GPUS)])
+        per_gpu = (f"{rate / count:,.2f}" for count in GPUS)
+        rows.append([f"{days}", f"{rate:,.0f}", *per_gpu, *_traffic(values, rate)])
     return rows
+
+
+def _traffic(values: dict[str, float | None], rate: float) -> tuple[str, str, str]:
+    """MB/s read and written, and processors busy, at so many images a second."""
+    image, label = _known(values, "image_kb"), _known(values, "label_kb")
+    cpu = _known(values, "decode_ms") + _known(values, "encode_ms")
+    return (
+        f"{rate * image / 1e3:,.0f}",
+        f"{rate * (image + label) / 1e3:,.0f}",
+        f"{rate * cpu / 1e3:,.0f}",
+    )
 
 
 def stored(values: dict[str, float | None]) -> list[list[str]]:
@@ -98,10 +113,21 @@ def stored(values: dict[str, float | None]) -> list[list[str]]:
     return rows
 
 
+def start(values: dict[str, float | None]) -> list[list[str]]:
+    """What a process that trains on all of it needs before its first step."""
+    shards = total_images() / _known(values, "shard_images")
+    first, later = (shards * _known(values, name) / 6e4 for name in ("scan_ms", "kept_ms"))
+    memory = total_images() * _known(values, "index_bytes") / 1e9
+    return [
+        ["", "first start, minutes", "later ones, minutes", "memory, GB"],
+        ["local shards", f"{first:.0f}", f"{later:.1f}", f"{memory:.1f}"],
+    ]
+
+
 def runs(values: dict[str, float | None], rate: str) -> list[list[str]]:
     """Time, money, traffic and processors of a run with a measured rate of a GPU."""
     rows = [["GPUs", "images/s", "hours", "GPU hours", "$", "read MB/s", "written MB/s",
-             "processors a GPU"]]  # fmt: skip
+             "processors"]]  # fmt: skip
     per_gpu = values[rate]
     for count in GPUS:
         if per_gpu is None:
@@ -109,20 +135,15 @@ def runs(values: dict[str, float | None], rate: str) -> list[list[str]]:
             continue
         speed = count * per_gpu * _known(values, "busy")
         hours = total_images() / speed / 3600
-        cpu = _known(values, "decode_ms") + _known(values, "encode_ms")
-        rows.append([
-            f"{count}", f"{speed:,.0f}", f"{hours:,.1f}", f"{hours * count:,.0f}",
-            f"{hours * count * _known(values, 'gpu_price'):,.0f}",
-            f"{speed * _known(values, 'image_kb') / 1e3:,.0f}",
-            f"{speed * (_known(values, 'image_kb') + _known(values, 'label_kb')) / 1e3:,.0f}",
-            f"{per_gpu * cpu / 1e3:.1f}",
-        ])  # fmt: skip
+        price = hours * count * _known(values, "gpu_price")
+        rows.append([f"{count}", f"{speed:,.0f}", f"{hours:,.1f}", f"{hours * count:,.0f}",
+                     f"{price:,.0f}", *_traffic(values, speed)])  # fmt: skip
     return rows
 
 
 def student(values: dict[str, float | None]) -> list[list[str]]:
     """The pass of a student over the labels: half as many labeled images come with them."""
-    rows = [["GPUs", "images/s", "days", "$", "read MB/s", "processors a GPU"]]
+    rows = [["GPUs", "images/s", "days", "$", "read MB/s", "processors"]]
     images, per_gpu = 1.5 * total_images(), values["student_rate"]
     for count in GPUS:
         if per_gpu is None:
@@ -134,7 +155,7 @@ def student(values: dict[str, float | None]) -> list[list[str]]:
         rows.append([
             f"{count}", f"{speed:,.0f}", f"{days:,.1f}",
             f"{days * 24 * count * _known(values, 'gpu_price'):,.0f}", f"{speed * kb / 1e3:,.0f}",
-            f"{per_gpu * _known(values, 'student_ms') / 1e3:.1f}",
+            f"{speed * _known(values, 'student_ms') / 1e3:,.0f}",
         ])  # fmt: skip
     return rows
 
@@ -156,11 +177,12 @@ def report(chosen: Sequence[Input] = INPUTS) -> str:
     values = {entry.name: entry.value for entry in chosen}
     parts = (
         ("Inputs", inputs(chosen)),
-        ("What a deadline needs", needed()),
+        ("What a deadline needs", needed(values)),
         ("Bytes", stored(values)),
         ("Labelling with ViT-L", runs(values, "teacher_rate")),
         ("Labelling with ViT-S", runs(values, "small_teacher_rate")),
         ("The student's pass", student(values)),
+        ("The student's start", start(values)),
     )
     return "\n\n".join(f"### {title}\n\n{_markdown(rows)}" for title, rows in parts) + "\n"
 

@@ -96,7 +96,11 @@ def same_place(place: Path) -> str:
 
 
 def expand_braces(text: str) -> list[str]:
-    """`a-{00..12}.tar` and `{x,y}.tar` as the names that they stand for, in order."""
+    """`a-{00..12}.tar` and `{x,y}.tar` as the names that they stand for, in order.
+
+    Raises:
+        ShardError: If a range is empty.
+    """
     found = _BRACES.search(text)
     if found is None:
         return [text]
@@ -105,6 +109,8 @@ def expand_braces(text: str) -> list[str]:
         first, last = numbers.groups()
         width = len(first) if first.startswith("0") else 0
         choices = [f"{i:0{width}d}" for i in range(int(first), int(last) + 1)]
+        if not choices:
+            raise ShardError(f"{text}: nothing is from {first} to {last}")
     elif "," in found[1]:
         choices = found[1].split(",")
     else:

@@ -212,6 +212,21 @@ def test_packs_and_labels(
     assert [data.meta(i)["source"] for i in range(len(data))] == sorted(made)
 
 
+def test_archives_of_sa1b_are_shards_as_they_are(tmp_path: Path, rng: np.random.Generator) -> None:
+    made = sa1b(tmp_path, rng)
+    (tmp_path / "out").mkdir()
+    report = label_shards(
+        lambda images: [image[..., 0].astype(np.float32) for image in images],
+        sorted(tmp_path.glob("*.tar")),
+        tmp_path / "out",
+    )
+    assert (report.shards, report.images, report.failures) == (2, 4, [])
+    data = ShardDataset(tmp_path / "out")
+    for i in range(4):
+        assert data.image_file(i) == made[data.name(i).replace("/./", "/") + ".jpg"]
+        assert data.meta(i)["annotations"] == [{"id": 1}]
+
+
 @pytest.mark.parametrize("name", PICTURE_NAMES)
 def test_wrong_folder(name: str, tmp_path: Path, rng: np.random.Generator, capsys) -> None:
     with pytest.raises(SourceError, match="no such folder"):

@@ -144,11 +144,15 @@ def same(data: ShardDataset, other: ShardDataset) -> None:
         ("{x,y}/{0..1}.tar", ["x/0.tar", "x/1.tar", "y/0.tar", "y/1.tar"]),
         ("plain.tar", ["plain.tar"]),
         ("odd{name}.tar", ["odd{name}.tar"]),
-        ("{5..4}", []),
     ],
 )
 def test_braces(text: str, names: list[str]) -> None:
     assert expand_braces(text) == names
+
+
+def test_braces_of_nothing() -> None:
+    with pytest.raises(ShardError, match="nothing is from 5 to 4"):
+        ShardDataset("memory://a/{5..4}.tar")
 
 
 @pytest.mark.parametrize(
