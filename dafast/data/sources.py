@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, overload
 import numpy as np
 from PIL import Image, ImageOps
 
+from dafast.data.png16 import encode_png16
 from dafast.data.shards import SampleError, ShardDataset, decode_image, minmax
 
 PHOTO_SUFFIXES = (".avif", ".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
@@ -276,7 +277,7 @@ def label_members(
     if top > 0:
         code[mask] = np.rint(valid.astype(np.float64) / top * 65535)
     members = {
-        "disparity.png": _png(code),
+        "disparity.png": encode_png16(code),
         "json": json.dumps({**meta, "disparity_max": top}).encode(),
     }
     if not mask.all():

@@ -15,7 +15,6 @@ that cannot be fetched or put is a failure of its own: the others go on.
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import tarfile
 import time
@@ -26,8 +25,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image
 
+from dafast.data.png16 import encode_png16
 from dafast.data.remote import Fetcher, ShardError, exists, name_of
 from dafast.data.shards import DECODE_ERRORS, SampleError, ShardDataset, decode_image
 from dafast.data.writing import add_sample, claim, read_failures, write_failures
@@ -169,11 +168,9 @@ def encode_label(disparity: np.ndarray) -> tuple[bytes, dict[str, Any]] | None:
     code = np.zeros(disparity.shape, np.uint16)
     if scale > 0:
         code = np.rint((disparity.astype(np.float64) - low) / scale).astype(np.uint16)
-    buffer = io.BytesIO()
-    Image.fromarray(code).save(buffer, "PNG", compress_level=3)
     numbers = {
         "disparity_scale": scale,
         "disparity_offset": low,
         "disparity_size": list(disparity.shape),
     }
-    return buffer.getvalue(), numbers
+    return encode_png16(code), numbers
