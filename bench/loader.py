@@ -28,6 +28,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -39,6 +40,7 @@ from torch.utils.data import DataLoader, Dataset
 import dafast
 from bench.timing import machine
 from dafast.data.shards import ShardDataset, decode_image
+from dafast.data.tars import headers
 from dafast.data.writing import add_sample
 from dafast.inference import predict_native
 from dafast.training.config import DataSection, TrainConfig, UnlabeledSection
@@ -157,6 +159,33 @@ def sizes(data: ShardDataset, count: int) -> dict[str, float]:
     return dict(zip(("image_bytes", "pixels", "label_bytes"), means, strict=True))
 
 
+def start(folder: Path, count: int = 1000) -> dict[str, float]:
+    """What opening a labeled shard of so many samples costs, in milliseconds and bytes.
+
+    `scan_ms` is to find where its samples are, `kept_ms` to read that from what was kept,
+    `index_bytes` what of it stays in memory for each sample.
+    """
+    shard = folder / "start.tar"
+    with tarfile.open(shard, "w") as tar:
+        for index in range(count):
+            members = {"jpg": bytes(9000), "disparity.png": bytes(9000), "json": bytes(120)}
+            add_sample(tar, f"{index:08d}", members)
+    with mock.patch.dict(os.environ, DAFAST_CACHE=str(folder / "cache")):
+        headers(shard, keep=True)
+        times = {}
+        for name, keep in (("scan_ms", False), ("kept_ms", True)):
+            turns = []
+            for _ in range(5):
+                began = time.process_time()
+                headers(shard, keep)
+                turns.append((time.process_time() - began) * 1e3)
+            times[name] = min(turns)
+    data = ShardDataset(shard)
+    arrays = [value for value in vars(data).values() if isinstance(value, np.ndarray)]
+    shard.unlink()
+    return {**times, "index_bytes": sum(array.nbytes for array in arrays) / count}
+
+
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Command line; returns the report that it prints."""
     parser = argparse.ArgumentParser(
@@ -178,6 +207,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         parser.error("--batch: a student's has three images at least")
     torch.set_num_threads(1)  # as in a worker
     with tempfile.TemporaryDirectory(prefix="dafast-bench-") as folder:
+        opening = start(Path(folder))
         path = options.shards
         if path is None:
             make_shards(Path(folder), options.pictures, options.size, options.seed)
@@ -202,6 +232,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             "machine": {**machine(torch.device("cpu")), "cpus": os.cpu_count()},
             "shape": options.shape,
             "sizes": sizes(data.shards, options.images),
+            "start": opening,
             "records": records,
         }
     print_report(report)
@@ -225,6 +256,12 @@ def print_report(report: dict[str, Any]) -> None:
     for record in report["records"]:
         speeds = " | ".join(f"{record['images_per_second'][w]:.1f}" for w in workers)
         print(f"| {record['stage']} | {record['ms']:.2f} | {speeds} |")
+    opening = report["start"]
+    print(
+        f"\na shard of 1000 labeled samples: {opening['scan_ms']:.1f} ms to scan, "
+        f"{opening['kept_ms']:.1f} ms from what was kept; {opening['index_bytes']:.0f} bytes of "
+        "memory a sample"
+    )
 
 
 def _size(text: str) -> tuple[int, int]:

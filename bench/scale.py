@@ -54,11 +54,11 @@ INPUTS = (
     Input("decode_ms", 1.9, "ms of a processor", f"{_LOADER} (the image alone)"),
     Input("encode_ms", 12.7, "ms of a processor", f"{_LOADER} (`encode` less `decode`)"),
     Input("student_ms", 13.0, "ms of a processor", f"{_LOADER}, crops of 518"),
-    Input("scan_ms", 54.0, "ms a shard", "measured: the headers of 1000 labeled samples"),
+    Input("scan_ms", 52.5, "ms a shard", "measured: `bench/loader.py`, 1000 labeled samples"),
     Input(
-        "kept_ms", 1.2, "ms a shard", "measured: the same from what was kept of an earlier start"
+        "kept_ms", 1.3, "ms a shard", "measured: `bench/loader.py`, from what an earlier start kept"
     ),
-    Input("index_bytes", 116.0, "bytes an image", "measured: where a sample is, in memory"),
+    Input("index_bytes", 116.0, "bytes an image", "measured: `bench/loader.py`"),
     Input("teacher_rate", None, "images/s and GPU", f"ViT-L forward, {_GPU}"),
     Input("small_teacher_rate", None, "images/s and GPU", f"ViT-S forward, {_GPU}"),
     Input("student_rate", None, "images/s and GPU", f"ViT-L student's step, {_GPU}"),
@@ -92,7 +92,7 @@ def _traffic(values: dict[str, float | None], rate: float) -> tuple[str, str, st
     return (
         f"{rate * image / 1e3:,.0f}",
         f"{rate * (image + label) / 1e3:,.0f}",
-        f"{rate * cpu / 1e3:,.0f}",
+        f"{rate * cpu / 1e3:,.1f}",
     )
 
 
