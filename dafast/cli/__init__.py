@@ -176,9 +176,9 @@ def _synth(args: argparse.Namespace) -> int:
 
 
 def _add_data(commands: argparse._SubParsersAction) -> None:
-    from ..data.readers import NAMES  # names alone
+    from ..data.readers import NAMES, PICTURE_NAMES  # names alone
 
-    names = ", ".join(NAMES)
+    names = ", ".join((*NAMES, *PICTURE_NAMES))
     parser = commands.add_parser("data", help="bring data sets into shards")
     parts = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     parser = parts.add_parser(
@@ -193,8 +193,8 @@ def _add_data(commands: argparse._SubParsersAction) -> None:
         "manifest.json has the samples and the checksum of every shard.",
     )
     parser.add_argument("name", nargs="?", metavar="NAME", help=f"of the data set: {names}")
-    parser.add_argument("source", type=Path, metavar="PATH", help="folder, list")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where to write")
+    parser.add_argument("source", metavar="PATH", help="folder, list")
+    parser.add_argument("--out", required=True, metavar="DIR|URL", help="where to write")
     parser.add_argument(
         "--size",
         type=_positive,
@@ -218,14 +218,18 @@ def _add_data(commands: argparse._SubParsersAction) -> None:
     parser = parts.add_parser(
         "check",
         help="read a data set, name what is damaged, show a sheet of it",
-        description="Reads every picture and label of a data set as it is published, or of a list "
-        "as `pack` takes it, validates them, and draws a sheet: picture, disparity (warm is near, "
-        "gray has no label), mask.",
+        description="Reads every picture and label of a data set as it is published, of a list "
+        "as `pack` takes it, or of shards (a folder, a pattern, a URL), validates them, and draws "
+        "a sheet: picture, disparity (warm is near, gray has no label), mask.",
         epilog="What cannot be read is counted, named and skipped. The exit code is 1 if that is "
         "more than --max-bad of the set, or all of it.",
     )
-    parser.add_argument("name", nargs="?", metavar="NAME", help=f"of the data set: {names}")
-    parser.add_argument("source", type=Path, metavar="PATH", help="its folder, or a list")
+    parser.add_argument(
+        "name", nargs="?", metavar="NAME", help=f"of the data set, or shards: {names}, shards"
+    )
+    parser.add_argument(
+        "source", metavar="PATH", help="its folder, or a list; of shards also a URL"
+    )
     parser.add_argument(
         "--sheet",
         type=Path,
@@ -255,6 +259,45 @@ def _add_data(commands: argparse._SubParsersAction) -> None:
         help="threads (default: one per processor, %(default)s)",
     )
     parser.set_defaults(function=_data_check)
+    parser = parts.add_parser(
+        "sky",
+        help="find the sky of pictures in shards",
+        description="Writes beside each shard NAME.tar the masks of its sky, NAME.sky.tar, found "
+        "by a SegFormer that was trained on ADE20K. Training takes them up: sky without a label "
+        "gets disparity 0 (the setting data.sky).",
+        epilog="Needs pip install 'dafast[sky]'. Masks that are there are left alone; a killed run "
+        "loses the shard in work. Under torchrun each process takes its share of the shards.",
+    )
+    parser.add_argument("shards", metavar="SHARDS", help="folder, file, pattern or URL")
+    parser.add_argument(
+        "--model",
+        metavar="NAME",
+        help="SegFormer: hub id or folder (default: nvidia/segformer-b5-finetuned-ade-640-640)",
+    )
+    parser.add_argument(
+        "--size",
+        type=_positive,
+        metavar="N",
+        help="shorter side in pixels that it sees (default: 640)",
+    )
+    parser.add_argument(
+        "--batch",
+        type=_positive,
+        default=8,
+        metavar="N",
+        help="pictures of one shape run together (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--workers",
+        type=_positive,
+        default=2,
+        help="threads that decode and compress (default: %(default)s)",
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    parser.add_argument(
+        "--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16")
+    )
+    parser.set_defaults(function=_data_sky)
 
 
 def _data_pack(args: argparse.Namespace) -> int:
@@ -267,6 +310,12 @@ def _data_check(args: argparse.Namespace) -> int:
     from .data import data_check
 
     return data_check(args)
+
+
+def _data_sky(args: argparse.Namespace) -> int:
+    from .data import data_sky
+
+    return data_sky(args)
 
 
 def _add_label(commands: argparse._SubParsersAction) -> None:
@@ -283,9 +332,9 @@ def _add_label(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--model", required=True, help="preset, hub id, file or folder")
     parser.add_argument(
-        "--in", dest="inputs", required=True, metavar="SHARDS", help="folder, file or pattern"
+        "--in", dest="inputs", required=True, metavar="SHARDS", help="folder, file, pattern, URL"
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where to write")
+    parser.add_argument("--out", required=True, metavar="DIR|URL", help="where to write")
     parser.add_argument(
         "--size",
         type=_positive,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -25,6 +26,14 @@ def load_relative_model(name: str, device: str, dtype: str, command: str) -> Dep
             "use `model.infer_metric` from Python"
         )
     return model
+
+
+def own_device(name: str) -> str:
+    """What `--device` says; for `auto` under torchrun, the GPU that is this process's own."""
+    import torch
+
+    local = os.environ.get("LOCAL_RANK")
+    return f"cuda:{local}" if name == "auto" and local and torch.cuda.is_available() else name
 
 
 def digest_model(model: DepthAnything) -> str:

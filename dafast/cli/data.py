@@ -1,29 +1,40 @@
-"""``dafast data``: data sets on disk to shards, and a look at them."""
+"""``dafast data``: data sets on disk to shards, a look at them, and their sky."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..data.check import check, sheet
 from ..data.pack import pack
-from ..data.readers import NAMES, get_reader
-from ..data.sources import Item, Unlabeled, folder_source, list_source
+from ..data.readers import NAMES, PICTURE_NAMES, get_picture_reader, get_reader
+from ..data.remote import is_url, place_of
+from ..data.shards import ShardDataset
+from ..data.sources import Item, Unlabeled, folder_source, list_source, shard_source
+from ..data.tars import expand_shards
 from . import CommandError
+
+SKY_DESCRIPTION = "sky.json"
+"""File beside the masks of sky that says which network they are from."""
 
 _SHOWN = 20  # failures listed in the summary
 
 
 def data_pack(args: argparse.Namespace) -> int:
     """Runs ``dafast data pack``."""
-    items = _items(args)
-    description = {"source": args.source.name, "size": args.size or 0}
+    if is_url(args.source):
+        raise CommandError(f"{args.source}: data sets are packed from this machine's disks")
+    source, out = Path(args.source), place_of(args.out)
+    items = _items(args.name, source, args.size)
+    description = {"source": source.name, "size": args.size or 0}
     if args.name:
         description["reader"] = args.name
     samples, failures = pack(
         items,
-        args.out,
+        out,
         description,
         shard_size=args.shard_size,
         workers=args.workers,
@@ -34,41 +45,66 @@ def data_pack(args: argparse.Namespace) -> int:
     bare = len(failures) - len(corrupt)
     left_out = f", {len(failures)} left out" if failures else ""
     without = f" ({bare} of them without a label)" if bare else ""
-    print(f"{samples} samples of {len(items)} in {args.out}{left_out}{without}")
-    for name, reason in corrupt[:_SHOWN]:
-        print(f"  FAILED {name}: {reason}")
-    if len(corrupt) > _SHOWN:
-        print(f"  ... and {len(corrupt) - _SHOWN} more, in {args.out}/*.failures.jsonl")
+    print(f"{samples} samples of {len(items)} in {out}{left_out}{without}")
+    _name_failures(corrupt, f"{out}/*.failures.jsonl")
     return 1 if corrupt else 0
 
 
-def _items(args: argparse.Namespace) -> list[Item]:
-    labeled = args.name or not args.source.is_dir()
-    if labeled and args.size:
-        raise CommandError("--size is for a folder of pictures; labels fit their pictures")
-    if args.name:
-        return get_reader(args.name).items(args.source)
-    return list_source(args.source) if labeled else folder_source(args.source, args.size or 0)
+def _items(name: str | None, source: Path, size: int | None) -> Sequence[Item]:
+    if name in PICTURE_NAMES:
+        return get_picture_reader(name).items(source, size or 0)
+    labeled = name or not source.is_dir()
+    if labeled and size:
+        raise CommandError(
+            "--size is for a folder of pictures, or a data set without labels; labels fit their "
+            "pictures"
+        )
+    if name:
+        return get_reader(name).items(source)
+    return list_source(source) if labeled else folder_source(source, size or 0)
+
+
+def _name_failures(failures: Sequence[tuple[str, str]], elsewhere: str) -> None:
+    for name, reason in failures[:_SHOWN]:
+        print(f"  FAILED {name}: {reason}")
+    if len(failures) > _SHOWN:
+        print(f"  ... and {len(failures) - _SHOWN} more, in {elsewhere}")
 
 
 def data_check(args: argparse.Namespace) -> int:
     """Runs ``dafast data check``."""
-    if args.name:
+    items: Sequence[Item]
+    source = Path(args.source)
+    if is_url(args.source) and args.name != "shards":
+        raise CommandError(
+            f"{args.source}: of URLs shards alone are read: dafast data check shards {args.source}"
+        )
+    if args.name == "shards":
+        items = shard_source(_open_shards(args.source))
+        print(f"shards: {'labeled' if items[0].read else 'not labeled'}")
+    elif args.name in PICTURE_NAMES:
+        pictures = get_picture_reader(args.name)
+        items = pictures.items(source)
+        print(f"{pictures.name}: pictures without labels")
+        print(f"licence: {pictures.licence}; published: {pictures.published}")
+    elif args.name:
         reader = get_reader(args.name)
-        items = reader.items(args.source)
+        items = reader.items(source)
         print(f"{reader.name}: {reader.units}; invalid: {reader.invalid}")
         print(f"licence: {reader.licence}; published: {reader.published}")
-    elif args.source.is_dir():
-        raise CommandError(f"{args.source}: whose folder is it? One of {', '.join(NAMES)}")
+    elif source.is_dir():
+        known = (*NAMES, *PICTURE_NAMES, "shards")
+        raise CommandError(f"{source}: whose folder is it? One of {', '.join(known)}")
     else:
-        items = list_source(args.source)
+        items = list_source(source)
     print(f"{len(items)} pictures in {args.source}")
     report = check(items, shown=args.shown, limit=args.limit, workers=args.workers)
     good = report.total - len(report.corrupt) - len(report.unlabeled)
-    print(
-        f"{report.total} read: {good} good, {len(report.corrupt)} damaged, "
-        f"{len(report.unlabeled)} without a label; {report.valid_share:.1%} of the pixels valid"
-    )
+    summary = f"{report.total} read: {good} good, {len(report.corrupt)} damaged"
+    if items[0].read:
+        summary += f", {len(report.unlabeled)} without a label"
+        summary += f"; {report.valid_share:.1%} of the pixels valid"
+    print(summary)
     for name, reason in report.corrupt:
         print(f"  FAILED {name}: {reason}")
     for name, reason in report.unlabeled[:_SHOWN]:
@@ -76,10 +112,46 @@ def data_check(args: argparse.Namespace) -> int:
     if len(report.unlabeled) > _SHOWN:
         print(f"  ... and {len(report.unlabeled) - _SHOWN} more without a label")
     if report.shown:
-        path = args.sheet or Path(f"{args.name or args.source.stem}-check.png")
+        path = args.sheet or Path(f"{args.name or source.stem}-check.png")
         sheet(report.shown).save(path, "PNG")
         print(f"sheet: {path}")
     share = len(report.corrupt) / report.total
     if share > args.max_bad:
         print(f"dafast: {share:.1%} damaged, --max-bad is {args.max_bad:.1%}", file=sys.stderr)
     return 1 if share > args.max_bad or not good else 0
+
+
+def _open_shards(path: str) -> ShardDataset:
+    data = ShardDataset(path, labels="none")
+    return ShardDataset(path) if data.labeled else data
+
+
+def data_sky(args: argparse.Namespace) -> int:
+    """Runs ``dafast data sky``."""
+    from ..data.sky import MODEL, SIDE, SkyFinder, write_sky
+    from ..runtime import resolve_device, resolve_dtype
+    from ._model import own_device
+    from .files import note_or_match
+
+    shards = expand_shards(args.shards)
+    rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    device = resolve_device(own_device(args.device))
+    dtype = resolve_dtype(args.dtype, device)
+    model, side = args.model or MODEL, args.size or SIDE
+    find = SkyFinder.from_pretrained(model, device, dtype, side, args.batch)
+    for folder in sorted({shard.parent for shard in shards}, key=str):
+        note_or_match(folder / SKY_DESCRIPTION, "masks of sky", {"model": model, "size": side})
+    report = write_sky(
+        find,
+        shards[rank::size],
+        workers=args.workers,
+        say=lambda line: print(f"sky: {line}", file=sys.stderr, flush=True),
+    )
+    print(
+        f"masks of {report.written} shards written: {report.with_sky} of {report.pictures} "
+        "pictures have sky"
+        + (f"; {report.kept} shards left as they are" if report.kept else "")
+        + (f"; {len(report.failures)} failures" if report.failures else "")
+    )
+    _name_failures(report.failures, "*.sky.failures.jsonl beside the shards")
+    return 1 if report.failures else 0

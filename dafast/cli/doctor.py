@@ -19,7 +19,7 @@ PACKAGES = (
     ("huggingface_hub", ""),
     ("triton", "extra [triton]"),
     ("xformers", "extra [xformers]"),
-    ("transformers", "only the tests use it"),
+    ("transformers", "extra [sky]"),
     ("scikit-image", "extras [synth], [eval]"),
     ("h5py", "extra [eval]"),
     ("scipy", "extra [eval]"),
@@ -27,6 +27,10 @@ PACKAGES = (
     ("tensorboard", "extra [train]"),
     ("h5py", "extra [datasets]"),
     ("OpenEXR", "extra [datasets]"),
+    ("lmdb", "extra [datasets]"),
+    ("fsspec", "extra [remote]"),
+    ("aiohttp", "extra [remote]"),
+    ("universal-pathlib", "extra [remote]"),
 )
 
 

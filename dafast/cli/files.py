@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import json
 import os
 import tempfile
 import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+from ..data.remote import exists, read_text, write_text
+from . import CommandError
 
 PHOTO_SUFFIXES = frozenset(
     f".{suffix}"
@@ -141,6 +145,33 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def note_or_match(path: Path, what: str, wanted: dict[str, Any]) -> None:
+    """Notes what the results in a folder depend on, or checks that it is what it was.
+
+    Args:
+        path: Where it is noted: JSON, beside the results.
+        what: The results, for messages.
+        wanted: What they depend on.
+
+    Raises:
+        CommandError: If the results there depend on something else.
+    """
+    if not exists(path):
+        # Processes that start together write the same.
+        write_text(path, json.dumps(wanted, indent=2) + "\n")
+        return
+    try:
+        found = dict(json.loads(read_text(path)))
+    except (ValueError, TypeError) as error:
+        raise CommandError(f"{path} cannot be read ({error}): remove it") from error
+    other = [f"{k} {found.get(k)}, not {v}" for k, v in wanted.items() if found.get(k) != v]
+    if other:
+        raise CommandError(
+            f"{path}: the {what} there were made with {'; '.join(other)}. Choose another folder, "
+            "or remove that one"
+        )
 
 
 def _umask() -> int:

@@ -1,4 +1,4 @@
-"""Reading a labeled source from end to end, and a sheet of pictures that shows it."""
+"""Reading a source from end to end, and a sheet of pictures that shows it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-from dafast.data.shards import DECODE_ERRORS
+from dafast.data.shards import DECODE_ERRORS, decode_image
 from dafast.data.sources import Item, Labeled, SourceError, Unlabeled
 from dafast.data.transforms import resize_nearest
 from dafast.palettes import colorize
@@ -31,7 +31,8 @@ class Report:
         total: Items that were read or tried.
         corrupt: (name, reason) of those that cannot be read.
         unlabeled: (name, reason) of those without a valid label.
-        valid_share: Mean share of pixels with a label, of those that can be read.
+        valid_share: Mean share of pixels with a label, of those that can be read; 0 where the
+            source has none.
         shown: (name, picture) for the sheet, in order.
     """
 
@@ -45,10 +46,10 @@ class Report:
 def check(
     items: Sequence[Item], *, shown: int = 16, limit: int | None = None, workers: int = 2
 ) -> Report:
-    """Reads labeled items, all of them or `limit` evenly spread ones.
+    """Reads items, all of them or `limit` evenly spread ones.
 
     Args:
-        items: The samples, of a labeled source.
+        items: The samples; those without labels are decoded.
         shown: How many, evenly spread, are kept for the sheet; as many less as cannot be read.
         limit: How many to read at most.
         workers: Threads that read.
@@ -58,8 +59,11 @@ def check(
 
     def read(index: int) -> tuple[float, Image.Image | None, list[tuple[str, str]] | None, str]:
         item = chosen[index]
-        assert item.read is not None, f"{item.name} has no labels to check"
         try:
+            if item.read is None:
+                image = decode_image(next(iter(item.load().values())))
+                picture = _row(Image.fromarray(image)) if index in kept else None
+                return 0.0, picture, None, ""
             labeled = item.read()
         except (SourceError, *DECODE_ERRORS) as error:
             # Its text alone: the error itself would hold on to the arrays.
@@ -110,11 +114,19 @@ def _triple(labeled: Labeled) -> Image.Image:
     mask = resize_nearest(labeled.mask, shape)
     colours = colorize(resize_nearest(labeled.disparity, shape))
     colours[~mask] = _UNKNOWN
-    white = Image.fromarray(mask.astype(np.uint8) * 255)
-    triple = Image.new("RGB", (3 * _WIDTH + 2 * _GAP, _HEIGHT), _PAPER)
-    for column, part in enumerate((image, Image.fromarray(colours), white)):
-        triple.paste(part, (column * (_WIDTH + _GAP), 0))
-    return triple
+    return _row(image, Image.fromarray(colours), Image.fromarray(mask.astype(np.uint8) * 255))
+
+
+def _row(*parts: Image.Image) -> Image.Image:
+    """Up to three pictures beside one another, those that are too large made small."""
+    row = Image.new("RGB", (3 * _WIDTH + 2 * _GAP, _HEIGHT), _PAPER)
+    for column, part in enumerate(parts):
+        scale = min(1.0, _HEIGHT / part.height, _WIDTH / part.width)
+        if scale < 1:
+            shape = max(1, round(part.width * scale)), max(1, round(part.height * scale))
+            part = part.resize(shape, Image.Resampling.BOX)
+        row.paste(part, (column * (_WIDTH + _GAP), 0))
+    return row
 
 
 def _spread(total: int, wanted: int) -> list[int]:

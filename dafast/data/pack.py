@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import tarfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+from dafast.data.remote import (
+    exists,
+    is_remote,
+    list_folder,
+    local_copy,
+    read_text,
+    write_text,
+)
 from dafast.data.shards import DECODE_ERRORS
 from dafast.data.sources import Item, SourceError
 from dafast.data.writing import add_sample, claim, read_failures, write_failures
@@ -32,7 +39,7 @@ def pack(
 
     Args:
         items: The samples; item i gets the key `%08d` of i.
-        out: The folder, created if missing.
+        out: The folder, created if missing; it may be behind a URL.
         description: What the items depend on beside their names; noted in the manifest.
         shard_size: Items in a shard.
         workers: Threads, each with a shard of its own.
@@ -43,11 +50,13 @@ def pack(
 
     Raises:
         SourceError: If the folder holds shards of other items.
+        RemoteError: If it is behind a URL and cannot be read or written. The shards that are there
+            stay, and the next run goes on from them.
     """
-    names = hashlib.sha256("\n".join(item.name for item in items).encode()).hexdigest()
-    wanted = {**description, "items": len(items), "names": names, "shard_size": shard_size}
-    out.mkdir(parents=True, exist_ok=True)
-    _check(out, wanted)
+    wanted = {**description, "items": len(items), "names": _names(items), "shard_size": shard_size}
+    if not is_remote(out):
+        out.mkdir(parents=True, exist_ok=True)
+    described = _check(out, wanted)
     starts = range(0, len(items), shard_size)
     targets = [out / f"shard-{number:06d}.tar" for number in range(len(starts))]
 
@@ -71,24 +80,37 @@ def pack(
     with ThreadPoolExecutor(workers) as pool:
         for _ in pool.map(write, targets, starts):
             pass
-    missing = [target.name for target in targets if not target.exists()]
-    if missing:  # another process is at it; the one that ends last writes the manifest
-        say(f"{len(missing)} shards in work elsewhere")
-    shards = {target.name: _describe(target) for target in targets if target.exists()}
+    there = [target for target in targets if exists(target)]
+    if len(there) < len(targets):  # another process is at it; the one that ends last has them all
+        say(f"{len(targets) - len(there)} shards in work elsewhere")
+    for target in there:
+        if target.name not in described:  # by another process, or one that was killed
+            with local_copy(target) as copy, open(copy, "rb") as file:
+                described[target.name] = _describe(file)
+    shards = {target.name: described[target.name] for target in there}
     _write_manifest(out, {**wanted, "shards": shards})
     failures = [failure for target in targets for failure in read_failures(target)]
     return sum(shard["samples"] for shard in shards.values()), failures
 
 
-def _check(out: Path, wanted: dict[str, Any]) -> None:
+def _names(items: Sequence[Item]) -> str:
+    digest = hashlib.sha256()
+    for number, item in enumerate(items):  # not joined: there may be millions
+        digest.update(f"{chr(10) if number else ''}{item.name}".encode())
+    return digest.hexdigest()
+
+
+def _check(out: Path, wanted: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Holds a folder to what is to be in it; gives what its manifest says of the shards there."""
     path = out / MANIFEST
-    if not path.exists():
-        if any(out.glob("shard-*.tar")):
+    if not exists(path):
+        if list_folder(out, "shard-*.tar"):
             raise SourceError(f"{out} has shards but no {MANIFEST}: choose another folder")
         _write_manifest(out, {**wanted, "shards": {}})
-        return
+        return {}
     try:
-        found = dict(json.loads(path.read_text()))
+        found = dict(json.loads(read_text(path)))
+        described = dict(found.get("shards", {}))
     except (ValueError, TypeError) as error:
         raise SourceError(f"{path} cannot be read ({error}): remove the folder") from error
     other = [key for key, value in wanted.items() if found.get(key) != value]
@@ -97,18 +119,19 @@ def _check(out: Path, wanted: dict[str, Any]) -> None:
             f"{path}: the shards there differ in {', '.join(other)}; choose another folder, or "
             "remove it"
         )
+    return described
 
 
-def _describe(shard: Path) -> dict[str, Any]:
-    with tarfile.open(shard) as tar:
+def _describe(file: BinaryIO) -> dict[str, Any]:
+    """What the manifest says of a shard, from its file."""
+    file.flush()
+    file.seek(0)
+    with tarfile.open(fileobj=file) as tar:
         samples = len({name.partition(".")[0] for name in tar.getnames()})
-    with open(shard, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"samples": samples, "bytes": shard.stat().st_size, "sha256": digest}
+    file.seek(0)
+    digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+    return {"samples": samples, "bytes": file.seek(0, 2), "sha256": digest}
 
 
 def _write_manifest(out: Path, content: dict[str, Any]) -> None:
-    path = out / MANIFEST
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(temporary, path)
+    write_text(out / MANIFEST, json.dumps(content, indent=2) + "\n")

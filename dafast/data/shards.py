@@ -11,18 +11,21 @@ Unlabeled samples have the image alone. A teacher's labels (`dafast label`) need
 image's resolution and do not start at 0: their JSON has `disparity_scale`, `disparity_offset`
 (disparity = offset + scale * value) and `disparity_size` [rows, columns].
 
+Beside a shard NAME.tar there may be NAME.sky.tar with KEY.png: where SegFormer sees sky
+(`dafast data sky`), nonzero, at the image's resolution. An image without one has no sky.
+
 The headers are scanned once; after that a sample is three `pread`s at known offsets, in any order
-and from any number of worker processes (`pread` has no shared file position to fight over).
+and from any number of worker processes (`pread` has no shared file position to fight over). Behind
+a URL a sample is one request for a part of the shard; for the scan a shard is fetched once, and
+what was found is kept in the user's cache.
 """
 
 from __future__ import annotations
 
-import glob
 import io
 import json
 import logging
 import os
-import tarfile
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,23 +35,24 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
+from dafast.data.remote import ShardError, exists, is_remote, name_of, read_range
+from dafast.data.tars import (
+    DISPARITY,
+    IMAGE,
+    MASK,
+    META,
+    NOWHERE,
+    SKY,
+    SKY_SUFFIX,
+    expand_shards,
+    headers,
+    scan_all,
+    sky_path,
+)
+
 logger = logging.getLogger(__name__)
 
-_IMAGE_SUFFIXES = ("jpg", "jpeg", "png")
-# Columns of the index: what a sample is made of.
-_IMAGE, _DISPARITY, _META, _MASK = range(4)
-_COLUMN = {
-    **dict.fromkeys(_IMAGE_SUFFIXES, _IMAGE),
-    "disparity.png": _DISPARITY,
-    "json": _META,
-    "mask.png": _MASK,
-}
-_LABEL = {_DISPARITY: "disparity.png", _META: "json"}
 _MAX_OPEN_SHARDS = 64
-
-
-class ShardError(RuntimeError):
-    """The shards as a whole cannot be used; the message names the file and the remedy."""
 
 
 class SampleError(RuntimeError):
@@ -74,39 +78,22 @@ class Sample(NamedTuple):
     skipped: tuple[str, ...] = ()
 
 
-def expand_shards(
-    path_or_glob: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], key: str = ""
-) -> list[Path]:
-    """Lists the tar files of a folder, a file, a glob pattern, or a sequence of these, sorted.
+def fill_sky(
+    disparity: np.ndarray, mask: np.ndarray, sky: np.ndarray, labeled_too: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """The farthest there is where there is sky: disparity 0, and a valid label.
 
-    ``key`` is the setting that the path came from, for messages.
+    Args:
+        disparity: (H, W) float32, physical, not from minimum to maximum.
+        mask: (H, W) bool, where it is valid.
+        sky: (H, W) bool.
+        labeled_too: Whether sky that has a label loses it to the 0.
+
+    Returns:
+        The disparity and the mask, new ones.
     """
-    if not isinstance(path_or_glob, (str, os.PathLike)):
-        return [shard for item in path_or_glob for shard in expand_shards(item, key)]
-    text = os.fspath(path_or_glob)
-    path = Path(text).expanduser()
-    if path.is_dir():
-        shards = sorted(path.glob("*.tar"))
-        if not shards:
-            raise ShardError(
-                f"no shards (*.tar) in the folder {path}. "
-                f"Make some with `dafast synth --scenes N --out {path}`, or name another folder."
-            )
-        return shards
-    if path.is_file():
-        return [path]
-    if glob.has_magic(text):
-        # `folder/*` also finds the JSON file that describes a synthetic set.
-        shards = sorted(Path(m) for m in glob.glob(str(path)) if not m.endswith(".json"))
-        if not shards:
-            raise ShardError(
-                f"no file matches the pattern {text!r}. Check the path (quote the pattern)."
-            )
-        return shards
-    raise ShardError(
-        f"no such folder or file: {path}. Make shards with `dafast synth --scenes N --out {path}`, "
-        f"or {f'set {key} to where they are' if key else 'name another folder'}."
-    )
+    zero = sky if labeled_too else sky & ~mask
+    return np.where(zero, np.float32(0), disparity), mask | zero
 
 
 def minmax(disparity: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -127,15 +114,18 @@ def minmax(disparity: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 class ShardDataset(Dataset[Sample]):
-    """Random access to the samples of local tar shards.
+    """Random access to the samples of tar shards.
 
     Args:
-        path_or_glob: A folder of `*.tar`, one tar, a glob pattern, or a sequence of these.
+        path_or_glob: What `expand_shards` takes: a folder of `*.tar`, one tar, a pattern, a URL,
+            or a sequence of these.
         labels: `"minmax"` gives disparity in [0, 1] per map (what training wants); `"physical"`
             gives disparity in the unit of the file, 1/metre for the synthetic set (what evaluation
             wants); `"none"` reads no label, and takes samples that have none.
         max_bad_fraction: A sample that cannot be decoded is named, counted and replaced by the
             next; once more than this share of the set has failed (in this process) reading raises.
+        sky: What the masks of sky, where there are any, do to labels (`fill_sky`): `"missing"`
+            gives disparity 0 to sky without a label, `"all"` to all of it, `"off"` reads none.
         key: The setting that the path came from, for messages.
     """
 
@@ -145,39 +135,53 @@ class ShardDataset(Dataset[Sample]):
         *,
         labels: Literal["minmax", "physical", "none"] = "minmax",
         max_bad_fraction: float = 0.01,
+        sky: Literal["off", "missing", "all"] = "off",
         key: str = "",
     ) -> None:
+        if sky not in ("off", "missing", "all"):
+            raise ValueError(f"sky must be 'off', 'missing' or 'all', not {sky!r}")
         if labels not in ("minmax", "physical", "none"):
             raise ValueError(f"labels must be 'minmax', 'physical' or 'none', not {labels!r}")
         self.shards = expand_shards(path_or_glob, key)
         self.labels = labels
+        self.sky = sky if labels != "none" else "off"
         self.max_bad_fraction = max_bad_fraction
         self.bad: dict[int, str] = {}
-        self._files: OrderedDict[int, int] = OrderedDict()
-        keys: list[str] = []
-        shard_of: list[int] = []
-        places: list[list[tuple[int, int]]] = []
-        for number, shard in enumerate(self.shards):
-            for key, place in _scan(shard, labeled=labels != "none").items():
-                keys.append(key)
-                shard_of.append(number)
-                places.append(place)
-        if not keys:
+        self._files: OrderedDict[Path, int] = OrderedDict()
+        self._part: tuple[int, int, bytes] = (-1, 0, b"")  # of a remote shard: the last sample
+        # Arrays, not lists of objects: forked workers then share the pages instead of copying them
+        # one reference count at a time.
+        keys: list[np.ndarray] = []
+        places: list[np.ndarray] = []
+        self._sky_shards: list[Path | None] = [None] * len(self.shards)
+        found = scan_all(self.shards, labels != "none")
+        for number, (shard, samples) in enumerate(zip(self.shards, found, strict=True)):
+            masks: dict[str, tuple[int, int]] = {}
+            if self.sky != "off" and exists(sky_path(shard)):
+                self._sky_shards[number] = sky_path(shard)
+                masks = {key: place[IMAGE] for key, place in headers(sky_path(shard)).items()}
+            rows = [[*place, masks.get(key, NOWHERE)] for key, place in samples.items()]
+            keys.append(np.array(list(samples), np.str_))
+            places.append(np.array(rows, np.int64).reshape(-1, 5, 2))
+        self._keys = np.concatenate(keys)
+        self._places = np.concatenate(places)  # (samples, 5 members, offset and size)
+        self._shard_of = np.repeat(np.arange(len(keys), dtype=np.int32), [len(k) for k in keys])
+        if not len(self._keys):
             raise ShardError(
                 f"no sample in {', '.join(map(str, self.shards[:3]))}: the shards are empty."
             )
-        # Arrays, not lists of objects: forked workers then share the pages instead of copying them
-        # one reference count at a time.
-        self._keys = np.array(keys)
-        self._shard_of = np.array(shard_of, np.int32)
-        self._places = np.array(places, np.int64)  # (samples, 4 members, offset and size)
 
     def __len__(self) -> int:
         return len(self._keys)
 
+    @property
+    def labeled(self) -> bool:
+        """Whether every sample has a label, read or not."""
+        return bool((self._places[:, [DISPARITY, META], 0] >= 0).all())
+
     def name(self, index: int) -> str:
         """The sample's name in messages: shard file and key."""
-        return f"{self.shards[self._shard_of[index]].name}/{self._keys[index]}"
+        return f"{name_of(self.shards[self._shard_of[index]])}/{self._keys[index]}"
 
     def __getitem__(self, index: int) -> Sample:
         """Reads a sample; one that cannot be read is replaced by the next that can."""
@@ -206,7 +210,7 @@ class ShardDataset(Dataset[Sample]):
             if self.labels == "none":
                 nothing = np.zeros((1, 1), np.float32)
                 return Sample(self.name(index), image, nothing, nothing > 0)
-            with Image.open(io.BytesIO(self._member(index, _DISPARITY))) as picture:
+            with Image.open(io.BytesIO(self._member(index, DISPARITY))) as picture:
                 if not picture.mode.startswith("I"):
                     raise ValueError(f"disparity.png has mode {picture.mode}, not 16-bit gray")
                 disparity = np.asarray(picture)
@@ -216,32 +220,38 @@ class ShardDataset(Dataset[Sample]):
                     f"image is {image.shape[:2]}, disparity {disparity.shape} (rows, columns)"
                 )
             mask = np.ones(disparity.shape, bool)
-            if self._places[index, _MASK, 0] >= 0:
-                with Image.open(io.BytesIO(self._member(index, _MASK))) as picture:
+            if self._places[index, MASK, 0] >= 0:
+                with Image.open(io.BytesIO(self._member(index, MASK))) as picture:
                     mask = np.asarray(picture.convert("L")) > 0
                 if mask.shape != disparity.shape:
                     raise ValueError(
                         f"mask is {mask.shape}, disparity {disparity.shape} (rows, columns)"
                     )
-            if self.labels == "minmax":
-                disparity = minmax(disparity, mask)
-            else:
+            sky = self._sky_of(index, image.shape[:2])
+            if self.labels == "physical" or sky is not None:
                 if "disparity_scale" in meta:
                     unit = float(meta["disparity_scale"])
                 else:
                     unit = float(meta["disparity_max"]) / 65535.0
                 disparity = disparity.astype(np.float32) * np.float32(unit)
                 disparity += np.float32(meta.get("disparity_offset", 0.0))
+            if sky is not None:
+                if sky.shape != disparity.shape:  # a teacher's labels
+                    rows, columns = disparity.shape
+                    sky = np.asarray(Image.fromarray(sky).resize((columns, rows)), bool)
+                disparity, mask = fill_sky(disparity, mask, sky, self.sky == "all")
+            if self.labels == "minmax":
+                disparity = minmax(disparity, mask)
         except (*DECODE_ERRORS, KeyError) as error:
             raise SampleError(f"{self.name(index)}: {type(error).__name__}: {error}") from error
         return Sample(self.name(index), image, disparity, mask)
 
     def meta(self, index: int) -> dict[str, Any]:
         """The sample's JSON; empty where there is none."""
-        if self._places[index, _META, 0] < 0:
+        if self._places[index, META, 0] < 0:
             return {}
         try:
-            return json.loads(self._member(index, _META))
+            return json.loads(self._member(index, META))
         except ValueError as error:
             raise SampleError(f"{self.name(index)}: json: {error}") from error
 
@@ -251,7 +261,20 @@ class ShardDataset(Dataset[Sample]):
 
     def image_file(self, index: int) -> bytes:
         """The sample's image as it is stored."""
-        return self._member(index, _IMAGE)
+        return self._member(index, IMAGE)
+
+    def _sky_of(self, index: int, shape: tuple[int, ...]) -> np.ndarray | None:
+        """Where the image has sky; None where it has none, or nobody looked."""
+        if self._places[index, SKY, 0] < 0:
+            return None
+        with Image.open(io.BytesIO(self._member(index, SKY))) as picture:
+            sky = np.asarray(picture.convert("L")) > 0
+        if sky.shape != shape:
+            raise ValueError(
+                f"the mask of sky is {sky.shape}, the image {shape} (rows, columns): remove the "
+                f"{SKY_SUFFIX[1:]} and run `dafast data sky` again"
+            )
+        return sky
 
     def label_file(self, index: int) -> bytes:
         """The sample's disparity map as it is stored."""
@@ -259,20 +282,38 @@ class ShardDataset(Dataset[Sample]):
 
     def _member(self, index: int, column: int) -> bytes:
         offset, size = (int(value) for value in self._places[index, column])
-        data = os.pread(self._descriptor(int(self._shard_of[index])), size, offset)
+        number = int(self._shard_of[index])
+        shard = self._sky_shards[number] if column == SKY else self.shards[number]
+        assert shard is not None
+        if is_remote(shard):
+            if column == SKY:
+                return read_range(shard, offset, size)
+            return self._remote_member(index, shard, offset, size)
+        data = os.pread(self._descriptor(shard), size, offset)
         if len(data) != size:
             raise OSError(
                 f"{len(data)} bytes of {size} read: the shard changed since it was indexed"
             )
         return data
 
-    def _descriptor(self, shard: int) -> int:
+    def _remote_member(self, index: int, shard: Path, offset: int, size: int) -> bytes:
+        """A member of a sample: all that will be wanted of it comes in one request."""
+        known, start, data = self._part
+        if known != index or not start <= offset <= offset + size <= start + len(data):
+            wanted = self._places[index, :SKY] if self.labels != "none" else [(offset, size)]
+            there = [(int(first), int(length)) for first, length in wanted if first >= 0]
+            start = min(first for first, _ in there)
+            data = read_range(shard, start, max(first + length for first, length in there) - start)
+            self._part = (index, start, data)
+        return data[offset - start : offset - start + size]
+
+    def _descriptor(self, shard: Path) -> int:
         if shard in self._files:
             self._files.move_to_end(shard)
             return self._files[shard]
         if len(self._files) >= _MAX_OPEN_SHARDS:
             os.close(self._files.popitem(last=False)[1])
-        self._files[shard] = os.open(self.shards[shard], os.O_RDONLY)
+        self._files[shard] = os.open(shard, os.O_RDONLY)
         return self._files[shard]
 
     def close(self) -> None:
@@ -286,7 +327,7 @@ class ShardDataset(Dataset[Sample]):
 
     def __getstate__(self) -> dict[str, Any]:
         # File descriptors mean nothing in a spawned worker.
-        return {**self.__dict__, "_files": OrderedDict()}
+        return {**self.__dict__, "_files": OrderedDict(), "_part": (-1, 0, b"")}
 
 
 DECODE_ERRORS = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
@@ -307,52 +348,3 @@ def check_bad_share(reasons: Any, total: int, max_bad_fraction: float) -> None:
             f"{len(reasons)} of {total} samples cannot be read, more than the allowed "
             f"{max_bad_fraction:.1%}. Make these shards anew. The last: {'; '.join(reasons[-3:])}"
         )
-
-
-def _scan(shard: Path, labeled: bool) -> dict[str, list[tuple[int, int]]]:
-    """Reads the headers of one tar: key -> (offset, size) per column, (-1, 0) where absent."""
-    samples: dict[str, list[tuple[int, int]]] = {}
-    remedy = (
-        "Delete it and make it anew (`dafast synth` rewrites missing shards), or copy it again."
-    )
-    try:
-        length = shard.stat().st_size
-        end = 0
-        with tarfile.open(shard, "r:") as tar:
-            for member in tar:
-                end = member.offset_data + -(-member.size // 512) * 512
-                if end > length:
-                    raise ShardError(
-                        f"the shard {shard} is truncated inside {member.name}. {remedy}"
-                    )
-                if not member.isfile():
-                    continue
-                folder, _, name = member.name.rpartition("/")
-                stem, _, suffix = name.partition(".")
-                column = _COLUMN.get(suffix.lower())
-                if column is None:
-                    continue
-                key = f"{folder}/{stem}" if folder else stem
-                samples.setdefault(key, [(-1, 0)] * 4)[column] = (member.offset_data, member.size)
-        # A cut exactly between two members leaves a tar that reads without complaint and has lost
-        # samples; what is missing is the zero block that ends every archive.
-        if length < end + 512:
-            raise ShardError(
-                f"the shard {shard} is truncated: it has no end-of-archive block. {remedy}"
-            )
-    except (tarfile.TarError, EOFError) as error:
-        raise ShardError(
-            f"the shard {shard} is not a whole tar file ({error}). {remedy}"
-        ) from error
-    except OSError as error:
-        raise ShardError(f"the shard {shard} cannot be read: {error.strerror or error}.") from error
-    required = {_IMAGE: "jpg", **(_LABEL if labeled else {})}
-    for key, place in samples.items():
-        for column, suffix in required.items():
-            if place[column][0] < 0:
-                if column != _IMAGE and all(p[_DISPARITY][0] < 0 for p in samples.values()):
-                    remedy = (
-                        "It is unlabeled: `dafast label` writes shards with a teacher's labels."
-                    )
-                raise ShardError(f"the shard {shard} has no member {key}.{suffix}. {remedy}")
-    return samples

@@ -8,18 +8,21 @@ that do.
 
 from __future__ import annotations
 
+import copy
 import csv
 import io
 import json
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from dafast.data.shards import decode_image, minmax
+from dafast.data.png16 import encode_png16
+from dafast.data.shards import SampleError, ShardDataset, decode_image, minmax
 
 PHOTO_SUFFIXES = (".avif", ".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 LIST_COLUMNS = ("image", "depth", "disparity", "mask", "scale", "invalid")
@@ -63,6 +66,37 @@ class Item:
     read: Callable[[], Labeled] | None = None
 
 
+class Pictures(Sequence[Item]):
+    """Unlabeled pictures by name. There may be millions: an item is made when it is asked for.
+
+    Args:
+        names: Their names.
+        read: The file of a picture, by its name; raises `SourceError` or `OSError`.
+        size: Pictures whose shorter side is longer than this are scaled down to it; 0 keeps them.
+    """
+
+    def __init__(self, names: Sequence[str], read: Callable[[str], bytes], size: int = 0) -> None:
+        self._names, self._read, self._size = names, read, size
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    @overload
+    def __getitem__(self, index: int) -> Item: ...
+    @overload
+    def __getitem__(self, index: slice) -> Pictures: ...
+    def __getitem__(self, index: int | slice) -> Item | Pictures:
+        if isinstance(index, slice):
+            return Pictures(self._names[index], self._read, self._size)
+        name = self._names[index]
+
+        def load() -> dict[str, bytes]:
+            meta = json.dumps({"source": name}).encode()
+            return {**image_members(self._read(name), self._size), "json": meta}
+
+        return Item(name, load)
+
+
 def labeled_item(
     name: str, image: Path, label: Callable[[], tuple[np.ndarray, np.ndarray]]
 ) -> Item:
@@ -84,7 +118,7 @@ def labeled_item(
             raise Unlabeled("no pixel of the label is valid")
         if float(disparity[known].min()) < 0:
             raise SourceError(f"disparity {float(disparity[known].min()):g} is negative")
-        members = _image_file(image, 0)
+        members = image_members(image.read_bytes(), 0)
         with Image.open(io.BytesIO(members["jpg"])) as picture:
             if (picture.height, picture.width) != disparity.shape:
                 raise SourceError(
@@ -115,7 +149,7 @@ def _size(array: np.ndarray) -> str:
     return " x ".join(map(str, array.shape))
 
 
-def folder_source(folder: Path, size: int = 0) -> list[Item]:
+def folder_source(folder: Path, size: int = 0) -> Pictures:
     """The pictures of a folder and its subfolders, in order of name; hidden ones are left out.
 
     Args:
@@ -136,17 +170,35 @@ def folder_source(folder: Path, size: int = 0) -> list[Item]:
     )
     if not paths:
         raise SourceError(f"{folder}: no pictures ({', '.join(PHOTO_SUFFIXES)})")
+    names = [path.relative_to(folder).as_posix() for path in paths]
+    return Pictures(names, lambda name: (folder / name).read_bytes(), size)
 
-    def item(path: Path) -> Item:
-        name = path.relative_to(folder).as_posix()
 
+def shard_source(data: ShardDataset) -> list[Item]:
+    """Samples of shards as they are, for `check`; `data` has min-max labels, or none."""
+    own = threading.local()  # open files of shards are not shared among threads
+
+    def opened() -> ShardDataset:
+        if not hasattr(own, "data"):
+            own.data = copy.copy(data)
+        return own.data
+
+    def item(index: int) -> Item:
         def load() -> dict[str, bytes]:
-            meta = json.dumps({"source": name}).encode()
-            return {**_image_file(path, size), "json": meta}
+            return {"jpg": opened().image_file(index)}
 
-        return Item(name, load)
+        def read() -> Labeled:
+            try:
+                sample = opened().read(index)
+            except SampleError as error:
+                raise SourceError(str(error)) from error
+            if not sample.mask.any():
+                raise Unlabeled("no pixel of the label is valid")
+            return Labeled(sample.image, sample.disparity, sample.mask)
 
-    return [item(path) for path in paths]
+        return Item(data.name(index), load, None if data.labels == "none" else read)
+
+    return [item(index) for index in range(len(data))]
 
 
 def list_source(path: Path) -> list[Item]:
@@ -225,7 +277,7 @@ def label_members(
     if top > 0:
         code[mask] = np.rint(valid.astype(np.float64) / top * 65535)
     members = {
-        "disparity.png": _png(code),
+        "disparity.png": encode_png16(code),
         "json": json.dumps({**meta, "disparity_max": top}).encode(),
     }
     if not mask.all():
@@ -249,9 +301,17 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     raise SourceError(f"{path}: a list is a .csv, .json or .jsonl file")
 
 
-def _image_file(path: Path, size: int) -> dict[str, bytes]:
-    """The picture as it is stored: a plain JPEG as it is, anything else upright and as a JPEG."""
-    raw = path.read_bytes()
+def image_members(raw: bytes, size: int) -> dict[str, bytes]:
+    """The picture as it is stored: a plain JPEG as it is, anything else upright and as a JPEG.
+
+    Args:
+        raw: Its file.
+        size: Scaled down if its shorter side is longer than this; 0 keeps it.
+
+    Raises:
+        SourceError: If its pixels are numbers and not colours.
+        OSError: If it is damaged, as Pillow says; also its other errors.
+    """
     with Image.open(io.BytesIO(raw)) as picture:
         if picture.mode == "F" or picture.mode.startswith("I"):
             raise SourceError(f"a picture of mode {picture.mode}: convert it to 8 bits")

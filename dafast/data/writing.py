@@ -7,9 +7,12 @@ import io
 import json
 import os
 import tarfile
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
+
+from dafast.data.remote import exists, is_remote, read_text, remove, upload, write_text
 
 
 @contextlib.contextmanager
@@ -17,8 +20,21 @@ def claim(target: Path) -> Iterator[BinaryIO | None]:
     """An empty file that becomes `target` when the block ends well.
 
     Gives None where `target` is there, or another process has claimed it. The claim is a lock on
-    the temporary file, so the system releases it however a process ends.
+    the temporary file, so the system releases it however a process ends. Behind a URL there are no
+    locks: the file is written here and then put there, and of two that write it the later stays.
+
+    Raises:
+        RemoteError: If a URL cannot be written; the files that are there stay.
     """
+    if is_remote(target):
+        if exists(target):
+            yield None
+            return
+        with tempfile.NamedTemporaryFile(prefix="dafast-") as spool:
+            yield cast(BinaryIO, spool)
+            spool.flush()
+            upload(Path(spool.name), target)
+        return
     import fcntl  # POSIX alone
 
     temporary = target.with_name(f".{target.name}.part")
@@ -72,17 +88,17 @@ def _failures_path(target: Path) -> Path:
 def write_failures(target: Path, failures: list[tuple[str, str]]) -> None:
     """Keeps (key, reason) of what a shard lacks in `NAME.failures.jsonl` beside it."""
     path = _failures_path(target)
-    if not failures:
-        path.unlink(missing_ok=True)
-        return
-    lines = [json.dumps({"key": key, "reason": reason}) + "\n" for key, reason in failures]
-    path.write_text("".join(lines))
+    if failures:
+        lines = [json.dumps({"key": key, "reason": reason}) + "\n" for key, reason in failures]
+        write_text(path, "".join(lines))
+    else:
+        remove(path)
 
 
 def read_failures(target: Path) -> list[tuple[str, str]]:
     """What `write_failures` kept of a shard."""
     path = _failures_path(target)
-    if not path.exists():
+    if not exists(path):
         return []
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines = [json.loads(line) for line in read_text(path).splitlines()]
     return [(line["key"], line["reason"]) for line in lines]

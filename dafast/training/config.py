@@ -59,6 +59,9 @@ class DataSection:
         workers: Loader processes per rank; 0 reads in the training process.
         prefetch: Batches each worker keeps ready.
         max_bad_fraction: Share of unreadable samples that is put up with.
+        sky: What masks of sky beside the training shards do (`dafast data sky`): `missing` gives
+            disparity 0, the farthest, to sky without a label, `all` to sky with one too, `off`
+            leaves them aside.
     """
 
     path: str = "data/train"
@@ -70,6 +73,7 @@ class DataSection:
     workers: int = 1
     prefetch: int = 3
     max_bad_fraction: float = 0.01
+    sky: Literal["missing", "all", "off"] = "missing"
 
 
 @dataclass(frozen=True)

@@ -227,6 +227,7 @@ class TrainingData(Dataset[Any]):
             labels="physical" if config.metric.max_depth else "minmax",
             max_bad_fraction=share,
             key="data.path",
+            sky=config.data.sky,
         )
         unlabeled = None
         if section.path:

@@ -8,13 +8,13 @@ Each shard of images becomes one of the same name: images as they were, and per 
 with disparity = offset + scale * value. A shard is written under a temporary name, which is locked
 while somebody writes it, and renamed when it is whole. So a killed run loses the shard in flight,
 a second run skips what is there, and no two write the same. At most two chunks of images are in
-memory at a time.
+memory at a time. A shard behind a URL is fetched whole, while the one before it is labeled, and one
+that cannot be fetched or put is a failure of its own: the others go on.
 """
 
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import tarfile
 import time
@@ -25,15 +25,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image
 
-from dafast.data.shards import (
-    DECODE_ERRORS,
-    SampleError,
-    ShardDataset,
-    ShardError,
-    decode_image,
-)
+from dafast.data.png16 import encode_png16
+from dafast.data.remote import Fetcher, ShardError, exists, name_of
+from dafast.data.shards import DECODE_ERRORS, SampleError, ShardDataset, decode_image
 from dafast.data.writing import add_sample, claim, read_failures, write_failures
 
 Predict = Callable[[Sequence[np.ndarray]], list[np.ndarray]]
@@ -75,7 +70,7 @@ def label_shards(
     Args:
         predict: The teacher.
         shards: The shards of images; their names must differ.
-        out: Folder of the labeled shards; it exists.
+        out: Folder of the labeled shards; it exists, or is behind a URL.
         workers: Threads that decode and encode.
         say: Takes a line after each shard: throughput and time left.
 
@@ -83,26 +78,31 @@ def label_shards(
         What was done. A shard that cannot be read is a failure and does not stop the others.
     """
     report, began = Report(), time.monotonic()
-    with ThreadPoolExecutor(workers) as pool:
+
+    def missing(shard: Path) -> bool:
+        return not exists(out / name_of(shard))
+
+    with ThreadPoolExecutor(workers) as pool, Fetcher(shards, missing) as fetcher:
         for number, shard in enumerate(shards, 1):
-            target = out / shard.name
+            target = out / name_of(shard)
             try:
                 with claim(target) as file:
                     if file is not None:
-                        images, failures = _label_shard(predict, shard, file, pool)
+                        with fetcher.local(number - 1) as local:
+                            images, failures = _label_shard(predict, local, file, pool)
                         write_failures(target, failures)
+                if file is None:
+                    there = exists(target)
+                    report.kept, report.busy = report.kept + there, report.busy + (not there)
             except ShardError as error:
-                report.failures.append((shard.name, str(error)))
+                report.failures.append((name_of(shard), str(error)))
                 continue
-            if file is None:
-                report.kept += target.exists()
-                report.busy += not target.exists()
-            else:
+            if file is not None:
                 report.shards, report.images = report.shards + 1, report.images + images
                 rate = report.images / max(time.monotonic() - began, 1e-9)
                 left = (len(shards) - number) * report.images / report.shards
                 say(
-                    f"{shard.name}  {number}/{len(shards)} shards, {rate:.2f} images/s, "
+                    f"{name_of(shard)}  {number}/{len(shards)} shards, {rate:.2f} images/s, "
                     f"{left / max(rate, 1e-9) / 60:.1f} min left"
                 )
             report.failures += read_failures(target)
@@ -168,11 +168,9 @@ def encode_label(disparity: np.ndarray) -> tuple[bytes, dict[str, Any]] | None:
     code = np.zeros(disparity.shape, np.uint16)
     if scale > 0:
         code = np.rint((disparity.astype(np.float64) - low) / scale).astype(np.uint16)
-    buffer = io.BytesIO()
-    Image.fromarray(code).save(buffer, "PNG", compress_level=3)
     numbers = {
         "disparity_scale": scale,
         "disparity_offset": low,
         "disparity_size": list(disparity.shape),
     }
-    return buffer.getvalue(), numbers
+    return encode_png16(code), numbers

@@ -169,6 +169,29 @@ def test_bad_sample_is_named_counted_and_replaced(tmp_path: Path, seed: int, kin
         ShardDataset(tmp_path)[2]
 
 
+def test_many_shards_are_scanned_once(
+    tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch, caplog
+) -> None:
+    monkeypatch.setattr("dafast.data.tars._MANY", 3)
+    monkeypatch.setenv("DAFAST_CACHE", str(tmp_path / "cache"))
+    rng = np.random.default_rng(seed)
+    for i in range(3):
+        write(tmp_path / f"{i}.tar", {f"{j}": members(rng) for j in range(2)})
+    first = ShardDataset(tmp_path)
+    assert len(list((tmp_path / "cache").rglob("*.json"))) == 3
+    with monkeypatch.context() as patched:
+        patched.setattr("tarfile.open", None)
+        again = ShardDataset(tmp_path)
+    for a, b in zip(first, again, strict=True):
+        assert a.key == b.key and np.array_equal(a.image, b.image)
+    next((tmp_path / "cache").rglob("*.json")).write_text('{"half of')
+    write(tmp_path / "1.tar", {"other": members(rng)})
+    assert [ShardDataset(tmp_path).key(i) for i in range(5)] == ["0", "1", "other", "0", "1"]
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("DAFAST_CACHE", str(tmp_path / "file"))
+    assert len(ShardDataset(tmp_path)) == 5 and "is not kept" in caplog.text
+
+
 def test_shard_that_changes_later_is_noticed(tmp_path: Path, seed: int) -> None:
     rng = np.random.default_rng(seed)
     path = write(tmp_path / "a.tar", {f"{i}": members(rng) for i in range(3)})

@@ -1,0 +1,278 @@
+"""How fast images come out of shards: `python bench/loader.py [--shards PATH|URL]`.
+
+One table: images a second that loader processes give, stage by stage, each stage with all that is
+before it; and what one image costs a processor, measured within this process, so that other work on
+the machine does not count.
+
+    read          the sample's image as it is stored
+    image         the image as an array
+    decode        image and label as arrays
+    teacher       cropped and flipped, in batches: what a teacher learns from
+    student       two in three with a clean and a disturbed view and CutMix's box, in batches
+    encode        a map as the 16-bit PNG of `dafast label`, beside decoding
+
+Without --shards it makes some in a temporary folder: mosaics of the example photos, so that a pixel
+has as much detail as a photograph's, with the maps of `nano`, of the same size, as labels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+import dafast
+from bench.timing import machine
+from dafast.data.shards import ShardDataset, decode_image
+from dafast.data.tars import headers
+from dafast.data.writing import add_sample
+from dafast.inference import predict_native
+from dafast.training.config import DataSection, TrainConfig, UnlabeledSection
+from dafast.training.data import Request, StreamSampler, TrainingData, collate
+from dafast.training.labeling import encode_label
+
+STAGES = ("read", "image", "decode", "teacher", "student", "encode")
+_SHARD = 32  # pictures in each that is made
+
+
+def make_shards(folder: Path, count: int, size: tuple[int, int], seed: int) -> None:
+    """Writes labeled shards of pictures (height, width) that are mosaics of the example photos."""
+    rng = np.random.default_rng(seed)
+    examples = Path(__file__).resolve().parent.parent / "examples" / "photos"
+    photos = [Image.open(path).convert("RGB") for path in sorted(examples.glob("*.jpg"))]
+    model = dafast.DepthAnything.from_pretrained("nano", device="cpu", dtype="float32")
+    height, width = size
+    for first in range(0, count, _SHARD):
+        with tarfile.open(folder / f"{first:06d}.tar", "w") as tar:
+            for index in range(first, min(first + _SHARD, count)):
+                page = Image.new("RGB", (width, height))
+                top = -int(rng.integers(200))
+                while top < height:
+                    left, row = -int(rng.integers(200)), height
+                    while left < width:
+                        photo = photos[int(rng.integers(len(photos)))]
+                        page.paste(photo, (left, top))
+                        left, row = left + photo.width, min(row, photo.height)
+                    top += row
+                buffer = io.BytesIO()
+                page.save(buffer, "JPEG", quality=95)
+                encoded = encode_label(predict_native(model, [np.asarray(page)], size=min(size))[0])
+                assert encoded is not None
+                members = {"jpg": buffer.getvalue(), "disparity.png": encoded[0]}
+                members["json"] = json.dumps(encoded[1]).encode()
+                add_sample(tar, f"{index:08d}", members)
+
+
+class Stage(Dataset[Any]):
+    """One stage of the loader, in the place of `TrainingData`."""
+
+    def __init__(self, data: TrainingData, name: str) -> None:
+        self.data, self.name = data, name
+
+    def __getitem__(self, request: Request) -> Any:
+        data = self.data
+        if self.name == "read":
+            return len(data.shards.image_file(request.sample))
+        if self.name == "image":
+            return decode_image(data.shards.image_file(request.sample)).nbytes
+        if self.name == "decode":
+            return data.shards.read(request.sample).image.nbytes
+        if self.name == "encode":
+            encoded = encode_label(data.shards.read(request.sample).disparity)
+            assert encoded is not None
+            return len(encoded[0])
+        unlabeled = self.name == "student" and request.position % 3 > 0
+        return data[request._replace(unlabeled=unlabeled)]
+
+    @property
+    def collate(self) -> Callable[[list[Any]], Any]:
+        """Of the samples of a batch: as in training, or nothing."""
+        return collate if self.name in ("teacher", "student") else list
+
+
+def batches(stage: Stage, shape: int, batch: int, workers: int, seed: int) -> Iterator[Any]:
+    """The loader's batches without end, in random order, as in training."""
+    sampler = StreamSampler(len(stage.data.shards), batch, ((shape, shape),), seed)
+    return iter(
+        DataLoader(
+            stage,
+            batch_sampler=sampler,
+            num_workers=workers,
+            collate_fn=stage.collate,
+            prefetch_factor=2 if workers else None,
+        )
+    )
+
+
+def speed(stage: Stage, shape: int, batch: int, workers: int, seconds: float, seed: int) -> float:
+    """Images a second in the steady state."""
+    stream = batches(stage, shape, batch, workers, seed)
+    for _ in range(1 + 2 * workers):  # what the workers made while they started
+        next(stream)
+    images, began = 0, time.perf_counter()
+    while time.perf_counter() - began < seconds:
+        next(stream)
+        images += batch
+    return images / (time.perf_counter() - began)
+
+
+def cost(stage: Stage, shape: int, count: int, seed: int) -> float:
+    """Processor time of one image, in milliseconds: the least of three turns' means."""
+    turns = []
+    for turn in range(3):
+        requests = next(iter(StreamSampler(len(stage.data.shards), count, ((shape, shape),), seed)))
+        stage[requests[0]]
+        began = time.process_time()
+        for request in requests:
+            stage[request._replace(position=request.position + turn * count)]
+        turns.append((time.process_time() - began) / count * 1e3)
+    return min(turns)
+
+
+def sizes(data: ShardDataset, count: int) -> dict[str, float]:
+    """Mean bytes and pixels of images, and bytes of their labels as `dafast label` writes them."""
+    images, pixels, labels = [], [], []
+    for index in np.linspace(0, len(data) - 1, min(count, len(data))).round().astype(int):
+        sample = data.read(int(index))
+        encoded = encode_label(sample.disparity)
+        assert encoded is not None
+        images.append(len(data.image_file(int(index))))
+        pixels.append(sample.image.shape[0] * sample.image.shape[1])
+        labels.append(len(encoded[0]))
+    means = (float(np.mean(values)) for values in (images, pixels, labels))
+    return dict(zip(("image_bytes", "pixels", "label_bytes"), means, strict=True))
+
+
+def start(folder: Path, count: int = 1000) -> dict[str, float]:
+    """What opening a labeled shard of so many samples costs, in milliseconds and bytes.
+
+    `scan_ms` is to find where its samples are, `kept_ms` to read that from what was kept,
+    `index_bytes` what of it stays in memory for each sample.
+    """
+    shard = folder / "start.tar"
+    with tarfile.open(shard, "w") as tar:
+        for index in range(count):
+            members = {"jpg": bytes(9000), "disparity.png": bytes(9000), "json": bytes(120)}
+            add_sample(tar, f"{index:08d}", members)
+    with mock.patch.dict(os.environ, DAFAST_CACHE=str(folder / "cache")):
+        headers(shard, keep=True)
+        times = {}
+        for name, keep in (("scan_ms", False), ("kept_ms", True)):
+            turns = []
+            for _ in range(5):
+                began = time.process_time()
+                headers(shard, keep)
+                turns.append((time.process_time() - began) * 1e3)
+            times[name] = min(turns)
+    data = ShardDataset(shard)
+    arrays = [value for value in vars(data).values() if isinstance(value, np.ndarray)]
+    shard.unlink()
+    return {**times, "index_bytes": sum(array.nbytes for array in arrays) / count}
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Command line; returns the report that it prints."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--shards", help="labeled shards: folder, pattern or URL")
+    parser.add_argument("--pictures", type=int, default=48, help="how many are made without it")
+    parser.add_argument("--size", type=_size, default=(518, 690), help="of those: HEIGHTxWIDTH")
+    parser.add_argument("--shape", type=int, default=518, help="side of the crops")
+    parser.add_argument("--batch", type=int, default=24)
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, os.cpu_count() or 1])
+    parser.add_argument("--stage", action="append", choices=STAGES, help="only this one")
+    parser.add_argument("--seconds", type=float, default=5.0, help="a figure takes")
+    parser.add_argument("--images", type=int, default=24, help="that a processor's time is of")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path, help="also write the report to this file")
+    options = parser.parse_args(argv)
+    if options.batch < 3:
+        parser.error("--batch: a student's has three images at least")
+    torch.set_num_threads(1)  # as in a worker
+    with tempfile.TemporaryDirectory(prefix="dafast-bench-") as folder:
+        opening = start(Path(folder))
+        path = options.shards
+        if path is None:
+            make_shards(Path(folder), options.pictures, options.size, options.seed)
+            path = folder
+        config = TrainConfig(
+            data=DataSection(path=path), unlabeled=UnlabeledSection(path=path), seed=options.seed
+        )
+        data = TrainingData.open(config)
+        records = []
+        for name in options.stage or STAGES:
+            stage = Stage(data, name)
+            record: dict[str, Any] = {"stage": name}
+            record["ms"] = cost(stage, options.shape, options.images, options.seed)
+            record["images_per_second"] = {
+                workers: speed(
+                    stage, options.shape, options.batch, workers, options.seconds, options.seed
+                )
+                for workers in options.workers
+            }
+            records.append(record)
+        report = {
+            "machine": {**machine(torch.device("cpu")), "cpus": os.cpu_count()},
+            "shape": options.shape,
+            "sizes": sizes(data.shards, options.images),
+            "start": opening,
+            "records": records,
+        }
+    print_report(report)
+    if options.json:
+        options.json.write_text(json.dumps(report, indent=1) + "\n")
+    return report
+
+
+def print_report(report: dict[str, Any]) -> None:
+    """Prints it, the table as Markdown."""
+    print(", ".join(f"{k} {v}" for k, v in report["machine"].items()))
+    size = report["sizes"]
+    print(
+        f"pictures of {size['pixels'] / 1e6:.2f} megapixels, {size['image_bytes'] / 1e3:.0f} kB; "
+        f"labels {size['label_bytes'] / 1e3:.0f} kB; crops of {report['shape']} pixels\n"
+    )
+    workers = list(report["records"][0]["images_per_second"])
+    header = "".join(f" images/s, {count} workers |" for count in workers)
+    print(f"| stage | processor ms/image |{header}")
+    print("|---|---:|" + "---:|" * len(workers))
+    for record in report["records"]:
+        speeds = " | ".join(f"{record['images_per_second'][w]:.1f}" for w in workers)
+        print(f"| {record['stage']} | {record['ms']:.2f} | {speeds} |")
+    opening = report["start"]
+    print(
+        f"\na shard of 1000 labeled samples: {opening['scan_ms']:.1f} ms to scan, "
+        f"{opening['kept_ms']:.1f} ms from what was kept; {opening['index_bytes']:.0f} bytes of "
+        "memory a sample"
+    )
+
+
+def _size(text: str) -> tuple[int, int]:
+    try:
+        height, width = map(int, text.lower().split("x"))
+        if min(height, width) < 1:
+            raise ValueError
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not HEIGHTxWIDTH") from None
+    return height, width
+
+
+if __name__ == "__main__":
+    main()

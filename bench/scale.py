@@ -1,0 +1,230 @@
+"""The plan of labelling 62M images, from a table of inputs: `python bench/scale.py`.
+
+Every figure of docs/scale.md is printed here. An input is changed with `--set NAME=VALUE`; one that
+nobody has measured yet has no value, and what depends on it says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+OPEN = "to be measured"
+GPUS = (8, 64, 512)
+DAYS = (1, 3, 7, 30)
+
+IMAGES = {
+    "SA-1B": 11.1e6,
+    "ImageNet-21K": 13.1e6,
+    "LSUN": 9.8e6,
+    "BDD100K": 8.2e6,
+    "Open Images V7": 7.8e6,
+    "Places365": 6.5e6,
+    "Google Landmarks": 4.1e6,
+    "Objects365": 1.7e6,
+}
+"""The unlabeled images of Depth Anything, Table 1."""
+
+
+@dataclass(frozen=True)
+class Input:
+    """A figure that the plan is made from.
+
+    Attributes:
+        name: As `--set` takes it.
+        value: The figure; None where it is still to be measured.
+        unit: What it is in.
+        basis: Where it is from: measured, by which command; assumed; or published, where.
+    """
+
+    name: str
+    value: float | None
+    unit: str
+    basis: str
+
+
+_LOADER = "measured: `bench/loader.py`"
+_GPU = "H100, bfloat16, 518 x 690 pixels"
+
+INPUTS = (
+    Input("image_kb", 139.0, "kB", f"{_LOADER} (JPEG, quality 95)"),
+    Input("label_kb", 505.0, "kB", f"{_LOADER} (16-bit PNG)"),
+    Input("decode_ms", 1.9, "ms of a processor", f"{_LOADER} (the image alone)"),
+    Input("encode_ms", 12.7, "ms of a processor", f"{_LOADER} (`encode` less `decode`)"),
+    Input("student_ms", 13.0, "ms of a processor", f"{_LOADER}, crops of 518"),
+    Input("scan_ms", 52.5, "ms a shard", "measured: `bench/loader.py`, 1000 labeled samples"),
+    Input(
+        "kept_ms", 1.3, "ms a shard", "measured: `bench/loader.py`, from what an earlier start kept"
+    ),
+    Input("index_bytes", 116.0, "bytes an image", "measured: `bench/loader.py`"),
+    Input("teacher_rate", None, "images/s and GPU", f"ViT-L forward, {_GPU}"),
+    Input("small_teacher_rate", None, "images/s and GPU", f"ViT-S forward, {_GPU}"),
+    Input("student_rate", None, "images/s and GPU", f"ViT-L student's step, {_GPU}"),
+    Input("busy", 0.9, "", "assumed: share of the time that a GPU computes"),
+    Input("gpu_price", 2.5, "$ an hour", "assumed: a rented H100 with its share of a node"),
+    Input("storage_price", 23.0, "$ a TB and month", "assumed: object storage at its list price"),
+    Input("shard_images", 1000.0, "", "assumed: `dafast data pack --shard-size`, its default"),
+)
+
+
+def total_images() -> float:
+    """All images of the plan."""
+    return sum(IMAGES.values())
+
+
+def needed(values: dict[str, float | None]) -> list[list[str]]:
+    """What a run of so many days asks of every GPU, of the network and of the processors."""
+    rows = [["days", "images/s", *(f"a GPU of {count}" for count in GPUS), "read MB/s",
+             "written MB/s", "processors"]]  # fmt: skip
+    for days in DAYS:
+        rate = total_images() / (days * 86400)
+        per_gpu = (f"{rate / count:,.2f}" for count in GPUS)
+        rows.append([f"{days}", f"{rate:,.0f}", *per_gpu, *_traffic(values, rate)])
+    return rows
+
+
+def _traffic(values: dict[str, float | None], rate: float) -> tuple[str, str, str]:
+    """MB/s read and written, and processors busy, at so many images a second."""
+    image, label = _known(values, "image_kb"), _known(values, "label_kb")
+    cpu = _known(values, "decode_ms") + _known(values, "encode_ms")
+    return (
+        f"{rate * image / 1e3:,.0f}",
+        f"{rate * (image + label) / 1e3:,.0f}",
+        f"{rate * cpu / 1e3:,.1f}",
+    )
+
+
+def stored(values: dict[str, float | None]) -> list[list[str]]:
+    """Bytes and objects that the run reads and writes, and what keeping them costs."""
+    image, label = _known(values, "image_kb"), _known(values, "label_kb")
+    price, shard = _known(values, "storage_price"), _known(values, "shard_images")
+    images = total_images()
+    rows = [["", "TB", "a shard, MB", "$ a month"]]
+    for name, kb in (
+        ("images, packed", image),
+        ("labels alone", label),
+        ("labeled shards (images and labels)", image + label),
+    ):
+        tb = images * kb / 1e9
+        rows.append([name, f"{tb:.1f}", f"{shard * kb / 1e3:.0f}", f"{tb * price:,.0f}"])
+    rows.append([f"objects: {images / shard:,.0f} shards each", "", "", ""])
+    return rows
+
+
+def start(values: dict[str, float | None]) -> list[list[str]]:
+    """What a process that trains on all of it needs before its first step."""
+    shards = total_images() / _known(values, "shard_images")
+    first, later = (shards * _known(values, name) / 6e4 for name in ("scan_ms", "kept_ms"))
+    memory = total_images() * _known(values, "index_bytes") / 1e9
+    return [
+        ["", "first start, minutes", "later ones, minutes", "memory, GB"],
+        ["local shards", f"{first:.0f}", f"{later:.1f}", f"{memory:.1f}"],
+    ]
+
+
+def runs(values: dict[str, float | None], rate: str) -> list[list[str]]:
+    """Time, money, traffic and processors of a run with a measured rate of a GPU."""
+    rows = [["GPUs", "images/s", "hours", "GPU hours", "$", "read MB/s", "written MB/s",
+             "processors"]]  # fmt: skip
+    per_gpu = values[rate]
+    for count in GPUS:
+        if per_gpu is None:
+            rows.append([f"{count}", *[OPEN] * 7])
+            continue
+        speed = count * per_gpu * _known(values, "busy")
+        hours = total_images() / speed / 3600
+        price = hours * count * _known(values, "gpu_price")
+        rows.append([f"{count}", f"{speed:,.0f}", f"{hours:,.1f}", f"{hours * count:,.0f}",
+                     f"{price:,.0f}", *_traffic(values, speed)])  # fmt: skip
+    return rows
+
+
+def student(values: dict[str, float | None]) -> list[list[str]]:
+    """The pass of a student over the labels: half as many labeled images come with them."""
+    rows = [["GPUs", "images/s", "days", "$", "read MB/s", "processors"]]
+    images, per_gpu = 1.5 * total_images(), values["student_rate"]
+    for count in GPUS:
+        if per_gpu is None:
+            rows.append([f"{count}", *[OPEN] * 5])
+            continue
+        speed = count * per_gpu * _known(values, "busy")
+        days = images / speed / 86400
+        kb = _known(values, "image_kb") + _known(values, "label_kb")
+        rows.append([
+            f"{count}", f"{speed:,.0f}", f"{days:,.1f}",
+            f"{days * 24 * count * _known(values, 'gpu_price'):,.0f}", f"{speed * kb / 1e3:,.0f}",
+            f"{speed * _known(values, 'student_ms') / 1e3:,.0f}",
+        ])  # fmt: skip
+    return rows
+
+
+def inputs(chosen: Sequence[Input]) -> list[list[str]]:
+    """The table of inputs."""
+    rows = [["input", "value", "unit", "from"]]
+    for entry in chosen:
+        value = OPEN if entry.value is None else f"{entry.value:g}"
+        rows.append([f"`{entry.name}`", value, entry.unit, entry.basis])
+    rows.append(
+        ["images", f"{total_images() / 1e6:.1f}M", "", "published: Depth Anything, Table 1"]
+    )
+    return rows
+
+
+def report(chosen: Sequence[Input] = INPUTS) -> str:
+    """All tables, as docs/scale.md has them."""
+    values = {entry.name: entry.value for entry in chosen}
+    parts = (
+        ("Inputs", inputs(chosen)),
+        ("What a deadline needs", needed(values)),
+        ("Bytes", stored(values)),
+        ("Labelling with ViT-L", runs(values, "teacher_rate")),
+        ("Labelling with ViT-S", runs(values, "small_teacher_rate")),
+        ("The student's pass", student(values)),
+        ("The student's start", start(values)),
+    )
+    return "\n\n".join(f"### {title}\n\n{_markdown(rows)}" for title, rows in parts) + "\n"
+
+
+def _known(values: dict[str, float | None], name: str) -> float:
+    value = values[name]
+    if value is None:
+        raise SystemExit(f"bench/scale.py: {name} has no value; give one with --set {name}=...")
+    return value
+
+
+def _markdown(rows: list[list[str]]) -> str:
+    head, *body = rows
+    rule = ["---", *["---:"] * (len(head) - 1)] if head[0] != "input" else ["---"] * len(head)
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, rule, *body))
+
+
+def main(argv: Sequence[str] | None = None) -> str:
+    """Command line; returns the report that it prints."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE",
+                        help="another value of an input")  # fmt: skip
+    options = parser.parse_args(argv)
+    chosen = {entry.name: entry for entry in INPUTS}
+    for text in options.set:
+        name, _, value = text.partition("=")
+        if name not in chosen:
+            parser.error(f"no input {name!r}; there are: {', '.join(chosen)}")
+        try:
+            number = float(value)
+        except ValueError:
+            parser.error(f"--set {text}: {value!r} is not a number")
+        if not number > 0:
+            parser.error(f"--set {text}: must be more than 0")
+        basis = f"given: --set {text}"
+        chosen[name] = dataclasses.replace(chosen[name], value=number, basis=basis)
+    text = report(list(chosen.values()))
+    print(text, end="")
+    return text
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""What a set of unlabeled pictures is: facts about it, how its files are found and read.
+
+Pictures are read where they are published in: files in folders, and files in tar archives, which
+need not be unpacked. A picture in a tar is called `ARCHIVE.tar/MEMBER`. What is kept of a set is
+its names, about 100 bytes each.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import logging
+import os
+import re
+import tarfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from dafast.data.sources import Pictures, SourceError
+
+logger = logging.getLogger(__name__)
+
+
+def read_picture(root: Path, name: str) -> bytes:
+    """The file of a picture that `find_pictures` found."""
+    archive, tar, member = name.partition(".tar/")
+    if not tar:
+        return (root / name).read_bytes()
+    path = root / f"{archive}.tar"
+    offset, size = _members(path)[member]
+    with open(path, "rb") as file:
+        file.seek(offset)
+        data = file.read(size)
+    if len(data) != size:
+        raise SourceError(f"{path.name} ends inside {member}")
+    return data
+
+
+def find_pictures(root: Path, pattern: re.Pattern[str]) -> Iterator[str]:
+    """Names, relative to `root`, that a pattern finds, of files and of members of tar archives.
+
+    An archive that cannot be read to its end is named in a warning; what is before that counts.
+    """
+    for folder, folders, files in os.walk(root):
+        folders[:] = [f for f in folders if not f.startswith(".")]
+        above = Path(folder).relative_to(root).as_posix()
+        above = "" if above == "." else f"{above}/"
+        for name in files:
+            if name.endswith(".tar"):
+                members = _members(Path(folder) / name)
+                yield from (f"{above}{name}/{m}" for m in members if pattern.search(m))
+            elif pattern.search(above + name):
+                yield above + name
+
+
+@functools.lru_cache(maxsize=16)
+def _members(path: Path) -> dict[str, tuple[int, int]]:
+    """Name -> (offset, size) of the files in a tar, of those that are whole."""
+    members: dict[str, tuple[int, int]] = {}
+    length, end = path.stat().st_size, 0
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                end = member.offset_data + -(-member.size // 512) * 512
+                if member.isfile() and end <= length:
+                    members[member.name.removeprefix("./")] = (member.offset_data, member.size)
+        if length < end + 512:  # tarfile takes a cut for the end
+            raise EOFError("it is cut: it has no end-of-archive block")
+    except (tarfile.TarError, OSError, EOFError) as error:
+        logger.warning("%s cannot be read after %d files: %s", path, len(members), error)
+    return members
+
+
+@dataclass(frozen=True)
+class PictureReader:
+    """A set of unlabeled pictures on disk.
+
+    Attributes:
+        name: As on the command line.
+        licence: Of the pictures.
+        published: How many there are, and who says so.
+        counts: The same as ranges (least, most), one for each way to have the set.
+        layout: The folders and files, for messages.
+        find: Lists the names of a folder's pictures, in any order.
+        read: A picture's file, by folder and name; raises `SourceError` or `OSError`.
+        requires: The module that reading needs beside the package's own dependencies.
+    """
+
+    name: str
+    licence: str
+    published: str
+    counts: tuple[tuple[int, int], ...]
+    layout: str
+    find: Callable[[Path], Iterable[str]]
+    read: Callable[[Path, str], bytes] = read_picture
+    requires: str = ""
+
+    def items(self, root: Path, size: int = 0) -> Pictures:
+        """The set's pictures in order of name; warns if they are not as many as published.
+
+        Args:
+            root: The set's folder, or one within it for a part of the set.
+            size: Pictures whose shorter side is longer are scaled down to it; 0 keeps them.
+
+        Raises:
+            SourceError: If there is no such folder, nothing in it is laid out as the set is, or
+                the module is missing that reads it.
+        """
+        if not root.is_dir():
+            raise SourceError(f"{root}: no such folder")
+        if self.requires and importlib.util.find_spec(self.requires) is None:
+            raise SourceError(f"{self.name} needs {self.requires}: pip install 'dafast[datasets]'")
+        names = sorted(self.find(root))
+        if not names:
+            raise SourceError(
+                f"{root}: no pictures of {self.name} there; expected\n{self.layout.strip()}"
+            )
+        if not any(least <= len(names) <= most for least, most in self.counts):
+            logger.warning(
+                "%s: %d pictures in %s; published: %s", self.name, len(names), root, self.published
+            )
+        return Pictures(names, functools.partial(self.read, root), size)
+
+
+def by_name(pattern: str) -> Callable[[Path], Iterable[str]]:
+    """Finds pictures whose path, from the end, is as `pattern` (a regular expression) has it."""
+    return functools.partial(find_pictures, pattern=re.compile(rf"(?:^|/){pattern}$"))

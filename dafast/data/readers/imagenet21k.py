@@ -1,0 +1,23 @@
+"""ImageNet-21K: pictures by WordNet synset, one tar archive each.
+
+`winter21_whole.tar.gz` unpacks to a folder with `nNNNNNNNN.tar` for each synset, of
+`nNNNNNNNN_NUMBER.JPEG`. The synsets' archives are read as they are, packed or unpacked.
+
+Source: **not checked**: the publisher's page (https://image-net.org/download.php) needs an account;
+folders and names are those on which the scripts of its users agree.
+"""
+
+from __future__ import annotations
+
+from dafast.data.readers._pictures import PictureReader, by_name
+
+READER = PictureReader(
+    name="imagenet21k",
+    licence="ImageNet terms of access: research and education, not commercial",
+    published="13.1M (Depth Anything; the release of winter 2021), 14,197,122 (fall 2011)",
+    counts=((13_050_000, 13_199_999), (14_197_122, 14_197_122)),
+    layout="""
+nNNNNNNNN.tar with nNNNNNNNN_NUMBER.JPEG, one for each synset (or unpacked)
+""",
+    find=by_name(r"n\d{8}_\d+\.JPEG"),
+)

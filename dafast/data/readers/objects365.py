@@ -1,0 +1,25 @@
+"""Objects365: photographs of everyday scenes, from Flickr.
+
+`train/patchN` and `val/patchN` hold objects365_v1_NUMBER.jpg and objects365_v2_NUMBER.jpg, NUMBER
+of eight digits.
+
+Source: **not checked**: the publisher's page (https://www.objects365.org) could not be had; its
+licence is as others quote it, and folders, names and counts are those on which its users agree
+(Ultralytics' Objects365.yaml, MMDetection).
+"""
+
+from __future__ import annotations
+
+from dafast.data.readers._pictures import PictureReader, by_name
+
+READER = PictureReader(
+    name="objects365",
+    licence="academic use; the pictures are under Flickr's terms",
+    published="1,742,289 for training, 80,000 for validation",
+    counts=((1_742_289, 1_742_292), (1_822_289, 1_822_292)),
+    layout="""
+train/patch0/objects365_v1_00000000.jpg, to patch50
+val/patch0/objects365_v1_00000016.jpg, to patch43
+""",
+    find=by_name(r"objects365_v[12]_\d{8}\.jpg"),
+)

@@ -1,0 +1,362 @@
+"""Files that may lie behind a URL: anything that fsspec opens (http, s3, gs, hf, memory, ...).
+
+A place is a `pathlib.Path`, or for a URL a `UPath` of universal-pathlib, which has the same
+methods. Both are annotated as `Path`. What goes over a network is tried a few times and then
+raises `RemoteError`, which names the URL: a store that is down is no damaged sample.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import os
+import re
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+logger = logging.getLogger(__name__)
+
+WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)
+"""Seconds between the tries of what goes over a network."""
+
+# Tried again, these would fail again. Some file systems tell by an HTTP status alone.
+_FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ImportError)
+_FINAL_STATUS = (400, 401, 403, 404, 410)
+
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+
+T = TypeVar("T")
+
+
+class ShardError(RuntimeError):
+    """The shards as a whole cannot be used; the message names the file and the remedy."""
+
+
+class RemoteError(ShardError):
+    """A URL that cannot be read or written, after a few tries; the message names it."""
+
+
+def is_url(text: str) -> bool:
+    """Whether a text names something that is not on this machine's file systems."""
+    return re.match(r"(?!file://)[A-Za-z][A-Za-z0-9+.-]*://", text) is not None
+
+
+def place_of(text: str | os.PathLike[str]) -> Path:
+    """The place that a path or URL names.
+
+    Raises:
+        RemoteError: If it is a URL of a kind that nothing installed here opens.
+    """
+    text = str(text)
+    if not is_url(text):
+        return Path(text.removeprefix("file://"))
+    try:
+        from upath import UPath
+    except ImportError as error:
+        raise RemoteError(f"{text}: URLs need pip install 'dafast[remote]'") from error
+    try:
+        place = UPath(text)
+        _file_system(place)
+    except (ImportError, ValueError) as error:  # ValueError: fsspec knows no such protocol
+        raise RemoteError(f"{text} cannot be opened: {error}") from error
+    return cast(Path, place)
+
+
+def _file_system(place: Any) -> Any:
+    """fsspec's own object for a place; one of a process before a fork must not be used after it."""
+    import fsspec
+
+    return fsspec.filesystem(place.protocol, **place.storage_options)
+
+
+def _path(place: Any) -> str:
+    return place.path
+
+
+def is_remote(place: Path) -> bool:
+    """Whether a place is behind a URL."""
+    return not isinstance(place, Path)
+
+
+def name_of(place: Path) -> str:
+    """The file's name, without what a URL has behind a question mark."""
+    return place.name.partition("?")[0] if is_remote(place) else place.name
+
+
+def same_place(place: Path) -> str:
+    """A text that is the same for the same folder, however it was written."""
+    return str(place).rstrip("/") if is_remote(place) else str(place.resolve())
+
+
+def expand_braces(text: str) -> list[str]:
+    """`a-{00..12}.tar` and `{x,y}.tar` as the names that they stand for, in order.
+
+    Raises:
+        ShardError: If a range is empty.
+    """
+    found = _BRACES.search(text)
+    if found is None:
+        return [text]
+    numbers = _RANGE.fullmatch(found[1])
+    if numbers:
+        first, last = numbers.groups()
+        width = len(first) if first.startswith("0") else 0
+        choices = [f"{i:0{width}d}" for i in range(int(first), int(last) + 1)]
+        if not choices:
+            raise ShardError(f"{text}: nothing is from {first} to {last}")
+    elif "," in found[1]:
+        choices = found[1].split(",")
+    else:
+        return [text]  # a brace that is part of a name
+    head, tail = text[: found.start()], text[found.end() :]
+    rest = expand_braces(tail)
+    return [f"{head}{choice}{end}" for choice, end in itertools.product(choices, rest)]
+
+
+def retried(action: Callable[[], T], what: str) -> T:
+    """What `action` returns, tried again while it fails as networks do.
+
+    Raises:
+        RemoteError: If it fails for good; `what` begins the message.
+    """
+    for wait in (*WAITS, None):
+        try:
+            return action()
+        except ShardError:
+            raise
+        except Exception as error:  # file systems raise what they like
+            message = f"{what}: {type(error).__name__}: {str(error) or 'no reason given'}"
+            if _is_final(error):
+                raise RemoteError(message) from error
+            if wait is None:
+                raise RemoteError(f"{message} (tried {len(WAITS) + 1} times)") from error
+            logger.warning("%s; trying again in %g s", message, wait)
+            time.sleep(wait)
+    raise AssertionError("the last try returns or raises")
+
+
+def _is_final(error: Exception) -> bool:
+    """Whether the same would fail again."""
+    cause = error.__cause__
+    if isinstance(cause, Exception):  # fsspec calls a server that does not answer a missing file
+        return _is_final(cause)
+    return isinstance(error, _FINAL) or getattr(error, "status", None) in _FINAL_STATUS
+
+
+def read_range(place: Path, offset: int, size: int) -> bytes:
+    """A part of a remote file.
+
+    Raises:
+        RemoteError: If it cannot be read, or the server sends another part.
+    """
+
+    def read() -> bytes:
+        data = _file_system(place).cat_file(_path(place), start=offset, end=offset + size)
+        if len(data) > size:
+            raise RemoteError(
+                f"{place}: the server does not send parts of a file (byte ranges); copy the shards"
+            )
+        if len(data) < size:
+            raise OSError(f"{len(data)} bytes of {size} came")
+        return data
+
+    return retried(read, f"cannot read {place}")
+
+
+def fingerprint(place: Path) -> str:
+    """What tells a file from an earlier one of its name: size, and date or checksum.
+
+    Raises:
+        RemoteError: If it is remote and cannot be looked at.
+        OSError: If it is local and cannot be looked at.
+    """
+    if not is_remote(place):
+        status = place.stat()
+        return f"{place.resolve()} {status.st_size} {status.st_mtime_ns}"
+    info = retried(lambda: _file_system(place).info(_path(place)), f"cannot read {place}")
+    telling = ("etag", "last_modified", "last-modified", "lastmodified", "mtime", "updated",
+               "created", "content-md5", "md5hash", "digest")  # fmt: skip
+    facts = {k.lower(): str(v) for k, v in info.items() if k.lower() in telling}
+    return f"{place} {info.get('size')} {sorted(facts.items())}"
+
+
+@contextlib.contextmanager
+def local_copy(place: Path) -> Iterator[Path]:
+    """A remote file as a temporary local one of the same name; a local one as it is.
+
+    Raises:
+        RemoteError: If it cannot be fetched.
+    """
+    if not is_remote(place):
+        yield place
+        return
+    with tempfile.TemporaryDirectory(prefix="dafast-") as folder:
+        copy = Path(folder) / name_of(place)
+        fetch = partial(_file_system(place).get_file, _path(place), str(copy))
+        retried(fetch, f"cannot read {place}")
+        yield copy
+
+
+class Fetcher:
+    """Local copies of remote files, each fetched while the one before it is in use.
+
+    Args:
+        places: The files in order; local ones are given as they are.
+        wanted: Whether a file is worth fetching ahead.
+    """
+
+    def __init__(self, places: Sequence[Path], wanted: Callable[[Path], bool]) -> None:
+        self.places, self.wanted = places, wanted
+        self._pool = ThreadPoolExecutor(1, "fetch")
+        self._ahead: dict[int, Future[tuple[contextlib.ExitStack, Path]]] = {}
+
+    def __enter__(self) -> Fetcher:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._drop(len(self.places))
+        self._pool.shutdown()
+
+    @contextlib.contextmanager
+    def local(self, number: int) -> Iterator[Path]:
+        """The copy of a file; it is gone after the block.
+
+        Raises:
+            RemoteError: If it cannot be fetched.
+        """
+        self._drop(number)
+        mine = self._ahead.pop(number, None) or self._pool.submit(self._fetch, number)
+        following = number + 1
+        if following < len(self.places) and is_remote(self.places[following]):
+            self._ahead[following] = self._pool.submit(self._fetch, following, ahead=True)
+        stack, copy = mine.result()
+        with stack:
+            yield copy
+
+    def _fetch(self, number: int, ahead: bool = False) -> tuple[contextlib.ExitStack, Path]:
+        stack, place = contextlib.ExitStack(), self.places[number]
+        if ahead and not self.wanted(place):
+            return stack, place
+        return stack, stack.enter_context(local_copy(place))
+
+    def _drop(self, before: int) -> None:
+        """Removes what was fetched and not asked for."""
+        for number in [n for n in self._ahead if n < before]:
+            future = self._ahead.pop(number)
+            if not future.cancel() and future.exception() is None:
+                future.result()[0].close()
+
+
+def upload(source: Path, target: Path) -> None:
+    """Puts a local file where a URL says; stores show it when it is whole.
+
+    Raises:
+        RemoteError: If it cannot be written.
+    """
+    put = partial(_file_system(target).put_file, str(source), _path(target))
+    retried(put, f"cannot write {target}")
+
+
+def write_text(place: Path, text: str) -> None:
+    """Writes a small file: whole or not at all.
+
+    Raises:
+        RemoteError: If it is remote and cannot be written.
+        OSError: If it is local and cannot be written.
+    """
+    if is_remote(place):
+        put = partial(_file_system(place).pipe_file, _path(place), text.encode())
+        retried(put, f"cannot write {place}")
+        return
+    temporary = place.with_name(f".{place.name}.{os.getpid()}")
+    try:
+        temporary.write_text(text)
+        os.replace(temporary, place)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def exists(place: Path) -> bool:
+    """Whether a file is there.
+
+    Raises:
+        RemoteError: If a store does not say.
+    """
+    if not is_remote(place):
+        return place.exists()
+    # `fs.exists` takes an unreachable store for a missing file: a run would begin anew.
+    system = _file_system(place)
+    system.invalidate_cache()
+
+    def look() -> bool:
+        try:
+            system.info(_path(place))
+        except FileNotFoundError as error:
+            if _is_final(error):
+                return False
+            raise
+        return True
+
+    return retried(look, f"cannot look for {place}")
+
+
+def read_text(place: Path) -> str:
+    """A small text file.
+
+    Raises:
+        RemoteError: If it is remote and cannot be read.
+        OSError: If it is local and cannot be read.
+    """
+    if not is_remote(place):
+        return place.read_text()
+    get = partial(_file_system(place).cat_file, _path(place))
+    return retried(get, f"cannot read {place}").decode()
+
+
+def remove(place: Path) -> None:
+    """Removes a file if it is there.
+
+    Raises:
+        RemoteError: If it is remote and cannot be removed.
+    """
+    if not is_remote(place):
+        place.unlink(missing_ok=True)
+    elif exists(place):
+        retried(partial(_file_system(place).rm_file, _path(place)), f"cannot remove {place}")
+
+
+def list_folder(folder: Path, pattern: str = "*") -> list[Path]:
+    """The files of a folder whose names fit a pattern, sorted; none where there is no folder.
+
+    Raises:
+        RemoteError: If it is remote and cannot be listed.
+    """
+    if not is_remote(folder):
+        return sorted(folder.glob(pattern))
+    system = _file_system(folder)
+    system.invalidate_cache()
+
+    def look() -> list[Path]:
+        try:
+            names = system.glob(f"{_path(folder).rstrip('/')}/{pattern}")
+        except FileNotFoundError as error:
+            if _is_final(error):
+                return []
+            raise
+        return [place_of(system.unstrip_protocol(name)) for name in sorted(names)]
+
+    return retried(look, f"cannot list {folder}")
+
+
+def cache_folder() -> Path:
+    """Where small things about remote files are kept: `DAFAST_CACHE`, or the user's cache."""
+    named = os.environ.get("DAFAST_CACHE")
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(named) if named else Path(base) / "dafast"

@@ -1,0 +1,242 @@
+"""Where a picture has sky: found by a SegFormer, kept beside shards, taken up by `ShardDataset`.
+
+Depth Anything has a SegFormer trained on ADE20K find sky, and sets its disparity to 0, the
+farthest. Which SegFormer and at which resolution the paper does not say. Here a picture's shorter
+side is scaled to the side of the published checkpoints' training crops, its proportions kept.
+
+A pixel is sky where the class's logit is the largest. The logits are four times coarser than the
+picture; what is interpolated is the lead of sky over the best other class (bilinear), not each of
+the 150 classes: never more sky than that would give, and a hundredth of the memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import tarfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from dafast.data.remote import Fetcher, ShardError, exists, name_of
+from dafast.data.shards import DECODE_ERRORS, ShardDataset, decode_image
+from dafast.data.tars import sky_path
+from dafast.data.transforms import resize_image
+from dafast.data.writing import add_sample, claim, read_failures, write_failures
+
+MODEL = "nvidia/segformer-b5-finetuned-ade-640-640"
+SIDE = 640
+"""Shorter side that the network sees: the training crop of `MODEL`."""
+
+_LABEL = "sky"
+_STRIDE = 32  # of SegFormer's coarsest stage
+_LONGEST = 4  # longer side over shorter; a panorama is squeezed to that
+_CHUNK = 32  # pictures that are decoded together
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class SkyError(ValueError):
+    """The network that is to find sky cannot be used; the message says why."""
+
+
+def sky_from_logits(logits: Tensor, sky: int, shape: tuple[int, int]) -> Tensor:
+    """Where sky is the likeliest class.
+
+    Args:
+        logits: (B, classes, h, w), any floating type.
+        sky: The class.
+        shape: Height and width of the mask.
+
+    Returns:
+        (B, *shape) bool.
+    """
+    others = logits.clone()
+    others[:, sky] = -torch.inf
+    lead = (logits[:, sky] - others.amax(1)).float()[:, None]
+    return F.interpolate(lead, shape, mode="bilinear", align_corners=False)[:, 0] > 0
+
+
+class SkyReport(NamedTuple):
+    """What became of shards.
+
+    Attributes:
+        written: Shards whose masks were written.
+        kept: Shards whose masks were there, or are being written elsewhere.
+        pictures: Pictures looked at.
+        with_sky: Those that have sky.
+        failures: (shard/key or shard, reason) of what could not be read, of shards that were
+            done before too.
+    """
+
+    written: int
+    kept: int
+    pictures: int
+    with_sky: int
+    failures: list[tuple[str, str]]
+
+
+class SkyFinder:
+    """Finds the sky of pictures of any sizes.
+
+    Args:
+        model: A `SegformerForSemanticSegmentation` of transformers; one of its classes is "sky".
+        side: Shorter side that it sees, in pixels.
+        batch: Pictures of one shape that go through it together.
+
+    Raises:
+        SkyError: If the model has no such class.
+    """
+
+    def __init__(self, model: Any, side: int = SIDE, batch: int = 8) -> None:
+        labels = {int(i): str(label).lower() for i, label in model.config.id2label.items()}
+        classes = [i for i, label in labels.items() if label == _LABEL]
+        if len(classes) != 1:
+            raise SkyError(
+                f"the model has {len(labels)} classes and {len(classes)} called sky; one that was "
+                f"trained on ADE20K is needed, such as {MODEL}"
+            )
+        self.model, self.sky, self.side, self.batch = model.eval(), classes[0], side, batch
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str, device: torch.device, dtype: torch.dtype, side: int = SIDE, batch: int = 8
+    ) -> SkyFinder:
+        """Loads a model of the hub, or from a folder.
+
+        Raises:
+            SkyError: If transformers is missing or the model cannot be loaded or used.
+        """
+        try:
+            from transformers import SegformerForSemanticSegmentation
+        except ImportError as error:
+            raise SkyError("finding sky needs pip install 'dafast[sky]'") from error
+        try:
+            model: Any = SegformerForSemanticSegmentation.from_pretrained(name)
+        except (OSError, ValueError) as error:
+            raise SkyError(f"cannot load the SegFormer {name}: {error}") from error
+        return cls(model.to(device, dtype), side, batch)
+
+    def shape(self, height: int, width: int) -> tuple[int, int]:
+        """What the network sees of a picture: height and width, multiples of its stride."""
+        scale = self.side / min(height, width)
+        sides = (min(n * scale, _LONGEST * self.side) for n in (height, width))
+        rows, columns = (max(_STRIDE, round(n / _STRIDE) * _STRIDE) for n in sides)
+        return rows, columns
+
+    @torch.inference_mode()
+    def __call__(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Masks (H, W) bool of images (H, W, 3) uint8, each at its own resolution.
+
+        Raises:
+            SkyError: If the network's numbers overflow.
+        """
+        by_shape: dict[tuple[int, int], list[int]] = {}
+        for index, image in enumerate(images):
+            by_shape.setdefault(self.shape(*image.shape[:2]), []).append(index)
+        masks: list[np.ndarray] = [np.empty(0)] * len(images)
+        for shape, indices in by_shape.items():
+            for first in range(0, len(indices), self.batch):
+                chosen = indices[first : first + self.batch]
+                logits = self.model(self._input([images[i] for i in chosen], shape)).logits
+                if not torch.isfinite(logits).all():
+                    raise SkyError("the SegFormer gave NaN or infinity; try --dtype float32")
+                for index, own in zip(chosen, logits, strict=True):
+                    height, width = images[index].shape[:2]
+                    mask = sky_from_logits(own[None], self.sky, (height, width))[0]
+                    masks[index] = mask.cpu().numpy()
+        return masks
+
+    def _input(self, images: list[np.ndarray], shape: tuple[int, int]) -> Tensor:
+        resized = [np.asarray(resize_image(Image.fromarray(image), shape)) for image in images]
+        x = torch.from_numpy(np.stack(resized)).to(self.model.device).permute(0, 3, 1, 2)
+        mean, std = (x.new_tensor(v, dtype=torch.float32)[:, None, None] for v in (_MEAN, _STD))
+        return ((x.float() / 255 - mean) / std).to(self.model.dtype)
+
+
+def write_sky(
+    find: Callable[[Sequence[np.ndarray]], list[np.ndarray]],
+    shards: Sequence[Path],
+    *,
+    workers: int = 2,
+    say: Callable[[str], None] = lambda line: None,
+) -> SkyReport:
+    """Writes beside each shard NAME.tar a NAME.sky.tar with the masks of pictures that have sky.
+
+    A mask is KEY.png, 1 bit. The files appear when they are whole, those that are there are left
+    alone, and of two processes at once no two write one (`dafast.data.writing.claim`).
+
+    Args:
+        find: Gives the masks of images, as `SkyFinder` does.
+        shards: The shards; behind URLs too.
+        workers: Threads that decode and encode.
+        say: Takes a line after each shard.
+    """
+    written = kept = pictures = with_sky = 0
+    failures: list[tuple[str, str]] = []
+    began = time.monotonic()
+
+    def missing(shard: Path) -> bool:
+        return not exists(sky_path(shard))
+
+    with ThreadPoolExecutor(workers) as pool, Fetcher(shards, missing) as fetcher:
+        for number, shard in enumerate(shards):
+            target = sky_path(shard)
+            try:
+                with claim(target) as file:
+                    if file is not None:
+                        with fetcher.local(number) as local:
+                            seen, found, bad = _write_shard(find, local, file, pool)
+                        write_failures(target, bad)
+                failures += read_failures(target)
+            except ShardError as error:
+                failures.append((name_of(shard), str(error)))
+                continue
+            if file is None:
+                kept += 1
+            else:
+                written, pictures, with_sky = written + 1, pictures + seen, with_sky + found
+                rate = pictures / max(time.monotonic() - began, 1e-9)
+                say(f"{name_of(shard)}  {number + 1}/{len(shards)} shards, {rate:.2f} images/s")
+    return SkyReport(written, kept, pictures, with_sky, failures)
+
+
+def _write_shard(
+    find: Callable[[Sequence[np.ndarray]], list[np.ndarray]],
+    shard: Path,
+    file: BinaryIO,
+    pool: ThreadPoolExecutor,
+) -> tuple[int, int, list[tuple[str, str]]]:
+    """One shard's masks; the pictures read, those with sky, and the failures."""
+    data = ShardDataset(shard, labels="none")
+    failures: list[tuple[str, str]] = []
+    seen = found = 0
+    with contextlib.closing(data), tarfile.open(fileobj=file, mode="w") as tar:
+        for first in range(0, len(data), _CHUNK):
+            indices = range(first, min(first + _CHUNK, len(data)))
+            futures = [pool.submit(decode_image, data.image_file(i)) for i in indices]
+            readable: list[tuple[int, np.ndarray]] = []
+            for index, future in zip(indices, futures, strict=True):
+                try:
+                    readable.append((index, future.result()))
+                except DECODE_ERRORS as error:
+                    failures.append((data.name(index), f"{type(error).__name__}: {error}"))
+            masks = find([image for _, image in readable])
+            kept = [(i, m) for (i, _), m in zip(readable, masks, strict=True) if m.any()]
+            for (index, _), png in zip(kept, pool.map(_encode, [m for _, m in kept]), strict=True):
+                add_sample(tar, data.key(index), {"png": png})
+            seen, found = seen + len(readable), found + len(kept)
+    return seen, found, failures
+
+
+def _encode(mask: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(mask).save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()

@@ -1,0 +1,216 @@
+"""Which shards a path or URL means, and where in a tar the members of its samples are."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+import logging
+import os
+import tarfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from dafast.data.remote import (
+    ShardError,
+    cache_folder,
+    expand_braces,
+    fingerprint,
+    is_remote,
+    is_url,
+    list_folder,
+    local_copy,
+    name_of,
+    place_of,
+    write_text,
+)
+
+logger = logging.getLogger(__name__)
+
+Places = list[tuple[int, int]]
+"""(offset, size) of each column of a sample; `NOWHERE` of what it lacks."""
+
+IMAGE, DISPARITY, META, MASK, SKY = range(5)
+"""The columns: what a sample is made of. The last is in a tar of its own."""
+
+NOWHERE = (-1, 0)
+SKY_SUFFIX = ".sky.tar"
+
+_COLUMN = {
+    **dict.fromkeys(("jpg", "jpeg", "png"), IMAGE),
+    "disparity.png": DISPARITY,
+    "json": META,
+    "mask.png": MASK,
+}
+_LABEL = {DISPARITY: "disparity.png", META: "json"}
+_FETCHES = 8  # remote shards fetched at a time, to be scanned
+_MANY = 256  # local shards, from which on what was found in them is kept: a second start is quick
+
+
+def expand_shards(
+    path_or_glob: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], key: str = ""
+) -> list[Path]:
+    """Lists the tar files of a folder, a file, a pattern, a URL, or a sequence of these, sorted.
+
+    A pattern is a glob, or has braces (`a-{00..12}.tar`). A URL is one shard, has braces, or is a
+    folder or glob of a store that lists its files. Masks of sky are left out.
+
+    ``key`` is the setting that the path came from, for messages.
+    """
+    if isinstance(path_or_glob, Sequence) and not isinstance(path_or_glob, str):
+        return [shard for item in path_or_glob for shard in expand_shards(item, key)]
+    text = str(path_or_glob)
+    if is_url(text):
+        return _expand_url(text)
+    path = Path(text).expanduser()
+    if path.is_dir():
+        shards = [
+            shard for shard in sorted(path.glob("*.tar")) if not shard.name.endswith(SKY_SUFFIX)
+        ]
+        if not shards:
+            raise ShardError(
+                f"no shards (*.tar) in the folder {path}. "
+                f"Make some with `dafast synth --scenes N --out {path}`, or name another folder."
+            )
+        return shards
+    if path.is_file():
+        return [path]
+    if glob.has_magic(text):
+        # `folder/*` also finds the JSON files that describe a set.
+        others = (".json", ".jsonl", SKY_SUFFIX)
+        shards = sorted(Path(m) for m in glob.glob(str(path)) if not m.endswith(others))
+        if not shards:
+            raise ShardError(
+                f"no file matches the pattern {text!r}. Check the path (quote the pattern)."
+            )
+        return shards
+    names = expand_braces(text)
+    if names != [text]:
+        return expand_shards(names, key)
+    raise ShardError(
+        f"no such folder or file: {path}. Make shards with `dafast synth --scenes N --out {path}`, "
+        f"or {f'set {key} to where they are' if key else 'name another folder'}."
+    )
+
+
+def _expand_url(text: str) -> list[Path]:
+    names = expand_braces(text)
+    if names != [text]:
+        return [shard for name in names for shard in _expand_url(name)]
+    place = place_of(text)
+    if "*" in name_of(place):
+        shards = list_folder(place.parent, name_of(place))
+    elif name_of(place).endswith(".tar"):
+        return [place]
+    else:
+        shards = list_folder(place, "*.tar")
+    shards = [shard for shard in shards if not shard.name.endswith(SKY_SUFFIX)]
+    if not shards:
+        raise ShardError(
+            f"no shards (*.tar) at {text}. A server that does not list its files needs their "
+            f"names: {text.partition('*')[0].rstrip('/')}/shard-{{000000..000099}}.tar"
+        )
+    return shards
+
+
+def sky_path(shard: Path) -> Path:
+    """Where the masks of a shard's sky are."""
+    return shard.with_name(name_of(shard).removesuffix(".tar") + SKY_SUFFIX)
+
+
+def scan_all(shards: Sequence[Path], labeled: bool) -> Iterator[dict[str, Places]]:
+    """`_scan` of each; those behind URLs are fetched several at a time."""
+    if not any(map(is_remote, shards)):
+        for shard in shards:
+            yield _scan(shard, labeled, len(shards) >= _MANY)
+        return
+    with ThreadPoolExecutor(_FETCHES) as pool:
+        yield from pool.map(lambda shard: _scan(shard, labeled), shards)
+
+
+_REMEDY = "Delete it and make it anew (`dafast synth` rewrites missing shards), or copy it again."
+
+
+def _scan(shard: Path, labeled: bool, keep: bool = False) -> dict[str, Places]:
+    """Where the members of a shard are, once it is clear that all are there that are needed."""
+    samples, remedy = headers(shard, keep), _REMEDY
+    required = {IMAGE: "jpg", **(_LABEL if labeled else {})}
+    for key, place in samples.items():
+        for column, suffix in required.items():
+            if place[column][0] < 0:
+                if column != IMAGE and all(p[DISPARITY][0] < 0 for p in samples.values()):
+                    remedy = (
+                        "It is unlabeled: `dafast label` writes shards with a teacher's labels."
+                    )
+                raise ShardError(f"the shard {shard} has no member {key}.{suffix}. {remedy}")
+    return samples
+
+
+def headers(shard: Path, keep: bool = False) -> dict[str, Places]:
+    """Key -> (offset, size) per column of a tar, (-1, 0) where absent.
+
+    What was found in a remote one is kept in the user's cache; in a local one if `keep` says so.
+    """
+    remote = is_remote(shard)
+    if not (remote or keep):
+        return _read_headers(shard, shard)
+    try:
+        known = fingerprint(shard)
+    except OSError as error:
+        raise ShardError(f"the shard {shard} cannot be read: {error.strerror or error}.") from error
+    digest = hashlib.sha256(known.encode()).hexdigest()[:40]
+    kept = cache_folder() / "shards" / digest[:2] / f"{digest}.json"
+    try:
+        found = json.loads(kept.read_text())
+        return {
+            key: list(zip(place[::2], place[1::2], strict=True)) for key, place in found.items()
+        }
+    except (OSError, ValueError, TypeError, AttributeError):
+        pass  # not there, or not whole
+    with local_copy(shard) as copy:
+        samples = _read_headers(copy, shard)
+    flat = {key: [n for pair in place for n in pair] for key, place in samples.items()}
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        write_text(kept, json.dumps(flat, separators=(",", ":")))
+    except OSError as error:
+        logger.warning("%s is not kept: %s", kept, error)
+    return samples
+
+
+def _read_headers(path: Path, shard: Path) -> dict[str, Places]:
+    """Reads the headers of a local tar; `shard` is what it is called in messages."""
+    samples: dict[str, Places] = {}
+    try:
+        length = path.stat().st_size
+        end = 0
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                end = member.offset_data + -(-member.size // 512) * 512
+                if end > length:
+                    raise ShardError(
+                        f"the shard {shard} is truncated inside {member.name}. {_REMEDY}"
+                    )
+                if not member.isfile():
+                    continue
+                folder, _, name = member.name.rpartition("/")
+                stem, _, suffix = name.partition(".")
+                column = _COLUMN.get(suffix.lower())
+                if column is None:
+                    continue
+                key = f"{folder}/{stem}" if folder else stem
+                samples.setdefault(key, [NOWHERE] * 4)[column] = (member.offset_data, member.size)
+        # A cut exactly between two members leaves a tar that reads without complaint and has lost
+        # samples; what is missing is the zero block that ends every archive.
+        if length < end + 512:
+            raise ShardError(
+                f"the shard {shard} is truncated: it has no end-of-archive block. {_REMEDY}"
+            )
+    except (tarfile.TarError, EOFError) as error:
+        raise ShardError(
+            f"the shard {shard} is not a whole tar file ({error}). {_REMEDY}"
+        ) from error
+    except OSError as error:
+        raise ShardError(f"the shard {shard} cannot be read: {error.strerror or error}.") from error
+    return samples

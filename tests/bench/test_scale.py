@@ -1,0 +1,69 @@
+"""The plan of the full run: its arithmetic, and that the page shows what the script prints."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from bench import scale
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "scale.md"
+
+
+def test_the_page_is_what_is_printed(capsys) -> None:
+    text = scale.main([])
+    assert capsys.readouterr().out == text
+    assert f"<!-- tables -->\n\n{text}\n<!-- end -->" in PAGE.read_text(encoding="utf-8"), (
+        "put what `python bench/scale.py` prints between the marks of docs/scale.md"
+    )
+
+
+def rows(text: str, title: str) -> list[list[str]]:
+    part = text.split(f"### {title}\n\n")[1].split("\n\n")[0]
+    return [re.split(r"\s*\|\s*", line.strip("| ")) for line in part.splitlines()[2:]]
+
+
+def number(text: str) -> float:
+    return float(text.replace(",", ""))
+
+
+def test_hand_worked(capsys) -> None:
+    """100 images a second on each GPU that is always busy, 2 and 3 MB an image, 10 + 40 ms."""
+    arguments = []
+    for name, value in {
+        "teacher_rate": 100,
+        "busy": 1,
+        "image_kb": 2000,
+        "label_kb": 3000,
+        "decode_ms": 10,
+        "encode_ms": 40,
+        "gpu_price": 2,
+        "student_rate": 50,
+        "student_ms": 20,
+    }.items():
+        arguments += ["--set", f"{name}={value}"]
+    text = scale.main(arguments)
+    assert scale.total_images() == pytest.approx(62.3e6)
+    for gpus, row in zip(scale.GPUS, rows(text, "Labelling with ViT-L"), strict=True):
+        hours = 62.3e6 / (gpus * 100) / 3600
+        expected = [
+            *(gpus, gpus * 100, hours, 62.3e6 / 100 / 3600, 62.3e6 / 100 / 3600 * 2),
+            *(gpus * 100 * 2, gpus * 100 * 5, gpus * 100 * 0.05),
+        ]
+        assert [number(cell) for cell in row] == pytest.approx(expected, rel=0.01, abs=0.06)
+    day = rows(text, "What a deadline needs")[0]
+    assert number(day[1]) == pytest.approx(62.3e6 / 86400, rel=0.001)
+    assert number(day[2]) == pytest.approx(62.3e6 / 86400 / 8, rel=0.001)
+    assert number(rows(text, "Bytes")[2][1]) == pytest.approx(62.3e6 * 5e6 / 1e12, rel=0.001)
+    student = rows(text, "The student's pass")[0]
+    assert number(student[2]) == pytest.approx(1.5 * 62.3e6 / 400 / 86400, rel=0.01)
+    assert {cell for row in rows(text, "Labelling with ViT-S") for cell in row[1:]} == {scale.OPEN}
+
+
+@pytest.mark.parametrize("text", ["speed=1", "busy=x", "busy=0", "busy", "busy=-1", "busy=nan"])
+def test_mistakes(text: str, capsys) -> None:
+    with pytest.raises(SystemExit):
+        scale.main(["--set", text])
+    assert text.partition("=")[0] in capsys.readouterr().err
