@@ -278,7 +278,7 @@ class ShardDataset(Dataset[Sample]):
 
     def label_file(self, index: int) -> bytes:
         """The sample's disparity map as it is stored."""
-        return self._member(index, _DISPARITY)
+        return self._member(index, DISPARITY)
 
     def _member(self, index: int, column: int) -> bytes:
         offset, size = (int(value) for value in self._places[index, column])
