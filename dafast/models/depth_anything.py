@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -247,7 +248,7 @@ class DepthAnything(nn.Module):
         max_tokens: int = MAX_TOKENS,
         flip: bool = False,
         return_tensors: bool = False,
-        intrinsics: Any = None,
+        intrinsics: Sequence[float] | np.ndarray | None = None,
         fov: float | None = None,
     ) -> Any:
         """Depth of photos in metres (metric models), or with a camera coloured points in space.

@@ -94,6 +94,7 @@ def test_every_trained_weight_gets_a_gradient(
         assert parameter.grad is None or parameter.grad.isfinite().all(), name
 
 
+@pytest.mark.slow
 def test_two_processes(shards: Path, tmp_path: Path, seed: int) -> None:
     config = metric_run(shards, tmp_path / "two", seed=seed, steps=5, checkpoint_every=0)
     torchrun(config, 2)
