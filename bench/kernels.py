@@ -238,6 +238,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--no-traffic", action="store_true",
                         help="with --static: do not count bytes (minutes)")  # fmt: skip
     options = parser.parse_args(argv)
+    if "reference" in (options.leave_out or ()):
+        parser.error("--leave-out reference: it is what the others are held against")
     if options.static:
         report = static(options)
         print_static(report)

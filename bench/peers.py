@@ -191,6 +191,7 @@ def _work(link: Connection, index: int, folder: Path, image: Path, threads: int)
     logging.disable(logging.WARNING)
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     torch.set_num_threads(threads)
+    torch.backends.cudnn.allow_tf32 = False  # float32 is float32, for everyone
     try:
         run = PEERS[index].load(folder, np.load(image))
         link.send(("ready", run()))

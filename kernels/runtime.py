@@ -53,8 +53,8 @@ def assume_target(backend: str, arch: int | str) -> Iterator[None]:
 
 
 def float32_precision() -> str:
-    """``input_precision`` of `tl.dot` on float32, by `torch.get_float32_matmul_precision`."""
-    return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+    """``input_precision`` of `tl.dot` on float32, as PyTorch's products on CUDA have it."""
+    return "tf32" if torch.backends.cuda.matmul.fp32_precision in ("tf32", "bf16") else "ieee"
 
 
 _Launcher = TypeVar("_Launcher", bound=Callable)

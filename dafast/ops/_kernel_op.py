@@ -20,7 +20,8 @@ def _is_plain(args: tuple[Any, ...]) -> bool:
         and torch._C._functorch.peek_interpreter_stack() is None
         and torch._C._get_tracing_state() is None
         and all(
-            type(x) is Tensor or type(x) is torch.nn.Parameter
+            (type(x) is Tensor or type(x) is torch.nn.Parameter)
+            and not torch._C._functorch.is_legacy_batchedtensor(x)  # of is_grads_batched
             for x in args
             if isinstance(x, Tensor)
         )
@@ -36,7 +37,7 @@ class KernelOp:
     """
 
     def __init__(self, name: str, fn: Callable[..., Any]) -> None:
-        self.fn = fn
+        self.name, self.fn = name, fn
         self.op = torch.library.custom_op(name, fn, mutates_args=())
         self.register_fake = self.op.register_fake
         self._function: type[torch.autograd.Function] | None = None
@@ -56,7 +57,8 @@ class KernelOp:
             return out
 
         members = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
-        self._function = type(fn.__name__, (torch.autograd.Function,), members)
+        # Seen in graphs and profiles.
+        self._function = type(self.name.split("::")[1], (torch.autograd.Function,), members)
 
     def __call__(self, *args: Any) -> Any:
         if torch.compiler.is_compiling() or not _is_plain(args):

@@ -51,7 +51,8 @@ def _gpu_reason(index: int) -> str:
 
 
 def _is_full_float32() -> bool:
-    return torch.get_float32_matmul_precision() == "highest"
+    # Not by get_float32_matmul_precision, which raises where a newer setting has been used.
+    return torch.backends.cuda.matmul.fp32_precision not in ("tf32", "bf16")
 
 
 # torch.compile takes them as they are while tracing; see `_dispatch._forced_backend`.
@@ -78,13 +79,13 @@ def no_second_derivative(backward_op: KernelOp, name: str) -> None:
 
 
 def why_not_unasked(x: Tensor) -> str:
-    """Why a kernel of matrix products is not taken unless it is asked for by name.
+    """Why attention's kernels are not taken unless they are asked for by name.
 
     In float32 that is not TF32 there are no tensor cores. On an H100 PyTorch's own attention is
-    three to five times as fast then, its convolutions about twice.
+    three to six times as fast then.
 
     Returns:
-        The reason, an empty string if it is to be taken or ``use_backend("triton")`` asks for it.
+        The reason, an empty string if they are to be taken, or ``use_backend("triton")`` asks.
     """
     if x.dtype != torch.float32 or _forced_backend() == "triton" or not _is_full_float32():
         return ""

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import _extension, _triton
-from ._dispatch import Backend, Op
+from ._dispatch import Backend, Op, _forced_backend
 from ._kernel_op import kernel_op
 
 ACTIVATIONS = ("relu", "sigmoid")
@@ -65,7 +65,7 @@ def _cpp_fwd(
     x = x.contiguous(memory_format=torch.channels_last)
     if x.stride(1) != 1:  # with one channel or one pixel PyTorch calls other strides that, too
         x = torch.empty_like(x, memory_format=torch.channels_last).copy_(x)
-    out = torch.empty((len(x), 1, *size), dtype=torch.float32)
+    out = torch.empty((len(x), 1, *size), dtype=torch.float32, device=x.device)
     torch.ops.dafast_C.decoder_tail(
         x, out, weight1.contiguous(), *(p.float().contiguous() for p in (bias1, weight2, bias2)),
         sigmoid,
@@ -115,9 +115,11 @@ def _triton_supports(
         >= 2**31
     ):
         return False, "takes maps whose elements lie less than 2^31 apart within an image"
-    if reason := _triton.why_not_unasked(x):
-        return False, reason
-    return _triton.supports(*tensors)
+    ok, reason = _triton.supports(*tensors)
+    if ok and x.dtype == torch.float32 and _forced_backend() != "triton":
+        # cuDNN's, in TF32 unless `torch.backends.cudnn` says otherwise; without it twice as fast.
+        return False, "in float32 PyTorch's own convolutions serve"
+    return ok, reason
 
 
 def _triton_backend(

@@ -125,7 +125,7 @@ def _memory_efficient_attention(*inputs: Tensor, **kwargs: Any) -> Tensor:
     try:
         return memory_efficient_attention(*_unit_stride(*inputs), **kwargs)
     except NotImplementedError as error:  # a wheel without kernels for this PyTorch or this card
-        first = str(error).splitlines()[0]
+        first = next(iter(str(error).splitlines()), "no operator for these inputs")
         raise BackendError(f"xformers: {first} (`python -m xformers.info` says more)") from error
 
 
@@ -332,10 +332,11 @@ def _kernel_reason(q: Tensor, scale: float | None) -> str:
 def _triton_supports(q: Tensor, *tensors: Any, scale: float | None = None) -> tuple[bool, str]:
     if reason := _kernel_reason(q, scale):
         return False, reason
+    ok, reason = _triton.supports(q, *(x for x in tensors if isinstance(x, Tensor)))
     # Packed sequences stay: sdpa would wait for their lengths, and cannot be captured in a graph.
-    if q.ndim > 3 and (reason := _triton.why_not_unasked(q)):
-        return False, reason
-    return _triton.supports(q, *(x for x in tensors if isinstance(x, Tensor)))
+    if ok and q.ndim > 3:
+        reason = _triton.why_not_unasked(q)
+    return not reason, reason
 
 
 def _triton_backend(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None) -> Tensor:
@@ -364,7 +365,7 @@ def _triton_varlen(
 @kernel_op("dafast::flash_attention_cpu")
 def _cpp_op(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor | None, scale: float) -> Tensor:
     _extension.load()  # registers dafast_C
-    out = torch.empty(q.shape, dtype=q.dtype)
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     torch.ops.dafast_C.flash_attention(*_unit_stride(q, k, v), out, cu_seqlens, scale)
     return out
 

@@ -51,11 +51,11 @@ def quantize_weight(weight: Tensor) -> Int8Weight:
     scale = weight.abs().amax(1) / 127
     values = (weight / scale.clamp_min(1e-30)[:, None]).round().clamp(-127, 127).to(torch.int8)
     rows, depth = values.shape
-    packed, sums = (torch.empty(0, dtype=dtype) for dtype in (torch.int8, torch.int32))
+    packed, sums = (weight.new_empty(0, dtype=dtype) for dtype in (torch.int8, torch.int32))
     if weight.device.type == "cpu" and not _extension.why_not("cpp", "linear_int8"):
         panels, fours = -(-rows // _PANEL), -(-depth // 4)
-        packed = torch.empty(panels * _PANEL * fours * 4, dtype=torch.int8)
-        sums = torch.empty(rows, dtype=torch.int32)
+        packed = weight.new_empty(panels * _PANEL * fours * 4, dtype=torch.int8)
+        sums = weight.new_empty(rows, dtype=torch.int32)
         torch.ops.dafast_C.pack_int8(values.contiguous(), packed, sums)
     return Int8Weight(values, scale, packed, sums)
 

@@ -89,6 +89,19 @@ def test_list_of_images(seed):
         close(a, b, torch.float32)
 
 
+@pytest.mark.parametrize("optimize", [False, True])
+def test_a_default_device_does_not_matter(optimize, seed):
+    model = make(SMALL)
+    ready(model)
+    x = torch.randn(1, 3, 56, 70)
+    with torch.no_grad():
+        wanted = model(x)
+        if optimize:
+            model.optimize()
+        with torch.device("meta"):
+            close(model(x), wanted, torch.float32)
+
+
 def test_twice_is_once_and_changed_weights_are_packed_again(seed):
     model = make(SMALL)
     ready(model)

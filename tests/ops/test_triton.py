@@ -7,7 +7,7 @@ import torch
 import torch.autograd.forward_ad as forward_ad
 
 from bench.registry import SMALL_CASES
-from dafast.ops import BackendError, available_backends, use_backend
+from dafast.ops import OPS, BackendError, available_backends, use_backend
 
 CASES = {c.op: c for c in SMALL_CASES if "triton" in available_backends()[c.op]}
 DIFFERENTIABLE = [op for op, case in CASES.items() if case.differentiable]
@@ -145,13 +145,17 @@ def test_sum_over_programs(programs, seed, device):
     torch.testing.assert_close(got.double(), partial.double().sum(0), rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("op", ["flash_attention", "flash_attention_qkvpacked", "decoder_tail"])
-def test_products_in_full_float32_are_left_to_pytorch(op, tf32, seed, monkeypatch):
-    """There are no tensor cores for them; in TF32, as in 16 bits, the kernels serve unasked."""
-    from dafast.ops import OPS, _triton
+@pytest.fixture
+def as_on_a_gpu(monkeypatch):
+    """Triton serves unasked."""
+    from dafast.ops import _triton
 
-    # As on a GPU, where Triton serves unasked.
     monkeypatch.setattr(_triton, "supports", lambda *tensors: (True, ""))
+
+
+@pytest.mark.parametrize("op", ["flash_attention", "flash_attention_qkvpacked"])
+def test_attention_in_full_float32_is_left_to_pytorch(op, tf32, seed, as_on_a_gpu):
+    """There are no tensor cores for it; in TF32, as in 16 bits, the kernels serve unasked."""
     arguments = _inputs(op, seed)
     with torch.no_grad():
         assert OPS[op].select(*arguments) == "triton"
@@ -159,3 +163,48 @@ def test_products_in_full_float32_are_left_to_pytorch(op, tf32, seed, monkeypatc
         assert OPS[op].select(*arguments) != "triton"
         with use_backend("triton"):
             assert OPS[op].select(*arguments) == "triton"
+        halves = [x.half() for x in arguments]
+        assert OPS[op].select(*halves) == "triton"
+
+
+def test_the_tail_in_float32_is_left_to_pytorch(seed, as_on_a_gpu):
+    arguments = _inputs("decoder_tail", seed)
+    halves = [x.half() if isinstance(x, torch.Tensor) else x for x in arguments]
+    with torch.no_grad():
+        assert OPS["decoder_tail"].select(*halves) == "triton"
+        assert OPS["decoder_tail"].select(*arguments) != "triton"
+        with use_backend("triton"):
+            assert OPS["decoder_tail"].select(*arguments) == "triton"
+
+
+def test_any_way_of_setting_the_precision_of_products_is_read(seed, monkeypatch):
+    """PyTorch's function that tells it raises where a newer setting has been used."""
+    from dafast.kernels.runtime import float32_precision
+
+    arguments = _inputs("flash_attention", seed)
+    before = torch.backends.mkldnn.matmul.fp32_precision, torch.backends.cuda.matmul.fp32_precision
+    try:
+        torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+        OPS["flash_attention"].select(*arguments)
+        assert float32_precision() == "ieee"
+        torch.backends.cuda.matmul.fp32_precision = "tf32"
+        OPS["flash_attention"].select(*arguments)
+        assert float32_precision() == "tf32"
+    finally:
+        torch.backends.mkldnn.matmul.fp32_precision, torch.backends.cuda.matmul.fp32_precision = (
+            before
+        )
+
+
+@pytest.mark.parametrize("op", DIFFERENTIABLE)
+def test_batched_gradients_get_the_custom_op(op, seed):
+    """Which has a rule for them; calls go around it where nothing looks at them."""
+    first, *rest = _inputs(op, seed)
+    leaf = first.requires_grad_()
+    with use_backend("triton"):
+        total = _total(op, [leaf, *rest])
+    vectors = torch.randn(3, generator=torch.Generator().manual_seed(seed))
+    got = torch.autograd.grad(total, leaf, vectors, is_grads_batched=True, retain_graph=True)[0]
+    for vector, value in zip(vectors, got, strict=True):
+        torch.testing.assert_close(value, torch.autograd.grad(total, leaf, vector,
+                                                              retain_graph=True)[0])  # fmt: skip
