@@ -326,8 +326,6 @@ def _tile(kind: str, dtype: torch.dtype, head_dim: int) -> dict[str, int]:
             m, n = (64, 32) if kind == "dq" else (16 if wide else 32, 64)
     elif dtype == torch.float32:
         m, n, warps, stages = (16, 16, 8, 1) if wide else (32, 32, 8, 1)
-    elif kind == "fwd" and not wide and int(arch) == 90:  # as fast as 128 rows, and more programs
-        m, n, warps, stages = (64, 64, 4, 3)
     elif kind == "fwd":
         m, n, warps, stages = (128, 64, 8 if wide or int(arch) >= 100 else 4, 3)
     elif not wide and int(arch) == 90:  # the fastest of a sweep on an H100
