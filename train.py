@@ -30,7 +30,12 @@ from dafast.training.distributed import World, distributed_session
 from dafast.training.lists import pack_lists
 from dafast.training.parallel import WholeModel, gather, load_weights, replicate, shard, whole
 from dafast.training.progress import RunLog, Stopwatch
-from dafast.training.resume import StopRequest, changed_settings, find_checkpoint
+from dafast.training.resume import (
+    StopRequest,
+    changed_settings,
+    find_checkpoint,
+    same_evaluation,
+)
 from dafast.training.state import (
     CheckpointError,
     checkpoint_folder,
@@ -122,7 +127,8 @@ def train(config: TrainConfig, world: World) -> None:
         step, position, skipped_steps = state["step"], state["position"], state["skipped_steps"]
         unlabeled_position = state.get("unlabeled_position", 0)
         bad_samples = set(state["bad_samples"])
-        best_score = state.get("best_score", math.inf)
+        if same_evaluation(state["config"], config) and (out / "best").is_dir():
+            best_score = state.get("best_score", math.inf)
 
     log = RunLog(out, total, step, config.log_every, world.is_main)
     if world.is_main:
@@ -168,7 +174,12 @@ def train(config: TrainConfig, world: World) -> None:
         whole_model = result()
         if held_out is None:  # not the main process
             return
-        values = held_out(whole_model)
+        try:
+            values = held_out(whole_model)
+        except Exception:
+            if not sharded:  # else the others would have to take part
+                save()
+            raise
         log.evaluation(step, values)
         score = values.get(config.best_by, values["loss"])
         if score < best_score:

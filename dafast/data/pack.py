@@ -96,7 +96,7 @@ def pack(
 def _names(items: Sequence[Item]) -> str:
     digest = hashlib.sha256()
     for number, item in enumerate(items):  # not joined: there may be millions
-        digest.update(f"{chr(10) if number else ''}{item.name}".encode())
+        digest.update(f"{chr(10) if number else ''}{item.name}{item.described}".encode())
     return digest.hexdigest()
 
 

@@ -51,6 +51,9 @@ class Labeled(NamedTuple):
     mask: np.ndarray
 
 
+_ORIENTATION = 0x0112  # EXIF tag
+
+
 @dataclass(frozen=True)
 class Item:
     """One sample to be.
@@ -59,11 +62,13 @@ class Item:
         name: What it is called in messages; the same source gives the same names in order.
         load: Its files by suffix; raises `SourceError` or what Pillow raises.
         read: The same as arrays, where it is labeled; raises likewise.
+        described: What else makes it what it is, so that shards of another are told from its own.
     """
 
     name: str
     load: Callable[[], dict[str, bytes]]
     read: Callable[[], Labeled] | None = None
+    described: str = ""
 
 
 class Pictures(Sequence[Item]):
@@ -98,7 +103,10 @@ class Pictures(Sequence[Item]):
 
 
 def labeled_item(
-    name: str, image: Path, label: Callable[[], tuple[np.ndarray, np.ndarray]]
+    name: str,
+    image: Path,
+    label: Callable[[], tuple[np.ndarray, np.ndarray]],
+    described: str = "",
 ) -> Item:
     """An item of a picture and what reads its label.
 
@@ -107,6 +115,7 @@ def labeled_item(
         image: The picture.
         label: Gives disparity (H, W), in any unit, and the mask (H, W) of where it is known.
             Disparity that is not finite is taken as unknown, whatever the mask says.
+        described: As in `Item`.
     """
 
     def parts() -> tuple[dict[str, bytes], np.ndarray, np.ndarray]:
@@ -118,7 +127,14 @@ def labeled_item(
             raise Unlabeled("no pixel of the label is valid")
         if float(disparity[known].min()) < 0:
             raise SourceError(f"disparity {float(disparity[known].min()):g} is negative")
-        members = image_members(image.read_bytes(), 0)
+        file = image.read_bytes()
+        with Image.open(io.BytesIO(file)) as picture:
+            if picture.getexif().get(_ORIENTATION, 1) not in (0, 1):
+                raise SourceError(
+                    f"{image} is to be shown turned (its EXIF orientation), its label is not: "
+                    "store the picture upright, beside the label as it then lies"
+                )
+        members = image_members(file, 0)
         with Image.open(io.BytesIO(members["jpg"])) as picture:
             if (picture.height, picture.width) != disparity.shape:
                 raise SourceError(
@@ -135,7 +151,7 @@ def labeled_item(
         members, disparity, known = parts()
         return Labeled(decode_image(members["jpg"]), minmax(disparity, known), known)
 
-    return Item(name, load, read)
+    return Item(name, load, read, described)
 
 
 def invert_depth(depth: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -256,7 +272,8 @@ def list_source(path: Path) -> list[Item]:
             values = values * scale
             return invert_depth(values, known) if kind == "depth" else (values, known)
 
-        return labeled_item(str(row["image"]), path.parent / row["image"], label)
+        described = json.dumps(row, sort_keys=True, default=str)
+        return labeled_item(str(row["image"]), path.parent / row["image"], label, described)
 
     return [item(number, row) for number, row in enumerate(rows, 1)]
 

@@ -60,7 +60,7 @@ def expand_shards(
     """
     if isinstance(path_or_glob, Sequence) and not isinstance(path_or_glob, str):
         return [shard for item in path_or_glob for shard in expand_shards(item, key)]
-    text = str(path_or_glob)
+    text = str(path_or_glob).removeprefix("file://")
     if is_url(text):
         return _expand_url(text)
     path = Path(text).expanduser()

@@ -147,7 +147,13 @@ def score_sample(
     disparity = np.zeros(mask.shape)
     disparity[mask] = 1 / sample.depth[mask].astype(np.float64)
     depths = {
-        name: align(pick(prediction[None]), truth, counted, protocol.alignment, max_depth=max_depth)
+        name: align(
+            pick(prediction[None]),
+            truth,
+            counted,
+            protocol.alignment,
+            max_depth=protocol.max_depth(sample, mask, fitted=protocol.alignment != "none"),
+        )
     }
     for baseline, fit in (("plane", plane_baseline), ("constant", constant_baseline)):
         fitted = torch.from_numpy(fit(disparity, mask)).to(device, depths[name].dtype)[None]

@@ -45,10 +45,18 @@ class Protocol:
             mask &= inside
         return mask
 
-    def max_depth(self, sample: EvaluationSample, mask: np.ndarray) -> float:
-        """Where predictions are clamped, metres: the largest true depth where there is no cap."""
+    def max_depth(
+        self, sample: EvaluationSample, mask: np.ndarray, *, fitted: bool = True
+    ) -> float:
+        """Where predictions are clamped, metres: the largest true depth where there is no cap.
+
+        What is not fitted to the truth, metres as they come, is not clamped to it either: how far
+        the scene reaches is then the prediction's to say.
+        """
         if self.cap == "data" and math.isfinite(sample.max_depth):
             return sample.max_depth
+        if not fitted:
+            return 1e4  # keeps 1 / 0 finite
         return float(sample.depth[mask].max())
 
 

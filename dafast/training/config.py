@@ -466,6 +466,28 @@ def check(config: TrainConfig) -> None:
         not (config.segmentation.data and unlabeled.path),
         "segmentation.data and unlabeled.path exclude each other: a student learns depth",
     )
+    task = "metric.max_depth" if metric.max_depth else "segmentation.data"
+    if metric.max_depth or config.segmentation.data:
+        need(
+            not (metric.max_depth and config.segmentation.data),
+            "metric.max_depth and segmentation.data exclude each other: a run learns one of them",
+        )
+        need(
+            config.accumulate == 1,
+            f"accumulate does not go with {task}, whose loss is of the whole batch and no mean of "
+            "its pieces",
+        )
+        need(not config.gradient_matching, f"gradient_matching does not go with {task}")
+    need(
+        not (config.data.hold_out and config.segmentation.data),
+        "data.hold_out does not divide lists of segmentation.data: name a second list in "
+        "data.eval_path",
+    )
+    need(
+        not metric.max_depth or len({min(shape) for shape in config.data.shapes}) == 1,
+        "data.shapes: with metric.max_depth all need the same shorter side, for the size at which "
+        "a scene is shown is part of what metres mean",
+    )
     _check_augment("augment", config.augment, need)
     _check_augment("unlabeled.augment", unlabeled.augment, need)
 

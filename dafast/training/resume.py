@@ -68,6 +68,12 @@ def changed_settings(before: str, config: TrainConfig) -> list[str]:
     ]
 
 
+def same_evaluation(before: str, config: TrainConfig) -> bool:
+    """Whether a checkpoint's best score and a new one would be numbers of the same thing."""
+    asked = ("best_by:", "data.eval_", "metric.", "segmentation.")
+    return not any(line.startswith(asked) for line in changed_settings(before, config))
+
+
 class StopRequest:
     """Turns the first SIGINT or SIGTERM into a flag; a second one acts at once."""
 

@@ -189,6 +189,11 @@ def open_segmentation_evaluation(
         was_training = model.training
         model.eval()
         names = model.config.classes
+        if tuple(samples.classes) != tuple(names):
+            raise ConfigError(
+                f"data.eval_path has other classes than data.path: {', '.join(samples.classes)} "
+                f"instead of {', '.join(names)}; they must be the same, in the same order"
+            )
         matrix = torch.zeros((len(names), len(names)), dtype=torch.int64)
         losses = []
         for index in chosen:

@@ -204,3 +204,27 @@ def test_mistakes_are_named(tmp_path: Path, rng: np.random.Generator, capsys) ->
 def _touch(path: Path) -> Path:
     path.touch()
     return path
+
+
+def test_a_list_that_changed_is_another_set(
+    tmp_path: Path, rng: np.random.Generator, capsys: pytest.CaptureFixture
+) -> None:
+    """Its pictures' names are the same; what their labels mean is not."""
+    picture(tmp_path / "a.png", rng)
+    np.save(tmp_path / "a.npy", rng.random((40, 60), np.float32) + 1)
+    table = tmp_path / "list.csv"
+    table.write_text("image,depth,scale\na.png,a.npy,0.001\n")
+    assert pack(table, tmp_path / "out") == 0
+    table.write_text("image,depth,scale\na.png,a.npy,0.01\n")
+    assert pack(table, tmp_path / "out") != 0
+    assert "the shards there differ in names" in capsys.readouterr().err
+
+
+def test_a_turned_picture_has_no_label(tmp_path: Path, rng: np.random.Generator) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    picture(tmp_path / "a.jpg", rng, exif=exif)
+    np.save(tmp_path / "a.npy", np.ones((40, 60), np.float32))
+    (tmp_path / "list.csv").write_text("image,depth\na.jpg,a.npy\n")
+    with pytest.raises(SourceError, match="EXIF orientation"):
+        list_source(tmp_path / "list.csv")[0].load()

@@ -6,6 +6,8 @@ import http.server
 import json
 import re
 import secrets
+import subprocess
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -14,7 +16,6 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pytest
-import torch
 
 from dafast.cli import main
 from dafast.data import remote
@@ -32,9 +33,6 @@ from dafast.data.shards import ShardDataset, ShardError
 from dafast.data.sky import write_sky
 from dafast.data.tars import expand_shards
 from dafast.data.writing import claim
-from dafast.training.config import DataSection, TrainConfig
-from dafast.training.data import TrainingData, make_loader
-from dafast.training.distributed import World
 from dafast.training.labeling import label_shards
 from tests.training import tiny
 
@@ -211,29 +209,40 @@ def test_one_request_a_sample_and_one_fetch_a_shard_ever(server: Server, shards:
     assert len(ShardDataset(f"{server.url}/00000.tar")) == 40
 
 
+BATCHES = """
+import sys
+import torch
+from dafast.training.config import DataSection, TrainConfig
+from dafast.training.data import TrainingData, make_loader
+from dafast.training.distributed import World
+
+path, workers, seed = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+section = DataSection(path=path, shapes=((28, 28),), workers=workers)
+config = TrainConfig(data=section, batch_size=3, seed=seed)
+data = TrainingData.open(config)
+loader = make_loader(config, data, World(0, 1, torch.device("cpu")), step=0, stop_step=4,
+                     position=0, unlabeled_position=0)
+for batch in loader:
+    sums = batch.image.sum().item(), batch.disparity.double().sum().item()
+    print(batch.keys, batch.skipped, *sums)
+"""
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_trains_from_a_url(server: Server, shards: Path, seed: int, workers: int) -> None:
-    """Worker processes too: a connection must not be shared over a fork."""
+    """Worker processes too: a connection must not be shared over a fork.
 
-    def batches(path: str) -> list:
-        section = DataSection(path=path, shapes=((28, 28),), workers=workers)
-        config = TrainConfig(data=section, batch_size=3, seed=seed)
-        data = TrainingData.open(config)
-        loader = make_loader(
-            config,
-            data,
-            World(0, 1, torch.device("cpu")),
-            step=0,
-            stop_step=4,
-            position=0,
-            unlabeled_position=0,
-        )
-        return list(loader)
+    In a process of its own, for here the server's threads run, over which none should fork.
+    """
+
+    def batches(path: str) -> str:
+        command = [sys.executable, "-c", BATCHES, path, str(workers), str(seed)]
+        return subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=120
+        ).stdout
 
     far, near = batches(f"{server.url}/{{00000..00002}}.tar"), batches(str(shards))
-    for a, b in zip(far, near, strict=True):
-        assert a.keys == b.keys and a.skipped == b.skipped == []
-        assert (a.image == b.image).all() and (a.disparity == b.disparity).all()
+    assert far == near and far.count("\n") == 4 and "[]" in far
 
 
 @pytest.mark.parametrize("status", [500, 503])

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -326,3 +327,20 @@ def test_a_protocol_from_end_to_end_in_numpy(name, seed):
     inside = np.mean(np.maximum(p / d, d / p) < 1.25)
     assert result.metrics["delta_1"] == pytest.approx(inside)
     assert result.metrics["rmse"] == pytest.approx(np.sqrt(np.mean((p - d) ** 2)), rel=1e-9)
+
+
+@pytest.mark.parametrize("protocol", ["paper", "moge"])
+def test_metres_are_not_clamped_to_the_truth(protocol, seed, monkeypatch):
+    """Where the set has no cap: 40 m where all is 2 m away is twenty times too far."""
+    samples = [
+        dataclasses.replace(s, depth=np.full_like(s.depth, 2.0), max_depth=math.inf)
+        for s in _samples(seed)
+    ]
+    model = dafast.DepthAnything(dataclasses.replace(TINY, max_depth=80.0)).eval()
+    monkeypatch.setattr(
+        dafast.DepthAnything,
+        "infer_metric",
+        lambda self, images, **options: [torch.full(i.shape[:2], 40.0) for i in images],
+    )
+    (result, *_), _ = benchmarks.score(model, samples, "toy", protocol=protocol)
+    assert result.metrics["abs_rel"] == pytest.approx(19.0, rel=1e-3)

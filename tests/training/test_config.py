@@ -152,3 +152,21 @@ def test_schedule_warms_up_and_ends_at_zero(schedule: str) -> None:
     assert factors[10] == 1.0
     assert factors[:11] == sorted(factors[:11])
     assert factors[10:] == sorted(factors[10:], reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--metric.max-depth", "20", "--segmentation.data", "synthetic"], "exclude each other"),
+        (["--metric.max-depth", "20", "--accumulate", "2", "--batch-size", "2"], "accumulate does"),
+        (["--segmentation.data", "list", "--gradient-matching", "1"], "gradient_matching does not"),
+        (
+            ["--segmentation.data", "list", "--data.hold-out", "0.5", "--data.path", "a.csv"],
+            "hold_out does not divide",
+        ),
+        (["--metric.max-depth", "20", "--data.shapes", "56", "56", "84", "84"], "shorter side"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(options: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse_args(options)

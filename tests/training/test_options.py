@@ -318,3 +318,20 @@ def test_a_restarted_process_goes_on_whatever_resume_says(
     found = find_checkpoint(config, ONE)
     assert found and found[0] == list_checkpoints(checkpoint_folder(config.out))[0]
     assert found[1]["step"] == 2
+
+
+def test_an_evaluation_that_fails_loses_nothing(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def evaluation(*args: Any) -> dict[str, float]:
+        raise ValueError("a held-out scene that cannot be read")
+
+    monkeypatch.setattr("dafast.training.tasks.periodic_evaluation", evaluation)
+    config = runs.tiny_config(shards, tmp_path / "run", steps=4)
+    config = dataclasses.replace(
+        config, data=dataclasses.replace(config.data, eval_path=str(shards))
+    )
+    with pytest.raises(ValueError, match="held-out scene"):
+        train.train(config, ONE)
+    assert list_checkpoints(checkpoint_folder(tmp_path / "run"))
+    assert (tmp_path / "run" / "export" / "model.safetensors").exists()

@@ -19,7 +19,8 @@ from ._files import first_file, missing, read_image, read_png16, warn_of_count
 
 MAX_DEPTH = 80.0
 IMAGES = 652
-SPLITS = ("eigen_test_files.txt", "test_files.txt", "kitti_eigen_test_files_with_gt.txt")
+SPLITS = ("eigen_test_files.txt", "test_files.txt", "eigen_test_files_with_gt.txt",
+          "kitti_eigen_test_files_with_gt.txt")  # fmt: skip
 
 LAYOUT = """\
   PATH/eigen_test_files.txt    the split, which is not shipped: test_files.txt of monodepth2's
