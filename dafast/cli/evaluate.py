@@ -50,6 +50,8 @@ def evaluate(args: argparse.Namespace) -> int:
     from .. import DepthAnything
     from ..models.segmentation import is_segmentation
 
+    if args.json and args.json.is_dir():
+        raise CommandError(f"--json {args.json} is a folder; name a file")
     if is_segmentation(args.model):
         from .segmentation import evaluate_segmentation
 

@@ -18,7 +18,7 @@ from dafast.evaluation.metrics import depth_errors
 from dafast.losses import SILogLoss
 from dafast.models.depth_anything import DepthAnything
 from dafast.profiling import annotate
-from dafast.training.config import MetricSection, TrainConfig
+from dafast.training.config import ConfigError, MetricSection, TrainConfig
 from dafast.training.data import Batch
 from dafast.training.steps import LabeledStep, autocast, build_model, prepare_model
 
@@ -75,6 +75,25 @@ def valid_labels(disparity: Tensor, mask: Tensor, section: MetricSection) -> tup
     """Depth in metres of disparity in 1/metre, and where it counts; sky has none."""
     depth = 1.0 / disparity
     return depth, mask & (depth > section.min_depth) & (depth < section.max_depth)
+
+
+def check_metres(data: ShardDataset, section: MetricSection) -> None:
+    """Looks whether labels can be metres: of 64 samples, one has to have a depth that counts.
+
+    Raises:
+        ConfigError: If none has.
+    """
+    count = min(len(data), 64)
+    for index in np.linspace(0, len(data) - 1, count).round().astype(int):
+        sample = data[int(index)]
+        disparity, mask = torch.from_numpy(sample.disparity), torch.from_numpy(sample.mask)
+        if valid_labels(disparity, mask, section)[1].any():
+            return
+    raise ConfigError(
+        f"data.path: of {count} samples none has a depth between metric.min_depth and max_depth "
+        f"({section.min_depth:g} to {section.max_depth:g} metres); are the labels in another unit? "
+        "A list has the column `scale` for that"
+    )
 
 
 class MetricStep(LabeledStep):

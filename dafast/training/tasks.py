@@ -12,7 +12,7 @@ from dafast.training import segmentation
 from dafast.training.config import ConfigError, TrainConfig
 from dafast.training.data import TrainingData
 from dafast.training.evaluation import periodic_evaluation
-from dafast.training.metric import build_metric_model, metric_evaluation
+from dafast.training.metric import build_metric_model, check_metres, metric_evaluation
 from dafast.training.steps import build_model
 
 
@@ -20,7 +20,10 @@ def open_data(config: TrainConfig) -> Any:
     """The training data, a `TrainingData` or what answers as one."""
     if config.segmentation.data:
         return segmentation.SegmentationTrainingData.open(config)
-    return TrainingData.open(config)
+    data = TrainingData.open(config)
+    if config.metric.max_depth:
+        check_metres(data.shards, config.metric)
+    return data
 
 
 def open_model(config: TrainConfig, data: Any, device: torch.device) -> Any:

@@ -226,3 +226,10 @@ def test_values_that_cannot_work(option: str, message: str) -> None:
 
     with pytest.raises(ConfigError, match=message):
         parse_args(option.split())
+
+
+def test_labels_that_are_no_metres_are_refused(shards: Path, tmp_path: Path) -> None:
+    config = metric_run(shards, tmp_path / "run")
+    near = dataclasses.replace(config.metric, min_depth=1e-6, max_depth=1e-5)
+    with pytest.raises(ConfigError, match="none has a depth between"):
+        train.train(dataclasses.replace(config, metric=near), ONE)
