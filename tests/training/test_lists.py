@@ -129,8 +129,12 @@ def test_mistakes_are_named(tmp_path: Path, rng: np.random.Generator) -> None:
     with pytest.raises(ConfigError, match=r"data\.path: no picture is left.*data\.hold_out"):
         pack_lists(config_of(path, hold_out=0.9), ONE)
     pack_lists(config_of(path), ONE)
-    path.write_text(path.read_text().replace("1.png,1.npy", "1.png,0.npy"))
-    pack_lists(config_of(path), ONE)  # the same pictures: what was packed stays
+    pack_lists(config_of(path), ONE)  # what was packed stays
+    rows = path.read_text()
+    path.write_text(rows.replace("1.png,1.npy", "1.png,0.npy"))  # another label of a picture
+    with pytest.raises(ConfigError, match=r"data\.path: .*differ in names"):
+        pack_lists(config_of(path), ONE)
+    path.write_text(rows)
     path.write_text("\n".join(path.read_text().splitlines()[:2]))
     with pytest.raises(ConfigError, match=r"data\.path: .*differ in items, names"):
         pack_lists(config_of(path), ONE)
