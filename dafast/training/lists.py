@@ -20,8 +20,8 @@ def pack_lists(config: TrainConfig, world: World) -> TrainConfig:
     """Packs the lists that `data.path` and `data.eval_path` name (`dafast.data.sources`).
 
     The shards go to `data/train` and `data/held-out` in `out`. What is there already stays, so a
-    run that goes on packs nothing, and one whose list has changed is refused. With `data.hold_out` a share of the pictures is held out for
-    evaluation, the same one whatever the seed.
+    run that goes on packs nothing, and one whose list has changed is refused. With `data.hold_out`
+    a share of the pictures is held out for evaluation, the same one whatever the seed.
 
     Returns:
         The configuration with the shards' folders in the place of the lists.
