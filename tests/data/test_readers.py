@@ -168,7 +168,8 @@ def nyuv2(root: Path, rng: np.random.Generator) -> list[Made]:
     for i in range(3):
         scene = root / ("kitchen_0028b", "office_0001")[i % 2]
         pixels, (depth, valid) = picture(rng), depth_of(rng)
-        millimetres = np.rint(depth * 1000).astype(np.uint16)
+        millimetres = np.minimum(np.rint(depth * 1000), 10_000).astype(np.uint16)  # as the toolbox
+        valid &= millimetres < 10_000
         image = save(scene / f"rgb_{i:05d}.jpg", pixels)
         label = save(scene / f"sync_depth_{i:05d}.png", millimetres)
         made.append(Made(image, label, pixels, inverse(millimetres / 1000, valid), valid))

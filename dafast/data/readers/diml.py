@@ -1,13 +1,17 @@
 """DIML/CVL RGB-D: rooms seen by a Kinect v2, streets seen by stereo cameras.
 
 Depth is a 16-bit PNG in millimetres, 0 is unknown. Outdoors it comes with a confidence map of
-8 bits; a pixel is valid where that exceeds 0.9 of 255, the threshold said to be the technical
-report's. There are two forms of the set, both read: the whole, and a sample with folders of its
-own (each picture of which is there as HR and as LR: name one of these).
+8 bits; a pixel is valid where that exceeds 0.9 of 255. There are two forms of the set, both read:
+the whole, and a sample with folders of its own (each picture of which is there as HR and as LR:
+name one of these).
 
-Source: https://dimlrgbd.github.io and its report (arXiv 2110.11590) could not be read. Folders,
-names, units and the threshold are those of independent readers: the whole set as in nndepth's
-DIMLDataset, the sample as in ZoeDepth's loaders.
+Sources: the set's page, https://github.com/dimlrgbd/dimlrgbd.github.io, index.html at 040c967
+(counts; outdoor depth is made from disparity), _includes/sampledata.html at 97c5df0 (units, bits,
+a confidence map for each picture) and rawdata.html at da8f4f2 (place, date, folder, frame). It
+gives neither the folders within an archive nor a threshold, and its report (arXiv 2110.11590) could
+not be read. Those are as independent readers have them: the sample as in the DIML loaders of
+https://github.com/LiheYoung/Depth-Anything (metric_depth/zoedepth/data at 2495a75), the whole set
+and the threshold as in nndepth's DIMLDataset.
 """
 
 from __future__ import annotations
@@ -58,8 +62,8 @@ READER = Reader(
     units="depth in millimetres, 16-bit",
     invalid="0; outdoors also a confidence of at most 0.9",
     licence="custom",
-    published="927K (Depth Anything, Table 1)",
-    counts=((927_000, 927_999),),
+    published="501,796 indoors and 206,322 outdoors (its page), 927K (Depth Anything, Table 1)",
+    counts=((927_000, 927_999), (708_118, 708_118), (501_796, 501_796), (206_322, 206_322)),
     layout="""
 indoor/SCENE/DATE/BATCH/col/NAME_c.png
                        /up_png/NAME_*.png

@@ -3,9 +3,12 @@
 Read is the training part; `val` is left out. A label is an 8-bit gray PNG: disparity up to scale
 and shift, large = near. The mask's nonzero pixels are valid.
 
-Source: https://github.com/KexianHust/Structure-Guided-Ranking-Loss links the set and describes no
-format. Folders, formats and counts are those on which independent readers agree (the data access
-of https://github.com/julilien/PLDepth, for one); no copy of the set was there to try.
+Sources: the author's answers at https://github.com/KexianHust/Structure-Guided-Ranking-Loss: issue
+17 (the label is the horizontal part of the optical flow, taken as disparity), issue 5 (the mask is
+the check of the flow forward and backward, and the loss counts where it is set), README.md at
+4321034 (the licence). They describe no folders: those, the names, formats and counts are as
+independent readers have them (pldepth/data/dao/hr_wsi.py of https://github.com/julilien/PLDepth at
+a64e1eb). No copy of the set was there to try.
 """
 
 from __future__ import annotations

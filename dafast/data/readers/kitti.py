@@ -5,6 +5,10 @@ Read are the pictures of the raw data and the accumulated lidar depth of Uhrig e
 Which frames train is Eigen's split (NIPS 2014), in a list that is not shipped: either published
 form is read. Frames of the list without ground truth are left out.
 
+Source of the list's second form, and of the cut: https://github.com/LiheYoung/Depth-Anything,
+metric_depth/train_test_inputs/kitti_eigen_train_files_with_gt.txt and
+metric_depth/zoedepth/data/data_mono.py, both at 2495a75.
+
 Pictures are taken whole. Published trainings cut them to 352 x 1216 first; here training and
 `infer` scale the same picture by the same factor instead.
 """

@@ -2,11 +2,18 @@
 
 Read is the form that BTS prepared from the raw data with the set's own toolbox (pictures and depth
 synchronised and aligned), and that later works train on: a folder for each scene with
-`rgb_00045.jpg` and `sync_depth_00045.png`, 16-bit, in millimetres; 0 is unknown. Where the list
-that they use (24,231 pairs) lies in the folder it says which frames are taken, otherwise all are.
+`rgb_00045.jpg` and `sync_depth_00045.png`, 16-bit, in millimetres. 0 is unknown, and so is 10 m:
+the toolbox cuts what is farther to that, and published trainings leave it out. Where the list that
+they use (24,231 pairs) lies in the folder it says which frames are taken, otherwise all are. The
+pictures keep the border that undistorting them left blank; BTS crops it, here it has no depth.
 
 The raw data itself (PGM and PPM, to be projected by the toolbox) is not read; the labeled set
 (`nyu_depth_v2_labeled.mat`) is for evaluation, `dafast eval --data nyuv2=FOLDER`.
+
+Sources: https://github.com/cleinc/bts, utils/sync_project_frames_multi_threads.m at d1ed7ca (which
+writes these files: names, metres times 1000) and pytorch/bts_dataloader.py at 29d6a32 (which reads
+them); `depth_rel2depth_abs.m` of the set's toolbox (the cut at 10 m); the list and its reader in
+https://github.com/LiheYoung/Depth-Anything, metric_depth at 2495a75.
 """
 
 from __future__ import annotations
@@ -19,6 +26,7 @@ import numpy as np
 from dafast.data.readers._reader import Example, Reader
 from dafast.data.sources import SourceError, invert_depth, read_map
 
+_FARTHEST = 10.0  # metres; what the toolbox gives to all that is farther
 SPLITS = ("nyudepthv2_train_files_with_gt.txt", "nyudepthv2_train_files.txt")
 
 
@@ -43,13 +51,13 @@ def _find(root: Path) -> Iterator[Example]:
 
 def _read(example: Example) -> tuple[np.ndarray, np.ndarray]:
     depth = read_map(example.label) / 1000
-    return invert_depth(depth, depth > 0)
+    return invert_depth(depth, depth < _FARTHEST)
 
 
 READER = Reader(
     name="nyuv2",
     units="depth in millimetres, 16-bit",
-    invalid="0",
+    invalid="0; also 10 m and more, to which the toolbox cuts",
     licence="not found stated",
     published="24,231 (the list of BTS)",
     counts=((24_231, 24_231),),

@@ -2,7 +2,10 @@
 
 Sources: the depth benchmark's development kit (readme.txt: 16-bit PNG, depth in metres is the
 value / 256, 0 is unknown); Eigen et al., NIPS 2014 (the split of 697 images); Uhrig et al., 3DV
-2017 (improved ground truth, which 652 of them have); Garg et al., ECCV 2016 (the crop).
+2017 (improved ground truth, which 652 of them have); Garg et al., ECCV 2016 (the crop). The cut of
+352 x 1216 and Garg's crop within it: metric_depth/zoedepth/data/data_mono.py of
+https://github.com/LiheYoung/Depth-Anything at 2495a75 and zoedepth/utils/misc.py of
+https://github.com/isl-org/ZoeDepth at 0b3df3b.
 """
 
 from __future__ import annotations
@@ -61,8 +64,9 @@ def kitti(root: Path) -> Samples:
 def kitti_kb(root: Path) -> Samples:
     """The same frames cut to `benchmark_crop` before the network sees them, Garg's crop within.
 
-    So published metric models were trained and measured: of a whole picture they would see
-    everything at another scale.
+    So ZoeDepth and Depth Anything's metric models were trained and measured: of a whole picture
+    they would see everything at another scale. BTS (utils/eval_with_pngs.py) makes the same cut and
+    puts the prediction back into the whole picture, whose Garg's crop begins 13 rows higher.
 
     Args:
         root: As for `kitti`.
