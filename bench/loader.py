@@ -11,6 +11,7 @@ the machine does not count.
     student       two in three with a clean and a disturbed view and CutMix's box, in batches
     encode        a map as the 16-bit PNG of `dafast label`, beside decoding
 
+With --peers the first two stages are compared with `webdataset` pipelines (bench/loader_peers.py).
 Without --shards it makes some in a temporary folder: mosaics of the example photos, so that a pixel
 has as much detail as a photograph's, with the maps of `nano`, of the same size, as labels.
 """
@@ -38,6 +39,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 import dafast
+from bench import loader_peers
 from bench.timing import machine
 from dafast.data.shards import ShardDataset, decode_image
 from dafast.data.tars import headers
@@ -200,6 +202,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--stage", action="append", choices=STAGES, help="only this one")
     parser.add_argument("--seconds", type=float, default=5.0, help="a figure takes")
     parser.add_argument("--images", type=int, default=24, help="that a processor's time is of")
+    parser.add_argument("--peers", action="store_true", help="compare with webdataset")
+    parser.add_argument("--rounds", type=int, default=7, help="turns of each loader with --peers")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="also write the report to this file")
     options = parser.parse_args(argv)
@@ -235,6 +239,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             "start": opening,
             "records": records,
         }
+        if options.peers:
+            pictures = loader_peers.pictures_alone(data.shards, Path(folder), options.pictures)
+            report["peers"] = loader_peers.compare(
+                *(pictures, options.batch, options.workers, options.seconds, options.rounds),
+                seed=options.seed,
+            )
     print_report(report)
     if options.json:
         options.json.write_text(json.dumps(report, indent=1) + "\n")
@@ -262,6 +272,8 @@ def print_report(report: dict[str, Any]) -> None:
         f"{opening['kept_ms']:.1f} ms from what was kept; {opening['index_bytes']:.0f} bytes of "
         "memory a sample"
     )
+    if "peers" in report:
+        print(f"\n{loader_peers.table(report['peers'])}")
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -8,7 +8,7 @@ import sys
 import time
 from collections import Counter
 
-from ..data.remote import is_remote, name_of, place_of, same_place
+from ..data.remote import is_remote, place_of, plain_name, same_place
 from ..data.tars import expand_shards
 from ..inference import MAX_BATCH_TOKENS, check_options, predict_native
 from ..training.labeling import label_shards
@@ -25,7 +25,7 @@ _SHOWN = 20  # failures listed in the summary
 def label(args: argparse.Namespace) -> int:
     """Runs ``dafast label``."""
     shards, out = expand_shards(args.inputs), place_of(args.out)
-    twice = [name for name, count in Counter(map(name_of, shards)).items() if count > 1]
+    twice = [name for name, count in Counter(map(plain_name, shards)).items() if count > 1]
     if twice:
         raise CommandError(f"--in has more than one shard called {twice[0]}; label them apart")
     if same_place(out) in {same_place(shard.parent) for shard in shards}:

@@ -8,12 +8,15 @@ raises `RemoteError`, which names the URL: a store that is down is no damaged sa
 from __future__ import annotations
 
 import contextlib
+import gzip
 import itertools
 import logging
 import os
 import re
+import shutil
 import tempfile
 import time
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -90,6 +93,17 @@ def name_of(place: Path) -> str:
     return place.name.partition("?")[0] if is_remote(place) else place.name
 
 
+def is_gzipped(place: Path) -> bool:
+    """Whether a shard is compressed as a whole, by its name."""
+    return name_of(place).endswith((".gz", ".tgz"))
+
+
+def plain_name(place: Path) -> str:
+    """The name of a shard once it is unpacked: `a.tar` for `a.tar.gz` and `a.tgz`."""
+    name = name_of(place)
+    return f"{name[:-4]}.tar" if name.endswith(".tgz") else name.removesuffix(".gz")
+
+
 def same_place(place: Path) -> str:
     """A text that is the same for the same folder, however it was written."""
     return str(place).rstrip("/") if is_remote(place) else str(place.resolve())
@@ -117,7 +131,9 @@ def expand_braces(text: str) -> list[str]:
         return [text]  # a brace that is part of a name
     head, tail = text[: found.start()], text[found.end() :]
     rest = expand_braces(tail)
-    return [f"{head}{choice}{end}" for choice, end in itertools.product(choices, rest)]
+    names = [f"{head}{choice}{end}" for choice, end in itertools.product(choices, rest)]
+    # Braces within braces: the inner ones went first, and left outer ones in each of the names.
+    return list(dict.fromkeys(n for name in names for n in expand_braces(name)))
 
 
 def retried(action: Callable[[], T], what: str) -> T:
@@ -189,19 +205,33 @@ def fingerprint(place: Path) -> str:
 
 @contextlib.contextmanager
 def local_copy(place: Path) -> Iterator[Path]:
-    """A remote file as a temporary local one of the same name; a local one as it is.
+    """A remote or compressed file as a temporary plain one; a local plain one as it is.
 
     Raises:
         RemoteError: If it cannot be fetched.
+        ShardError: If it cannot be unpacked.
     """
-    if not is_remote(place):
+    if not (is_remote(place) or is_gzipped(place)):
         yield place
         return
     with tempfile.TemporaryDirectory(prefix="dafast-") as folder:
-        copy = Path(folder) / name_of(place)
-        fetch = partial(_file_system(place).get_file, _path(place), str(copy))
-        retried(fetch, f"cannot read {place}")
+        copy = place
+        if is_remote(place):
+            copy = Path(folder) / name_of(place)
+            fetch = partial(_file_system(place).get_file, _path(place), str(copy))
+            retried(fetch, f"cannot read {place}")
+        if is_gzipped(place):
+            copy = _unpack(copy, Path(folder) / plain_name(place), place)
         yield copy
+
+
+def _unpack(source: Path, target: Path, place: Path) -> Path:
+    try:
+        with gzip.open(source) as packed, open(target, "wb") as plain:
+            shutil.copyfileobj(packed, plain, 1 << 20)
+    except (OSError, EOFError, zlib.error) as error:
+        raise ShardError(f"{place} cannot be unpacked: {error}") from error
+    return target
 
 
 class Fetcher:

@@ -2,7 +2,7 @@
 
 A shard is a plain tar. Per sample, under one key:
 
-    KEY.jpg             RGB image (.jpeg and .png are read too)
+    KEY.jpg             RGB image (.jpeg, .webp and .png are read too, the first there is)
     KEY.disparity.png   16-bit: round(disparity / disparity_max * 65535); 0 is sky, a valid label
     KEY.json            {"disparity_max": ..., "seed": ..., "kind": ..., ...}
     KEY.mask.png        optional, 8-bit, nonzero = valid; absent = every pixel is valid
@@ -10,6 +10,8 @@ A shard is a plain tar. Per sample, under one key:
 Unlabeled samples have the image alone. A teacher's labels (`dafast label`) need not have the
 image's resolution and do not start at 0: their JSON has `disparity_scale`, `disparity_offset`
 (disparity = offset + scale * value) and `disparity_size` [rows, columns].
+
+Other members (.cls, .txt, ...) are left aside.
 
 Beside a shard NAME.tar there may be NAME.sky.tar with KEY.png: where SegFormer sees sky
 (`dafast data sky`), nonzero, at the image's resolution. An image without one has no sky.
@@ -251,9 +253,10 @@ class ShardDataset(Dataset[Sample]):
         if self._places[index, META, 0] < 0:
             return {}
         try:
-            return json.loads(self._member(index, META))
+            meta = json.loads(self._member(index, META))
         except ValueError as error:
             raise SampleError(f"{self.name(index)}: json: {error}") from error
+        return meta if isinstance(meta, dict) else {"json": meta}
 
     def key(self, index: int) -> str:
         """The sample's key within its shard."""

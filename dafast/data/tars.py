@@ -17,12 +17,14 @@ from dafast.data.remote import (
     cache_folder,
     expand_braces,
     fingerprint,
+    is_gzipped,
     is_remote,
     is_url,
     list_folder,
     local_copy,
     name_of,
     place_of,
+    plain_name,
     write_text,
 )
 
@@ -37,8 +39,9 @@ IMAGE, DISPARITY, META, MASK, SKY = range(5)
 NOWHERE = (-1, 0)
 SKY_SUFFIX = ".sky.tar"
 
+_PICTURES = ("jpg", "jpeg", "webp", "png")  # of several in a sample the first of these counts
 _COLUMN = {
-    **dict.fromkeys(("jpg", "jpeg", "png"), IMAGE),
+    **dict.fromkeys(_PICTURES, IMAGE),
     "disparity.png": DISPARITY,
     "json": META,
     "mask.png": MASK,
@@ -53,21 +56,24 @@ def expand_shards(
 ) -> list[Path]:
     """Lists the tar files of a folder, a file, a pattern, a URL, or a sequence of these, sorted.
 
-    A pattern is a glob, or has braces (`a-{00..12}.tar`). A URL is one shard, has braces, or is a
-    folder or glob of a store that lists its files. Masks of sky are left out.
+    A pattern is a glob, or has braces (`a-{00..12}.tar`), or is several, with `::` between them. A
+    URL is one shard, has braces, or is a folder or glob of a store that lists its files. Masks of
+    sky are left out.
 
     ``key`` is the setting that the path came from, for messages.
     """
     if isinstance(path_or_glob, Sequence) and not isinstance(path_or_glob, str):
         return [shard for item in path_or_glob for shard in expand_shards(item, key)]
     text = str(path_or_glob).removeprefix("file://")
+    if text.startswith("pipe:"):
+        raise ShardError(f"{text}: commands are not run; name the file or URL that it reads")
+    if "::" in text and not os.path.exists(text):
+        return expand_shards([part for part in text.split("::") if part], key)
     if is_url(text):
         return _expand_url(text)
     path = Path(text).expanduser()
     if path.is_dir():
-        shards = [
-            shard for shard in sorted(path.glob("*.tar")) if not shard.name.endswith(SKY_SUFFIX)
-        ]
+        shards = sorted(shard for shard in path.iterdir() if _is_shard(shard))
         if not shards:
             raise ShardError(
                 f"no shards (*.tar) in the folder {path}. "
@@ -101,10 +107,10 @@ def _expand_url(text: str) -> list[Path]:
     place = place_of(text)
     if "*" in name_of(place):
         shards = list_folder(place.parent, name_of(place))
-    elif name_of(place).endswith(".tar"):
+    elif _is_shard(place):
         return [place]
     else:
-        shards = list_folder(place, "*.tar")
+        shards = [shard for shard in list_folder(place, "*.t*") if _is_shard(shard)]
     shards = [shard for shard in shards if not shard.name.endswith(SKY_SUFFIX)]
     if not shards:
         raise ShardError(
@@ -114,9 +120,15 @@ def _expand_url(text: str) -> list[Path]:
     return shards
 
 
+def _is_shard(place: Path) -> bool:
+    name = name_of(place)
+    plain = plain_name(place)
+    return plain.endswith(".tar") and not plain.endswith(SKY_SUFFIX) and not name.startswith(".")
+
+
 def sky_path(shard: Path) -> Path:
     """Where the masks of a shard's sky are."""
-    return shard.with_name(name_of(shard).removesuffix(".tar") + SKY_SUFFIX)
+    return shard.with_name(plain_name(shard).removesuffix(".tar") + SKY_SUFFIX)
 
 
 def scan_all(shards: Sequence[Path], labeled: bool) -> Iterator[dict[str, Places]]:
@@ -151,7 +163,16 @@ def headers(shard: Path, keep: bool = False) -> dict[str, Places]:
     """Key -> (offset, size) per column of a tar, (-1, 0) where absent.
 
     What was found in a remote one is kept in the user's cache; in a local one if `keep` says so.
+
+    Raises:
+        ShardError: If it is damaged, or compressed: then nothing in it has a place of its own.
     """
+    if is_gzipped(shard):
+        raise ShardError(
+            f"the shard {shard} is compressed, and its samples are read one by one in any order: "
+            f"unpack it (gunzip {name_of(shard)}), which costs little room, for pictures are "
+            "compressed themselves. `dafast label` and `dafast data sky` take it as it is."
+        )
     remote = is_remote(shard)
     if not (remote or keep):
         return _read_headers(shard, shard)
@@ -182,6 +203,7 @@ def headers(shard: Path, keep: bool = False) -> dict[str, Places]:
 def _read_headers(path: Path, shard: Path) -> dict[str, Places]:
     """Reads the headers of a local tar; `shard` is what it is called in messages."""
     samples: dict[str, Places] = {}
+    pictures: dict[str, int] = {}  # which of `_PICTURES` a sample has
     try:
         length = path.stat().st_size
         end = 0
@@ -200,6 +222,11 @@ def _read_headers(path: Path, shard: Path) -> dict[str, Places]:
                 if column is None:
                     continue
                 key = f"{folder}/{stem}" if folder else stem
+                if column == IMAGE:
+                    rank = _PICTURES.index(suffix.lower())
+                    if pictures.setdefault(key, rank) < rank:
+                        continue
+                    pictures[key] = rank
                 samples.setdefault(key, [NOWHERE] * 4)[column] = (member.offset_data, member.size)
         # A cut exactly between two members leaves a tar that reads without complaint and has lost
         # samples; what is missing is the zero block that ends every archive.

@@ -27,7 +27,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from dafast.data.png16 import encode_png16
-from dafast.data.remote import Fetcher, ShardError, exists, name_of
+from dafast.data.remote import Fetcher, ShardError, exists, name_of, plain_name
 from dafast.data.shards import DECODE_ERRORS, SampleError, ShardDataset, decode_image
 from dafast.data.writing import add_sample, claim, read_failures, write_failures
 
@@ -80,11 +80,11 @@ def label_shards(
     report, began = Report(), time.monotonic()
 
     def missing(shard: Path) -> bool:
-        return not exists(out / name_of(shard))
+        return not exists(out / plain_name(shard))
 
     with ThreadPoolExecutor(workers) as pool, Fetcher(shards, missing) as fetcher:
         for number, shard in enumerate(shards, 1):
-            target = out / name_of(shard)
+            target = out / plain_name(shard)
             try:
                 with claim(target) as file:
                     if file is not None:
@@ -148,12 +148,17 @@ def _label_shard(
                     continue
                 png, numbers = label
                 known = {k: v for k, v in meta.items() if not k.startswith("disparity_")}
-                suffix = "png" if raw.startswith(b"\x89PNG") else "jpg"
-                members = {suffix: raw, "disparity.png": png}
+                members = {_suffix(raw): raw, "disparity.png": png}
                 members["json"] = json.dumps({**known, **numbers}).encode()
                 add_sample(tar, data.key(index), members)
                 done += 1
     return done, failures
+
+
+def _suffix(image: bytes) -> str:
+    if image.startswith(b"\x89PNG"):
+        return "png"
+    return "webp" if image[:4] == b"RIFF" and image[8:12] == b"WEBP" else "jpg"
 
 
 def encode_label(disparity: np.ndarray) -> tuple[bytes, dict[str, Any]] | None:

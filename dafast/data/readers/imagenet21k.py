@@ -3,11 +3,11 @@
 `winter21_whole.tar.gz` unpacks to a folder with `nNNNNNNNN.tar` for each synset, of
 `nNNNNNNNN_NUMBER.JPEG`. The synsets' archives are read as they are, packed or unpacked.
 
-Sources: dataset_preprocessing/processing_script.sh of https://github.com/Alibaba-MIIL/ImageNet21K at
-655339d, whose authors made the processed set on the publisher's page: the whole of fall 2011 is a
-tar of 21,841 tars, one a synset, of `*.JPEG`; for the release of winter 2021 (19,167 synsets) the
-card of timm's copy, `timm/imagenet-w21-webp-wds`. The publisher's own page
-(https://image-net.org/download.php) needs an account and could not be read.
+Sources: dataset_preprocessing/processing_script.sh of
+https://github.com/Alibaba-MIIL/ImageNet21K at 655339d, whose authors made the processed set on the
+publisher's page: the whole of fall 2011 is a tar of 21,841 tars, one a synset, of `*.JPEG`; for the
+release of winter 2021 (19,167 synsets) the card of timm's copy, `timm/imagenet-w21-webp-wds`. The
+publisher's own page (https://image-net.org/download.php) needs an account and could not be read.
 """
 
 from __future__ import annotations
