@@ -1,17 +1,24 @@
 """The plan of labelling 62M images, from a table of inputs: `python bench/scale.py`.
 
-Every figure of docs/scale.md is printed here. An input is changed with `--set NAME=VALUE`; one that
-nobody has measured yet has no value, and what depends on it says so.
+The tables of docs/scale.md are printed here. An input is changed with `--set NAME=VALUE`. What a
+GPU computes in a second is estimated (bench/estimate.py), between a slow and a fast end: the tables
+are of the middle and name what follows from the ends. `--set teacher_rate=...` replaces that.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Sequence
+import math
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-OPEN = "to be measured"
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from bench import estimate
+
 GPUS = (8, 64, 512)
 DAYS = (1, 3, 7, 30)
 
@@ -34,9 +41,9 @@ class Input:
 
     Attributes:
         name: As `--set` takes it.
-        value: The figure; None where it is still to be measured.
+        value: The figure; None where it is estimated.
         unit: What it is in.
-        basis: Where it is from: measured, by which command; assumed; or published, where.
+        basis: Where it is from: measured or estimated, by which command; assumed; or published.
     """
 
     name: str
@@ -45,8 +52,28 @@ class Input:
     basis: str
 
 
+@dataclass(frozen=True)
+class Span:
+    """A figure with the ends between which it may lie; all the same where it is known.
+
+    Attributes:
+        low: The lower end.
+        middle: What is shown.
+        high: The upper end.
+    """
+
+    low: float
+    middle: float
+    high: float
+
+    def __str__(self) -> str:
+        if self.low == self.high:
+            return f"{self.middle:g}"
+        return f"{self.middle:g} ({self.low:g} to {self.high:g})"
+
+
 _LOADER = "measured: `bench/loader.py`"
-_GPU = "H100, bfloat16, 518 x 690 pixels"
+_GPU = "`bench/estimate.py`, H100, bfloat16"
 
 INPUTS = (
     Input("image_kb", 139.0, "kB", f"{_LOADER} (JPEG, quality 95)"),
@@ -59,9 +86,11 @@ INPUTS = (
         "kept_ms", 1.3, "ms a shard", "measured: `bench/loader.py`, from what an earlier start kept"
     ),
     Input("index_bytes", 116.0, "bytes an image", "measured: `bench/loader.py`"),
-    Input("teacher_rate", None, "images/s and GPU", f"ViT-L forward, {_GPU}"),
-    Input("small_teacher_rate", None, "images/s and GPU", f"ViT-S forward, {_GPU}"),
-    Input("student_rate", None, "images/s and GPU", f"ViT-L student's step, {_GPU}"),
+    Input("teacher_rate", None, "images/s and GPU", f"**estimated**: {_GPU}, ViT-L, 518 x 690"),
+    Input(
+        "small_teacher_rate", None, "images/s and GPU", f"**estimated**: {_GPU}, ViT-S, 518 x 690"
+    ),
+    Input("student_rate", None, "images/s and GPU", f"**estimated**: {_GPU}, ViT-L, 518 x 518"),
     Input("busy", 0.9, "", "assumed: share of the time that a GPU computes"),
     Input("gpu_price", 2.5, "$ an hour", "assumed: a rented H100 with its share of a node"),
     Input("storage_price", 23.0, "$ a TB and month", "assumed: object storage at its list price"),
@@ -69,12 +98,15 @@ INPUTS = (
 )
 
 
+Values = dict[str, Span]
+
+
 def total_images() -> float:
     """All images of the plan."""
     return sum(IMAGES.values())
 
 
-def needed(values: dict[str, float | None]) -> list[list[str]]:
+def needed(values: Values) -> list[list[str]]:
     """What a run of so many days asks of every GPU, of the network and of the processors."""
     rows = [["days", "images/s", *(f"a GPU of {count}" for count in GPUS), "read MB/s",
              "written MB/s", "processors"]]  # fmt: skip
@@ -85,10 +117,10 @@ def needed(values: dict[str, float | None]) -> list[list[str]]:
     return rows
 
 
-def _traffic(values: dict[str, float | None], rate: float) -> tuple[str, str, str]:
+def _traffic(values: Values, rate: float) -> tuple[str, str, str]:
     """MB/s read and written, and processors busy, at so many images a second."""
-    image, label = _known(values, "image_kb"), _known(values, "label_kb")
-    cpu = _known(values, "decode_ms") + _known(values, "encode_ms")
+    image, label = _middle(values, "image_kb"), _middle(values, "label_kb")
+    cpu = _middle(values, "decode_ms") + _middle(values, "encode_ms")
     return (
         f"{rate * image / 1e3:,.0f}",
         f"{rate * (image + label) / 1e3:,.0f}",
@@ -96,10 +128,10 @@ def _traffic(values: dict[str, float | None], rate: float) -> tuple[str, str, st
     )
 
 
-def stored(values: dict[str, float | None]) -> list[list[str]]:
+def stored(values: Values) -> list[list[str]]:
     """Bytes and objects that the run reads and writes, and what keeping them costs."""
-    image, label = _known(values, "image_kb"), _known(values, "label_kb")
-    price, shard = _known(values, "storage_price"), _known(values, "shard_images")
+    image, label = _middle(values, "image_kb"), _middle(values, "label_kb")
+    price, shard = _middle(values, "storage_price"), _middle(values, "shard_images")
     images = total_images()
     rows = [["", "TB", "a shard, MB", "$ a month"]]
     for name, kb in (
@@ -113,68 +145,93 @@ def stored(values: dict[str, float | None]) -> list[list[str]]:
     return rows
 
 
-def start(values: dict[str, float | None]) -> list[list[str]]:
+def start(values: Values) -> list[list[str]]:
     """What a process that trains on all of it needs before its first step."""
-    shards = total_images() / _known(values, "shard_images")
-    first, later = (shards * _known(values, name) / 6e4 for name in ("scan_ms", "kept_ms"))
-    memory = total_images() * _known(values, "index_bytes") / 1e9
+    shards = total_images() / _middle(values, "shard_images")
+    first, later = (shards * _middle(values, name) / 6e4 for name in ("scan_ms", "kept_ms"))
+    memory = total_images() * _middle(values, "index_bytes") / 1e9
     return [
         ["", "first start, minutes", "later ones, minutes", "memory, GB"],
         ["local shards", f"{first:.0f}", f"{later:.1f}", f"{memory:.1f}"],
     ]
 
 
-def runs(values: dict[str, float | None], rate: str) -> list[list[str]]:
-    """Time, money, traffic and processors of a run with a measured rate of a GPU."""
+def runs(values: Values, rate: str) -> list[list[str]]:
+    """Time, money, traffic and processors of a run with a rate of a GPU."""
     rows = [["GPUs", "images/s", "hours", "GPU hours", "$", "read MB/s", "written MB/s",
-             "processors"]]  # fmt: skip
-    per_gpu = values[rate]
+             "processors", "hours, between", "$, between"]]  # fmt: skip
     for count in GPUS:
-        if per_gpu is None:
-            rows.append([f"{count}", *[OPEN] * 7])
-            continue
-        speed = count * per_gpu * _known(values, "busy")
-        hours = total_images() / speed / 3600
-        price = hours * count * _known(values, "gpu_price")
-        rows.append([f"{count}", f"{speed:,.0f}", f"{hours:,.1f}", f"{hours * count:,.0f}",
-                     f"{price:,.0f}", *_traffic(values, speed)])  # fmt: skip
+
+        def hours(per_gpu: float, count: int = count) -> float:
+            return total_images() / (count * per_gpu * _middle(values, "busy")) / 3600
+
+        def price(per_gpu: float, count: int = count) -> float:
+            return hours(per_gpu, count) * count * _middle(values, "gpu_price")
+
+        speed, middle = count * values[rate].middle * _middle(values, "busy"), values[rate].middle
+        rows.append([f"{count}", f"{speed:,.0f}", f"{hours(middle):,.2f}",
+                     f"{hours(middle) * count:,.0f}", f"{price(middle):,.0f}",
+                     *_traffic(values, speed), _between(values[rate], hours, ",.2f"),
+                     _between(values[rate], price, ",.0f")])  # fmt: skip
     return rows
 
 
-def student(values: dict[str, float | None]) -> list[list[str]]:
+def student(values: Values) -> list[list[str]]:
     """The pass of a student over the labels: half as many labeled images come with them."""
-    rows = [["GPUs", "images/s", "days", "$", "read MB/s", "processors"]]
-    images, per_gpu = 1.5 * total_images(), values["student_rate"]
+    rows = [["GPUs", "images/s", "days", "$", "read MB/s", "processors", "days, between",
+             "$, between"]]  # fmt: skip
+    images, rate = 1.5 * total_images(), values["student_rate"]
     for count in GPUS:
-        if per_gpu is None:
-            rows.append([f"{count}", *[OPEN] * 5])
-            continue
-        speed = count * per_gpu * _known(values, "busy")
-        days = images / speed / 86400
-        kb = _known(values, "image_kb") + _known(values, "label_kb")
+
+        def days(per_gpu: float, count: int = count) -> float:
+            return images / (count * per_gpu * _middle(values, "busy")) / 86400
+
+        def price(per_gpu: float, count: int = count) -> float:
+            return days(per_gpu, count) * 24 * count * _middle(values, "gpu_price")
+
+        speed = count * rate.middle * _middle(values, "busy")
+        kb = _middle(values, "image_kb") + _middle(values, "label_kb")
         rows.append([
-            f"{count}", f"{speed:,.0f}", f"{days:,.1f}",
-            f"{days * 24 * count * _known(values, 'gpu_price'):,.0f}", f"{speed * kb / 1e3:,.0f}",
-            f"{speed * _known(values, 'student_ms') / 1e3:,.0f}",
+            f"{count}", f"{speed:,.0f}", f"{days(rate.middle):,.2f}", f"{price(rate.middle):,.0f}",
+            f"{speed * kb / 1e3:,.0f}", f"{speed * _middle(values, 'student_ms') / 1e3:,.0f}",
+            _between(rate, days, ",.2f"), _between(rate, price, ",.0f"),
         ])  # fmt: skip
     return rows
+
+
+def _between(rate: Span, figure: Callable[[float], float], form: str) -> str:
+    """What follows from the fast and from the slow end of a rate."""
+    ends = [format(figure(end), form) for end in (rate.high, rate.low)]
+    return ends[0] if ends[0] == ends[1] else " to ".join(ends)
 
 
 def inputs(chosen: Sequence[Input]) -> list[list[str]]:
     """The table of inputs."""
     rows = [["input", "value", "unit", "from"]]
+    values = spans(chosen)
     for entry in chosen:
-        value = OPEN if entry.value is None else f"{entry.value:g}"
-        rows.append([f"`{entry.name}`", value, entry.unit, entry.basis])
+        rows.append([f"`{entry.name}`", f"{values[entry.name]}", entry.unit, entry.basis])
     rows.append(
         ["images", f"{total_images() / 1e6:.1f}M", "", "published: Depth Anything, Table 1"]
     )
     return rows
 
 
+def spans(chosen: Sequence[Input]) -> Values:
+    """Every input with its ends; the middle of an estimate is that of their logarithms."""
+    values = {}
+    for entry in chosen:
+        if entry.value is None:
+            low, high = estimate.images_per_second(entry.name)
+            values[entry.name] = Span(low, float(f"{math.sqrt(low * high):.2g}"), high)
+        else:
+            values[entry.name] = Span(entry.value, entry.value, entry.value)
+    return values
+
+
 def report(chosen: Sequence[Input] = INPUTS) -> str:
     """All tables, as docs/scale.md has them."""
-    values = {entry.name: entry.value for entry in chosen}
+    values = spans(chosen)
     parts = (
         ("Inputs", inputs(chosen)),
         ("What a deadline needs", needed(values)),
@@ -187,11 +244,8 @@ def report(chosen: Sequence[Input] = INPUTS) -> str:
     return "\n\n".join(f"### {title}\n\n{_markdown(rows)}" for title, rows in parts) + "\n"
 
 
-def _known(values: dict[str, float | None], name: str) -> float:
-    value = values[name]
-    if value is None:
-        raise SystemExit(f"bench/scale.py: {name} has no value; give one with --set {name}=...")
-    return value
+def _middle(values: Values, name: str) -> float:
+    return values[name].middle
 
 
 def _markdown(rows: list[list[str]]) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import scale
+from bench import estimate, scale
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "scale.md"
 
@@ -52,14 +52,37 @@ def test_hand_worked(capsys) -> None:
             *(gpus, gpus * 100, hours, 62.3e6 / 100 / 3600, 62.3e6 / 100 / 3600 * 2),
             *(gpus * 100 * 2, gpus * 100 * 5, gpus * 100 * 0.05),
         ]
-        assert [number(cell) for cell in row] == pytest.approx(expected, rel=0.01, abs=0.06)
+        assert [number(cell) for cell in row[:8]] == pytest.approx(expected, rel=0.01, abs=0.06)
+        assert row[8:] == [row[2], row[4]], "a rate that is given has no ends"
     day = rows(text, "What a deadline needs")[0]
     assert number(day[1]) == pytest.approx(62.3e6 / 86400, rel=0.001)
     assert number(day[2]) == pytest.approx(62.3e6 / 86400 / 8, rel=0.001)
     assert number(rows(text, "Bytes")[2][1]) == pytest.approx(62.3e6 * 5e6 / 1e12, rel=0.001)
     student = rows(text, "The student's pass")[0]
     assert number(student[2]) == pytest.approx(1.5 * 62.3e6 / 400 / 86400, rel=0.01)
-    assert {cell for row in rows(text, "Labelling with ViT-S") for cell in row[1:]} == {scale.OPEN}
+    assert "given: --set teacher_rate=100" in text and "**estimated**" in text
+
+
+def test_what_follows_from_both_ends() -> None:
+    """The middle lies between the ends, and the slow end takes longer and costs more."""
+    text = scale.main([])
+    for title, figure, between in (
+        *(("Labelling with ViT-L", 2, 8), ("Labelling with ViT-L", 4, 9)),
+        *(
+            ("Labelling with ViT-S", 2, 8),
+            ("The student's pass", 2, 6),
+            ("The student's pass", 3, 7),
+        ),
+    ):
+        row = rows(text, title)[0]
+        fast, slow = map(number, row[between].split(" to "))
+        assert fast < number(row[figure]) < slow
+    low, high = estimate.images_per_second("teacher_rate")
+    entry = next(row for row in rows(text, "Inputs") if row[0] == "`teacher_rate`")
+    assert entry[1].endswith(f"({low:g} to {high:g})") and entry[3].startswith("**estimated**")
+    hours = rows(text, "Labelling with ViT-L")[0][8].split(" to ")
+    expected = [scale.total_images() / (8 * rate * 0.9) / 3600 for rate in (high, low)]
+    assert list(map(number, hours)) == pytest.approx(expected, rel=0.01)
 
 
 @pytest.mark.parametrize("text", ["speed=1", "busy=x", "busy=0", "busy", "busy=-1", "busy=nan"])
