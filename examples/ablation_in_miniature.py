@@ -2,8 +2,8 @@
 
     python examples/ablation_in_miniature.py --data ablation-data --deadline 470
 
-An encoder is pre-trained in DINOv2's place; per seed a teacher learns from labeled pictures and
-labels the others; per seed and row a student starts from the encoder. All students take the same
+Per seed a teacher learns from labeled pictures and labels the others; per seed and row a student
+does, from the same encoder: nano's, in the place of DINOv2's. All students take the same
 number of steps. Each task is a process (examples/ablation_tasks.py), `--jobs` of them at a time; a
 task that is finished is left alone when the command is given again.
 
@@ -35,7 +35,7 @@ SCRIPT = Path(__file__).resolve().with_name("ablation_tasks.py")
 ROOT = SCRIPT.parent.parent
 
 # Shares of the time, after the ops were checked, at which the training of the stages ends.
-ENCODER_END, TEACHERS_END, STUDENTS_END = 0.26, 0.45, 0.90
+TEACHERS_END, STUDENTS_END = 0.25, 0.90
 CHECK_SECONDS = 150.0  # most of it goes into compiling kernels
 SETTLE_SECONDS = 8.0  # of training side by side, before its speed is believed
 MARGIN = 0.93  # of the time left, planned for
@@ -54,7 +54,7 @@ LABELS = {
     "cutmix": "+ strong view and CutMix",
     "alignment": "+ feature alignment",
     "teacher": "teacher",
-    "scratch": "teacher without the pre-trained encoder",
+    "scratch": "teacher without nano's encoder",
     "nano": "`nano` of the package",
 }
 
@@ -80,8 +80,6 @@ class Run:
             device=args.device,
             batch_size=args.batch_size,
             side=args.side,
-            pretrain_batch=args.pretrain_batch,
-            pretrain_steps=args.pretrain_steps,
             limit=args.limit,
         )
         self.retried: set[str] = set()
@@ -132,7 +130,6 @@ class Run:
             path.write_text(json.dumps(self.check))
         self.say(f"fast ops: {json.dumps(self.check)}")
         self.checked = time.time()
-        self.settings = dataclasses.replace(self.settings, pretrain_until=self.at(ENCODER_END))
 
     def checked_backends(self) -> dict[str, Any]:
         """What the task `check` found, or that it found nothing."""
@@ -248,7 +245,7 @@ class Run:
             os.replace(temporary, self.report / name)
 
     def deliver(self) -> None:
-        """Puts the encoder, the best student and the logs beside the report."""
+        """Puts the best student and the logs beside the report."""
         logs = []
         for path in sorted(self.work.glob("*/log.txt")):
             logs.append(f"== {path.parent.name}\n{path.read_text(errors='replace')[-3000:]}\n")
@@ -256,9 +253,6 @@ class Run:
             if curve.exists():
                 logs.append(curve.read_text()[-6000:])
         (self.report / "log.txt").write_text("".join(logs))
-        encoder = self.work / "encoder.safetensors"
-        if encoder.exists() and self.report != self.work:
-            shutil.copy(encoder, self.report)
         scores = {
             task: mean_of(result, HELD_OUT, "delta_1")
             for task, result in self.results().items()
@@ -378,9 +372,7 @@ def main() -> None:
     parser.add_argument("--deadline", type=float, default=470.0, metavar="SECONDS")
     parser.add_argument("--steps", type=int, default=0, help="of a student (0: what time allows)")
     parser.add_argument("--teacher-steps", type=int, default=0, help="likewise, of a teacher")
-    parser.add_argument("--pretrain-steps", type=int, default=0, help="likewise, of the encoder")
     parser.add_argument("--batch-size", type=int, default=24, help="labeled pictures in a step")
-    parser.add_argument("--pretrain-batch", type=int, default=128)
     parser.add_argument("--side", type=int, default=168, help="of the training crops, pixels")
     parser.add_argument("--limit", type=int, default=0, help="samples of each set (0: all)")
     parser.add_argument("--device", default="auto")
@@ -388,7 +380,6 @@ def main() -> None:
     run = Run(args)
     seeds = range(1, args.seeds + 1)
     run.check_backends()
-    run.stage("encoder", ["encoder"], run.at(ENCODER_END), steps=1)
     teachers = [f"{kind}-{seed}" for seed in seeds for kind in ("teacher", "scratch")]
     run.stage("teachers", ["nano", *teachers], run.at(TEACHERS_END), args.teacher_steps)
     ready = [seed for seed in seeds if run.is_done(f"teacher-{seed}")]
@@ -397,7 +388,7 @@ def main() -> None:
     run.write_report()
     print((run.report / "results.md").read_text(), flush=True)
     run.deliver()
-    missing = [t for t in ["encoder", *teachers, *students] if not run.is_done(t)]
+    missing = [t for t in [*teachers, *students] if not run.is_done(t)]
     run.say("everything is done" if not missing else f"not done: {', '.join(missing)}")
     sys.exit(1 if missing else 0)
 

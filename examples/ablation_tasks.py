@@ -1,9 +1,8 @@
 """The tasks of the ablation in miniature; each is a process of examples/ablation_in_miniature.py.
 
-    encoder       self-supervised pre-training on the unlabeled pictures
     nano          no training: the model in the package, for comparison
-    teacher-S     labeled pictures alone, from the encoder; labels the unlabeled ones
-    scratch-S     the same from a mimetic start: what the pre-training is worth
+    teacher-S     labeled pictures alone, from nano's encoder; labels the unlabeled ones
+    scratch-S     the same from a mimetic start: what the encoder is worth
     ROW-S         a student, see `ROWS`
 
 S is the seed. A task writes its folder: `metrics.jsonl`, `export/`, and at its end `result.json`.
@@ -26,7 +25,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor
 
 from dafast.data.cutmix import cutmix_region
@@ -40,7 +38,6 @@ from dafast.ops import use_backend
 from dafast.runtime import resolve_device, resolve_dtype
 from dafast.training.config import TrainConfig, load_toml
 from dafast.training.data import Batch, UnlabeledBatch
-from dafast.training.pretraining import PretrainConfig, pretrain
 from dafast.training.steps import (
     Ema,
     Normalise,
@@ -86,9 +83,6 @@ class Settings:
         backend: Of dafast.ops: "auto", or "reference" where the fast ones failed.
         batch_size: Labeled pictures in a step; there are twice as many unlabeled ones.
         side: Side of the training crops, pixels.
-        pretrain_batch: Pictures in a step of the pre-training.
-        pretrain_steps: Its length; 0: until `pretrain_until`.
-        pretrain_until: Clock time in seconds.
         limit: Samples of each set that are used; 0: all.
     """
 
@@ -98,9 +92,6 @@ class Settings:
     backend: str = "auto"
     batch_size: int = 24
     side: int = 168
-    pretrain_batch: int = 128
-    pretrain_steps: int = 0
-    pretrain_until: float = 0.0
     limit: int = 0
 
 
@@ -154,9 +145,7 @@ class Task:
     def run(self) -> None:
         """Does the task and writes `result.json`."""
         began = time.time()
-        if self.kind == "encoder":
-            result = self.encoder()
-        elif self.kind == "nano":
+        if self.kind == "nano":
             result = {"scores": self.evaluate(self.load("nano"))}
         else:
             result = self.network()
@@ -166,32 +155,6 @@ class Task:
     def load(self, name: str) -> DepthAnything:
         """A trained model."""
         return DepthAnything.from_pretrained(name, device=self.device, dtype="float32").eval()
-
-    # ----------------------------------------------------------------------------- pre-training
-
-    def encoder(self) -> dict[str, Any]:
-        """Pre-trains the encoder on the unlabeled pictures."""
-        settings = self.settings
-        data = self.resident("unlabeled", "none")
-        began = time.time()
-        allowed = max(1.0, settings.pretrain_until - began)
-        last = 0
-
-        def done(step: int) -> float:
-            nonlocal last
-            last = step
-            if settings.pretrain_steps:
-                return step / settings.pretrain_steps
-            return (time.time() - began) / allowed
-
-        config = PretrainConfig(batch_size=settings.pretrain_batch, large=settings.side)
-        encoder = pretrain(data, config, self.device, self.dtype, done, self.log)
-        weights = {k: v.detach().cpu().contiguous() for k, v in encoder.state_dict().items()}
-        path = self.work / "encoder.safetensors"
-        save_file(weights, path.with_suffix(".part"))
-        os.replace(path.with_suffix(".part"), path)
-        lines = (self.folder / "metrics.jsonl").read_text().splitlines()
-        return {"steps": last, "pictures": len(data), "last": json.loads(lines[-1])}
 
     # ---------------------------------------------------------------------------------- training
 
@@ -205,10 +168,13 @@ class Task:
         with open(ROOT / f"configs/ablation/{file}.toml", "rb") as opened:
             section = tomllib.load(opened).get("unlabeled", {})
         augment = dataclasses.replace(config.unlabeled.augment, **section.pop("augment", {}))
-        start = str(self.work / "encoder.safetensors") if self.kind != "scratch" else "mimetic"
+        optim, start = config.optim, config.model.encoder_init
+        if self.kind == "scratch":  # there is nothing to be kept: the encoder learns as the decoder
+            optim, start = dataclasses.replace(optim, encoder_lr=optim.decoder_lr / 2), "mimetic"
         return dataclasses.replace(
             config,
             batch_size=settings.batch_size * times,
+            optim=optim,
             model=dataclasses.replace(config.model, encoder_init=start),
             data=dataclasses.replace(config.data, shapes=((settings.side, settings.side),)),
             unlabeled=dataclasses.replace(config.unlabeled, **section, augment=augment),
@@ -239,6 +205,8 @@ class Task:
         began = time.time()
         model, done = self.train(config, batches, steps, self.stop_at, self.log)
         seconds = time.time() - began
+        # Evaluation shows pictures as large as training did.
+        model.config = dataclasses.replace(model.config, image_size=self.settings.side)
         model.save_pretrained(self.folder / "export", dtype=torch.float16)
         if self.kind == "teacher" and unlabeled is not None:
             with open(self.folder / "labels.part", "wb") as file:

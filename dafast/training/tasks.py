@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -38,6 +39,9 @@ def open_model(config: TrainConfig, data: Any, device: torch.device) -> Any:
             f"model.init: {config.model.init} predicts metres; this trains relative disparity, "
             "metres with metric.max_depth"
         )
+    # What `infer` shows it: pictures as large as the largest that it was trained on.
+    side = max(min(shape) for shape in config.data.shapes)
+    model.config = dataclasses.replace(model.config, image_size=side)
     return model
 
 

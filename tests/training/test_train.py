@@ -133,6 +133,14 @@ def test_keeps_the_last_checkpoints(shards: Path, tmp_path: Path) -> None:
     ]
 
 
+def test_infer_shows_pictures_as_large_as_training_did(shards: Path, tmp_path: Path) -> None:
+    config = tiny_config(shards, tmp_path / "run", steps=1, checkpoint_every=0)
+    data = dataclasses.replace(config.data, shapes=((56, 84), (42, 42)))
+    train.train(dataclasses.replace(config, data=data), ONE)
+    exported = DepthAnything.from_pretrained(tmp_path / "run/export", device="cpu")
+    assert exported.config.image_size == 56
+
+
 def test_bad_step_is_skipped_and_named(
     shards: Path,
     tmp_path: Path,
