@@ -24,7 +24,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dafast.config import PRESETS
-from dafast.data.resident import ResidentSet, crop, disturb, epoch_batch, random_boxes
+from dafast.data.colours import change_colours
+from dafast.data.resident import (
+    ResidentSet,
+    crop,
+    epoch_batch,
+    random_boxes,
+    random_colours,
+)
 from dafast.data.transforms import AugmentConfig
 from dafast.models.vision_transformer import VisionTransformer
 from dafast.training.initialization import mimetic_init_
@@ -195,8 +202,9 @@ class Pretrainer:
         def cut(count: int, side: int, augment: AugmentConfig) -> Tensor:
             source, shape = image.shape[-2:], (side, side)
             boxes = random_boxes(count * len(image), augment, source, shape, generator)
+            views = crop(image.repeat(count, 1, 1, 1), boxes, shape)
             return self.normalise(
-                disturb(crop(image.repeat(count, 1, 1, 1), boxes, shape), augment, generator)
+                change_colours(views, augment, random_colours(len(views), generator))
             )
 
         large = cut(2, config.large, _LARGE)
