@@ -17,7 +17,6 @@ from dafast.data.transforms import STRONG, AugmentConfig, sample_generator
 from dafast.training.config import ConfigError, parse_args
 from tests.tolerances import TOLERANCES
 
-pytest.importorskip("kornia")
 CLOSE = 255 * TOLERANCES[torch.float32].model
 EVERYTHING = dataclasses.replace(STRONG, gamma=0.3, noise=0.5)
 CHANGES = ("jitter", "grayscale", "blur", "noise")
