@@ -91,7 +91,7 @@ def _change(images: Tensor, augment: AugmentConfig, draws: Tensor) -> Tensor:
         (_NOISE, augment.noise, _noise),
     ):
         rows = (draws[:, chance] < probability).nonzero().flatten()
-        if len(rows) == len(out):
+        if 0 < len(rows) == len(out):
             out = change(out, augment, draws)
         elif len(rows):
             index = rows.to(out.device, non_blocking=True)
