@@ -8,10 +8,14 @@ the machine does not count.
     image         the image as an array
     decode        image and label as arrays
     teacher       cropped and flipped, in batches: what a teacher learns from
-    student       two in three with a clean and a disturbed view and CutMix's box, in batches
+    student       two in three unlabeled, with CutMix's box, in batches
     encode        a map as the 16-bit PNG of `dafast label`, beside decoding
 
+And what the student's step adds to an unlabeled image where it trains: the time of the colours of a
+batch (`dafast.data.colours`) on that device; on a CPU, of a processor.
+
 With --peers the first two stages are compared with `webdataset` pipelines (bench/loader_peers.py).
+
 Without --shards it makes some in a temporary folder: mosaics of the example photos, so that a pixel
 has as much detail as a photograph's, with the maps of `nano`, of the same size, as labels.
 """
@@ -22,6 +26,7 @@ import argparse
 import io
 import json
 import os
+import statistics
 import sys
 import tarfile
 import tempfile
@@ -41,8 +46,10 @@ from torch.utils.data import DataLoader, Dataset
 import dafast
 from bench import loader_peers
 from bench.timing import machine
+from dafast.data.colours import change_colours, draw_colours
 from dafast.data.shards import ShardDataset, decode_image
 from dafast.data.tars import headers
+from dafast.data.transforms import STRONG
 from dafast.data.writing import add_sample
 from dafast.inference import predict_native
 from dafast.training.config import DataSection, TrainConfig, UnlabeledSection
@@ -147,6 +154,27 @@ def cost(stage: Stage, shape: int, count: int, seed: int) -> float:
     return min(turns)
 
 
+def colours(shape: int, batch: int, device: torch.device, seed: int) -> float:
+    """Time of one image of the student's strong view, in milliseconds: the median of nine turns."""
+    rng = np.random.default_rng(seed)
+    pixels = rng.integers(0, 256, (batch, shape, shape, 3), np.uint8)
+    images = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2)
+    turns = []
+    for _ in range(10):
+        draws = torch.from_numpy(np.stack([draw_colours(rng) for _ in range(batch)]))
+        if device.type == "cpu":
+            began = time.process_time()
+            change_colours(images, STRONG, draws)
+            turns.append(time.process_time() - began)
+        else:
+            torch.cuda.synchronize(device)
+            began = time.perf_counter()
+            change_colours(images, STRONG, draws)
+            torch.cuda.synchronize(device)
+            turns.append(time.perf_counter() - began)
+    return statistics.median(turns[1:]) / batch * 1e3
+
+
 def sizes(data: ShardDataset, count: int) -> dict[str, float]:
     """Mean bytes and pixels of images, and bytes of their labels as `dafast label` writes them."""
     images, pixels, labels = [], [], []
@@ -204,12 +232,14 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--images", type=int, default=24, help="that a processor's time is of")
     parser.add_argument("--peers", action="store_true", help="compare with webdataset")
     parser.add_argument("--rounds", type=int, default=7, help="turns of each loader with --peers")
+    parser.add_argument("--device", default="cpu", help="that changes colours: cpu or cuda")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="also write the report to this file")
     options = parser.parse_args(argv)
     if options.batch < 3:
         parser.error("--batch: a student's has three images at least")
     torch.set_num_threads(1)  # as in a worker
+    device = torch.device(options.device)
     with tempfile.TemporaryDirectory(prefix="dafast-bench-") as folder:
         opening = start(Path(folder))
         path = options.shards
@@ -233,8 +263,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             }
             records.append(record)
         report = {
-            "machine": {**machine(torch.device("cpu")), "cpus": os.cpu_count()},
+            "machine": {**machine(device), "cpus": os.cpu_count()},
             "shape": options.shape,
+            "colours_ms": colours(options.shape, options.batch, device, options.seed),
             "sizes": sizes(data.shards, options.images),
             "start": opening,
             "records": records,
@@ -267,8 +298,9 @@ def print_report(report: dict[str, Any]) -> None:
         speeds = " | ".join(f"{record['images_per_second'][w]:.1f}" for w in workers)
         print(f"| {record['stage']} | {record['ms']:.2f} | {speeds} |")
     opening = report["start"]
+    print(f"\ncolours of an image where it is trained on: {report['colours_ms']:.2f} ms")
     print(
-        f"\na shard of 1000 labeled samples: {opening['scan_ms']:.1f} ms to scan, "
+        f"a shard of 1000 labeled samples: {opening['scan_ms']:.1f} ms to scan, "
         f"{opening['kept_ms']:.1f} ms from what was kept; {opening['index_bytes']:.0f} bytes of "
         "memory a sample"
     )

@@ -9,7 +9,7 @@ task that is finished is left alone when the command is given again.
 
 The steps are `--steps` and `--teacher-steps`, or as many as the deadline leaves time for: the
 tasks of a stage measure their speed beside each other and all take what the slowest can. At the
-deadline the report is written from what is there.
+deadline the report is written from what is there. It needs dafast[train].
 """
 
 from __future__ import annotations

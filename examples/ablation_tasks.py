@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dafast.data.cutmix import cutmix_region
-from dafast.data.resident import ResidentSet, crop, disturb, epoch_batch, random_boxes
+from dafast.data.resident import ResidentSet, crop, epoch_batch, random_boxes, random_colours
 from dafast.data.shards import ShardDataset
 from dafast.data.transforms import sample_generator
 from dafast.evaluation.benchmarks import open_data, score
@@ -377,6 +377,7 @@ class Batches:
         boxes = random_boxes(len(index), config.augment, data.image.shape[-2:], shape, generator)
         return Batch(
             crop(data.image[index], boxes, shape),
+            random_colours(len(index), generator),
             crop(data.disparity[index], boxes, shape, nearest=True),
             crop(data.mask[index], boxes, shape, nearest=True) > 0.5,
             [],
@@ -385,7 +386,7 @@ class Batches:
         )
 
     def unlabeled_batch(self, step: int, shape: tuple[int, int]) -> UnlabeledBatch:
-        """Clean and disturbed crops, the teacher's labels, CutMix's regions."""
+        """Crops, the numbers for their colours, the teacher's labels, CutMix's regions."""
         section, data = self.config.unlabeled, self.unlabeled
         assert data is not None and data.disparity is not None and data.mask is not None
         count, seed = self.config.batch_size * section.ratio, self.config.seed
@@ -393,7 +394,6 @@ class Batches:
         # Another order than that of the labeled pictures of the same seed.
         index = epoch_batch(len(data), count, step, seed + 1_000_000).to(self.device)
         boxes = random_boxes(count, section.augment, data.image.shape[-2:], shape, generator)
-        clean = crop(data.image[index], boxes, shape)
         rng = sample_generator(seed, _CUTMIX, step)
         regions = [
             cutmix_region(
@@ -406,8 +406,8 @@ class Batches:
             for _ in range(count)
         ]
         return UnlabeledBatch(
-            clean,
-            disturb(clean, section.augment, generator),
+            crop(data.image[index], boxes, shape),
+            random_colours(count, generator),
             crop(data.disparity[index], boxes, shape, nearest=True),
             crop(data.mask[index], boxes, shape, nearest=True) > 0.5,
             torch.from_numpy(np.stack(regions)).to(self.device),
@@ -447,10 +447,13 @@ def check_backends(settings: Settings) -> dict[str, Any]:
     every = torch.ones(8, side, side, dtype=torch.bool, device=device)
     region = every.clone()
     region[::2, 10:60, 20:90] = False
-    images = [255 * random(n, 3, side, side) for n in (4, 8, 8)]
+    images, colours = zip(
+        *((255 * random(n, 3, side, side), random_colours(n, generator)) for n in (4, 8)),
+        strict=True,
+    )
     batch = Batch(
-        *(images[0], random(4, side, side), every[:4], [], []),
-        UnlabeledBatch(*images[1:], random(8, side, side), every, region),
+        *(images[0], colours[0], random(4, side, side), every[:4], [], []),
+        UnlabeledBatch(images[1], colours[1], random(8, side, side), every, region),
     )
     found = {}
     for precision in {torch.float32, dtype}:

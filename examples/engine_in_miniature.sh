@@ -8,8 +8,8 @@
 # resumes. Without folders it takes the example photos and the wallpapers that are installed; the
 # photographs are cropped at random, so a few go some way, but more are better.
 #
-# It needs dafast[synth,eval]. Its models show the way, not the method's worth: that takes millions
-# of images. DINOv2's part is played by the encoder of the model in the package.
+# It needs dafast[synth,train,eval]. Its models show the way, not the method's worth: that takes
+# millions of images. DINOv2's part is played by the encoder of the model in the package.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -8,7 +8,7 @@ nano with the best single scale for all scenes, with the best single scale and s
 single depth. These are fitted on the scored scenes themselves, which is in their favour; so the
 metric model stands there both as it is and with a single scale fitted alike.
 
-Everything goes to --work; each step goes on where it stopped. It needs dafast[synth].
+Everything goes to --work; each step goes on where it stopped. It needs dafast[synth,train].
 """
 
 from __future__ import annotations

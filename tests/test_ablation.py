@@ -20,6 +20,7 @@ import pytest
 import torch
 from PIL import Image
 
+from dafast.data.colours import change_colours
 from dafast.models.depth_anything import DepthAnything
 from dafast.training.config import check, load_toml
 from tests.training import tiny
@@ -106,10 +107,11 @@ def test_batches(tasks: ModuleType, task: Any, tmp_path: Path, seed: int, row: s
     assert batch.image.shape == (4, 3, 56, 56)
     assert batch.disparity.shape == batch.mask.shape == (4, 56, 56)
     unlabeled = batch.unlabeled
-    assert unlabeled.clean.shape == unlabeled.strong.shape == (8, 3, 56, 56)
+    assert unlabeled.image.shape == (8, 3, 56, 56)
     assert unlabeled.region.shape == (8, 56, 56)
     naive = row == "naive"
-    assert torch.equal(unlabeled.clean, unlabeled.strong) == naive
+    strong = change_colours(unlabeled.image, config.unlabeled.augment, unlabeled.colours)
+    assert torch.equal(unlabeled.image, strong) == naive
     many = torch.cat([batches(step + i).unlabeled.region for i in range(6)])
     mixed = float((~many).any(-1).any(-1).float().mean())
     assert mixed == 0 if naive else 0.1 < mixed < 0.9

@@ -24,6 +24,7 @@ PACKAGES = (
     ("h5py", "extra [eval]"),
     ("scipy", "extra [eval]"),
     ("embreex", "extra [synth]"),
+    ("kornia", "extra [train]"),
     ("tensorboard", "extra [train]"),
     ("h5py", "extra [datasets]"),
     ("OpenEXR", "extra [datasets]"),

@@ -1,10 +1,10 @@
-"""Small data sets that stay on the device, decoded, cropped and disturbed there in batches.
+"""Small data sets that stay on the device, decoded and cropped there in batches.
 
 For sets of some thousand small pictures the loader processes of `dafast.training.data` are what a
-fast device waits for. Here a set is decoded once; the geometry and the colours of
-`dafast.data.transforms` are batched tensor operations with the same settings. Two things differ
-from there: pictures are resampled bilinearly without antialiasing (a crop should not be much larger
-than the output), and the random numbers are the device's own.
+fast device waits for. Here a set is decoded once; the geometry of `dafast.data.transforms` is
+batched tensor operations with the same settings. Two things differ from there: pictures are
+resampled bilinearly without antialiasing (a crop should not be much larger than the output), and
+the random numbers, also those for `dafast.data.colours`, are the device's own.
 """
 
 from __future__ import annotations
@@ -20,15 +20,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from dafast.data.colours import DRAWS
 from dafast.data.shards import ShardDataset
-from dafast.data.transforms import (
-    LUMA,
-    RGB_TO_YIQ,
-    YIQ_TO_RGB,
-    AugmentConfig,
-    resize_image,
-    resize_nearest,
-)
+from dafast.data.transforms import AugmentConfig, resize_image, resize_nearest
 
 
 @dataclass(frozen=True)
@@ -173,86 +167,9 @@ def crop(maps: Tensor, boxes: Boxes, shape: tuple[int, int], *, nearest: bool = 
     return out if maps.ndim == 4 else out[:, 0]
 
 
-def disturb(images: Tensor, augment: AugmentConfig, generator: torch.Generator) -> Tensor:
-    """Disturbs the colours as `TrainTransform` does: jitter, gamma, grayscale, blur, noise.
+def random_colours(count: int, generator: torch.Generator) -> Tensor:
+    """Draws what `dafast.data.colours.change_colours` takes, (count, DRAWS) on the CPU.
 
-    Args:
-        images: (B, 3, H, W) float32, 0 to 255.
-        augment: With what probability and how strongly.
-        generator: Source of everything random.
-
-    Returns:
-        (B, 3, H, W) float32, 0 to 255, not rounded.
+    Of a GPU's generator: the draw waits until the device has come to it.
     """
-    count, device = len(images), images.device
-    draw = torch.rand(count, 11, generator=generator, device=device)
-
-    def chance(column: int, probability: float) -> Tensor:
-        return (draw[:, column] < probability).view(-1, 1, 1, 1)
-
-    if augment.jitter:
-        jitter = torch.where(chance(0, augment.jitter), 1.0, 0.0).view(-1)
-        strength = (2 * draw[:, 4:9] - 1) * jitter[:, None]
-        images = _jitter(images, augment, strength)
-    if augment.grayscale:
-        luma = torch.tensor(LUMA, device=device, dtype=images.dtype).view(1, 3, 1, 1)
-        gray = (images * luma).sum(1, keepdim=True).expand_as(images)
-        images = torch.where(chance(1, augment.grayscale), gray, images)
-    if augment.blur:
-        low, high = augment.blur_sigma
-        blurred = gaussian_blur(images, low + (high - low) * draw[:, 9], high)
-        images = torch.where(chance(2, augment.blur), blurred, images)
-    if augment.noise:
-        noise = torch.randn(images.shape, generator=generator, device=device)
-        sigma = (255.0 * augment.noise_sigma * draw[:, 10]).view(-1, 1, 1, 1)
-        noisy = (images + sigma * noise).clamp(0, 255)
-        images = torch.where(chance(3, augment.noise), noisy, images)
-    return images
-
-
-def _jitter(images: Tensor, augment: AugmentConfig, strength: Tensor) -> Tensor:
-    """`transforms.jitter_colours` of each image, `strength` (B, 5) in -1..1."""
-    device, dtype = images.device, images.dtype
-
-    def constant(values: np.ndarray) -> Tensor:
-        return torch.tensor(values, device=device, dtype=dtype)
-
-    luma = constant(LUMA)
-    brightness, contrast, saturation = (
-        (1 + amount * strength[:, i]).view(-1, 1, 1)
-        for i, amount in enumerate((augment.brightness, augment.contrast, augment.saturation))
-    )
-    angle = 2 * math.pi * augment.hue * strength[:, 3]
-    cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
-    turn = torch.stack([zero + 1, zero, zero, zero, cos, -sin, zero, sin, cos], dim=1)
-    hue = constant(YIQ_TO_RGB) @ turn.view(-1, 3, 3) @ constant(RGB_TO_YIQ)
-    saturate = saturation * torch.eye(3, device=device) + (1 - saturation) * luma.expand(3, 3)
-    matrix = contrast * brightness * (saturate @ hue)
-    mean = (images * luma.view(1, 3, 1, 1)).sum(1).mean((1, 2)).view(-1, 1, 1)
-    shift = (1 - contrast) * brightness * mean
-    images = (matrix @ images.flatten(2) + shift).view_as(images).clamp(0, 255)
-    if augment.gamma:
-        exponent = (1.0 + augment.gamma) ** strength[:, 4].view(-1, 1, 1, 1)
-        images = 255.0 * (images / 255.0) ** exponent
-    return images
-
-
-def gaussian_blur(images: Tensor, sigma: Tensor, largest: float) -> Tensor:
-    """Blurs each image with its own sigma, in pixels; borders are repeated.
-
-    Args:
-        images: (B, C, H, W) float32.
-        sigma: (B,).
-        largest: No sigma is above it; the kernel reaches three of it.
-    """
-    radius = max(1, math.ceil(3 * largest))
-    offsets = torch.arange(-radius, radius + 1, device=images.device, dtype=images.dtype)
-    kernel = torch.exp(-0.5 * (offsets / sigma.clamp(min=1e-3)[:, None]) ** 2)
-    kernel = kernel / kernel.sum(1, keepdim=True)
-    count, channels, height, width = images.shape
-    kernel = kernel.repeat_interleave(channels, 0)[:, None, None]
-    padded = F.pad(images, (radius,) * 4, mode="replicate")
-    planes = padded.reshape(1, count * channels, height + 2 * radius, width + 2 * radius)
-    planes = F.conv2d(planes, kernel, groups=count * channels)
-    planes = F.conv2d(planes, kernel.transpose(2, 3), groups=count * channels)
-    return planes.view(count, channels, height, width)
+    return torch.rand(count, DRAWS, generator=generator, device=generator.device).cpu()

@@ -1,8 +1,9 @@
-"""Training transforms for an image with its disparity and mask.
+"""The geometry of a training sample: an image with its disparity and mask, cropped and flipped.
 
-Geometry first, in one pass: a box of the source is chosen and resampled straight to the output
-size, so nothing outside the crop is ever computed. The image is resampled antialiased bilinear;
-disparity and mask nearest: an average across an object's edge is a depth that exists nowhere.
+In one pass: a box of the source is chosen and resampled straight to the output size, so nothing
+outside the crop is ever computed. The image is resampled antialiased bilinear; disparity and mask
+nearest: an average across an object's edge is a depth that exists nowhere. Colours are changed
+later, in batches: `dafast.data.colours`.
 
 Everything random comes from the generator that is passed in; `sample_generator` makes the one that
 belongs to a position of the training stream, so that a sample looks the same whichever worker, rank
@@ -16,16 +17,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageFilter
-
-LUMA = np.array([0.299, 0.587, 0.114])
-RGB_TO_YIQ = np.array([LUMA, [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
-YIQ_TO_RGB = np.linalg.inv(RGB_TO_YIQ)
+from PIL import Image
 
 
 @dataclass(frozen=True)
 class AugmentConfig:
     """How a training sample is cropped and disturbed. The defaults are the paper's stage 1.
+
+    `dafast.data.colours` says how colours are changed, from `jitter` on.
 
     Attributes:
         crop: `"paper"`: the image is scaled until it just covers the output (for a square output:
@@ -41,7 +40,7 @@ class AugmentConfig:
         brightness: Factor in 1 +- this; so are contrast and saturation.
         contrast: See brightness.
         saturation: See brightness.
-        hue: Rotation in +- this, in turns (0.5 is the opposite colour).
+        hue: Rotation in HSV in +- this, in turns (0.5 is the opposite colour).
         gamma: Exponent in [1/(1 + this), 1 + this].
         grayscale: Probability of losing all colour.
         blur: Probability of a Gaussian blur.
@@ -67,6 +66,11 @@ class AugmentConfig:
     noise: float = 0.0
     noise_sigma: float = 0.04
 
+    @property
+    def changes_colours(self) -> bool:
+        """Whether it asks for any change of colours."""
+        return max(self.jitter, self.grayscale, self.blur, self.noise) > 0
+
 
 STRONG = AugmentConfig(
     jitter=0.8, brightness=0.5, contrast=0.5, saturation=0.5, hue=0.25, gamma=0.0,
@@ -81,10 +85,10 @@ def sample_generator(seed: int, *position: int) -> np.random.Generator:
 
 
 class TrainTransform:
-    """Crops, flips and disturbs one sample.
+    """Crops, turns and flips one sample.
 
     Args:
-        config: What to do; see `AugmentConfig`.
+        config: What to do; see `AugmentConfig`, whose colours are left aside.
     """
 
     def __init__(self, config: AugmentConfig | None = None) -> None:
@@ -110,18 +114,6 @@ class TrainTransform:
         Returns:
             Image (*shape, 3) uint8, disparity float32 and mask bool of that shape, each contiguous.
         """
-        _, pixels, disparity, mask = self.two_views(image, disparity, mask, shape, rng)
-        return pixels, disparity, mask
-
-    def two_views(
-        self,
-        image: np.ndarray,
-        disparity: np.ndarray,
-        mask: np.ndarray,
-        shape: tuple[int, int],
-        rng: np.random.Generator,
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """As a call, with the undisturbed image of the same crop in front: what a teacher sees."""
         picture = Image.fromarray(image)
         if self.config.rotate:  # without it nothing is drawn: older runs stay what they are
             angle = rng.uniform(-self.config.rotate, self.config.rotate)
@@ -133,15 +125,15 @@ class TrainTransform:
         picture = resize_image(picture, shape, box)
         if flip:
             picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        pixels = self._colours(picture, rng)
         scale = disparity.shape[0] / image.shape[0], disparity.shape[1] / image.shape[1]
         box = box[0] * scale[1], box[1] * scale[0], box[2] * scale[1], box[3] * scale[0]
         disparity = resize_nearest(disparity, shape, box)
         mask = resize_nearest(mask, shape, box)
         if flip:
             disparity, mask = disparity[:, ::-1], mask[:, ::-1]
-        clean = np.array(picture, order="C")
-        return clean, pixels, np.ascontiguousarray(disparity), np.ascontiguousarray(mask)
+        # A writable copy: torch wants to own what it wraps.
+        pixels = np.array(picture, order="C")
+        return pixels, np.ascontiguousarray(disparity), np.ascontiguousarray(mask)
 
     def _box(
         self, height: int, width: int, shape: tuple[int, int], rng: np.random.Generator
@@ -170,33 +162,6 @@ class TrainTransform:
         # Rounding must not push the box over the border by an ulp: Pillow refuses that.
         return left, top, min(float(width), left + box_width), min(float(height), top + box_height)
 
-    def _colours(self, picture: Image.Image, rng: np.random.Generator) -> np.ndarray:
-        """Jitter, blur, noise. Every number is drawn always: no option shifts another's."""
-        config = self.config
-        chance = rng.random(4)
-        strength = rng.uniform(-1.0, 1.0, 5)
-        sigma_blur = rng.uniform(*config.blur_sigma)
-        sigma_noise = rng.uniform(0.0, config.noise_sigma)
-        if chance[0] < config.jitter:
-            amounts = (config.brightness, config.contrast, config.saturation, config.hue)
-            brightness, contrast, saturation, hue = strength[:4] * np.array(amounts)
-            gamma = (1.0 + config.gamma) ** float(strength[4])
-            picture = jitter_colours(
-                picture, 1.0 + brightness, 1.0 + contrast, 1.0 + saturation, float(hue), gamma
-            )
-        if chance[1] < config.grayscale:
-            picture = picture.convert("L").convert("RGB")
-        if chance[2] < config.blur:
-            picture = picture.filter(ImageFilter.GaussianBlur(sigma_blur))
-        pixels = np.asarray(picture)
-        if chance[3] < config.noise:
-            noise = rng.standard_normal(pixels.shape, np.float32)
-            noise *= np.float32(255.0 * sigma_noise)
-            noise += pixels
-            np.clip(np.rint(noise, out=noise), 0.0, 255.0, out=noise)
-            pixels = noise.astype(np.uint8)
-        return np.array(pixels, order="C")  # a writable copy: torch wants to own what it wraps
-
 
 def _rotate(values: np.ndarray, angle: float) -> np.ndarray:
     """A map turned about its middle by degrees, counter-clockwise, nearest; 0 from outside."""
@@ -223,30 +188,3 @@ def resize_nearest(
     rows = np.clip(rows.astype(np.int64), 0, height - 1)
     columns = np.clip(columns.astype(np.int64), 0, width - 1)
     return values[rows[:, None], columns[None, :]]
-
-
-def jitter_colours(
-    picture: Image.Image,
-    brightness: float,
-    contrast: float,
-    saturation: float,
-    hue: float,
-    gamma: float,
-) -> Image.Image:
-    """Changes the colours of an RGB image: hue, saturation, brightness, contrast, then gamma.
-
-    The first four are linear in RGB, so they are one colour matrix, applied in one pass; contrast
-    is about the mean luminance. Gamma is a table of 256 values. Hue turns the chroma plane of YIQ.
-    """
-    angle = 2.0 * math.pi * hue
-    cos, sin = math.cos(angle), math.sin(angle)
-    turn = np.array([[1.0, 0.0, 0.0], [0.0, cos, -sin], [0.0, sin, cos]])
-    saturate = saturation * np.eye(3) + (1.0 - saturation) * LUMA[None, :].repeat(3, 0)
-    matrix = brightness * saturate @ (YIQ_TO_RGB @ turn @ RGB_TO_YIQ)
-    mean = brightness * float(np.asarray(picture.convert("L")).mean())
-    affine = np.concatenate([contrast * matrix, np.full((3, 1), (1.0 - contrast) * mean)], 1)
-    picture = picture.convert("RGB", tuple(affine.ravel().tolist()))
-    if gamma != 1.0:
-        table = np.rint(255.0 * (np.arange(256) / 255.0) ** gamma).astype(int).tolist()
-        picture = picture.point(table * 3)
-    return picture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib.util
 import operator
 import tomllib
 import types
@@ -490,6 +491,13 @@ def check(config: TrainConfig) -> None:
     )
     _check_augment("augment", config.augment, need)
     _check_augment("unlabeled.augment", unlabeled.augment, need)
+    for name, used in (("augment", True), ("unlabeled.augment", bool(unlabeled.path))):
+        need(
+            not (used and operator.attrgetter(name)(config).changes_colours)
+            or importlib.util.find_spec("kornia") is not None,
+            f"{name} changes colours, which takes kornia: pip install 'dafast[train]'; or set "
+            f"jitter, grayscale, blur and noise of {name} to 0",
+        )
 
 
 def _check_augment(name: str, augment: AugmentConfig, need: Callable[[bool, str], None]) -> None:

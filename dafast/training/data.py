@@ -1,7 +1,8 @@
 """The order of the training data and the loader that follows it.
 
 The training stream is endless: position p is sample `permutation(seed, p // N)[p % N]`, disturbed
-by a generator seeded with (seed, p). A step is `batch_size` consecutive positions, of which each
+by a generator seeded with (seed, p): its crop here, its colours in the training step, with numbers
+that are drawn here. A step is `batch_size` consecutive positions, of which each
 rank takes its contiguous share. Nothing here has state, so a run resumes exactly from its position
 alone, and the number of workers and ranks changes nothing in what a step sees.
 
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from dafast.data.colours import draw_colours
 from dafast.data.cutmix import cutmix_region
 from dafast.data.shards import ShardDataset, ShardError
 from dafast.data.transforms import TrainTransform, sample_generator
@@ -29,7 +31,7 @@ from dafast.training.distributed import World
 
 # Streams of random numbers that share the run's seed stay apart through these.
 _ORDER, _SHAPE, _UNLABELED = 1, 2, 3
-_VIEWS, _CUTMIX = 1, 2  # of an unlabeled sample
+_VIEW, _CUTMIX = 1, 2  # of an unlabeled sample
 
 
 class Request(NamedTuple):
@@ -54,16 +56,17 @@ class UnlabeledBatch(NamedTuple):
     """The unlabeled images of a rank in a step; the partner of sample i is i + 1, modulo n.
 
     Attributes:
-        clean: (n, 3, H, W) uint8, what a teacher sees.
-        strong: (n, 3, H, W) uint8, the same crops with their colours disturbed.
+        image: (n, 3, H, W) uint8, what a teacher sees.
+        colours: (n, DRAWS) float64, what decides over their colours, which the student sees
+            disturbed (`dafast.data.colours`).
         disparity: (n, H, W) float32, a teacher's labels; 0 where they come from the loop.
         mask: (n, H, W) bool, where those are valid.
         region: (b, H, W) bool, CutMix's M: True where a sample stays itself. b is n, or n - 1
             where another rank has the partner of the last.
     """
 
-    clean: Tensor
-    strong: Tensor
+    image: Tensor
+    colours: Tensor
     disparity: Tensor
     mask: Tensor
     region: Tensor
@@ -73,7 +76,8 @@ class Batch(NamedTuple):
     """What a rank sees in a step.
 
     Attributes:
-        image: (B, 3, H, W) uint8, normalised on the device.
+        image: (B, 3, H, W) uint8; colours are changed, and values normalised, on the device.
+        colours: (B, DRAWS) float64, what decides over the colours (`dafast.data.colours`).
         disparity: (B, H, W) float32.
         mask: (B, H, W) bool.
         keys: Names of the samples, for messages.
@@ -82,6 +86,7 @@ class Batch(NamedTuple):
     """
 
     image: Tensor
+    colours: Tensor
     disparity: Tensor
     mask: Tensor
     keys: list[str]
@@ -174,6 +179,7 @@ class LabeledItem(NamedTuple):
 
     key: str
     skipped: tuple[str, ...]
+    colours: np.ndarray
     image: np.ndarray
     disparity: np.ndarray
     mask: np.ndarray
@@ -184,8 +190,8 @@ class UnlabeledItem(NamedTuple):
 
     key: str
     skipped: tuple[str, ...]
-    clean: np.ndarray
-    strong: np.ndarray
+    colours: np.ndarray
+    image: np.ndarray
     disparity: np.ndarray
     mask: np.ndarray
     region: np.ndarray | None
@@ -212,7 +218,7 @@ class TrainingData(Dataset[Any]):
     ) -> None:
         self.shards, self.transform, self.seed = shards, transform, seed
         self.unlabeled, self.section = unlabeled, section or UnlabeledSection()
-        self.strong_transform = TrainTransform(self.section.augment)
+        self.unlabeled_transform = TrainTransform(self.section.augment)
 
     @classmethod
     def open(cls, config: TrainConfig) -> TrainingData:
@@ -260,7 +266,7 @@ class TrainingData(Dataset[Any]):
         sample = self.shards[request.sample]
         rng = sample_generator(self.seed, request.position)
         arrays = self.transform(sample.image, sample.disparity, sample.mask, request.shape, rng)
-        return LabeledItem(sample.key, sample.skipped, *arrays)
+        return LabeledItem(sample.key, sample.skipped, draw_colours(rng), *arrays)
 
     def _unlabeled_item(self, request: Request) -> UnlabeledItem:
         assert self.unlabeled is not None
@@ -269,9 +275,11 @@ class TrainingData(Dataset[Any]):
         def generator(purpose: int) -> np.random.Generator:
             return sample_generator(self.seed, _UNLABELED, request.position, purpose)
 
-        views = self.strong_transform.two_views(
-            sample.image, sample.disparity, sample.mask, request.shape, generator(_VIEWS)
+        rng = generator(_VIEW)
+        arrays = self.unlabeled_transform(
+            sample.image, sample.disparity, sample.mask, request.shape, rng
         )
+        colours = draw_colours(rng)
         region = cutmix_region(
             request.shape,
             generator(_CUTMIX),
@@ -280,7 +288,7 @@ class TrainingData(Dataset[Any]):
             aspect=section.cutmix_aspect,
         )
         mixed = None if request.partner else region
-        return UnlabeledItem(sample.key, sample.skipped, *views, mixed)
+        return UnlabeledItem(sample.key, sample.skipped, colours, *arrays, mixed)
 
 
 @annotate("collate")
@@ -293,21 +301,22 @@ def collate(samples: list[LabeledItem | UnlabeledItem]) -> Batch:
         # Channels stay last in memory: (B, H, W, 3) seen as (B, 3, H, W).
         return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
 
-    def maps(arrays: list[np.ndarray]) -> Tensor:
+    def stack(arrays: list[np.ndarray]) -> Tensor:
         return torch.from_numpy(np.stack(arrays))
 
     return Batch(
         images([s.image for s in labeled]),
-        maps([s.disparity for s in labeled]),
-        maps([s.mask for s in labeled]),
+        stack([s.colours for s in labeled]),
+        stack([s.disparity for s in labeled]),
+        stack([s.mask for s in labeled]),
         [s.key for s in samples],
         [reason for s in samples for reason in s.skipped],
         UnlabeledBatch(
-            images([s.clean for s in unlabeled]),
-            images([s.strong for s in unlabeled]),
-            maps([s.disparity for s in unlabeled]),
-            maps([s.mask for s in unlabeled]),
-            maps([s.region for s in unlabeled if s.region is not None]),
+            images([s.image for s in unlabeled]),
+            stack([s.colours for s in unlabeled]),
+            stack([s.disparity for s in unlabeled]),
+            stack([s.mask for s in unlabeled]),
+            stack([s.region for s in unlabeled if s.region is not None]),
         )
         if unlabeled
         else None,

@@ -97,7 +97,7 @@ def check_metres(data: ShardDataset, section: MetricSection) -> None:
 
 
 class MetricStep(LabeledStep):
-    """Loss of a batch of images with depth in metres: normalise, predict, compare.
+    """Loss of a batch of images with depth in metres: change colours, predict, compare.
 
     The loss takes the valid pixels of a process's batch together, as published; so it depends a
     little on how many processes share the batch.
@@ -113,9 +113,10 @@ class MetricStep(LabeledStep):
     @annotate("metric_step")
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Returns the parts of the loss by name; `loss` is their total."""
-        image, disparity, mask = self.to_device(batch.image, batch.disparity, batch.mask)
+        disparity, mask = self.to_device(batch.disparity, batch.mask)
+        image = self.seen(batch)
         with autocast(self.device, self.dtype):
-            prediction = self.network(self.normalise(image))
+            prediction = self.network(image)
         depth, valid = valid_labels(disparity, mask, self.section)
         loss = self.silog(prediction.float(), depth, valid)
         return {"loss": loss, "silog": loss}

@@ -12,9 +12,10 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dafast.data.colours import change_colours, draw_colours
 from dafast.data.segmentation import IGNORE, READERS, SegmentationDataset
 from dafast.data.sources import SourceError
-from dafast.data.transforms import TrainTransform, sample_generator
+from dafast.data.transforms import AugmentConfig, TrainTransform, sample_generator
 from dafast.evaluation.segmentation import confusion_matrix, summarize
 from dafast.models.depth_anything import DepthAnything
 from dafast.models.segmentation import SegmentationModel
@@ -29,13 +30,15 @@ class SegmentationBatch(NamedTuple):
     """What a rank sees in a step.
 
     Attributes:
-        image: (B, 3, H, W) uint8, normalised on the device.
+        image: (B, 3, H, W) uint8; colours are changed, and values normalised, on the device.
+        colours: (B, DRAWS) float64, what decides over the colours (`dafast.data.colours`).
         classes: (B, H, W) uint8, class indices or `IGNORE`.
         keys: Names of the samples, for messages.
         skipped: Samples that could not be read: "key: reason".
     """
 
     image: Tensor
+    colours: Tensor
     classes: Tensor
     keys: list[str]
     skipped: list[str]
@@ -47,6 +50,7 @@ class SegmentationItem(NamedTuple):
     key: str
     skipped: tuple[str, ...]
     image: np.ndarray
+    colours: np.ndarray
     classes: np.ndarray
 
 
@@ -55,6 +59,7 @@ def collate(samples: list[SegmentationItem]) -> SegmentationBatch:
     return SegmentationBatch(
         # Channels stay last in memory: (B, H, W, 3) seen as (B, 3, H, W).
         torch.from_numpy(np.stack([s.image for s in samples])).permute(0, 3, 1, 2),
+        torch.from_numpy(np.stack([s.colours for s in samples])),
         torch.from_numpy(np.stack([s.classes for s in samples])),
         [s.key for s in samples],
         [reason for s in samples for reason in s.skipped],
@@ -102,7 +107,7 @@ class SegmentationTrainingData:
         )
         # What lies outside of the photo, where a transform shows that, does not count either.
         classes = np.where(counted, classes, IGNORE).astype(np.uint8)
-        return SegmentationItem(sample.key, sample.skipped, image, classes)
+        return SegmentationItem(sample.key, sample.skipped, image, draw_colours(rng), classes)
 
 
 def open_samples(
@@ -136,16 +141,24 @@ def build_segmentation_model(
 
 
 class SegmentationStep(nn.Module):
-    """Loss of a batch: normalise, predict, cross entropy over the pixels that count.
+    """Loss of a batch: change colours, normalise, predict, cross entropy of what counts.
 
     Args:
         network: What predicts (the model, or what wraps it: DDP, torch.compile).
         model: The model itself.
+        augment: How colours are changed.
         dtype: Of autocast.
     """
 
-    def __init__(self, network: nn.Module, model: SegmentationModel, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        model: SegmentationModel,
+        augment: AugmentConfig,
+        dtype: torch.dtype,
+    ) -> None:
         super().__init__()
+        self.augment = augment
         self.network, self.dtype, self.device = network, dtype, model.device
         encoder = model.config.encoder
         self.normalise = Normalise(encoder.mean, encoder.std)
@@ -157,9 +170,10 @@ class SegmentationStep(nn.Module):
         A batch in which no pixel counts gives 0 and no gradient.
         """
         image = batch.image.to(self.device, non_blocking=True)
+        image = self.normalise(change_colours(image, self.augment, batch.colours))
         truth = batch.classes.to(self.device, non_blocking=True).long()
         with autocast(self.device, self.dtype):
-            logits = self.network(self.normalise(image))
+            logits = self.network(image)
         counted = truth != IGNORE
         count = counted.sum().clamp(min=1)
         loss = F.cross_entropy(logits.float(), truth, ignore_index=IGNORE, reduction="sum") / count

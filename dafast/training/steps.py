@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from dafast.config import PRESETS
+from dafast.data.colours import change_colours
 from dafast.losses import AffineInvariantLoss, GradientMatchingLoss
 from dafast.models.checkpoint import CheckpointError, load_encoder
 from dafast.models.conversion import STRUCTURE
@@ -193,7 +194,7 @@ def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractCon
 
 
 class Normalise(nn.Module):
-    """uint8 RGB to what a network expects.
+    """RGB of 0 to 255 to what a network expects.
 
     Args:
         mean: Per channel, of RGB in 0..1.
@@ -212,12 +213,12 @@ class Normalise(nn.Module):
         self.register_buffer("shift", shift, persistent=False)
 
     def forward(self, image: Tensor) -> Tensor:
-        """(B, 3, H, W) uint8 to float32."""
+        """(B, 3, H, W), 0 to 255 in any dtype, to float32."""
         return torch.addcmul(self.shift, image.float(), self.scale)
 
 
 class LabeledStep(nn.Module):
-    """Loss of a batch of labeled images: normalise, predict, compare.
+    """Loss of a batch of labeled images: change colours, normalise, predict, compare.
 
     Args:
         network: What predicts (the model, or what wraps it: DDP, torch.compile).
@@ -231,6 +232,7 @@ class LabeledStep(nn.Module):
     ) -> None:
         super().__init__()
         self.network, self.dtype, self.device = network, dtype, model.device
+        self.augment = config.augment
         self.normalise = Normalise(model.config.mean, model.config.std)
         self.depth_loss = AffineInvariantLoss()
         self.gradient_loss = GradientMatchingLoss()
@@ -240,6 +242,11 @@ class LabeledStep(nn.Module):
     def to_device(self, *tensors: Tensor) -> list[Tensor]:
         """The tensors where the model is."""
         return [tensor.to(self.device, non_blocking=True) for tensor in tensors]
+
+    def seen(self, batch: Batch) -> Tensor:
+        """What the network is shown of the labeled images, (B, 3, H, W) float32."""
+        (image,) = self.to_device(batch.image)
+        return self.normalise(change_colours(image, self.augment, batch.colours))
 
     def losses(self) -> contextlib.AbstractContextManager:
         """Within it the losses are computed as the configuration asks."""
@@ -263,9 +270,10 @@ class LabeledStep(nn.Module):
     @annotate("labeled_step")
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Returns the parts of the loss by name; `loss` is their total."""
-        image, disparity, mask = self.to_device(batch.image, batch.disparity, batch.mask)
+        disparity, mask = self.to_device(batch.disparity, batch.mask)
+        image = self.seen(batch)
         with autocast(self.device, self.dtype):
-            prediction = self.network(self.normalise(image))
+            prediction = self.network(image)
         with self.losses():
             parts = self.compare("labeled", prediction.float(), disparity, mask)
         return {"loss": sum(parts.values(), prediction.new_zeros(())), **parts}

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dafast.data.colours import change_colours
 from dafast.losses import FeatureAlignmentLoss
 from dafast.models.checkpoint import CheckpointError
 from dafast.models.depth_anything import DepthAnything
@@ -44,9 +45,14 @@ class StudentStep(LabeledStep):
     @annotate("student_step")
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Returns the parts of the loss by name; `loss` is their total."""
-        assert batch.unlabeled is not None
-        image, disparity, mask = self.to_device(batch.image, batch.disparity, batch.mask)
-        clean, strong, label, valid, region = self.to_device(*batch.unlabeled)
+        given = batch.unlabeled
+        assert given is not None
+        image = self.seen(batch)
+        disparity, mask = self.to_device(batch.disparity, batch.mask)
+        clean, label, valid, region = self.to_device(
+            given.image, given.disparity, given.mask, given.region
+        )
+        strong = change_colours(clean, self.section.augment, given.colours)
         count = len(region)
         partner = torch.arange(1, count + 1, device=self.device) % len(clean)
 
@@ -56,7 +62,7 @@ class StudentStep(LabeledStep):
             return torch.where(own_pixels, values[:count], values[partner])
 
         mixed = self.normalise(mix(strong))
-        both = torch.cat([self.normalise(image), mixed])
+        both = torch.cat([image, mixed])
         with autocast(self.device, self.dtype):
             prediction, features = self.network(both, features=True)
         prediction = prediction.float()
@@ -131,6 +137,6 @@ def build_step(
     if config.metric.max_depth:
         return MetricStep(network, model, config, dtype).to(model.device)
     if config.segmentation.data:
-        return SegmentationStep(network, model, dtype).to(model.device)
+        return SegmentationStep(network, model, config.augment, dtype).to(model.device)
     kind = StudentStep if config.unlabeled.path else LabeledStep
     return kind(network, model, config, dtype).to(model.device)

@@ -23,6 +23,7 @@ def test_runs_on_given_shards(tmp_path: Path, seed: int, capsys) -> None:
         assert record["ms"] > 0
         assert set(record["images_per_second"]) == {0, 1}
         assert min(record["images_per_second"].values()) > 0
+    assert report["colours_ms"] > 0
     data = ShardDataset(shards)
     files = [len(data.image_file(i)) for i in range(6)]
     assert min(files) <= report["sizes"]["image_bytes"] <= max(files)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from dafast.data.colours import DRAWS
 from dafast.data.shards import ShardDataset
 from dafast.data.transforms import AugmentConfig, TrainTransform
 from dafast.training.data import StreamSampler, TrainingData, collate
@@ -92,9 +93,10 @@ def test_a_sample_is_a_function_of_seed_and_position(shards: Path, seed: int) ->
         return TrainingData(ShardDataset(shards), TrainTransform(config), seed)[request]
 
     first, again, other = make(seed), make(seed), make(seed + 1)
-    for name in ("image", "disparity", "mask"):
+    for name in ("image", "colours", "disparity", "mask"):
         assert np.array_equal(getattr(first, name), getattr(again, name))
     assert not np.array_equal(first.image, other.image)
+    assert not np.array_equal(first.colours, other.colours)
 
 
 def test_collate_gives_channels_last_uint8(shards: Path, seed: int) -> None:
@@ -104,5 +106,6 @@ def test_collate_gives_channels_last_uint8(shards: Path, seed: int) -> None:
     assert batch.image.shape[:2] == (4, 3)
     assert batch.image.is_contiguous(memory_format=torch.channels_last)
     assert batch.disparity.shape == batch.mask.shape == (4, *batch.image.shape[2:])
+    assert batch.colours.shape == (4, DRAWS)
     assert len(batch.keys) == 4
     assert batch.skipped == []

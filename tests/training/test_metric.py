@@ -10,8 +10,9 @@ import pytest
 import torch
 
 import train
+from dafast.data.colours import change_colours
 from dafast.data.shards import ShardDataset
-from dafast.data.transforms import AugmentConfig
+from dafast.data.transforms import STRONG, AugmentConfig
 from dafast.evaluation.metrics import depth_errors
 from dafast.losses import SILogLoss
 from dafast.models.depth_anything import DepthAnything
@@ -152,15 +153,17 @@ def test_starts_from_a_metric_model(
 def test_the_step_compares_metres(shards: Path, tmp_path: Path, seed: int) -> None:
     """By hand: labels as they are on disk, out of range ones left out."""
     section = MetricSection(max_depth=4.0, min_depth=1.0, beta=0.3)
-    config = metric_run(shards, tmp_path / "x", seed=seed, metric=section)
+    augment = dataclasses.replace(STRONG, crop="resized")
+    config = metric_run(shards, tmp_path / "x", seed=seed, metric=section, augment=augment)
     data = TrainingData.open(config)
     loader = make_loader(config, data, ONE, step=0, stop_step=1, position=0, unlabeled_position=0)
     batch = next(iter(loader))
     model = build_metric_model(config, CPU).eval()
     step = build_step(model, model, config, torch.float32)
+    seen = change_colours(batch.image, augment, batch.colours)
     with torch.no_grad():
         parts = step(batch)
-        predicted = model(step.normalise(batch.image))
+        predicted = model(step.normalise(seen))
     depth = 1 / batch.disparity
     valid = batch.mask & (depth > 1) & (depth < 4)
     assert 0 < valid.sum() < valid.numel()

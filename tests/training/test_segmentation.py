@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from PIL import Image
 
 import train
+from dafast.data.colours import DRAWS, change_colours
 from dafast.data.segmentation import IGNORE
-from dafast.data.transforms import AugmentConfig
+from dafast.data.transforms import STRONG, AugmentConfig
 from dafast.evaluation.segmentation import score
 from dafast.models import DepthAnything, SegmentationModel
 from dafast.models.segmentation import SegmentationConfig
@@ -173,24 +174,28 @@ def test_the_average_has_the_statistics_of_batchnorm(
         assert not torch.equal(state["model"][name], torch.full_like(state["model"][name], 0.0))
 
 
-def step_of(head: str = "linear") -> tuple[SegmentationModel, SegmentationStep]:
-    model = SegmentationModel(SegmentationConfig(tiny.TINY, ("a", "b", "c"), head)).train()
-    return model, SegmentationStep(model, model, torch.float32)
+def step_of(augment: AugmentConfig) -> tuple[SegmentationModel, SegmentationStep]:
+    model = SegmentationModel(SegmentationConfig(tiny.TINY, ("a", "b", "c"), "linear")).train()
+    return model, SegmentationStep(model, model, augment, torch.float32)
 
 
 def batch_of(classes: torch.Tensor) -> SegmentationBatch:
     image = torch.randint(0, 256, (len(classes), 3, *classes.shape[1:]), dtype=torch.uint8)
-    return SegmentationBatch(image, classes, ["key"] * len(classes), [])
+    return SegmentationBatch(
+        image, torch.rand(len(image), DRAWS), classes, ["key"] * len(classes), []
+    )
 
 
-def test_the_loss_is_cross_entropy_over_what_counts(seed: int) -> None:
-    model, step = step_of()
+@pytest.mark.parametrize("augment", [AugmentConfig(), STRONG], ids=["plain", "strong"])
+def test_the_loss_is_cross_entropy_over_what_counts(augment: AugmentConfig, seed: int) -> None:
+    model, step = step_of(augment)
     classes = torch.randint(0, 3, (2, 28, 42)).to(torch.uint8)
     classes[torch.rand(2, 28, 42) < 0.4] = IGNORE
     batch = batch_of(classes)
     parts = step(batch)
     mean, std = (torch.tensor(v)[:, None, None] for v in (tiny.TINY.mean, tiny.TINY.std))
-    logits = model((batch.image / 255 - mean) / std)
+    seen = change_colours(batch.image, augment, batch.colours)
+    logits = model((seen / 255 - mean) / std)
     counted = classes != IGNORE
     chances = logits.softmax(1).permute(0, 2, 3, 1)[counted]
     truth = classes[counted].long()
@@ -204,7 +209,7 @@ def test_the_loss_is_cross_entropy_over_what_counts(seed: int) -> None:
 
 
 def test_a_batch_without_a_label_is_harmless(tmp_path: Path, seed: int) -> None:
-    model, step = step_of()
+    model, step = step_of(STRONG)
     parts = step(batch_of(torch.full((2, 28, 28), IGNORE, dtype=torch.uint8)))
     assert parts["loss"].item() == 0.0
     parts["loss"].backward()

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 import train
+from dafast.data.colours import DRAWS, change_colours
 from dafast.data.shards import ShardError
 from dafast.data.transforms import STRONG, AugmentConfig
 from dafast.losses import AffineInvariantLoss
@@ -73,13 +74,14 @@ def random_batch(count: int, partners: int, height: int, width: int) -> Batch:
     region[::2, 5 : height - 9, 8 : width // 2] = False
     return Batch(
         torch.randint(256, (2, 3, height, width), dtype=torch.uint8),
+        torch.rand(2, DRAWS),
         torch.rand(2, height, width),
         torch.rand(2, height, width) > 0.2,
         ["key"] * (2 + n),
         [],
         UnlabeledBatch(
             torch.randint(256, (n, 3, height, width), dtype=torch.uint8),
-            torch.randint(256, (n, 3, height, width), dtype=torch.uint8),
+            torch.rand(n, DRAWS),
             torch.rand(n, height, width),
             torch.rand(n, height, width) > 0.2,
             region,
@@ -92,6 +94,12 @@ def build(config: TrainConfig) -> tuple[DepthAnything, StudentStep]:
     step = build_step(model, model, config, torch.float32)
     assert isinstance(step, StudentStep)
     return model, step
+
+
+def disturbed(images: torch.Tensor, colours: torch.Tensor, augment: AugmentConfig) -> torch.Tensor:
+    """Each image by itself."""
+    pairs = zip(images.split(1), colours.split(1), strict=True)
+    return torch.cat([change_colours(image, augment, own) for image, own in pairs])
 
 
 def normalised(model: DepthAnything, image: torch.Tensor) -> torch.Tensor:
@@ -108,13 +116,14 @@ def cosines(
     given, model = batch.unlabeled, step.network
     assert given is not None
     assert step.encoder is not None
+    strong = disturbed(given.image, given.colours, step.section.augment)
     result = []
     for i, region in enumerate(given.region):
-        j = (i + 1) % len(given.clean)
-        seen = given.strong[i] * region + given.strong[j] * ~region
+        j = (i + 1) % len(strong)
+        seen = strong[i] * region + strong[j] * ~region
         frozen_sees = seen
         if step.section.align_view == "clean":
-            frozen_sees = given.clean[i] * region + given.clean[j] * ~region
+            frozen_sees = given.image[i] * region + given.image[j] * ~region
         ours = features(normalised(model, seen))
         theirs = step.encoder(normalised(model, frozen_sees))
         result.append(F.cosine_similarity(ours, theirs, dim=-1).flatten())
@@ -162,22 +171,24 @@ def by_hand(
     """Eqs. 5-9, image by image."""
     given, model = batch.unlabeled, step.network
     assert given is not None
+    shown = disturbed(batch.image, batch.colours, step.augment)
     labeled = [
         affine_invariant_loss(predict(normalised(model, image)), disparity[None], mask[None])
-        for image, disparity, mask in zip(batch.image, batch.disparity, batch.mask, strict=True)
+        for image, disparity, mask in zip(shown, batch.disparity, batch.mask, strict=True)
     ]
+    strong = disturbed(given.image, given.colours, step.section.augment)
     unlabeled = []
     for i, region in enumerate(given.region):
-        j = (i + 1) % len(given.clean)
+        j = (i + 1) % len(strong)
         if teach is not None:
             target_i, target_j = (
-                teach(normalised(step.teacher, given.clean[k])).detach() for k in (i, j)
+                teach(normalised(step.teacher, given.image[k])).detach() for k in (i, j)
             )
             valid_i = valid_j = torch.ones_like(region)
         else:
             target_i, target_j = given.disparity[i][None], given.disparity[j][None]
             valid_i, valid_j = given.mask[i], given.mask[j]
-        seen = given.strong[i] * region + given.strong[j] * ~region
+        seen = strong[i] * region + strong[j] * ~region
         prediction = predict(normalised(model, seen))
         share = region.float().mean()
         own = affine_invariant_loss(prediction, target_i, (valid_i & region)[None])
@@ -311,7 +322,7 @@ def test_an_image_without_a_valid_pixel_is_harmless(
         assert (parts[name].item() == 0) == (empty in (name, "both"))
 
 
-def test_the_teacher_and_the_student_see_the_same_crop(
+def test_the_switches_change_no_other_draw(
     shards: Path, photos: Path, teacher: str, tmp_path: Path, seed: int
 ) -> None:
     config = student_config(shards, photos, teacher, tmp_path, seed=seed, batch_size=6)
@@ -328,14 +339,13 @@ def test_the_teacher_and_the_student_see_the_same_crop(
         return batch.unlabeled
 
     strong = first(config)
-    assert strong.clean.shape == strong.strong.shape == (12, 3, *strong.region.shape[1:])
+    assert strong.image.shape == (12, 3, *strong.region.shape[1:])
+    assert strong.colours.shape == (12, DRAWS)
     assert not strong.mask.any(), "no labels in the shards"
-    changed = [not torch.equal(a, b) for a, b in zip(strong.clean, strong.strong, strict=True)]
-    assert any(changed)
     colourless = AugmentConfig(crop="resized")
     plain = first(with_section(config, augment=colourless, cutmix=0.0))
-    assert torch.equal(plain.clean, plain.strong)
-    assert torch.equal(plain.clean, strong.clean), "the switches change no other draw"
+    assert torch.equal(plain.image, strong.image)
+    assert torch.equal(plain.colours, strong.colours)
     assert bool(plain.region.all())
 
 
