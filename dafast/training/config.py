@@ -206,7 +206,8 @@ class TrainConfig:
         parallel: What several processes share: `ddp` has the whole model in each, `fsdp` a part of
             it (FSDP2), for models that are large for one device. Checkpoints are the same.
         accumulate: Pieces that each process's share of a step goes through the network in, one
-            after the other; the step is that of `batch_size` all the same.
+            after the other; the step is that of `batch_size` all the same. Metric training predicts
+            each piece twice for that; BatchNorm of segmentation heads normalises by the piece.
         activation_checkpointing: Compute the encoder's blocks a second time in the backward pass
             instead of keeping their activations.
         losses: `auto` takes the fastest implementation of the losses, `reference` the plain one.
@@ -471,11 +472,6 @@ def check(config: TrainConfig) -> None:
         need(
             not (metric.max_depth and config.segmentation.data),
             "metric.max_depth and segmentation.data exclude each other: a run learns one of them",
-        )
-        need(
-            config.accumulate == 1,
-            f"accumulate does not go with {task}, whose loss is of the whole batch and no mean of "
-            "its pieces",
         )
         need(not config.gradient_matching, f"gradient_matching does not go with {task}")
     need(

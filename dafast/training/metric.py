@@ -7,6 +7,7 @@ of it trained with the SILog loss. Batches hold disparity in 1/metre, as the sha
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -100,7 +101,9 @@ class MetricStep(LabeledStep):
     """Loss of a batch of images with depth in metres: normalise, predict, compare.
 
     The loss takes the valid pixels of a process's batch together, as published; so it depends a
-    little on how many processes share the batch.
+    little on how many processes share the batch. In how many pieces (`accumulate`) changes nothing:
+    before the first is learned from all are predicted once without a gradient, for the sums over
+    pixels that the loss of the whole is a function of.
     """
 
     def __init__(
@@ -109,15 +112,38 @@ class MetricStep(LabeledStep):
         super().__init__(network, model, config, dtype)
         self.section = config.metric
         self.silog = SILogLoss(config.metric.beta)
+        self.pieces, self.whole = 1, torch.empty(0)  # of the step: how many, their sums
 
-    @annotate("metric_step")
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Returns the parts of the loss by name; `loss` is their total."""
+    @torch.no_grad()
+    def begin(self, batches: Sequence[Batch]) -> list[float]:
+        """Predicts all pieces where there are several, for the loss of the whole."""
+        self.pieces = len(batches)
+        if self.pieces > 1:
+            self.whole = torch.stack(
+                [self.silog.sums(*self._compared(batch)) for batch in batches]
+            ).sum(0)
+        return super().begin(batches)
+
+    def _compared(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Predicted depth, true depth and where it counts, (B, H, W) each."""
         image, disparity, mask = self.to_device(batch.image, batch.disparity, batch.mask)
         with autocast(self.device, self.dtype):
             prediction = self.network(self.normalise(image))
-        depth, valid = valid_labels(disparity, mask, self.section)
-        loss = self.silog(prediction.float(), depth, valid)
+        return prediction.float(), *valid_labels(disparity, mask, self.section)
+
+    @annotate("metric_step")
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Returns the parts of the loss by name; `loss` is their total.
+
+        Of a piece of a step the loss is that of the whole step, and its gradient so much of the
+        whole one's as goes through this piece, times the number of pieces: their mean is the step.
+        """
+        compared = self._compared(batch)
+        if self.pieces == 1:
+            loss = self.silog(*compared)
+        else:
+            own = self.silog.sums(*compared)
+            loss = self.silog.of_sums(self.whole + self.pieces * (own - own.detach())).float()
         return {"loss": loss, "silog": loss}
 
 

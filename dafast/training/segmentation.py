@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -149,6 +149,15 @@ class SegmentationStep(nn.Module):
         self.network, self.dtype, self.device = network, dtype, model.device
         encoder = model.config.encoder
         self.normalise = Normalise(encoder.mean, encoder.std)
+
+    def begin(self, batches: Sequence[SegmentationBatch]) -> list[float]:
+        """The share of each piece of a step in its loss: that of the pixels that count.
+
+        So the loss is the mean over the pixels of the whole step. BatchNorm normalises by the
+        statistics of a piece all the same.
+        """
+        counts = [int((batch.classes != IGNORE).sum()) for batch in batches]
+        return [count / max(1, sum(counts)) for count in counts]
 
     @annotate("segmentation_step")
     def forward(self, batch: SegmentationBatch) -> dict[str, Tensor]:

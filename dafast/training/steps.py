@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -241,6 +241,15 @@ class LabeledStep(nn.Module):
         """The tensors where the model is."""
         return [tensor.to(self.device, non_blocking=True) for tensor in tensors]
 
+    def begin(self, batches: Sequence[Batch]) -> list[float]:
+        """Looks at the pieces of a step before the first is learned from.
+
+        Returns:
+            The share that the loss of each has in the loss of the step: equal ones, for the loss is
+            a mean over images and the pieces are of one size.
+        """
+        return [1 / len(batches)] * len(batches)
+
     def losses(self) -> contextlib.AbstractContextManager:
         """Within it the losses are computed as the configuration asks."""
         return use_backend("reference") if self.reference else contextlib.nullcontext()
@@ -271,28 +280,28 @@ class LabeledStep(nn.Module):
         return {"loss": sum(parts.values(), prediction.new_zeros(())), **parts}
 
 
-def backward(
-    step_losses: Callable[[Batch], dict[str, Tensor]], network: nn.Module, batches: Sequence[Batch]
-) -> dict[str, Tensor]:
+def backward(step_losses: Any, network: nn.Module, batches: Sequence[Any]) -> dict[str, Tensor]:
     """Adds the gradients of a step, whose batches come one after the other (accumulation).
 
     Args:
-        step_losses: Gives the parts of a batch's loss; `loss` is what is minimised.
+        step_losses: Gives the parts of a batch's loss; `loss` is what is minimised. Its `begin`
+            says what share each batch has.
         network: What predicts; copies of it (DDP) exchange gradients in the last batch alone.
         batches: Of equal sizes.
 
     Returns:
-        The parts, averaged over the batches.
+        The parts of the step, those of the batches by their shares.
     """
     means: dict[str, Tensor] = {}
-    for i, batch in enumerate(batches, 1):
+    shares = step_losses.begin(batches)
+    for i, (batch, share) in enumerate(zip(batches, shares, strict=True), 1):
         alone = isinstance(network, DistributedDataParallel) and i < len(batches)
         with network.no_sync() if alone else contextlib.nullcontext():  # type: ignore[operator]
             parts = step_losses(batch)
-            (parts["loss"] / len(batches)).backward()
+            (share * parts["loss"]).backward()
         for name, part in parts.items():
-            share = part.detach() / len(batches)
-            means[name] = means[name] + share if name in means else share
+            scaled = share * part.detach()
+            means[name] = means[name] + scaled if name in means else scaled
     return means
 
 

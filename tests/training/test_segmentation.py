@@ -31,6 +31,8 @@ from dafast.training.config import (
 )
 from dafast.training.distributed import World
 from dafast.training.segmentation import SegmentationBatch, SegmentationStep, open_samples
+from dafast.training.steps import backward
+from tests.tolerances import TOLERANCES
 from tests.training import tiny
 from tests.training.runs import ONE, command, metrics, run_until, torchrun
 
@@ -201,6 +203,50 @@ def test_the_loss_is_cross_entropy_over_what_counts(seed: int) -> None:
     )
     reference = F.cross_entropy(logits, classes.long(), ignore_index=IGNORE)
     assert expected.item() == pytest.approx(reference.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("pieces", [2, 3])
+def test_accumulation_is_the_larger_batch(pieces: int, seed: int) -> None:
+    """The mean over the pixels of the step, of which the pieces have unequal numbers, one none.
+
+    With fixed statistics in BatchNorm, which training would take from each piece, and without
+    dropout.
+    """
+    model, step = step_of("dpt")
+    model.eval().double()
+    step.normalise.double()
+    count = 2 * pieces
+    classes = torch.randint(0, 3, (count, 28, 42)).to(torch.uint8)
+    classes[torch.rand(count, 28, 42) < torch.rand(count, 1, 1)] = IGNORE
+    classes[:2] = IGNORE
+    whole = batch_of(classes)
+    parts = [
+        SegmentationBatch(whole.image[i : i + 2], classes[i : i + 2], ["key"] * 2, [])
+        for i in range(0, count, 2)
+    ]
+    results = []
+    for batches in ([whole], parts):
+        model.zero_grad()
+        values = backward(step, model, batches)
+        gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+        results.append((values, gradient))
+    (one, expected), (several, found) = results
+    tolerance = TOLERANCES[torch.float32].model
+    assert one.keys() == several.keys()
+    for name, value in one.items():
+        assert float(several[name]) == pytest.approx(float(value), rel=tolerance), name
+    assert expected.norm() > 0
+    assert (found - expected).norm() < tolerance * expected.norm()
+
+
+def test_a_run_that_accumulates(photos: Path, tmp_path: Path, seed: int) -> None:
+    config = config_of(photos, tmp_path / "whole", seed, accumulate=2, steps=4)
+    train.train(config, ONE)
+    assert sorted(tiny.losses(tmp_path / "whole")) == [1, 2, 3, 4]
+    broken = dataclasses.replace(config, out=str(tmp_path / "broken"))
+    run_until(broken, 2)
+    train.train(broken, ONE)
+    assert tiny.losses(tmp_path / "broken") == tiny.losses(tmp_path / "whole")
 
 
 def test_a_batch_without_a_label_is_harmless(tmp_path: Path, seed: int) -> None:
