@@ -27,7 +27,7 @@ import json
 import logging
 import os
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -35,7 +35,15 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
-from dafast.data.remote import ShardError, exists, is_remote, name_of, read_range
+from dafast.data.remote import (
+    RemoteError,
+    ShardError,
+    exists,
+    is_remote,
+    name_of,
+    read_range,
+    retried,
+)
 from dafast.data.tars import (
     DISPARITY,
     IMAGE,
@@ -289,12 +297,16 @@ class ShardDataset(Dataset[Sample]):
             if column == SKY:
                 return read_range(shard, offset, size)
             return self._remote_member(index, shard, offset, size)
-        data = os.pread(self._descriptor(shard), size, offset)
-        if len(data) != size:
-            raise OSError(
-                f"{len(data)} bytes of {size} read: the shard changed since it was indexed"
-            )
-        return data
+
+        def read() -> bytes:
+            try:
+                return os.pread(self._descriptor(shard), size, offset)
+            except OSError:
+                if shard in self._files:  # on a network's file system it may never be good again
+                    os.close(self._files.pop(shard))
+                raise
+
+        return read_again(shard, read, size)
 
     def _remote_member(self, index: int, shard: Path, offset: int, size: int) -> bytes:
         """A member of a sample: all that will be wanted of it comes in one request."""
@@ -328,6 +340,41 @@ class ShardDataset(Dataset[Sample]):
     def __getstate__(self) -> dict[str, Any]:
         # File descriptors mean nothing in a spawned worker.
         return {**self.__dict__, "_files": OrderedDict(), "_part": (-1, 0, b"")}
+
+
+def read_again(shard: Path, read: Callable[[], bytes], size: int) -> bytes:
+    """What `read` gives of a local shard that was there before; tried a few times.
+
+    A shard that is gone, or a disk that fails, is no damaged sample: all in it would be.
+
+    Args:
+        shard: The file.
+        read: Reads a part of it, opening it if need be.
+        size: How many bytes that part has.
+
+    Raises:
+        ShardError: If it cannot be read, or has become shorter; the message names it.
+    """
+    remedy = (
+        "It was there when its samples were listed: put it back, or mend its disk, and give the "
+        "same command again"
+    )
+
+    def there() -> bytes:
+        try:
+            return read()
+        except FileNotFoundError:  # tried again too: a file system may come back
+            raise OSError("it is gone") from None
+
+    try:
+        data = retried(there, f"cannot read the shard {shard}")
+    except RemoteError as error:
+        raise ShardError(f"{error}. {remedy}") from error
+    if len(data) != size:
+        raise ShardError(
+            f"the shard {shard} has become another file: {len(data)} bytes of {size} read. {remedy}"
+        )
+    return data
 
 
 DECODE_ERRORS = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)

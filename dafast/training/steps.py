@@ -332,8 +332,20 @@ class Ema:
 
 
 def total_steps(config: TrainConfig, data: TrainingData) -> int:
-    """Length of the run in steps."""
+    """Length of the run in steps.
+
+    Raises:
+        ConfigError: If the warm-up is as long, so that it would never end.
+    """
     samples, batch = len(data.shards), config.batch_size
     if data.unlabeled is not None:
         samples, batch = len(data.unlabeled), batch * config.unlabeled.ratio
-    return config.steps or max(1, round(config.epochs * samples / batch))
+    total = config.steps or max(1, round(config.epochs * samples / batch))
+    if config.optim.warmup_steps >= total:
+        raise ConfigError(
+            f"optim.warmup_steps ({config.optim.warmup_steps}) must be under the length of the "
+            f"run, or the warm-up never ends: epochs = {config.epochs:g} of {samples} images, "
+            f"{batch} a step, are {total} steps. Lower it (--optim.warmup-steps {total // 10}), or "
+            "train for more epochs"
+        )
+    return total
