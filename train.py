@@ -217,6 +217,7 @@ def train(config: TrainConfig, world: World) -> None:
                 save()
             raise
         score = values.get(config.best_by, values["loss"])
+        score = -score if config.best_by == "miou" else score  # the larger, the better
         if score < best_score:
             best_score = score
             export(whole_model, out / "best")

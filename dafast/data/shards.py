@@ -11,6 +11,8 @@ Unlabeled samples have the image alone. A teacher's labels (`dafast label`) need
 image's resolution and do not start at 0: their JSON has `disparity_scale`, `disparity_offset`
 (disparity = offset + scale * value) and `disparity_size` [rows, columns].
 
+The JSON may say `disparity_unit`: "1/metre", or "relative" where scale and shift mean nothing.
+
 Beside a shard NAME.tar there may be NAME.sky.tar with KEY.png: where SegFormer sees sky
 (`dafast data sky`), nonzero, at the image's resolution. An image without one has no sky.
 
@@ -262,6 +264,16 @@ class ShardDataset(Dataset[Sample]):
             return json.loads(self._member(index, META))
         except ValueError as error:
             raise SampleError(f"{self.name(index)}: json: {error}") from error
+
+    def unit(self, index: int) -> str:
+        """What the sample's disparity is in: "1/metre", "relative", or "" where nothing says.
+
+        Raises:
+            SampleError: If its JSON cannot be read.
+        """
+        meta = self.meta(index)
+        # Shards that `dafast label` wrote before it said so have these numbers of a teacher's.
+        return str(meta.get("disparity_unit", "relative" if "disparity_scale" in meta else ""))
 
     def key(self, index: int) -> str:
         """The sample's key within its shard."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dafast.config import PRESETS
+from dafast.data.tars import LIST_SUFFIXES
 from dafast.data.transforms import STRONG, AugmentConfig
 
 
@@ -222,8 +223,9 @@ class TrainConfig:
         export_float16: Write the exported weights in half precision.
         log_every: Steps between progress lines where the output is not a terminal.
         eval_every: Steps between evaluations; 0 evaluates at the end only.
-        best_by: Number of the evaluation, smaller is better, whose best model is kept in `best/`;
-            the loss where an evaluation has no such number.
+        best_by: Number of the evaluation whose best model is kept in `best/`: `abs_rel` or `loss`,
+            the smaller the better, or `miou` of segmentation, the larger the better; the loss where
+            an evaluation has no such number.
         max_bad_steps: Stop after more than this many steps in a row without a finite gradient.
     """
 
@@ -256,7 +258,7 @@ class TrainConfig:
     export_float16: bool = False
     log_every: int = 20
     eval_every: int = 1000
-    best_by: Literal["abs_rel", "loss"] = "abs_rel"
+    best_by: Literal["abs_rel", "loss", "miou"] = "abs_rel"
     max_bad_steps: int = 20
 
 
@@ -377,7 +379,7 @@ _SHARES = ("data.max_bad_fraction", "unlabeled.cutmix", "metric.beta")
 
 def is_list(path: str) -> bool:
     """Whether a path names a list of pictures, not shards."""
-    return path.endswith((".csv", ".json", ".jsonl"))
+    return path.endswith(LIST_SUFFIXES)
 
 
 def check(config: TrainConfig) -> None:
@@ -466,6 +468,10 @@ def check(config: TrainConfig) -> None:
     need(
         not (config.segmentation.data and unlabeled.path),
         "segmentation.data and unlabeled.path exclude each other: a student learns depth",
+    )
+    need(
+        config.best_by != "miou" or bool(config.segmentation.data),
+        "best_by = miou is of segmentation (segmentation.data): take abs_rel or loss",
     )
     task = "metric.max_depth" if metric.max_depth else "segmentation.data"
     if metric.max_depth or config.segmentation.data:

@@ -6,6 +6,7 @@ of it trained with the SILog loss. Batches hold disparity in 1/metre, as the sha
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dafast.config import PRESETS, ModelConfig
-from dafast.data.shards import ShardDataset
+from dafast.data.shards import SampleError, ShardDataset
 from dafast.evaluation.metrics import depth_errors
 from dafast.losses import SILogLoss
 from dafast.models.depth_anything import DepthAnything
@@ -78,20 +79,38 @@ def valid_labels(disparity: Tensor, mask: Tensor, section: MetricSection) -> tup
     return depth, mask & (depth > section.min_depth) & (depth < section.max_depth)
 
 
-def check_metres(data: ShardDataset, section: MetricSection) -> None:
-    """Looks whether labels can be metres: of 64 samples, one has to have a depth that counts.
+def check_metres(data: ShardDataset, section: MetricSection, key: str) -> None:
+    """Looks whether labels can be metres, at 64 samples evenly spread over the set.
+
+    None may say that it is in another unit (`ShardDataset.unit`), and one has to have a depth that
+    counts.
+
+    Args:
+        data: With physical labels.
+        section: The range of depths that count.
+        key: The setting that the data is from, for messages.
 
     Raises:
-        ConfigError: If none has.
+        ConfigError: If the labels are no metres.
     """
     count = min(len(data), 64)
-    for index in np.linspace(0, len(data) - 1, count).round().astype(int):
-        sample = data[int(index)]
+    chosen = [int(i) for i in np.linspace(0, len(data) - 1, count).round()]
+    for index in chosen:
+        with contextlib.suppress(SampleError):  # named when it is read
+            if data.unit(index) not in ("", "1/metre"):
+                raise ConfigError(
+                    f"{key}: the label of {data.name(index)} is not in metres but "
+                    f"{data.unit(index)}, as those of a teacher are (`dafast label`) and of data "
+                    "sets that know no metres. Name shards of measured depth, or leave out "
+                    "metric.max_depth to learn relative disparity"
+                )
+    for index in chosen:
+        sample = data[index]
         disparity, mask = torch.from_numpy(sample.disparity), torch.from_numpy(sample.mask)
         if valid_labels(disparity, mask, section)[1].any():
             return
     raise ConfigError(
-        f"data.path: of {count} samples none has a depth between metric.min_depth and max_depth "
+        f"{key}: of {count} samples none has a depth between metric.min_depth and max_depth "
         f"({section.min_depth:g} to {section.max_depth:g} metres); are the labels in another unit? "
         "A list has the column `scale` for that"
     )

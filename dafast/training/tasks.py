@@ -22,7 +22,7 @@ def open_data(config: TrainConfig) -> Any:
         return segmentation.SegmentationTrainingData.open(config)
     data = TrainingData.open(config)
     if config.metric.max_depth:
-        check_metres(data.shards, config.metric)
+        check_metres(data.shards, config.metric, "data.path")
     return data
 
 
@@ -48,5 +48,6 @@ def open_evaluation(config: TrainConfig) -> Callable[[Any], dict[str, float]]:
     held_out = ShardDataset(config.data.eval_path, labels="physical", key="data.eval_path")
     samples, max_depth = config.data.eval_samples, config.data.eval_max_depth
     if config.metric.max_depth:
+        check_metres(held_out, config.metric, "data.eval_path")
         return lambda model: metric_evaluation(model, held_out, samples, config.metric)
     return lambda model: periodic_evaluation(model, held_out, samples, max_depth)

@@ -272,3 +272,25 @@ def test_labels_of_another_resolution_say_so(tmp_path: Path, seed: int) -> None:
     assert np.array_equal(data.read(0).disparity, code.astype(np.float32) * 0.5 - 3.0)
     with pytest.raises(SampleError, match=r"a\.tar/bad"):
         data.read(1)
+
+
+@pytest.mark.parametrize("path", ["a/list.csv", "http://127.0.0.1:9/list.jsonl?x=1", "b.json"])
+def test_a_list_is_no_shards(path: str) -> None:
+    """Told before anything is opened, or asked of a server."""
+    with pytest.raises(ShardError, match=r"is a list of pictures; .*`dafast data pack .*--out"):
+        ShardDataset(path)
+
+
+def test_the_unit_of_labels(tmp_path: Path, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    says: dict[str, tuple[dict[str, object], str]] = {
+        "a": ({"disparity_max": 1.0}, ""),
+        "b": ({"disparity_max": 1.0, "disparity_unit": "1/metre"}, "1/metre"),
+        "c": ({"disparity_scale": 0.1, "disparity_unit": "relative"}, "relative"),
+        "d": ({"disparity_scale": 0.1}, "relative"),
+    }
+    samples = {key: {**members(rng), "json": json.dumps(meta).encode()}
+               for key, (meta, _) in says.items()}  # fmt: skip
+    write(tmp_path / "a.tar", samples)
+    data = ShardDataset(tmp_path)
+    assert [data.unit(i) for i in range(4)] == [unit for _, unit in says.values()]

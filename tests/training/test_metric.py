@@ -24,6 +24,7 @@ from dafast.training.config import (
     load_toml,
 )
 from dafast.training.data import Batch, TrainingData, make_loader
+from dafast.training.labeling import label_shards
 from dafast.training.metric import build_metric_model, metric_evaluation
 from dafast.training.steps import backward, build_optimizer
 from dafast.training.student import build_step
@@ -283,6 +284,31 @@ def test_values_that_cannot_work(option: str, message: str) -> None:
 
     with pytest.raises(ConfigError, match=message):
         parse_args(option.split())
+
+
+@pytest.mark.parametrize("says", [True, False])
+@pytest.mark.parametrize("key", ["path", "eval_path"])
+def test_labels_of_a_teacher_are_refused(
+    says: bool, key: str, shards: Path, tmp_path: Path, seed: int
+) -> None:
+    """`dafast label` writes that they are relative; those of earlier versions are known too."""
+    report = label_shards(
+        lambda images: [image[..., 0] / np.float32(255) + 0.1 for image in images],
+        sorted(shards.iterdir())[:1],
+        tmp_path,
+    )
+    assert report.images == 18
+    (shard,) = tmp_path.glob("*.tar")
+    if not says:
+        text = b', "disparity_unit": "relative"'
+        shard.write_bytes(shard.read_bytes().replace(text, b" " * len(text)))
+    data = ShardDataset(shard, labels="physical")
+    assert {data.unit(i) for i in range(len(data))} == {"relative"}
+    assert ("disparity_unit" in data.meta(0)) == says
+    config = metric_run(shards, tmp_path / "run")
+    data_section = dataclasses.replace(config.data, **{key: str(shard)})
+    with pytest.raises(ConfigError, match=rf"data\.{key}: .* not in metres but relative.*measured"):
+        train.train(dataclasses.replace(config, data=data_section), ONE)
 
 
 def test_labels_that_are_no_metres_are_refused(shards: Path, tmp_path: Path) -> None:

@@ -58,6 +58,7 @@ def encode(sample: SyntheticSample) -> dict[str, bytes]:
     Image.fromarray(sample.classes).save(classes, "PNG")
     meta = {
         "seed": sample.seed, "kind": sample.kind, "disparity_max": top,
+        "disparity_unit": "1/metre",
         "fx": sample.fx, "fy": sample.fy, "cx": sample.cx, "cy": sample.cy,
     }  # fmt: skip
     return {
