@@ -28,8 +28,9 @@ class ModelSection:
 
     Attributes:
         preset: Name of a preset (`nano`, `vits`, `vitb`, `vitl`, ...).
-        init: Checkpoint to start from (whatever `DepthAnything.from_pretrained` takes); "" starts
-            from random weights. It starts a new run; `resume` goes on with an old one.
+        init: Checkpoint to start from (whatever `DepthAnything.from_pretrained` takes, and for
+            segmentation a segmentation model too); "" starts from random weights. It starts a new
+            run; `resume` goes on with an old one.
         encoder_init: Without `init`, what the encoder starts from: `random`; `mimetic`, which
             imitates the attention of trained ViTs (`dafast.training.initialization`); or a
             pre-trained DINOv2 as the paper has it, `dinov2` from the hub or a file

@@ -34,8 +34,23 @@ from dafast.training.schedules import lr_factor
 logger = logging.getLogger(__name__)
 
 
-def build_model(section: ModelSection, device: torch.device, channels_last: bool) -> DepthAnything:
-    """Builds the model from what `section` says it starts from, ready to be trained."""
+def build_model(
+    section: ModelSection,
+    device: torch.device,
+    channels_last: bool,
+    start: DepthAnything | None = None,
+) -> DepthAnything:
+    """Builds the model from what `section` says it starts from, ready to be trained.
+
+    Args:
+        section: What it starts from, and of which size it has to be.
+        device: Where it is trained.
+        channels_last: How its kernels and maps are laid out.
+        start: What `section.init` names, where that is loaded already.
+
+    Raises:
+        ConfigError: If it cannot start from that.
+    """
     if section.init and section.encoder_init != "random":
         raise ConfigError(
             "model.init brings an encoder: leave it empty, or model.encoder_init at 'random'"
@@ -43,7 +58,9 @@ def build_model(section: ModelSection, device: torch.device, channels_last: bool
     preset = PRESETS[section.preset]
     if section.init:
         try:
-            model = DepthAnything.from_pretrained(section.init, device="cpu", dtype="float32")
+            model = start or DepthAnything.from_pretrained(
+                section.init, device="cpu", dtype="float32"
+            )
         except CheckpointError as error:
             raise ConfigError(f"model.init: {error}") from error
         for name in STRUCTURE:
@@ -335,17 +352,19 @@ def total_steps(config: TrainConfig, data: TrainingData) -> int:
     """Length of the run in steps.
 
     Raises:
-        ConfigError: If the warm-up is as long, so that it would never end.
+        ConfigError: If `epochs` make it so short that the warm-up would never end.
     """
+    if config.steps:  # `check` has seen them
+        return config.steps
     samples, batch = len(data.shards), config.batch_size
     if data.unlabeled is not None:
         samples, batch = len(data.unlabeled), batch * config.unlabeled.ratio
-    total = config.steps or max(1, round(config.epochs * samples / batch))
-    if config.optim.warmup_steps >= total:
+    total = max(1, round(config.epochs * samples / batch))
+    warmup = config.optim.warmup_steps
+    if warmup >= total:
         raise ConfigError(
-            f"optim.warmup_steps ({config.optim.warmup_steps}) must be under the length of the "
-            f"run, or the warm-up never ends: epochs = {config.epochs:g} of {samples} images, "
-            f"{batch} a step, are {total} steps. Lower it (--optim.warmup-steps {total // 10}), or "
-            "train for more epochs"
+            f"optim.warmup_steps ({warmup}) must be under the length of the run, or the warm-up "
+            f"never ends: epochs = {config.epochs:g} of {samples} images, {batch} a step, are "
+            f"{total} steps. Lower it (--optim.warmup-steps {total // 10}), or train for more epochs"
         )
     return total

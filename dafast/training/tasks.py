@@ -30,9 +30,9 @@ def open_model(config: TrainConfig, data: Any, device: torch.device) -> Any:
     """The model to train, from what `config.model` says it starts from."""
     if config.metric.max_depth:
         return build_metric_model(config, device)
-    model = build_model(config.model, device, config.channels_last)
     if config.segmentation.data:
-        return segmentation.build_segmentation_model(model, data.shards.classes, config)
+        return segmentation.build_segmentation_model(data.shards.classes, config, device)
+    model = build_model(config.model, device, config.channels_last)
     if model.config.is_metric:
         raise ConfigError(
             f"model.init: {config.model.init} predicts metres; this trains relative disparity, "

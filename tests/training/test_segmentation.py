@@ -30,8 +30,14 @@ from dafast.training.config import (
     load_toml,
 )
 from dafast.training.distributed import World
-from dafast.training.segmentation import SegmentationBatch, SegmentationStep, open_samples
+from dafast.training.segmentation import (
+    SegmentationBatch,
+    SegmentationStep,
+    build_segmentation_model,
+    open_samples,
+)
 from dafast.training.steps import backward
+from dafast.training.tasks import open_model
 from tests.tolerances import TOLERANCES
 from tests.training import tiny
 from tests.training.runs import ONE, command, metrics, run_until, torchrun
@@ -173,6 +179,54 @@ def test_the_average_has_the_statistics_of_batchnorm(
     for name in ("head.bn.running_mean", "head.bn.running_var"):
         assert torch.equal(state["ema"][name], state["model"][name])
         assert not torch.equal(state["model"][name], torch.full_like(state["model"][name], 0.0))
+
+
+@pytest.mark.parametrize("head", ["linear", "dpt"])
+def test_it_starts_from_what_another_run_exported(
+    head: str, photos: Path, tmp_path: Path, seed: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Head and encoder where classes and head are the same; the encoder alone where not."""
+    torch.manual_seed(seed)
+    start = SegmentationModel.from_depth(tiny.trained_model(), ["red", "green", "blue"], "linear")
+    start.save_pretrained(tmp_path / "start")
+    config = config_of(photos, tmp_path / "run", seed, head, steps=1)
+    model = ModelSection(preset="tiny", init=str(tmp_path / "start"))
+    config = dataclasses.replace(config, model=model)
+    built = build_segmentation_model(("red", "green", "blue"), config, ONE.device)
+    encoder = start.pretrained.state_dict()
+    assert all(torch.equal(v, encoder[k]) for k, v in built.pretrained.state_dict().items())
+    same = head == "linear"
+    assert ("the head starts random" in caplog.text) == (not same)
+    if same:
+        trained = start.head.state_dict()
+        assert all(torch.equal(v, trained[k]) for k, v in built.head.state_dict().items())
+        other = build_segmentation_model(("red", "green", "brown"), config, ONE.device)
+        assert not torch.equal(other.head.conv_seg.weight, start.head.conv_seg.weight)
+    train.train(config, ONE)
+    assert sorted(tiny.losses(tmp_path / "run")) == [1]
+    wrong = dataclasses.replace(model, preset="nano")
+    with pytest.raises(ConfigError, match=r"model\.init: .* has embed_dim = 64"):
+        train.train(dataclasses.replace(config, model=wrong, out=str(tmp_path / "x")), ONE)
+    depth = dataclasses.replace(config, segmentation=SegmentationSection())
+    with pytest.raises(ConfigError, match=r"model\.init: .*dafast_segmentation"):
+        open_model(depth, None, ONE.device)
+
+
+def test_the_best_is_that_of_the_largest_miou(
+    photos: Path, tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(photos, tmp_path / "run", seed, steps=4, eval_every=1, best_by="miou")
+    data = dataclasses.replace(config.data, eval_path=str(photos))
+    scores = iter([0.2, 0.5, 0.3, 0.4])
+    monkeypatch.setattr(
+        "dafast.training.segmentation.open_segmentation_evaluation",
+        lambda config: lambda model: {"loss": 1.0, "miou": next(scores)},
+    )
+    train.train(dataclasses.replace(config, data=data), ONE)
+    best = json.loads((tmp_path / "run" / "best" / "evaluation.json").read_text())
+    assert (best["step"], best["miou"]) == (2, 0.5)
+    with pytest.raises(ConfigError, match="best_by = miou is of segmentation"):
+        check(dataclasses.replace(config, segmentation=SegmentationSection()))
 
 
 def step_of(head: str = "linear") -> tuple[SegmentationModel, SegmentationStep]:
