@@ -365,6 +365,6 @@ def total_steps(config: TrainConfig, data: TrainingData) -> int:
         raise ConfigError(
             f"optim.warmup_steps ({warmup}) must be under the length of the run, or the warm-up "
             f"never ends: epochs = {config.epochs:g} of {samples} images, {batch} a step, are "
-            f"{total} steps. Lower it (--optim.warmup-steps {total // 10}), or train for more epochs"
+            f"{total} steps. Lower it (--optim.warmup-steps {total // 10}), or raise epochs"
         )
     return total
