@@ -15,13 +15,20 @@ import dataclasses
 import json
 import logging
 import math
+import multiprocessing
 import random
+import signal
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
+from dafast.data.disk import DiskFullError
+from dafast.data.remote import write_text
 from dafast.data.shards import ShardError, check_bad_share
 from dafast.runtime import resolve_dtype
 from dafast.training.config import ConfigError, TrainConfig, parse_args
@@ -29,19 +36,21 @@ from dafast.training.data import make_loader
 from dafast.training.distributed import World, distributed_session
 from dafast.training.lists import pack_lists
 from dafast.training.parallel import WholeModel, gather, load_weights, replicate, shard, whole
-from dafast.training.progress import RunLog, Stopwatch
+from dafast.training.progress import RunLog, Stopwatch, is_evaluated
 from dafast.training.resume import (
     StopRequest,
     changed_settings,
     find_checkpoint,
+    is_finished,
+    other_model,
     same_evaluation,
 )
 from dafast.training.state import (
     CheckpointError,
     checkpoint_folder,
-    list_checkpoints,
     random_state,
     save_checkpoint,
+    set_aside,
     set_random_state,
 )
 from dafast.training.steps import (
@@ -103,16 +112,21 @@ def train(config: TrainConfig, world: World) -> None:
 
     # Resume.
     step, position, unlabeled_position, skipped_steps, bad_samples = 0, 0, 0, 0, set()
-    best_score = math.inf
+    best_score, evaluated_step = math.inf, -1
     checkpoint = find_checkpoint(config, world)
     if checkpoint is not None:
         path, state = checkpoint
+        if other := other_model(state["config"], config):
+            raise CheckpointError(
+                f"{path} is of another model ({'; '.join(other)}). Choose another `out`, or the "
+                "settings of that run."
+            )
         try:
             load_weights(model, state["model"])
-        except RuntimeError as error:
+        except RuntimeError as error:  # other classes, or weights of another version
             raise CheckpointError(
-                f"{path} is of another model ({json.loads(state['config'])['model']['preset']}, "
-                f"not {config.model.preset}). Choose another `out` or the model of that run."
+                f"{path} is of another model, though of the same settings: {error}. Choose another "
+                "`out`."
             ) from error
         try:
             optimizer.load_state_dict(state["optimizer"])
@@ -127,12 +141,24 @@ def train(config: TrainConfig, world: World) -> None:
         step, position, skipped_steps = state["step"], state["position"], state["skipped_steps"]
         unlabeled_position = state.get("unlabeled_position", 0)
         bad_samples = set(state["bad_samples"])
-        if same_evaluation(state["config"], config) and (out / "best").is_dir():
+        compared = same_evaluation(state["config"], config)
+        evaluated = world.broadcast(compared and is_evaluated(out, step))
+        if world.broadcast(is_finished(config, step, total, evaluated)):
+            if world.is_main:
+                print(
+                    f"{out} is finished: {step} steps of {total}; the model is in {out / 'export'}."
+                    " Nothing was changed; more steps (--steps, --epochs) go on from here"
+                )
+            return
+        evaluated_step = step if evaluated else -1
+        if world.is_main and (aside := set_aside(out, step)):
+            print(f"what {out} had beyond step {step} is in {aside}")
+        if compared and (out / "best").is_dir():
             best_score = state.get("best_score", math.inf)
 
     log = RunLog(out, total, step, config.log_every, world.is_main)
     if world.is_main:
-        (out / "config.json").write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+        write_text(out / "config.json", json.dumps(dataclasses.asdict(config), indent=2) + "\n")
         parameters = sum(p.numel() for p in model.parameters())
         log.say(
             f"{config.model.preset}, {parameters / 1e6:.2f}M parameters, from "
@@ -146,7 +172,16 @@ def train(config: TrainConfig, world: World) -> None:
             for line in changed_settings(state["config"], config):
                 log.say(f"  differs from the checkpoint's run: {line}")
 
-    export_dtype = {"dtype": torch.float16} if config.export_float16 else {}
+    def export(whole_model: Any, folder: Path) -> None:
+        try:
+            whole_model.save_pretrained(
+                folder, **({"dtype": torch.float16} if config.export_float16 else {})
+            )
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(
+                f"cannot write the model {folder}: {error}. Free some space or choose another disk;"
+                " the checkpoints are untouched, and the same command goes on from them."
+            ) from error
 
     def save() -> None:
         state = {
@@ -165,12 +200,13 @@ def train(config: TrainConfig, world: World) -> None:
         state, whole_model = gather(state, world), result()
         if world.is_main:
             save_checkpoint(checkpoint_folder(out), step, state, config.keep)
-            whole_model.save_pretrained(out / "export", **export_dtype)
+            export(whole_model, out / "export")
 
     def evaluate() -> None:
-        nonlocal best_score
+        nonlocal best_score, evaluated_step
         if not config.data.eval_path:
             return
+        evaluated_step = step
         whole_model = result()
         if held_out is None:  # not the main process
             return
@@ -180,13 +216,14 @@ def train(config: TrainConfig, world: World) -> None:
             if not sharded:  # else the others would have to take part
                 save()
             raise
-        log.evaluation(step, values)
         score = values.get(config.best_by, values["loss"])
+        score = -score if config.best_by == "miou" else score  # the larger, the better
         if score < best_score:
             best_score = score
-            whole_model.save_pretrained(out / "best", **export_dtype)
+            export(whole_model, out / "best")
             text = json.dumps({"step": step, **values}, indent=2)
-            (out / "best" / "evaluation.json").write_text(text + "\n")
+            write_text(out / "best" / "evaluation.json", text + "\n")
+        log.evaluation(step, values)  # last: it says that the evaluation is done
 
     # The loop.
     loader = make_loader(
@@ -198,10 +235,19 @@ def train(config: TrainConfig, world: World) -> None:
         position=position,
         unlabeled_position=unlabeled_position,
     )
-    saved_step, bad_in_a_row = step, 0
+    first_step, bad_in_a_row = step, 0
     stop = StopRequest()
     watch = Stopwatch()
-    for batches in zip(*[iter(loader)] * config.accumulate, strict=True):
+
+    def steps() -> Iterator[tuple[Any, ...]]:
+        try:
+            yield from zip(*[iter(loader)] * config.accumulate, strict=True)
+        except ShardError:
+            if step > first_step and not sharded:  # else the others would have to take part
+                save()
+            raise
+
+    for batches in steps():
         factor = set_learning_rate(optimizer, config.optim, step, total)
         parts = backward(step_losses, network, batches)
         norm = whole(
@@ -267,20 +313,25 @@ def train(config: TrainConfig, world: World) -> None:
         # An evaluation first: the checkpoint then knows the best score so far.
         if config.eval_every and step % config.eval_every == 0:
             evaluate()
-        if config.checkpoint_every and step % config.checkpoint_every == 0:
+        if config.checkpoint_every and step % config.checkpoint_every == 0 and step < total:
             save()
-            saved_step = step
         watch.skip()
     else:
-        if not (config.eval_every and step % config.eval_every == 0):
+        if evaluated_step != step:
             evaluate()
-        saved = world.broadcast(bool(list_checkpoints(checkpoint_folder(out))))
-        if saved_step != step or not saved:
-            save()
+        save()
         log.say(f"done: {step} steps in {out}; the model is in {out / 'export'}")
     stop.restore()
     log.close()
     world.barrier()
+
+
+def plain(error: Exception) -> str:
+    """The message of an error; where a process of the loader raised it, without the traceback."""
+    text = str(error)
+    if "Original Traceback" in text:
+        text = text.rpartition(f"{type(error).__name__}: ")[2].strip()
+    return text
 
 
 def main() -> None:
@@ -290,8 +341,17 @@ def main() -> None:
         config = parse_args()
         with distributed_session() as world:
             train(config, world)
-    except (ConfigError, ShardError, CheckpointError, TooManyBadStepsError) as error:
-        raise SystemExit(f"train.py: {error}") from None
+    except (
+        ConfigError, ShardError, CheckpointError, DiskFullError, TooManyBadStepsError
+    ) as error:  # fmt: skip
+        raise SystemExit(f"train.py: {plain(error)}") from None
+    finally:
+        # The loader's processes leave SIGTERM to this one. After an error Python would send them
+        # that at its exit and wait for ever.
+        if left := multiprocessing.active_children():
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's would complain of the dead
+            for process in left:
+                process.kill()
 
 
 if __name__ == "__main__":

@@ -129,6 +129,9 @@ class SILogLoss(nn.Module):
     divided by n - 1, here by n, so that one pixel alone is no NaN.) A batch without a valid pixel
     counts as 0, and so does a perfect one, with a gradient of 0.
 
+    The loss of a batch is no mean of the losses of its pieces, but a function of three sums over
+    its pixels: `of_sums` of the `sums` of all pieces is the loss of the whole.
+
     Args:
         beta: Share of the squared mean error, the error of the overall scale, that counts.
         weight: Factor of the loss.
@@ -147,14 +150,33 @@ class SILogLoss(nn.Module):
             target: True depth in metres, positive where ``mask``.
             mask: True where the target is valid.
         """
-        tiny = 1e-7
-        ratio = prediction.clamp(min=tiny).log() - torch.where(mask, target, 1.0).log()
-        error = torch.where(mask, ratio, 0.0)  # what is invalid gives no gradient, NaN neither
+        error = self._error(prediction, target, mask)
         count = mask.sum().clamp(min=1)
         mean = error.sum() / count
         variance = torch.where(mask, (error - mean) ** 2, 0.0).sum() / count
-        squared = variance + self.beta * mean**2
-        zero = squared == 0  # where the root has no slope
+        return self._root(variance + self.beta * mean**2)
+
+    def sums(self, prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+        """(3,) float64: the number of valid pixels, the sum of g and that of g^2.
+
+        The arguments are those of `forward`.
+        """
+        error = self._error(prediction, target, mask).double()
+        return torch.stack([mask.sum().double(), error.sum(), error.square().sum()])
+
+    def of_sums(self, sums: Tensor) -> Tensor:
+        """The loss of what `sums` gave, added up over the pieces of a batch: a float64 scalar."""
+        count, total, squares = sums.unbind()
+        mean, square = total / count.clamp(min=1), squares / count.clamp(min=1)
+        return self._root(square - (1.0 - self.beta) * mean**2)
+
+    @staticmethod
+    def _error(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+        ratio = prediction.clamp(min=1e-7).log() - torch.where(mask, target, 1.0).log()
+        return torch.where(mask, ratio, 0.0)  # what is invalid gives no gradient, NaN neither
+
+    def _root(self, squared: Tensor) -> Tensor:
+        zero = squared <= 0  # where the root has no slope; below 0 by rounding alone
         return self.weight * torch.where(zero, 0.0, torch.where(zero, 1.0, squared).sqrt())
 
 

@@ -53,6 +53,25 @@ def test_gradients(rng):
     assert (prediction.grad[~mask] == 0).all() and (prediction.grad[mask] != 0).all()
 
 
+@pytest.mark.parametrize("beta", [0.0, 0.15, 1.0])
+def test_sums_of_pieces_are_the_whole(beta, rng):
+    """The loss of added sums is that of the batch, and so is its gradient."""
+    prediction, target, mask = maps(rng)
+    prediction.requires_grad_()
+    silog = SILogLoss(beta)
+    expected = silog(prediction, target, mask)
+    (gradient,) = torch.autograd.grad(expected, prediction)
+    pieces = zip(*(x.tensor_split(2) for x in (prediction, target, mask)), strict=True)
+    sums = torch.stack([silog.sums(*piece) for piece in pieces]).sum(0)
+    assert sums.dtype == torch.float64
+    loss = silog.of_sums(sums)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-9)
+    (found,) = torch.autograd.grad(loss, prediction)
+    torch.testing.assert_close(found, gradient, rtol=1e-6, atol=1e-12)
+    same = silog.sums(target, target, mask)
+    assert float(silog.of_sums(same)) == 0 == float(silog.of_sums(torch.zeros_like(same)))
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 0.0, -1.0])
 def test_what_is_invalid_is_not_looked_at(bad, rng):
     prediction, target, mask = maps(rng)

@@ -50,7 +50,21 @@ def data_pack(args: argparse.Namespace) -> int:
     return 1 if corrupt else 0
 
 
+def _check_name(name: str | None, source: Path, others: tuple[str, ...] = ()) -> None:
+    """Tells what data sets there are where a name is none of theirs, or stands without a path."""
+    known = (*NAMES, *PICTURE_NAMES, *others)
+    if name and name not in known:
+        raise CommandError(f"no data set {name!r}; there are: {', '.join(known)}")
+    if not name and str(source) in known and not source.exists():
+        raise CommandError(f"{source}: where is it? Give the path after the name")
+    if not name and not source.suffix and not source.exists():
+        raise CommandError(
+            f"{source}: no such file or folder, and no data set; there are: {', '.join(known)}"
+        )
+
+
 def _items(name: str | None, source: Path, size: int | None) -> Sequence[Item]:
+    _check_name(name, source)
     if name in PICTURE_NAMES:
         return get_picture_reader(name).items(source, size or 0)
     labeled = name or not source.is_dir()
@@ -79,6 +93,8 @@ def data_check(args: argparse.Namespace) -> int:
         raise CommandError(
             f"{args.source}: of URLs shards alone are read: dafast data check shards {args.source}"
         )
+    if not is_url(args.source):
+        _check_name(args.name, source, ("shards",))
     if args.name == "shards":
         items = shard_source(_open_shards(args.source))
         print(f"shards: {'labeled' if items[0].read else 'not labeled'}")

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import json
 
+from ..evaluation.benchmarks import names_of
 from ..evaluation.segmentation import SegmentationResult, open_data, score
 from ..models import SegmentationModel
 from ..models.segmentation_inference import SegmentationOptions
@@ -56,7 +57,9 @@ def evaluate_segmentation(args: argparse.Namespace) -> int:
         options.check(model.config.encoder.patch_size)
         names = ["synthetic"] if args.data == ["builtin"] else args.data
         # All before any is scored: a wrong path shows at once, not after hours.
-        opened = [(spec.partition("=")[0], open_data(spec)) for spec in names]
+        opened = [
+            (name, open_data(spec)) for name, spec in zip(names_of(names), names, strict=True)
+        ]
         results = [r for name, samples in opened for r in score(model, samples, name, options)]
         if not world.is_main:
             return 0

@@ -52,11 +52,13 @@ def pack(
         SourceError: If the folder holds shards of other items.
         RemoteError: If it is behind a URL and cannot be read or written. The shards that are there
             stay, and the next run goes on from them.
+        DiskFullError: If there is no room for a shard; likewise.
     """
     wanted = {**description, "items": len(items), "names": _names(items), "shard_size": shard_size}
     if not is_remote(out):
         out.mkdir(parents=True, exist_ok=True)
     described = _check(out, wanted)
+    known = dict(described)
     starts = range(0, len(items), shard_size)
     targets = [out / f"shard-{number:06d}.tar" for number in range(len(starts))]
 
@@ -88,7 +90,8 @@ def pack(
             with local_copy(target) as copy, open(copy, "rb") as file:
                 described[target.name] = _describe(file)
     shards = {target.name: described[target.name] for target in there}
-    _write_manifest(out, {**wanted, "shards": shards})
+    if shards != known:
+        _write_manifest(out, {**wanted, "shards": shards})
     failures = [failure for target in targets for failure in read_failures(target)]
     return sum(shard["samples"] for shard in shards.values()), failures
 

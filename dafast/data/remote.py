@@ -23,6 +23,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+from dafast.data.disk import FULL, writing
+
 logger = logging.getLogger(__name__)
 
 WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)
@@ -163,6 +165,8 @@ def _is_final(error: Exception) -> bool:
     cause = error.__cause__
     if isinstance(cause, Exception):  # fsspec calls a server that does not answer a missing file
         return _is_final(cause)
+    if isinstance(error, OSError) and error.errno in FULL:  # of the local copy
+        return True
     return isinstance(error, _FINAL) or getattr(error, "status", None) in _FINAL_STATUS
 
 
@@ -299,6 +303,7 @@ def write_text(place: Path, text: str) -> None:
 
     Raises:
         RemoteError: If it is remote and cannot be written.
+        DiskFullError: If it is local and there is no room for it.
         OSError: If it is local and cannot be written.
     """
     if is_remote(place):
@@ -307,8 +312,9 @@ def write_text(place: Path, text: str) -> None:
         return
     temporary = place.with_name(f".{place.name}.{os.getpid()}")
     try:
-        temporary.write_text(text)
-        os.replace(temporary, place)
+        with writing(place):
+            temporary.write_text(text)
+            os.replace(temporary, place)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -12,6 +12,7 @@ image's resolution and do not start at 0: their JSON has `disparity_scale`, `dis
 (disparity = offset + scale * value) and `disparity_size` [rows, columns].
 
 Other members (.cls, .txt, ...) are left aside.
+The JSON may say `disparity_unit`: "1/metre", or "relative" where scale and shift mean nothing.
 
 Beside a shard NAME.tar there may be NAME.sky.tar with KEY.png: where SegFormer sees sky
 (`dafast data sky`), nonzero, at the image's resolution. An image without one has no sky.
@@ -29,7 +30,7 @@ import json
 import logging
 import os
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -37,7 +38,15 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
-from dafast.data.remote import ShardError, exists, is_remote, name_of, read_range
+from dafast.data.remote import (
+    RemoteError,
+    ShardError,
+    exists,
+    is_remote,
+    name_of,
+    read_range,
+    retried,
+)
 from dafast.data.tars import (
     DISPARITY,
     IMAGE,
@@ -258,6 +267,16 @@ class ShardDataset(Dataset[Sample]):
             raise SampleError(f"{self.name(index)}: json: {error}") from error
         return meta if isinstance(meta, dict) else {"json": meta}
 
+    def unit(self, index: int) -> str:
+        """What the sample's disparity is in: "1/metre", "relative", or "" where nothing says.
+
+        Raises:
+            SampleError: If its JSON cannot be read.
+        """
+        meta = self.meta(index)
+        # Shards that `dafast label` wrote before it said so have these numbers of a teacher's.
+        return str(meta.get("disparity_unit", "relative" if "disparity_scale" in meta else ""))
+
     def key(self, index: int) -> str:
         """The sample's key within its shard."""
         return str(self._keys[index])
@@ -292,12 +311,16 @@ class ShardDataset(Dataset[Sample]):
             if column == SKY:
                 return read_range(shard, offset, size)
             return self._remote_member(index, shard, offset, size)
-        data = os.pread(self._descriptor(shard), size, offset)
-        if len(data) != size:
-            raise OSError(
-                f"{len(data)} bytes of {size} read: the shard changed since it was indexed"
-            )
-        return data
+
+        def read() -> bytes:
+            try:
+                return os.pread(self._descriptor(shard), size, offset)
+            except OSError:
+                if shard in self._files:  # on a network's file system it may never be good again
+                    os.close(self._files.pop(shard))
+                raise
+
+        return read_again(shard, read, size)
 
     def _remote_member(self, index: int, shard: Path, offset: int, size: int) -> bytes:
         """A member of a sample: all that will be wanted of it comes in one request."""
@@ -331,6 +354,41 @@ class ShardDataset(Dataset[Sample]):
     def __getstate__(self) -> dict[str, Any]:
         # File descriptors mean nothing in a spawned worker.
         return {**self.__dict__, "_files": OrderedDict(), "_part": (-1, 0, b"")}
+
+
+def read_again(shard: Path, read: Callable[[], bytes], size: int) -> bytes:
+    """What `read` gives of a local shard that was there before; tried a few times.
+
+    A shard that is gone, or a disk that fails, is no damaged sample: all in it would be.
+
+    Args:
+        shard: The file.
+        read: Reads a part of it, opening it if need be.
+        size: How many bytes that part has.
+
+    Raises:
+        ShardError: If it cannot be read, or has become shorter; the message names it.
+    """
+    remedy = (
+        "It was there when its samples were listed: put it back, or mend its disk, and give the "
+        "same command again"
+    )
+
+    def there() -> bytes:
+        try:
+            return read()
+        except FileNotFoundError:  # tried again too: a file system may come back
+            raise OSError("it is gone") from None
+
+    try:
+        data = retried(there, f"cannot read the shard {shard}")
+    except RemoteError as error:
+        raise ShardError(f"{error}. {remedy}") from error
+    if len(data) != size:
+        raise ShardError(
+            f"the shard {shard} has become another file: {len(data)} bytes of {size} read. {remedy}"
+        )
+    return data
 
 
 DECODE_ERRORS = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)

@@ -22,7 +22,13 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from dafast.data.png16 import encode_png16
-from dafast.data.shards import SampleError, ShardDataset, decode_image, minmax
+from dafast.data.shards import (
+    DECODE_ERRORS,
+    SampleError,
+    ShardDataset,
+    decode_image,
+    minmax,
+)
 
 PHOTO_SUFFIXES = (".avif", ".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 LIST_COLUMNS = ("image", "depth", "disparity", "mask", "scale", "invalid")
@@ -107,6 +113,7 @@ def labeled_item(
     image: Path,
     label: Callable[[], tuple[np.ndarray, np.ndarray]],
     described: str = "",
+    disparity_unit: str = "",
 ) -> Item:
     """An item of a picture and what reads its label.
 
@@ -116,6 +123,8 @@ def labeled_item(
         label: Gives disparity (H, W), in any unit, and the mask (H, W) of where it is known.
             Disparity that is not finite is taken as unknown, whatever the mask says.
         described: As in `Item`.
+        disparity_unit: What the shard will say of the label: "1/metre" or "relative"; nothing where
+            it is not known.
     """
 
     def parts() -> tuple[dict[str, bytes], np.ndarray, np.ndarray]:
@@ -145,7 +154,8 @@ def labeled_item(
 
     def load() -> dict[str, bytes]:
         members, disparity, known = parts()
-        return {**members, **label_members(disparity, known, {"source": name})}
+        meta = {"source": name} | ({"disparity_unit": disparity_unit} if disparity_unit else {})
+        return {**members, **label_members(disparity, known, meta)}
 
     def read() -> Labeled:
         members, disparity, known = parts()
@@ -247,6 +257,11 @@ def list_source(path: Path) -> list[Item]:
                 f"{path}, row {number}: image and either depth or disparity are needed, of the "
                 f"columns {', '.join(LIST_COLUMNS)}"
                 + (f"; unknown: {', '.join(unknown)}" if unknown else "")
+                + (
+                    "; a list with labels of classes is for segmentation.data"
+                    if "label" in unknown
+                    else ""
+                )
             )
         kind = given[0]
         try:
@@ -273,7 +288,8 @@ def list_source(path: Path) -> list[Item]:
             return invert_depth(values, known) if kind == "depth" else (values, known)
 
         described = json.dumps(row, sort_keys=True, default=str)
-        return labeled_item(str(row["image"]), path.parent / row["image"], label, described)
+        unit = "1/metre" if kind == "depth" else ""
+        return labeled_item(str(row["image"]), path.parent / row["image"], label, described, unit)
 
     return [item(number, row) for number, row in enumerate(rows, 1)]
 
@@ -352,8 +368,8 @@ def read_map(path: Path) -> np.ndarray:
     """A map of numbers (H, W) in float64, from a gray picture or an .npy file.
 
     Raises:
-        SourceError: If it is not one number a pixel, or no whole .npy file.
-        OSError: If it cannot be read, or is a damaged picture.
+        SourceError: If it is not one number a pixel, or no whole .npy file or picture.
+        OSError: If it cannot be opened.
     """
     if path.suffix == ".npy":
         try:
@@ -367,7 +383,10 @@ def read_map(path: Path) -> np.ndarray:
         with Image.open(path) as picture:
             if picture.mode == "P":
                 raise SourceError(f"{path}: a palette picture; save its numbers as they are")
-            values = np.asarray(picture)
+            try:
+                values = np.asarray(picture)
+            except DECODE_ERRORS as error:  # which do not know the file
+                raise SourceError(f"{path}: {error}") from error
     if values.ndim != 2:
         raise SourceError(f"{path}: one number a pixel is needed; got the shape {values.shape}")
     return values.astype(np.float64)

@@ -47,6 +47,9 @@ _COLUMN = {
     "mask.png": MASK,
 }
 _LABEL = {DISPARITY: "disparity.png", META: "json"}
+LIST_SUFFIXES = (".csv", ".json", ".jsonl")
+"""Of lists of pictures, which are no shards."""
+
 _FETCHES = 8  # remote shards fetched at a time, to be scanned
 _MANY = 256  # local shards, from which on what was found in them is kept: a second start is quick
 
@@ -69,6 +72,12 @@ def expand_shards(
         raise ShardError(f"{text}: commands are not run; name the file or URL that it reads")
     if "::" in text and not os.path.exists(text):
         return expand_shards([part for part in text.split("::") if part], key)
+    if text.partition("?")[0].endswith(LIST_SUFFIXES):
+        here = " on the machine that has the pictures" if is_url(text) else ""
+        raise ShardError(
+            f"{text} is a list of pictures; shards are needed here. Make them of it{here}: "
+            f"`dafast data pack {Path(text).name} --out FOLDER`"
+        )
     if is_url(text):
         return _expand_url(text)
     path = Path(text).expanduser()

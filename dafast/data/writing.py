@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO, cast
 
+from dafast.data.disk import writing
 from dafast.data.remote import exists, is_remote, read_text, remove, upload, write_text
 
 
@@ -25,14 +26,17 @@ def claim(target: Path) -> Iterator[BinaryIO | None]:
 
     Raises:
         RemoteError: If a URL cannot be written; the files that are there stay.
+        DiskFullError: If there is no room for the file; those that are there stay.
     """
     if is_remote(target):
         if exists(target):
             yield None
             return
+        spooled = f"{target}, which is first written in {tempfile.gettempdir()} (TMPDIR)"
         with tempfile.NamedTemporaryFile(prefix="dafast-") as spool:
-            yield cast(BinaryIO, spool)
-            spool.flush()
+            with writing(spooled):
+                yield cast(BinaryIO, spool)
+                spool.flush()
             upload(Path(spool.name), target)
         return
     import fcntl  # POSIX alone
@@ -56,11 +60,12 @@ def claim(target: Path) -> Iterator[BinaryIO | None]:
             yield None
             return
         try:
-            file.truncate(0)
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-            os.replace(temporary, target)
+            with writing(target):
+                file.truncate(0)
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+                os.replace(temporary, target)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise

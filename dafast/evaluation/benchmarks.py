@@ -79,6 +79,18 @@ def open_data(spec: str) -> Sequence[EvaluationSample]:
     return DATA[name]()
 
 
+def names_of(specs: Sequence[str]) -> list[str]:
+    """What data sets ``NAME=PATH`` are called in results: by their name, where two share one whole.
+
+    Args:
+        specs: As `open_data` takes them.
+    """
+    names = [spec.partition("=")[0] for spec in specs]
+    return [
+        spec if names.count(name) > 1 else name for name, spec in zip(names, specs, strict=True)
+    ]
+
+
 def _batches(
     samples: Iterable[EvaluationSample], protocol: Protocol, data: str
 ) -> Iterator[list[tuple[EvaluationSample, np.ndarray]]]:
@@ -264,7 +276,8 @@ def evaluate(model: DepthAnything, data: Iterable[str], **options: Any) -> list[
     """
     get_protocol(options.get("protocol", "paper"), options.get("alignment"))
     # All before any is scored: a wrong path shows at once, not after hours.
-    opened = [(spec.partition("=")[0], open_data(spec)) for spec in data]
+    specs = list(data)
+    opened = [(name, open_data(spec)) for name, spec in zip(names_of(specs), specs, strict=True)]
     results = []
     for name, samples in opened:
         means, per_image = score(model, samples, name, **options)

@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from ..config import ModelConfig
 from ..profiling import annotate
 from ..runtime import resolve_device, resolve_dtype
-from .checkpoint import CheckpointError, _read_file
+from .checkpoint import CheckpointError
 from .depth_anything import DepthAnything
 from .dpt import DPTHead, Scratch
 from .segmentation_inference import SegmentationOptions, segment
 from .vision_transformer import VisionTransformer
+from .weight_files import read_file
 
 HEADS = ("linear", "linear4", "dpt")
 """`linear` reads the last block, `linear4` and `dpt` the four that the depth decoder reads."""
@@ -279,7 +280,7 @@ class SegmentationModel(nn.Module):
             raise CheckpointError(f"{folder / 'config.json'}: {error}") from error
         model = cls(config)
         try:
-            model.load_state_dict(_read_file(folder / "model.safetensors")[0])
+            model.load_state_dict(read_file(folder / "model.safetensors")[0])
         except RuntimeError as error:
             raise CheckpointError(f"{folder}: the weights do not fit: {error}") from error
         return model.to(target, resolve_dtype(dtype, target)).eval()

@@ -50,6 +50,8 @@ class SegmentationOptions:
             raise ValueError(f"scales={self.scales}: positive factors are needed")
         if self.window % patch:
             raise ValueError(f"window={self.window}: not a multiple of the patch, {patch}")
+        if self.stride and not self.window:
+            raise ValueError(f"stride={self.stride}: it is between windows; give a window too")
         if self.stride > self.window:
             raise ValueError(
                 f"stride={self.stride}: longer than the window ({self.window}), so that pixels "

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dafast.config import PRESETS
+from dafast.data.tars import LIST_SUFFIXES
 from dafast.data.transforms import STRONG, AugmentConfig
 
 
@@ -28,8 +29,9 @@ class ModelSection:
 
     Attributes:
         preset: Name of a preset (`nano`, `vits`, `vitb`, `vitl`, ...).
-        init: Checkpoint to start from (whatever `DepthAnything.from_pretrained` takes); "" starts
-            from random weights. It starts a new run; `resume` goes on with an old one.
+        init: Checkpoint to start from (whatever `DepthAnything.from_pretrained` takes, and for
+            segmentation a segmentation model too); "" starts from random weights. It starts a new
+            run; `resume` goes on with an old one.
         encoder_init: Without `init`, what the encoder starts from: `random`; `mimetic`, which
             imitates the attention of trained ViTs (`dafast.training.initialization`); or a
             pre-trained DINOv2 as the paper has it, `dinov2` from the hub or a file
@@ -207,7 +209,8 @@ class TrainConfig:
         parallel: What several processes share: `ddp` has the whole model in each, `fsdp` a part of
             it (FSDP2), for models that are large for one device. Checkpoints are the same.
         accumulate: Pieces that each process's share of a step goes through the network in, one
-            after the other; the step is that of `batch_size` all the same.
+            after the other; the step is that of `batch_size` all the same. Metric training predicts
+            each piece twice for that; BatchNorm of segmentation heads normalises by the piece.
         activation_checkpointing: Compute the encoder's blocks a second time in the backward pass
             instead of keeping their activations.
         losses: `auto` takes the fastest implementation of the losses, `reference` the plain one.
@@ -222,8 +225,9 @@ class TrainConfig:
         export_float16: Write the exported weights in half precision.
         log_every: Steps between progress lines where the output is not a terminal.
         eval_every: Steps between evaluations; 0 evaluates at the end only.
-        best_by: Number of the evaluation, smaller is better, whose best model is kept in `best/`;
-            the loss where an evaluation has no such number.
+        best_by: Number of the evaluation whose best model is kept in `best/`: `abs_rel` or `loss`,
+            the smaller the better, or `miou` of segmentation, the larger the better; the loss where
+            an evaluation has no such number.
         max_bad_steps: Stop after more than this many steps in a row without a finite gradient.
     """
 
@@ -256,7 +260,7 @@ class TrainConfig:
     export_float16: bool = False
     log_every: int = 20
     eval_every: int = 1000
-    best_by: Literal["abs_rel", "loss"] = "abs_rel"
+    best_by: Literal["abs_rel", "loss", "miou"] = "abs_rel"
     max_bad_steps: int = 20
 
 
@@ -377,7 +381,7 @@ _SHARES = ("data.max_bad_fraction", "unlabeled.cutmix", "metric.beta")
 
 def is_list(path: str) -> bool:
     """Whether a path names a list of pictures, not shards."""
-    return path.endswith((".csv", ".json", ".jsonl"))
+    return path.endswith(LIST_SUFFIXES)
 
 
 def check(config: TrainConfig) -> None:
@@ -467,16 +471,15 @@ def check(config: TrainConfig) -> None:
         not (config.segmentation.data and unlabeled.path),
         "segmentation.data and unlabeled.path exclude each other: a student learns depth",
     )
+    need(
+        config.best_by != "miou" or bool(config.segmentation.data),
+        "best_by = miou is of segmentation (segmentation.data): take abs_rel or loss",
+    )
     task = "metric.max_depth" if metric.max_depth else "segmentation.data"
     if metric.max_depth or config.segmentation.data:
         need(
             not (metric.max_depth and config.segmentation.data),
             "metric.max_depth and segmentation.data exclude each other: a run learns one of them",
-        )
-        need(
-            config.accumulate == 1,
-            f"accumulate does not go with {task}, whose loss is of the whole batch and no mean of "
-            "its pieces",
         )
         need(not config.gradient_matching, f"gradient_matching does not go with {task}")
     need(

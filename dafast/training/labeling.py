@@ -3,7 +3,8 @@
 Each shard of images becomes one of the same name: images as they were, and per image
 
     KEY.disparity.png   16-bit, at the teacher's resolution
-    KEY.json            {"disparity_scale": ..., "disparity_offset": ..., "disparity_size": ...}
+    KEY.json            {"disparity_scale": ..., "disparity_offset": ..., "disparity_size": ...,
+                         "disparity_unit": "relative"}
 
 with disparity = offset + scale * value. A shard is written under a temporary name, which is locked
 while somebody writes it, and renamed when it is whole. So a killed run loses the shard in flight,
@@ -177,5 +178,6 @@ def encode_label(disparity: np.ndarray) -> tuple[bytes, dict[str, Any]] | None:
         "disparity_scale": scale,
         "disparity_offset": low,
         "disparity_size": list(disparity.shape),
+        "disparity_unit": "relative",
     }
     return encode_png16(code), numbers

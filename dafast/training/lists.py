@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from dafast.data.pack import pack
+from dafast.data.remote import is_url
 from dafast.data.sources import Item, SourceError, list_source
 from dafast.training.config import ConfigError, TrainConfig, is_list
 from dafast.training.distributed import World
@@ -59,6 +60,11 @@ def pack_lists(config: TrainConfig, world: World) -> TrainConfig:
 
 
 def _items(config: TrainConfig, key: str) -> list[Item]:
+    if is_url(getattr(config.data, key)):
+        raise ConfigError(
+            f"data.{key}: lists are read on the machine that has their pictures, not from "
+            f"{getattr(config.data, key)}; of URLs shards alone are read (`dafast data pack`)"
+        )
     try:
         return list_source(Path(getattr(config.data, key)).expanduser())
     except SourceError as error:

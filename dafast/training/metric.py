@@ -6,14 +6,16 @@ of it trained with the SILog loss. Batches hold disparity in 1/metre, as the sha
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from dafast.config import PRESETS, ModelConfig
-from dafast.data.shards import ShardDataset
+from dafast.data.shards import SampleError, ShardDataset
 from dafast.evaluation.metrics import depth_errors
 from dafast.losses import SILogLoss
 from dafast.models.depth_anything import DepthAnything
@@ -77,20 +79,38 @@ def valid_labels(disparity: Tensor, mask: Tensor, section: MetricSection) -> tup
     return depth, mask & (depth > section.min_depth) & (depth < section.max_depth)
 
 
-def check_metres(data: ShardDataset, section: MetricSection) -> None:
-    """Looks whether labels can be metres: of 64 samples, one has to have a depth that counts.
+def check_metres(data: ShardDataset, section: MetricSection, key: str) -> None:
+    """Looks whether labels can be metres, at 64 samples evenly spread over the set.
+
+    None may say that it is in another unit (`ShardDataset.unit`), and one has to have a depth that
+    counts.
+
+    Args:
+        data: With physical labels.
+        section: The range of depths that count.
+        key: The setting that the data is from, for messages.
 
     Raises:
-        ConfigError: If none has.
+        ConfigError: If the labels are no metres.
     """
     count = min(len(data), 64)
-    for index in np.linspace(0, len(data) - 1, count).round().astype(int):
-        sample = data[int(index)]
+    chosen = [int(i) for i in np.linspace(0, len(data) - 1, count).round()]
+    for index in chosen:
+        with contextlib.suppress(SampleError):  # named when it is read
+            if data.unit(index) not in ("", "1/metre"):
+                raise ConfigError(
+                    f"{key}: the label of {data.name(index)} is not in metres but "
+                    f"{data.unit(index)}, as those of a teacher are (`dafast label`) and of data "
+                    "sets that know no metres. Name shards of measured depth, or leave out "
+                    "metric.max_depth to learn relative disparity"
+                )
+    for index in chosen:
+        sample = data[index]
         disparity, mask = torch.from_numpy(sample.disparity), torch.from_numpy(sample.mask)
         if valid_labels(disparity, mask, section)[1].any():
             return
     raise ConfigError(
-        f"data.path: of {count} samples none has a depth between metric.min_depth and max_depth "
+        f"{key}: of {count} samples none has a depth between metric.min_depth and max_depth "
         f"({section.min_depth:g} to {section.max_depth:g} metres); are the labels in another unit? "
         "A list has the column `scale` for that"
     )
@@ -100,7 +120,9 @@ class MetricStep(LabeledStep):
     """Loss of a batch of images with depth in metres: change colours, predict, compare.
 
     The loss takes the valid pixels of a process's batch together, as published; so it depends a
-    little on how many processes share the batch.
+    little on how many processes share the batch. In how many pieces (`accumulate`) changes nothing:
+    before the first is learned from all are predicted once without a gradient, for the sums over
+    pixels that the loss of the whole is a function of.
     """
 
     def __init__(
@@ -109,16 +131,39 @@ class MetricStep(LabeledStep):
         super().__init__(network, model, config, dtype)
         self.section = config.metric
         self.silog = SILogLoss(config.metric.beta)
+        self.pieces, self.whole = 1, torch.empty(0)  # of the step: how many, their sums
 
-    @annotate("metric_step")
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Returns the parts of the loss by name; `loss` is their total."""
+    @torch.no_grad()
+    def begin(self, batches: Sequence[Batch]) -> list[float]:
+        """Predicts all pieces where there are several, for the loss of the whole."""
+        self.pieces = len(batches)
+        if self.pieces > 1:
+            self.whole = torch.stack(
+                [self.silog.sums(*self._compared(batch)) for batch in batches]
+            ).sum(0)
+        return super().begin(batches)
+
+    def _compared(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Predicted depth, true depth and where it counts, (B, H, W) each."""
         disparity, mask = self.to_device(batch.disparity, batch.mask)
         image = self.seen(batch)
         with autocast(self.device, self.dtype):
             prediction = self.network(image)
-        depth, valid = valid_labels(disparity, mask, self.section)
-        loss = self.silog(prediction.float(), depth, valid)
+        return prediction.float(), *valid_labels(disparity, mask, self.section)
+
+    @annotate("metric_step")
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Returns the parts of the loss by name; `loss` is their total.
+
+        Of a piece of a step the loss is that of the whole step, and its gradient so much of the
+        whole one's as goes through this piece, times the number of pieces: their mean is the step.
+        """
+        compared = self._compared(batch)
+        if self.pieces == 1:
+            loss = self.silog(*compared)
+        else:
+            own = self.silog.sums(*compared)
+            loss = self.silog.of_sums(self.whole + self.pieces * (own - own.detach())).float()
         return {"loss": loss, "silog": loss}
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
 import shutil
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+from dafast.data.disk import writing
+from dafast.data.remote import write_text
 from dafast.training.config import ConfigError
 
 
@@ -42,7 +44,7 @@ class RunLog:
         self._tensorboard: Any = None
         if not enabled:
             return
-        out = Path(out)
+        self._out = out = Path(out)
         try:
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -109,11 +111,18 @@ class RunLog:
         clean = {
             k: None if isinstance(v, float) and not _finite(v) else v for k, v in values.items()
         }
-        self._file.write(json.dumps(clean) + "\n")
+        with writing(self._out / "metrics.jsonl"):
+            try:
+                self._file.write(json.dumps(clean) + "\n")
+            except OSError:
+                with contextlib.suppress(OSError):  # what is left in the buffer fails again
+                    self._file.close()
+                raise
         if self._tensorboard is not None:
-            for name, value in values.items():
-                if name != "step":
-                    self._tensorboard.add_scalar(name, value, values["step"])
+            with writing(self._out / "tensorboard"):
+                for name, value in values.items():
+                    if name != "step":
+                        self._tensorboard.add_scalar(name, value, values["step"])
 
 
 class Stopwatch:
@@ -148,6 +157,17 @@ def _drop_later_lines(path: Path, start_step: int) -> None:
                 kept.append(line)
         except (ValueError, KeyError):
             continue  # the last line of a killed process may be half a line
-    temporary = path.with_name(f"{path.name}.tmp{os.getpid()}")
-    temporary.write_text("".join(line + "\n" for line in kept))
-    os.replace(temporary, path)
+    write_text(path, "".join(line + "\n" for line in kept))
+
+
+def is_evaluated(out: str | Path, step: int) -> bool:
+    """Whether the metrics of a run have an evaluation after a step."""
+    path = Path(out) / "metrics.jsonl"
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            values = json.loads(line)
+        except ValueError:
+            continue
+        if values.get("step") == step and any(name.startswith("eval/") for name in values):
+            return True
+    return False

@@ -68,6 +68,41 @@ def changed_settings(before: str, config: TrainConfig) -> list[str]:
     ]
 
 
+def is_finished(config: TrainConfig, step: int, total: int, evaluated: bool) -> bool:
+    """Whether a run has nothing left to do: last step, its checkpoint, evaluation and export.
+
+    The export is written after the checkpoint that it belongs to.
+    """
+    out = Path(config.out)
+    newest = next(iter(list_checkpoints(checkpoint_folder(out))), None)
+    exported = out / "export" / "config.json"
+    return (
+        step >= total
+        and newest is not None
+        and newest.stem == f"step-{step:08d}"
+        and exported.exists()
+        and exported.stat().st_mtime_ns >= newest.stat().st_mtime_ns
+        and (evaluated or not config.data.eval_path)
+    )
+
+
+def other_model(before: str, config: TrainConfig) -> list[str]:
+    """In what a checkpoint's network is not the one that is asked for, as "key: old -> new"."""
+
+    def network(values: dict) -> dict[str, str]:
+        sections = dataclasses.asdict(TrainConfig()) | values  # an early checkpoint has fewer
+        preset = {"model.preset": sections["model"]["preset"]}
+        if sections["metric"]["max_depth"]:
+            return {**preset, "learns": "metres", "metric.head": sections["metric"]["head"]}
+        if sections["segmentation"]["data"]:
+            head = sections["segmentation"]["head"]
+            return {**preset, "learns": "classes", "segmentation.head": head}
+        return {**preset, "learns": "relative depth"}
+
+    old, new = network(json.loads(before)), network(dataclasses.asdict(config))
+    return [f"{key}: {old[key]} -> {new[key]}" for key in old if old[key] != new.get(key, old[key])]
+
+
 def same_evaluation(before: str, config: TrainConfig) -> bool:
     """Whether a checkpoint's best score and a new one would be numbers of the same thing."""
     asked = ("best_by:", "data.eval_", "metric.", "segmentation.")

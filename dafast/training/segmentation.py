@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,13 +18,16 @@ from dafast.data.segmentation import IGNORE, READERS, SegmentationDataset
 from dafast.data.sources import SourceError
 from dafast.data.transforms import AugmentConfig, TrainTransform, sample_generator
 from dafast.evaluation.segmentation import confusion_matrix, summarize
+from dafast.models.checkpoint import CheckpointError
 from dafast.models.depth_anything import DepthAnything
-from dafast.models.segmentation import SegmentationModel
+from dafast.models.segmentation import SegmentationModel, is_segmentation
 from dafast.models.segmentation_inference import probabilities
 from dafast.profiling import annotate
 from dafast.training.config import ConfigError, TrainConfig
 from dafast.training.data import Request
-from dafast.training.steps import Normalise, autocast
+from dafast.training.steps import Normalise, autocast, build_model
+
+logger = logging.getLogger(__name__)
 
 
 class SegmentationBatch(NamedTuple):
@@ -125,10 +129,36 @@ def open_samples(
 
 
 def build_segmentation_model(
-    depth: DepthAnything, classes: tuple[str, ...], config: TrainConfig
+    classes: tuple[str, ...], config: TrainConfig, device: torch.device
 ) -> SegmentationModel:
-    """Puts the head that a configuration names on the encoder of a model, ready to be trained."""
+    """Puts the head that a configuration names on the encoder that it names, ready to be trained.
+
+    `model.init` may be a segmentation model: then the head starts from its own where it is of the
+    same kind and the classes are the same, else random.
+
+    Raises:
+        ConfigError: If it cannot start from that.
+    """
+    trained, start = None, None
+    if is_segmentation(config.model.init):
+        try:
+            trained = SegmentationModel.from_pretrained(
+                config.model.init, device="cpu", dtype="float32"
+            )
+        except CheckpointError as error:
+            raise ConfigError(f"model.init: {error}") from error
+        start = DepthAnything(trained.config.encoder)
+        start.pretrained = trained.pretrained
+    depth = build_model(config.model, device, config.channels_last, start)
     model = SegmentationModel.from_depth(depth, classes, config.segmentation.head)
+    if trained is not None:
+        if (trained.config.head, trained.config.classes) == (model.config.head, tuple(classes)):
+            model.head.load_state_dict(trained.head.state_dict())
+        else:
+            logger.warning(
+                "model.init: %s has another head or other classes; the head starts random",
+                config.model.init,
+            )
     if config.segmentation.head == "dpt":
         # As of the depth decoder: it has weights and never a gradient, which DDP would wait for.
         unused = "head.scratch.refinenet4.resConfUnit1"
@@ -162,6 +192,15 @@ class SegmentationStep(nn.Module):
         self.network, self.dtype, self.device = network, dtype, model.device
         encoder = model.config.encoder
         self.normalise = Normalise(encoder.mean, encoder.std)
+
+    def begin(self, batches: Sequence[SegmentationBatch]) -> list[float]:
+        """The share of each piece of a step in its loss: that of the pixels that count.
+
+        So the loss is the mean over the pixels of the whole step. BatchNorm normalises by the
+        statistics of a piece all the same.
+        """
+        counts = [int((batch.classes != IGNORE).sum()) for batch in batches]
+        return [count / max(1, sum(counts)) for count in counts]
 
     @annotate("segmentation_step")
     def forward(self, batch: SegmentationBatch) -> dict[str, Tensor]:

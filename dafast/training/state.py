@@ -8,13 +8,19 @@ format of `sha256sum -c`.
 from __future__ import annotations
 
 import hashlib
+import itertools
+import json
 import logging
 import os
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from dafast.data.disk import writing
+from dafast.data.remote import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +57,7 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
-    """Writes a checkpoint atomically and removes all but the last `keep`.
+    """Writes a checkpoint atomically and removes all but the last `keep`, never the one written.
 
     Raises:
         CheckpointError: If it cannot be written (a full disk); what was there before stays.
@@ -66,7 +72,7 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int) -
             os.fsync(file.fileno())
         # The checksum goes first: a kill between the two leaves a checksum without a file, which
         # nobody reads, and never a file without a checksum.
-        _write_atomically(_checksum_path(path), f"{_sha256(temporary)}  {path.name}\n")
+        write_text(_checksum_path(path), f"{_sha256(temporary)}  {path.name}\n")
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
         temporary.unlink(missing_ok=True)
@@ -74,7 +80,8 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int) -
             f"cannot write the checkpoint {path}: {error}. Free some space or choose another "
             f"`out`; earlier checkpoints are untouched, and `--resume auto` goes on from them."
         ) from error
-    for old in list_checkpoints(folder)[keep:]:
+    others = [other for other in list_checkpoints(folder) if other != path]
+    for old in others[keep - 1 :]:
         old.unlink(missing_ok=True)
         _checksum_path(old).unlink(missing_ok=True)
     return path
@@ -120,14 +127,41 @@ def load_newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     return None
 
 
+def set_aside(out: Path, step: int) -> Path | None:
+    """Puts away what a run has beyond a step, for it goes on from there into another future.
+
+    So it does where `resume` names a checkpoint that is not the newest, and where later ones are
+    not whole. Left among the new ones, the later checkpoints would be taken for newer than those
+    that are to come. They go to `set-aside-1` (`-2`, ...) in `out`, with `metrics.jsonl` as it was
+    and a `best/` that is of a later step; `resume` can name them there.
+
+    Returns:
+        The folder; None where there is no later checkpoint.
+    """
+    folder = checkpoint_folder(out)
+    later = [path for path in list_checkpoints(folder) if path.stem > f"step-{step:08d}"]
+    if not later:
+        return None
+    aside = next(p for i in itertools.count(1) if not (p := out / f"set-aside-{i}").exists())
+    checkpoint_folder(aside).mkdir(parents=True)
+    if (out / "metrics.jsonl").exists():
+        with writing(aside / "metrics.jsonl"):
+            shutil.copy2(out / "metrics.jsonl", aside)
+    for path in later:
+        for file in (path, _checksum_path(path)):
+            if file.exists():
+                os.replace(file, checkpoint_folder(aside) / file.name)
+    try:
+        best_step = json.loads((out / "best" / "evaluation.json").read_text())["step"]
+    except (OSError, ValueError, KeyError):
+        best_step = 0
+    if best_step > step:
+        os.replace(out / "best", aside / "best")
+    return aside
+
+
 def _checksum_path(path: Path) -> Path:
     return path.with_name(path.name + ".sha256")
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    temporary = path.with_name(f"{path.name}.tmp{os.getpid()}")
-    temporary.write_text(text)
-    os.replace(temporary, path)
 
 
 def _sha256(path: Path) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -35,8 +35,23 @@ from dafast.training.schedules import lr_factor
 logger = logging.getLogger(__name__)
 
 
-def build_model(section: ModelSection, device: torch.device, channels_last: bool) -> DepthAnything:
-    """Builds the model from what `section` says it starts from, ready to be trained."""
+def build_model(
+    section: ModelSection,
+    device: torch.device,
+    channels_last: bool,
+    start: DepthAnything | None = None,
+) -> DepthAnything:
+    """Builds the model from what `section` says it starts from, ready to be trained.
+
+    Args:
+        section: What it starts from, and of which size it has to be.
+        device: Where it is trained.
+        channels_last: How its kernels and maps are laid out.
+        start: What `section.init` names, where that is loaded already.
+
+    Raises:
+        ConfigError: If it cannot start from that.
+    """
     if section.init and section.encoder_init != "random":
         raise ConfigError(
             "model.init brings an encoder: leave it empty, or model.encoder_init at 'random'"
@@ -44,7 +59,9 @@ def build_model(section: ModelSection, device: torch.device, channels_last: bool
     preset = PRESETS[section.preset]
     if section.init:
         try:
-            model = DepthAnything.from_pretrained(section.init, device="cpu", dtype="float32")
+            model = start or DepthAnything.from_pretrained(
+                section.init, device="cpu", dtype="float32"
+            )
         except CheckpointError as error:
             raise ConfigError(f"model.init: {error}") from error
         for name in STRUCTURE:
@@ -248,6 +265,15 @@ class LabeledStep(nn.Module):
         (image,) = self.to_device(batch.image)
         return self.normalise(change_colours(image, self.augment, batch.colours))
 
+    def begin(self, batches: Sequence[Batch]) -> list[float]:
+        """Looks at the pieces of a step before the first is learned from.
+
+        Returns:
+            The share that the loss of each has in the loss of the step: equal ones, for the loss is
+            a mean over images and the pieces are of one size.
+        """
+        return [1 / len(batches)] * len(batches)
+
     def losses(self) -> contextlib.AbstractContextManager:
         """Within it the losses are computed as the configuration asks."""
         return use_backend("reference") if self.reference else contextlib.nullcontext()
@@ -279,28 +305,28 @@ class LabeledStep(nn.Module):
         return {"loss": sum(parts.values(), prediction.new_zeros(())), **parts}
 
 
-def backward(
-    step_losses: Callable[[Batch], dict[str, Tensor]], network: nn.Module, batches: Sequence[Batch]
-) -> dict[str, Tensor]:
+def backward(step_losses: Any, network: nn.Module, batches: Sequence[Any]) -> dict[str, Tensor]:
     """Adds the gradients of a step, whose batches come one after the other (accumulation).
 
     Args:
-        step_losses: Gives the parts of a batch's loss; `loss` is what is minimised.
+        step_losses: Gives the parts of a batch's loss; `loss` is what is minimised. Its `begin`
+            says what share each batch has.
         network: What predicts; copies of it (DDP) exchange gradients in the last batch alone.
         batches: Of equal sizes.
 
     Returns:
-        The parts, averaged over the batches.
+        The parts of the step, those of the batches by their shares.
     """
     means: dict[str, Tensor] = {}
-    for i, batch in enumerate(batches, 1):
+    shares = step_losses.begin(batches)
+    for i, (batch, share) in enumerate(zip(batches, shares, strict=True), 1):
         alone = isinstance(network, DistributedDataParallel) and i < len(batches)
         with network.no_sync() if alone else contextlib.nullcontext():  # type: ignore[operator]
             parts = step_losses(batch)
-            (parts["loss"] / len(batches)).backward()
+            (share * parts["loss"]).backward()
         for name, part in parts.items():
-            share = part.detach() / len(batches)
-            means[name] = means[name] + share if name in means else share
+            scaled = share * part.detach()
+            means[name] = means[name] + scaled if name in means else scaled
     return means
 
 
@@ -331,8 +357,22 @@ class Ema:
 
 
 def total_steps(config: TrainConfig, data: TrainingData) -> int:
-    """Length of the run in steps."""
+    """Length of the run in steps.
+
+    Raises:
+        ConfigError: If `epochs` make it so short that the warm-up would never end.
+    """
+    if config.steps:  # `check` has seen them
+        return config.steps
     samples, batch = len(data.shards), config.batch_size
     if data.unlabeled is not None:
         samples, batch = len(data.unlabeled), batch * config.unlabeled.ratio
-    return config.steps or max(1, round(config.epochs * samples / batch))
+    total = max(1, round(config.epochs * samples / batch))
+    warmup = config.optim.warmup_steps
+    if warmup >= total:
+        raise ConfigError(
+            f"optim.warmup_steps ({warmup}) must be under the length of the run, or the warm-up "
+            f"never ends: epochs = {config.epochs:g} of {samples} images, {batch} a step, are "
+            f"{total} steps. Lower it (--optim.warmup-steps {total // 10}), or raise epochs"
+        )
+    return total

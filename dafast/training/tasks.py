@@ -23,7 +23,7 @@ def open_data(config: TrainConfig) -> Any:
         return segmentation.SegmentationTrainingData.open(config)
     data = TrainingData.open(config)
     if config.metric.max_depth:
-        check_metres(data.shards, config.metric)
+        check_metres(data.shards, config.metric, "data.path")
     return data
 
 
@@ -31,9 +31,9 @@ def open_model(config: TrainConfig, data: Any, device: torch.device) -> Any:
     """The model to train, from what `config.model` says it starts from."""
     if config.metric.max_depth:
         return build_metric_model(config, device)
-    model = build_model(config.model, device, config.channels_last)
     if config.segmentation.data:
-        return segmentation.build_segmentation_model(model, data.shards.classes, config)
+        return segmentation.build_segmentation_model(data.shards.classes, config, device)
+    model = build_model(config.model, device, config.channels_last)
     if model.config.is_metric:
         raise ConfigError(
             f"model.init: {config.model.init} predicts metres; this trains relative disparity, "
@@ -52,5 +52,6 @@ def open_evaluation(config: TrainConfig) -> Callable[[Any], dict[str, float]]:
     held_out = ShardDataset(config.data.eval_path, labels="physical", key="data.eval_path")
     samples, max_depth = config.data.eval_samples, config.data.eval_max_depth
     if config.metric.max_depth:
+        check_metres(held_out, config.metric, "data.eval_path")
         return lambda model: metric_evaluation(model, held_out, samples, config.metric)
     return lambda model: periodic_evaluation(model, held_out, samples, max_depth)

@@ -206,6 +206,45 @@ def _touch(path: Path) -> Path:
     return path
 
 
+@pytest.mark.parametrize("kind", ["depth", "mask"])
+@pytest.mark.parametrize("suffix", [".png", ".npy", ".tif"])
+def test_a_damaged_map_of_a_list_is_named(
+    kind: str, suffix: str, tmp_path: Path, rng: np.random.Generator, capsys: pytest.CaptureFixture
+) -> None:
+    """The file that is damaged, not the picture of its row alone."""
+    picture(tmp_path / "a.png", rng)
+    whole, half = tmp_path / "whole.npy", tmp_path / f"half{suffix}"
+    values = rng.integers(1, 60000, (40, 60)).astype(np.uint16)
+    np.save(whole, values)
+    if suffix == ".npy":
+        np.save(half, values)
+    else:
+        Image.fromarray(values).save(half)
+    half.write_bytes(half.read_bytes()[: half.stat().st_size // 2])
+    files = {"depth": whole.name, "mask": whole.name, kind: half.name}
+    table = tmp_path / "list.csv"
+    table.write_text(f"image,depth,mask\na.png,{files['depth']},{files['mask']}\n")
+    assert pack(table, tmp_path / "out") == 1
+    (line,) = [x for x in capsys.readouterr().out.splitlines() if "FAILED a.png" in x]
+    assert str(half) in line
+
+
+def test_units_of_a_list(tmp_path: Path, rng: np.random.Generator) -> None:
+    """Depth is in metres by the list's own words; disparity is in whatever unit."""
+    picture(tmp_path / "a.jpg", rng)
+    np.save(tmp_path / "a.npy", rng.random((40, 60)) + 1)
+    (tmp_path / "list.csv").write_text("image,depth,disparity\na.jpg,a.npy,\na.jpg,,a.npy\n")
+    assert pack(tmp_path / "list.csv", tmp_path / "out") == 0
+    data = ShardDataset(tmp_path / "out")
+    assert [data.unit(i) for i in range(2)] == ["1/metre", ""]
+
+
+def test_a_list_of_classes_is_told(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("image,label\na.jpg,a.png\n")
+    with pytest.raises(SourceError, match=r"unknown: label.*segmentation\.data"):
+        list_source(tmp_path / "list.csv")
+
+
 def test_a_list_that_changed_is_another_set(
     tmp_path: Path, rng: np.random.Generator, capsys: pytest.CaptureFixture
 ) -> None:

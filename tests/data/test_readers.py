@@ -229,6 +229,7 @@ def test_packs(name: str, tmp_path: Path, rng: np.random.Generator, caplog, caps
     assert f"{len(made)} samples of {len(made)}" in capsys.readouterr().out
     assert get_reader(name).published in caplog.text, "fewer than published: a warning"
     data = ShardDataset(out, labels="physical")
+    assert {data.unit(i) for i in range(len(data))} == {get_reader(name).disparity_unit}
     for index, sample in enumerate(data):
         _, _, pixels, physical, valid = made[data.meta(index)["source"]]
         assert np.abs(sample.image.astype(int) - pixels).mean() < 6
@@ -390,7 +391,17 @@ def test_a_list_is_checked(tmp_path: Path, rng: np.random.Generator, capsys, mon
     assert main(["data", "check", "."]) == 1
     assert "whose folder is it? One of tartanair" in capsys.readouterr().err
     assert main(["data", "check", "sintel", "."]) == 1
-    assert "no reader for 'sintel'" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "no data set 'sintel'; there are: tartanair" in error and "sa1b" in error
+    for command in ("check", "pack"):
+        extra = ["--out", "out"] if command == "pack" else []
+        for name, message in (("sintle", "no data set; there are: tartanair"),
+                              ("sa1b", "sa1b: where is it?")):  # fmt: skip
+            assert main(["data", command, name, *extra]) == 1
+            error = capsys.readouterr().err
+            assert message in error and error.count("\n") == 1
+        assert main(["data", command, "nowhere.csv", *extra]) == 1
+        assert "nowhere.csv: No such file" in capsys.readouterr().err
 
 
 def test_nyuv2_by_its_list(tmp_path: Path, rng: np.random.Generator) -> None:

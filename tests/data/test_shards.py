@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dafast.data import remote
 from dafast.data.shards import SampleError, ShardDataset, ShardError
 
 
@@ -192,13 +194,51 @@ def test_many_shards_are_scanned_once(
     assert len(ShardDataset(tmp_path)) == 5 and "is not kept" in caplog.text
 
 
-def test_shard_that_changes_later_is_noticed(tmp_path: Path, seed: int) -> None:
+def test_a_shard_that_becomes_another_is_no_damaged_sample(tmp_path: Path, seed: int) -> None:
     rng = np.random.default_rng(seed)
     path = write(tmp_path / "a.tar", {f"{i}": members(rng) for i in range(3)})
-    data = ShardDataset(tmp_path)
+    data = ShardDataset(tmp_path, max_bad_fraction=1.0)
     os.truncate(path, 1024)
-    with pytest.raises(SampleError, match=r"a\.tar/2"):
-        data.read(2)
+    with pytest.raises(ShardError, match=r"a\.tar has become another file: .*put it back"):
+        data[2]
+    assert not data.bad
+
+
+@pytest.mark.parametrize("opened", [False, True])
+@pytest.mark.parametrize("comes_back", [False, True])
+def test_a_shard_that_is_gone_is_tried_again_and_named(
+    opened: bool, comes_back: bool, tmp_path: Path, rng: np.random.Generator,
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    """An error of the disk too: another descriptor may be good where the open one is not."""
+    path = write(tmp_path / "a.tar", {f"{i}": members(rng) for i in range(3)})
+    data = ShardDataset(tmp_path, max_bad_fraction=1.0)
+    if opened:
+        data[0]
+    waited: list[float] = []
+
+    def wait(seconds: float) -> None:
+        waited.append(seconds)
+        if comes_back and len(waited) == 2:
+            monkeypatch.undo()
+            if not opened:
+                (tmp_path / "away").rename(path)
+
+    def stale(*args: int) -> bytes:
+        raise OSError(errno.ESTALE, "stale file handle")
+
+    monkeypatch.setattr(remote.time, "sleep", wait)
+    if opened:
+        monkeypatch.setattr(os, "pread", stale)
+    else:
+        path.rename(tmp_path / "away")
+    if comes_back:
+        assert data[1].key == "a.tar/1"
+    else:
+        with pytest.raises(ShardError, match=r"cannot read the shard .*a\.tar.*put it back"):
+            data[1]
+    assert waited == list(remote.WAITS)[: 2 if comes_back else None]
+    assert not data.bad
 
 
 def test_unlabeled_samples_need_the_image_alone(tmp_path: Path, seed: int) -> None:
@@ -232,3 +272,25 @@ def test_labels_of_another_resolution_say_so(tmp_path: Path, seed: int) -> None:
     assert np.array_equal(data.read(0).disparity, code.astype(np.float32) * 0.5 - 3.0)
     with pytest.raises(SampleError, match=r"a\.tar/bad"):
         data.read(1)
+
+
+@pytest.mark.parametrize("path", ["a/list.csv", "http://127.0.0.1:9/list.jsonl?x=1", "b.json"])
+def test_a_list_is_no_shards(path: str) -> None:
+    """Told before anything is opened, or asked of a server."""
+    with pytest.raises(ShardError, match=r"is a list of pictures; .*`dafast data pack .*--out"):
+        ShardDataset(path)
+
+
+def test_the_unit_of_labels(tmp_path: Path, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    says: dict[str, tuple[dict[str, object], str]] = {
+        "a": ({"disparity_max": 1.0}, ""),
+        "b": ({"disparity_max": 1.0, "disparity_unit": "1/metre"}, "1/metre"),
+        "c": ({"disparity_scale": 0.1, "disparity_unit": "relative"}, "relative"),
+        "d": ({"disparity_scale": 0.1}, "relative"),
+    }
+    samples = {key: {**members(rng), "json": json.dumps(meta).encode()}
+               for key, (meta, _) in says.items()}  # fmt: skip
+    write(tmp_path / "a.tar", samples)
+    data = ShardDataset(tmp_path)
+    assert [data.unit(i) for i in range(4)] == [unit for _, unit in says.values()]

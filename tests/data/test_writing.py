@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import resource
+import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from dafast.cli import main
+from dafast.data.disk import DiskFullError
+from dafast.data.remote import write_text
 from dafast.data.writing import claim, read_failures, write_failures
+from dafast.training.labeling import label_shards
 
 
 def test_two_never_write_one(tmp_path: Path) -> None:
@@ -49,3 +59,55 @@ def test_failures_are_kept_beside_the_shard(tmp_path: Path) -> None:
     assert read_failures(target) == failures
     write_failures(target, [])
     assert list(tmp_path.iterdir()) == []
+
+
+@contextlib.contextmanager
+def limited(size: int) -> Iterator[None]:
+    """No file of this process may be larger: to it that is a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_leaves_what_is_finished(
+    tmp_path: Path, rng: np.random.Generator, capsys: pytest.CaptureFixture
+) -> None:
+    """Packing and labelling: one line that names the file, and the same command goes on."""
+    for name, side in (("a", 40), ("b", 900)):
+        pixels = rng.integers(0, 256, (side, side, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{name}.jpg", quality=100)
+    packed, labeled = tmp_path / "packed", tmp_path / "labeled"
+    command = ["data", "pack", str(tmp_path), "--out", str(packed), "--shard-size", "1"]
+    with limited(500_000):
+        assert main([*command, "--workers", "1"]) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert str(packed / "shard-000001.tar") in error and "Free some space" in error
+    assert {p.name for p in packed.iterdir()} == {"shard-000000.tar", "manifest.json"}
+    first = (packed / "shard-000000.tar").stat().st_mtime_ns
+    assert main([*command, "--workers", "1"]) == 0
+    assert (packed / "shard-000000.tar").stat().st_mtime_ns == first
+
+    labeled.mkdir()
+    shards = sorted(packed.glob("*.tar"))
+
+    def label() -> int:
+        return label_shards(
+            lambda images: [i[..., 0] / 255 for i in images], shards, labeled
+        ).shards
+
+    with limited(500_000), pytest.raises(DiskFullError, match=r"labeled.*shard-000001\.tar"):
+        label()
+    assert {p.name for p in labeled.iterdir()} == {"shard-000000.tar"}
+    assert label() == 1
+    with tarfile.open(labeled / "shard-000001.tar") as tar:
+        assert len(tar.getnames()) == 3
+
+
+def test_a_small_file_is_whole_or_not_at_all(tmp_path: Path) -> None:
+    write_text(tmp_path / "a", "before")
+    with limited(1000), pytest.raises(DiskFullError, match=r"cannot write .*/a: File too large"):
+        write_text(tmp_path / "a", "x" * 5000)
+    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {"a": "before"}

@@ -67,6 +67,19 @@ def test_perfect_prediction_scores_zero_whatever_its_affine(seed):
         assert plane.metrics["abs_rel"] == pytest.approx(mean)
 
 
+def test_two_sets_of_one_name_are_told_apart(tmp_path, seed, monkeypatch):
+    assert benchmarks.names_of(["builtin", "list=a.csv", "kitti=K", "list=b/c.csv"]) == [
+        "builtin", "list=a.csv", "kitti", "list=b/c.csv",
+    ]  # fmt: skip
+    sets = {f"list={tmp_path}/{name}.csv": list(_samples(seed + i)) for i, name in enumerate("ab")}
+    monkeypatch.setattr(benchmarks, "open_data", sets.__getitem__)
+    model = _Oracle([sample for samples in sets.values() for sample in samples])
+    names = {r.data for r in benchmarks.evaluate(model, sets) if "/0" not in r.data[-2:]}
+    assert set(sets) <= names
+    alone = benchmarks.evaluate(model, list(sets)[:1])
+    assert "list" in {r.data for r in alone}
+
+
 def test_image_without_truth_is_left_out(seed, caplog):
     samples = list(_samples(seed))
     blank = EvaluationSample("blank", samples[0].image, samples[0].depth * np.inf, 10.0)

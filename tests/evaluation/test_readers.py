@@ -225,6 +225,19 @@ def test_list_names_what_is_wrong(change, message, tmp_path, rng):
         READERS["list"](tmp_path / "list.json")
 
 
+def test_list_names_the_file_that_is_damaged(tmp_path, rng):
+    _image(tmp_path / "a.png", rng)
+    _png16(tmp_path / "d.png", rng.integers(1, 9000, (12, 16)))
+    half = (tmp_path / "d.png").read_bytes()
+    (tmp_path / "d.png").write_bytes(half[: len(half) // 2])
+    (tmp_path / "list.json").write_text(json.dumps([{"image": "a.png", "depth": "d.png"}]))
+    with pytest.raises(ValueError, match=r"d\.png: cannot be read"):
+        READERS["list"](tmp_path / "list.json")[0]
+    (tmp_path / "list.json").write_text(json.dumps([{"image": "a.png", "label": "d.png"}]))
+    with pytest.raises(ValueError, match="unknown label; a list with labels of classes is for"):
+        READERS["list"](tmp_path / "list.json")
+
+
 def test_list_that_is_none(tmp_path):
     for text in ("{", "[]", '{"a": 1}', "[1]"):
         (tmp_path / "list.json").write_text(text)

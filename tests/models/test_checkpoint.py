@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from dafast import DepthAnything
 from dafast.config import PRESETS, ModelConfig
-from dafast.models import checkpoint
+from dafast.models import checkpoint, weight_files
 from dafast.models.checkpoint import CheckpointError, load_encoder, save_pretrained
 from dafast.models.conversion import (
     ENCODER_LAYOUTS,
@@ -569,7 +569,7 @@ def test_what_was_refused_is_told_in_whole_words():
         (f"{words} antidisestablishmentarianism", words),
         ("something else\nmore", "something else"),
     ):
-        assert checkpoint._refused(Exception(error)) == said
+        assert weight_files._refused(Exception(error)) == said
 
 
 def test_an_empty_name_is_not_the_current_folder(model, tmp_path, monkeypatch):
@@ -610,7 +610,7 @@ def test_names_that_are_nothing(tmp_path, monkeypatch):
 
 
 def test_nano_without_its_weights_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "PACKAGED_WEIGHTS", tmp_path)
+    monkeypatch.setattr(weight_files, "PACKAGED_WEIGHTS", tmp_path)
     with pytest.raises(CheckpointError, match="not trained yet"):
         load("nano")
     nano = DepthAnything("nano")

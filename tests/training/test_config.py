@@ -158,7 +158,6 @@ def test_schedule_warms_up_and_ends_at_zero(schedule: str) -> None:
     ("options", "message"),
     [
         (["--metric.max-depth", "20", "--segmentation.data", "synthetic"], "exclude each other"),
-        (["--metric.max-depth", "20", "--accumulate", "2", "--batch-size", "2"], "accumulate does"),
         (["--segmentation.data", "list", "--gradient-matching", "1"], "gradient_matching does not"),
         (
             ["--segmentation.data", "list", "--data.hold-out", "0.5", "--data.path", "a.csv"],

@@ -126,6 +126,10 @@ def test_mistakes_are_named(tmp_path: Path, rng: np.random.Generator) -> None:
     path = write_list(tmp_path, 2, rng)
     with pytest.raises(ConfigError, match=r"data\.path: .*nowhere\.csv"):
         pack_lists(config_of(tmp_path / "nowhere.csv"), ONE)
+    config = config_of(path)
+    remote = dataclasses.replace(config.data, path="http://127.0.0.1:9/list.csv")
+    with pytest.raises(ConfigError, match=r"data\.path: lists are read on the machine.*shards"):
+        pack_lists(dataclasses.replace(config, data=remote), ONE)
     with pytest.raises(ConfigError, match=r"data\.path: no picture is left.*data\.hold_out"):
         pack_lists(config_of(path, hold_out=0.9), ONE)
     pack_lists(config_of(path), ONE)

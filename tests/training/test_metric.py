@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import train
-from dafast.data.colours import change_colours
+from dafast.data.colours import DRAWS, change_colours
 from dafast.data.shards import ShardDataset
 from dafast.data.transforms import STRONG, AugmentConfig
 from dafast.evaluation.metrics import depth_errors
@@ -24,10 +24,12 @@ from dafast.training.config import (
     TrainConfig,
     load_toml,
 )
-from dafast.training.data import TrainingData, make_loader
+from dafast.training.data import Batch, TrainingData, make_loader
+from dafast.training.labeling import label_shards
 from dafast.training.metric import build_metric_model, metric_evaluation
-from dafast.training.steps import build_optimizer
+from dafast.training.steps import backward, build_optimizer
 from dafast.training.student import build_step
+from tests.tolerances import TOLERANCES
 from tests.training import tiny
 from tests.training.runs import ONE, assert_same_weights, metrics, run_until, tiny_config, torchrun
 
@@ -95,10 +97,67 @@ def test_every_trained_weight_gets_a_gradient(
         assert parameter.grad is None or parameter.grad.isfinite().all(), name
 
 
+@pytest.mark.parametrize("pieces", [2, 3])
+def test_accumulation_is_the_larger_batch(
+    pieces: int, shards: Path, tmp_path: Path, seed: int
+) -> None:
+    """Loss and gradients, though the pieces have unequal numbers of valid pixels, one of them none.
+
+    The network computes in float64: the loss is what is compared, not the rounding of batches of
+    another size.
+    """
+    torch.manual_seed(seed)
+    config = metric_run(shards, tmp_path / "x", precision="float32")
+    model = build_metric_model(config, CPU).double()
+    step = build_step(model, model, config, torch.float32)
+    step.normalise.double()
+    count = 2 * pieces
+    image = torch.randint(0, 256, (count, 3, 42, 56), dtype=torch.uint8)
+    disparity = 0.02 + torch.rand(count, 42, 56)
+    mask = torch.rand(count, 42, 56) < torch.rand(count, 1, 1)
+    mask[:2] = False
+    colours = torch.rand(count, DRAWS)
+    whole = Batch(image, colours, disparity, mask, ["key"] * count, [])
+    parts = [
+        Batch(*(x[i : i + 2] for x in (image, colours, disparity, mask)), ["key"] * 2, [])
+        for i in range(0, count, 2)
+    ]
+    results = []
+    for batches in ([whole], parts):
+        model.zero_grad()
+        values = backward(step, model, batches)
+        gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+        results.append((values, gradient))
+    (one, expected), (several, found) = results
+    assert one.keys() == several.keys()
+    tolerance = TOLERANCES[torch.float32].model
+    for name, value in one.items():
+        assert several[name].item() == pytest.approx(value.item(), rel=tolerance)
+    assert expected.norm() > 0
+    assert (found - expected).norm() < tolerance * expected.norm()
+
+
+def test_a_run_that_accumulates(shards: Path, tmp_path: Path, seed: int) -> None:
+    """The first loss is that of the run that does not; a resume is exact."""
+    config = metric_run(
+        shards, tmp_path / "one", seed=seed, precision="float32", steps=3, optim=OptimSection()
+    )
+    train.train(dataclasses.replace(config, steps=1), ONE)
+    pieces = dataclasses.replace(config, accumulate=2, out=str(tmp_path / "two"))
+    train.train(pieces, ONE)
+    one, two = tiny.losses(tmp_path / "one"), tiny.losses(tmp_path / "two")
+    assert two[1] == pytest.approx(one[1], rel=TOLERANCES[torch.float32].model)
+    broken = dataclasses.replace(pieces, out=str(tmp_path / "broken"))
+    run_until(broken, 2)
+    train.train(broken, ONE)
+    assert tiny.losses(tmp_path / "broken") == two
+
+
 @pytest.mark.slow
-def test_two_processes(shards: Path, tmp_path: Path, seed: int) -> None:
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_two_processes(shards: Path, tmp_path: Path, seed: int, accumulate: int) -> None:
     config = metric_run(shards, tmp_path / "two", seed=seed, steps=5, checkpoint_every=0)
-    torchrun(config, 2)
+    torchrun(dataclasses.replace(config, accumulate=accumulate), 2)
     losses = tiny.losses(tmp_path / "two")
     assert sorted(losses) == [1, 2, 3, 4, 5] and all(np.isfinite(v) for v in losses.values())
 
@@ -229,6 +288,31 @@ def test_values_that_cannot_work(option: str, message: str) -> None:
 
     with pytest.raises(ConfigError, match=message):
         parse_args(option.split())
+
+
+@pytest.mark.parametrize("says", [True, False])
+@pytest.mark.parametrize("key", ["path", "eval_path"])
+def test_labels_of_a_teacher_are_refused(
+    says: bool, key: str, shards: Path, tmp_path: Path, seed: int
+) -> None:
+    """`dafast label` writes that they are relative; those of earlier versions are known too."""
+    report = label_shards(
+        lambda images: [image[..., 0] / np.float32(255) + 0.1 for image in images],
+        sorted(shards.iterdir())[:1],
+        tmp_path,
+    )
+    assert report.images == 18
+    (shard,) = tmp_path.glob("*.tar")
+    if not says:
+        text = b', "disparity_unit": "relative"'
+        shard.write_bytes(shard.read_bytes().replace(text, b" " * len(text)))
+    data = ShardDataset(shard, labels="physical")
+    assert {data.unit(i) for i in range(len(data))} == {"relative"}
+    assert ("disparity_unit" in data.meta(0)) == says
+    config = metric_run(shards, tmp_path / "run")
+    data_section = dataclasses.replace(config.data, **{key: str(shard)})
+    with pytest.raises(ConfigError, match=rf"data\.{key}: .* not in metres but relative.*measured"):
+        train.train(dataclasses.replace(config, data=data_section), ONE)
 
 
 def test_labels_that_are_no_metres_are_refused(shards: Path, tmp_path: Path) -> None:

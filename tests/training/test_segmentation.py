@@ -31,7 +31,15 @@ from dafast.training.config import (
     load_toml,
 )
 from dafast.training.distributed import World
-from dafast.training.segmentation import SegmentationBatch, SegmentationStep, open_samples
+from dafast.training.segmentation import (
+    SegmentationBatch,
+    SegmentationStep,
+    build_segmentation_model,
+    open_samples,
+)
+from dafast.training.steps import backward
+from dafast.training.tasks import open_model
+from tests.tolerances import TOLERANCES
 from tests.training import tiny
 from tests.training.runs import ONE, command, metrics, run_until, torchrun
 
@@ -174,9 +182,59 @@ def test_the_average_has_the_statistics_of_batchnorm(
         assert not torch.equal(state["model"][name], torch.full_like(state["model"][name], 0.0))
 
 
-def step_of(augment: AugmentConfig) -> tuple[SegmentationModel, SegmentationStep]:
-    model = SegmentationModel(SegmentationConfig(tiny.TINY, ("a", "b", "c"), "linear")).train()
-    return model, SegmentationStep(model, model, augment, torch.float32)
+@pytest.mark.parametrize("head", ["linear", "dpt"])
+def test_it_starts_from_what_another_run_exported(
+    head: str, photos: Path, tmp_path: Path, seed: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Head and encoder where classes and head are the same; the encoder alone where not."""
+    torch.manual_seed(seed)
+    start = SegmentationModel.from_depth(tiny.trained_model(), ["red", "green", "blue"], "linear")
+    start.save_pretrained(tmp_path / "start")
+    config = config_of(photos, tmp_path / "run", seed, head, steps=1)
+    model = ModelSection(preset="tiny", init=str(tmp_path / "start"))
+    config = dataclasses.replace(config, model=model)
+    built = build_segmentation_model(("red", "green", "blue"), config, ONE.device)
+    encoder = start.pretrained.state_dict()
+    assert all(torch.equal(v, encoder[k]) for k, v in built.pretrained.state_dict().items())
+    same = head == "linear"
+    assert ("the head starts random" in caplog.text) == (not same)
+    if same:
+        trained = start.head.state_dict()
+        assert all(torch.equal(v, trained[k]) for k, v in built.head.state_dict().items())
+        other = build_segmentation_model(("red", "green", "brown"), config, ONE.device)
+        assert not torch.equal(other.head.conv_seg.weight, start.head.conv_seg.weight)
+    train.train(config, ONE)
+    assert sorted(tiny.losses(tmp_path / "run")) == [1]
+    wrong = dataclasses.replace(model, preset="nano")
+    with pytest.raises(ConfigError, match=r"model\.init: .* has embed_dim = 64"):
+        train.train(dataclasses.replace(config, model=wrong, out=str(tmp_path / "x")), ONE)
+    depth = dataclasses.replace(config, segmentation=SegmentationSection())
+    with pytest.raises(ConfigError, match=r"model\.init: .*dafast_segmentation"):
+        open_model(depth, None, ONE.device)
+
+
+def test_the_best_is_that_of_the_largest_miou(
+    photos: Path, tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(photos, tmp_path / "run", seed, steps=4, eval_every=1, best_by="miou")
+    data = dataclasses.replace(config.data, eval_path=str(photos))
+    scores = iter([0.2, 0.5, 0.3, 0.4])
+    monkeypatch.setattr(
+        "dafast.training.segmentation.open_segmentation_evaluation",
+        lambda config: lambda model: {"loss": 1.0, "miou": next(scores)},
+    )
+    train.train(dataclasses.replace(config, data=data), ONE)
+    best = json.loads((tmp_path / "run" / "best" / "evaluation.json").read_text())
+    assert (best["step"], best["miou"]) == (2, 0.5)
+    with pytest.raises(ConfigError, match="best_by = miou is of segmentation"):
+        check(dataclasses.replace(config, segmentation=SegmentationSection()))
+
+
+def step_of(
+    augment: AugmentConfig | None = None, head: str = "linear"
+) -> tuple[SegmentationModel, SegmentationStep]:
+    model = SegmentationModel(SegmentationConfig(tiny.TINY, ("a", "b", "c"), head)).train()
+    return model, SegmentationStep(model, model, augment or AugmentConfig(), torch.float32)
 
 
 def batch_of(classes: torch.Tensor) -> SegmentationBatch:
@@ -206,6 +264,52 @@ def test_the_loss_is_cross_entropy_over_what_counts(augment: AugmentConfig, seed
     )
     reference = F.cross_entropy(logits, classes.long(), ignore_index=IGNORE)
     assert expected.item() == pytest.approx(reference.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("pieces", [2, 3])
+def test_accumulation_is_the_larger_batch(pieces: int, seed: int) -> None:
+    """The mean over the pixels of the step, of which the pieces have unequal numbers, one none.
+
+    With fixed statistics in BatchNorm, which training would take from each piece, and without
+    dropout.
+    """
+    model, step = step_of(head="dpt")
+    model.eval().double()
+    step.normalise.double()
+    count = 2 * pieces
+    classes = torch.randint(0, 3, (count, 28, 42)).to(torch.uint8)
+    classes[torch.rand(count, 28, 42) < torch.rand(count, 1, 1)] = IGNORE
+    classes[:2] = IGNORE
+    whole = batch_of(classes)
+    parts = [
+        SegmentationBatch(
+            whole.image[i : i + 2], whole.colours[i : i + 2], classes[i : i + 2], ["key"] * 2, []
+        )
+        for i in range(0, count, 2)
+    ]
+    results = []
+    for batches in ([whole], parts):
+        model.zero_grad()
+        values = backward(step, model, batches)
+        gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+        results.append((values, gradient))
+    (one, expected), (several, found) = results
+    tolerance = TOLERANCES[torch.float32].model
+    assert one.keys() == several.keys()
+    for name, value in one.items():
+        assert float(several[name]) == pytest.approx(float(value), rel=tolerance), name
+    assert expected.norm() > 0
+    assert (found - expected).norm() < tolerance * expected.norm()
+
+
+def test_a_run_that_accumulates(photos: Path, tmp_path: Path, seed: int) -> None:
+    config = config_of(photos, tmp_path / "whole", seed, accumulate=2, steps=4)
+    train.train(config, ONE)
+    assert sorted(tiny.losses(tmp_path / "whole")) == [1, 2, 3, 4]
+    broken = dataclasses.replace(config, out=str(tmp_path / "broken"))
+    run_until(broken, 2)
+    train.train(broken, ONE)
+    assert tiny.losses(tmp_path / "broken") == tiny.losses(tmp_path / "whole")
 
 
 def test_a_batch_without_a_label_is_harmless(tmp_path: Path, seed: int) -> None:

@@ -224,7 +224,7 @@ def test_what_a_user_can_mend_is_an_error_with_its_name(shards: Path, tmp_path: 
     with pytest.raises(ConfigError, match="out: cannot make"):
         train.train(dataclasses.replace(config, out=str(tmp_path / "file" / "run")), ONE)
     train.train(config, ONE)
-    with pytest.raises(CheckpointError, match=r"another model \(tiny, not nano\)"):
+    with pytest.raises(CheckpointError, match=r"another model \(model\.preset: tiny -> nano\)"):
         train.train(dataclasses.replace(config, model=ModelSection(preset="nano")), ONE)
 
 

@@ -163,4 +163,18 @@ if __name__ == "__main__":
                 os.kill(os.getpid(), signal.SIGKILL)
 
         train.RunLog.step = step_and_die
+    # "STEP": the shards lose what is in them after a step.
+    if lose := os.environ.get("TINY_LOSE"):
+        from dafast.data import remote
+
+        remote.WAITS = (0.0, 0.0)
+        whole_step = train.RunLog.step
+
+        def step_and_lose(self: Any, step: int, *args: Any) -> None:
+            whole_step(self, step, *args)
+            if step == int(lose):
+                for path in Path(os.environ["TINY_SHARDS"]).iterdir():
+                    os.truncate(path, 0)
+
+        train.RunLog.step = step_and_lose
     train.main()

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -38,6 +39,8 @@ class Reader:
     Attributes:
         name: As on the command line.
         units: What the label's numbers are.
+        disparity_unit: What the disparity that `read` gives is in: "1/metre", or "relative" where
+            the set knows no metres. Shards say it of their labels.
         invalid: What marks a pixel without a label.
         licence: Of the data.
         published: How many pictures there are, and who says so.
@@ -52,6 +55,7 @@ class Reader:
 
     name: str
     units: str
+    disparity_unit: Literal["1/metre", "relative"]
     invalid: str
     licence: str
     published: str
@@ -90,6 +94,7 @@ class Reader:
                 example.image.relative_to(root).as_posix(),
                 example.image,
                 partial(self.read, example),
+                disparity_unit=self.disparity_unit,
             )
             for example in examples
         ]

@@ -62,6 +62,7 @@ def _read(example: Example) -> tuple[np.ndarray, np.ndarray]:
 READER = Reader(
     name="blendedmvs",
     units="depth in a unit of the scene's own",
+    disparity_unit="relative",
     invalid="0 where there is no mesh; also NaN, infinite and negative depth",
     licence="CC BY 4.0",
     published="17K (BlendedMVS) or over 110K (BlendedMVG; Depth Anything has 115K)",

@@ -60,6 +60,7 @@ def _read(example: Example) -> tuple[np.ndarray, np.ndarray]:
 READER = Reader(
     name="diml",
     units="depth in millimetres, 16-bit",
+    disparity_unit="1/metre",
     invalid="0; outdoors also a confidence of at most 0.9",
     licence="custom",
     published="501,796 indoors and 206,322 outdoors (its page), 927K (Depth Anything, Table 1)",

@@ -46,6 +46,7 @@ def _read(example: Example) -> tuple[np.ndarray, np.ndarray]:
 READER = Reader(
     name="hrwsi",
     units="disparity up to scale and shift, 8-bit",
+    disparity_unit="relative",
     invalid="0 in the valid mask",
     licence="research only",
     published="20,378 for training, 400 for validation",

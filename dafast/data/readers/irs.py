@@ -51,6 +51,7 @@ def _read(example: Example) -> tuple[np.ndarray, np.ndarray]:
 READER = Reader(
     name="irs",
     units="disparity in pixels",
+    disparity_unit="relative",
     invalid="none; NaN, infinite and disparity that is not positive are taken as invalid",
     licence="custom",
     published="103,316",

@@ -122,6 +122,7 @@ def _read(example: Example) -> tuple[np.ndarray, np.ndarray]:
 READER = Reader(
     name="kitti",
     units="depth in metres, 16-bit times 256",
+    disparity_unit="1/metre",
     invalid="0",
     licence="CC BY-NC-SA 3.0",
     published="23,158 (the list of BTS)",

@@ -52,6 +52,7 @@ def _read(example: Example) -> tuple[np.ndarray, np.ndarray]:
 READER = Reader(
     name="megadepth",
     units="depth in a unit of the scene's own",
+    disparity_unit="relative",
     invalid="0; files with negative values (ordinal labels) as a whole",
     licence="not found stated; the photographs belong to their authors",
     published="128K (Depth Anything, Table 1)",

@@ -57,6 +57,7 @@ def _read(example: Example) -> tuple[np.ndarray, np.ndarray]:
 READER = Reader(
     name="nyuv2",
     units="depth in millimetres, 16-bit",
+    disparity_unit="1/metre",
     invalid="0; also 10 m and more, to which the toolbox cuts",
     licence="not found stated",
     published="24,231 (the list of BTS)",

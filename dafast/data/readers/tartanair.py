@@ -35,6 +35,7 @@ def _read(example: Example) -> tuple[np.ndarray, np.ndarray]:
 READER = Reader(
     name="tartanair",
     units="depth in metres",
+    disparity_unit="1/metre",
     invalid="none; NaN and depth that is not positive are taken as invalid",
     licence="CC BY 4.0",
     published="306K (Depth Anything, Table 1)",

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from dafast.data.segmentation._dataset import SegmentationDataset, read_indices
-from dafast.data.shards import ShardError, decode_image, expand_shards
+from dafast.data.shards import ShardError, decode_image, expand_shards, read_again
 from dafast.data.sources import SourceError
 from dafast.data.synthetic.world import CLASSES
 
@@ -28,12 +28,16 @@ class _Members:
 
     def __call__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         shard, photo, label = self.places[index]
-        parts = []
-        with open(shard, "rb") as file:
-            for offset, size in (photo, label):
-                file.seek(offset)
-                parts.append(file.read(size))
-        return decode_image(parts[0]), read_indices(io.BytesIO(parts[1]))
+
+        def part(offset: int, size: int) -> bytes:
+            def read() -> bytes:
+                with open(shard, "rb") as file:
+                    file.seek(offset)
+                    return file.read(size)
+
+            return read_again(shard, read, size)
+
+        return decode_image(part(*photo)), read_indices(io.BytesIO(part(*label)))
 
 
 def synthetic(path: Path, training: bool = True) -> SegmentationDataset:

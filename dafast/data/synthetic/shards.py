@@ -24,6 +24,8 @@ import numpy as np
 from PIL import Image
 
 from dafast import __version__
+from dafast.data.disk import writing
+from dafast.data.remote import write_text
 from dafast.data.synthetic.sample import HELD_OUT_SEED, KINDS, SyntheticSample, render_scene
 from dafast.data.synthetic.textures import texture_digest
 
@@ -56,6 +58,7 @@ def encode(sample: SyntheticSample) -> dict[str, bytes]:
     Image.fromarray(sample.classes).save(classes, "PNG")
     meta = {
         "seed": sample.seed, "kind": sample.kind, "disparity_max": top,
+        "disparity_unit": "1/metre",
         "fx": sample.fx, "fy": sample.fy, "cx": sample.cx, "cy": sample.cy,
     }  # fmt: skip
     return {
@@ -70,7 +73,7 @@ def _write_shard(task: _Task) -> tuple[str, int]:
     """Write one shard under a temporary name, then rename it."""
     temporary = task.path.with_name(f".{task.path.name}.{os.getpid()}.tmp")
     try:
-        with tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
+        with writing(task.path), tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
             for index in range(task.first, task.first + task.count):
                 seed = task.seed + index
                 kind = task.kinds[seed % len(task.kinds)] if task.kinds else None
@@ -225,7 +228,7 @@ def _check_description(folder: Path, wanted: dict[str, Any]) -> None:
     """
     path = folder / DESCRIPTION
     if not any(folder.glob("synthetic-*.tar")):
-        path.write_text(json.dumps(wanted, indent=2) + "\n")
+        write_text(path, json.dumps(wanted, indent=2) + "\n")
     elif path.exists():
         try:
             found = dict(json.loads(path.read_text()))

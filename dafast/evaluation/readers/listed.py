@@ -65,7 +65,10 @@ def _check(path: Path, number: int, row: dict[str, Any]) -> dict[str, Any]:
     row = {k: v for k, v in row.items() if v not in ("", None)}
     unknown = [k for k in row if k not in FIELDS]
     if unknown:
-        raise ValueError(f"{where}: unknown {', '.join(map(str, unknown))}; expected:\n{LAYOUT}")
+        hint = "a list with labels of classes is for segmentation models; " * ("label" in unknown)
+        raise ValueError(
+            f"{where}: unknown {', '.join(map(str, unknown))}; {hint}expected:\n{LAYOUT}"
+        )
     if "image" not in row or ("depth" in row) == ("disparity" in row):
         raise ValueError(f"{where}: an image, and either a depth or a disparity, are needed")
     if ("focal" in row) != ("baseline" in row) or ("focal" in row and "depth" in row):
@@ -93,7 +96,10 @@ def _read_map(path: Path) -> np.ndarray:
         array = read_npy(path)
     else:
         with Image.open(path) as image:
-            array = np.asarray(image)
+            try:
+                array = np.asarray(image)
+            except (OSError, ValueError, SyntaxError) as error:  # which do not know the file
+                raise ValueError(f"{path}: cannot be read ({error})") from error
     if array.ndim != 2 or array.dtype.kind not in "biuf":
         raise ValueError(f"{path}: one channel of numbers is expected, not {array.shape}")
     return array
