@@ -29,7 +29,7 @@ from safetensors import SafetensorError
 
 from dafast.data.disk import DiskFullError
 from dafast.data.remote import write_text
-from dafast.data.shards import ShardError, check_bad_share
+from dafast.data.shards import ShardError
 from dafast.runtime import resolve_dtype
 from dafast.training.config import ConfigError, TrainConfig, parse_args
 from dafast.training.data import make_loader
@@ -39,7 +39,9 @@ from dafast.training.parallel import WholeModel, gather, load_weights, replicate
 from dafast.training.progress import RunLog, Stopwatch, is_evaluated
 from dafast.training.resume import (
     StopRequest,
+    changed_data,
     changed_settings,
+    data_state,
     find_checkpoint,
     is_finished,
     other_model,
@@ -62,6 +64,7 @@ from dafast.training.steps import (
 )
 from dafast.training.student import build_step
 from dafast.training.tasks import open_data, open_evaluation, open_model
+from dafast.training.unreadable import Unreadable
 
 
 class TooManyBadStepsError(RuntimeError):
@@ -111,7 +114,8 @@ def train(config: TrainConfig, world: World) -> None:
     optimizer = build_optimizer(model, config.optim)
 
     # Resume.
-    step, position, unlabeled_position, skipped_steps, bad_samples = 0, 0, 0, 0, set()
+    step, position, unlabeled_position, skipped_steps = 0, 0, 0, 0
+    unreadable = Unreadable(data, config.data.max_bad_fraction)
     best_score, evaluated_step = math.inf, -1
     checkpoint = find_checkpoint(config, world)
     if checkpoint is not None:
@@ -140,7 +144,7 @@ def train(config: TrainConfig, world: World) -> None:
         set_random_state(state["random"])
         step, position, skipped_steps = state["step"], state["position"], state["skipped_steps"]
         unlabeled_position = state.get("unlabeled_position", 0)
-        bad_samples = set(state["bad_samples"])
+        unreadable.load_state_dict(state["bad_samples"])
         compared = same_evaluation(state["config"], config)
         evaluated = world.broadcast(compared and is_evaluated(out, step))
         if world.broadcast(is_finished(config, step, total, evaluated)):
@@ -169,7 +173,10 @@ def train(config: TrainConfig, world: World) -> None:
         )
         if checkpoint is not None:
             log.say(f"resumed from {path} at step {step}")
-            for line in changed_settings(state["config"], config):
+            for line in (
+                *changed_settings(state["config"], config),
+                *changed_data(state.get("data", {}), data),
+            ):
                 log.say(f"  differs from the checkpoint's run: {line}")
 
     def export(whole_model: Any, folder: Path) -> None:
@@ -193,7 +200,8 @@ def train(config: TrainConfig, world: World) -> None:
             "position": position,
             "unlabeled_position": unlabeled_position,
             "skipped_steps": skipped_steps,
-            "bad_samples": sorted(bad_samples),
+            "bad_samples": unreadable.state_dict(),
+            "data": data_state(data),
             "best_score": best_score,
             "config": json.dumps(dataclasses.asdict(config)),
         }
@@ -259,8 +267,11 @@ def train(config: TrainConfig, world: World) -> None:
         # One look at the device per step; the mean over ranks makes all of them see the same.
         out_of_time = config.max_minutes and time.monotonic() - started > 60 * config.max_minutes
         flags = torch.stack(list(parts.values()))
-        flags = torch.cat([flags, flags.new_tensor([float(stop.requested or bool(out_of_time))])])
-        *losses, stop_votes = world.mean(flags).tolist()
+        found = unreadable.found(batches)
+        votes = [float(stop.requested or bool(out_of_time)), float(bool(found))]
+        *losses, stop_votes, found_votes = world.mean(
+            torch.cat([flags, flags.new_tensor(votes)])
+        ).tolist()
         gradient_norm = float(norm)
         finite = all(map(math.isfinite, (*losses, gradient_norm)))
 
@@ -286,9 +297,8 @@ def train(config: TrainConfig, world: World) -> None:
         step, position = step + 1, position + config.batch_size
         unlabeled_position += unlabeled_batch_size
 
-        for batch in batches:
-            bad_samples.update(batch.skipped)
-        check_bad_share(bad_samples, data.size, config.data.max_bad_fraction)
+        if found_votes > 0:
+            unreadable.add(found, world)
         values = dict(zip(parts, losses, strict=True))
         values |= {
             "lr": config.optim.decoder_lr * factor,

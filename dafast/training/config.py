@@ -440,6 +440,13 @@ def check(config: TrainConfig) -> None:
         not (config.model.freeze_encoder and config.unlabeled.align),
         "model.freeze_encoder leaves no features to align: set unlabeled.align to an empty string",
     )
+    need(
+        not config.model.freeze_encoder
+        or bool(config.model.init or config.segmentation.data)  # there a probe's baseline
+        or config.model.encoder_init not in ("random", "mimetic"),
+        "model.freeze_encoder would keep an encoder that has learned nothing: set model.init, or "
+        "model.encoder_init to dinov2 or a file",
+    )
     for key in ("compile", "optim.muon"):
         need(
             config.parallel == "ddp" or not operator.attrgetter(key)(config),

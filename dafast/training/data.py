@@ -13,7 +13,7 @@ every step.
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -81,8 +81,9 @@ class Batch(NamedTuple):
         disparity: (B, H, W) float32.
         mask: (B, H, W) bool.
         keys: Names of the samples, for messages.
-        skipped: Samples that could not be read: "key: reason".
+        skipped: Labeled samples that could not be read: "key: reason".
         unlabeled: The unlabeled images, where there are any.
+        unlabeled_skipped: As `skipped`, of those.
     """
 
     image: Tensor
@@ -92,6 +93,7 @@ class Batch(NamedTuple):
     keys: list[str]
     skipped: list[str]
     unlabeled: UnlabeledBatch | None = None
+    unlabeled_skipped: Sequence[str] = ()
 
 
 class StreamSampler(Sampler[list[Request]]):
@@ -310,7 +312,7 @@ def collate(samples: list[LabeledItem | UnlabeledItem]) -> Batch:
         stack([s.disparity for s in labeled]),
         stack([s.mask for s in labeled]),
         [s.key for s in samples],
-        [reason for s in samples for reason in s.skipped],
+        [reason for s in labeled for reason in s.skipped],
         UnlabeledBatch(
             images([s.image for s in unlabeled]),
             stack([s.colours for s in unlabeled]),
@@ -320,6 +322,7 @@ def collate(samples: list[LabeledItem | UnlabeledItem]) -> Batch:
         )
         if unlabeled
         else None,
+        [reason for s in unlabeled for reason in s.skipped],
     )
 
 

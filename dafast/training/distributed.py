@@ -6,11 +6,16 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
+
+# The others wait while the main process packs a list or evaluates, longer than the ten minutes
+# after which NCCL would give up.
+_TIMEOUT = timedelta(hours=3)
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,14 @@ class World:
         box = [value]
         dist.broadcast_object_list(box, src=0)
         return box[0]
+
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all processes, by rank, on every process."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
 
     def barrier(self) -> None:
         """Waits until every process is here."""
@@ -84,6 +97,7 @@ def distributed_session() -> Iterator[World]:
             store=_store_of_this_start(),
             rank=rank,
             world_size=size,
+            timeout=_TIMEOUT,
         )
     try:
         yield World(rank, size, device)

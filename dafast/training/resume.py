@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 from dafast.training.config import ConfigError, TrainConfig
 from dafast.training.distributed import World
@@ -66,6 +68,36 @@ def changed_settings(before: str, config: TrainConfig) -> list[str]:
         for key in new
         if key not in quiet and old[key] != new[key]
     ]
+
+
+def data_state(data: Any) -> dict[str, dict[str, Any]]:
+    """What a checkpoint remembers of its data: by setting, the number of samples and their names'
+    digest. The position in the stream means nothing in other data."""
+    sets = {"data.path": data.shards, "unlabeled.path": data.unlabeled}
+    return {
+        key: {"samples": len(samples), "digest": _digest(samples)}
+        for key, samples in sets.items()
+        if samples is not None
+    }
+
+
+def _digest(samples: Any) -> str:
+    """Of the names of a set's shards, without their folders; a set without shards has none."""
+    names = "\n".join(str(shard).rpartition("/")[2] for shard in getattr(samples, "shards", ()))
+    return hashlib.sha256(names.encode()).hexdigest()[:16]
+
+
+def changed_data(before: dict[str, dict[str, Any]], data: Any) -> list[str]:
+    """Sets that are not what they were when the checkpoint was written, a line for each."""
+    lines = []
+    for key, now in data_state(data).items():
+        then = before.get(key)
+        if then is not None and then != now:
+            changed = f"{then['samples']} samples -> {now['samples']}"
+            if then["samples"] == now["samples"]:
+                changed = f"{now['samples']} samples of other shards"
+            lines.append(f"{key}: {changed}; their order is new, some of this epoch come again")
+    return lines
 
 
 def is_finished(config: TrainConfig, step: int, total: int, evaluated: bool) -> bool:

@@ -66,6 +66,8 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int) -
     temporary = path.with_suffix(f".tmp{os.getpid()}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.glob("step-*.tmp*"):  # by a process that was killed while it wrote
+            left.unlink(missing_ok=True)
         with open(temporary, "wb") as file:
             torch.save(state, file)
             file.flush()

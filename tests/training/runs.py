@@ -136,9 +136,14 @@ def poison(monkeypatch: pytest.MonkeyPatch, bad_calls: range | list[int]) -> Non
 
 
 def torchrun(
-    config: TrainConfig, processes: int, restarts: int = 0, **environment: str
+    config: TrainConfig,
+    processes: int,
+    restarts: int = 0,
+    *,
+    fails: bool = False,
+    **environment: str,
 ) -> subprocess.CompletedProcess[str]:
-    """Runs it to its end in several processes."""
+    """Runs it to its end in several processes, a good one or, where it `fails`, a bad one."""
     done = subprocess.run(
         [
             *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
@@ -151,5 +156,5 @@ def torchrun(
         check=False,
         env={**os.environ, **environment},
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert (done.returncode != 0) == fails, done.stdout + done.stderr
     return done

@@ -1,0 +1,56 @@
+"""Samples that could not be read, counted over all processes of a run and over its restarts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from dafast.data.shards import check_bad_share
+from dafast.training.distributed import World
+
+
+class Unreadable:
+    """What the loaders passed over, labeled and unlabeled apart; too much of either ends the run.
+
+    Args:
+        data: The training data.
+        max_bad_fraction: Of the samples of a set, that may be missing.
+    """
+
+    def __init__(self, data: Any, max_bad_fraction: float) -> None:
+        self.max_bad_fraction = max_bad_fraction
+        self.totals = {"labeled": len(data.shards)}
+        if data.unlabeled is not None:
+            self.totals["unlabeled"] = len(data.unlabeled)
+        self.reasons: dict[str, set[str]] = {name: set() for name in self.totals}
+
+    def found(self, batches: Sequence[Any]) -> dict[str, list[str]]:
+        """What this process's batches have met, by set: "key: reason"."""
+        every = {
+            "labeled": [reason for batch in batches for reason in batch.skipped],
+            "unlabeled": [r for batch in batches for r in getattr(batch, "unlabeled_skipped", ())],
+        }
+        return {name: reasons for name, reasons in every.items() if reasons}
+
+    def add(self, found: dict[str, list[str]], world: World) -> None:
+        """Adds what all processes have found; each has to call it.
+
+        Raises:
+            ShardError: On all of them, where more than the stated share of a set is missing.
+        """
+        for of_one in world.gather(found):
+            for name, reasons in of_one.items():
+                self.reasons[name].update(reasons)
+        for name, reasons in self.reasons.items():
+            check_bad_share(sorted(reasons), self.totals[name], self.max_bad_fraction)
+
+    def state_dict(self) -> dict[str, list[str]]:
+        """For a checkpoint."""
+        return {name: sorted(reasons) for name, reasons in self.reasons.items()}
+
+    def load_state_dict(self, state: dict[str, list[str]] | list[str]) -> None:
+        """From a checkpoint; an early one has a list of both sets, of which the names say nothing,
+        and is counted anew."""
+        if isinstance(state, dict):
+            for name in self.reasons:
+                self.reasons[name] = set(state.get(name, ()))
