@@ -14,6 +14,7 @@ import os
 import re
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -275,7 +276,8 @@ def write_text(place: Path, text: str) -> None:
         put = partial(_file_system(place).pipe_file, _path(place), text.encode())
         retried(put, f"cannot write {place}")
         return
-    temporary = place.with_name(f".{place.name}.{os.getpid()}")
+    # Not the process's number: two containers that share a folder may have the same one.
+    temporary = place.with_name(f".{place.name}.{uuid.uuid4().hex}")
     try:
         temporary.write_text(text)
         os.replace(temporary, place)

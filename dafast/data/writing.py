@@ -66,6 +66,22 @@ def claim(target: Path) -> Iterator[BinaryIO | None]:
             raise
 
 
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Within it no other process is at a file that several of them write anew.
+
+    The lock is on a file beside it, which stays. Behind a URL there are no locks.
+    """
+    if is_remote(path):
+        yield
+        return
+    import fcntl  # POSIX alone
+
+    with open(path.with_name(f".{path.name}.lock"), "wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def _is_still(file: BinaryIO, path: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
