@@ -15,7 +15,7 @@ set -euo pipefail
 folders=()
 for folder in "$@"; do # relative to where the script was called
     [ -d "$folder" ] || { echo "$0: no such folder: $folder" >&2; exit 2; }
-    folders+=("$(cd -- "$folder" && pwd)")
+    folders+=("$(cd -- "$folder" >/dev/null && pwd)")
 done
 case ${WORK:-} in "" | /*) ;; *) WORK=$PWD/$WORK ;; esac
 cd "$(dirname "$0")/.."

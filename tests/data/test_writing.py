@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from dafast.data.writing import claim, read_failures, write_failures
+from dafast.data import remote
+from dafast.data.writing import claim, locked, read_failures, write_failures
 
 
 def test_two_never_write_one(tmp_path: Path) -> None:
@@ -49,3 +52,39 @@ def test_failures_are_kept_beside_the_shard(tmp_path: Path) -> None:
     assert read_failures(target) == failures
     write_failures(target, [])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_has_one_holder(tmp_path: Path) -> None:
+    """All add to one number by reading and writing it: without the lock some would be lost."""
+    place = tmp_path / "number"
+    place.write_text("0")
+
+    def add(times: int) -> None:
+        for _ in range(times):
+            with locked(place):
+                place.write_text(str(int(place.read_text()) + 1))
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(add, [50] * 4))
+    assert place.read_text() == "200"
+
+
+def test_two_processes_of_one_number_write_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two containers that share a folder may both be process 1."""
+    place, names = tmp_path / "a.json", []
+    replace = os.replace
+
+    def note(source: Path, target: Path) -> None:
+        names.append(Path(source).name)
+        if len(names) == 1:  # another one writes while this is about to rename
+            remote.write_text(place, "second")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    monkeypatch.setattr(os, "replace", note)
+    remote.write_text(place, "first")
+    assert len(set(names)) == 2
+    assert place.read_text() == "first"
+    assert list(tmp_path.iterdir()) == [place]
