@@ -70,16 +70,24 @@ def claim(target: Path) -> Iterator[BinaryIO | None]:
 def locked(path: Path) -> Iterator[None]:
     """Within it no other process is at a file that several of them write anew.
 
-    The lock is on a file beside it, which stays. Behind a URL there are no locks.
+    The lock is on a file beside it, which its holder removes. Behind a URL there are no locks.
     """
     if is_remote(path):
         yield
         return
     import fcntl  # POSIX alone
 
-    with open(path.with_name(f".{path.name}.lock"), "wb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    beside = path.with_name(f".{path.name}.lock")
+    while True:
+        with open(beside, "wb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if not _is_still(file, beside):  # the holder before has removed it: take the new one
+                continue
+            try:
+                yield
+            finally:
+                beside.unlink(missing_ok=True)
+            return
 
 
 def _is_still(file: BinaryIO, path: Path) -> bool:

@@ -67,6 +67,7 @@ def test_a_lock_has_one_holder(tmp_path: Path) -> None:
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(add, [50] * 4))
     assert place.read_text() == "200"
+    assert list(tmp_path.iterdir()) == [place]
 
 
 def test_two_processes_of_one_number_write_apart(
