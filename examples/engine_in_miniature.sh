@@ -4,13 +4,20 @@
 #
 #   examples/engine_in_miniature.sh [FOLDER_OF_PHOTOS ...]
 #
-# Everything goes to $WORK (runs/miniature). Each step goes on where it stopped, so the same command
+# Everything goes to $WORK (runs/miniature of the repository). Each step goes on where it stopped, so the same command
 # resumes. Without folders it takes the example photos and the wallpapers that are installed; the
 # photographs are cropped at random, so a few go some way, but more are better.
 #
 # It needs dafast[synth,train,eval]. Its models show the way, not the method's worth: that takes
 # millions of images. DINOv2's part is played by the encoder of the model in the package.
 set -euo pipefail
+
+folders=()
+for folder in "$@"; do # relative to where the script was called
+    [ -d "$folder" ] || { echo "$0: no such folder: $folder" >&2; exit 2; }
+    folders+=("$(cd -- "$folder" >/dev/null && pwd)")
+done
+case ${WORK:-} in "" | /*) ;; *) WORK=$PWD/$WORK ;; esac
 cd "$(dirname "$0")/.."
 
 WORK=${WORK:-runs/miniature}
@@ -40,16 +47,21 @@ dafast synth --scenes "$SCENES" --out "$WORK/labeled" --workers "$PROCESSES"
 dafast synth --scenes "$HELD_OUT" --seed 2147484148 --out "$WORK/held-out" --workers "$PROCESSES"
 
 say "unlabeled images: photographs, packed into shards"
-if [ $# -eq 0 ]; then
-    set -- examples/photos
+if [ ${#folders[@]} -eq 0 ]; then
+    folders=(examples/photos)
     for folder in /usr/share/backgrounds /usr/share/wallpapers; do
-        [ -d "$folder" ] && set -- "$@" "$folder"
+        [ -d "$folder" ] && folders+=("$folder")
     done
 fi
 number=0
-for folder in "$@"; do
+mkdir -p "$WORK/photos"
+for folder in "${folders[@]}"; do
     # A picture that cannot be read is named and left out, and the command says so by its exit code.
-    dafast data pack "$folder" --out "$WORK/photos/$number" --size 360 --shard-size 50 || [ $? -eq 1 ]
+    # A folder that gave nothing, or not what is asked for, ends the script.
+    dafast data pack "$folder" --out "$WORK/photos/$number" --size 360 --shard-size 50 |
+        tee "$WORK/photos/$number.txt" || [ $? -eq 1 ]
+    grep -q '^[1-9][0-9]* samples of' "$WORK/photos/$number.txt" ||
+        { echo "$0: no photographs from $folder" >&2; exit 1; }
     number=$((number + 1))
 done
 mkdir -p "$WORK/unlabeled"

@@ -63,6 +63,60 @@ def test_engine_in_miniature(tmp_path: Path, seed: int, rng: np.random.Generator
     assert np.isfinite(model.infer(photos / "0.jpg")).all()
 
 
+FAKE = """#!/bin/sh
+# In the place of Python: packs for real and notes the other steps.
+echo "$*" >> "$LOG"
+case "$*" in *"data pack"*) exec "$REAL" "$@" ;; esac
+"""
+
+
+def engine(tmp_path: Path, folders: list[str]) -> tuple[subprocess.CompletedProcess[str], str]:
+    """The script called within `tmp_path`; the steps that it came to, but for packing not done."""
+    fake, log = tmp_path / "fake", tmp_path / "log"
+    fake.write_text(FAKE)
+    fake.chmod(0o755)
+    log.write_text("")
+    given = {"PYTHON": str(fake), "REAL": sys.executable, "LOG": str(log), "WORK": "work"}
+    script = os.path.relpath(ROOT / "examples/engine_in_miniature.sh", tmp_path)
+    done = subprocess.run(
+        ["bash", script, *folders],
+        env={**os.environ, **given, "PYTHONPATH": str(ROOT)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    return done, log.read_text()
+
+
+def test_the_engine_stops_at_a_typo(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    done, log = engine(tmp_path, ["photos", "photoz"])
+    assert done.returncode == 2
+    assert "no such folder: photoz" in done.stderr
+    assert log == "", "before anything is done"
+
+
+@pytest.mark.slow
+def test_the_engine_stops_at_folders_without_photographs(
+    tmp_path: Path, rng: np.random.Generator
+) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "none").mkdir()
+    Image.fromarray(rng.integers(0, 256, (60, 80, 3), np.uint8)).save(tmp_path / "photos/a.jpg")
+    done, log = engine(tmp_path, ["photos", "none"])
+    assert done.returncode == 1
+    assert f"no photographs from {tmp_path / 'none'}" in done.stderr
+    assert f"data pack {tmp_path / 'photos'} --out {tmp_path / 'work/photos/0'}" in log
+    assert len(ShardDataset(tmp_path / "work/photos/0", labels="none")) == 1
+    assert "train.py" not in log
+    (tmp_path / "photos/b.jpg").write_bytes((tmp_path / "photos/a.jpg").read_bytes())
+    done, log = engine(tmp_path, ["photos"])
+    assert done.returncode == 1, "other photographs than those that are packed"
+    assert "differ in items" in done.stderr
+    assert "train.py" not in log
+
+
 @pytest.mark.slow
 def test_metric_on_synthetic(tmp_path: Path, seed: int) -> None:
     """The script that shows metres learned, on a few scenes and for a few steps."""

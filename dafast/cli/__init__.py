@@ -44,6 +44,26 @@ def _share(text: str) -> float:
     return value
 
 
+def _metres(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+    if not 0.0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{value} is not a positive depth")
+    return value
+
+
+def _add_min_depth(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--min-depth",
+        type=_metres,
+        metavar="METRES",
+        help="depth below it is unknown, in a list's rows without a min_depth of their own, or in "
+        "a labeled data set, in its unit (default: all depth counts)",
+    )
+
+
 def _add_run(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "run",
@@ -185,12 +205,13 @@ def _add_data(commands: argparse._SubParsersAction) -> None:
         "pack",
         help="pack pictures, pictures with depth, or a known data set into shards",
         description="Writes WebDataset shards of the pictures in a folder, of a list (.csv, "
-        ".json, .jsonl) with the columns image, depth or disparity, and optionally mask, scale and "
-        f"invalid, or of a data set as it is published: {names}. A shard appears under its name "
-        "when it is whole; a second run goes on.",
+        ".json, .jsonl) with the columns image, depth or disparity, and optionally mask, scale, "
+        f"invalid and min_depth, or of a data set as it is published: {names}. A shard appears "
+        "under its name when it is whole; a second run goes on.",
         epilog="A picture that cannot be read is left out and named in SHARD.failures.jsonl; the "
         "exit code is then 1. One whose label has no valid pixel is left out and named too. "
-        "manifest.json has the samples and the checksum of every shard.",
+        "manifest.json has the samples and the checksum of every shard, and what tells whether the "
+        "files it was packed from have changed since: then the command says so and stops.",
     )
     parser.add_argument("name", nargs="?", metavar="NAME", help=f"of the data set: {names}")
     parser.add_argument("source", metavar="PATH", help="folder, list")
@@ -201,6 +222,7 @@ def _add_data(commands: argparse._SubParsersAction) -> None:
         metavar="N",
         help="scale pictures down to this shorter side (default: as they are)",
     )
+    _add_min_depth(parser)
     parser.add_argument(
         "--shard-size",
         type=_positive,
@@ -225,7 +247,10 @@ def _add_data(commands: argparse._SubParsersAction) -> None:
         "more than --max-bad of the set, or all of it.",
     )
     parser.add_argument(
-        "name", nargs="?", metavar="NAME", help=f"of the data set, or shards: {names}, shards"
+        "name",
+        nargs="?",
+        metavar="NAME",
+        help=f"of the data set, or shards: {names}, shards, synthetic (shards too)",
     )
     parser.add_argument(
         "source", metavar="PATH", help="its folder, or a list; of shards also a URL"
@@ -245,6 +270,7 @@ def _add_data(commands: argparse._SubParsersAction) -> None:
         metavar="N",
         help="read so many, evenly spread over the set (default: all)",
     )
+    _add_min_depth(parser)
     parser.add_argument(
         "--max-bad",
         type=_share,

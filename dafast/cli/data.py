@@ -13,13 +13,24 @@ from ..data.pack import pack
 from ..data.readers import NAMES, PICTURE_NAMES, get_picture_reader, get_reader
 from ..data.remote import is_url, place_of
 from ..data.shards import ShardDataset
-from ..data.sources import Item, Unlabeled, folder_source, list_source, shard_source
+from ..data.sources import (
+    Item,
+    Unlabeled,
+    folder_source,
+    list_source,
+    name_coarse,
+    shard_source,
+)
 from ..data.tars import expand_shards
 from . import CommandError
 
 SKY_DESCRIPTION = "sky.json"
 """File beside the masks of sky that says which network they are from."""
 
+SHARDS = ("shards", "synthetic")
+"""Names of `check` for shards of any set; what `dafast synth` writes is one."""
+
+_NO_DEPTH = "--min-depth is for pictures with depth: a list, or a labeled data set"
 _SHOWN = 20  # failures listed in the summary
 
 
@@ -28,10 +39,12 @@ def data_pack(args: argparse.Namespace) -> int:
     if is_url(args.source):
         raise CommandError(f"{args.source}: data sets are packed from this machine's disks")
     source, out = Path(args.source), place_of(args.out)
-    items = _items(args.name, source, args.size)
+    items = _items(args.name, source, args.size, args.min_depth)
     description = {"source": source.name, "size": args.size or 0}
     if args.name:
         description["reader"] = args.name
+    if args.min_depth:
+        description["min_depth"] = args.min_depth
     samples, failures = pack(
         items,
         out,
@@ -63,19 +76,27 @@ def _check_name(name: str | None, source: Path, others: tuple[str, ...] = ()) ->
         )
 
 
-def _items(name: str | None, source: Path, size: int | None) -> Sequence[Item]:
+def _items(
+    name: str | None, source: Path, size: int | None, min_depth: float | None
+) -> Sequence[Item]:
     _check_name(name, source)
+    if not source.exists():
+        raise CommandError(f"{source}: no such folder or file")
+    labeled = name not in PICTURE_NAMES and (name or not source.is_dir())
+    if min_depth and not labeled:
+        raise CommandError(_NO_DEPTH)
     if name in PICTURE_NAMES:
         return get_picture_reader(name).items(source, size or 0)
-    labeled = name or not source.is_dir()
     if labeled and size:
         raise CommandError(
             "--size is for a folder of pictures, or a data set without labels; labels fit their "
             "pictures"
         )
     if name:
-        return get_reader(name).items(source)
-    return list_source(source) if labeled else folder_source(source, size or 0)
+        return get_reader(name).items(source, min_depth or 0.0)
+    if labeled:
+        return list_source(source, min_depth or 0.0)
+    return folder_source(source, size or 0)
 
 
 def _name_failures(failures: Sequence[tuple[str, str]], elsewhere: str) -> None:
@@ -89,15 +110,23 @@ def data_check(args: argparse.Namespace) -> int:
     """Runs ``dafast data check``."""
     items: Sequence[Item]
     source = Path(args.source)
-    if is_url(args.source) and args.name != "shards":
+    if is_url(args.source) and args.name not in SHARDS:
         raise CommandError(
             f"{args.source}: of URLs shards alone are read: dafast data check shards {args.source}"
         )
     if not is_url(args.source):
-        _check_name(args.name, source, ("shards",))
-    if args.name == "shards":
-        items = shard_source(_open_shards(args.source))
-        print(f"shards: {'labeled' if items[0].read else 'not labeled'}")
+        _check_name(args.name, source, SHARDS)
+    labeled = args.name not in PICTURE_NAMES
+    if args.min_depth and (args.name in SHARDS or not labeled):
+        raise CommandError(_NO_DEPTH)
+    if args.name in SHARDS:
+        items = shard_source(ShardDataset(args.source, labels="none"))
+        count = sum(item.read is not None for item in items)
+        labeled = count > 0
+        if 0 < count < len(items):
+            print(f"shards: {count} labeled, {len(items) - count} not labeled")
+        else:
+            print(f"shards: {'labeled' if labeled else 'not labeled'}")
     elif args.name in PICTURE_NAMES:
         pictures = get_picture_reader(args.name)
         items = pictures.items(source)
@@ -105,19 +134,21 @@ def data_check(args: argparse.Namespace) -> int:
         print(f"licence: {pictures.licence}; published: {pictures.published}")
     elif args.name:
         reader = get_reader(args.name)
-        items = reader.items(source)
+        items = reader.items(source, args.min_depth or 0.0)
         print(f"{reader.name}: {reader.units}; invalid: {reader.invalid}")
         print(f"licence: {reader.licence}; published: {reader.published}")
     elif source.is_dir():
-        known = (*NAMES, *PICTURE_NAMES, "shards")
+        known = (*NAMES, *PICTURE_NAMES, *SHARDS)
         raise CommandError(f"{source}: whose folder is it? One of {', '.join(known)}")
     else:
-        items = list_source(source)
+        items = list_source(source, args.min_depth or 0.0)
     print(f"{len(items)} pictures in {args.source}")
     report = check(items, shown=args.shown, limit=args.limit, workers=args.workers)
     good = report.total - len(report.corrupt) - len(report.unlabeled)
     summary = f"{report.total} read: {good} good, {len(report.corrupt)} damaged"
-    if items[0].read:
+    if labeled and report.bare:
+        summary += f", {report.bare} not labeled"
+    if labeled:
         summary += f", {len(report.unlabeled)} without a label"
         summary += f"; {report.valid_share:.1%} of the pixels valid"
     print(summary)
@@ -127,6 +158,8 @@ def data_check(args: argparse.Namespace) -> int:
         print(f"  left out {name}: {reason}")
     if len(report.unlabeled) > _SHOWN:
         print(f"  ... and {len(report.unlabeled) - _SHOWN} more without a label")
+    if report.coarse:
+        print(f"warning: {name_coarse(report.coarse)}")
     if report.shown:
         path = args.sheet or Path(f"{args.name or source.stem}-check.png")
         sheet(report.shown).save(path, "PNG")
@@ -135,11 +168,6 @@ def data_check(args: argparse.Namespace) -> int:
     if share > args.max_bad:
         print(f"dafast: {share:.1%} damaged, --max-bad is {args.max_bad:.1%}", file=sys.stderr)
     return 1 if share > args.max_bad or not good else 0
-
-
-def _open_shards(path: str) -> ShardDataset:
-    data = ShardDataset(path, labels="none")
-    return ShardDataset(path) if data.labeled else data
 
 
 def data_sky(args: argparse.Namespace) -> int:

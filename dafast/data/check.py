@@ -30,15 +30,19 @@ class Report:
     Attributes:
         total: Items that were read or tried.
         corrupt: (name, reason) of those that cannot be read.
-        unlabeled: (name, reason) of those without a valid label.
-        valid_share: Mean share of pixels with a label, of those that can be read; 0 where the
-            source has none.
+        unlabeled: (name, reason) of labels without a valid pixel.
+        bare: How many have no label, and need none.
+        coarse: (name, half a step) of coarse labels (`Labeled.half_step`).
+        valid_share: Mean share of pixels with a label, of labels that can be read; 0 where there
+            are none.
         shown: (name, picture) for the sheet, in order.
     """
 
     total: int
     corrupt: list[tuple[str, str]]
     unlabeled: list[tuple[str, str]]
+    bare: int
+    coarse: list[tuple[str, float]]
     valid_share: float
     shown: list[tuple[str, Image.Image]]
 
@@ -57,20 +61,26 @@ def check(
     chosen = [items[i] for i in _spread(len(items), limit or len(items))]
     kept = set(_spread(len(chosen), shown))
 
-    def read(index: int) -> tuple[float, Image.Image | None, list[tuple[str, str]] | None, str]:
+    def read(
+        index: int,
+    ) -> tuple[float | None, Image.Image | None, list[tuple[str, str]] | None, str]:
         item = chosen[index]
         try:
             if item.read is None:
                 image = decode_image(next(iter(item.load().values())))
                 picture = _row(Image.fromarray(image)) if index in kept else None
-                return 0.0, picture, None, ""
+                return None, picture, None, ""
             labeled = item.read()
         except (SourceError, *DECODE_ERRORS) as error:
             # Its text alone: the error itself would hold on to the arrays.
             found = unlabeled if isinstance(error, Unlabeled) else corrupt
             return 0.0, None, found, f"{type(error).__name__}: {error}"
+        if labeled.half_step:
+            coarse.append((item.name, labeled.half_step))
         return float(labeled.mask.mean()), _triple(labeled) if index in kept else None, None, ""
 
+    bare = 0
+    coarse: list[tuple[str, float]] = []
     corrupt: list[tuple[str, str]] = []
     unlabeled: list[tuple[str, str]] = []
     pictures: list[tuple[str, Image.Image]] = []
@@ -81,11 +91,14 @@ def check(
             if found is not None:
                 found.append((item.name, reason))
                 continue
-            shares.append(share)
+            if share is None:
+                bare += 1
+            else:
+                shares.append(share)
             if picture is not None:
                 pictures.append((item.name, picture))
     mean = sum(shares) / len(shares) if shares else 0.0
-    return Report(len(chosen), corrupt, unlabeled, mean, pictures)
+    return Report(len(chosen), corrupt, unlabeled, bare, coarse, mean, pictures)
 
 
 def sheet(pictures: Sequence[tuple[str, Image.Image]]) -> Image.Image:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import logging
 import tarfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,12 +17,15 @@ from dafast.data.remote import (
     is_remote,
     list_folder,
     local_copy,
+    name_of,
     read_text,
     write_text,
 )
 from dafast.data.shards import DECODE_ERRORS
-from dafast.data.sources import Item, SourceError
-from dafast.data.writing import add_sample, claim, read_failures, write_failures
+from dafast.data.sources import Item, SourceError, name_coarse
+from dafast.data.writing import add_sample, claim, locked, read_failures, write_failures
+
+logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 """File beside the shards: their samples and checksums, and what they were packed from."""
@@ -49,18 +54,27 @@ def pack(
         Samples in the shards, and (item, reason) of those that could not be read.
 
     Raises:
-        SourceError: If the folder holds shards of other items.
+        SourceError: If the folder holds shards of other items, or of files that have changed since.
         RemoteError: If it is behind a URL and cannot be read or written. The shards that are there
             stay, and the next run goes on from them.
         DiskFullError: If there is no room for a shard; likewise.
     """
-    wanted = {**description, "items": len(items), "names": _names(items), "shard_size": shard_size}
-    if not is_remote(out):
-        out.mkdir(parents=True, exist_ok=True)
-    described = _check(out, wanted)
-    known = dict(described)
     starts = range(0, len(items), shard_size)
     targets = [out / f"shard-{number:06d}.tar" for number in range(len(starts))]
+    wanted = {
+        **description,
+        "items": len(items),
+        "names": _names(items),
+        "shard_size": shard_size,
+        "sources": dict(
+            zip([t.name for t in targets], _sources(items, shard_size, workers), strict=True)
+        ),
+    }
+    if not is_remote(out):
+        out.mkdir(parents=True, exist_ok=True)
+    _begin(out, wanted)
+    written: dict[str, dict[str, Any]] = {}  # what the manifest is to say of them
+    coarse: list[tuple[str, float]] = []
 
     def write(target: Path, first: int) -> None:
         failures: list[tuple[str, str]] = []
@@ -76,22 +90,21 @@ def pack(
                         failures.append((item.name, f"{type(error).__name__}: {error}"))
                         continue
                     add_sample(tar, f"{index:08d}", members)
+                    half_step = json.loads(members.get("json", b"{}")).get("half_step", 0.0)
+                    if half_step:
+                        coarse.append((item.name, half_step))
             write_failures(target, failures)
+            written[target.name] = _describe(file)
         say(f"{target.name}  of {len(targets)}")
 
     with ThreadPoolExecutor(workers) as pool:
         for _ in pool.map(write, targets, starts):
             pass
-    there = [target for target in targets if exists(target)]
-    if len(there) < len(targets):  # another process is at it; the one that ends last has them all
-        say(f"{len(targets) - len(there)} shards in work elsewhere")
-    for target in there:
-        if target.name not in described:  # by another process, or one that was killed
-            with local_copy(target) as copy, open(copy, "rb") as file:
-                described[target.name] = _describe(file)
-    shards = {target.name: described[target.name] for target in there}
-    if shards != known:
-        _write_manifest(out, {**wanted, "shards": shards})
+    shards = _end(out, wanted, written)
+    if len(shards) < len(targets):  # another process is at it; the one that ends last has them all
+        say(f"{len(targets) - len(shards)} shards in work elsewhere")
+    if coarse:
+        logger.warning("%s: %s", out, name_coarse(coarse))
     failures = [failure for target in targets for failure in read_failures(target)]
     return sum(shard["samples"] for shard in shards.values()), failures
 
@@ -103,26 +116,104 @@ def _names(items: Sequence[Item]) -> str:
     return digest.hexdigest()
 
 
-def _check(out: Path, wanted: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Holds a folder to what is to be in it; gives what its manifest says of the shards there."""
+def _sources(items: Sequence[Item], shard_size: int, workers: int) -> list[str]:
+    """What tells the files of each shard's items from others of their names: size and date."""
+
+    @functools.lru_cache(maxsize=1024)  # many pictures may be in one archive
+    def look(path: Path) -> str:
+        try:
+            status = path.stat()
+        except OSError:
+            return "missing"
+        return f"{status.st_size} {status.st_mtime_ns}"
+
+    def digest(first: int) -> str:
+        found = hashlib.sha256()
+        for index in range(first, min(first + shard_size, len(items))):
+            found.update(" ".join([*map(look, items[index].files), "\n"]).encode())
+        return found.hexdigest()[:16]
+
+    with ThreadPoolExecutor(workers) as pool:  # a network's file system takes its time
+        return list(pool.map(digest, range(0, len(items), shard_size)))
+
+
+def _begin(out: Path, wanted: dict[str, Any]) -> None:
+    """Holds a folder to what is to be in it, and notes that in the manifest."""
+    with locked(out / MANIFEST):
+        there = _shards(out, wanted)
+        found = _read_manifest(out)
+        if found is None:
+            if list_folder(out, "shard-*.tar"):
+                raise SourceError(f"{out} has shards but no {MANIFEST}: choose another folder")
+            _write_manifest(out, {**wanted, "shards": {}})
+            return
+        apart = ("sources", "shards")
+        other = [k for k in {**wanted, **found} if found.get(k) != wanted.get(k) and k not in apart]
+        if other:
+            raise SourceError(
+                f"{out / MANIFEST}: the shards there differ in {', '.join(other)}; choose another "
+                "folder, or remove it"
+            )
+        before, now = found.get("sources"), wanted["sources"]
+        if before is None and there:
+            logger.warning(
+                "%s does not say what files its shards are of, being of an earlier version: taken "
+                "to be those that are there now", out / MANIFEST,
+            )  # fmt: skip
+        stale = [name for name in there if before is not None and before.get(name) != now[name]]
+        if stale:
+            named = ", ".join(stale[:3]) + (", ..." if len(stale) > 3 else "")
+            raise SourceError(
+                f"{out}: the files that {len(stale)} of {len(there)} shards were packed from "
+                f"({named}) are others now, by size or date. If this is another data set choose "
+                "another folder. If files were changed, remove those shards: the same command "
+                "packs them anew. If they were copied, copy their dates too (cp -a, rsync -a)"
+            )
+        shards = {name: found["shards"][name] for name in there if name in found["shards"]}
+        if {**wanted, "shards": shards} != found:
+            _write_manifest(out, {**wanted, "shards": shards})
+
+
+def _end(
+    out: Path, wanted: dict[str, Any], written: dict[str, dict[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """Notes in the manifest what is there, also what other processes have written; returns it."""
+    described = dict(written)
+    while True:
+        with locked(out / MANIFEST):
+            found = _read_manifest(out) or {**wanted, "shards": {}}
+            known = {**found["shards"], **described}
+            there = _shards(out, wanted)
+            shards = {name: known[name] for name in there if name in known}
+            if len(shards) == len(there):
+                if shards != found["shards"]:
+                    _write_manifest(out, {**found, "shards": shards})
+                return shards
+        for name in there:  # by a process that was killed, or is not at its end
+            if name not in known:
+                with local_copy(out / name) as copy, open(copy, "rb") as file:
+                    described[name] = _describe(file)
+
+
+def _shards(out: Path, wanted: dict[str, Any]) -> list[str]:
+    """The names of the shards that are there."""
+    there = {name_of(path) for path in list_folder(out, "shard-*.tar")}
+    return [name for name in wanted["sources"] if name in there]
+
+
+def _read_manifest(out: Path) -> dict[str, Any] | None:
+    """What the manifest says; None where there is none."""
     path = out / MANIFEST
     if not exists(path):
-        if list_folder(out, "shard-*.tar"):
-            raise SourceError(f"{out} has shards but no {MANIFEST}: choose another folder")
-        _write_manifest(out, {**wanted, "shards": {}})
-        return {}
+        return None
     try:
         found = dict(json.loads(read_text(path)))
-        described = dict(found.get("shards", {}))
+        for key in ("sources", "shards"):
+            if key in found:
+                found[key] = dict(found[key])
+        return {"shards": {}, **found}
     except (ValueError, TypeError) as error:
         raise SourceError(f"{path} cannot be read ({error}): remove the folder") from error
-    other = [key for key, value in wanted.items() if found.get(key) != value]
-    if other:
-        raise SourceError(
-            f"{path}: the shards there differ in {', '.join(other)}; choose another folder, or "
-            "remove it"
-        )
-    return described
 
 
 def _describe(file: BinaryIO) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import re
 import shutil
 import tempfile
 import time
+import uuid
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -310,7 +311,8 @@ def write_text(place: Path, text: str) -> None:
         put = partial(_file_system(place).pipe_file, _path(place), text.encode())
         retried(put, f"cannot write {place}")
         return
-    temporary = place.with_name(f".{place.name}.{os.getpid()}")
+    # Not the process's number: two containers that share a folder may have the same one.
+    temporary = place.with_name(f".{place.name}.{uuid.uuid4().hex}")
     try:
         with writing(place):
             temporary.write_text(text)

@@ -7,6 +7,8 @@ A shard is a plain tar. Per sample, under one key:
     KEY.json            {"disparity_max": ..., "seed": ..., "kind": ..., ...}
     KEY.mask.png        optional, 8-bit, nonzero = valid; absent = every pixel is valid
 
+The JSON of a label that 16 bits hold coarsely has `half_step` (`dafast.data.sources.Labeled`).
+
 Unlabeled samples have the image alone. A teacher's labels (`dafast label`) need not have the
 image's resolution and do not start at 0: their JSON has `disparity_scale`, `disparity_offset`
 (disparity = offset + scale * value) and `disparity_size` [rows, columns].
@@ -189,6 +191,10 @@ class ShardDataset(Dataset[Sample]):
     def labeled(self) -> bool:
         """Whether every sample has a label, read or not."""
         return bool((self._places[:, [DISPARITY, META], 0] >= 0).all())
+
+    def has_label(self, index: int) -> bool:
+        """Whether this sample has a label, or a part of one."""
+        return bool(self._places[index, DISPARITY, 0] >= 0)
 
     def name(self, index: int) -> str:
         """The sample's name in messages: shard file and key."""

@@ -31,8 +31,16 @@ from dafast.data.shards import (
 )
 
 PHOTO_SUFFIXES = (".avif", ".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-LIST_COLUMNS = ("image", "depth", "disparity", "mask", "scale", "invalid")
+LIST_COLUMNS = ("image", "depth", "disparity", "mask", "scale", "invalid", "min_depth")
+_FILE_COLUMNS = ("image", "depth", "disparity", "mask", "label")  # also of lists with classes
 _JPEG_QUALITY = 95
+
+COARSE = 0.005
+"""A label is called coarse where half a step of its 16 bits is more than this share of its median.
+
+A step is 1/65535 of the map's largest disparity, so that one pixel that is much too near costs all
+others their precision.
+"""
 
 
 class SourceError(ValueError):
@@ -50,11 +58,14 @@ class Labeled(NamedTuple):
         image: (H, W, 3) uint8 RGB.
         disparity: (H, W) float32 in [0, 1], min to max of the map; 0 where it is not valid.
         mask: (H, W) bool, True where the label is valid.
+        half_step: Half a step of 16 bits, by which the disparity of a shard is off at most, as a
+            share of the map's median; given where it is more than `COARSE`, else 0.
     """
 
     image: np.ndarray
     disparity: np.ndarray
     mask: np.ndarray
+    half_step: float = 0.0
 
 
 _ORIENTATION = 0x0112  # EXIF tag
@@ -69,12 +80,14 @@ class Item:
         load: Its files by suffix; raises `SourceError` or what Pillow raises.
         read: The same as arrays, where it is labeled; raises likewise.
         described: What else makes it what it is, so that shards of another are told from its own.
+        files: What it is read from; shards whose files have changed since are told from others.
     """
 
     name: str
     load: Callable[[], dict[str, bytes]]
     read: Callable[[], Labeled] | None = None
     described: str = ""
+    files: tuple[Path, ...] = ()
 
 
 class Pictures(Sequence[Item]):
@@ -82,12 +95,19 @@ class Pictures(Sequence[Item]):
 
     Args:
         names: Their names.
-        read: The file of a picture, by its name; raises `SourceError` or `OSError`.
+        read: The content of a picture, by its name; raises `SourceError` or `OSError`.
+        file: The file that it is in, by its name.
         size: Pictures whose shorter side is longer than this are scaled down to it; 0 keeps them.
     """
 
-    def __init__(self, names: Sequence[str], read: Callable[[str], bytes], size: int = 0) -> None:
-        self._names, self._read, self._size = names, read, size
+    def __init__(
+        self,
+        names: Sequence[str],
+        read: Callable[[str], bytes],
+        file: Callable[[str], Path],
+        size: int = 0,
+    ) -> None:
+        self._names, self._read, self._file, self._size = names, read, file, size
 
     def __len__(self) -> int:
         return len(self._names)
@@ -98,14 +118,14 @@ class Pictures(Sequence[Item]):
     def __getitem__(self, index: slice) -> Pictures: ...
     def __getitem__(self, index: int | slice) -> Item | Pictures:
         if isinstance(index, slice):
-            return Pictures(self._names[index], self._read, self._size)
+            return Pictures(self._names[index], self._read, self._file, self._size)
         name = self._names[index]
 
         def load() -> dict[str, bytes]:
             meta = json.dumps({"source": name}).encode()
             return {**image_members(self._read(name), self._size), "json": meta}
 
-        return Item(name, load)
+        return Item(name, load, files=(self._file(name),))
 
 
 def labeled_item(
@@ -114,6 +134,8 @@ def labeled_item(
     label: Callable[[], tuple[np.ndarray, np.ndarray]],
     described: str = "",
     disparity_unit: str = "",
+    files: Sequence[Path] = (),
+    min_depth: float = 0.0,
 ) -> Item:
     """An item of a picture and what reads its label.
 
@@ -125,6 +147,8 @@ def labeled_item(
         described: As in `Item`.
         disparity_unit: What the shard will say of the label: "1/metre" or "relative"; nothing where
             it is not known.
+        files: Those of the label.
+        min_depth: Depth below it, in the unit of 1/disparity, is unknown; 0 keeps all.
     """
 
     def parts() -> tuple[dict[str, bytes], np.ndarray, np.ndarray]:
@@ -132,6 +156,8 @@ def labeled_item(
         if known.shape != disparity.shape:
             raise SourceError(f"the mask is {_size(known)}, the label {_size(disparity)}")
         known = known & np.isfinite(disparity)
+        if min_depth:
+            known &= disparity <= 1.0 / min_depth
         if not known.any():
             raise Unlabeled("no pixel of the label is valid")
         if float(disparity[known].min()) < 0:
@@ -159,9 +185,10 @@ def labeled_item(
 
     def read() -> Labeled:
         members, disparity, known = parts()
-        return Labeled(decode_image(members["jpg"]), minmax(disparity, known), known)
+        image = decode_image(members["jpg"])
+        return Labeled(image, minmax(disparity, known), known, half_step(disparity, known))
 
-    return Item(name, load, read, described)
+    return Item(name, load, read, described, (image, *files))
 
 
 def invert_depth(depth: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -169,6 +196,29 @@ def invert_depth(depth: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.n
     known = known & (depth > 0)
     with np.errstate(divide="ignore", invalid="ignore"):
         return 1.0 / depth, known
+
+
+def half_step(disparity: np.ndarray, mask: np.ndarray) -> float:
+    """How coarse a map is in 16 bits: `Labeled.half_step`.
+
+    Disparity 0, which is held exactly, does not count. Of a large map every n-th pixel makes the
+    median.
+    """
+    valid = disparity[mask & (disparity > 0)]
+    if not valid.size:
+        return 0.0
+    share = float(valid.max() / np.median(valid[:: 1 + valid.size // 65536])) / 2 / 65535
+    return share if share > COARSE else 0.0
+
+
+def name_coarse(coarse: Sequence[tuple[str, float]]) -> str:
+    """A line about coarse labels, (name, half a step) each, with the remedy."""
+    name, share = max(coarse, key=lambda pair: pair[1])
+    return (
+        f"{len(coarse)} with a coarse label: something in it is so near that half a step of 16 "
+        f"bits is more than {COARSE:.1%} of the median disparity ({name}: {share:.1%}). If that is "
+        "no true depth make it unknown: min_depth (a list's column, or --min-depth), or the mask"
+    )
 
 
 def _size(array: np.ndarray) -> str:
@@ -197,11 +247,16 @@ def folder_source(folder: Path, size: int = 0) -> Pictures:
     if not paths:
         raise SourceError(f"{folder}: no pictures ({', '.join(PHOTO_SUFFIXES)})")
     names = [path.relative_to(folder).as_posix() for path in paths]
-    return Pictures(names, lambda name: (folder / name).read_bytes(), size)
+    return Pictures(names, lambda name: (folder / name).read_bytes(), folder.joinpath, size)
 
 
 def shard_source(data: ShardDataset) -> list[Item]:
-    """Samples of shards as they are, for `check`; `data` has min-max labels, or none."""
+    """Samples of shards as they are, for `check`, each with its label where it has one.
+
+    `data` was opened without labels, which takes samples of both kinds.
+    """
+    data = copy.copy(data)
+    data.labels = "minmax"
     own = threading.local()  # open files of shards are not shared among threads
 
     def opened() -> ShardDataset:
@@ -220,14 +275,15 @@ def shard_source(data: ShardDataset) -> list[Item]:
                 raise SourceError(str(error)) from error
             if not sample.mask.any():
                 raise Unlabeled("no pixel of the label is valid")
-            return Labeled(sample.image, sample.disparity, sample.mask)
+            half_step = float(opened().meta(index).get("half_step", 0.0))
+            return Labeled(sample.image, sample.disparity, sample.mask, half_step)
 
-        return Item(data.name(index), load, None if data.labels == "none" else read)
+        return Item(data.name(index), load, read if data.has_label(index) else None)
 
     return [item(index) for index in range(len(data))]
 
 
-def list_source(path: Path) -> list[Item]:
+def list_source(path: Path, min_depth: float = 0.0) -> list[Item]:
     """A CSV, JSON or JSON-lines list of pictures with depth or disparity.
 
     One row a picture; file names are relative to the list's folder:
@@ -238,12 +294,18 @@ def list_source(path: Path) -> list[Item]:
         mask        optional picture, nonzero = valid
         scale       optional, 1 by default (0.001 for depth in millimetres)
         invalid     optional value that means "unknown", 0 by default for depth, none for disparity
+        min_depth   optional: depth below it, in metres, is unknown too (a sensor's near limit)
 
     NaN, and depth that is not positive, are unknown too; infinite depth is disparity 0, a label
     like another (sky).
 
+    Args:
+        path: The list.
+        min_depth: That of rows which do not say; 0 keeps all depth.
+
     Raises:
-        SourceError: If the list cannot be read, or a row lacks or has too many columns.
+        SourceError: If the list cannot be read, a row lacks or has too many columns, or its values
+            are no names of files and no numbers.
     """
     rows = _rows(path)
     if not rows:
@@ -270,8 +332,16 @@ def list_source(path: Path) -> list[Item]:
             invalid = (
                 (0.0 if kind == "depth" else None) if invalid in (None, "") else float(invalid)
             )
+            near = float(row.get("min_depth") or min_depth)
         except (TypeError, ValueError) as error:
-            raise SourceError(f"{path}, row {number}: scale, invalid: {error}") from error
+            raise SourceError(
+                f"{path}, row {number}: scale, invalid, min_depth: {error}"
+            ) from error
+        if not 0.0 <= near < float("inf") or (near and kind == "disparity"):
+            raise SourceError(
+                f"{path}, row {number}: min_depth = {near:g}; it is a positive depth in metres, "
+                "and for depth, not for disparity"
+            )
 
         def label() -> tuple[np.ndarray, np.ndarray]:
             root = path.parent
@@ -289,7 +359,17 @@ def list_source(path: Path) -> list[Item]:
 
         described = json.dumps(row, sort_keys=True, default=str)
         unit = "1/metre" if kind == "depth" else ""
-        return labeled_item(str(row["image"]), path.parent / row["image"], label, described, unit)
+        files = [path.parent / row[column] for column in (kind, "mask") if row.get(column)]
+        image = path.parent / row["image"]
+        return labeled_item(
+            row["image"],
+            image,
+            label,
+            described,
+            disparity_unit=unit,
+            files=files,
+            min_depth=near,
+        )
 
     return [item(number, row) for number, row in enumerate(rows, 1)]
 
@@ -298,6 +378,8 @@ def label_members(
     disparity: np.ndarray, mask: np.ndarray, meta: dict[str, Any]
 ) -> dict[str, bytes]:
     """The label's files: `disparity.png`, `json`, and `mask.png` where not all is valid.
+
+    The JSON of a coarse label has `half_step` (`Labeled`).
 
     Raises:
         SourceError: If a valid disparity is negative, which the format cannot hold.
@@ -309,6 +391,9 @@ def label_members(
     code = np.zeros(disparity.shape, np.uint16)
     if top > 0:
         code[mask] = np.rint(valid.astype(np.float64) / top * 65535)
+    coarse = half_step(disparity, mask)
+    if coarse:
+        meta = {**meta, "half_step": coarse}
     members = {
         "disparity.png": encode_png16(code),
         "json": json.dumps({**meta, "disparity_max": top}).encode(),
@@ -319,6 +404,23 @@ def label_members(
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a list, each with no more fields than the header, and files by their names."""
+    rows = _read_rows(path)
+    for number, row in enumerate(rows, 1):
+        if None in row:
+            raise SourceError(
+                f"{path}, row {number} has more fields than the header; quote names with commas"
+            )
+        for column in _FILE_COLUMNS:
+            if not isinstance(row.get(column) or "", str):
+                raise SourceError(
+                    f"{path}, row {number}: {column} is {row[column]!r}; the name of a file is "
+                    "needed, as a string"
+                )
+    return rows
+
+
+def _read_rows(path: Path) -> list[dict[Any, Any]]:
     try:
         text = path.read_text(encoding="utf-8-sig")
         if path.suffix == ".csv":

@@ -71,6 +71,30 @@ def claim(target: Path) -> Iterator[BinaryIO | None]:
             raise
 
 
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Within it no other process is at a file that several of them write anew.
+
+    The lock is on a file beside it, which its holder removes. Behind a URL there are no locks.
+    """
+    if is_remote(path):
+        yield
+        return
+    import fcntl  # POSIX alone
+
+    beside = path.with_name(f".{path.name}.lock")
+    while True:
+        with open(beside, "wb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if not _is_still(file, beside):  # the holder before has removed it: take the new one
+                continue
+            try:
+                yield
+            finally:
+                beside.unlink(missing_ok=True)
+            return
+
+
 def _is_still(file: BinaryIO, path: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(file.fileno()), os.stat(path))

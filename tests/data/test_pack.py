@@ -5,6 +5,9 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +15,11 @@ import pytest
 from PIL import Image
 
 from dafast.cli import main
+from dafast.data import pack as packing
 from dafast.data.shards import ShardDataset
 from dafast.data.sources import SourceError, folder_source, list_source
+from tests.data.test_readers import MAKE
+from tests.training import tiny
 
 
 def picture(path: Path, rng: np.random.Generator, size=(40, 60), **options) -> np.ndarray:
@@ -176,10 +182,17 @@ def test_infinite_depth_is_sky(tmp_path: Path, rng: np.random.Generator) -> None
         ("image,depth,unit\na.jpg,b.npy,mm\n", "unknown: unit"),
         ("image,depth,scale\na.jpg,b.npy,mm\n", "row 1: scale"),
         ("image,depth\n", "empty"),
+        ("image,depth\na.jpg,b.npy\nmy,pic.jpg,b.npy\n", "row 2 has more fields than the header"),
+        ("image,depth,min_depth\na.jpg,b.npy,near\n", "row 1: scale, invalid, min_depth: "),
+        ("image,depth,min_depth\na.jpg,b.npy,-1\n", "row 1: min_depth = -1"),
+        ("image,disparity,min_depth\na.jpg,b.npy,1\n", "row 1: min_depth = 1; .* for depth"),
+        ('[{"image": "a.jpg", "depth": 3}]', "row 1: depth is 3; the name of a file"),
+        ('[{"image": ["a.jpg"], "depth": "b.npy"}]', "row 1: image is .'a.jpg'.; the name"),
+        ('[{"image": "a.jpg", "depth": "b.npy", "mask": true}]', "row 1: mask is True; the name"),
     ],
 )
 def test_mistakes_in_a_list(text: str, message: str, tmp_path: Path) -> None:
-    path = tmp_path / "list.csv"
+    path = tmp_path / ("list.json" if text.startswith("[") else "list.csv")
     path.write_text(text)
     with pytest.raises(SourceError, match=message):
         list_source(path)
@@ -199,6 +212,8 @@ def test_mistakes_are_named(tmp_path: Path, rng: np.random.Generator, capsys) ->
     assert "the picture is 40 x 60, its label 41 x 60" in capsys.readouterr().out
     assert pack(tmp_path / "list.csv", tmp_path / "out", "--size", "9") == 1
     assert "--size is for a folder" in capsys.readouterr().err
+    assert pack(tmp_path / "gone", tmp_path / "other", "--size", "9") == 1
+    assert f"{tmp_path / 'gone'}: no such folder or file" in capsys.readouterr().err
 
 
 def _touch(path: Path) -> Path:
@@ -267,3 +282,296 @@ def test_a_turned_picture_has_no_label(tmp_path: Path, rng: np.random.Generator)
     (tmp_path / "list.csv").write_text("image,depth\na.jpg,a.npy\n")
     with pytest.raises(SourceError, match="EXIF orientation"):
         list_source(tmp_path / "list.csv")[0].load()
+
+
+def depth_list(folder: Path, rng: np.random.Generator, count: int = 5) -> Path:
+    """A list of pictures with depth of one size in bytes, and a mask for each."""
+    for i in range(count):
+        picture(folder / f"{i}.png", rng)
+        np.save(folder / f"{i}.npy", rng.uniform(1, 9, (40, 60)))
+        mask = (rng.random((40, 60)) > 0.2).astype(np.uint8) * 255
+        Image.fromarray(mask).save(folder / f"mask-{i}.png")
+    rows = [f"{i}.png,{i}.npy,mask-{i}.png\n" for i in range(count)]
+    (folder / "list.csv").write_text("image,depth,mask\n" + "".join(rows))
+    return folder / "list.csv"
+
+
+def same_as_packed_anew(out: Path, source: Path, again: Path, *options: str) -> None:
+    assert pack(source, again, *options) == 0
+    shards = sorted(path.name for path in again.glob("*.tar"))
+    assert sorted(path.name for path in out.glob("*.tar")) == shards
+    for name in shards:
+        assert (out / name).read_bytes() == (again / name).read_bytes()
+    assert json.loads((out / "manifest.json").read_text()) == json.loads(
+        (again / "manifest.json").read_text()
+    )
+
+
+@pytest.mark.parametrize("kind", ["list", "folder"])
+def test_another_set_of_the_same_names_is_told(
+    kind: str, tmp_path: Path, rng: np.random.Generator, capsys: pytest.CaptureFixture
+) -> None:
+    sources = [tmp_path / where / "photos" for where in "ab"]
+    for folder in sources:
+        depth_list(folder, rng)
+    if kind == "list":
+        sources = [folder / "list.csv" for folder in sources]
+    out = tmp_path / "out"
+    assert pack(sources[0], out) == 0
+    before = (out / "shard-000000.tar").read_bytes()
+    capsys.readouterr()
+    assert pack(sources[1], out) == 1
+    message = capsys.readouterr().err
+    assert "1 of 1 shards were packed from (shard-000000.tar) are others now" in message
+    assert (out / "shard-000000.tar").read_bytes() == before
+    assert pack(sources[0], out) == 0, "its own files are as they were"
+
+
+@pytest.mark.parametrize("changed", ["3.png", "3.npy", "mask-3.png"])
+def test_a_corrected_file_is_packed_anew(
+    changed: str, tmp_path: Path, rng: np.random.Generator, capsys: pytest.CaptureFixture
+) -> None:
+    table, out = depth_list(tmp_path / "in", rng), tmp_path / "out"
+    options = ("--shard-size", "2")
+    assert pack(table, out, *options) == 0
+    other = depth_list(tmp_path / "other", rng).parent
+    shutil.copy(other / changed, tmp_path / "in" / changed)
+    capsys.readouterr()
+    assert pack(table, out, *options) == 1
+    message = capsys.readouterr().err
+    assert "1 of 3 shards were packed from (shard-000001.tar) are others now" in message
+    assert "remove those shards" in message
+    kept = (out / "shard-000000.tar").stat().st_mtime_ns
+    (out / "shard-000001.tar").unlink()
+    assert pack(table, out, *options) == 0
+    assert (out / "shard-000000.tar").stat().st_mtime_ns == kept
+    same_as_packed_anew(out, table, tmp_path / "again", *options)
+
+
+def test_a_mended_file_is_told(
+    photos: Path, tmp_path: Path, rng: np.random.Generator, capsys: pytest.CaptureFixture
+) -> None:
+    (photos / "3.jpg").write_bytes(b"no picture")
+    out = tmp_path / "out"
+    assert pack(photos, out) == 1
+    picture(photos / "3.jpg", rng, quality=90)
+    capsys.readouterr()
+    assert pack(photos, out) == 1
+    assert "(shard-000000.tar) are others now" in capsys.readouterr().err
+    (out / "shard-000000.tar").unlink()
+    assert pack(photos, out) == 0
+    assert "6 samples of 6" in capsys.readouterr().out
+    same_as_packed_anew(out, photos, tmp_path / "again")
+
+
+@pytest.mark.parametrize("name", ["irs", "diml", "hrwsi"])
+def test_a_data_set_that_changed_is_told(
+    name: str, tmp_path: Path, rng: np.random.Generator, capsys: pytest.CaptureFixture
+) -> None:
+    made = MAKE[name](tmp_path / "set", rng)
+    command = ["data", "pack", name, str(tmp_path / "set"), "--out", str(tmp_path / "out")]
+    assert main([*command, "--shard-size", "1"]) == 0
+    label = made[int(rng.integers(len(made)))].label
+    content = label.read_bytes()
+    label.unlink()
+    label.write_bytes(content)  # only its date is new
+    capsys.readouterr()
+    assert main([*command, "--shard-size", "1"]) == 1
+    assert f"1 of {len(made)} shards" in capsys.readouterr().err
+
+
+def test_pictures_in_an_archive_that_changed(
+    tmp_path: Path, rng: np.random.Generator, capsys: pytest.CaptureFixture
+) -> None:
+    from tests.data.test_picture_readers import sa1b
+
+    sa1b(tmp_path / "set", rng)
+    command = ["data", "pack", "sa1b", str(tmp_path / "set"), "--out", str(tmp_path / "out")]
+    assert main(command) == 0
+    assert main(command) == 0
+    archive = next(iter((tmp_path / "set").rglob("*.tar")))
+    content = archive.read_bytes()
+    archive.unlink()
+    archive.write_bytes(content)
+    assert main(command) == 1
+    assert "are others now" in capsys.readouterr().err
+
+
+def test_a_copy_with_its_dates_goes_on(tmp_path: Path, rng: np.random.Generator) -> None:
+    table, out = depth_list(tmp_path / "a" / "in", rng), tmp_path / "out"
+    assert pack(table, out, "--shard-size", "2") == 0
+    shutil.copytree(table.parent, tmp_path / "b" / "in")  # as cp -a does
+    shutil.rmtree(tmp_path / "a")
+    (out / "shard-000002.tar").unlink()
+    copy = tmp_path / "b" / "in" / "list.csv"
+    assert pack(copy, out, "--shard-size", "2") == 0
+    same_as_packed_anew(out, copy, tmp_path / "again", "--shard-size", "2")
+
+
+def test_a_manifest_of_an_earlier_version(
+    photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = tmp_path / "out"
+    assert pack(photos, out) == 0
+    manifest = json.loads((out / "manifest.json").read_text())
+    earlier = {key: value for key, value in manifest.items() if key != "sources"}
+    (out / "manifest.json").write_text(json.dumps(earlier))
+    assert not caplog.records
+    assert pack(photos, out) == 0
+    assert "does not say what files its shards are of" in caplog.text
+    assert json.loads((out / "manifest.json").read_text()) == manifest
+
+
+def complete(out: Path, count: int) -> None:
+    shards = json.loads((out / "manifest.json").read_text())["shards"]
+    assert list(shards) == [f"shard-{i:06d}.tar" for i in range(count)]
+    for name, shard in shards.items():
+        assert shard["sha256"] == hashlib.sha256((out / name).read_bytes()).hexdigest()
+
+
+def test_a_late_process_keeps_what_another_has_noted(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It finds two shards; while it looks at the first the other process writes the third."""
+    out, items = tmp_path / "out", folder_source(photos)
+    held, others_done = threading.Event(), threading.Event()
+    real = packing._describe
+
+    class Slow(list):
+        def __getitem__(self, index):
+            if index == 4:
+                others_done.set()
+                assert held.wait(60)
+            return super().__getitem__(index)
+
+    slow = Slow(items[i] for i in range(len(items)))
+    monkeypatch.setattr(packing, "_names", lambda items: "the same")
+    monkeypatch.setattr(packing, "_sources", lambda items, *options: ["the same"] * 3)
+
+    def run(items) -> int:
+        return packing.pack(items, out, {}, shard_size=2, workers=1)[0]
+
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(run, slow)
+        assert others_done.wait(60)
+
+        def describe(file):
+            if threading.current_thread() is threading.main_thread() and not held.is_set():
+                held.set()
+                assert first.result(60) == 6
+                complete(out, 3)
+            return real(file)
+
+        monkeypatch.setattr(packing, "_describe", describe)
+        assert run(items) == 6
+    assert held.is_set()
+    complete(out, 3)
+
+
+def test_many_at_once_have_one_manifest(photos: Path, tmp_path: Path) -> None:
+    out, items = tmp_path / "out", folder_source(photos)
+    with ThreadPoolExecutor(4) as pool:
+        runs = [
+            pool.submit(packing.pack, items, out, {}, shard_size=1, workers=2) for _ in range(4)
+        ]
+        assert max(run.result()[0] for run in runs) == 6
+    complete(out, 6)
+
+
+@pytest.mark.parametrize("how", ["column", "option"])
+def test_one_pixel_too_near_costs_precision(
+    how: str, tmp_path: Path, rng: np.random.Generator, capsys, caplog, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    depths = []
+    for i in range(3):
+        picture(tmp_path / f"{i}.png", rng)
+        depth = rng.uniform(10, 80, (40, 60))
+        if i == 1:
+            depth[rng.integers(40), rng.integers(60)] = 0.005
+        np.save(f"{i}.npy", depth)
+        depths.append(depth)
+    rows = [f"{i}.png,{i}.npy" for i in range(3)]
+    Path("plain.csv").write_text("\n".join(["image,depth", *rows]) + "\n")
+
+    def errors(out: str) -> list[float]:
+        data = ShardDataset(out, labels="physical")
+        return [
+            float(np.abs(sample.disparity * depth - 1)[sample.mask & (depth > 1)].max())
+            for sample, depth in zip(data, depths, strict=True)
+        ]
+
+    assert main(["data", "check", "plain.csv"]) == 0
+    assert "warning: 1 with a coarse label" in capsys.readouterr().out
+    assert pack(Path("plain.csv"), Path("coarse")) == 0
+    assert "coarse: 1 with a coarse label" in caplog.text and "(1.png: " in caplog.text
+    assert main(["data", "check", "shards", "coarse"]) == 0
+    assert "warning: 1 with a coarse label" in capsys.readouterr().out
+    found = errors("coarse")
+    assert found[1] > 0.05 > 0.001 > max(found[0], found[2])
+
+    options: tuple[str, ...] = ("--min-depth", "1")
+    if how == "column":
+        text = ["image,depth,min_depth", *(f"{row},0.5" for row in rows)]
+        Path("near.csv").write_text("\n".join(text) + "\n")
+        options = ()
+    table = Path("near.csv" if how == "column" else "plain.csv")
+    caplog.clear()
+    assert main(["data", "check", str(table), *options]) == 0
+    assert "coarse" not in capsys.readouterr().out
+    assert pack(table, Path("fine"), *options) == 0
+    assert not caplog.records
+    assert max(errors("fine")) < 0.001
+    masks = [sample.mask for sample in ShardDataset("fine")]
+    assert [int((~mask).sum()) for mask in masks] == [0, 1, 0]
+    if how == "option":
+        assert pack(table, Path("fine")) == 1
+        assert "differ in min_depth" in capsys.readouterr().err
+
+
+def test_the_least_depth_of_data_sets(tmp_path: Path, rng: np.random.Generator, capsys) -> None:
+    made = MAKE["nyuv2"](tmp_path / "nyu", rng)
+    median = float(np.median(np.concatenate([1 / m.disparity[m.valid] for m in made])))
+    nearest = round(median, 3) + 0.0005  # between two values in millimetres
+    out = tmp_path / "out"
+    command = ["data", "pack", "nyuv2", str(tmp_path / "nyu"), "--out", str(out)]
+    assert main([*command, "--min-depth", str(nearest)]) == 0
+    by_name = {m.image.relative_to(tmp_path / "nyu").as_posix(): m for m in made}
+    data = ShardDataset(out, labels="physical")
+    for index, sample in enumerate(data):
+        m = by_name[data.meta(index)["source"]]
+        assert np.array_equal(sample.mask, m.valid & (m.disparity <= 1 / nearest))
+    MAKE["irs"](tmp_path / "irs", rng)
+    for name, source, message in (
+        ("irs", tmp_path / "irs", "irs has disparity in pixels"),
+        ("sa1b", tmp_path / "nyu", "--min-depth is for pictures with depth"),
+        ("shards", out, "--min-depth is for pictures with depth"),
+    ):
+        assert main(["data", "check", name, str(source), "--min-depth", "1"]) == 1
+        assert message in capsys.readouterr().err
+    for depth in ("0", "-1", "inf", "nan", "x"):
+        with pytest.raises(SystemExit):
+            main([*command, "--min-depth", depth])
+
+
+@pytest.mark.parametrize(("labeled", "bare"), [(3, 2), (3, 0), (0, 2)])
+def test_shards_of_both_kinds_are_checked(
+    labeled: int, bare: int, tmp_path: Path, seed: int, capsys, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for kind, count in (("labeled", labeled), ("bare", bare)):
+        if count:
+            tiny.write_shards(tmp_path / kind, 1, count, seed, labeled=kind == "labeled")
+            Path("set").mkdir(exist_ok=True)
+            (tmp_path / kind / "00000.tar").rename(f"set/{kind}.tar")
+    assert main(["data", "check", "synthetic", "set"]) == 0
+    text = capsys.readouterr().out
+    total = labeled + bare
+    if labeled and bare:
+        assert "shards: 3 labeled, 2 not labeled" in text
+        assert "5 read: 5 good, 0 damaged, 2 not labeled, 0 without a label; 100.0%" in text
+    else:
+        assert f"shards: {'labeled' if labeled else 'not labeled'}\n" in text
+        end = ", 0 without a label; 100.0% of the pixels valid" if labeled else ""
+        assert f"{total} read: {total} good, 0 damaged{end}\n" in text
+    assert Image.open("synthetic-check.png").size[0] > 3 * 192

@@ -209,7 +209,7 @@ def test_reads_what_was_written(name: str, tmp_path: Path, rng: np.random.Genera
     items = get_reader(name).items(tmp_path)
     assert [item.name for item in items] == sorted(made)
     for item in items:
-        image, disparity, mask = item.read()
+        image, disparity, mask, _ = item.read()
         _, _, pixels, physical, valid = made[item.name]
         assert image.dtype == np.uint8 and np.abs(image.astype(int) - pixels).mean() < 6
         assert np.array_equal(mask, valid)

@@ -218,6 +218,7 @@ def test_photos_without_labels_are_refused(tmp_path: Path, rng: np.random.Genera
         ("image\nx.png\n", "row 1.*image and label are needed"),
         ("image,label,mask\nx.png,y.png,z.png\n", "no others"),
         ("image,label\n,y.png\n", "row 1"),
+        ("image,label\nmy,x.png,y.png\n", "row 1 has more fields than the header; quote names"),
     ],
 )
 def test_wrong_lists_are_named(text: str, message: str, tmp_path: Path) -> None:

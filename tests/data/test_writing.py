@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import resource
 import tarfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +15,10 @@ import pytest
 from PIL import Image
 
 from dafast.cli import main
+from dafast.data import remote
 from dafast.data.disk import DiskFullError
 from dafast.data.remote import write_text
-from dafast.data.writing import claim, read_failures, write_failures
+from dafast.data.writing import claim, locked, read_failures, write_failures
 from dafast.training.labeling import label_shards
 
 
@@ -111,3 +114,40 @@ def test_a_small_file_is_whole_or_not_at_all(tmp_path: Path) -> None:
     with limited(1000), pytest.raises(DiskFullError, match=r"cannot write .*/a: File too large"):
         write_text(tmp_path / "a", "x" * 5000)
     assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {"a": "before"}
+
+
+def test_a_lock_has_one_holder(tmp_path: Path) -> None:
+    """All add to one number by reading and writing it: without the lock some would be lost."""
+    place = tmp_path / "number"
+    place.write_text("0")
+
+    def add(times: int) -> None:
+        for _ in range(times):
+            with locked(place):
+                place.write_text(str(int(place.read_text()) + 1))
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(add, [50] * 4))
+    assert place.read_text() == "200"
+    assert list(tmp_path.iterdir()) == [place]
+
+
+def test_two_processes_of_one_number_write_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two containers that share a folder may both be process 1."""
+    place, names = tmp_path / "a.json", []
+    replace = os.replace
+
+    def note(source: Path, target: Path) -> None:
+        names.append(Path(source).name)
+        if len(names) == 1:  # another one writes while this is about to rename
+            remote.write_text(place, "second")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    monkeypatch.setattr(os, "replace", note)
+    remote.write_text(place, "first")
+    assert len(set(names)) == 2
+    assert place.read_text() == "first"
+    assert list(tmp_path.iterdir()) == [place]

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import logging
 import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -141,4 +142,32 @@ def test_mistakes_are_named(tmp_path: Path, rng: np.random.Generator) -> None:
     path.write_text(rows)
     path.write_text("\n".join(path.read_text().splitlines()[:2]))
     with pytest.raises(ConfigError, match=r"data\.path: .*differ in items, names"):
+        pack_lists(config_of(path), ONE)
+
+
+def test_a_corrected_label_is_no_silent_matter(tmp_path: Path, rng: np.random.Generator) -> None:
+    """The run's shards hold the old one: it is told, and packed anew once they are gone."""
+    path = write_list(tmp_path, 4, rng)
+    config = config_of(path, hold_out=0.25)
+    packed = pack_lists(config, ONE)
+    for i in range(4):
+        np.save(tmp_path / f"{i}.npy", np.load(tmp_path / f"{i}.npy") * 2)
+    with pytest.raises(ConfigError, match=r"data\.path: .*shard-000000\.tar\) are others now"):
+        pack_lists(config, ONE)
+    shutil.rmtree(tmp_path / "run" / "data")
+    assert pack_lists(config, ONE) == packed
+    sample = ShardDataset(packed.data.path, labels="physical")[0]
+    assert 1 / sample.disparity.max() > 0.9, "twice as far"
+    # With the shards in the list's place a run goes on without its pictures.
+    for i in range(4):
+        (tmp_path / f"{i}.npy").unlink()
+    with pytest.raises(ConfigError, match="are others now"):
+        pack_lists(config, ONE)
+    assert pack_lists(packed, ONE) == packed
+
+
+def test_a_comma_in_a_name(tmp_path: Path) -> None:
+    path = tmp_path / "list.csv"
+    path.write_text("image,depth,scale\nmy,pic.jpg,d.png,0.001\n")
+    with pytest.raises(ConfigError, match=r"data\.path: .*row 1 has more fields.*quote names"):
         pack_lists(config_of(path), ONE)

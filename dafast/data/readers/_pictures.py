@@ -22,12 +22,17 @@ from dafast.data.sources import Pictures, SourceError
 logger = logging.getLogger(__name__)
 
 
+def picture_file(root: Path, name: str) -> Path:
+    """The file that a picture which `find_pictures` found is in: its own, or the archive."""
+    archive, tar, _ = name.partition(".tar/")
+    return root / (f"{archive}.tar" if tar else name)
+
+
 def read_picture(root: Path, name: str) -> bytes:
-    """The file of a picture that `find_pictures` found."""
-    archive, tar, member = name.partition(".tar/")
+    """The content of a picture that `find_pictures` found."""
+    path, (_, tar, member) = picture_file(root, name), name.partition(".tar/")
     if not tar:
-        return (root / name).read_bytes()
-    path = root / f"{archive}.tar"
+        return path.read_bytes()
     offset, size = _members(path)[member]
     with open(path, "rb") as file:
         file.seek(offset)
@@ -83,7 +88,8 @@ class PictureReader:
         counts: The same as ranges (least, most), one for each way to have the set.
         layout: The folders and files, for messages.
         find: Lists the names of a folder's pictures, in any order.
-        read: A picture's file, by folder and name; raises `SourceError` or `OSError`.
+        read: A picture's content, by folder and name; raises `SourceError` or `OSError`.
+        file: The file that it is in, by folder and name.
         requires: The module that reading needs beside the package's own dependencies.
     """
 
@@ -94,6 +100,7 @@ class PictureReader:
     layout: str
     find: Callable[[Path], Iterable[str]]
     read: Callable[[Path, str], bytes] = read_picture
+    file: Callable[[Path, str], Path] = picture_file
     requires: str = ""
 
     def items(self, root: Path, size: int = 0) -> Pictures:
@@ -120,7 +127,8 @@ class PictureReader:
             logger.warning(
                 "%s: %d pictures in %s; published: %s", self.name, len(names), root, self.published
             )
-        return Pictures(names, functools.partial(self.read, root), size)
+        read, file = functools.partial(self.read, root), functools.partial(self.file, root)
+        return Pictures(names, read, file, size)
 
 
 def by_name(pattern: str) -> Callable[[Path], Iterable[str]]:

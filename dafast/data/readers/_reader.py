@@ -65,20 +65,24 @@ class Reader:
     read: Callable[[Example], tuple[np.ndarray, np.ndarray]]
     requires: str = ""
 
-    def items(self, root: Path) -> list[Item]:
+    def items(self, root: Path, min_depth: float = 0.0) -> list[Item]:
         """The set's samples in order of name; warns if they are not as many as published.
 
         Args:
             root: The set's folder, or one within it for a part of the set.
+            min_depth: Depth below it, in the set's unit (metres, where those are known), is
+                unknown; 0 keeps all.
 
         Raises:
-            SourceError: If there is no such folder, nothing in it is laid out as the set is, or
-                the module is missing that reads it.
+            SourceError: If there is no such folder, nothing in it is laid out as the set is, the
+                module is missing that reads it, or the set has disparity and `min_depth` is given.
         """
         if not root.is_dir():
             raise SourceError(f"{root}: no such folder")
         if self.requires and importlib.util.find_spec(self.requires) is None:
             raise SourceError(f"{self.name} needs {self.requires}: pip install 'dafast[datasets]'")
+        if min_depth and not self.units.startswith("depth"):
+            raise SourceError(f"{self.name} has {self.units}; a least depth does not go with it")
         examples = sorted(self.find(root), key=lambda example: example.image)
         if not examples:
             raise SourceError(
@@ -95,6 +99,8 @@ class Reader:
                 example.image,
                 partial(self.read, example),
                 disparity_unit=self.disparity_unit,
+                files=(example.label, *((example.mask,) if example.mask else ())),
+                min_depth=min_depth,
             )
             for example in examples
         ]

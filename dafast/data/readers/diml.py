@@ -16,6 +16,8 @@ and the threshold as in nndepth's DIMLDataset.
 
 from __future__ import annotations
 
+import bisect
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,19 +38,27 @@ _FORMS = (
 )
 
 
+def _labels(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("*.png"))
+
+
 def _find(root: Path) -> Iterator[Example]:
+    listed = functools.cache(_labels)
     for images, ending, depths, depth_ending, masks, mask_ending in _FORMS:
         for image in root.rglob(f"{images}/*{ending}"):
             stem, folder = image.name.removesuffix(ending), image.parent.parent
             mask = folder / masks / f"{stem}{mask_ending}" if masks else None
-            yield Example(image, folder / depths / f"{stem}{depth_ending}", mask)
+            label = f"{stem}{depth_ending}"
+            if "*" in label:  # the first that begins so, if there is one
+                names = listed(folder / depths)
+                place = bisect.bisect_left(names, f"{stem}_")
+                if names[place : place + 1] and names[place].startswith(f"{stem}_"):
+                    label = names[place]
+            yield Example(image, folder / depths / label, mask)
 
 
 def _read(example: Example) -> tuple[np.ndarray, np.ndarray]:
-    path = example.label
-    if "*" in path.name:
-        path = next(iter(sorted(path.parent.glob(path.name))), path)
-    depth = read_map(path)
+    depth = read_map(example.label)
     known = np.ones(depth.shape, bool)
     if example.mask is not None:
         known = read_map(example.mask) > _CONFIDENCE

@@ -46,6 +46,10 @@ def _read(root: Path, name: str) -> bytes:
     return bytes(value)
 
 
+def _file(root: Path, name: str) -> Path:
+    return root / name.rpartition("/")[0] / "data.mdb"
+
+
 READER = PictureReader(
     name="lsun",
     licence="not found stated; the pictures belong to their authors",
@@ -56,5 +60,6 @@ CATEGORY_train_lmdb/data.mdb
 """,
     find=_find,
     read=_read,
+    file=_file,
     requires="lmdb",
 )
