@@ -64,24 +64,23 @@ def data_pack(args: argparse.Namespace) -> int:
 
 
 def _check_name(name: str | None, source: Path, others: tuple[str, ...] = ()) -> None:
-    """Tells what data sets there are where a name is none of theirs, or stands without a path."""
+    """Tells what data sets there are where a name is none of theirs, or stands without a path; and
+    that a path is none."""
     known = (*NAMES, *PICTURE_NAMES, *others)
     if name and name not in known:
         raise CommandError(f"no data set {name!r}; there are: {', '.join(known)}")
     if not name and str(source) in known and not source.exists():
         raise CommandError(f"{source}: where is it? Give the path after the name")
-    if not name and not source.suffix and not source.exists():
-        raise CommandError(
-            f"{source}: no such file or folder, and no data set; there are: {', '.join(known)}"
-        )
+    if not source.exists():
+        a_name = not name and str(source) == source.stem  # what a mistyped data set looks like
+        others_are = f", and no data set; there are: {', '.join(known)}" if a_name else ""
+        raise CommandError(f"{source}: no such file or folder{others_are}")
 
 
 def _items(
     name: str | None, source: Path, size: int | None, min_depth: float | None
 ) -> Sequence[Item]:
     _check_name(name, source)
-    if not source.exists():
-        raise CommandError(f"{source}: no such folder or file")
     labeled = name not in PICTURE_NAMES and (name or not source.is_dir())
     if min_depth and not labeled:
         raise CommandError(_NO_DEPTH)

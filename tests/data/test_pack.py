@@ -213,7 +213,7 @@ def test_mistakes_are_named(tmp_path: Path, rng: np.random.Generator, capsys) ->
     assert pack(tmp_path / "list.csv", tmp_path / "out", "--size", "9") == 1
     assert "--size is for a folder" in capsys.readouterr().err
     assert pack(tmp_path / "gone", tmp_path / "other", "--size", "9") == 1
-    assert f"{tmp_path / 'gone'}: no such folder or file" in capsys.readouterr().err
+    assert f"{tmp_path / 'gone'}: no such file or folder" in capsys.readouterr().err
 
 
 def _touch(path: Path) -> Path:

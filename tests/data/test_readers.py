@@ -401,7 +401,7 @@ def test_a_list_is_checked(tmp_path: Path, rng: np.random.Generator, capsys, mon
             error = capsys.readouterr().err
             assert message in error and error.count("\n") == 1
         assert main(["data", command, "nowhere.csv", *extra]) == 1
-        assert "nowhere.csv: No such file" in capsys.readouterr().err
+        assert "nowhere.csv: no such file or folder" in capsys.readouterr().err
 
 
 def test_nyuv2_by_its_list(tmp_path: Path, rng: np.random.Generator) -> None:
