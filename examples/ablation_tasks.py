@@ -1,6 +1,6 @@
 """The tasks of the ablation in miniature; each is a process of examples/ablation_in_miniature.py.
 
-    nano          no training: the model in the package, for comparison
+    nano          no training: the model in the package; labels the unlabeled pictures too
     teacher-S     labeled pictures alone, from nano's encoder; labels the unlabeled ones
     scratch-S     the same from a mimetic start: what the encoder is worth
     ROW-S         a student, see `ROWS`
@@ -57,10 +57,14 @@ ROWS = {
     "naive": ("naive", 1),
     "cutmix": ("cutmix", 1),
     "alignment": ("alignment", 1),
+    "naive-nano": ("naive", 1),
+    "cutmix-nano": ("cutmix", 1),
+    "alignment-nano": ("alignment", 1),
 }
 """The file in configs/ablation that a row takes its switches from, and what its labeled batch is
 multiplied with: `labeled` sees as many labeled pictures as the rows with unlabeled ones, and
-`labeled-x3` as many pictures in all."""
+`labeled-x3` as many pictures in all. A row in `-nano` has the labels of the `nano` in the package,
+which knows more than the seed's teacher."""
 
 HELD_OUT = ("held-out-labeled", "held-out-unlabeled", "held-out-unseen")
 PHOTOS = ("motorcycle", "aloe")
@@ -146,7 +150,9 @@ class Task:
         """Does the task and writes `result.json`."""
         began = time.time()
         if self.kind == "nano":
-            result = {"scores": self.evaluate(self.load("nano"))}
+            model = self.load("nano")
+            self.write_labels(model, self.resident("unlabeled", "none"))
+            result = {"scores": self.evaluate(model)}
         else:
             result = self.network()
         seconds = time.time() - began
@@ -197,7 +203,8 @@ class Task:
         if config.unlabeled.path or self.kind == "teacher":
             unlabeled = self.resident("unlabeled", "none")
         if config.unlabeled.path and unlabeled is not None:
-            labels = np.load(self.work / f"teacher-{self.seed}/labels.npy")
+            teacher = "nano" if self.kind.endswith("-nano") else f"teacher-{self.seed}"
+            labels = np.load(self.work / teacher / "labels.npy")
             unlabeled.disparity = torch.from_numpy(labels).to(self.device)
             unlabeled.mask = torch.ones_like(unlabeled.disparity, dtype=torch.bool)
         batches = Batches(config, labeled, unlabeled if config.unlabeled.path else None)
@@ -209,9 +216,7 @@ class Task:
         model.config = dataclasses.replace(model.config, image_size=self.settings.side)
         model.save_pretrained(self.folder / "export", dtype=torch.float16)
         if self.kind == "teacher" and unlabeled is not None:
-            with open(self.folder / "labels.part", "wb") as file:
-                np.save(file, self.label(model, unlabeled.image))
-            os.replace(self.folder / "labels.part", self.folder / "labels.npy")
+            self.write_labels(model, unlabeled)
         return {
             "steps": done,
             "complete": done == steps,
@@ -288,11 +293,17 @@ class Task:
             raise SystemExit(f"{self.name}: nobody said how many steps to take")
         return int(json.loads(word.read_text())["steps"])
 
+    def write_labels(self, teacher: DepthAnything, unlabeled: ResidentSet) -> None:
+        """The teacher's labels of all unlabeled pictures, in the task's folder."""
+        with open(self.folder / "labels.part", "wb") as file:
+            np.save(file, self.label(teacher, unlabeled.image))
+        os.replace(self.folder / "labels.part", self.folder / "labels.npy")
+
     @torch.no_grad()
     def label(self, teacher: DepthAnything, images: Tensor, batch: int = 64) -> np.ndarray:
         """The teacher's disparity of whole pictures, in [0, 1]: float32 (N, H, W)."""
         height, width = images.shape[-2:]
-        patch, side = teacher.config.patch_size, self.settings.side
+        patch, side = teacher.config.patch_size, teacher.config.image_size
         scale = side / min(height, width)
         shape = [max(patch, round(n * scale / patch) * patch) for n in (height, width)]
         normalise = Normalise(teacher.config.mean, teacher.config.std).to(self.device)

@@ -57,7 +57,9 @@ def test_the_base_is_a_configuration() -> None:
     check(load_toml(ROOT / "configs/nano-ablation.toml"))
 
 
-@pytest.mark.parametrize("row", ["labeled", "labeled-x3", "naive", "cutmix", "alignment"])
+@pytest.mark.parametrize(
+    "row", ["labeled", "labeled-x3", "naive", "cutmix", "alignment", "alignment-nano"]
+)
 def test_a_row_switches_what_the_papers_does(task: Any, tasks: ModuleType, row: str) -> None:
     file, times = tasks.ROWS[row]
     paper = load_toml(ROOT / f"configs/ablation/{file}.toml").unlabeled
@@ -252,7 +254,7 @@ def test_the_whole_in_a_few_steps(tmp_path: Path, seed: int) -> None:
         tiny.write_shards(data / name, 1, 4, seed)
     tiny.write_shards(data / "unlabeled", 1, 6, seed, labeled=False)
     work, report = tmp_path / "work", tmp_path / "report"
-    sizes = "--seeds 1 --rows labeled alignment --batch-size 2 --side 56"
+    sizes = "--seeds 1 --rows labeled alignment alignment-nano --batch-size 2 --side 56"
     steps = "--steps 2 --teacher-steps 2 --device cpu --jobs 2 --deadline 250"
     command = [sys.executable, str(ROOT / "examples/ablation_in_miniature.py")]
     command += ["--data", str(data), "--work", str(work), "--report", str(report)]
@@ -267,15 +269,18 @@ def test_the_whole_in_a_few_steps(tmp_path: Path, seed: int) -> None:
     assert "everything is done" in run()
     found = json.loads((report / "results.json").read_text())
     assert found["check"]["ok"]
-    tasks = {"nano", "teacher-1", "scratch-1", "labeled-1", "alignment-1"}
-    assert set(found["results"]) == tasks
-    for name in ("labeled-1", "alignment-1"):
+    students = {"labeled-1", "alignment-1", "alignment-nano-1"}
+    assert set(found["results"]) == {"nano", "teacher-1", "scratch-1"} | students
+    for name in students:
         result = found["results"][name]
         assert (result["steps"], result["complete"]) == (2, True)
         assert {"held-out-labeled", "held-out-unseen"} <= set(result["scores"])
+    labels = [np.load(work / name / "labels.npy") for name in ("teacher-1", "nano")]
+    assert labels[0].shape == labels[1].shape == (6, *labels[0].shape[1:])
+    assert not np.allclose(*labels, atol=0.05)
     lines = (work / "alignment-1/metrics.jsonl").read_text().splitlines()
     assert {"labeled", "unlabeled", "alignment"} <= set(json.loads(lines[0]))
     model = DepthAnything.from_pretrained(report / "best", device="cpu")
     assert model.config.image_size == 56  # evaluated as it was trained
     assert np.isfinite(model.infer(ROOT / "examples/photos/room.jpg")).all()
-    assert "0 of 2 to do" in run()  # the second time nothing is left
+    assert "0 of 3 to do" in run()  # the second time nothing is left
