@@ -255,6 +255,9 @@ def train(config: TrainConfig, world: World) -> None:
                 save()
             raise
 
+    due = config.eval_every and 0 < step < total and step % config.eval_every == 0
+    if due and evaluated_step != step:  # the run was stopped before it
+        evaluate()
     for batches in steps():
         factor = set_learning_rate(optimizer, config.optim, step, total)
         parts = backward(step_losses, network, batches)
@@ -297,8 +300,6 @@ def train(config: TrainConfig, world: World) -> None:
         step, position = step + 1, position + config.batch_size
         unlabeled_position += unlabeled_batch_size
 
-        if found_votes > 0:
-            unreadable.add(found, world)
         values = dict(zip(parts, losses, strict=True))
         values |= {
             "lr": config.optim.decoder_lr * factor,
@@ -307,6 +308,12 @@ def train(config: TrainConfig, world: World) -> None:
         values |= {"grad_norm": gradient_norm, "skipped_steps": skipped_steps}
         log.step(step, watch.lap(), config.batch_size + unlabeled_batch_size, values)
 
+        if found_votes > 0:
+            try:
+                unreadable.add(found, world)
+            except ShardError:
+                save()
+                raise
         if bad_in_a_row > config.max_bad_steps:
             raise TooManyBadStepsError(
                 f"{bad_in_a_row} steps in a row without a finite loss and gradient (the last: step "

@@ -156,6 +156,7 @@ class ShardDataset(Dataset[Sample]):
         if labels not in ("minmax", "physical", "none"):
             raise ValueError(f"labels must be 'minmax', 'physical' or 'none', not {labels!r}")
         self.shards = expand_shards(path_or_glob, key)
+        self._names_repeat = len(set(map(name_of, self.shards))) < len(self.shards)
         self.labels = labels
         self.sky = sky if labels != "none" else "off"
         self.max_bad_fraction = max_bad_fraction
@@ -197,8 +198,9 @@ class ShardDataset(Dataset[Sample]):
         return bool(self._places[index, DISPARITY, 0] >= 0)
 
     def name(self, index: int) -> str:
-        """The sample's name in messages: shard file and key."""
-        return f"{name_of(self.shards[self._shard_of[index]])}/{self._keys[index]}"
+        """The sample's name in messages: shard file and key; with the folder where names repeat."""
+        shard = self.shards[self._shard_of[index]]
+        return f"{shard if self._names_repeat else name_of(shard)}/{self._keys[index]}"
 
     def __getitem__(self, index: int) -> Sample:
         """Reads a sample; one that cannot be read is replaced by the next that can."""

@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -51,6 +51,7 @@ LIST_SUFFIXES = (".csv", ".json", ".jsonl")
 """Of lists of pictures, which are no shards."""
 
 _FETCHES = 8  # remote shards fetched at a time, to be scanned
+_INDEX_FORMAT = 2  # of what is kept: to be raised where `_read_headers` finds other members
 _MANY = 256  # local shards, from which on what was found in them is kept: a second start is quick
 
 
@@ -82,7 +83,7 @@ def expand_shards(
         return _expand_url(text)
     path = Path(text).expanduser()
     if path.is_dir():
-        shards = sorted(shard for shard in path.iterdir() if _is_shard(shard))
+        shards = _one_of_each(shard for shard in path.iterdir() if _is_shard(shard))
         if not shards:
             raise ShardError(
                 f"no shards (*.tar) in the folder {path}. "
@@ -119,7 +120,7 @@ def _expand_url(text: str) -> list[Path]:
     elif _is_shard(place):
         return [place]
     else:
-        shards = [shard for shard in list_folder(place, "*.t*") if _is_shard(shard)]
+        shards = _one_of_each(filter(_is_shard, list_folder(place, "*.t*")))
     shards = [shard for shard in shards if not shard.name.endswith(SKY_SUFFIX)]
     if not shards:
         raise ShardError(
@@ -127,6 +128,13 @@ def _expand_url(text: str) -> list[Path]:
             f"names: {text.partition('*')[0].rstrip('/')}/shard-{{000000..000099}}.tar"
         )
     return shards
+
+
+def _one_of_each(shards: Iterable[Path]) -> list[Path]:
+    """Sorted; a compressed shard that lies beside its unpacked self is left out."""
+    every = sorted(shards)
+    plain = {name_of(shard) for shard in every if not is_gzipped(shard)}
+    return [shard for shard in every if not is_gzipped(shard) or plain_name(shard) not in plain]
 
 
 def _is_shard(place: Path) -> bool:
@@ -189,7 +197,7 @@ def headers(shard: Path, keep: bool = False) -> dict[str, Places]:
         known = fingerprint(shard)
     except OSError as error:
         raise ShardError(f"the shard {shard} cannot be read: {error.strerror or error}.") from error
-    digest = hashlib.sha256(known.encode()).hexdigest()[:40]
+    digest = hashlib.sha256(f"{_INDEX_FORMAT} {known}".encode()).hexdigest()[:40]
     kept = cache_folder() / "shards" / digest[:2] / f"{digest}.json"
     try:
         found = json.loads(kept.read_text())

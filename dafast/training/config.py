@@ -384,6 +384,12 @@ def is_list(path: str) -> bool:
     return path.endswith(LIST_SUFFIXES)
 
 
+def image_size(config: TrainConfig) -> int:
+    """The shorter side at which `infer` is to show pictures to what a run trains: that of the
+    largest that it is trained on."""
+    return max(min(shape) for shape in config.data.shapes)
+
+
 def check(config: TrainConfig) -> None:
     """Raises a `ConfigError` for values that cannot work, before anything is loaded."""
 

@@ -20,7 +20,7 @@ from dafast.evaluation.metrics import depth_errors
 from dafast.losses import SILogLoss
 from dafast.models.depth_anything import DepthAnything
 from dafast.profiling import annotate
-from dafast.training.config import ConfigError, MetricSection, TrainConfig
+from dafast.training.config import ConfigError, MetricSection, TrainConfig, image_size
 from dafast.training.data import Batch
 from dafast.training.steps import LabeledStep, autocast, build_model, prepare_model
 
@@ -39,7 +39,7 @@ def metric_config(config: TrainConfig) -> ModelConfig:
         name=preset.name if preset.is_metric else f"{preset.name}-metric",
         max_depth=section.max_depth,
         bin_centers="" if section.head == "sigmoid" else section.head,
-        image_size=min(min(shape) for shape in config.data.shapes),
+        image_size=image_size(config),
         output_align_corners=True,
         hub_id="",
         hub_file="",

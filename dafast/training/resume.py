@@ -23,13 +23,18 @@ from dafast.training.state import (
 def find_checkpoint(config: TrainConfig, world: World) -> tuple[Path, dict] | None:
     """What `resume` points to. Every rank reads the file that the main one chose.
 
+    A path that the run has started from already means its newest checkpoint.
     Processes that torchrun has started again (`--max-restarts`) go on from the run's own newest
     checkpoint, where it has come to one, whatever `resume` says.
     """
     folder = checkpoint_folder(config.out)
     resume = config.resume
-    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0 and list_checkpoints(folder):
-        resume = "auto"
+    if list_checkpoints(folder):
+        started_again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+        same_command = resume != "none" and _resumed_from(Path(config.out)) == resume
+        if started_again or same_command:
+            resume = "auto"
+    resume = world.broadcast(resume)  # the main process may be ahead, and write
     if resume == "none":
         if list_checkpoints(folder):
             raise ConfigError(
@@ -44,6 +49,14 @@ def find_checkpoint(config: TrainConfig, world: World) -> tuple[Path, dict] | No
     if path is None:
         return None
     return found or (path, load_checkpoint(path))
+
+
+def _resumed_from(out: Path) -> str:
+    """What `resume` was when the run last started."""
+    try:
+        return str(json.loads((out / "config.json").read_text())["resume"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
 
 
 def changed_settings(before: str, config: TrainConfig) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,7 +24,7 @@ from dafast.models.depth_anything import DepthAnything
 from dafast.models.segmentation import SegmentationModel, is_segmentation
 from dafast.models.segmentation_inference import probabilities
 from dafast.profiling import annotate
-from dafast.training.config import ConfigError, TrainConfig
+from dafast.training.config import ConfigError, TrainConfig, image_size
 from dafast.training.data import Request
 from dafast.training.steps import Normalise, autocast, build_model
 
@@ -150,6 +151,7 @@ def build_segmentation_model(
         start = DepthAnything(trained.config.encoder)
         start.pretrained = trained.pretrained
     depth = build_model(config.model, device, config.channels_last, start)
+    depth.config = dataclasses.replace(depth.config, image_size=image_size(config))
     model = SegmentationModel.from_depth(depth, classes, config.segmentation.head)
     if trained is not None:
         if (trained.config.head, trained.config.classes) == (model.config.head, tuple(classes)):
@@ -196,11 +198,16 @@ class SegmentationStep(nn.Module):
     def begin(self, batches: Sequence[SegmentationBatch]) -> list[float]:
         """The share of each piece of a step in its loss: that of the pixels that count.
 
-        So the loss is the mean over the pixels of the whole step. BatchNorm normalises by the
-        statistics of a piece all the same.
+        So the loss is the mean over the pixels of the whole step, in all pieces and processes (of
+        which the mean will be taken). BatchNorm normalises by the statistics of a piece all the
+        same.
         """
         counts = [int((batch.classes != IGNORE).sum()) for batch in batches]
-        return [count / max(1, sum(counts)) for count in counts]
+        total, processes = torch.tensor([float(sum(counts))], device=self.device), 1
+        if dist.is_initialized():
+            dist.all_reduce(total)
+            processes = dist.get_world_size()
+        return [count * processes / max(1.0, float(total)) for count in counts]
 
     @annotate("segmentation_step")
     def forward(self, batch: SegmentationBatch) -> dict[str, Tensor]:

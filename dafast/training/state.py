@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from dafast.data.disk import writing
+from dafast.data.disk import DiskFullError, writing
 from dafast.data.remote import write_text
 
 logger = logging.getLogger(__name__)
@@ -76,6 +76,9 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int) -
         # nobody reads, and never a file without a checksum.
         write_text(_checksum_path(path), f"{_sha256(temporary)}  {path.name}\n")
         os.replace(temporary, path)
+    except DiskFullError:  # of the checksum; it names that and the remedy
+        temporary.unlink(missing_ok=True)
+        raise
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
         temporary.unlink(missing_ok=True)
         raise CheckpointError(

@@ -10,7 +10,7 @@ import torch
 
 from dafast.data.shards import ShardDataset
 from dafast.training import segmentation
-from dafast.training.config import ConfigError, TrainConfig
+from dafast.training.config import ConfigError, TrainConfig, image_size
 from dafast.training.data import TrainingData
 from dafast.training.evaluation import periodic_evaluation
 from dafast.training.metric import build_metric_model, check_metres, metric_evaluation
@@ -39,9 +39,7 @@ def open_model(config: TrainConfig, data: Any, device: torch.device) -> Any:
             f"model.init: {config.model.init} predicts metres; this trains relative disparity, "
             "metres with metric.max_depth"
         )
-    # What `infer` shows it: pictures as large as the largest that it was trained on.
-    side = max(min(shape) for shape in config.data.shapes)
-    model.config = dataclasses.replace(model.config, image_size=side)
+    model.config = dataclasses.replace(model.config, image_size=image_size(config))
     return model
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from dafast.data.shards import check_bad_share
+from dafast.data.shards import SampleError, check_bad_share
 from dafast.training.distributed import World
 
 
@@ -19,10 +19,11 @@ class Unreadable:
 
     def __init__(self, data: Any, max_bad_fraction: float) -> None:
         self.max_bad_fraction = max_bad_fraction
-        self.totals = {"labeled": len(data.shards)}
+        self.sets = {"labeled": data.shards}
         if data.unlabeled is not None:
-            self.totals["unlabeled"] = len(data.unlabeled)
-        self.reasons: dict[str, set[str]] = {name: set() for name in self.totals}
+            self.sets["unlabeled"] = data.unlabeled
+        self.reasons: dict[str, set[str]] = {name: set() for name in self.sets}
+        self._remembered: dict[str, set[str]] = {}  # of an earlier start
 
     def found(self, batches: Sequence[Any]) -> dict[str, list[str]]:
         """What this process's batches have met, by set: "key: reason"."""
@@ -42,7 +43,22 @@ class Unreadable:
             for name, reasons in of_one.items():
                 self.reasons[name].update(reasons)
         for name, reasons in self.reasons.items():
-            check_bad_share(sorted(reasons), self.totals[name], self.max_bad_fraction)
+            total = len(self.sets[name])
+            if len(reasons) > self.max_bad_fraction * total:
+                self._drop_mended(name)
+            check_bad_share(sorted(reasons), total, self.max_bad_fraction)
+
+    def _drop_mended(self, name: str) -> None:
+        """Reads again what an earlier start could not read, once."""
+        remembered = {reason.split(": ")[0]: reason for reason in self._remembered.pop(name, ())}
+        samples = self.sets[name]
+        for index in range(len(samples)) if remembered else ():
+            if (reason := remembered.get(samples.name(index))) is not None:
+                try:
+                    samples.read(index)
+                except SampleError:
+                    continue
+                self.reasons[name].discard(reason)
 
     def state_dict(self) -> dict[str, list[str]]:
         """For a checkpoint."""
@@ -54,3 +70,4 @@ class Unreadable:
         if isinstance(state, dict):
             for name in self.reasons:
                 self.reasons[name] = set(state.get(name, ()))
+                self._remembered[name] = set(self.reasons[name])

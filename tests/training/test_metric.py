@@ -160,6 +160,12 @@ def test_two_processes(shards: Path, tmp_path: Path, seed: int, accumulate: int)
     torchrun(dataclasses.replace(config, accumulate=accumulate), 2)
     losses = tiny.losses(tmp_path / "two")
     assert sorted(losses) == [1, 2, 3, 4, 5] and all(np.isfinite(v) for v in losses.values())
+    if accumulate > 1:  # what the pieces give is what the processes' whole batches give
+        whole = dataclasses.replace(config, out=str(tmp_path / "whole"))
+        torchrun(whole, 2)
+        expected = tiny.losses(tmp_path / "whole")
+        for step, loss in losses.items():
+            assert loss == pytest.approx(expected[step], rel=1e-3), step
 
 
 def relative(seed: int, folder: Path) -> DepthAnything:

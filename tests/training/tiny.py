@@ -163,6 +163,11 @@ if __name__ == "__main__":
                 os.kill(os.getpid(), signal.SIGKILL)
 
         train.RunLog.step = step_and_die
+    # The data sets do not count what they cannot read; only the run does.
+    if os.environ.get("TINY_LENIENT"):
+        from dafast.data import shards as shards_module
+
+        shards_module.check_bad_share = lambda *args: None
     # "STEP": the shards lose what is in them after a step.
     if lose := os.environ.get("TINY_LOSE"):
         from dafast.data import remote

@@ -62,6 +62,10 @@ class SegmentationDataset(Sequence[SegmentationSample]):
     def __len__(self) -> int:
         return len(self.keys)
 
+    def name(self, index: int) -> str:
+        """The sample's name in messages."""
+        return self.keys[index]
+
     def read(self, index: int) -> SegmentationSample:
         """Reads exactly this sample.
 
