@@ -186,6 +186,10 @@ def test_many_shards_are_scanned_once(
         again = ShardDataset(tmp_path)
     for a, b in zip(first, again, strict=True):
         assert a.key == b.key and np.array_equal(a.image, b.image)
+    with monkeypatch.context() as patched:  # what another version kept may lack members
+        patched.setattr("dafast.data.tars._INDEX_FORMAT", 0)
+        ShardDataset(tmp_path)
+    assert len(list((tmp_path / "cache").rglob("*.json"))) == 6
     next((tmp_path / "cache").rglob("*.json")).write_text('{"half of')
     write(tmp_path / "1.tar", {"other": members(rng)})
     assert [ShardDataset(tmp_path).key(i) for i in range(5)] == ["0", "1", "other", "0", "1"]

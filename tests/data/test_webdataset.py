@@ -155,6 +155,8 @@ def test_compressed_shards(suffix: str, tmp_path: Path, rng: np.random.Generator
         shard.with_name(f"{shard.name.partition('.')[0]}.tar").write_bytes(
             gzip.decompress(shard.read_bytes())
         )
+    assert len(ShardDataset(source, labels="none")) == len(images), "the unpacked ones are taken"
+    for shard in map(Path, shards):
         shard.unlink()
     assert len(ShardDataset(source, labels="none")) == len(images)
 

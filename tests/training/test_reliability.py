@@ -103,6 +103,26 @@ def test_a_run_that_is_stopped_in_its_last_step_is_evaluated_by_the_next(
     assert math.isfinite(best)
 
 
+def test_an_evaluation_that_a_stop_prevented_is_made_up_for(
+    shards: Path, tmp_path: Path, seed: int
+) -> None:
+    config = tiny_config(shards, tmp_path / "run", seed=seed, steps=6, checkpoint_every=0)
+    config = evaluated(config, shards, eval_every=2)
+    runs.run_until(config, 4)  # the signal is looked at before the evaluation
+    train.train(config, ONE)
+    whole = dataclasses.replace(config, out=str(tmp_path / "whole"))
+    train.train(whole, ONE)
+
+    def evaluations(run: str) -> dict[float, float]:
+        lines = runs.metrics(tmp_path / run)
+        return {line["step"]: line["eval/loss"] for line in lines if "eval/loss" in line}
+
+    assert evaluations("run") == evaluations("whole")
+    assert sorted(evaluations("run")) == [2, 4, 6]
+    best = [(tmp_path / run / "best/evaluation.json").read_bytes() for run in ("run", "whole")]
+    assert best[0] == best[1]
+
+
 def test_an_abandoned_future_is_set_aside(
     shards: Path, tmp_path: Path, seed: int, capsys: pytest.CaptureFixture
 ) -> None:
@@ -127,6 +147,16 @@ def test_an_abandoned_future_is_set_aside(
     assert (out / "best").is_dir()
     assert sorted(tiny.losses(out)) == [1, 2, 3]
     assert load_checkpoint(list_checkpoints(checkpoint_folder(out))[0])["step"] == 3
+
+    # The same command again: the run is finished, and nothing is set aside once more.
+    before_again = tree(out)
+    train.train(again, ONE)
+    assert "is finished" in capsys.readouterr().out
+    assert tree(out) == before_again
+    # With more steps it goes on from its own newest checkpoint.
+    train.train(dataclasses.replace(again, steps=4), ONE)
+    assert sorted(tiny.losses(out)) == [1, 2, 3, 4]
+    assert not (out / "set-aside-2").exists()
 
     # Back to what was set aside, which is another future again.
     back = out / "set-aside-1" / "checkpoints" / "step-00000003.pt"

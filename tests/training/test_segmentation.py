@@ -335,6 +335,30 @@ def test_unreadable_photos_are_named_and_counted(tmp_path: Path, seed: int, caps
     assert max(tiny.losses(tmp_path / "lenient")) == 4
 
 
+def test_processes_share_one_mean(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shares of two processes, of which the mean is taken, are those of all pixels."""
+    _, step = step_of()
+    own, other = (torch.randint(0, 3, (2, 28, 28)).to(torch.uint8) for _ in range(2))
+    other[torch.rand(2, 28, 28) < 0.7] = IGNORE
+    counts = [int((classes != IGNORE).sum()) for classes in (own, other)]
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
+    shares = []
+    for classes, elsewhere in ((own, counts[1]), (other, counts[0])):
+        monkeypatch.setattr(
+            "torch.distributed.all_reduce", lambda total, more=elsewhere: total.add_(more)
+        )
+        shares += step.begin([batch_of(classes)])
+    assert shares == pytest.approx([2 * count / sum(counts) for count in counts])
+
+
+def test_the_export_is_shown_what_training_was(photos: Path, tmp_path: Path) -> None:
+    config = config_of(photos, tmp_path / "run", steps=1)
+    data = dataclasses.replace(config.data, shapes=((56, 84), (42, 42)))
+    train.train(dataclasses.replace(config, data=data), ONE)
+    assert exported(tmp_path / "run").config.encoder.image_size == 56
+
+
 @pytest.mark.slow
 def test_two_processes_train(photos: Path, tmp_path: Path, seed: int) -> None:
     """Losses near those of one process: on CPUs each normalises its own share of the batch."""
