@@ -105,7 +105,8 @@ def test_transforms_that_custom_ops_get_wrong_are_refused(op, seed):
     leaf = first.detach().requires_grad_()
     with use_backend("triton"):
         (expected,) = torch.autograd.grad(total(leaf), leaf)
-    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+    # A sequence of one token has no gradient in q and k; what is left there is rounding.
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
