@@ -30,11 +30,11 @@ from safetensors import SafetensorError
 from dafast.data.disk import DiskFullError
 from dafast.data.remote import write_text
 from dafast.data.shards import ShardError
+from dafast.distributed import World, distributed_session
 from dafast.runtime import resolve_dtype
 from dafast.training.config import ConfigError, TrainConfig, parse_args
 from dafast.training.data import make_loader
-from dafast.training.distributed import World, distributed_session
-from dafast.training.lists import pack_lists
+from dafast.training.own_pictures import pack_lists
 from dafast.training.parallel import WholeModel, gather, load_weights, replicate, shard, whole
 from dafast.training.progress import RunLog, Stopwatch, is_evaluated
 from dafast.training.resume import (

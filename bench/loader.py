@@ -47,14 +47,14 @@ import dafast
 from bench import loader_peers
 from bench.timing import machine
 from dafast.data.colours import change_colours, draw_colours
+from dafast.data.labeling import encode_label
 from dafast.data.shards import ShardDataset, decode_image
 from dafast.data.tars import headers
 from dafast.data.transforms import STRONG
 from dafast.data.writing import add_sample
-from dafast.inference import predict_native
+from dafast.models.inference import predict_native
 from dafast.training.config import DataSection, TrainConfig, UnlabeledSection
 from dafast.training.data import Request, StreamSampler, TrainingData, collate
-from dafast.training.labeling import encode_label
 
 STAGES = ("read", "image", "decode", "teacher", "student", "encode")
 _SHARD = 32  # pictures in each that is made

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 import dafast
-from dafast.inference import load_image
+from dafast.images import load_image
 from dafast.ops import pad, plan_geometry, preprocess
 from dafast.ops.pad import PADDINGS
 

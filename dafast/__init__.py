@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0.dev0"
+from ._version import __version__
 
 if TYPE_CHECKING:
     from .config import PRESETS, ModelConfig
@@ -27,7 +27,18 @@ _LAZY = {
     "SegmentationModel": "models",
     "use_backend": "ops",
 }
-_SUBMODULES = ("config", "data", "evaluation", "inference", "losses", "models", "ops", "training")
+_SUBMODULES = (
+    "config",
+    "data",
+    "evaluation",
+    "images",
+    "inference",
+    "losses",
+    "models",
+    "ops",
+    "synthetic",
+    "training",
+)
 
 __all__ = [
     "DepthAnything",

@@ -29,7 +29,7 @@ class ModelConfig:
             models, whose output is disparity.
         bin_centers: Metric models only: ``""`` for V2's output, ``sigmoid(.) * max_depth``;
             ``"softplus"`` (unbounded) or ``"normed"`` (within the range) for the bins of ZoeDepth,
-            `dafast.models.metric.MetricBinsHead`.
+            `dafast.models.zoedepth.MetricBinsHead`.
         output_align_corners: How the prediction is resized to the photo; False in V1, True in V2.
         position_embedding: ``"official"`` (bicubic with ``scale_factor`` and the 0.1 offset) or
             ``"transformers"`` (bicubic with ``size``); they differ at every grid but

@@ -29,8 +29,8 @@ import numpy as np
 from PIL import Image
 
 from dafast.data.shards import ShardDataset
-from dafast.data.synthetic import HELD_OUT_SEED, write_shards
 from dafast.data.writing import add_sample, claim
+from dafast.synthetic import HELD_OUT_SEED, write_shards
 
 SIZE = (208, 160)
 LABELED = ("room", "tabletop", "workshop", "random", "people", "corridor", "topdown")

@@ -24,11 +24,11 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import train  # noqa: E402
-from dafast.data.synthetic import HELD_OUT_SEED, write_shards  # noqa: E402
+from dafast.distributed import World  # noqa: E402
 from dafast.evaluation.segmentation import open_data, score  # noqa: E402
 from dafast.models import SegmentationModel  # noqa: E402
+from dafast.synthetic import HELD_OUT_SEED, write_shards  # noqa: E402
 from dafast.training.config import TrainConfig, load_toml  # noqa: E402
-from dafast.training.distributed import World  # noqa: E402
 
 ENCODERS = {"nano": {"init": "nano"}, "random": {"init": "", "encoder_init": "random"}}
 TRAIN_SEED = 5_000_000  # scenes that the model in the package has not seen either

@@ -22,7 +22,7 @@ import dafast
 from dafast.cli import files, main
 from dafast.cli.doctor import collect
 from dafast.config import ModelConfig
-from dafast.inference import load_image
+from dafast.images import load_image
 from dafast.palettes import PALETTES, colorize
 from tests.instruction_sets import instruction_set, needs_extension
 

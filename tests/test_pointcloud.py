@@ -69,7 +69,7 @@ def test_field_of_view_is_the_angle_between_the_borders(rng):
 
 def test_the_synthetic_camera_is_this_one(rng):
     """Points lie where the renderer's own rays lead."""
-    render = pytest.importorskip("dafast.data.synthetic.render")
+    render = pytest.importorskip("dafast.synthetic.render")
     depth, image = random_scene(rng, 12, 16)
     camera = Intrinsics(*rng.uniform(10, 30, 2), *rng.uniform(5, 9, 2))
     origin = np.eye(3, dtype=np.float32), np.zeros(3, np.float32)

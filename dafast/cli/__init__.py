@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from .. import __version__
+from .._version import __version__
 from ..palettes import PALETTES
 
 DESCRIPTION = "Depth Anything, fast and trainable: depth from one photo."
@@ -180,7 +180,7 @@ def _add_synth(commands: argparse._SubParsersAction) -> None:
 
 
 def _synth(args: argparse.Namespace) -> int:
-    from ..data.synthetic import write_shards
+    from ..synthetic import write_shards
 
     write_shards(
         args.out,

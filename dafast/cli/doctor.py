@@ -135,7 +135,7 @@ def collect() -> dict[str, Any]:
     import torch
     from huggingface_hub import constants
 
-    from .. import __version__
+    from .._version import __version__
     from ..ops import _extension, available_backends
     from ..runtime import resolve_device, resolve_dtype
 

@@ -6,10 +6,10 @@ import argparse
 import dataclasses
 import json
 
+from ..distributed import distributed_session
 from ..evaluation.benchmarks import Result
 from ..evaluation.benchmarks import evaluate as run_benchmarks
 from ..evaluation.metrics import METRICS
-from ..training.distributed import distributed_session
 from . import CommandError
 from .files import write_atomically
 

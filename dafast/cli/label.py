@@ -8,10 +8,10 @@ import sys
 import time
 from collections import Counter
 
+from ..data.labeling import label_shards
 from ..data.remote import is_remote, place_of, plain_name, same_place
 from ..data.tars import expand_shards
-from ..inference import MAX_BATCH_TOKENS, check_options, predict_native
-from ..training.labeling import label_shards
+from ..models.inference import MAX_BATCH_TOKENS, check_options, predict_native
 from . import CommandError
 from ._model import digest_model, load_relative_model, own_device
 from .files import note_or_match

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 from PIL import Image, PngImagePlugin
 
-from ..inference import check_options, load_image
+from ..images import load_image
+from ..models.inference import check_options
 from ..palettes import colorize
 from . import CommandError
 from ._model import digest_model, load_relative_model

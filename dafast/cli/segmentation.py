@@ -6,11 +6,11 @@ import argparse
 import dataclasses
 import json
 
+from ..distributed import distributed_session
 from ..evaluation.benchmarks import names_of
 from ..evaluation.segmentation import SegmentationResult, open_data, score
 from ..models import SegmentationModel
 from ..models.segmentation_inference import SegmentationOptions
-from ..training.distributed import distributed_session
 from . import CommandError
 from .evaluate import table
 from .files import write_atomically

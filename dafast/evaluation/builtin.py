@@ -82,7 +82,7 @@ def aloe() -> Sequence[EvaluationSample]:
     Raises:
         DataMissingError: If the files are nowhere.
     """
-    from ..inference import load_image
+    from ..images import load_image
 
     folders = [os.environ.get("DAFAST_OPENCV_SAMPLES", ""), *ALOE_FOLDERS]
     for folder in map(Path, filter(None, folders)):
@@ -123,7 +123,7 @@ def synthetic(scenes: int = SYNTHETIC_SCENES) -> Samples:
         DataMissingError: If the renderer's packages are not installed.
     """
     try:
-        from ..data.synthetic import HELD_OUT_SEED, render_scene
+        from ..synthetic import HELD_OUT_SEED, render_scene
     except ImportError as error:
         raise DataMissingError(f"synthetic scenes: {error}") from error
 

@@ -185,7 +185,7 @@ SYNTHETIC_SCENES = 500
 
 def synthetic(scenes: int = SYNTHETIC_SCENES) -> SegmentationDataset:
     """Held-out synthetic scenes, rendered on the fly: those of the depth evaluation."""
-    from ..data.synthetic import CLASSES, HELD_OUT_SEED, render_scene
+    from ..synthetic import CLASSES, HELD_OUT_SEED, render_scene
 
     def render(index: int) -> tuple[np.ndarray, np.ndarray]:
         sample = render_scene(HELD_OUT_SEED + index)

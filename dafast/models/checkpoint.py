@@ -9,11 +9,12 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from .._version import __version__
 from ..config import PRESETS, ModelConfig, get_preset
 from ..runtime import resolve_device, resolve_dtype
 from .conversion import (
@@ -37,12 +38,12 @@ from .conversion import (
     zoedepth_constants,
 )
 from .hub import WEIGHT_FILES, HubError, HubOptions
+from .network import DepthNetwork
 from .weight_files import SHOWN, CheckpointError, Source, locate, read_file, unwrap
 
-if TYPE_CHECKING:
-    from .depth_anything import DepthAnything
-
 logger = logging.getLogger("dafast")
+
+Network = TypeVar("Network", bound=DepthNetwork)
 
 DINOV2_HUB_IDS = {
     "vits": "facebook/dinov2-small",
@@ -130,11 +131,10 @@ def _read_config(source: Source) -> ModelConfig | None:
         raise CheckpointError(f"{source.config}: {error}") from error
 
 
-def _meta_shapes(config: ModelConfig) -> tuple[DepthAnything, dict[str, Shape]]:
-    from .depth_anything import DepthAnything
-
+def _on_meta(cls: type[Network], config: ModelConfig) -> tuple[Network, dict[str, Shape]]:
+    """A model without memory for its weights, and the shapes of these."""
     with torch.device("meta"):
-        model = DepthAnything(config)
+        model = cls(config)
     return model, {key: tuple(t.shape) for key, t in model.state_dict().items()}
 
 
@@ -154,6 +154,7 @@ def _read_all(files: list[Path], label: str) -> tuple[dict[str, Tensor], dict[st
 
 
 def load_pretrained(
+    cls: type[Network],
     name_or_path: str | Path,
     *,
     config: str | ModelConfig | None = None,
@@ -164,10 +165,11 @@ def load_pretrained(
     revision: str | None = None,
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
-) -> DepthAnything:
+) -> Network:
     """Loads a model with trained weights.
 
     Args:
+        cls: Class of the model.
         name_or_path: A preset (``"nano"`` comes with the package, the others are downloaded), a
             hub id (``"LiheYoung/depth-anything-small-hf"``), a file (``.pth``, ``.bin``,
             ``.safetensors``) or a folder, in the official layout or that of transformers, in
@@ -223,7 +225,7 @@ def load_pretrained(
     if position_embedding is not None:
         chosen = dataclasses.replace(chosen, position_embedding=position_embedding)
 
-    model, expected = _meta_shapes(chosen)
+    model, expected = _on_meta(cls, chosen)
     conversion = to_official(tensors, layout, expected)
     if not conversion.ok:
         hint = "" if given else "; config= says what the weights are, if this was guessed wrong"
@@ -289,7 +291,7 @@ def _warn_of_licence(config: ModelConfig) -> None:
 
 
 def load_encoder(
-    model: DepthAnything,
+    model: DepthNetwork,
     name_or_path: str | Path = "dinov2",
     *,
     filename: str | None = None,
@@ -393,7 +395,7 @@ def _sync(path: Path) -> None:
 
 
 def save_pretrained(
-    model: DepthAnything,
+    model: DepthNetwork,
     folder: str | Path,
     *,
     layout: str = "official",
@@ -421,8 +423,6 @@ def save_pretrained(
             for the model.
     """
     from safetensors.torch import save_file
-
-    from .. import __version__
 
     if layout not in ("official", "transformers", "zoedepth"):
         raise ValueError(f"layout={layout!r}: use 'official', 'transformers' or 'zoedepth'")

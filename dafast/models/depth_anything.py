@@ -1,9 +1,9 @@
-"""Depth Anything: DINOv2 encoder and DPT decoder in one module."""
+"""Depth Anything: the network, and what a program does with it."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,116 +11,37 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .. import inference
-from ..config import ModelConfig, get_preset
+from ..config import ModelConfig
 from ..ops.geometry import MAX_TOKENS
 from ..ops.linear_int8 import why_slow as why_slow_int8
 from ..runtime import keep_freed_memory
-from .dpt import DPTHead
-from .metric import MetricBinsHead
-from .optimized import OptimizedForward
-from .optimized import why_not as why_not_optimized
-from .vision_transformer import VisionTransformer
+from . import checkpoint, inference
+from .network import DepthNetwork
+from .packed_cpu import OptimizedForward
+from .packed_cpu import why_not as why_not_optimized
 
 logger = logging.getLogger("dafast")
 
 
-class DepthAnything(nn.Module):
-    """Depth Anything V1 and V2, with the state_dict keys of the official checkpoints.
+class DepthAnything(DepthNetwork):
+    """Depth Anything V1 and V2: photos in, depth out.
 
-    A metric model of V1 has ZoeDepth's bins in `metric_head` besides; the keys of the published
-    files are those of the layout "zoedepth" (`dafast.models.conversion`).
-
-    Built like this the weights are random; `from_pretrained` loads trained ones.
+    Built like this the weights are random; `from_pretrained` loads trained ones. The network
+    itself, its forward and its parameters are those of `DepthNetwork`.
 
     Args:
-        config: A preset's name (``"vits"``, ``"v2-vitb"``, ``"nano"``, ...) or a `ModelConfig`.
+        config: Name of a preset (``"vits"``, ``"v2-vitb"``, ``"nano"``, ...) or a `ModelConfig`.
     """
 
     def __init__(self, config: str | ModelConfig = "vits") -> None:
-        super().__init__()
-        self.config = get_preset(config) if isinstance(config, str) else config
-        self.pretrained = VisionTransformer(self.config)
-        self.depth_head = DPTHead(self.config)
-        if self.config.bin_centers:
-            self.metric_head = MetricBinsHead(self.config)
+        super().__init__(config)
         self._optimized: OptimizedForward | None = None
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.pretrained.cls_token.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Floating-point type of the weights."""
-        return self.pretrained.cls_token.dtype
-
-    def forward(self, x: Tensor | Sequence[Tensor], *, features: bool = False) -> Any:
-        """Predicts disparity (relative models) or depth in metres (metric models).
-
-        Args:
-            x: RGB normalised with ``config.mean`` and ``config.std``, (B, 3, H, W); H and W
-                multiples of 14; on the device and in the dtype of the weights. Or a list of
-                (3, H_i, W_i) with any sizes: the encoder takes them as one packed sequence,
-                without distortion or padding, the decoder those of equal size together.
-            features: Whether to return the encoder's final features too, for training; of a
-                tensor alone.
-
-        Returns:
-            (B, H, W), float32 also with half-precision weights; for a list of images a list of
-            (H_i, W_i). Disparity is large where the scene is near, 0 or more, and defined up to an
-            unknown scale and shift. With ``features`` a pair: that, and the patch tokens
-            (B, N, C) of the last block after the final LayerNorm, N = H/14 * W/14.
-
-        Raises:
-            ValueError: If the shape does not fit, or the device or, outside of autocast, the
-                dtype is not that of the weights.
-        """
-        run = None if features else self._usable_optimized()
-        if run is not None:
-            if isinstance(x, Tensor):
-                return run(self.pretrained.check_images(x))
-            return [run(self.pretrained.check_images(image[None]))[0] for image in x]
-        if not isinstance(x, Tensor):
-            if features:
-                raise ValueError("features are returned for a tensor of images, not for a list")
-            return self._forward_packed(x)
-        indices = self.config.out_indices
-        last = self.config.num_layers - 1
-        wanted = (*indices, last) if features and last not in indices else indices
-        taps = self.pretrained.get_intermediate_layers(x, wanted)
-        patch = self.config.patch_size
-        rows, columns = x.shape[-2] // patch, x.shape[-1] // patch
-        prediction = self._decode(taps[:4], rows, columns)
-        return (prediction, taps[-1]) if features else prediction
-
-    def _decode(self, taps: Sequence[Tensor], rows: int, columns: int) -> Tensor:
-        """Four taps (B, rows * columns, C) to (B, rows * 14, columns * 14)."""
-        if self.config.bin_centers:
-            return self.metric_head(*self.depth_head.activations(taps, rows, columns)).squeeze(1)
-        return self.depth_head(taps, rows, columns).squeeze(1)
-
-    def _forward_packed(self, images: Sequence[Tensor]) -> list[Tensor]:
-        if not images:
-            return []
-        taps = self.pretrained.get_intermediate_layers(images, self.config.out_indices)
-        same_size: dict[tuple[int, int], list[int]] = {}
-        for i, image in enumerate(images):
-            same_size.setdefault((image.shape[-2], image.shape[-1]), []).append(i)
-        maps: dict[int, Tensor] = {}
-        patch = self.config.patch_size
-        for (height, width), members in same_size.items():
-            stacked = [torch.stack([tap[i] for i in members]) for tap in taps]
-            out = self._decode(stacked, height // patch, width // patch)
-            maps.update(zip(members, out, strict=True))
-        return [maps[i] for i in range(len(images))]
 
     def optimize(self, *, int8: bool | None = None, keep_memory: bool = True) -> DepthAnything:
         """Makes inference on a CPU fast: packs the weights once into the layout of its products.
 
         From then on a call without gradients (`torch.no_grad`, `torch.inference_mode`) outside of
-        autocast takes `dafast.models.optimized.OptimizedForward`: the same function within
+        autocast takes `dafast.models.packed_cpu.OptimizedForward`: the same function within
         rounding. `infer` does this by itself. The packed weights are a second copy of all of them.
         Weights that change are packed again at the next call; training, gradients, ``features``,
         forward hooks on parts of the model, `torch.compile`, `torch.func` and `torch.jit.trace`
@@ -160,7 +81,11 @@ class DepthAnything(nn.Module):
             keep_freed_memory()
         return self
 
-    def _usable_optimized(self) -> OptimizedForward | None:
+    def prepare_inference(self) -> None:
+        """Packs the weights as `optimize` does, and leaves the process's memory as it is."""
+        self.optimize(keep_memory=False)
+
+    def _fast_forward(self) -> Callable[[Tensor], Tensor] | None:
         if self._optimized is None or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return None
         if self.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
@@ -179,39 +104,6 @@ class DepthAnything(nn.Module):
         # oneDNN's layouts are of this machine: a copy or a pickle packs its own.
         return {**super().__getstate__(), "_optimized": None}
 
-    def get_intermediate_layers(
-        self,
-        x: Tensor | Sequence[Tensor],
-        indices: Sequence[int] | None = None,
-        *,
-        reshape: bool = False,
-    ) -> list[Any]:
-        """The encoder's features after its final LayerNorm, without the cls token.
-
-        Args:
-            x: As for `forward`.
-            indices: Blocks counted from 0; the four that the decoder reads by default.
-            reshape: Whether to return maps instead of token lists.
-
-        Returns:
-            Per index (B, N, C) with N = H/14 * W/14, or (B, C, H/14, W/14); for a list of images
-            a list per index, without B.
-        """
-        taps = self.pretrained.get_intermediate_layers(
-            x, self.config.out_indices if indices is None else indices
-        )
-        if not reshape:
-            return taps
-
-        def as_map(tap: Tensor, image: Tensor) -> Tensor:
-            patch = self.config.patch_size
-            grid = (image.shape[-2] // patch, image.shape[-1] // patch)
-            return tap.transpose(-2, -1).unflatten(-1, grid)
-
-        if isinstance(x, Tensor):
-            return [as_map(tap, x) for tap in taps]
-        return [list(map(as_map, tap, x)) for tap in taps]
-
     def infer(
         self,
         images: Any,
@@ -224,7 +116,7 @@ class DepthAnything(nn.Module):
         flip: bool = False,
         return_tensors: bool = False,
     ) -> Any:
-        """Disparity of photos at their own resolution; see `dafast.inference.predict`."""
+        """Disparity of photos at their own resolution; see `dafast.models.inference.predict`."""
         return inference.infer(
             self,
             images,
@@ -253,7 +145,7 @@ class DepthAnything(nn.Module):
     ) -> Any:
         """Depth of photos in metres (metric models), or with a camera coloured points in space.
 
-        See `dafast.inference.infer_metric` and `dafast.inference.predict`.
+        See `dafast.models.inference.infer_metric` and `dafast.models.inference.predict`.
         """
         return inference.infer_metric(
             self,
@@ -284,9 +176,8 @@ class DepthAnything(nn.Module):
         local_files_only: bool = False,
     ) -> DepthAnything:
         """Loads trained weights; see `dafast.models.checkpoint.load_pretrained`."""
-        from .checkpoint import load_pretrained
-
-        return load_pretrained(
+        return checkpoint.load_pretrained(
+            cls,
             name_or_path,
             config=config,
             device=device,
@@ -307,6 +198,6 @@ class DepthAnything(nn.Module):
         max_shard_size: int | str = "5GB",
     ) -> None:
         """Writes the model to a folder; see `dafast.models.checkpoint.save_pretrained`."""
-        from .checkpoint import save_pretrained
-
-        save_pretrained(self, folder, layout=layout, dtype=dtype, max_shard_size=max_shard_size)
+        checkpoint.save_pretrained(
+            self, folder, layout=layout, dtype=dtype, max_shard_size=max_shard_size
+        )

@@ -8,7 +8,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .depth_anything import DepthAnything
+from .network import DepthNetwork
 
 REDUCTIONS = (4, 8, 16, 32)
 """Pixels of the image for one of a map, map by map."""
@@ -76,7 +76,7 @@ class FeaturePyramid(nn.Module):
         frozen: Whether the encoder's weights stay as they are.
     """
 
-    def __init__(self, model: DepthAnything, *, frozen: bool = False) -> None:
+    def __init__(self, model: DepthNetwork, *, frozen: bool = False) -> None:
         super().__init__()
         config = model.config
         dim = config.embed_dim

@@ -18,8 +18,8 @@ from ..config import ModelConfig
 from ..profiling import annotate
 from ..runtime import resolve_device, resolve_dtype
 from .checkpoint import CheckpointError
-from .depth_anything import DepthAnything
 from .dpt import DPTHead, Scratch
+from .network import DepthNetwork
 from .segmentation_inference import SegmentationOptions, segment
 from .vision_transformer import VisionTransformer
 from .weight_files import read_file
@@ -151,7 +151,7 @@ class SegmentationModel(nn.Module):
 
     @classmethod
     def from_depth(
-        cls, model: DepthAnything, classes: Sequence[str], head: str = "linear"
+        cls, model: DepthNetwork, classes: Sequence[str], head: str = "linear"
     ) -> SegmentationModel:
         """A model on the encoder of another one, which it shares; the head is random.
 
@@ -218,7 +218,7 @@ class SegmentationModel(nn.Module):
         """
         from safetensors.torch import save_file
 
-        from .. import __version__
+        from .._version import __version__
 
         target = self.dtype if dtype is None else resolve_dtype(dtype, self.device)
         state = {

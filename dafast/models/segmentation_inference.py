@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .. import inference
+from ..images import as_pixels
 from ..ops import postprocess, preprocess
-from ..ops.geometry import check_count
+from ..ops.geometry import MAX_TOKENS, check_count
+from . import inference
 
 if TYPE_CHECKING:
     from .segmentation import SegmentationModel
@@ -124,7 +125,7 @@ def probabilities(
             size=max(config.patch_size, round(size * scale)),
             multiple=config.patch_size,
             # Windows keep the network's input small whatever the photo.
-            max_tokens=2**62 if options.window else inference.MAX_TOKENS,
+            max_tokens=2**62 if options.window else MAX_TOKENS,
             mean=config.mean,
             std=config.std,
             dtype=model.dtype,
@@ -162,7 +163,7 @@ def segment(
     single = not isinstance(images, list | tuple)
     results = []
     for i, image in enumerate([images] if single else images):
-        pixels = inference._load(image, "image" if single else f"image {i}")
+        pixels = as_pixels(image, "image" if single else f"image {i}")
         shares = probabilities(model, pixels, options)
         results.append(shares.argmax(0).to(torch.uint8).cpu().numpy())
     return results[0] if single else results

@@ -25,9 +25,9 @@ from dafast.data.colours import draw_colours
 from dafast.data.cutmix import cutmix_region
 from dafast.data.shards import ShardDataset, ShardError
 from dafast.data.transforms import TrainTransform, sample_generator
+from dafast.distributed import World
 from dafast.profiling import annotate
 from dafast.training.config import TrainConfig, UnlabeledSection
-from dafast.training.distributed import World
 
 # Streams of random numbers that share the run's seed stay apart through these.
 _ORDER, _SHAPE, _UNLABELED = 1, 2, 3

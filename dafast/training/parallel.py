@@ -16,8 +16,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_map_only
 
+from dafast.distributed import World
 from dafast.layers import Block
-from dafast.training.distributed import World
 
 Model = TypeVar("Model", bound=nn.Module)
 

@@ -10,8 +10,8 @@ import signal
 from pathlib import Path
 from typing import Any
 
+from dafast.distributed import World
 from dafast.training.config import ConfigError, TrainConfig
-from dafast.training.distributed import World
 from dafast.training.state import (
     checkpoint_folder,
     list_checkpoints,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dafast.data.shards import SampleError, check_bad_share
-from dafast.training.distributed import World
+from dafast.distributed import World
 
 
 class Unreadable:

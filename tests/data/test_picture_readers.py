@@ -16,10 +16,10 @@ import pytest
 from PIL import Image
 
 from dafast.cli import main
+from dafast.data.labeling import label_shards
 from dafast.data.readers import NAMES, PICTURE_NAMES, get_picture_reader
 from dafast.data.shards import ShardDataset, decode_image
 from dafast.data.sources import SourceError
-from dafast.training.labeling import label_shards
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -19,6 +19,7 @@ import pytest
 
 from dafast.cli import main
 from dafast.data import remote
+from dafast.data.labeling import label_shards
 from dafast.data.remote import (
     Fetcher,
     RemoteError,
@@ -33,7 +34,6 @@ from dafast.data.shards import ShardDataset, ShardError
 from dafast.data.sky import write_sky
 from dafast.data.tars import expand_shards
 from dafast.data.writing import claim
-from dafast.training.labeling import label_shards
 from tests.training import tiny
 
 
@@ -214,7 +214,7 @@ import sys
 import torch
 from dafast.training.config import DataSection, TrainConfig
 from dafast.training.data import TrainingData, make_loader
-from dafast.training.distributed import World
+from dafast.distributed import World
 
 path, workers, seed = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 section = DataSection(path=path, shapes=((28, 28),), workers=workers)

@@ -165,7 +165,7 @@ def test_lists(kind: str, tmp_path: Path, rng: np.random.Generator) -> None:
 def test_synthetic_shards(tmp_path: Path, seed: int) -> None:
     pytest.importorskip("embreex", reason="embreex is not installed (extra dafast[synth])")
     pytest.importorskip("skimage", reason="scikit-image is not installed (extra dafast[synth])")
-    from dafast.data.synthetic import CLASSES, render_scene, write_shards
+    from dafast.synthetic import CLASSES, render_scene, write_shards
 
     write_shards(tmp_path, 3, seed=seed, workers=1, shard_size=2, size=(48, 32), progress=False)
     data = READERS["synthetic"](tmp_path, True)

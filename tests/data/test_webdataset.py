@@ -14,11 +14,11 @@ import webdataset as wds
 from PIL import Image
 
 from dafast.cli import main
+from dafast.data.labeling import label_shards
 from dafast.data.remote import place_of
 from dafast.data.shards import ShardDataset, ShardError
 from dafast.data.sky import write_sky
 from dafast.data.tars import expand_shards
-from dafast.training.labeling import label_shards
 from tests.training import tiny
 
 Images = dict[str, np.ndarray]

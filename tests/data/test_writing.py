@@ -17,9 +17,9 @@ from PIL import Image
 from dafast.cli import main
 from dafast.data import remote
 from dafast.data.disk import DiskFullError
+from dafast.data.labeling import label_shards
 from dafast.data.remote import write_text
 from dafast.data.writing import claim, locked, read_failures, write_failures
-from dafast.training.labeling import label_shards
 
 
 def test_two_never_write_one(tmp_path: Path) -> None:

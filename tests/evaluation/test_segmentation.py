@@ -157,7 +157,7 @@ def test_score_is_that_of_the_maps(tmp_path: Path, rng: np.random.Generator) -> 
 def test_synthetic_scenes_need_no_path() -> None:
     pytest.importorskip("embreex", reason="embreex is not installed (extra dafast[synth])")
     pytest.importorskip("skimage", reason="scikit-image is not installed (extra dafast[synth])")
-    from dafast.data.synthetic import CLASSES, HELD_OUT_SEED, render_scene
+    from dafast.synthetic import CLASSES, HELD_OUT_SEED, render_scene
 
     data = open_data("synthetic")
     assert len(data) == 500 and data.classes == CLASSES

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from dafast import DepthAnything, inference
+from dafast import DepthAnything
 from dafast.config import PRESETS
+from dafast.models import inference
 from dafast.ops import use_backend
 
 SIZES = [(42, 28), (28, 28), (14, 70), (42, 28)]

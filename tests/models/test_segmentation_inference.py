@@ -148,7 +148,7 @@ def test_a_model_in_training_mode_is_refused() -> None:
 def test_large_views_are_shown_in_batches_of_bounded_size(
     rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dafast import inference
+    from dafast.models import inference
 
     monkeypatch.setattr(inference, "MAX_BATCH_TOKENS", 15)  # three windows of five tokens
     model = Pointwise()

@@ -5,9 +5,9 @@ import inspect
 import pytest
 import torch
 
-from dafast import DepthAnything, inference
+from dafast import DepthAnything
 from dafast.config import PRESETS, ModelConfig
-from dafast.models import checkpoint
+from dafast.models import checkpoint, inference
 
 SHAPES = {  # width, blocks, decoder width, channels of the reassembled maps
     "vits": (384, 12, 64, (48, 96, 192, 384)),

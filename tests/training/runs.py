@@ -17,6 +17,7 @@ import torch
 
 import train
 from dafast.data.transforms import STRONG, AugmentConfig
+from dafast.distributed import World
 from dafast.losses import AffineInvariantLoss
 from dafast.models.depth_anything import DepthAnything
 from dafast.training.config import (
@@ -26,7 +27,6 @@ from dafast.training.config import (
     TrainConfig,
     UnlabeledSection,
 )
-from dafast.training.distributed import World
 from tests.training import tiny
 
 ONE = World(0, 1, torch.device("cpu"))

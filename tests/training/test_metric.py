@@ -11,6 +11,7 @@ import torch
 
 import train
 from dafast.data.colours import DRAWS, change_colours
+from dafast.data.labeling import label_shards
 from dafast.data.shards import ShardDataset
 from dafast.data.transforms import STRONG, AugmentConfig
 from dafast.evaluation.metrics import depth_errors
@@ -25,7 +26,6 @@ from dafast.training.config import (
     load_toml,
 )
 from dafast.training.data import Batch, TrainingData, make_loader
-from dafast.training.labeling import label_shards
 from dafast.training.metric import build_metric_model, metric_evaluation
 from dafast.training.steps import backward, build_optimizer
 from dafast.training.student import build_step

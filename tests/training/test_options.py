@@ -12,11 +12,11 @@ import pytest
 import torch
 
 import train
+from dafast.distributed import World
 from dafast.losses import AffineInvariantLoss, GradientMatchingLoss
 from dafast.models.depth_anything import DepthAnything
 from dafast.training.config import ModelSection, OptimSection, TrainConfig, UnlabeledSection
 from dafast.training.data import Batch, TrainingData, make_loader
-from dafast.training.distributed import World
 from dafast.training.resume import find_checkpoint
 from dafast.training.state import (
     CheckpointError,

@@ -15,9 +15,9 @@ from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_map_only
 
 import train
+from dafast.distributed import World
 from dafast.training.config import ModelSection, OptimSection, TrainConfig
 from dafast.training.data import TrainingData, make_loader
-from dafast.training.distributed import World
 from dafast.training.parallel import WholeModel, gather, load_weights, shard
 from dafast.training.state import checkpoint_folder, list_checkpoints, load_checkpoint
 from dafast.training.steps import Ema, build_model, build_optimizer, prepare_model

@@ -17,6 +17,7 @@ import train
 from dafast.data.colours import DRAWS, change_colours
 from dafast.data.segmentation import IGNORE
 from dafast.data.transforms import STRONG, AugmentConfig
+from dafast.distributed import World
 from dafast.evaluation.segmentation import score
 from dafast.models import DepthAnything, SegmentationModel
 from dafast.models.segmentation import SegmentationConfig
@@ -30,7 +31,6 @@ from dafast.training.config import (
     check,
     load_toml,
 )
-from dafast.training.distributed import World
 from dafast.training.segmentation import (
     SegmentationBatch,
     SegmentationStep,

@@ -16,12 +16,12 @@ import train
 from dafast.data.colours import DRAWS, change_colours
 from dafast.data.shards import ShardError
 from dafast.data.transforms import STRONG, AugmentConfig
+from dafast.distributed import World
 from dafast.losses import AffineInvariantLoss
 from dafast.models.depth_anything import DepthAnything
 from dafast.ops import _dispatch, affine_invariant_loss, use_backend
 from dafast.training.config import ConfigError, ModelSection, TrainConfig, UnlabeledSection
 from dafast.training.data import Batch, TrainingData, UnlabeledBatch, make_loader
-from dafast.training.distributed import World
 from dafast.training.state import checkpoint_folder, list_checkpoints
 from dafast.training.steps import prepare_model
 from dafast.training.student import StudentStep, build_step

@@ -16,6 +16,7 @@ import train
 from dafast import runtime
 from dafast.data.shards import ShardError
 from dafast.data.transforms import AugmentConfig
+from dafast.distributed import World
 from dafast.models.depth_anything import DepthAnything
 from dafast.training.config import (
     ConfigError,
@@ -24,7 +25,6 @@ from dafast.training.config import (
     TrainConfig,
     UnlabeledSection,
 )
-from dafast.training.distributed import World
 from dafast.training.resume import changed_settings
 from dafast.training.state import CheckpointError, checkpoint_folder, list_checkpoints
 from tests.training import tiny

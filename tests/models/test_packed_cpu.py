@@ -13,7 +13,7 @@ import torch
 
 import dafast
 from dafast.config import get_preset
-from dafast.models.optimized import OptimizedForward, why_not
+from dafast.models.packed_cpu import OptimizedForward, why_not
 from dafast.ops.linear_int8 import why_slow as why_slow_int8
 from tests.tolerances import TOLERANCES
 
@@ -345,7 +345,7 @@ def test_in_the_steady_state_no_memory_is_asked_of_the_system():
     """In a process of its own, whose malloc is as it was. The network's large maps come and go."""
     script = """
 import resource, torch, dafast
-from dafast.models.optimized import why_not
+from dafast.models.packed_cpu import why_not
 from dafast.runtime import keep_freed_memory
 model = dafast.DepthAnything("nano").eval()
 x = torch.randn(1, 3, 336, 336)

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dafast.data.synthetic import scenes_indoor, scenes_outdoor
-from dafast.data.synthetic.render import Camera, Hits, Tracer, camera_from, develop, shade, trace
-from dafast.data.synthetic.textures import bank_for
-from dafast.data.synthetic.world import CLASSES, Geometry, World
+from dafast.synthetic import scenes_indoor, scenes_outdoor
+from dafast.synthetic.render import Camera, Hits, Tracer, camera_from, develop, shade, trace
+from dafast.synthetic.textures import bank_for
+from dafast.synthetic.world import CLASSES, Geometry, World
 
 #: Training uses seeds below this one, held-out evaluation seeds from it upward.
 HELD_OUT_SEED = 2**31

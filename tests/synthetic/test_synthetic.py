@@ -14,11 +14,11 @@ from PIL import Image
 pytest.importorskip("embreex", reason="embreex is not installed (extra dafast[synth])")
 pytest.importorskip("skimage", reason="scikit-image is not installed (extra dafast[synth])")
 
-from dafast.data.synthetic import CLASSES, HELD_OUT_SEED, KINDS, plane_fit, render_scene
-from dafast.data.synthetic import meshes as ms
-from dafast.data.synthetic.render import Tracer, camera_from, trace
-from dafast.data.synthetic.textures import SKIMAGE_PHOTOS, TextureBank, bank_for, list_photos
-from dafast.data.synthetic.world import View, World, of_class
+from dafast.synthetic import CLASSES, HELD_OUT_SEED, KINDS, plane_fit, render_scene
+from dafast.synthetic import meshes as ms
+from dafast.synthetic.render import Tracer, camera_from, trace
+from dafast.synthetic.textures import SKIMAGE_PHOTOS, TextureBank, bank_for, list_photos
+from dafast.synthetic.world import View, World, of_class
 
 SMALL = (64, 48)
 
@@ -150,7 +150,7 @@ def test_scenes_show_the_classes_that_they_are_of(kind: str, expected: set[str])
 
 DIGEST = """
 import hashlib
-from dafast.data.synthetic import render_scene
+from dafast.synthetic import render_scene
 for seed in {seeds}:
     s = render_scene(seed, size=(64, 48))
     h = hashlib.sha256(s.image.tobytes() + s.depth.tobytes() + s.objects.tobytes())

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dafast.data.synthetic.meshes import F32, cross
-from dafast.data.synthetic.textures import LEVEL_SIZE, LEVEL_START, LEVELS, SIZE, STRIDE
-from dafast.data.synthetic.world import Geometry, View, World
+from dafast.synthetic.meshes import F32, cross
+from dafast.synthetic.textures import LEVEL_SIZE, LEVEL_START, LEVELS, SIZE, STRIDE
+from dafast.synthetic.world import Geometry, View, World
 
 MISS = 1e20
 MAX_DEPTH = 5000.0
@@ -84,7 +84,7 @@ class Tracer:
             from embreex.rtcore_scene import EmbreeScene
         except ImportError as error:
             raise ImportError(
-                "dafast.data.synthetic renders with Embree: pip install 'dafast[synth]' (embreex)"
+                "dafast.synthetic renders with Embree: pip install 'dafast[synth]' (embreex)"
             ) from error
         self.scene = EmbreeScene()
         self._mesh = TriangleMesh(self.scene, geometry.vertices, geometry.faces)

@@ -11,7 +11,7 @@ from dafast import DepthAnything
 from dafast.config import PRESETS, ModelConfig
 from dafast.models.checkpoint import CheckpointError, load_encoder
 from dafast.models.conversion import LAYOUTS, config_to_transformers, from_official
-from dafast.models.metric import MetricBinsHead, attract, log_binomial
+from dafast.models.zoedepth import MetricBinsHead, attract, log_binomial
 from tests.tolerances import TOLERANCES
 
 TOLERANCE = TOLERANCES[torch.float32].model

@@ -34,8 +34,8 @@ from .vision_transformer import VisionTransformer
 
 if TYPE_CHECKING:
     from ..layers import Block, LayerNorm
-    from .depth_anything import DepthAnything
     from .dpt import FeatureFusionBlock, ResidualConvUnit
+    from .network import DepthNetwork
 
 _GRIDS = 16
 """Sizes whose position embeddings are kept; videos and batches have one, folders a few."""
@@ -53,7 +53,7 @@ def _why_no_onednn() -> str:
     return f"this PyTorch has no torch.ops.mkldnn.{missing[0]}" if missing else ""
 
 
-def why_not(model: DepthAnything) -> str:
+def why_not(model: DepthNetwork) -> str:
     """Why the weights of a model cannot be packed; an empty string where they can."""
     if model.config.bin_centers:
         return "the bins of a metric model are not packed"
@@ -78,7 +78,7 @@ def _kinds(config: ModelConfig) -> dict[str, type]:
     }
 
 
-def _why_not_modules(model: DepthAnything) -> str:
+def _why_not_modules(model: DepthNetwork) -> str:
     """Names a part that is not what the configuration makes: it may compute something else."""
     expected = _kinds(model.config)
     found = {
@@ -261,7 +261,7 @@ class OptimizedForward:
         int8: Whether the encoder's linear layers multiply in int8.
     """
 
-    def __init__(self, model: DepthAnything, int8: bool = False) -> None:
+    def __init__(self, model: DepthNetwork, int8: bool = False) -> None:
         self.int8 = int8
         self._seen = _Snapshot(model)
         self.model = model
@@ -389,7 +389,7 @@ class _Snapshot:
 
     _VALUES = 8  # of every weight
 
-    def __init__(self, model: DepthAnything) -> None:
+    def __init__(self, model: DepthNetwork) -> None:
         self._weights = [p.detach() for p in model.parameters()]
         steps = [max(1, w.numel() // self._VALUES) for w in self._weights]
         self._samples = [
@@ -399,14 +399,14 @@ class _Snapshot:
         self._state = self._state_of(model)
         self._values = self._sampled()
 
-    def is_of(self, model: DepthAnything) -> bool:
+    def is_of(self, model: DepthNetwork) -> bool:
         return self._state == self._state_of(model) and torch.equal(self._values, self._sampled())
 
     def _sampled(self) -> Tensor:
         return torch.cat(self._samples).view(torch.uint8)  # bits: a NaN equals itself
 
     @staticmethod
-    def _state_of(model: DepthAnything) -> list[Any]:
+    def _state_of(model: DepthNetwork) -> list[Any]:
         weights = [
             (p.data_ptr(), 0 if p.is_inference() else p._version) for p in model.parameters()
         ]

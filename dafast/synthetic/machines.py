@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from dafast.data.synthetic import meshes as ms
-from dafast.data.synthetic import things as th
-from dafast.data.synthetic.world import World, of_class
+from dafast.synthetic import meshes as ms
+from dafast.synthetic import things as th
+from dafast.synthetic.world import World, of_class
 
 
 def wheel(w: World, radius: float, tyre: float, mat: int, rim: int, *, spokes: int = 10) -> None:

@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 
 from dafast.cli import main
+from dafast.data.labeling import encode_label, label_shards
 from dafast.data.shards import ShardDataset, minmax
-from dafast.inference import predict_native
 from dafast.models.depth_anything import DepthAnything
-from dafast.training.labeling import encode_label, label_shards
+from dafast.models.inference import predict_native
 from tests.training import tiny
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from dafast.data.synthetic import living, machines
-from dafast.data.synthetic import meshes as ms
-from dafast.data.synthetic import outdoors as out
-from dafast.data.synthetic import things as th
-from dafast.data.synthetic.scenes_indoor import backdrop, indoor_light, warm
-from dafast.data.synthetic.world import Environment, Light, World
+from dafast.synthetic import living, machines
+from dafast.synthetic import meshes as ms
+from dafast.synthetic import outdoors as out
+from dafast.synthetic import things as th
+from dafast.synthetic.scenes_indoor import backdrop, indoor_light, warm
+from dafast.synthetic.world import Environment, Light, World
 
 
 def sky(w: World) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from dafast.data.synthetic import living, machines
-from dafast.data.synthetic import meshes as ms
-from dafast.data.synthetic import things as th
-from dafast.data.synthetic.world import Environment, Light, World, of_class
+from dafast.synthetic import living, machines
+from dafast.synthetic import meshes as ms
+from dafast.synthetic import things as th
+from dafast.synthetic.world import Environment, Light, World, of_class
 
 UP = np.array([0, 0, 1], np.float32)
 

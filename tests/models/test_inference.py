@@ -13,9 +13,10 @@ import torch
 from PIL import Image
 
 import dafast
-from dafast import inference
+from dafast import images
 from dafast.config import PRESETS
-from dafast.inference import ImageError, from_pil, load_image
+from dafast.images import ImageError, from_pil, load_image
+from dafast.models import inference
 from dafast.ops import preprocess
 
 TINY = dataclasses.replace(
@@ -157,7 +158,7 @@ def test_a_malformed_tag_beside_the_orientation(malformed, seed, tmp_path):
     stored.save(path, exif=_exif(*sorted((malformed, TURNED))))
     with Image.open(path) as image:
         expected = np.rot90(np.asarray(image), -1)
-        np.testing.assert_array_equal(inference._load(image, "image").numpy(), expected)
+        np.testing.assert_array_equal(images.as_pixels(image, "image").numpy(), expected)
     np.testing.assert_array_equal(load_image(path), expected)
 
 
@@ -184,7 +185,7 @@ def test_memory_of_reading_a_turned_photo(tmp_path):
         Image.new("RGB", size, "teal").save(path, exif=_exif(TURNED))
     code = """if True:
         import pathlib, re, sys
-        from dafast.inference import load_image
+        from dafast.images import load_image
         peaks = []
         for path in sys.argv[1:]:
             photo = load_image(path)

@@ -20,7 +20,7 @@ pytest.importorskip("embreex", reason="embreex is not installed (extra dafast[sy
 pytest.importorskip("skimage", reason="scikit-image is not installed (extra dafast[synth])")
 
 from dafast.data.shards import ShardDataset
-from dafast.data.synthetic import render_scene, shards, write_shards
+from dafast.synthetic import render_scene, shards, write_shards
 
 SMALL = (64, 48)
 

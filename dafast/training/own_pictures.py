@@ -11,8 +11,8 @@ import numpy as np
 from dafast.data.pack import pack
 from dafast.data.remote import is_url
 from dafast.data.sources import Item, SourceError, list_source
+from dafast.distributed import World
 from dafast.training.config import ConfigError, TrainConfig, is_list
-from dafast.training.distributed import World
 
 logger = logging.getLogger(__name__)
 

@@ -4,15 +4,15 @@
 extra ``dafast[synth]`` (embreex, scikit-image).
 """
 
-from dafast.data.synthetic.sample import (
+from dafast.synthetic.sample import (
     HELD_OUT_SEED,
     KINDS,
     SyntheticSample,
     plane_fit,
     render_scene,
 )
-from dafast.data.synthetic.shards import write_shards
-from dafast.data.synthetic.world import CLASSES
+from dafast.synthetic.shards import write_shards
+from dafast.synthetic.world import CLASSES
 
 __all__ = [
     "CLASSES",

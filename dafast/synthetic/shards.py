@@ -23,11 +23,11 @@ from typing import Any, cast
 import numpy as np
 from PIL import Image
 
-from dafast import __version__
+from dafast._version import __version__
 from dafast.data.disk import writing
 from dafast.data.remote import write_text
-from dafast.data.synthetic.sample import HELD_OUT_SEED, KINDS, SyntheticSample, render_scene
-from dafast.data.synthetic.textures import texture_digest
+from dafast.synthetic.sample import HELD_OUT_SEED, KINDS, SyntheticSample, render_scene
+from dafast.synthetic.textures import texture_digest
 
 DESCRIPTION = "synthetic.json"
 """File beside the shards that says what, with the number of a scene, determines it."""

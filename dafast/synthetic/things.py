@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dafast.data.synthetic import living
-from dafast.data.synthetic import meshes as ms
-from dafast.data.synthetic.world import World, of_class
+from dafast.synthetic import living
+from dafast.synthetic import meshes as ms
+from dafast.synthetic.world import World, of_class
 
 
 def bars(

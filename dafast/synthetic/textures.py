@@ -356,7 +356,7 @@ def shipped_photos() -> list[Path]:
     spec = find_spec("skimage")
     if spec is None or not spec.submodule_search_locations:
         raise ImportError(
-            "dafast.data.synthetic takes photographs from scikit-image: pip install 'dafast[synth]'"
+            "dafast.synthetic takes photographs from scikit-image: pip install 'dafast[synth]'"
         )
     data = Path(spec.submodule_search_locations[0]) / "data"
     return [data / name for name in SKIMAGE_PHOTOS if (data / name).is_file()]

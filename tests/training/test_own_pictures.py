@@ -17,10 +17,10 @@ from PIL import Image
 
 import train
 from dafast.data.shards import ShardDataset
+from dafast.distributed import World
 from dafast.models.depth_anything import DepthAnything
 from dafast.training.config import ConfigError, TrainConfig, parse_args
-from dafast.training.distributed import World
-from dafast.training.lists import pack_lists
+from dafast.training.own_pictures import pack_lists
 from tests.training import runs, tiny
 
 ONE = World(0, 1, torch.device("cpu"))

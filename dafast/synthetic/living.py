@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from dafast.data.synthetic import meshes as ms
-from dafast.data.synthetic.world import World, of_class
+from dafast.synthetic import meshes as ms
+from dafast.synthetic.world import World, of_class
 
 
 @of_class("plant")

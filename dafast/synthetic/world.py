@@ -11,8 +11,8 @@ from typing import Any, Concatenate, ParamSpec
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from dafast.data.synthetic.meshes import F32, I32, Mesh, rotation
-from dafast.data.synthetic.textures import TextureBank
+from dafast.synthetic.meshes import F32, I32, Mesh, rotation
+from dafast.synthetic.textures import TextureBank
 
 #: What a surface can be; the index is its number in class maps. Ground is what one walks on, and
 #: water; wall takes in ceilings, doors, windows and what hangs there; the rest are things.
