@@ -1,4 +1,4 @@
-"""examples/ablation_in_miniature.py: its rows, its steps, its tables, and a whole small run."""
+"""experiments/ablation_in_miniature.py: its rows, its steps, its tables, and a whole small run."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ COLOURS = ("jitter", "grayscale", "blur")
 
 @pytest.fixture
 def tasks(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
     return importlib.import_module("ablation_tasks")
 
 
@@ -256,7 +256,7 @@ def test_the_whole_in_a_few_steps(tmp_path: Path, seed: int) -> None:
     work, report = tmp_path / "work", tmp_path / "report"
     sizes = "--seeds 1 --rows labeled alignment alignment-nano --batch-size 2 --side 56"
     steps = "--steps 2 --teacher-steps 2 --device cpu --jobs 2 --deadline 250"
-    command = [sys.executable, str(ROOT / "examples/ablation_in_miniature.py")]
+    command = [sys.executable, str(ROOT / "experiments/ablation_in_miniature.py")]
     command += ["--data", str(data), "--work", str(work), "--report", str(report)]
     command += [*sizes.split(), *steps.split()]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = ("bench", "csrc", "dafast", "docs", "examples", "kernels", "tests")
+FOLDERS = ("bench", "csrc", "dafast", "docs", "examples", "experiments", "kernels", "tests")
 PAGES = sorted([*ROOT.glob("*.md"), *(p for f in FOLDERS for p in (ROOT / f).rglob("*.md"))])
 
 LINK = re.compile(r"\]\(([^)\s#]+)[^)]*\)")  # of [text](target#part "title"), also of pictures

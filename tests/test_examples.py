@@ -1,141 +1,101 @@
-"""The scripts in examples/ run as they stand."""
+"""The examples run as they stand and fit on one screen."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
-import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from dafast.data.shards import ShardDataset
-from dafast.models.depth_anything import DepthAnything
+import dafast
+from dafast.config import PRESETS
 
 ROOT = Path(__file__).resolve().parent.parent
+EXAMPLES = sorted(path.name for path in (ROOT / "examples").glob("*.py"))
+PHOTO = str(ROOT / "examples/photos/room.jpg")
 
 
-def metrics(run: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+def run(name: str, *arguments: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", [name, *arguments])
+    runpy.run_path(str(ROOT / "examples" / name), run_name="__main__")
 
 
-@pytest.mark.slow
-def test_engine_in_miniature(tmp_path: Path, seed: int, rng: np.random.Generator) -> None:
-    """The same script as in earnest, on a few images and for a few steps."""
-    pytest.importorskip("embreex", reason="embreex is not installed (extra dafast[synth])")
-    pytest.importorskip("skimage", reason="scikit-image is not installed (extra dafast[synth])")
-    photos = tmp_path / "my photos"
-    photos.mkdir()
-    for i in range(4):
-        pixels = rng.integers(0, 256, (6, 8, 3), np.uint8)
-        Image.fromarray(pixels).resize((96, 72)).save(photos / f"{i}.jpg")
-    (photos / "broken.jpg").write_bytes(b"no picture")
-    work = tmp_path / "work"
-    sizes = {"SCENES": "4", "HELD_OUT": "1", "TEACHER_STEPS": "2", "STUDENT_STEPS": "2"}
-    extra = "--batch-size 2 --data.shapes 56 70 --data.workers 0 --optim.warmup-steps 0"
-    done = subprocess.run(
-        ["bash", str(ROOT / "examples/engine_in_miniature.sh"), str(photos)],
-        env={
-            **os.environ,
-            **sizes,
-            "EXTRA": f"{extra} --seed {seed}",
-            "PROCESSES": "1",
-            "PYTHON": sys.executable,
-            "WORK": str(work),
-        },
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "FAILED broken.jpg" in done.stdout
-    assert len(ShardDataset(work / "pseudo-labeled")) == 4
-    teacher, student = metrics(work / "teacher"), metrics(work / "student")
-    assert [line["step"] for line in teacher] == [1, 2, 2]
-    assert "unlabeled" not in teacher[0]
-    assert {"labeled", "unlabeled", "alignment"} <= set(student[0])
-    assert "eval/abs_rel" in student[-1]
-    assert done.stdout.count("builtin") >= 2
-    model = DepthAnything.from_pretrained(work / "student/export", device="cpu")
-    assert np.isfinite(model.infer(photos / "0.jpg")).all()
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_an_example_fits_on_one_screen(name: str) -> None:
+    assert len((ROOT / "examples" / name).read_text().splitlines()) <= 40
 
 
-FAKE = """#!/bin/sh
-# In the place of Python: packs for real and notes the other steps.
-echo "$*" >> "$LOG"
-case "$*" in *"data pack"*) exec "$REAL" "$@" ;; esac
-"""
+def test_every_example_has_a_test() -> None:
+    text = Path(__file__).read_text()
+    assert len(EXAMPLES) == 5
+    assert [name for name in EXAMPLES if f'run("{name}"' not in text and name not in text] == []
 
 
-def engine(tmp_path: Path, folders: list[str]) -> tuple[subprocess.CompletedProcess[str], str]:
-    """The script called within `tmp_path`; the steps that it came to, but for packing not done."""
-    fake, log = tmp_path / "fake", tmp_path / "log"
-    fake.write_text(FAKE)
-    fake.chmod(0o755)
-    log.write_text("")
-    given = {"PYTHON": str(fake), "REAL": sys.executable, "LOG": str(log), "WORK": "work"}
-    script = os.path.relpath(ROOT / "examples/engine_in_miniature.sh", tmp_path)
-    done = subprocess.run(
-        ["bash", script, *folders],
-        env={**os.environ, **given, "PYTHONPATH": str(ROOT)},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    return done, log.read_text()
+def test_predict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run("predict.py", PHOTO, "--out", str(tmp_path), monkeypatch=monkeypatch)
+    with Image.open(PHOTO) as photo, Image.open(tmp_path / "room.png") as picture:
+        assert picture.size == photo.size
+        assert np.asarray(picture).std() > 10
 
 
-def test_the_engine_stops_at_a_typo(tmp_path: Path) -> None:
-    (tmp_path / "photos").mkdir()
-    done, log = engine(tmp_path, ["photos", "photoz"])
-    assert done.returncode == 2
-    assert "no such folder: photoz" in done.stderr
-    assert log == "", "before anything is done"
+def test_point_cloud(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    torch.manual_seed(seed)
+    config = dataclasses.replace(PRESETS["nano"], name="metric", max_depth=20.0)
+    dafast.DepthAnything(config).save_pretrained(tmp_path / "model")
+    out = tmp_path / "cloud.ply"
+    arguments = ["--model", str(tmp_path / "model"), "--fov", "70", "--out", str(out)]
+    run("point_cloud.py", PHOTO, *arguments, monkeypatch=monkeypatch)
+    width, height = Image.open(PHOTO).size
+    assert f"element vertex {width * height}\n".encode() in out.read_bytes()[:400]
 
 
-@pytest.mark.slow
-def test_the_engine_stops_at_folders_without_photographs(
-    tmp_path: Path, rng: np.random.Generator
+def test_kernel_in_your_model(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "photos").mkdir()
-    (tmp_path / "none").mkdir()
-    Image.fromarray(rng.integers(0, 256, (60, 80, 3), np.uint8)).save(tmp_path / "photos/a.jpg")
-    done, log = engine(tmp_path, ["photos", "none"])
-    assert done.returncode == 1
-    assert f"no photographs from {tmp_path / 'none'}" in done.stderr
-    assert f"data pack {tmp_path / 'photos'} --out {tmp_path / 'work/photos/0'}" in log
-    assert len(ShardDataset(tmp_path / "work/photos/0", labels="none")) == 1
-    assert "train.py" not in log
-    (tmp_path / "photos/b.jpg").write_bytes((tmp_path / "photos/a.jpg").read_bytes())
-    done, log = engine(tmp_path, ["photos"])
-    assert done.returncode == 1, "other photographs than those that are packed"
-    assert "differ in items" in done.stderr
-    assert "train.py" not in log
+    run("kernel_in_your_model.py", monkeypatch=monkeypatch)
+    assert float(capsys.readouterr().out.split()[-1]) < 1e-5
+
+
+def test_encoder_features(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("encoder_features.py", PHOTO, monkeypatch=monkeypatch)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-4:] == [
+        "pretrained.blocks.2: (1, 192, 64, 80)",
+        "pretrained.blocks.3: (1, 192, 32, 40)",
+        "pretrained.blocks.4: (1, 192, 16, 20)",
+        "pretrained.blocks.5: (1, 192, 8, 10)",
+    ]
 
 
 @pytest.mark.slow
-def test_metric_on_synthetic(tmp_path: Path, seed: int) -> None:
-    """The script that shows metres learned, on a few scenes and for a few steps."""
-    pytest.importorskip("embreex", reason="embreex is not installed (extra dafast[synth])")
-    pytest.importorskip("skimage", reason="scikit-image is not installed (extra dafast[synth])")
-    script = str(ROOT / "examples/metric_on_synthetic.py")
-    small = "--scenes 4 --held-out 2 --steps 2 --batch-size 2 --data.shapes 56 56"
-    options = f"{small} --optim.warmup-steps 0 --seed {seed} --work {tmp_path}"
+def test_finetune_on_a_folder(tmp_path: Path, rng: np.random.Generator) -> None:
+    for part in ("image", "depth"):
+        (tmp_path / part).mkdir()
+    for i in range(4):
+        pixels = rng.integers(0, 256, (70, 84, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "image" / f"{i}.jpg")
+        depth = rng.integers(500, 9000, (70, 84), np.uint16)
+        Image.fromarray(depth).save(tmp_path / "depth" / f"{i}.png")
+    small = "--steps 2 --batch-size 2 --data.shapes 56 56 --data.workers 0 --data.hold-out 0.25"
+    script = str(ROOT / "examples/finetune_on_a_folder.py")
+    options = f"--model nano {small} --out {tmp_path / 'run'}"
     done = subprocess.run(
-        [sys.executable, script, *options.split()], capture_output=True, text=True, timeout=280
+        [sys.executable, script, str(tmp_path), *options.split()],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    rows = json.loads((tmp_path / "scores.json").read_text())
-    assert len(rows) == 6
-    for name, row in rows.items():
-        assert f"| {name} | {row['abs_rel']:.3f}" in done.stdout
-        assert all(np.isfinite(value) for value in row.values())
-    # What is fitted to more is better on what it is fitted to.
-    names = [name for name in rows if name.startswith("nano, one")]
-    assert rows[names[1]]["abs_rel"] <= rows[names[0]]["abs_rel"] * 1.05
-    model = DepthAnything.from_pretrained(tmp_path / "run/export", device="cpu")
-    assert model.config.name == "nano-metric" and model.config.max_depth == 80
+    lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+    assert max(json.loads(line)["step"] for line in lines) == 2
+    model = dafast.DepthAnything.from_pretrained(tmp_path / "run/export", device="cpu")
+    assert np.isfinite(model.infer(tmp_path / "image/0.jpg")).all()

@@ -113,8 +113,8 @@ def test_commands_one_after_the_other(
                 words += ["--workers", "1"]
             assert main(words) == 0, command
         else:
-            # Has a test of its own, tests/test_examples.py.
-            assert words == ["python", "examples/metric_on_synthetic.py"]
+            # Has a test of its own, tests/test_experiments.py.
+            assert words == ["python", "experiments/metric_on_synthetic.py"]
         text = capsys.readouterr().out
         if words[0] == "eval":
             assert "abs_rel" in text, command

@@ -41,7 +41,7 @@ def test_there_are_commands() -> None:
         "python train.py": 3,
         "torchrun --nproc-per-node": 2,
         "dafast eval": 4,
-        "python examples/linear_probe.py": 1,
+        "python experiments/linear_probe.py": 1,
     }
 
 
@@ -119,7 +119,7 @@ def test_the_linear_probe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     """The script as it stands, on a few scenes and for a few steps; a second run goes on."""
     pytest.importorskip("embreex", reason="embreex is not installed (extra dafast[synth])")
     pytest.importorskip("skimage", reason="scikit-image is not installed (extra dafast[synth])")
-    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     import linear_probe
 

@@ -1,4 +1,4 @@
-"""The tasks of the ablation in miniature; each is a process of examples/ablation_in_miniature.py.
+"""The tasks of the ablation; each runs as a process of experiments/ablation_in_miniature.py.
 
     nano          no training: the model in the package; labels the unlabeled pictures too
     teacher-S     labeled pictures alone, from nano's encoder; labels the unlabeled ones
@@ -81,7 +81,7 @@ class Settings:
     """What all tasks of a run share; in `settings.json` of its folder.
 
     Attributes:
-        data: What examples/ablation_data.py wrote.
+        data: What experiments/ablation_data.py wrote.
         work: The run's folder.
         device: For `resolve_device`.
         backend: Of dafast.ops: "auto", or "reference" where the fast ones failed.

@@ -1,6 +1,6 @@
 """Does an encoder that has learned depth know objects? A linear probe, trained beside random.
 
-    python examples/linear_probe.py
+    python experiments/linear_probe.py
 
 Synthetic scenes with class maps; on each of two frozen encoders, the one of the model in the
 package and a random one, a linear head is trained (configs/segmentation-nano.toml), with several

@@ -1,6 +1,6 @@
 """Metric depth, shown to be learned: nano fine-tuned to metres on synthetic scenes.
 
-    python examples/metric_on_synthetic.py
+    python experiments/metric_on_synthetic.py
 
 Renders scenes, fine-tunes the model of the package on them (configs/metric-nano.toml), and scores
 it on scenes that training never saw, beside what a relative model can do without knowing metres:

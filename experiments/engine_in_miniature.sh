@@ -2,14 +2,14 @@
 # The whole engine of Depth Anything on one small machine: shards, a teacher on labeled images, its
 # labels for photographs, a student on both, and what each is worth.
 #
-#   examples/engine_in_miniature.sh [FOLDER_OF_PHOTOS ...]
+#   experiments/engine_in_miniature.sh [FOLDER_OF_PHOTOS ...]
 #
-# Everything goes to $WORK (runs/miniature of the repository). Each step goes on where it stopped, so the same command
-# resumes. Without folders it takes the example photos and the wallpapers that are installed; the
-# photographs are cropped at random, so a few go some way, but more are better.
+# Everything goes to $WORK (runs/miniature of the repository). The same command given again resumes.
+# Without folders it takes the example photos and the installed wallpapers. Photographs are cropped
+# at random, so a few are enough to start; more are better.
 #
-# It needs dafast[synth,train,eval]. Its models show the way, not the method's worth: that takes
-# millions of images. DINOv2's part is played by the encoder of the model in the package.
+# It needs dafast[synth,train,eval]. Its models show how the engine works, not how good the method
+# is: that takes millions of images. The encoder of the embedded model replaces DINOv2.
 set -euo pipefail
 
 folders=()

@@ -1,11 +1,11 @@
 """The paper's ablation at nano's scale (docs/ablation.md): one command, a table at the end.
 
-    python examples/ablation_in_miniature.py --data ablation-data --deadline 470
+    python experiments/ablation_in_miniature.py --data ablation-data --deadline 470
 
 Per seed a teacher learns from labeled pictures and labels the others; per seed and row a student
-does, from the same encoder: nano's, in the place of DINOv2's. All students take the same
-number of steps. Each task is a process (examples/ablation_tasks.py), `--jobs` of them at a time; a
-task that is finished is left alone when the command is given again.
+does, from the same encoder: nano's instead of DINOv2's. All students take the same number of
+steps. Each task is a process (experiments/ablation_tasks.py); `--jobs` of them run at a time. The
+same command given again skips the tasks that are finished.
 
 The steps are `--steps` and `--teacher-steps`, or as many as the deadline leaves time for: the
 tasks of a stage measure their speed beside each other and all take what the slowest can. At the

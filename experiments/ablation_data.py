@@ -1,6 +1,6 @@
 """The data of the ablation in miniature (docs/ablation.md): small enough to carry about.
 
-    python examples/ablation_data.py --photos FOLDER --out ablation-data
+    python experiments/ablation_data.py --photos FOLDER --out ablation-data
 
 Writes shards of pictures of 208 x 160 pixels:
 
