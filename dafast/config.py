@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+_OLD_NAMES = {"licence": "license"}
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ class ModelConfig:
             ``grid_size`` x ``grid_size``.
         hub_id: Repository on the Hugging Face hub with the official weights, or "".
         hub_file: File name in that repository.
-        licence: SPDX identifier of the licence of the published weights, or "".
+        license: SPDX identifier of the license of the published weights, or "".
         mean: Per-channel mean of the normalisation, on RGB in 0..1.
         std: Per-channel standard deviation.
     """
@@ -57,7 +61,7 @@ class ModelConfig:
     position_embedding: str = "official"
     hub_id: str = ""
     hub_file: str = ""
-    licence: str = ""
+    license: str = ""
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
 
@@ -87,6 +91,23 @@ class ModelConfig:
             problems.append(f"features={self.features} must be even")
         if problems:
             raise ValueError(f"model configuration {self.name!r}: " + "; ".join(problems))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ModelConfig:
+        """Reads the fields of a configuration from a parsed file, current or older.
+
+        Args:
+            values: The fields by name. Missing fields take their defaults; ``licence``, the name
+                of ``license`` in older files, is read as that.
+
+        Raises:
+            ValueError: If a field is unknown or a value is not valid.
+        """
+        fields = {_OLD_NAMES.get(name, name): value for name, value in values.items()}
+        unknown = sorted(set(fields) - {field.name for field in dataclasses.fields(cls)})
+        if unknown:
+            raise ValueError(f"model configuration with unknown fields: {', '.join(unknown)}")
+        return cls(**fields)
 
     @property
     def is_metric(self) -> bool:
@@ -120,7 +141,7 @@ def _presets() -> dict[str, ModelConfig]:
             out_indices=_V1_TAPS[encoder],
             hub_id=f"LiheYoung/depth_anything_{encoder}14",
             hub_file="pytorch_model.bin",
-            licence="Apache-2.0",
+            license="Apache-2.0",
             **dims,
         )
         v2 = dataclasses.replace(
@@ -130,7 +151,7 @@ def _presets() -> dict[str, ModelConfig]:
             output_align_corners=True,
             hub_id=f"depth-anything/Depth-Anything-V2-{size}",
             hub_file=f"depth_anything_v2_{encoder}.pth",
-            licence="Apache-2.0" if encoder == "vits" else "CC-BY-NC-4.0",
+            license="Apache-2.0" if encoder == "vits" else "CC-BY-NC-4.0",
         )
         presets[v1.name] = v1
         presets[v2.name] = v2
@@ -168,7 +189,7 @@ def _presets() -> dict[str, ModelConfig]:
         out_indices=(2, 3, 4, 5),
         image_size=168,
         grid_size=12,
-        licence="Apache-2.0",
+        license="Apache-2.0",
     )
     return presets
 

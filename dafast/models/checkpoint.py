@@ -53,7 +53,7 @@ DINOV2_HUB_IDS = {
 """Where `load_encoder(model, "dinov2")` finds the published DINOv2 (Apache-2.0)."""
 
 _METADATA_KEY = "dafast_config"
-_warned_licences: set[str] = set()
+_warned_licenses: set[str] = set()
 
 
 # --------------------------------------------------------------------------------------- loading
@@ -237,7 +237,7 @@ def load_pretrained(
         for key, tensor in conversion.state.items()
     }
     model.load_state_dict(state, strict=True, assign=True)
-    _warn_of_licence(chosen)
+    _warn_of_license(chosen)
     return model.eval()
 
 
@@ -278,15 +278,15 @@ def _infer_config(tensors: Mapping[str, Tensor], layout: Layout, label: str) -> 
     return config
 
 
-def _warn_of_licence(config: ModelConfig) -> None:
+def _warn_of_license(config: ModelConfig) -> None:
     published = matching_preset(config)
-    licence = config.licence or (published.licence if published else "")
-    if "NC" in licence.split("-") and config.name not in _warned_licences:
-        _warned_licences.add(config.name)
+    license = config.license or (published.license if published else "")
+    if "NC" in license.split("-") and config.name not in _warned_licenses:
+        _warned_licenses.add(config.name)
         logger.warning(
             "The published weights of %s are under %s: not for commercial use.",
             config.name,
-            licence,
+            license,
         )
 
 

@@ -461,7 +461,7 @@ _EXTRA = (
     "position_embedding",
     "hub_id",
     "hub_file",
-    "licence",
+    "license",
     "mean",
     "std",
 )
@@ -479,12 +479,13 @@ def config_from_json(data: Mapping[str, Any], name: str = "") -> ModelConfig:
         ValueError: If it describes another kind of model, or a variant that is not supported.
     """
     if data.get("model_type") == "dafast":
-        fields = {f.name for f in dataclasses.fields(ModelConfig)}
         model = data.get("model")
-        if not isinstance(model, dict) or set(model) - fields:
-            unknown = sorted(set(model) - fields) if isinstance(model, dict) else "no 'model'"
-            raise ValueError(f"config.json is not one that this version reads: {unknown}")
-        return ModelConfig(**model)
+        if not isinstance(model, dict):
+            raise ValueError("config.json is not one that this version reads: no 'model'")
+        try:
+            return ModelConfig.from_dict(model)
+        except ValueError as error:
+            raise ValueError(f"config.json is not one that this version reads: {error}") from error
     if data.get("model_type") == "depth_anything":
         return _config_from_transformers(data)
     if "encoder" in data:
@@ -554,7 +555,9 @@ def _config_from_transformers(data: Mapping[str, Any]) -> ModelConfig:
         output_align_corners=taps != tuple(range(layers - 4, layers)),  # V2 spreads its taps
     )
     config = matching_preset(config) or config
-    extra = data.get("dafast") or {}
+    extra = dict(data.get("dafast") or {})
+    if "licence" in extra:  # its name in older files
+        extra.setdefault("license", extra["licence"])
     return dataclasses.replace(config, **{key: extra[key] for key in _EXTRA if key in extra})
 
 

@@ -381,13 +381,23 @@ def test_a_bad_config_json_is_named(model, text, tmp_path):
         load(tmp_path)
 
 
-def test_licence_of_the_larger_v2_is_said_once(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(checkpoint, "_warned_licences", set())
+def test_licence_is_the_old_name_of_license():
+    fields = dataclasses.asdict(PRESETS["v2-vitb"])
+    fields["licence"] = fields.pop("license")
+    assert config_from_json({"model_type": "dafast", "model": fields}) == PRESETS["v2-vitb"]
+    extra = {"dafast": {"licence": "MIT"}}
+    assert config_from_json(SMALL_HF | extra).license == "MIT"
+    with pytest.raises(ValueError, match="unknown fields: licences"):
+        config_from_json({"model_type": "dafast", "model": {"licences": "MIT"}})
+
+
+def test_license_of_the_larger_v2_is_said_once(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(checkpoint, "_warned_licenses", set())
     with caplog.at_level(logging.WARNING, "dafast"):
-        checkpoint._warn_of_licence(PRESETS["v2-vitb"])
-        checkpoint._warn_of_licence(PRESETS["v2-vitb"])
-        checkpoint._warn_of_licence(PRESETS["vitl"])
-        checkpoint._warn_of_licence(PRESETS["v2-vits"])
+        checkpoint._warn_of_license(PRESETS["v2-vitb"])
+        checkpoint._warn_of_license(PRESETS["v2-vitb"])
+        checkpoint._warn_of_license(PRESETS["vitl"])
+        checkpoint._warn_of_license(PRESETS["v2-vits"])
     assert [record.message.count("CC-BY-NC-4.0") for record in caplog.records] == [1]
 
 
