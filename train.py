@@ -27,10 +27,10 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from dafast.data.disk import DiskFullError
 from dafast.data.remote import write_text
 from dafast.data.shards import ShardError
 from dafast.distributed import World, distributed_session
+from dafast.files import DiskFullError
 from dafast.runtime import resolve_dtype
 from dafast.training.config import ConfigError, TrainConfig, parse_args
 from dafast.training.data import make_loader

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+
+from .files import whole_file
 
 _VERTEX = np.dtype([("xyz", "<f4", 3), ("rgb", "u1", 3)])
 
@@ -81,7 +82,8 @@ class PointCloud:
     def save(self, path: str | Path) -> None:
         """Writes a binary PLY file, which CloudCompare, MeshLab, Open3D and Blender read.
 
-        The file appears under its name when it is whole.
+        Raises:
+            DiskFullError: If there is no room for the file; an earlier one stays.
         """
         vertices = np.empty(len(self.points), _VERTEX)
         vertices["xyz"], vertices["rgb"] = self.points, self.colors
@@ -91,13 +93,9 @@ class PointCloud:
             "property float x\nproperty float y\nproperty float z\n"
             "property uchar red\nproperty uchar green\nproperty uchar blue\nend_header\n"
         )
-        path = Path(path)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            temporary.write_bytes(header.encode("ascii") + vertices.tobytes())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with whole_file(path) as file:
+            file.write(header.encode("ascii"))
+            file.write(vertices.tobytes())
 
 
 def point_cloud(

@@ -16,7 +16,6 @@ import re
 import shutil
 import tempfile
 import time
-import uuid
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,7 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from dafast.data.disk import FULL, writing
+from dafast.files import FULL, write_file
 
 logger = logging.getLogger(__name__)
 
@@ -300,7 +299,7 @@ def upload(source: Path, target: Path) -> None:
 
 
 def write_text(place: Path, text: str) -> None:
-    """Writes a small file: whole or not at all.
+    """Writes a small text file whole.
 
     Raises:
         RemoteError: If it is remote and cannot be written.
@@ -311,14 +310,7 @@ def write_text(place: Path, text: str) -> None:
         put = partial(_file_system(place).pipe_file, _path(place), text.encode())
         retried(put, f"cannot write {place}")
         return
-    # Not the process's number: two containers that share a folder may have the same one.
-    temporary = place.with_name(f".{place.name}.{uuid.uuid4().hex}")
-    try:
-        with writing(place):
-            temporary.write_text(text)
-            os.replace(temporary, place)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_file(place, text)
 
 
 def exists(place: Path) -> bool:

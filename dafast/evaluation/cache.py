@@ -1,31 +1,31 @@
-"""Predictions on disk, so that an evaluation goes on where it stopped, or is scored anew."""
+"""Predictions on disk, so that an evaluation can be continued, or scored again."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from ..files import whole_file, write_file
+
 if TYPE_CHECKING:
     from ..models import DepthAnything
 
 
 class PredictionCache:
-    """One .npy file for each photo, by a digest of its pixels; a folder for each model and option.
+    """One .npy file per photo, named by a digest of its pixels, in a folder per model and options.
 
-    A folder's name is a digest of all weights and of whatever else changes a prediction, so that
-    what a new training predicts is never taken for what the old one did. `settings.json` in it
-    says what it belongs to.
+    A folder's name is a digest of all weights and of everything else that changes a prediction,
+    so predictions of other weights are never reused. `settings.json` in it lists these settings.
 
     Args:
-        root: Where the folders lie; made if missing.
+        root: Parent of these folders; created if missing.
         model: The model that predicts.
-        options: The options of `infer` it is used with.
+        options: The options that `infer` is called with.
     """
 
     def __init__(self, root: Path, model: DepthAnything, options: dict[str, Any]) -> None:
@@ -44,7 +44,7 @@ class PredictionCache:
         digest = hashlib.sha256(text.encode()).hexdigest()[:12]
         self.folder = root / f"{model.config.name}-{digest}"
         self.folder.mkdir(parents=True, exist_ok=True)
-        _replace(self.folder / "settings.json", text.encode())
+        write_file(self.folder / "settings.json", text)
 
     def _path(self, image: np.ndarray) -> Path:
         digest = hashlib.sha256(repr((image.shape, image.dtype.str)).encode())
@@ -52,23 +52,18 @@ class PredictionCache:
         return self.folder / f"{digest.hexdigest()[:32]}.npy"
 
     def read(self, image: np.ndarray) -> np.ndarray | None:
-        """The prediction for a photo, float32 (H, W), or ``None`` if there is none to use."""
+        """The prediction for a photo, float32 (H, W); ``None`` if there is no usable one."""
         try:
             prediction = np.load(self._path(image), allow_pickle=False)
         except (OSError, ValueError, EOFError):
-            return None  # missing, or not a whole file
+            return None  # missing or damaged
         return prediction if prediction.shape == image.shape[:2] else None
 
     def write(self, image: np.ndarray, prediction: np.ndarray) -> None:
-        """Keeps the prediction for a photo."""
-        path = self._path(image)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.npy")
-        np.save(temporary, prediction)
-        os.replace(temporary, path)
+        """Stores the prediction for a photo.
 
-
-def _replace(path: Path, data: bytes) -> None:
-    """Writes under another name first: another process may be reading."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
+        Raises:
+            DiskFullError: If there is no room for it.
+        """
+        with whole_file(self._path(image)) as file:
+            np.save(file, prediction)

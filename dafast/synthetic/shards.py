@@ -24,8 +24,7 @@ import numpy as np
 from PIL import Image
 
 from dafast._version import __version__
-from dafast.data.disk import writing
-from dafast.data.remote import write_text
+from dafast.files import remove_leftovers, whole_file, write_file
 from dafast.synthetic.sample import HELD_OUT_SEED, KINDS, SyntheticSample, render_scene
 from dafast.synthetic.textures import texture_digest
 
@@ -70,25 +69,23 @@ def encode(sample: SyntheticSample) -> dict[str, bytes]:
 
 
 def _write_shard(task: _Task) -> tuple[str, int]:
-    """Write one shard under a temporary name, then rename it."""
-    temporary = task.path.with_name(f".{task.path.name}.{os.getpid()}.tmp")
-    try:
-        with writing(task.path), tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
-            for index in range(task.first, task.first + task.count):
-                seed = task.seed + index
-                kind = task.kinds[seed % len(task.kinds)] if task.kinds else None
-                try:
-                    scene = render_scene(seed, size=task.size, kind=kind, textures=task.textures)
-                    members = encode(scene)
-                except Exception as error:
-                    raise RuntimeError(f"scene with seed {seed} failed: {error!r}") from error
-                for suffix, data in members.items():
-                    info = tarfile.TarInfo(f"{index:08d}.{suffix}")
-                    info.size, info.mode = len(data), 0o644
-                    tar.addfile(info, io.BytesIO(data))
-        os.replace(temporary, task.path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Writes one shard."""
+    with (
+        whole_file(task.path) as file,
+        tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar,
+    ):
+        for index in range(task.first, task.first + task.count):
+            seed = task.seed + index
+            kind = task.kinds[seed % len(task.kinds)] if task.kinds else None
+            try:
+                scene = render_scene(seed, size=task.size, kind=kind, textures=task.textures)
+                members = encode(scene)
+            except Exception as error:
+                raise RuntimeError(f"scene with seed {seed} failed: {error!r}") from error
+            for suffix, data in members.items():
+                info = tarfile.TarInfo(f"{index:08d}.{suffix}")
+                info.size, info.mode = len(data), 0o644
+                tar.addfile(info, io.BytesIO(data))
     return task.path.name, task.count
 
 
@@ -153,7 +150,7 @@ def write_shards(
     }
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    _sweep(folder)
+    remove_leftovers(folder)
     _check_description(folder, description)
     present = _scenes_by_shard(folder, seed, shard_size)
     texture_folder = None if textures is None else os.path.abspath(textures)
@@ -196,7 +193,7 @@ def write_shards(
                 for result in _run_parallel(todo, n):
                     report(*result)
         finally:
-            _sweep(folder)
+            remove_leftovers(folder)
 
 
 def _cores() -> int:
@@ -228,7 +225,7 @@ def _check_description(folder: Path, wanted: dict[str, Any]) -> None:
     """
     path = folder / DESCRIPTION
     if not any(folder.glob("synthetic-*.tar")):
-        write_text(path, json.dumps(wanted, indent=2) + "\n")
+        write_file(path, json.dumps(wanted, indent=2) + "\n")
     elif path.exists():
         try:
             found = dict(json.loads(path.read_text()))
@@ -333,21 +330,3 @@ def _run_parallel(todo: list[_Task], n: int) -> Iterator[tuple[str, int]]:
             process.terminate()
         for process in processes:
             process.join()
-
-
-def _sweep(folder: Path) -> None:
-    """Remove what dead processes left unfinished."""
-    for stale in folder.glob(".synthetic-*.tmp"):
-        if not _alive(stale):
-            stale.unlink(missing_ok=True)
-
-
-def _alive(temporary: Path) -> bool:
-    """Whether the process that writes a temporary shard still runs."""
-    try:
-        os.kill(int(temporary.name.split(".")[-2]), 0)
-    except (ValueError, ProcessLookupError):
-        return False
-    except PermissionError:
-        return True
-    return True

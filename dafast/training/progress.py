@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from dafast.data.disk import writing
 from dafast.data.remote import write_text
+from dafast.files import writing
 from dafast.training.config import ConfigError
 
 

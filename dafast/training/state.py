@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 
-from dafast.data.disk import DiskFullError, writing
 from dafast.data.remote import write_text
+from dafast.files import DiskFullError, writing
 
 logger = logging.getLogger(__name__)
 

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import resource
 import tarfile
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,11 +11,10 @@ import pytest
 from PIL import Image
 
 from dafast.cli import main
-from dafast.data import remote
-from dafast.data.disk import DiskFullError
 from dafast.data.labeling import label_shards
-from dafast.data.remote import write_text
 from dafast.data.writing import claim, locked, read_failures, write_failures
+from dafast.files import DiskFullError
+from tests.full_disk import limited
 
 
 def test_two_never_write_one(tmp_path: Path) -> None:
@@ -64,17 +59,6 @@ def test_failures_are_kept_beside_the_shard(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@contextlib.contextmanager
-def limited(size: int) -> Iterator[None]:
-    """No file of this process may be larger: to it that is a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 def test_a_full_disk_leaves_what_is_finished(
     tmp_path: Path, rng: np.random.Generator, capsys: pytest.CaptureFixture
 ) -> None:
@@ -109,13 +93,6 @@ def test_a_full_disk_leaves_what_is_finished(
         assert len(tar.getnames()) == 3
 
 
-def test_a_small_file_is_whole_or_not_at_all(tmp_path: Path) -> None:
-    write_text(tmp_path / "a", "before")
-    with limited(1000), pytest.raises(DiskFullError, match=r"cannot write .*/a: File too large"):
-        write_text(tmp_path / "a", "x" * 5000)
-    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {"a": "before"}
-
-
 def test_a_lock_has_one_holder(tmp_path: Path) -> None:
     """All add to one number by reading and writing it: without the lock some would be lost."""
     place = tmp_path / "number"
@@ -129,25 +106,4 @@ def test_a_lock_has_one_holder(tmp_path: Path) -> None:
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(add, [50] * 4))
     assert place.read_text() == "200"
-    assert list(tmp_path.iterdir()) == [place]
-
-
-def test_two_processes_of_one_number_write_apart(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Two containers that share a folder may both be process 1."""
-    place, names = tmp_path / "a.json", []
-    replace = os.replace
-
-    def note(source: Path, target: Path) -> None:
-        names.append(Path(source).name)
-        if len(names) == 1:  # another one writes while this is about to rename
-            remote.write_text(place, "second")
-        replace(source, target)
-
-    monkeypatch.setattr(os, "getpid", lambda: 1)
-    monkeypatch.setattr(os, "replace", note)
-    remote.write_text(place, "first")
-    assert len(set(names)) == 2
-    assert place.read_text() == "first"
     assert list(tmp_path.iterdir()) == [place]

@@ -17,8 +17,8 @@ import pytest
 
 import train
 from dafast.data import remote
-from dafast.data.disk import DiskFullError
 from dafast.data.shards import ShardError
+from dafast.files import DiskFullError
 from dafast.training.config import (
     ConfigError,
     MetricSection,

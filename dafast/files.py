@@ -1,0 +1,291 @@
+"""Files that are written whole, locks on files, and errors in one line.
+
+A file gets its name only when it is complete: an interrupted run never leaves a partial one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, cast
+
+try:
+    import fcntl
+except ImportError:  # Windows: no locks, and leftovers stay
+    fcntl = None  # type: ignore[assignment]
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Error numbers for lack of room: on the disk, in a quota, under a limit."""
+
+# How libraries report a full disk without an error number: numpy's `tofile`, then safetensors.
+_SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")
+_RUST_ERROR = re.compile(r"\b(?:code:|os error) (\d+)\b")
+_TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.part")
+
+
+class DiskFullError(OSError):
+    """There is no room for a file; the message names the file and the remedy."""
+
+
+def explain(error: BaseException) -> str:
+    """The text of an exception, in one line and never empty."""
+    text = " ".join(str(error).split())
+    if isinstance(error, MemoryError):
+        return f"out of memory ({text})" if text else "out of memory"
+    if not text and error.__cause__ is not None:
+        return explain(error.__cause__)
+    return text or type(error).__name__
+
+
+def _full_reason(error: BaseException | None) -> str:
+    """The system's text if an error comes from a full disk, else ""."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno is not None:
+            return os.strerror(error.errno) if error.errno in FULL else ""
+        if isinstance(error, OSError) and _SHORT_WRITE.search(str(error)):
+            return os.strerror(errno.ENOSPC)
+        found = _RUST_ERROR.search(str(error))
+        if found and int(found[1]) in FULL:
+            return os.strerror(int(found[1]))
+        error = error.__cause__ or error.__context__
+    return ""
+
+
+@contextlib.contextmanager
+def writing(what: object) -> Iterator[None]:
+    """Turns the error of a full disk into a `DiskFullError` that names `what` was written.
+
+    The system's own error has no file name when a write fails, and some libraries raise other
+    errors.
+    """
+    try:
+        yield
+    except DiskFullError:
+        raise
+    except Exception as error:
+        reason = _full_reason(error)
+        if not reason:
+            raise
+        raise DiskFullError(
+            f"cannot write {what}: {reason}. Free some space, or choose another disk, and run the "
+            "same command again; finished files stay"
+        ) from error
+
+
+@contextlib.contextmanager
+def whole_file(path: str | Path) -> Iterator[BinaryIO]:
+    """An open file that appears as `path` when the block ends without an error.
+
+    It is written under a temporary name in the same folder, which no other process, host or
+    container uses. Whatever stops the block, the file that was there before stays.
+
+    Raises:
+        DiskFullError: If there is no room for it.
+        OSError: If it cannot be written; the error names `path`.
+    """
+    path = Path(path)
+    with _named(path), writing(path):
+        temporary, file = _create(path.parent)
+        try:
+            with file:
+                yield file
+                file.flush()
+                _sync(file.fileno())
+                if fcntl is None:
+                    file.close()  # Windows renames no open file
+                os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+@contextlib.contextmanager
+def whole_files(folder: str | Path) -> Iterator[Path]:
+    """A temporary folder whose files move to `folder` when the block ends without an error.
+
+    For files that belong together, and for libraries that open a file by its name. The files get
+    the permissions that new files have here. Other files in `folder` stay. What an earlier,
+    killed process left unfinished there is removed.
+
+    Args:
+        folder: Created if missing.
+
+    Raises:
+        DiskFullError: If there is no room for them.
+        OSError: If they cannot be written.
+    """
+    folder = Path(folder)
+    with _named(folder), writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(folder)
+        temporary = folder / f".{uuid.uuid4().hex}.part"
+        temporary.mkdir()
+        lock = _lock(temporary)
+        try:
+            yield temporary
+            mode = temporary.stat().st_mode & 0o666
+            files = sorted(temporary.iterdir())
+            for file in files:
+                # safetensors lets only the owner read. CIFS and FUSE may refuse any change.
+                with contextlib.suppress(OSError):
+                    file.chmod(mode)
+                with open(file, "rb") as opened:
+                    _sync(opened.fileno())
+            for file in files:
+                os.replace(file, folder / file.name)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+            if lock is not None:
+                os.close(lock)
+
+
+def write_file(path: str | Path, content: bytes | str) -> None:
+    """Writes a file whole; a text as UTF-8. Raises what `whole_file` raises."""
+    with whole_file(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes what killed processes left of unfinished files in a folder.
+
+    The writer of a temporary file holds a lock on it until it ends, so a file without a lock has
+    no writer. Where locks are not supported, leftovers stay.
+    """
+    if fcntl is None:
+        return
+    for path in folder.glob(".*.part"):
+        if not _TEMPORARY.fullmatch(path.name):
+            continue
+        descriptor = _lock(path)
+        if descriptor is not None:
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+            os.close(descriptor)
+
+
+@contextlib.contextmanager
+def claimed_file(target: Path) -> Iterator[BinaryIO | None]:
+    """Like `whole_file`, for one process of several; None where `target` exists or is claimed.
+
+    The claim is a lock on the temporary file, `.NAME.part`: the system releases it however the
+    process ends, and the next claim takes the file over.
+
+    Raises:
+        DiskFullError: If there is no room for the file.
+    """
+    temporary = target.with_name(f".{target.name}.part")
+    if target.exists():
+        yield None
+        return
+    with open(os.open(temporary, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield None
+            return
+        # The last holder of the lock may have renamed or removed the file after it was opened.
+        if not _is_still(file.fileno(), temporary):
+            yield None
+            return
+        if target.exists():
+            temporary.unlink()
+            yield None
+            return
+        try:
+            with writing(target):
+                file.truncate(0)
+                yield file
+                file.flush()
+                _sync(file.fileno())
+                os.replace(temporary, target)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+@contextlib.contextmanager
+def locked_file(path: Path) -> Iterator[None]:
+    """Keeps other processes in the same block from a file that several of them rewrite.
+
+    The lock is on `.NAME.lock` next to it, which its holder removes.
+    """
+    lock = path.with_name(f".{path.name}.lock")
+    while True:
+        with open(lock, "wb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if not _is_still(file.fileno(), lock):  # the last holder removed it: take the new one
+                continue
+            try:
+                yield
+            finally:
+                lock.unlink(missing_ok=True)
+            return
+
+
+def _create(folder: Path) -> tuple[Path, BinaryIO]:
+    """A new temporary file, locked where that is supported, with the usual permissions."""
+    while True:
+        path = folder / f".{uuid.uuid4().hex}.part"
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+        file = open(os.open(path, flags, 0o666), "w+b")  # noqa: SIM115 (the caller closes it)
+        if fcntl is not None:
+            with contextlib.suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_EX)
+        if _is_still(file.fileno(), path):
+            return path, cast(BinaryIO, file)
+        file.close()  # another process took it for a leftover before it was locked
+
+
+def _lock(path: Path) -> int | None:
+    """An open descriptor with a lock; None where another holds it or there are no locks."""
+    if fcntl is None:
+        return None
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _is_still(descriptor: int, path: Path) -> bool:
+    """Whether an open file still has this name."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _sync(descriptor: int) -> None:
+    """Waits until a file is on disk, so that the rename never comes before its contents."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # the file system has no such call
+            raise
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Errors about a temporary file name the file that was meant."""
+    try:
+        yield
+    except DiskFullError:
+        raise
+    except OSError as error:
+        parts = Path(str(error.filename or "")).parts
+        if error.errno is None or not any(map(_TEMPORARY.fullmatch, parts)):
+            raise
+        raise type(error)(error.errno, error.strerror, str(path)) from error
