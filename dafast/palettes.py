@@ -8,8 +8,10 @@ Walt (CC0), turbo by Anton Mikhailov (Apache-2.0).
 from __future__ import annotations
 
 import functools
+from typing import TYPE_CHECKING
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def colorize(values: np.ndarray, palette: str = "Spectral_r") -> np.ndarray:
@@ -25,6 +27,8 @@ def colorize(values: np.ndarray, palette: str = "Spectral_r") -> np.ndarray:
     Raises:
         ValueError: If there is no such palette.
     """
+    import numpy as np
+
     if palette not in PALETTES:
         raise ValueError(f"no palette {palette!r}; there are: {', '.join(PALETTES)}")
     # As matplotlib does it: 256 bins of equal width, the last one closed.
@@ -34,6 +38,8 @@ def colorize(values: np.ndarray, palette: str = "Spectral_r") -> np.ndarray:
 
 @functools.cache
 def _table(palette: str) -> np.ndarray:
+    import numpy as np
+
     return np.frombuffer(bytes.fromhex(_TABLES[palette]), dtype=np.uint8).reshape(256, 3)
 
 

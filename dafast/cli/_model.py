@@ -6,6 +6,8 @@ import hashlib
 import os
 from typing import TYPE_CHECKING
 
+from ._common import CommandError
+
 if TYPE_CHECKING:
     from ..models import DepthAnything
 
@@ -16,8 +18,7 @@ def load_relative_model(name: str, device: str, dtype: str, command: str) -> Dep
     Raises:
         CommandError: If the model is metric; ``command`` is named in the message.
     """
-    from .. import DepthAnything
-    from . import CommandError
+    from ..models import DepthAnything
 
     model = DepthAnything.from_pretrained(name, device=device, dtype=dtype)
     if model.config.is_metric:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.metadata
 import importlib.util
 import json
@@ -33,6 +34,18 @@ PACKAGES = (
     ("aiohttp", "extra [remote]"),
     ("universal-pathlib", "extra [remote]"),
 )
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    """Adds the command's parser."""
+    parser = commands.add_parser(
+        "doctor",
+        help="report what is installed, what is missing and what that costs",
+        description="Prints versions, devices, the backends that can run, and what each missing "
+        "part costs.",
+    )
+    parser.add_argument("--json", action="store_true", help="as JSON, for a bug report")
+    parser.set_defaults(function=doctor)
 
 
 def _version(package: str) -> str | None:
@@ -282,8 +295,8 @@ def format_report(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def doctor(as_json: bool = False) -> int:
+def doctor(args: argparse.Namespace) -> int:
     """Runs ``dafast doctor``."""
     report = collect()
-    print(json.dumps(report, indent=2) if as_json else format_report(report))
+    print(json.dumps(report, indent=2) if args.json else format_report(report))
     return 0

@@ -5,17 +5,69 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ..distributed import distributed_session
-from ..evaluation.benchmarks import Result
-from ..evaluation.benchmarks import evaluate as run_benchmarks
-from ..evaluation.metrics import METRICS
-from . import CommandError
-from .files import write_atomically
+from . import segmentation
+from ._common import CommandError, add_device, add_fit, add_model, table
+
+if TYPE_CHECKING:
+    from ..evaluation.benchmarks import Result
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    """Adds the command's parser."""
+    parser = commands.add_parser(
+        "eval",
+        help="score a model against measured depth or class maps, next to baselines",
+        description="Prints AbsRel, delta_1 and the other scores after alignment to the measured "
+        "depth, next to the best constant and the best plane. Under torchrun the images are "
+        "shared among the processes.",
+    )
+    add_model(parser, "nano")
+    parser.add_argument(
+        "--data",
+        nargs="+",
+        default=["builtin"],
+        metavar="NAME[=PATH]",
+        help="builtin (real photos), synthetic, kitti=FOLDER, nyuv2=FOLDER, list=FILE.csv, ... "
+        "(default: builtin); docs/evaluation.md lists all of them",
+    )
+    parser.add_argument(
+        "--protocol",
+        default="paper",
+        metavar="NAME",
+        help="paper (Depth Anything), midas or moge (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--align",
+        metavar="NAME",
+        help="scale_shift, scale, median, robust, depth_scale_shift or none (default: that of the "
+        "protocol, scale_shift)",
+    )
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        metavar="DIR",
+        help="keep predictions in this folder, and use those that are already there",
+    )
+    add_fit(parser)
+    parser.add_argument(
+        "--flip",
+        action="store_true",
+        help="also predict the mirror image of each photo, and average",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results there")
+    parser.add_argument("--md", action="store_true", help="print the table as Markdown")
+    add_device(parser)
+    segmentation.add_options(parser)
+    parser.set_defaults(function=evaluate)
 
 
 def format_table(results: list[Result], markdown: bool = False) -> str:
     """Formats results with one row for each data set and predictor."""
+    from ..evaluation.metrics import METRICS
+
     metrics = [*METRICS]
     if any("boundary_f1" in r.metrics for r in results):
         metrics.append("boundary_f1")
@@ -30,35 +82,21 @@ def format_table(results: list[Result], markdown: bool = False) -> str:
     return table(header, rows, markdown)
 
 
-def table(header: list[str], rows: list[list[str]], markdown: bool = False) -> str:
-    """Lays out rows of cells; the first two columns are names, the others numbers."""
-    if markdown:
-        lines = [header, ["---"] * 2 + ["---:"] * (len(header) - 2), *rows]
-        return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    widths = [max(len(line[i]) for line in [header, *rows]) for i in range(len(header))]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if i < 2 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in [header, *rows]
-    )
-
-
 def evaluate(args: argparse.Namespace) -> int:
     """Runs ``dafast eval``, as one process or under torchrun as one of many."""
-    from .. import DepthAnything
+    from ..distributed import distributed_session
+    from ..evaluation.benchmarks import evaluate as run_benchmarks
+    from ..models import DepthAnything
     from ..models.segmentation import is_segmentation
+    from .files import write_atomically
 
     if args.json and args.json.is_dir():
         raise CommandError(f"--json {args.json} is a folder; name a file")
     if is_segmentation(args.model):
-        from .segmentation import evaluate_segmentation
-
-        return evaluate_segmentation(args)
+        return segmentation.evaluate_segmentation(args)
     for name in ("size", "scales", "window", "stride"):
         if getattr(args, name):
-            raise CommandError(f"--{name} is for segmentation models; {args.model} is none")
+            raise CommandError(f"--{name} is for segmentation models; {args.model} is not one")
     with distributed_session() as world:
         device = args.device
         if world.size > 1 and device == "auto":

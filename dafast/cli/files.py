@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..data.remote import exists, read_text, write_text
-from . import CommandError
+from ._common import CommandError
 
 PHOTO_SUFFIXES = frozenset(
     f".{suffix}"

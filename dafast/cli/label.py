@@ -8,22 +8,56 @@ import sys
 import time
 from collections import Counter
 
-from ..data.labeling import label_shards
-from ..data.remote import is_remote, place_of, plain_name, same_place
-from ..data.tars import expand_shards
-from ..models.inference import MAX_BATCH_TOKENS, check_options, predict_native
-from . import CommandError
-from ._model import digest_model, load_relative_model, own_device
-from .files import note_or_match
+from ._common import CommandError, add_device, add_model, add_workers, name_failures, positive
 
 DESCRIPTION = "labels.json"
-"""File beside the labeled shards that says which teacher they are from."""
+"""File next to the labeled shards that says which teacher made them."""
 
-_SHOWN = 20  # failures listed in the summary
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    """Adds the command's parser."""
+    parser = commands.add_parser(
+        "label",
+        help="label shards of images with a teacher",
+        description="Writes for each shard of images a shard of the same name with the images, "
+        "the teacher's disparity (16 bit, at the teacher's resolution) and its scale and offset.",
+        epilog="A shard appears under its name when it is complete. Running the command again, or "
+        "several times at once on one file system, skips shards that exist or that another "
+        "process is writing. Under torchrun (torchrun --no-python --nproc-per-node 8 dafast label "
+        "...) each process takes its share. An image that cannot be labeled is left out and "
+        "named in SHARD.failures.jsonl; the exit code is then 1.",
+    )
+    add_model(parser)
+    parser.add_argument(
+        "--in", dest="inputs", required=True, metavar="SHARDS", help="folder, file, pattern, URL"
+    )
+    parser.add_argument("--out", required=True, metavar="DIR|URL", help="where to write")
+    parser.add_argument(
+        "--size",
+        type=positive,
+        metavar="N",
+        help="shorter side in pixels that the network sees (default: the model's own)",
+    )
+    parser.add_argument(
+        "--batch-tokens",
+        type=positive,
+        metavar="N",
+        help="images run together up to this many tokens (default: that of infer, 8192)",
+    )
+    add_workers(parser, "threads that decode and compress", 2)
+    add_device(parser)
+    parser.set_defaults(function=label)
 
 
 def label(args: argparse.Namespace) -> int:
     """Runs ``dafast label``."""
+    from ..data.labeling import label_shards
+    from ..data.remote import is_remote, place_of, plain_name, same_place
+    from ..data.tars import expand_shards
+    from ..models.inference import MAX_BATCH_TOKENS, check_options, predict_native
+    from ._model import digest_model, load_relative_model, own_device
+    from .files import note_or_match
+
     shards, out = expand_shards(args.inputs), place_of(args.out)
     twice = [name for name, count in Counter(map(plain_name, shards)).items() if count > 1]
     if twice:
@@ -58,12 +92,9 @@ def label(args: argparse.Namespace) -> int:
     if report.kept:
         parts.append(f"{report.kept} already there")
     if report.busy:
-        parts.append(f"{report.busy} in work elsewhere")
+        parts.append(f"{report.busy} being written by another process")
     if report.failures:
         parts.append(f"{len(report.failures)} failures")
     print(f"{', '.join(parts)} ({time.perf_counter() - began:.1f} s)")
-    for name, reason in report.failures[:_SHOWN]:
-        print(f"  FAILED {name}: {reason}")
-    if len(report.failures) > _SHOWN:
-        print(f"  ... and {len(report.failures) - _SHOWN} more, in {out}/*.failures.jsonl")
+    name_failures(report.failures, f"{out}/*.failures.jsonl")
     return 1 if report.failures else 0

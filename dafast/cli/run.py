@@ -5,170 +5,65 @@ from __future__ import annotations
 import argparse
 import functools
 import hashlib
-import json
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from PIL import Image, PngImagePlugin
-
-from ..images import load_image
-from ..models.inference import check_options
-from ..palettes import colorize
-from . import CommandError
-from ._model import digest_model, load_relative_model
-from .files import find_photos, result_names, write_atomically
+from ..palettes import PALETTES
+from ._common import CommandError, add_device, add_fit, add_model, positive
 
 if TYPE_CHECKING:
     from ..models import DepthAnything
 
-TAG = "dafast"
-"""Key of the PNG text chunk that says how a picture was made."""
 
-
-class ResultExistsError(Exception):
-    """A file that this run may not replace is in the way."""
-
-
-@dataclass(frozen=True)
-class Output:
-    """One file to write for a photo.
-
-    Attributes:
-        path: Where.
-        settings: What it was made from and how; kept in the file where its format can.
-        write: Writes it to an open file, given ``photo`` and ``disparity``.
-    """
-
-    path: Path
-    settings: dict[str, Any]
-    write: Callable[..., None]
-
-
-def normalise(disparity: np.ndarray) -> np.ndarray:
-    """Maps a disparity map to 0..1 by its minimum and maximum; a constant one to 0."""
-    low, high = float(disparity.min()), float(disparity.max())
-    if high <= low:
-        return np.zeros(disparity.shape, np.float32)
-    return (disparity.astype(np.float64) - low) / (high - low)
-
-
-def _png_info(settings: dict[str, Any], disparity: np.ndarray) -> PngImagePlugin.PngInfo:
-    info = PngImagePlugin.PngInfo()
-    # With the range the 16-bit picture gives back the disparity that it was made from.
-    extent = {"disparity_min": float(disparity.min()), "disparity_max": float(disparity.max())}
-    info.add_text(TAG, json.dumps({**settings, **extent}, sort_keys=True))
-    return info
-
-
-def _save_png(image: Image.Image, file: BinaryIO, info: PngImagePlugin.PngInfo) -> None:
-    # Level 6 takes three times as long for a few per cent.
-    image.save(file, format="PNG", pnginfo=info, compress_level=3)
-
-
-def _photo_as_uint8(photo: np.ndarray) -> np.ndarray:
-    if photo.dtype == np.uint8:
-        return photo
-    return (np.clip(photo, 0, 1) * 255).round().astype(np.uint8)
-
-
-def plan_outputs(out: Path, name: str, settings: dict[str, Any], args: Any) -> list[Output]:
-    """Lists the files to write for one photo.
-
-    Args:
-        out: Folder of the results.
-        name: The photo's name among the results.
-        settings: The photo, the model and its options.
-        args: The command line.
-    """
-    colored = {**settings, "palette": args.palette}
-
-    def depth(file: BinaryIO, photo: np.ndarray, disparity: np.ndarray) -> None:
-        values = (normalise(disparity) * 65535).round().astype(np.uint16)
-        _save_png(Image.fromarray(values), file, _png_info(settings, disparity))
-
-    def color(file: BinaryIO, photo: np.ndarray, disparity: np.ndarray) -> None:
-        rgb = colorize(normalise(disparity), args.palette)
-        _save_png(Image.fromarray(rgb), file, _png_info(colored, disparity))
-
-    def side(file: BinaryIO, photo: np.ndarray, disparity: np.ndarray) -> None:
-        rgb = colorize(normalise(disparity), args.palette)
-        both = np.concatenate([_photo_as_uint8(photo), rgb], axis=1)
-        _save_png(Image.fromarray(both), file, _png_info(colored, disparity))
-
-    def npy(file: BinaryIO, photo: np.ndarray, disparity: np.ndarray) -> None:
-        np.save(file, disparity.astype(np.float32), allow_pickle=False)
-
-    outputs = [
-        Output(out / f"{name}_depth.png", settings, depth),
-        Output(out / f"{name}_color.png", colored, color),
-    ]
-    if args.side_by_side:
-        outputs.append(Output(out / f"{name}_side.png", colored, side))
-    if args.npy:
-        outputs.append(Output(out / f"{name}.npy", settings, npy))
-    return outputs
-
-
-def _read_settings(path: Path) -> dict[str, Any] | None:
-    """The settings in a PNG written by `plan_outputs`, or None if they are not there."""
-    try:
-        with Image.open(path) as image:
-            settings = json.loads(image.text[TAG])  # type: ignore[attr-defined]
-    except Exception:  # not a PNG, not ours, damaged: all the same here
-        return None
-    return settings if isinstance(settings, dict) else None
-
-
-def missing_outputs(outputs: list[Output]) -> list[Output]:
-    """Returns the outputs that are not there yet.
-
-    Raises:
-        ResultExistsError: If a file is in the way that is not what this run would write.
-    """
-    missing = []
-    present = []
-    for output in outputs:
-        if not output.path.exists():
-            missing.append(output)
-            continue
-        present.append(output)
-        if output.path.suffix == ".npy":  # says nothing about itself: see below
-            continue
-        found = _read_settings(output.path)
-        if found is None:
-            raise ResultExistsError(f"{output.path} is there and not from dafast")
-        different = [k for k, v in output.settings.items() if found.get(k) != v]
-        if different:
-            raise ResultExistsError(
-                f"{output.path} is there, with a different {' and '.join(sorted(different))}"
-            )
-    depth = outputs[0]
-    for array in (o.path for o in present if o.path.suffix == ".npy"):
-        if depth in missing:
-            raise ResultExistsError(f"{array} is there without {depth.path.name}")
-        if not _same_range(array, _read_settings(depth.path) or {}):
-            raise ResultExistsError(f"{array} is there and not that of {depth.path.name}")
-    return missing
-
-
-def _same_range(array: Path, settings: dict[str, Any]) -> bool:
-    """Whether a .npy has the range that stands in the depth picture beside it.
-
-    It has not where --overwrite without --npy has replaced the picture alone.
-    """
-    try:
-        values = np.load(array, mmap_mode="r", allow_pickle=False)
-        extent = (float(values.min()), float(values.max()))
-    except Exception:  # not an array, damaged: all the same here
-        return False
-    return extent == (settings.get("disparity_min"), settings.get("disparity_max"))
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    """Adds the command's parser."""
+    parser = commands.add_parser(
+        "run",
+        help="predict the depth of photos",
+        description="Predicts the disparity of photos (bright, and the palette's far end, is "
+        "near). Writes for each photo NAME_depth.png (16 bit, scaled from its minimum to its "
+        "maximum), NAME_color.png and the files that the options add. NAME is the photo's own "
+        "name, made longer where two photos share it.",
+        epilog="A photo that cannot be read or written never stops the others: the summary names "
+        "it, and the exit code is 1. Running the same command again keeps finished pictures. A "
+        "picture of the same name from another photo, model or palette is kept and reported as a "
+        "failure unless --overwrite is given.",
+    )
+    parser.add_argument(
+        "photos", nargs="+", metavar="PHOTO|FOLDER|GLOB", help="files, folders, quoted patterns"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where to write")
+    add_model(parser, "nano")
+    parser.add_argument(
+        "--palette",
+        default="Spectral_r",
+        choices=PALETTES,
+        help="colours of NAME_color.png (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--npy", action="store_true", help="also write NAME.npy: the disparity in float32"
+    )
+    parser.add_argument(
+        "--side-by-side",
+        action="store_true",
+        help="also write NAME_side.png: the photo next to the colours",
+    )
+    parser.add_argument("--recursive", action="store_true", help="also read subfolders")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing files")
+    add_fit(parser)
+    parser.add_argument(
+        "--size",
+        type=positive,
+        metavar="N",
+        help="shorter side in pixels that the network sees (default: the model's own)",
+    )
+    add_device(parser)
+    parser.set_defaults(function=run)
 
 
 def _digest_file(path: Path) -> str:
@@ -195,13 +90,17 @@ def run(args: argparse.Namespace) -> int:
     """Runs ``dafast run``."""
     from tqdm import tqdm
 
+    from ..models.inference import check_options
+    from ._model import digest_model, load_relative_model
+    from .files import find_photos, result_names
+
     _read_heif()
     photos, problems = find_photos(args.photos, args.out, args.recursive)
     if photos:
         try:
             args.out.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=args.out):
-                pass  # better told now than after the first prediction
+                pass  # fails now and not after the first prediction
         except OSError as error:
             raise CommandError(f"--out {args.out}: cannot be written to ({error})") from error
     failures = list(problems)
@@ -263,7 +162,13 @@ def _one(
     sources: set[Path],
     args: argparse.Namespace,
 ) -> bool:
-    """Handles one photo; False if all that is wanted is there already."""
+    """Handles one photo; False if all its results are there already."""
+    import numpy as np
+
+    from ..images import load_image
+    from .files import write_atomically
+    from .outputs import ResultExistsError, missing_outputs, plan_outputs
+
     if not photo.is_file():
         load_image(photo)  # raises, saying what it is instead
     outputs = plan_outputs(args.out, name, {**settings, "photo": _digest_file(photo)}, args)
@@ -291,6 +196,8 @@ def _one(
 
 def _reason(error: Exception, photo: Path) -> str:
     """The message of an error on one line, without the photo's name, which stands before it."""
+    from .outputs import ResultExistsError
+
     text = " ".join(str(error).split()).removeprefix(f"{photo}: ")
     if isinstance(error, ResultExistsError):
         return f"{text}; --overwrite replaces it" if "--out" not in text else text

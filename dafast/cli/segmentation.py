@@ -5,17 +5,45 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+from typing import TYPE_CHECKING
 
-from ..distributed import distributed_session
-from ..evaluation.benchmarks import names_of
-from ..evaluation.segmentation import SegmentationResult, open_data, score
-from ..models import SegmentationModel
-from ..models.segmentation_inference import SegmentationOptions
-from . import CommandError
-from .evaluate import table
-from .files import write_atomically
+from ._common import CommandError, positive, table
+
+if TYPE_CHECKING:
+    from ..evaluation.segmentation import SegmentationResult
 
 METRICS = ("miou", "pixel_accuracy", "mean_accuracy")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that only segmentation models take."""
+    group = parser.add_argument_group(
+        "segmentation models",
+        "a folder that train.py exported with [segmentation]; scored by mean intersection over "
+        "union on cityscapes=FOLDER, ade20k=FOLDER, list=FILE.csv, synthetic: docs/segmentation.md",
+    )
+    group.add_argument(
+        "--size",
+        type=positive,
+        metavar="N",
+        help="shorter side in pixels at scale 1 (default: the encoder's own)",
+    )
+    group.add_argument(
+        "--scales",
+        type=float,
+        nargs="+",
+        metavar="S",
+        help="views of each photo, averaged (default: 1)",
+    )
+    group.add_argument(
+        "--window",
+        type=positive,
+        metavar="N",
+        help="slide a window of N pixels over each view (default: the whole view at once)",
+    )
+    group.add_argument(
+        "--stride", type=positive, metavar="N", help="between windows (default: 2/3 of one)"
+    )
 
 
 def format_results(results: list[SegmentationResult], markdown: bool = False) -> str:
@@ -37,6 +65,13 @@ def format_results(results: list[SegmentationResult], markdown: bool = False) ->
 
 def evaluate_segmentation(args: argparse.Namespace) -> int:
     """Runs ``dafast eval`` with a segmentation model, in one process or under torchrun in many."""
+    from ..distributed import distributed_session
+    from ..evaluation.benchmarks import names_of
+    from ..evaluation.segmentation import open_data, score
+    from ..models import SegmentationModel
+    from ..models.segmentation_inference import SegmentationOptions
+    from .files import write_atomically
+
     depth_only = {"--align": args.align, "--cache": args.cache}
     depth_only |= {"--protocol": args.protocol != "paper", "--fit": args.fit != "pad"}
     given = [name for name, value in depth_only.items() if value]
@@ -56,7 +91,7 @@ def evaluate_segmentation(args: argparse.Namespace) -> int:
         model = SegmentationModel.from_pretrained(args.model, device=device, dtype=args.dtype)
         options.check(model.config.encoder.patch_size)
         names = ["synthetic"] if args.data == ["builtin"] else args.data
-        # All before any is scored: a wrong path shows at once, not after hours.
+        # Open all before any is scored: a wrong path shows at once, not after hours.
         opened = [
             (name, open_data(spec)) for name, spec in zip(names_of(names), names, strict=True)
         ]

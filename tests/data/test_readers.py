@@ -389,14 +389,14 @@ def test_a_list_is_checked(tmp_path: Path, rng: np.random.Generator, capsys, mon
     assert "FAILED b.png: FileNotFoundError" in text
     assert Image.open("mine-check.png").size[0] > 3 * 192
     assert main(["data", "check", "."]) == 1
-    assert "whose folder is it? One of tartanair" in capsys.readouterr().err
+    assert "put the name of its data set before it, one of tartanair" in capsys.readouterr().err
     assert main(["data", "check", "sintel", "."]) == 1
     error = capsys.readouterr().err
     assert "no data set 'sintel'; there are: tartanair" in error and "sa1b" in error
     for command in ("check", "pack"):
         extra = ["--out", "out"] if command == "pack" else []
         for name, message in (("sintle", "no data set; there are: tartanair"),
-                              ("sa1b", "sa1b: where is it?")):  # fmt: skip
+                              ("sa1b", "sa1b: missing path")):  # fmt: skip
             assert main(["data", command, name, *extra]) == 1
             error = capsys.readouterr().err
             assert message in error and error.count("\n") == 1

@@ -410,7 +410,7 @@ def test_the_commands(bucket: str, server: Server, tmp_path: Path, seed: int, ca
     assert main(["data", "check", "shards", f"{server.url}/{{00000..00002}}.tar"]) == 0
     assert "12 read: 12 good" in capsys.readouterr().out
     assert main(["data", "pack", packed, "--out", "out"]) == 1
-    assert "packed from this machine's disks" in capsys.readouterr().err
+    assert "packed from a local disk" in capsys.readouterr().err
     assert main(["data", "check", packed]) == 1
     assert f"dafast data check shards {packed}" in capsys.readouterr().err
     assert (

@@ -1,0 +1,136 @@
+"""Parts that the commands share: their error, types of arguments, common options, tables."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+
+SHOWN = 20
+"""Failures listed in a summary; the rest are counted."""
+
+
+class CommandError(Exception):
+    """Ends the command with this message and exit code 1, without a traceback."""
+
+
+def positive(text: str) -> int:
+    """Parses an integer of at least 1."""
+    try:
+        value = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not at least 1")
+    return value
+
+
+def fraction(text: str) -> float:
+    """Parses a number between 0 and 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+    if not 0.0 <= value <= 1.0:
+        raise argparse.ArgumentTypeError(f"{value} is not between 0 and 1")
+    return value
+
+
+def depth(text: str) -> float:
+    """Parses a positive, finite depth."""
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+    if not 0.0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{value} is not a positive depth")
+    return value
+
+
+def add_model(parser: argparse.ArgumentParser, default: str | None = None) -> None:
+    """Adds ``--model``, which is required where there is no default."""
+    text = "preset, hub id, file or folder"
+    if default is None:
+        parser.add_argument("--model", required=True, help=text)
+    else:
+        parser.add_argument("--model", default=default, help=f"{text} (default: %(default)s)")
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--device`` and ``--dtype``."""
+    parser.add_argument(
+        "--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--dtype",
+        default="auto",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        help="floating-point type of the network (default: %(default)s)",
+    )
+
+
+def add_fit(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--fit``."""
+    parser.add_argument(
+        "--fit",
+        default="pad",
+        choices=("pad", "official"),
+        help="how a photo is scaled to the network's input (default: %(default)s)",
+    )
+
+
+def add_min_depth(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--min-depth``."""
+    parser.add_argument(
+        "--min-depth",
+        type=depth,
+        metavar="METRES",
+        help="depth below it is unknown; applies to the rows of a list without their own "
+        "min_depth, and to a labeled data set, in its unit (default: all depth counts)",
+    )
+
+
+def add_workers(parser: argparse.ArgumentParser, what: str, default: int | None = None) -> None:
+    """Adds ``--workers``, by default one for each processor.
+
+    Args:
+        parser: Takes the option.
+        what: The workers, for the help text.
+        default: Their number.
+    """
+    per_processor = "" if default else "one per processor, "
+    parser.add_argument(
+        "--workers",
+        type=positive,
+        default=default or os.cpu_count() or 1,
+        metavar="N",
+        help=f"{what} (default: {per_processor}%(default)s)",
+    )
+
+
+def name_failures(failures: Sequence[tuple[str, str]], elsewhere: str) -> None:
+    """Prints the first failures of a command.
+
+    Args:
+        failures: Pairs of a name and the reason.
+        elsewhere: Where all of them are listed.
+    """
+    for name, reason in failures[:SHOWN]:
+        print(f"  FAILED {name}: {reason}")
+    if len(failures) > SHOWN:
+        print(f"  ... and {len(failures) - SHOWN} more, in {elsewhere}")
+
+
+def table(header: list[str], rows: list[list[str]], markdown: bool = False) -> str:
+    """Lays out rows of cells; the first two columns are names, the others numbers."""
+    if markdown:
+        lines = [header, ["---"] * 2 + ["---:"] * (len(header) - 2), *rows]
+        return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    widths = [max(len(line[i]) for line in [header, *rows]) for i in range(len(header))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if i < 2 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in [header, *rows]
+    )

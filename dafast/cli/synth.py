@@ -1,0 +1,63 @@
+"""``dafast synth``: synthetic scenes with exact depth, as shards."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ._common import add_workers, positive
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    """Adds the command's parser."""
+    parser = commands.add_parser(
+        "synth",
+        help="render synthetic scenes with exact depth",
+        description="Writes WebDataset shards of procedurally generated scenes: pictures and "
+        "their exact depth. The same seed gives the same scenes.",
+    )
+    parser.add_argument("--scenes", type=positive, required=True, metavar="N")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
+    add_workers(parser, "processes; each writes its own shard")
+    parser.add_argument(
+        "--shard-size",
+        type=positive,
+        default=100,
+        metavar="N",
+        help="scenes in a shard (default: %(default)s); the scenes do not depend on it",
+    )
+    parser.add_argument(
+        "--textures", type=Path, metavar="DIR", help="photographs to take textures from"
+    )
+    parser.add_argument(
+        "--kinds",
+        nargs="+",
+        metavar="KIND",
+        help="kinds of scenes that take turns, for example room street (default: all, by weight)",
+    )
+    parser.add_argument(
+        "--size",
+        nargs=2,
+        type=positive,
+        metavar=("WIDTH", "HEIGHT"),
+        help="of every picture (default: one of four sizes around 320x240)",
+    )
+    parser.set_defaults(function=synth)
+
+
+def synth(args: argparse.Namespace) -> int:
+    """Runs ``dafast synth``."""
+    from ..synthetic import write_shards
+
+    write_shards(
+        args.out,
+        args.scenes,
+        seed=args.seed,
+        workers=args.workers,
+        shard_size=args.shard_size,
+        textures=args.textures,
+        kinds=args.kinds,
+        size=args.size and tuple(args.size),
+    )
+    return 0
