@@ -1,69 +1,115 @@
-"""Covering arrays: every pair of values of a grid of parameters, in few cases."""
+"""Grids of test parameters in few cases: every pair of values once, and the corners."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import pytest
+import torch
 
-def pairwise(
+
+def covering(
     *parameters: Sequence[Any],
     keep: Iterable[tuple[Any, ...]] = (),
     valid: Callable[..., bool] = lambda *values: True,
+    strength: int = 2,
 ) -> list[tuple[Any, ...]]:
     """Cases in which every pair of values of any two parameters occurs.
 
-    A greedy covering array. It is the same in every run: parametrised tests keep their names.
+    A greedy covering array. It is the same in every run, so that tests keep their names.
 
     Args:
         parameters: The values of each parameter.
-        keep: Cases that stay whatever pairs they cover: the corners of the grid.
+        keep: Cases that are always included: corners of the grid, past failures.
         valid: Takes one value per parameter; cases for which it is false are left out.
+        strength: 2 for every pair, 3 for every triple of values.
 
     Returns:
-        The kept cases, then those that cover the remaining pairs, a few more than the product
-        of the two longest parameters.
+        The kept cases, then as many as the remaining pairs need.
 
     Raises:
         ValueError: A kept case has a value that no parameter lists, or is not valid.
     """
-    sizes = range(len(parameters))
 
     def indices(case: tuple[Any, ...]) -> tuple[int, ...]:
         if len(case) != len(parameters) or not valid(*case):
-            raise ValueError(f"{case} is no valid case of this grid")
-        return tuple(_index(values, value) for values, value in zip(parameters, case, strict=True))
+            raise ValueError(f"{case} is not a valid case of this grid")
+        return tuple(map(_index, parameters, case))
 
-    grid = [
-        case
-        for case in itertools.product(*(range(len(values)) for values in parameters))
-        if valid(*(values[i] for values, i in zip(parameters, case, strict=True)))
-    ]
+    def combinations(case: tuple[int, ...]) -> set[tuple[tuple[int, int], ...]]:
+        return set(itertools.combinations(enumerate(case), min(strength, len(case))))
 
-    def pairs(case: tuple[int, ...]) -> set[tuple[int, int, int, int]]:
-        return {(a, case[a], b, case[b]) for a, b in itertools.combinations(sizes, 2)}
+    def values(case: tuple[int, ...]) -> tuple[Any, ...]:
+        return tuple(choices[i] for choices, i in zip(parameters, case, strict=True))
 
-    chosen = list(dict.fromkeys(indices(case) for case in keep))
-    missing = set().union(*map(pairs, grid)).difference(*map(pairs, chosen))
-    covers = {case: pairs(case) for case in grid}
+    grid = itertools.product(*(range(len(choices)) for choices in parameters))
+    covers = {case: combinations(case) for case in grid if valid(*values(case))}
+    chosen = list(dict.fromkeys(map(indices, keep)))
+    missing = set().union(*covers.values()).difference(*map(combinations, chosen))
     while missing:
-        # Ties go to the case whose values were used least, so that values share the work.
-        used = [[case[p] for case in chosen] for p in sizes]
-        best = max(
-            covers,
-            key=lambda case: (
+        # Of the cases that cover most, one whose values are used least: values share the work.
+        used = [[case[p] for case in chosen] for p in range(len(parameters))]
+
+        def gain(case: tuple[int, ...], used: list[list[int]] = used) -> tuple[int, int]:
+            return (
                 len(covers[case] & missing),
-                -sum(used[p].count(case[p]) for p in sizes),
-            ),
-        )
-        chosen.append(best)
-        missing -= covers[best]
-    return [tuple(values[i] for values, i in zip(parameters, case, strict=True)) for case in chosen]
+                -sum(seen.count(i) for seen, i in zip(used, case, strict=True)),
+            )
+
+        chosen.append(max(covers, key=gain))
+        missing -= covers[chosen[-1]]
+    return [values(case) for case in chosen]
 
 
-def _index(values: Sequence[Any], value: Any) -> int:
-    for i, candidate in enumerate(values):
-        if candidate is value or candidate == value:
+def grid(
+    parameters: Mapping[str, Sequence[Any]],
+    *,
+    keep: Iterable[tuple[Any, ...]] = (),
+    valid: Callable[..., bool] = lambda *values: True,
+    strength: int = 2,
+) -> pytest.MarkDecorator:
+    """``pytest.mark.parametrize`` with the cases of `covering`.
+
+    Args:
+        parameters: Values by argument name. A name may be two or more separated by commas, with
+            tuples for values; a value may be a ``pytest.param``, whose marks its cases get.
+        keep: As for `covering`, one value per entry of ``parameters``.
+        valid: As for `covering`.
+        strength: As for `covering`.
+    """
+    plain, marks = [], {}
+    for position, choices in enumerate(parameters.values()):
+        plain.append([])
+        for choice in choices:
+            if hasattr(choice, "marks"):
+                marks[position, choice.values[0]] = choice.marks
+                (choice,) = choice.values
+            plain[-1].append(choice)
+    groups = [[name.strip() for name in key.split(",")] for key in parameters]
+    cases = []
+    for case in covering(*plain, keep=keep, valid=valid, strength=strength):
+        flat: list[Any] = []
+        for names, value in zip(groups, case, strict=True):
+            flat += value if len(names) > 1 else [value]
+        of_case = [m for i, v in enumerate(case) if _hashable(v) for m in marks.get((i, v), ())]
+        cases.append(pytest.param(*flat, marks=of_case, id="-".join(map(_name, flat))))
+    return pytest.mark.parametrize([name for names in groups for name in names], cases)
+
+
+def _index(choices: Sequence[Any], value: Any) -> int:
+    for i, choice in enumerate(choices):
+        if choice is value or choice == value:
             return i
-    raise ValueError(f"{value!r} is none of {list(values)}")
+    raise ValueError(f"{value!r} is not one of {list(choices)}")
+
+
+def _hashable(value: Any) -> bool:
+    return value.__hash__ is not None
+
+
+def _name(value: Any) -> str:
+    if isinstance(value, tuple | list):
+        return "x".join(map(_name, value)) or "empty"
+    return str(value).removeprefix("torch.")
