@@ -1,8 +1,9 @@
-"""Fixtures for all tests: fresh random inputs whose seed is printed when a test fails."""
+"""Fixtures for all tests: fresh random inputs, from one seed that every failure prints."""
 
 from __future__ import annotations
 
 import os
+import random
 import secrets
 from collections.abc import Iterator
 
@@ -11,12 +12,15 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
-SEED = pytest.StashKey[int]()
+# One thread per process: the tests' networks are too small to gain from more, and pytest-xdist
+# runs a process per core. The processes that tests start inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--seed", type=int, default=None, help="seed of the random inputs, to repeat a failure"
+        "--seed", type=int, default=None, help="seed of all random inputs, to repeat a failure"
     )
 
 
@@ -36,21 +40,44 @@ def _why_no_gpu(config: pytest.Config) -> str:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if config.option.seed is None:  # pytest-xdist hands the options to its workers after this
+        config.option.seed = secrets.randbits(31)
     # Triton reads this when it is imported, so before any test does: the kernels are interpreted,
     # and only for the tests that ask for the backend "triton".
     if _why_no_gpu(config):
         os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
-@pytest.fixture
-def seed(request: pytest.FixtureRequest) -> int:
-    """A fresh seed for every test (or that of ``--seed``), set for torch's global generator too."""
-    value = request.config.getoption("--seed")
-    if value is None:
-        value = secrets.randbits(31)
-    request.node.stash[SEED] = value
-    torch.manual_seed(value)
-    return value
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"seed: {config.option.seed}"
+
+
+@pytest.fixture(scope="session")
+def run_seed(request: pytest.FixtureRequest) -> int:
+    """The seed of this run of pytest, fresh or that of ``--seed``, for fixtures of wider scope."""
+    return request.config.option.seed
+
+
+def _seed_generators(seed: int) -> None:
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_fixture_setup(
+    fixturedef: pytest.FixtureDef[object], request: pytest.FixtureRequest
+) -> None:
+    # A fixture of wider scope draws the same numbers whichever test needs it first.
+    if fixturedef.scope != "function":
+        _seed_generators(request.config.option.seed)
+
+
+@pytest.fixture(autouse=True)
+def seed(run_seed: int) -> int:
+    """The seed of this run; every global generator starts from it in every test."""
+    _seed_generators(run_seed)
+    return run_seed
 
 
 @pytest.fixture
@@ -116,8 +143,8 @@ def tf32() -> Iterator[None]:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo):
     report = yield
-    if report.failed and SEED in item.stash:
-        report.sections.append(("Random seed", f"repeat with --seed={item.stash[SEED]}"))
+    if report.failed:
+        report.sections.append(("Random seed", f"repeat with --seed={item.config.option.seed}"))
     return report
 
 

@@ -25,20 +25,9 @@ from dafast.config import ModelConfig
 from dafast.images import load_image
 from dafast.palettes import PALETTES, colorize
 from tests.instruction_sets import instruction_set, needs_extension
+from tests.tiny import TINY
 
 ROOT = Path(__file__).resolve().parent.parent
-
-TINY = ModelConfig(
-    name="tiny",
-    embed_dim=32,
-    num_layers=4,
-    num_heads=2,
-    features=8,
-    out_channels=(8, 8, 8, 8),
-    out_indices=(0, 1, 2, 3),
-    image_size=28,
-    grid_size=2,
-)
 
 
 def _save_model(folder: Path, config: ModelConfig) -> str:

@@ -8,13 +8,10 @@ import pytest
 import torch
 
 import dafast
-from dafast.config import PRESETS
 from dafast.pointcloud import Intrinsics, check_intrinsics, intrinsics_from_fov, point_cloud
+from tests.tiny import tiny
 
-TINY = dataclasses.replace(
-    PRESETS["nano"], name="tiny", embed_dim=64, num_heads=1, num_layers=4, out_indices=(0, 1, 2, 3),
-    image_size=56, grid_size=4, max_depth=10.0,
-)  # fmt: skip
+METRIC = tiny(image_size=56, grid_size=4, max_depth=10.0)
 
 
 def random_scene(rng, height=13, width=17):
@@ -93,7 +90,7 @@ def test_file_holds_the_points(rng, tmp_path):
 
 @pytest.mark.parametrize("bins", ["", "softplus"])
 def test_from_a_photo(bins, rng, seed):
-    model = dafast.DepthAnything(dataclasses.replace(TINY, bin_centers=bins)).eval()
+    model = dafast.DepthAnything(dataclasses.replace(METRIC, bin_centers=bins)).eval()
     photo = rng.integers(0, 256, (40, 60, 3), dtype=np.uint8)
     depth = model.infer_metric(photo)
     assert depth.shape == (40, 60) and depth.dtype == np.float32
@@ -123,7 +120,7 @@ def test_from_a_photo(bins, rng, seed):
     ],
 )
 def test_cameras_that_cannot_be(options, message, seed):
-    model = dafast.DepthAnything(TINY).eval()
+    model = dafast.DepthAnything(METRIC).eval()
     with pytest.raises(ValueError, match=message):
         model.infer_metric(np.zeros((20, 20, 3), np.uint8), **options)
 

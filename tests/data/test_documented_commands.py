@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import secrets
 import shlex
 from pathlib import Path
 
@@ -27,13 +26,11 @@ COMMANDS = [
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory):
+def folder(tmp_path_factory: pytest.TempPathFactory, run_seed: int):
     """The data, the teacher and the SegFormer, where the page has them."""
     transformers = pytest.importorskip("transformers")
     root = tmp_path_factory.mktemp("documented")
-    seed = secrets.randbelow(2**31)
-    print(f"seed = {seed}")
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(run_seed)
     labeled.tartanair(root / "published" / "tartanair", rng)
     labeled.hrwsi(root / "published" / "HR-WSI", rng)
     pictures.sa1b(root / "published" / "sa1b", rng)
@@ -45,8 +42,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory):
     rows = [f"photos/{i}.jpg,{i}.npy\n" for i in range(3)]
     (root / "list.csv").write_text("image,depth\n" + "".join(rows))
     tiny.trained_model().save_pretrained(root / "runs" / "teacher" / "export")
-    tiny.write_shards(root / "data" / "megadepth", 2, 3, seed)
-    tiny.write_shards(root / "served" / "photos", 10, 1, seed, labeled=False)
+    tiny.write_shards(root / "data" / "megadepth", 2, 3, run_seed)
+    tiny.write_shards(root / "served" / "photos", 10, 1, run_seed, labeled=False)
     for shard in (root / "served" / "photos").glob("*.tar"):
         shard.rename(shard.with_name(f"shard-0{shard.name}"))
     labels = {i: f"class {i}" for i in range(150)} | {2: "sky"}

@@ -129,7 +129,7 @@ def brightness(images):
 
 def same(data: ShardDataset, other: ShardDataset) -> None:
     assert len(data) == len(other) > 0
-    for index in np.random.default_rng().permutation(len(data)):
+    for index in np.random.permutation(len(data)):
         a, b = data[index], other[index]
         assert (a.key, a.skipped) == (b.key, b.skipped)
         for x, y in zip(a[1:4], b[1:4], strict=True):

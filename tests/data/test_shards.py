@@ -5,7 +5,6 @@ import io
 import json
 import os
 import pickle
-import secrets
 import tarfile
 from pathlib import Path
 
@@ -15,13 +14,6 @@ from PIL import Image
 
 from dafast.data import remote
 from dafast.data.shards import SampleError, ShardDataset, ShardError
-
-
-@pytest.fixture
-def seed() -> int:
-    value = secrets.randbelow(2**31)
-    print(f"seed = {value}")
-    return value
 
 
 def png(array: np.ndarray) -> bytes:

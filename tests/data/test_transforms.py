@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
-
 import numpy as np
 import pytest
 
@@ -20,13 +18,6 @@ GEOMETRY = [
     AugmentConfig(crop="resized", area=(0.35, 1.0)),
     AugmentConfig(crop="resized", area=(0.2, 0.5), aspect_jitter=1.3),
 ]
-
-
-@pytest.fixture
-def seed() -> int:
-    value = secrets.randbelow(2**31)
-    print(f"seed = {value}")
-    return value
 
 
 def coordinates(height: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 
 import dafast
-from dafast.config import ModelConfig
 from dafast.evaluation import benchmarks, builtin
 from dafast.evaluation.metrics import METRICS
 from dafast.evaluation.protocols import PROTOCOLS
 from dafast.evaluation.samples import DataMissingError, EvaluationSample, Samples
+from tests.tiny import TINY
 
 ROOT = Path(__file__).parents[2]
 
@@ -182,19 +182,6 @@ def test_boundaries_are_measured_where_the_truth_is_sharp(seed):
 def test_samples_of_one_name_all_count(seed):
     samples = [EvaluationSample("same", s.image, s.depth, 10.0) for s in _samples(seed)]
     assert benchmarks.score(_Oracle(samples), samples, "toy")[0][0].count == 3
-
-
-TINY = ModelConfig(
-    name="tiny",
-    embed_dim=32,
-    num_layers=4,
-    num_heads=2,
-    features=8,
-    out_channels=(8, 8, 8, 8),
-    out_indices=(0, 1, 2, 3),
-    image_size=28,
-    grid_size=2,
-)
 
 
 def _model(seed):

@@ -12,31 +12,19 @@ from PIL import Image
 
 import dafast
 from dafast.cli import main
-from dafast.config import ModelConfig
+from tests.tiny import TINY
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
 COMMANDS = [line for line in PAGE.splitlines() if line.startswith("dafast eval")]
 
-TINY = ModelConfig(
-    name="tiny",
-    embed_dim=32,
-    num_layers=4,
-    num_heads=2,
-    features=8,
-    out_channels=(8, 8, 8, 8),
-    out_indices=(0, 1, 2, 3),
-    image_size=28,
-    grid_size=2,
-)
-
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory, run_seed):
     """The network and the data, where the page has them."""
     h5py = pytest.importorskip("h5py")
     io = pytest.importorskip("scipy.io")
-    rng = np.random.default_rng()
+    rng = np.random.default_rng(run_seed)
     root = tmp_path_factory.mktemp("documented")
     dafast.DepthAnything(TINY).save_pretrained(root / "vits")
     data = root / "data"

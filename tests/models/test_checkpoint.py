@@ -22,15 +22,14 @@ from dafast.models.conversion import (
     from_official,
     preset_from_name,
 )
+from tests.tiny import tiny
 from tests.tolerances import TOLERANCES
 
 # Small, but as different in its sizes as the published ones: nothing fits by accident.
-TINY = ModelConfig(
-    name="tiny",
+TINY = tiny(
     embed_dim=64,
     num_layers=5,
     num_heads=1,
-    features=8,
     out_channels=(8, 12, 16, 20),
     out_indices=(0, 1, 3, 4),
     image_size=56,
@@ -42,10 +41,10 @@ TINY = ModelConfig(
 
 @pytest.fixture
 def model(seed, randomise) -> DepthAnything:
-    tiny = DepthAnything(TINY).eval()
-    randomise(tiny, seed)
-    tiny.pretrained.mask_token.normal_()
-    return tiny
+    model = DepthAnything(TINY).eval()
+    randomise(model, seed)
+    model.pretrained.mask_token.normal_()
+    return model
 
 
 def load(path, **options) -> DepthAnything:

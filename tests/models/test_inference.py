@@ -14,15 +14,12 @@ from PIL import Image
 
 import dafast
 from dafast import images
-from dafast.config import PRESETS
 from dafast.images import ImageError, from_pil, load_image
 from dafast.models import inference
 from dafast.ops import preprocess
+from tests.tiny import tiny
 
-TINY = dataclasses.replace(
-    PRESETS["nano"], name="tiny", embed_dim=64, num_heads=1, num_layers=4, out_indices=(0, 1, 2, 3),
-    image_size=56, grid_size=4,
-)  # fmt: skip
+TINY = tiny(image_size=56, grid_size=4)
 
 
 @pytest.fixture

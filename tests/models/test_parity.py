@@ -295,11 +295,11 @@ def test_transformers_reads_our_folder_and_we_read_it_back(
         assert torch.equal(back.state_dict()[key], value), key
 
 
-def test_the_preprocessor_of_our_folder_is_one_of_transformers(transformers, tmp_path):
+def test_the_preprocessor_of_our_folder_is_one_of_transformers(transformers, tmp_path, rng):
     save_pretrained(DepthAnything("nano"), tmp_path, layout="transformers")
     processor = transformers.AutoImageProcessor.from_pretrained(tmp_path)
     assert "DPT" in type(processor).__name__
-    picture = np.random.default_rng().integers(0, 255, (120, 200, 3), dtype=np.uint8)
+    picture = rng.integers(0, 255, (120, 200, 3), dtype=np.uint8)
     pixels = processor(picture, return_tensors="pt")["pixel_values"]
     assert pixels.shape[-2] % 14 == pixels.shape[-1] % 14 == 0
     assert max(pixels.shape[-2:]) > 168 - 14

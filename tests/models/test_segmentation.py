@@ -9,23 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dafast.config import ModelConfig
 from dafast.models import DepthAnything, FeaturePyramid, SegmentationModel
 from dafast.models.checkpoint import CheckpointError
 from dafast.models.segmentation import HEADS, LinearHead, SegmentationConfig, is_segmentation
+from tests.tiny import tiny
 from tests.tolerances import TOLERANCES
 
-TINY = ModelConfig(
-    name="tiny",
-    embed_dim=32,
-    num_layers=5,
-    num_heads=2,
-    features=8,
-    out_channels=(4, 8, 12, 16),
-    out_indices=(0, 1, 3, 4),
-    image_size=28,
-    grid_size=2,
-)
+TINY = tiny(num_layers=5, out_channels=(4, 8, 12, 16), out_indices=(0, 1, 3, 4))
 CLASSES = ("sky", "ground", "rest")
 
 
@@ -156,8 +146,8 @@ def test_saved_and_loaded(head: str, dtype: str | None, tmp_path, seed: int) -> 
     assert not loaded.training
     bound = TOLERANCES[torch.float16 if dtype else torch.float32].copy
     for (name, a), b in zip(model.state_dict().items(), loaded.state_dict().values(), strict=True):
-        tiny = 2**-25 if dtype else 0.0  # half of float16's least step
-        assert (a - b).abs().max() <= bound * a.abs().max() + tiny, name
+        floor = 2**-25 if dtype else 0.0  # half of float16's smallest step
+        assert (a - b).abs().max() <= bound * a.abs().max() + floor, name
 
 
 def test_what_cannot_be_loaded_is_named(tmp_path, seed: int) -> None:

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from dafast import DepthAnything
-from dafast.config import PRESETS, ModelConfig
+from dafast.config import PRESETS
 from dafast.models import checkpoint, inference
+from tests.tiny import tiny
 
 SHAPES = {  # width, blocks, decoder width, channels of the reassembled maps
     "vits": (384, 12, 64, (48, 96, 192, 384)),
@@ -191,16 +192,12 @@ def test_autocast_takes_any_floating_point_images(compiled):
 
 @pytest.mark.parametrize("taps", [(0, 1, 2, 3), (0, 1, 2, 4)], ids=["last is no tap", "it is"])
 def test_features_are_those_of_the_last_block(taps, seed):
-    config = ModelConfig(
-        name="small", embed_dim=64, num_layers=5, num_heads=1, features=8,
-        out_channels=(8, 8, 8, 8), out_indices=taps, image_size=56, grid_size=4,
-    )  # fmt: skip
-    model = DepthAnything(config).eval()
+    model = DepthAnything(tiny(num_layers=5, out_indices=taps)).eval()
     x = torch.randn(2, 3, 56, 70)
     with torch.no_grad():
         disparity, features = model(x, features=True)
         assert torch.equal(disparity, model(x))
         assert torch.equal(features, model.pretrained(x))
-    assert features.shape == (2, 20, 64)
+    assert features.shape == (2, 20, 32)
     with pytest.raises(ValueError, match="not for a list"):
         model([x[0]], features=True)

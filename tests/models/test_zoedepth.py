@@ -12,11 +12,11 @@ from dafast.config import PRESETS, ModelConfig
 from dafast.models.checkpoint import CheckpointError, load_encoder
 from dafast.models.conversion import LAYOUTS, config_to_transformers, from_official
 from dafast.models.zoedepth import MetricBinsHead, attract, log_binomial
+from tests.tiny import tiny
 from tests.tolerances import TOLERANCES
 
 TOLERANCE = TOLERANCES[torch.float32].model
-TINY = ModelConfig(
-    name="tiny",
+TINY = tiny(
     embed_dim=64,
     num_layers=5,
     num_heads=1,

@@ -12,6 +12,8 @@ from tests.instruction_sets import (
     needs_extension,
     threads,
 )
+from tests.ops import parity
+from tests.pairwise import grid
 from tests.tolerances import TOLERANCES
 
 KERNELS = ["triton", CPP]
@@ -29,17 +31,10 @@ DTYPES = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def poisoned(monkeypatch):
-    """Fresh memory holds NaN, so that what a kernel leaves unwritten shows."""
-    for owner, name in ((torch, "empty"), (torch.Tensor, "new_empty")):
-        original = getattr(owner, name)
+SHAPES = [(2, 9, 384), (3, 768), (1, 9, 1024), (7, 192), (2, 3, 50), (5, 17), (9, 3)]
+NAMES = ("s", "n", "x", "branch", "gamma", "weight", "bias")
 
-        def poison(*args, _original=original, **kwargs):
-            out = _original(*args, **kwargs)
-            return out.fill_(float("nan")) if out.is_floating_point() else out.fill_(-(2**30))
-
-        monkeypatch.setattr(owner, name, poison)
+pytestmark = pytest.mark.usefixtures("poisoned")
 
 
 def _inputs(seed, shape, dtypes=(FLOAT, FLOAT, FLOAT, None)):
@@ -66,26 +61,15 @@ def _gradients_of(seed, s, n):
 
 def _run(backend, inputs, upstream, **options):
     """Outputs, then gradients; ``upstream`` makes the outputs' gradients from the outputs."""
-    leaves = [x.detach().requires_grad_() for x in inputs]
-    with use_backend(backend):
-        outputs = add_layer_norm(*leaves, **options)
-    grads = torch.autograd.grad(
-        outputs, leaves, upstream(*outputs), allow_unused=True, materialize_grads=True
-    )
-    return [*outputs, *grads]
+    return parity.run(backend, add_layer_norm, inputs, upstream, **options)
 
 
 def _check(got, exact, eager):
     """Errors of at most twice eager PyTorch's, over the largest value, and the dtype's floor."""
-    names = ("s", "n", "x", "branch", "gamma", "weight", "bias")
-    for name, value, wanted, usual in zip(names, got, exact, eager, strict=True):
-        assert value.shape == wanted.shape and value.dtype == usual.dtype, name
-        error = (value.double() - wanted).abs().max()
-        bound = 2 * (usual.double() - wanted).abs().max()
+    for name, value, wanted, usual in zip(NAMES, got, exact, eager, strict=True):
         # What follows from s has its rounding, which few channels make larger.
-        floor = max(TOLERANCES[dtype].op for dtype in (value.dtype, got[0].dtype))
-        bound += 4 * floor * wanted.abs().max()
-        assert error <= bound, f"{name}: {error:.2e} > {bound:.2e}"
+        coarsest = max(value.dtype, got[0].dtype, key=lambda dtype: TOLERANCES[dtype].op)
+        parity.assert_within(value, wanted, usual, steps=4, dtype=coarsest, name=name)
 
 
 def _eager(x, branch, gamma, weight, bias, dtype):
@@ -96,22 +80,13 @@ def _eager(x, branch, gamma, weight, bias, dtype):
     return s, n.to(dtype or s.dtype)
 
 
-@pytest.mark.parametrize("dtypes", DTYPES)
-@pytest.mark.parametrize(
-    "shape", [(2, 9, 384), (3, 768), (1, 9, 1024), (7, 192), (2, 3, 50), (5, 17), (9, 3)]
-)
-@pytest.mark.parametrize("backend", BACKENDS)
+@grid({"backend": BACKENDS, "shape": SHAPES, "dtypes": DTYPES})
 def test_matches_float64(backend, shape, dtypes, seed, device):
     inputs = _inputs(seed, shape, dtypes)
-    eager = _eager(*inputs, dtypes[-1])
-    upstream = _gradients_of(seed, *eager)
-    exact = _run(
-        "reference", [x.double() for x in inputs], lambda *_: [g.double() for g in upstream]
-    )
-    got = _run(backend, inputs, lambda *_: upstream, dtype=dtypes[-1])
-    leaves = [x.detach().requires_grad_() for x in inputs]
-    eager = _eager(*leaves, dtypes[-1])
-    _check(got, exact, [*eager, *torch.autograd.grad(eager, leaves, upstream)])
+    upstream = _gradients_of(seed, *_eager(*inputs, dtypes[-1]))
+    exact = parity.exact(add_layer_norm, inputs, upstream)
+    got = _run(backend, inputs, upstream, dtype=dtypes[-1])
+    _check(got, exact, parity.evaluate(_eager, inputs, upstream, dtype=dtypes[-1]))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -197,7 +172,7 @@ def test_empty(backend, shape, device):
 def test_one_row_and_one_channel(backend, shape, seed, device):
     inputs = _inputs(seed, shape)
     upstream = _gradients_of(seed, inputs[0], inputs[0])
-    got, expected = (_run(name, inputs, lambda *_: upstream) for name in (backend, "reference"))
+    got, expected = (_run(name, inputs, upstream) for name in (backend, "reference"))
     # One channel: nothing is left of it, and rounding is divided by sqrt(eps).
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-3 if shape[-1] == 1 else 1e-5)
 
@@ -241,8 +216,8 @@ def test_programs_with_many_tiles(seed, monkeypatch, device):
     monkeypatch.setattr("dafast.kernels.add_layer_norm._MAX_PROGRAMS", 3)
     inputs = _inputs(seed, (83, 40))
     upstream = _gradients_of(seed, inputs[0], inputs[0])
-    got = _run("triton", inputs, lambda *_: upstream)
-    expected = _run("reference", inputs, lambda *_: upstream)
+    got = _run("triton", inputs, upstream)
+    expected = _run("reference", inputs, upstream)
     for value, wanted in zip(got, expected, strict=True):
         assert (value - wanted).abs().max() <= 1e-5 * wanted.abs().max()
 
@@ -250,8 +225,7 @@ def test_programs_with_many_tiles(seed, monkeypatch, device):
 def test_triton_is_bit_equal_run_to_run(seed, device):
     inputs = _inputs(seed, (3, 150, 40))
     upstream = _gradients_of(seed, inputs[0], inputs[0])
-    first, second = (_run("triton", inputs, lambda *_: upstream) for _ in range(2))
-    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    parity.assert_equal(*(_run("triton", inputs, upstream) for _ in range(2)))
 
 
 @needs_extension
@@ -261,9 +235,9 @@ def test_cpp_is_bit_equal_for_any_number_of_threads(seed):
     results = []
     for count in (1, 2, 5):
         with threads(count):
-            results.append(_run("cpp", inputs, lambda *_: upstream))
+            results.append(_run("cpp", inputs, upstream))
     for result in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
+        parity.assert_equal(result, results[0])
 
 
 @needs_extension
@@ -326,7 +300,7 @@ def test_opcheck_and_compile(backend, dtypes, seed, monkeypatch):
     inputs = [x.requires_grad_() for x in _inputs(seed, (2, 5, 32), dtypes)]
     out = dtypes[-1] or torch.float32
     upstream = _gradients_of(seed, inputs[0], inputs[0].to(out))
-    expected = _run(backend, inputs, lambda *_: upstream, dtype=out)
+    expected = _run(backend, inputs, upstream, dtype=out)
     with use_backend(backend):
         torch.library.opcheck(
             torch.ops.dafast.add_layer_norm.default,
@@ -375,7 +349,7 @@ def test_gpu_graph_capture_and_streams(dtypes, seed, monkeypatch):
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(3):
-                got = _run("triton", inputs, lambda *_: upstream, dtype=dtypes[-1])
+                got = _run("triton", inputs, upstream, dtype=dtypes[-1])
         stream.synchronize()
         _check(got, exact, eager)
     graph = torch.cuda.CUDAGraph()

@@ -15,7 +15,8 @@ from tests.instruction_sets import (
     needs_extension,
     threads,
 )
-from tests.tolerances import TOLERANCES
+from tests.ops import parity
+from tests.pairwise import grid
 
 INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"  # see conftest
 KERNELS = ["triton", CPP]
@@ -29,17 +30,9 @@ DTYPES = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def poisoned(monkeypatch):
-    """Fresh memory holds NaN, so that what a kernel leaves unwritten shows."""
-    for owner, name in ((torch, "empty"), (torch.Tensor, "new_empty")):
-        original = getattr(owner, name)
+SHAPES = [(2, 19, 1536), (1, 40, 768), (3, 256), (2, 5, 50), (33, 1), (7,)]
 
-        def poison(*args, _original=original, **kwargs):
-            out = _original(*args, **kwargs)
-            return out.fill_(float("nan")) if out.is_floating_point() else out.fill_(-(2**30))
-
-        monkeypatch.setattr(owner, name, poison)
+pytestmark = pytest.mark.usefixtures("poisoned")
 
 
 def _inputs(seed, shape, dtypes=DTYPES[0]):
@@ -52,30 +45,20 @@ def _inputs(seed, shape, dtypes=DTYPES[0]):
 
 
 def _run(backend, x, bias, upstream, **options):
-    leaves = [x.detach().requires_grad_(), bias.detach().requires_grad_()]
-    with use_backend(backend):
-        out = bias_gelu(*leaves, **options)
-    return [out, *torch.autograd.grad(out, leaves, upstream)]
+    return parity.run(backend, bias_gelu, [x, bias], [upstream], **options)
 
 
 def _check(got, exact, dtypes):
     """Errors of at most two roundings to the value's dtype, over the largest value."""
-    for value, wanted, dtype in zip(got, exact, (dtypes[0], *dtypes), strict=True):
-        assert value.dtype == dtype and value.shape == wanted.shape
-        error = (value.double() - wanted).abs().max()
-        largest = wanted.abs().max()
-        if wanted is exact[-1]:  # a sum of gradients of x, which can cancel
-            largest = torch.maximum(largest, exact[1].abs().max())
-        # Where all of x is far below 0 the results are small differences of terms of order 1.
-        assert error <= 2 * TOLERANCES[dtype].op * largest.clamp_min(1.0)
+    assert [value.dtype for value in got] == [dtypes[0], *dtypes]
+    # Where all of x is far below 0 the results are small differences of terms of order 1.
+    parity.assert_all_within(got[:2], exact[:2], names=["out", "x"], steps=2, scale=1)
+    # The bias gets a sum of gradients of x, which can cancel.
+    scale = exact[1].abs().max().clamp_min(1)
+    parity.assert_within(got[2], exact[2], name="bias", steps=2, scale=scale)
 
 
-@pytest.mark.parametrize("added", [False, True])
-@pytest.mark.parametrize("dtypes", DTYPES)
-@pytest.mark.parametrize(
-    "shape", [(2, 19, 1536), (1, 40, 768), (3, 256), (2, 5, 50), (33, 1), (7,)]
-)
-@pytest.mark.parametrize("backend", BACKENDS)
+@grid({"backend": BACKENDS, "shape": SHAPES, "dtypes": DTYPES, "added": [False, True]})
 def test_matches_float64(backend, shape, dtypes, added, seed, device):
     inputs = _inputs(seed, shape, dtypes)
     exact = _run("reference", *(x.double() for x in inputs), added=added)
@@ -158,8 +141,7 @@ def test_chunks_with_many_tiles(seed, monkeypatch, device):
 
 def test_triton_is_bit_equal_run_to_run(seed, device):
     inputs = _inputs(seed, (3, 100, 40))
-    first, second = (_run("triton", *inputs) for _ in range(2))
-    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    parity.assert_equal(*(_run("triton", *inputs) for _ in range(2)))
 
 
 @needs_extension
@@ -171,7 +153,7 @@ def test_cpp_is_bit_equal_for_any_number_of_threads(seed):
             with threads(count):
                 results.append(_run("cpp", *inputs, added=added))
         for result in results[1:]:
-            assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
+            parity.assert_equal(result, results[0])
 
 
 @needs_extension

@@ -16,6 +16,8 @@ from tests.instruction_sets import (
     needs_extension,
     threads,
 )
+from tests.ops import parity
+from tests.pairwise import grid
 from tests.tolerances import TOLERANCES
 
 KERNELS = ["triton", CPP]
@@ -23,17 +25,10 @@ BACKENDS = ["reference", *KERNELS]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
-@pytest.fixture(autouse=True)
-def poisoned(monkeypatch):
-    """Fresh memory holds NaN, so that what a kernel leaves unwritten shows."""
-    for owner, name in ((torch, "empty"), (torch.Tensor, "new_empty")):
-        original = getattr(owner, name)
+SHAPES = [(2, 37, 384), (1, 9, 768), (3, 5, 1024), (2, 3, 50), (1, 1, 1), (5, 1, 192)]
+REDUCTIONS = ["all", "kept"]
 
-        def poison(*args, _original=original, **kwargs):
-            out = _original(*args, **kwargs)
-            return out.fill_(float("nan")) if out.is_floating_point() else out.fill_(-(2**30))
-
-        monkeypatch.setattr(owner, name, poison)
+pytestmark = pytest.mark.usefixtures("poisoned")
 
 
 def _inputs(seed, shape, dtype=torch.float64, similar=0.7):
@@ -46,10 +41,10 @@ def _inputs(seed, shape, dtype=torch.float64, similar=0.7):
 
 
 def _run(backend, student, teacher, **options):
-    student = student.detach().requires_grad_()
-    with use_backend(backend):
-        loss = feature_alignment_loss(student, teacher, **options)
-    return loss, torch.autograd.grad(loss, student)[0]
+    def op(student):
+        return feature_alignment_loss(student, teacher, **options)
+
+    return parity.run(backend, op, [student])
 
 
 def _far_from_margin(student, teacher, margins):
@@ -59,12 +54,7 @@ def _far_from_margin(student, teacher, margins):
     return cosine
 
 
-@pytest.mark.parametrize("reduction", ["all", "kept"])
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(
-    "shape", [(2, 37, 384), (1, 9, 768), (3, 5, 1024), (2, 3, 50), (1, 1, 1), (5, 1, 192)]
-)
-@pytest.mark.parametrize("backend", BACKENDS)
+@grid({"backend": BACKENDS, "shape": SHAPES, "dtype": DTYPES, "reduction": REDUCTIONS})
 def test_matches_float64(backend, shape, dtype, reduction, seed, device):
     student, teacher = _inputs(seed, shape, dtype)
     expected, expected_grad = _run(
@@ -75,7 +65,7 @@ def test_matches_float64(backend, shape, dtype, reduction, seed, device):
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5, abs=1e-6)
     # A gradient is a difference of terms up to 1 / |student|, which can cancel.
     terms = 1 / student.double().norm(dim=-1).min()
-    assert (grad.double() - expected_grad).abs().max() <= 4 * TOLERANCES[dtype].op * terms
+    parity.assert_within(grad, expected_grad, steps=4, scale=terms)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -93,7 +83,7 @@ def test_formula(backend, seed, device):
     assert loss.item() == pytest.approx((1 - cosine)[cosine <= 0.7].mean().item(), rel=1e-5)
 
 
-@pytest.mark.parametrize("reduction", ["all", "kept"])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_no_kept_token_is_zero(backend, reduction, seed, device):
     _, teacher = _inputs(seed, (2, 7, 48), torch.float32)
@@ -108,7 +98,7 @@ def test_empty(backend, shape, device):
     assert loss.item() == 0 and grad.shape == shape
 
 
-@pytest.mark.parametrize("reduction", ["all", "kept"])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize(("margin", "expected"), [(0.85, 1.0), (0.0, 1.0), (-0.1, 0.0)])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_without_channels_every_cosine_is_zero(backend, margin, expected, reduction, device):
@@ -128,7 +118,7 @@ def test_triton_tokens_of_an_image_further_apart_than_int32(seed, tmp_path):
     far.copy_(student)
     expected = _run("triton", student, teacher)
     got = _run("triton", far, teacher)
-    assert torch.equal(got[0], expected[0]) and torch.equal(got[1], expected[1])
+    parity.assert_equal(got, expected)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -175,8 +165,7 @@ def test_reads_the_view_without_class_token_in_place(backend, seed, monkeypatch,
 
 def test_triton_is_bit_equal_run_to_run(seed, device):
     student, teacher = _inputs(seed, (3, 700, 40), torch.float32)
-    first, second = (_run("triton", student, teacher) for _ in range(2))
-    assert torch.equal(first[0], second[0]) and torch.equal(first[1], second[1])
+    parity.assert_equal(*(_run("triton", student, teacher) for _ in range(2)))
 
 
 @pytest.mark.parametrize("kept_only", [False, True])
@@ -206,8 +195,8 @@ def test_cpp_is_bit_equal_for_any_number_of_threads(seed):
     for count in (1, 2, 5):
         with threads(count):
             results.append(_run("cpp", student, teacher))
-    for loss, grad in results[1:]:
-        assert torch.equal(loss, results[0][0]) and torch.equal(grad, results[0][1])
+    for result in results[1:]:
+        parity.assert_equal(result, results[0])
 
 
 @needs_extension

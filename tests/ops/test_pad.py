@@ -7,9 +7,11 @@ import torch
 import torch.nn.functional as F
 
 from dafast.ops import _extension, pad, pad_reference, use_backend
-from tests.tolerances import TOLERANCES
+from tests.instruction_sets import CPP, needs_extension
+from tests.ops import parity
+from tests.pairwise import grid
 
-BACKENDS = ["reference", "cpp"]
+BACKENDS = ["reference", CPP]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 MODES = ["constant", "replicate", "reflect"]
 
@@ -27,61 +29,49 @@ CASES = [
 ]
 
 
+GRID = {
+    "dtype": DTYPES,
+    "mode": MODES,
+    "channels_last": [False, True],
+    "shape, padding": CASES,
+}
+
+
 @pytest.fixture(params=BACKENDS)
-def backend(request, monkeypatch):
-    if request.param == "cpp" and _extension.load() is None:
-        pytest.skip(_extension.why_missing())
-    poison(monkeypatch)
+def backend(request, poisoned):
     return request.param
 
 
-def poison(monkeypatch):
-    """Fresh memory holds NaN, so that what a kernel leaves unwritten shows."""
-    original = torch.empty
-
-    def empty(*args, **kwargs):
-        out = original(*args, **kwargs)
-        return out.fill_(float("nan")) if out.is_floating_point() else out.fill_(77)
-
-    monkeypatch.setattr(torch, "empty", empty)
-
-
-def run(backend, x, *args, cotangent=None, **options):
+def run(backend, x, padding, cotangent=None, **options):
     """The result and the gradient of the input."""
-    x = x.detach().requires_grad_()
-    with use_backend(backend):
-        out = pad(x, *args, **options)
-    cotangent = torch.ones_like(out) if cotangent is None else cotangent
-    return out.detach(), torch.autograd.grad(out, x, cotangent.to(out.dtype))[0]
+    upstream = None if cotangent is None else [cotangent]
+    return parity.run(backend, pad, [x], upstream, padding=padding, **options)
 
 
 def check(got, x, padding, mode, value, cotangent):
-    expected, grad = run(
-        "reference", x.double(), padding, mode=mode, value=value, cotangent=cotangent
-    )
-    out, got_grad = got
+    exact, exact_grad = run("reference", x.double(), padding, cotangent, mode=mode, value=value)
+    out, grad = got
     stored = torch.tensor(value).to(x.dtype).double()
-    shown = expected if mode != "constant" else torch.where(expected == value, stored, expected)
+    shown = exact if mode != "constant" else torch.where(exact == value, stored, exact)
+    assert out.dtype == grad.dtype == x.dtype
     assert torch.equal(out.double(), shown)
     # A border pixel's gradient is a sum of some hundred terms.
-    bound = 4 * TOLERANCES[x.dtype].op * grad.abs().max().clamp_min(1)
-    assert (got_grad.double() - grad).abs().max() <= bound
+    parity.assert_within(grad, exact_grad, steps=4, scale=1)
 
 
-@pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("shape", "padding"), CASES)
-def test_matches_pytorch(backend, shape, padding, dtype, mode, channels_last, seed):
-    x = torch.randn(2, *shape).to(dtype)
-    if channels_last:
-        x = x.contiguous(memory_format=torch.channels_last)
-    value = 0.3 if mode == "constant" else 0.0
+def random_inputs(shape, padding, dtype, channels_last):
     left, right, top, bottom = padding
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    x = torch.randn(2, *shape).to(dtype).contiguous(memory_format=layout)
     size = (shape[1] + top + bottom, shape[2] + left + right)
-    cotangent = torch.randn(2, shape[0], *size).to(dtype)
-    got = run(backend, x, padding, mode=mode, value=value, cotangent=cotangent)
-    assert got[0].dtype == got[1].dtype == dtype
+    return x, torch.randn(2, shape[0], *size).to(dtype)
+
+
+@grid({"backend": BACKENDS, **GRID}, strength=3)
+def test_matches_pytorch(backend, dtype, mode, channels_last, shape, padding, poisoned):
+    x, cotangent = random_inputs(shape, padding, dtype, channels_last)
+    value = 0.3 if mode == "constant" else 0.0
+    got = run(backend, x, padding, cotangent, mode=mode, value=value)
     check(got, x, padding, mode, value, cotangent)
 
 
@@ -97,7 +87,7 @@ def test_random_paddings(backend, mode, rng):
         x = torch.from_numpy(rng.standard_normal((1, 2, height, width)).astype("float32"))
         out = F.pad(x, padding, mode=mode)
         cotangent = torch.from_numpy(rng.standard_normal(out.shape).astype("float32"))
-        got = run(backend, x, padding, mode=mode, cotangent=cotangent)
+        got = run(backend, x, padding, cotangent, mode=mode)
         assert torch.equal(got[0], out), (tuple(x.shape), padding)
         check(got, x, padding, mode, 0.0, cotangent)
 
@@ -149,9 +139,8 @@ def test_gradcheck(seed):
         assert torch.autograd.gradcheck(lambda x, m=mode: pad_reference(x, (2, 1, 3, 0), m), [x])
 
 
+@needs_extension
 def test_opcheck_compile_and_second_derivative(seed):
-    if _extension.load() is None:
-        pytest.skip(_extension.why_missing())
     x = torch.randn(2, 3, 6, 7, requires_grad=True)
     for layout in (torch.contiguous_format, torch.channels_last):
         inputs = x.detach().contiguous(memory_format=layout).requires_grad_()
@@ -187,9 +176,8 @@ def test_errors_name_what_was_given(shape, padding, mode, message):
         pad(torch.zeros(shape), padding, mode=mode)
 
 
+@needs_extension
 def test_extension_refuses_what_it_cannot_do():
-    if _extension.load() is None:
-        pytest.skip(_extension.why_missing())
     op = torch.ops.dafast_C.pad
     x = torch.zeros(1, 2, 4, 4)
     with pytest.raises(RuntimeError, match="reflection wider"):
@@ -199,19 +187,12 @@ def test_extension_refuses_what_it_cannot_do():
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("shape", "padding"), CASES)
-def test_gpu_matches_pytorch(shape, padding, dtype, mode, channels_last, seed):
+@grid(GRID)
+def test_gpu_matches_pytorch(dtype, mode, channels_last, shape, padding):
     if why := _extension.why_not("cuda"):
         pytest.skip(why)
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    x = torch.randn(2, *shape).to(dtype).contiguous(memory_format=layout)
-    left, right, top, bottom = padding
-    cotangent = torch.randn(2, shape[0], shape[1] + top + bottom, shape[2] + left + right)
-    cotangent = cotangent.to(dtype)
-    got = run("cuda", x.cuda(), padding, mode=mode, cotangent=cotangent.cuda())
+    x, cotangent = random_inputs(shape, padding, dtype, channels_last)
+    got = run("cuda", x.cuda(), padding, cotangent.cuda(), mode=mode)
     check([t.cpu() for t in got], x, padding, mode, 0.0, cotangent)
 
 

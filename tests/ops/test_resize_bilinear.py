@@ -7,10 +7,11 @@ import torch
 import torch.nn.functional as F
 
 from dafast.ops import _extension, resize_bilinear, resize_bilinear_reference, use_backend
-from tests.instruction_sets import INSTRUCTION_SETS, instruction_set
-from tests.tolerances import TOLERANCES
+from tests.instruction_sets import CPP, INSTRUCTION_SETS, instruction_set, needs_extension, threads
+from tests.ops import parity
+from tests.pairwise import grid
 
-BACKENDS = ["reference", "cpp"]
+BACKENDS = ["reference", CPP]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 VARIANTS = [(False, False), (True, False), (False, True), (True, True)]
 
@@ -27,81 +28,58 @@ SHAPES = [
     ((2, 64, 5), (3, 5)),
     ((4, 12, 13), (5, 1)),
 ]
+GRID = {
+    "shape, size": SHAPES,
+    "dtype": DTYPES,
+    "align_corners, antialias": VARIANTS,
+    "channels_last": [False, True],
+}
 
 
 @pytest.fixture(params=BACKENDS)
-def backend(request, monkeypatch):
-    if request.param == "cpp" and _extension.load() is None:
-        pytest.skip(_extension.why_missing())
-    poison(monkeypatch)
+def backend(request, poisoned):
     return request.param
-
-
-def poison(monkeypatch):
-    """Fresh memory holds NaN, so that what a kernel leaves unwritten shows."""
-    original = torch.empty
-
-    def empty(*args, **kwargs):
-        out = original(*args, **kwargs)
-        return out.fill_(float("nan")) if out.is_floating_point() else out.fill_(77)
-
-    monkeypatch.setattr(torch, "empty", empty)
 
 
 def run(backend, x, size, cotangent=None, **options):
     """The result and the gradient of the input."""
-    x = x.detach().requires_grad_()
-    with use_backend(backend):
-        out = resize_bilinear(x, size, **options)
-    cotangent = torch.ones_like(out) if cotangent is None else cotangent
-    return out.detach(), torch.autograd.grad(out, x, cotangent.to(out.dtype))[0]
+    upstream = None if cotangent is None else [cotangent]
+    return parity.run(backend, resize_bilinear, [x], upstream, size=size, **options)
 
 
-def check(got, expected, eager, dtype):
+def check(backend, shape, size, dtype, channels_last, device="cpu", **options):
     """At most twice the error of PyTorch's own path in this dtype, plus the dtype's floor."""
-    size = expected.abs().max().clamp_min(1e-30)
-    own = (eager.double() - expected).abs().max() / size
-    error = (got.double() - expected).abs().max() / size
-    assert error <= 2 * own + TOLERANCES[dtype].op, f"{error:.1e} against PyTorch's {own:.1e}"
-
-
-@pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize(("align_corners", "antialias"), VARIANTS)
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("shape", "size"), SHAPES)
-def test_matches_float64(
-    backend, shape, size, dtype, align_corners, antialias, channels_last, seed
-):
-    x = torch.randn(2, *shape).to(dtype)
-    if channels_last:
-        x = x.contiguous(memory_format=torch.channels_last)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    x = torch.randn(2, *shape).to(dtype).contiguous(memory_format=layout)
     cotangent = torch.randn(2, shape[0], *size).to(dtype)
-    options = {"align_corners": align_corners, "antialias": antialias}
-    expected = run("reference", x.double(), size, cotangent, **options)
+    exact = run("reference", x.double(), size, cotangent, **options)
     eager = run("reference", x, size, cotangent, **options)
-    got = run(backend, x, size, cotangent, **options)
-    for g, e, own in zip(got, expected, eager, strict=True):
-        assert g.dtype == dtype and g.shape == e.shape
-        check(g, e, own, dtype)
+    got = run(backend, x.to(device), size, cotangent.to(device), **options)
+    parity.assert_all_within([t.cpu() for t in got], exact, eager, names=["result", "gradient"])
 
 
-@pytest.mark.parametrize("name", INSTRUCTION_SETS)
-@pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_every_instruction_set(dtype, channels_last, name, seed):
-    for shape, size in SHAPES:
-        x = torch.randn(2, *shape).to(dtype)
-        if channels_last:
-            x = x.contiguous(memory_format=torch.channels_last)
-        for align_corners, antialias in VARIANTS:
-            options = {"align_corners": align_corners, "antialias": antialias}
-            with instruction_set(name):
-                got = run("cpp", x, size, **options)
-            for g, e, own in zip(
-                got, run("reference", x.double(), size, **options),
-                run("reference", x, size, **options), strict=True,
-            ):  # fmt: skip
-                check(g, e, own, dtype)
+@grid({**GRID, "backend": BACKENDS})
+def test_matches_float64(
+    shape, size, dtype, align_corners, antialias, channels_last, backend, poisoned
+):
+    options = {"align_corners": align_corners, "antialias": antialias}
+    check(backend, shape, size, dtype, channels_last, **options)
+
+
+@grid(
+    {
+        "name": INSTRUCTION_SETS,
+        "dtype": DTYPES,
+        "align_corners, antialias": VARIANTS,
+        "channels_last": [False, True],
+    },
+    strength=3,
+)
+def test_every_instruction_set(name, dtype, align_corners, antialias, channels_last):
+    options = {"align_corners": align_corners, "antialias": antialias}
+    with instruction_set(name):
+        for shape, size in SHAPES:
+            check("cpp", shape, size, dtype, channels_last, **options)
 
 
 @pytest.mark.parametrize(("align_corners", "antialias"), VARIANTS)
@@ -118,13 +96,12 @@ def test_random_sizes_are_pytorchs(backend, align_corners, antialias, rng):
         )
 
 
+@needs_extension
 def test_places_are_exact_in_large_images(seed):
     """In float32 a place of several thousand has lost what the weights are made of.
 
     PyTorch's own last pixel is wrong here even in float64: it takes the floor of a float32.
     """
-    if _extension.load() is None:
-        pytest.skip(_extension.why_missing())
     x = torch.rand(1, 1, 3, 20011)
     place = (torch.arange(19997, dtype=torch.float64) + 0.5) * (20011 / 19997) - 0.5
     below = place.long()
@@ -182,9 +159,8 @@ def test_empty_batch(backend):
     assert out.shape == (0, 3, 7, 3) and grad.shape == (0, 3, 4, 5)
 
 
+@needs_extension
 def test_nan_stays_where_it_has_weight(seed):
-    if _extension.load() is None:
-        pytest.skip(_extension.why_missing())
     x = torch.rand(1, 1, 8, 8)
     cotangent = torch.rand(1, 1, 16, 16)
     cotangent[0, 0, 0, 0] = float("nan")
@@ -192,20 +168,15 @@ def test_nan_stays_where_it_has_weight(seed):
     assert grad[0, 0, 0, 0].isnan() and grad.isnan().sum() == 1
 
 
+@needs_extension
 def test_threads_and_runs_agree(seed):
-    if _extension.load() is None:
-        pytest.skip(_extension.why_missing())
     x = torch.randn(1, 4, 150, 170)
-    threads = torch.get_num_threads()
     results = []
-    try:
-        for n in (1, 2, 3, 7):
-            torch.set_num_threads(n)
+    for count in (1, 2, 3, 7):
+        with threads(count):
             results.append(run("cpp", x, (301, 99), antialias=True))
-    finally:
-        torch.set_num_threads(threads)
-    for out, grad in results[1:]:
-        assert torch.equal(out, results[0][0]) and torch.equal(grad, results[0][1])
+    for result in results[1:]:
+        parity.assert_equal(result, results[0])
 
 
 def test_gradcheck(seed):
@@ -219,9 +190,8 @@ def test_gradcheck(seed):
         )
 
 
+@needs_extension
 def test_opcheck_compile_and_second_derivative(seed):
-    if _extension.load() is None:
-        pytest.skip(_extension.why_missing())
     x = torch.randn(2, 3, 6, 7, requires_grad=True)
     for layout in (torch.contiguous_format, torch.channels_last):
         inputs = x.detach().contiguous(memory_format=layout).requires_grad_()
@@ -261,9 +231,8 @@ def test_errors_name_what_was_given(x, size, message):
         resize_bilinear(x, size)
 
 
+@needs_extension
 def test_extension_refuses_what_it_cannot_do():
-    if _extension.load() is None:
-        pytest.skip(_extension.why_missing())
     op = torch.ops.dafast_C.resize_bilinear
     x = torch.zeros(1, 2, 4, 4)
     for source, out, message in (
@@ -279,22 +248,12 @@ def test_extension_refuses_what_it_cannot_do():
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize(("align_corners", "antialias"), VARIANTS)
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("shape", "size"), SHAPES)
-def test_gpu_matches_float64(shape, size, dtype, align_corners, antialias, channels_last, seed):
+@grid(GRID)
+def test_gpu_matches_float64(shape, size, dtype, align_corners, antialias, channels_last):
     if why := _extension.why_not("cuda"):
         pytest.skip(why)
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    x = torch.randn(2, *shape).to(dtype).contiguous(memory_format=layout)
-    cotangent = torch.randn(2, shape[0], *size).to(dtype)
     options = {"align_corners": align_corners, "antialias": antialias}
-    expected = run("reference", x.double(), size, cotangent, **options)
-    eager = run("reference", x, size, cotangent, **options)
-    got = run("cuda", x.cuda(), size, cotangent.cuda(), **options)
-    for g, e, own in zip(got, expected, eager, strict=True):
-        check(g.cpu(), e, own, dtype)
+    check("cuda", shape, size, dtype, channels_last, "cuda", **options)
 
 
 @pytest.mark.gpu

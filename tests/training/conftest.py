@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import secrets
 from pathlib import Path
 
 import pytest
@@ -8,21 +7,10 @@ import pytest
 from tests.training import tiny
 
 
-@pytest.fixture
-def seed() -> int:
-    """A new seed each time; pytest shows the print when the test fails."""
-    value = secrets.randbelow(2**31)
-    print(f"seed = {value}")
-    return value
-
-
 @pytest.fixture(scope="session")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shards(tmp_path_factory: pytest.TempPathFactory, run_seed: int) -> Path:
     """A folder of two shards with 36 samples in all."""
-    seed = secrets.randbelow(2**31)
-    print(f"shards' seed = {seed}")
-    folder = tiny.write_shards(tmp_path_factory.mktemp("shards"), 2, 18, seed)
-    return folder
+    return tiny.write_shards(tmp_path_factory.mktemp("shards"), 2, 18, run_seed)
 
 
 @pytest.fixture(scope="session")

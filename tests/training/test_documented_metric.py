@@ -45,11 +45,11 @@ def depth16(path: Path, rng: np.random.Generator, height: int, width: int, unit:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, run_seed: int) -> Path:
     """The networks and the data, where the page has them."""
     h5py = pytest.importorskip("h5py")
     io = pytest.importorskip("scipy.io")
-    rng = np.random.default_rng()
+    rng = np.random.default_rng(run_seed)
     root = tmp_path_factory.mktemp("documented")
     data = root / "data"
     DepthAnything("tiny").save_pretrained(root / "vits")

@@ -69,8 +69,8 @@ def write_photos(root: Path, count: int, rng: np.random.Generator, ignored: bool
 
 
 @pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_photos(tmp_path_factory.mktemp("photos"), 24, np.random.default_rng())
+def photos(tmp_path_factory: pytest.TempPathFactory, run_seed: int) -> Path:
+    return write_photos(tmp_path_factory.mktemp("photos"), 24, np.random.default_rng(run_seed))
 
 
 def config_of(

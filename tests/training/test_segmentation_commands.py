@@ -46,9 +46,9 @@ def test_there_are_commands() -> None:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, run_seed: int) -> Path:
     """The data, where the page has it; the commands run here in the page's order."""
-    rng = np.random.default_rng()
+    rng = np.random.default_rng(run_seed)
     root = tmp_path_factory.mktemp("documented")
     for split in ("train", "val"):
         cityscapes_frame(root / "data/cityscapes", split, "bonn", 0, rng, trained=split == "val")

@@ -1,7 +1,6 @@
 """What a training starts from, and with which optimizer."""
 
 import copy
-import dataclasses
 
 import pytest
 import torch
@@ -12,11 +11,9 @@ from dafast.ops import affine_invariant_loss
 from dafast.training.config import ConfigError, ModelSection, OptimSection
 from dafast.training.initialization import mimetic_init_
 from dafast.training.steps import build_model, build_optimizer, prepare_model
+from tests.tiny import tiny
 
-SMALL = dataclasses.replace(
-    PRESETS["nano"], name="small", embed_dim=64, num_heads=2, num_layers=4,
-    out_indices=(0, 1, 2, 3), grid_size=4,
-)  # fmt: skip
+SMALL = tiny(embed_dim=64, features=24, image_size=56, grid_size=4)
 CPU = torch.device("cpu")
 
 

@@ -40,11 +40,9 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def photos(tmp_path_factory: pytest.TempPathFactory, run_seed: int) -> Path:
     """Unlabeled shards: images alone."""
-    seed = random.randrange(2**31)
-    print(f"photos' seed = {seed}")
-    return tiny.write_shards(tmp_path_factory.mktemp("photos"), 2, 12, seed, labeled=False)
+    return tiny.write_shards(tmp_path_factory.mktemp("photos"), 2, 12, run_seed, labeled=False)
 
 
 def student_config(shards: Path, photos: Path, teacher: str, out: Path, **changes: Any) -> Any:

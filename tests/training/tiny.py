@@ -5,7 +5,6 @@ As a script it is `train.py` with the small preset known: the tests start it as 
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import itertools
 import json
@@ -27,19 +26,9 @@ sys.path.insert(0, str(ROOT))
 from dafast.config import PRESETS  # noqa: E402
 from dafast.losses import AffineInvariantLoss  # noqa: E402
 from dafast.models.depth_anything import DepthAnything  # noqa: E402
+from tests.tiny import tiny  # noqa: E402
 
-TINY = dataclasses.replace(
-    PRESETS["nano"],
-    name="tiny",
-    embed_dim=64,
-    num_layers=4,
-    num_heads=1,
-    out_channels=(8, 8, 8, 8),
-    out_indices=(0, 1, 2, 3),
-    features=8,
-    image_size=42,
-    grid_size=3,
-)
+TINY = tiny(embed_dim=64, num_heads=1, image_size=42, grid_size=3)
 PRESETS["tiny"] = TINY
 
 

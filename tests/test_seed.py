@@ -1,0 +1,53 @@
+"""`pytest --seed=N` repeats every random input, for any selection of tests and any processes."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+pytest_plugins = ["pytester"]
+
+CASES = """
+import random
+import numpy as np
+import pytest
+import torch
+
+def draw():
+    return torch.rand(1).item(), np.random.rand(), random.random()
+
+@pytest.fixture(scope="module")
+def shared():
+    return draw()
+
+def test_first(shared):
+    print("\\nFIRST", draw())
+
+def test_second(shared, rng):
+    print("\\nSECOND", shared, draw(), rng.random())
+
+def test_fails(seed):
+    assert seed is None
+"""
+
+
+def drawn(pytester: pytest.Pytester, *arguments: str) -> str:
+    result = pytester.runpytest_subprocess("-s", *arguments)
+    (line,) = re.findall("SECOND.*", result.stdout.str())
+    return line
+
+
+@pytest.mark.slow
+def test_seed_repeats_a_run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch):
+    root = Path(__file__).parents[1]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(root), os.environ.get("PYTHONPATH", ""))))
+    pytester.makeconftest((root / "tests" / "conftest.py").read_text(encoding="utf-8"))
+    pytester.makepyfile(CASES)
+    whole = pytester.runpytest_subprocess("-rP", "-p", "xdist", "-n", "1")
+    (seed,) = set(re.findall(r"repeat with --seed=(\d+)", whole.stdout.str()))
+    (line,) = re.findall("SECOND.*", whole.stdout.str())
+    assert drawn(pytester, f"--seed={seed}", "-k", "second") == line
+    assert drawn(pytester, f"--seed={int(seed) + 1}") != line
