@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import sys
+from collections.abc import Iterator
+from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 _DTYPES = {
     "float32": torch.float32,
@@ -108,3 +112,24 @@ def resolve_dtype(
     if isinstance(dtype, torch.dtype) and dtype in (*_DTYPES.values(), torch.float64):
         return dtype
     raise ValueError(f"dtype={dtype!r}: use 'auto', {', '.join(map(repr, _DTYPES))}")
+
+
+class _SkipInitialization(TorchFunctionMode):
+    """Leaves out the functions of `torch.nn.init`, which have nothing to fill on "meta"."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def on_meta() -> Iterator[None]:
+    """Modules made in this context have shapes and dtypes, but no memory and no values.
+
+    Random numbers are not drawn either: under ``torch.device("meta")`` alone PyTorch sends them
+    through its Python decompositions, which import `torch._dynamo` (more than a second).
+    """
+    with torch.device("meta"), _SkipInitialization():
+        yield

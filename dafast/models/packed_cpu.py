@@ -29,6 +29,7 @@ from ..ops import (
     resize_bilinear,
 )
 from ..profiling import annotate
+from ..runtime import on_meta
 from .dpt import DPTHead
 from .vision_transformer import VisionTransformer
 
@@ -69,7 +70,7 @@ def why_not(model: DepthNetwork) -> str:
 
 @functools.cache
 def _kinds(config: ModelConfig) -> dict[str, type]:
-    with torch.device("meta"):
+    with on_meta():
         parts = {"pretrained": VisionTransformer(config), "depth_head": DPTHead(config)}
     return {
         f"{part}.{name}": type(child)

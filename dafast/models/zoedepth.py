@@ -186,6 +186,8 @@ class MetricBinsHead(nn.Module):
                 module.reset_parameters()
         if self.normed:
             return  # equal shares of the range, as published
+        if self.conv2.weight.is_meta:
+            return  # nothing to fill
         near = self.max_depth / 100
         with torch.no_grad():
             for mlp, count in [
