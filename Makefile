@@ -13,7 +13,7 @@ INSTALL := $(PIP) install --quiet -c constraints.txt
 STAMPS := $(VENV)/stamps
 
 # Installed again when these change; Python files are read from the checkout itself.
-SOURCES := setup.py pyproject.toml constraints.txt $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.cu csrc/*/*.h csrc/*/*/*.h)
+SOURCES := setup.py pyproject.toml constraints.txt $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.h csrc/*/*/*.h)
 
 .PHONY: demo test lint clean
 .DELETE_ON_ERROR:

@@ -53,7 +53,7 @@ def extension() -> dict:
 
     def module(cuda: bool) -> Extension:
         # Relative to the root, as setuptools wants sources to be.
-        sources = ["csrc/bindings.cpp", "csrc/ops.cpp"]
+        sources = sorted(f"csrc/{p.name}" for p in CSRC.glob("*.cpp"))
         sources += sorted(f"csrc/cpu/{p.name}" for p in (CSRC / "cpu").glob("*.cpp"))
         windows = sys.platform == "win32"
         # With traps a select of two floats is a branch, and its loop is not vectorised.

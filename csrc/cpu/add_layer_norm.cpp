@@ -3,9 +3,6 @@
 //
 // The same bits for any number of threads: the sums for the parameters' gradients are taken over
 // parts whose bounds depend on the sizes alone.
-#include "add_layer_norm.h"
-
-#include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/Exception.h>
@@ -14,7 +11,36 @@
 #include <optional>
 #include <vector>
 
+#include "../registry.h"
 #include "tensors.h"
+
+namespace dafast::cpu {
+
+constexpr int64_t kMaxChannels = 4096;  // of a row, which is worked on as a whole
+
+// A contiguous tensor (rows, channels); data may be null where it is optional.
+struct Rows {
+  void* data;
+  Dtype dtype;
+};
+
+// The vectors are float32, padded with zeros to whole lanes.
+struct AddNorm {
+  int64_t rows, channels;
+  Rows x, branch, s, n;
+  const float *gamma, *weight, *bias;
+  float* stats;  // mean of all rows, then their inverse standard deviation
+  float eps;
+};
+
+// Sums of a part's rows: those of gamma's gradient, of the weight's, of the bias's, each `width`.
+struct AddNormBackward {
+  int64_t rows, channels, width;
+  Rows grad_s, grad_n, s, branch, grad_x, grad_branch;
+  const float *gamma, *weight, *stats;
+};
+
+}  // namespace dafast::cpu
 
 #define DAFAST_KERNELS "add_layer_norm_kernels.h"
 #include "each_isa.h"
@@ -106,6 +132,16 @@ void backward(std::optional<Tensor> grad_s, std::optional<Tensor> grad_n, const 
 
 }  // namespace
 }  // namespace dafast::cpu
+
+DAFAST_OP(add_layer_norm, m) {
+  m.def(
+      "add_layer_norm(Tensor x, Tensor branch, Tensor gamma, Tensor weight, Tensor bias, float eps,"
+      " Tensor(a!) s, Tensor(b!) n, Tensor(c!) stats) -> ()");
+  m.def(
+      "add_layer_norm_backward(Tensor? grad_s, Tensor? grad_n, Tensor s, Tensor branch,"
+      " Tensor gamma, Tensor weight, Tensor stats, Tensor(a!) grad_x, Tensor(b!) grad_branch,"
+      " Tensor(c!) sums) -> ()");
+}
 
 STABLE_TORCH_LIBRARY_IMPL(dafast_C, CPU, m) {
   m.impl("add_layer_norm", TORCH_BOX(&dafast::cpu::forward));

@@ -3,9 +3,6 @@
 //
 // The same bits for any number of threads: integers are counted, and floats summed in parts whose
 // bounds depend on the sizes alone.
-#include "affine_invariant_loss.h"
-
-#include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/Exception.h>
@@ -14,7 +11,50 @@
 #include <optional>
 #include <vector>
 
+#include "../registry.h"
 #include "tensors.h"
+
+namespace dafast::cpu {
+
+// Maps whose pixels lie side by side, at any distance from each other (in elements).
+struct LossMaps {
+  const void* values[2];  // prediction, target
+  Dtype dtypes[2];
+  const uint8_t* mask;     // valid pixels, or nullptr: all
+  const uint8_t* regions;  // first of two regions, or nullptr: one
+  int64_t strides[4];      // between maps: of the values, of the mask, of the regions
+  int64_t maps, pixels;
+
+  int region_count() const { return regions ? 2 : 1; }
+};
+
+// The median of one map's values in one region, and what the gradient needs to know of it.
+struct Segment {
+  int64_t valid;   // pixels
+  int64_t below;   // of these, less than the median
+  int64_t ties;    // of these, equal to it
+  float median;
+  double deviation;  // sum of |x - median|
+};
+
+// Sums over the pixels of a part of a map, by region; e = sign(p_hat - t_hat).
+struct Sums {
+  double loss[2];   // |p_hat - t_hat|
+  double signs[2];  // e
+  double along[2];  // e * p_hat
+  int64_t area;     // pixels in the first region, valid or not
+};
+
+// Of a map's region: [0] [1] median and inverse scale of the prediction, [2] [3] of the target, then
+// the factors in the gradient of a pixel of [4] sign(p_hat - t_hat), [5] p == median,
+// [6] sign(p - median); [7] whether the prediction's scale was clamped.
+constexpr int kCoefficients = 8;
+
+// Histograms of 11 bits, of both regions and of all other pixels; four counters to a bin.
+constexpr int kBins = 2048, kCopies = 4;
+constexpr int kCounters = 3 * kBins * kCopies;
+
+}  // namespace dafast::cpu
 
 #if defined(__clang__)
 #pragma clang fp contract(off)
@@ -174,6 +214,15 @@ void backward(const Tensor& grad, const Tensor& prediction, const Tensor& target
 
 }  // namespace
 }  // namespace dafast::cpu
+
+DAFAST_OP(affine_invariant_loss, m) {
+  m.def(
+      "affine_invariant_loss(Tensor prediction, Tensor target, Tensor? mask, Tensor? regions,"
+      " float min_scale, Tensor(a!) loss, Tensor(b!) coefficients) -> ()");
+  m.def(
+      "affine_invariant_loss_backward(Tensor grad, Tensor prediction, Tensor target, Tensor? mask,"
+      " Tensor? regions, Tensor coefficients, Tensor(a!) out) -> ()");
+}
 
 STABLE_TORCH_LIBRARY_IMPL(dafast_C, CPU, m) {
   m.impl("affine_invariant_loss", TORCH_BOX(&dafast::cpu::forward));

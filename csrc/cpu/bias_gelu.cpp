@@ -2,7 +2,6 @@
 //
 // The same bits for any number of threads: the sums for the bias's gradient are taken over parts
 // whose bounds depend on the sizes alone.
-#include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/Exception.h>
@@ -10,6 +9,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "../registry.h"
 #include "tensors.h"
 
 namespace dafast::cpu {
@@ -76,6 +76,13 @@ void backward(const Tensor& grad, const Tensor& x, const Tensor& bias, bool adde
 
 }  // namespace
 }  // namespace dafast::cpu
+
+DAFAST_OP(bias_gelu, m) {
+  m.def("bias_gelu(Tensor x, Tensor bias, bool added, Tensor(a!) out) -> ()");
+  m.def(
+      "bias_gelu_backward(Tensor grad, Tensor x, Tensor bias, bool added, Tensor(a!) out,"
+      " Tensor(b!) sums) -> ()");
+}
 
 STABLE_TORCH_LIBRARY_IMPL(dafast_C, CPU, m) {
   m.impl("bias_gelu", TORCH_BOX(&dafast::cpu::forward));

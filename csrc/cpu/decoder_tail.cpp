@@ -1,8 +1,6 @@
 // The decoder's tail on the CPU: bilinear upsampling (corners aligned), conv3x3, ReLU, conv1x1,
-// activation, without the upsampled map in memory; see decoder_tail_rows.h.
-#include "decoder_tail.h"
-
-#include <torch/csrc/stable/library.h>
+// activation, without the upsampled map in memory; see decoder_tail_kernels.h.
+#include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
@@ -10,12 +8,38 @@
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
+#include <cstdint>
+#include <cstring>
 #include <memory>
 #include <vector>
 
-#include "decoder_tail_rows.h"
-#include "isa.h"
-#include "rows.h"
+#include "../registry.h"
+
+namespace dafast::cpu {
+
+constexpr int64_t kMostPixels = 16;  // that any kernel computes at once
+constexpr int64_t kHidden = 32;  // channels between the two convolutions; fewer are padded with 0
+
+// Weights of the 3x3 convolution: [ky][kx][c][kHidden] in float32, or in bfloat16 with the
+// channels in pairs, [ky][kx][c / 2][kHidden][2], as the instruction for their product wants them.
+struct Tail {
+  const void* x;  // (B, h, w, C), C a multiple of 16
+  bool bfloat16;  // of x; otherwise float32
+  int64_t channels, height, width;
+  int64_t stride_n, stride_y, stride_x;
+  int64_t out_height, out_width;
+  const void* weights1;
+  const float* bias1;    // kHidden
+  const float* weights2;  // kHidden
+  float bias2;
+  float* out;  // (B, H, W), before the activation
+};
+
+}  // namespace dafast::cpu
+
+#define DAFAST_KERNELS "decoder_tail_kernels.h"
+#define DAFAST_KERNELS_FOR_BF16
+#include "each_isa.h"
 
 namespace dafast::cpu {
 namespace {
@@ -23,53 +47,11 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-struct Portable {
-  using Element = float;
-  static constexpr int64_t kPixels = 1;
-
-  static void mix(const float* a, const float* b, float weight, int64_t count, float* out) {
-    blend(a, b, weight, count, out);
-  }
-
-  static void convolve(const Tail& call, const float* const window[3], int64_t offset,
-                       const float* weights, float* values) {
-    float sums[kHidden];
-    std::memcpy(sums, call.bias1, sizeof sums);
-    for (int ky = 0; ky < 3; ++ky) {
-      const float* row = window[ky] + offset;
-      for (int64_t k = 0; k < 3 * call.channels; ++k, weights += kHidden) {
-        for (int64_t j = 0; j < kHidden; ++j) sums[j] += row[k] * weights[j];
-      }
-    }
-    float sum = 0.0f;
-    for (int64_t j = 0; j < kHidden; ++j) {
-      sum += (sums[j] < 0.0f ? 0.0f : sums[j]) * call.weights2[j];  // NaN stays
-    }
-    values[0] = sum;
-  }
-};
-
-}  // namespace
-
-void tail_rows_portable(const Tail& call, int64_t begin, int64_t end, void* scratch) {
-  call.bfloat16 ? tail_rows<Portable, uint16_t>(call, begin, end, scratch)
-                : tail_rows<Portable, float>(call, begin, end, scratch);
-}
-
-int64_t tail_scratch(const Tail& call) {
+// Bytes of memory for a range of rows: four rows of the upsampled map with their borders, and one
+// row of x.
+int64_t scratch_bytes(const Tail& call) {
   const int64_t rows = 4 * (call.out_width + kMostPixels + 2) + call.width;
   return rows * call.channels * static_cast<int64_t>(sizeof(float));
-}
-
-namespace {
-
-TailRows choose(bool pairs) {
-#ifdef DAFAST_X86
-  if (pairs) return tail_rows_avx512_bf16;
-  if (isa() >= Isa::avx512) return tail_rows_avx512;
-  if (isa() >= Isa::avx2) return tail_rows_avx2;
-#endif
-  return tail_rows_portable;
 }
 
 // x (B, C, h, w), channels last, C a multiple of 16; float32 or bfloat16. weight1 (N, C, 3, 3)
@@ -92,7 +74,9 @@ void decoder_tail(const Tensor& x, Tensor out, const Tensor& weight1, const Tens
   }
   if (out.numel() == 0) return;
 
-  const bool pairs = bfloat16 && isa() >= Isa::avx512_bf16;
+  const bool pairs = bfloat16 && DAFAST_FOR_ISA(kPairs);
+  const auto* floats = static_cast<const float*>(weight1.const_data_ptr());
+  const auto* halves = static_cast<const uint16_t*>(weight1.const_data_ptr());
   std::vector<float> single(pairs ? 0 : 9 * channels * kHidden);
   std::vector<uint16_t> paired(pairs ? 9 * channels * kHidden : 0);
   for (int64_t n = 0; n < hidden; ++n) {
@@ -100,12 +84,10 @@ void decoder_tail(const Tensor& x, Tensor out, const Tensor& weight1, const Tens
       for (int64_t k = 0; k < 9; ++k) {
         const int64_t from = (n * channels + c) * 9 + k;
         if (pairs) {
-          paired[((k * (channels / 2) + c / 2) * kHidden + n) * 2 + c % 2] =
-              static_cast<const uint16_t*>(weight1.const_data_ptr())[from];
+          paired[((k * (channels / 2) + c / 2) * kHidden + n) * 2 + c % 2] = halves[from];
         } else {
           single[(k * channels + c) * kHidden + n] =
-              bfloat16 ? widen(static_cast<const uint16_t*>(weight1.const_data_ptr())[from])
-                       : static_cast<const float*>(weight1.const_data_ptr())[from];
+              bfloat16 ? float_of(static_cast<uint32_t>(halves[from]) << 16) : floats[from];
         }
       }
     }
@@ -118,10 +100,10 @@ void decoder_tail(const Tensor& x, Tensor out, const Tensor& weight1, const Tens
                   pairs ? static_cast<const void*>(paired.data()) : single.data(), bias, last,
                   *static_cast<const float*>(bias2.const_data_ptr()),
                   static_cast<float*>(out.mutable_data_ptr())};
-  const TailRows rows = choose(pairs);
-  // Every range upsamples two rows beside its own.
-  parallel_for(x.size(0) * call.out_height, 16, [&](int64_t begin, int64_t end) {
-    std::vector<std::byte> memory(tail_scratch(call) + 64);
+  const auto rows = DAFAST_FOR_ISA(tail_rows);
+  // Every range upsamples two rows more than its own.
+  torch::stable::parallel_for(0, x.size(0) * call.out_height, 16, [&](int64_t begin, int64_t end) {
+    std::vector<std::byte> memory(scratch_bytes(call) + 64);
     void* scratch = memory.data();
     size_t space = memory.size();
     std::align(64, space - 64, scratch, space);
@@ -138,6 +120,12 @@ void decoder_tail(const Tensor& x, Tensor out, const Tensor& weight1, const Tens
 
 }  // namespace
 }  // namespace dafast::cpu
+
+DAFAST_OP(decoder_tail, m) {
+  m.def(
+      "decoder_tail(Tensor x, Tensor(a!) out, Tensor weight1, Tensor bias1, Tensor weight2,"
+      " Tensor bias2, bool sigmoid) -> ()");
+}
 
 STABLE_TORCH_LIBRARY_IMPL(dafast_C, CPU, m) {
   m.impl("decoder_tail", TORCH_BOX(&dafast::cpu::decoder_tail));

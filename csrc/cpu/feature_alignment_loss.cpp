@@ -2,9 +2,6 @@
 // and a backward that reads them once more.
 //
 // The same bits for any number of threads: sums are taken over parts of fixed size.
-#include "feature_alignment_loss.h"
-
-#include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/Exception.h>
@@ -12,7 +9,33 @@
 #include <algorithm>
 #include <vector>
 
+#include "../registry.h"
 #include "tensors.h"
+
+namespace dafast::cpu {
+
+// Student and teacher, (batch, tokens, channels); strides in elements. A row is one token's.
+struct Features {
+  const void* values[2];
+  Dtype dtypes[2];
+  int64_t strides[2][3];
+  int64_t tokens, rows, channels;
+
+  int64_t at(int which, int64_t row) const {
+    return row / tokens * strides[which][0] + row % tokens * strides[which][1];
+  }
+};
+
+// Of some rows: the sum of 1 - cosine of those that take part, and how many do.
+struct Alignment {
+  double sum;
+  int64_t kept;
+};
+
+constexpr float kMinNorm = 1e-8f;  // of `torch.nn.functional.cosine_similarity`
+constexpr float kLeftOut = 2.0f;   // what stands in place of a cosine above the margin
+
+}  // namespace dafast::cpu
 
 #define DAFAST_KERNELS "feature_alignment_loss_kernels.h"
 #include "each_isa.h"
@@ -80,6 +103,15 @@ void backward(const Tensor& grad, const Tensor& student, const Tensor& teacher,
 
 }  // namespace
 }  // namespace dafast::cpu
+
+DAFAST_OP(feature_alignment_loss, m) {
+  m.def(
+      "feature_alignment_loss(Tensor student, Tensor teacher, float margin, bool kept_only,"
+      " Tensor(a!) loss, Tensor(b!) stats, Tensor(c!) weight) -> ()");
+  m.def(
+      "feature_alignment_loss_backward(Tensor grad, Tensor student, Tensor teacher, Tensor stats,"
+      " Tensor weight, Tensor(a!) out) -> ()");
+}
 
 STABLE_TORCH_LIBRARY_IMPL(dafast_C, CPU, m) {
   m.impl("feature_alignment_loss", TORCH_BOX(&dafast::cpu::forward));

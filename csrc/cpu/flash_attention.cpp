@@ -2,21 +2,54 @@
 // once for every head that it meets. Two threads may so pack the same head; in return there is one
 // parallel region, and what is packed stays in the cache of its processor. Float16 and, without
 // AVX-512 BF16, bfloat16 become float as they are packed.
-#include "flash_attention.h"
-
-#include <torch/csrc/stable/library.h>
+//
+// Everything packed is made of cells of 4 bytes: a float, or two bfloat16 that are neighbours along
+// the dimension that a product sums over. A product takes its left side by rows of cells, and its
+// right side in panels of `panel` columns, the last one narrower: for each cell of the sum in turn,
+// the cells of all columns. The columns of K are keys, padded with zeros to a multiple of `lanes`;
+// those of V are the head's dimensions.
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
 #include <algorithm>
+#include <cmath>
+#include <cstdint>
 #include <cstring>
 #include <memory>
 #include <optional>
 #include <vector>
 
 #include "dafast/numbers.h"
+#include "../registry.h"
+
+namespace dafast::cpu {
+
+// Queries of one head, as many as memory near the processor holds, and all of its keys.
+struct AttentionBlock {
+  const float* q;  // (rows, depth) cells; rows padded to a multiple of `AttentionKernel::rows`
+  const float* k;
+  const float* v;
+  int64_t rows, keys, head_dim;
+  float scale;     // of the logits, to the base of 2
+  float* out;      // (rows, head_dim)
+  float* scratch;  // AttentionKernel::scratch floats
+};
+
+struct AttentionKernel {
+  bool pairs;  // cells are pairs of bfloat16
+  int64_t rows, lanes, panel, scratch;
+  void (*run)(const AttentionBlock& block);
+};
+
+constexpr int64_t kAttentionRows = 96;  // most rows of a block
+
+}  // namespace dafast::cpu
+
+#define DAFAST_KERNELS "flash_attention_kernels.h"
+#define DAFAST_KERNELS_FOR_BF16
+#include "each_isa.h"
 
 namespace dafast::cpu {
 namespace {
@@ -25,18 +58,6 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 int64_t divided_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-AttentionKernel kernel_for(ScalarType dtype) {
-#ifdef DAFAST_X86
-  const Isa set = isa();
-  if (set >= Isa::avx512_bf16 && dtype == ScalarType::BFloat16) {
-    return flash_attention_avx512_bf16();
-  }
-  if (set >= Isa::avx512) return flash_attention_avx512();
-  if (set >= Isa::avx2) return flash_attention_avx2();
-#endif
-  return flash_attention_portable();
-}
 
 // Cells of a row: floats, or two of its bfloat16 side by side.
 template <typename T>
@@ -209,7 +230,8 @@ void flash_attention(const Tensor& q, const Tensor& k, const Tensor& v, Tensor o
     std::memset(out.mutable_data_ptr(), 0, static_cast<size_t>(out.numel()) * size);
     return;
   }
-  const AttentionKernel kernel = kernel_for(q.scalar_type());
+  const AttentionKernel kernel =
+      DAFAST_FOR_ISA(kernel_for)(q.scalar_type() == ScalarType::BFloat16);
   const float scale2 = static_cast<float>(scale * 1.4426950408889634);  // log2(e)
   switch (q.scalar_type()) {
     case ScalarType::Float:
@@ -225,6 +247,12 @@ void flash_attention(const Tensor& q, const Tensor& k, const Tensor& v, Tensor o
 
 }  // namespace
 }  // namespace dafast::cpu
+
+DAFAST_OP(flash_attention, m) {
+  m.def(
+      "flash_attention(Tensor q, Tensor k, Tensor v, Tensor(a!) out, Tensor? cu_seqlens,"
+      " float scale) -> ()");
+}
 
 STABLE_TORCH_LIBRARY_IMPL(dafast_C, CPU, m) {
   m.impl("flash_attention", TORCH_BOX(&dafast::cpu::flash_attention));

@@ -1,14 +1,46 @@
-#include "linear_int8.h"
-
-#include <torch/csrc/stable/library.h>
+// A linear layer in int8 on the CPU: weights quantised beforehand per output channel, inputs per
+// token as they are read.
+#include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
 #include <vector>
 
-#include "isa.h"
-#include "rows.h"
+#include "../registry.h"
+
+namespace dafast::cpu {
+
+constexpr int64_t kInt8Rows = 48;    // tokens whose quantised values are held at a time
+constexpr int64_t kInt8Columns = 32;  // output channels of one panel of the packed weights
+constexpr int64_t kInt8Depth = 4;     // products that one instruction adds up
+
+// x (M, K) to out (M, N), both contiguous and of one dtype. The weights lie in panels of 32
+// channels, [N / 32][K / 4][32][4], with zeros to fill them up.
+struct LinearInt8 {
+  const void* x;
+  void* out;
+  bool bfloat16;  // of both; otherwise float32
+  int64_t rows, depth, columns;
+  const int8_t* weights;
+  const int32_t* sums;   // (N) of the weights of a channel
+  const float* scales;   // (N)
+  const float* bias;     // (N)
+};
+
+inline int64_t round_up(int64_t value, int64_t multiple) {
+  return (value + multiple - 1) / multiple * multiple;
+}
+
+using Int8Rows = void (*)(const LinearInt8& call, int64_t begin, int64_t end, uint8_t* scratch);
+
+}  // namespace dafast::cpu
+
+#define DAFAST_KERNELS "linear_int8_kernels.h"
+#include "each_isa.h"
 
 namespace dafast::cpu {
 namespace {
@@ -66,19 +98,24 @@ void linear_int8(const Tensor& x, Tensor out, const Tensor& packed, const Tensor
                         static_cast<const int32_t*>(sums.const_data_ptr()),
                         static_cast<const float*>(scales.const_data_ptr()),
                         static_cast<const float*>(bias.const_data_ptr())};
-#ifdef DAFAST_X86
-  if (isa() >= Isa::avx512) {
-    return parallel_for((rows + kInt8Rows - 1) / kInt8Rows, 1, [&](int64_t begin, int64_t end) {
-      std::vector<uint8_t> scratch(static_cast<size_t>(kInt8Rows * round_up(depth, kInt8Depth)));
-      linear_int8_avx512(call, begin, end, scratch.data());
-    });
-  }
-#endif
-  STD_TORCH_CHECK(false, "linear_int8: this CPU has no AVX-512 with VNNI");
+  const Int8Rows multiply_rows = DAFAST_FOR_ISA(multiply_rows);
+  STD_TORCH_CHECK(multiply_rows, "linear_int8: this CPU has no AVX-512 with VNNI");
+  const int64_t groups = (rows + kInt8Rows - 1) / kInt8Rows;
+  torch::stable::parallel_for(0, groups, 1, [&](int64_t begin, int64_t end) {
+    std::vector<uint8_t> scratch(static_cast<size_t>(kInt8Rows * round_up(depth, kInt8Depth)));
+    multiply_rows(call, begin, end, scratch.data());
+  });
 }
 
 }  // namespace
 }  // namespace dafast::cpu
+
+DAFAST_OP(linear_int8, m) {
+  m.def(
+      "linear_int8(Tensor x, Tensor(a!) out, Tensor packed, Tensor sums, Tensor scales,"
+      " Tensor bias) -> ()");
+  m.def("pack_int8(Tensor weight, Tensor(a!) packed, Tensor(b!) sums) -> ()");
+}
 
 STABLE_TORCH_LIBRARY_IMPL(dafast_C, CPU, m) {
   m.impl("pack_int8", TORCH_BOX(&dafast::cpu::pack_int8));

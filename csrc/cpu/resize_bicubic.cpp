@@ -1,13 +1,13 @@
 #include "dafast/resize_bicubic.h"
 
-#include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
 #include <algorithm>
-#include <limits>
+
+#include "../registry.h"
 
 namespace {
 
@@ -68,6 +68,10 @@ Tensor resize_bicubic(const Tensor& x, int64_t height, int64_t width) {
 }
 
 }  // namespace
+
+DAFAST_OP(resize_bicubic, m) {
+  m.def("resize_bicubic(Tensor x, int height, int width) -> Tensor");
+}
 
 STABLE_TORCH_LIBRARY_IMPL(dafast_C, CPU, m) {
   m.impl("resize_bicubic", TORCH_BOX(&resize_bicubic));

@@ -1,15 +1,13 @@
-#include "row_loops.h"
+// The loops over a row of an image, for each instruction set.
+#include <cstdint>
 
-#include "isa.h"
+#include "rows.h"
+
+#define DAFAST_KERNELS "row_loops_kernels.h"
+#include "each_isa.h"
 
 namespace dafast::cpu {
 
-const RowLoops& row_loops() {
-#ifdef DAFAST_X86
-  if (isa() >= Isa::avx512) return row_loops_avx512;
-  if (isa() >= Isa::avx2) return row_loops_avx2;
-#endif
-  return kLoops;
-}
+const RowLoops& row_loops() { return DAFAST_FOR_ISA(kLoops); }
 
 }  // namespace dafast::cpu

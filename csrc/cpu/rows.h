@@ -6,7 +6,7 @@
 #include <functional>
 #include <vector>
 
-#include "dafast/ops.h"
+#include "dafast/images.h"
 
 namespace dafast::cpu {
 

@@ -6,7 +6,7 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "dafast/ops.h"
+#include "dafast/images.h"
 
 namespace dafast::cuda {
 

@@ -1,10 +1,9 @@
-// The ops on tensors, the same for the CPU and for CUDA: checked, laid out for include/dafast/ops.h,
+// The ops on tensors, the same for the CPU and for CUDA: checked, laid out for include/dafast/images.h,
 // and run where the tensors are. Results are written into tensors that Python has allocated.
 #ifdef DAFAST_CUDA
 #define USE_CUDA  // PyTorch's header then declares how to get the current stream
 #endif
 #include <torch/csrc/stable/accelerator.h>
-#include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
@@ -13,7 +12,8 @@
 #include <vector>
 
 #include "cpu/rows.h"
-#include "dafast/ops.h"
+#include "dafast/images.h"
+#include "registry.h"
 
 #ifdef DAFAST_CUDA
 #include <cuda_runtime_api.h>
@@ -263,6 +263,31 @@ void register_ops(torch::stable::detail::StableLibrary& m) {
 
 }  // namespace
 }  // namespace dafast
+
+DAFAST_OP(resize_bilinear, m) {
+  m.def(
+      "resize_bilinear(Tensor x, Tensor(a!) out, bool align_corners, bool antialias) -> ()");
+  m.def(
+      "resize_bilinear_backward(Tensor grad, Tensor(a!) out, bool align_corners, bool antialias)"
+      " -> ()");
+}
+
+DAFAST_OP(pad, m) {
+  m.def(
+      "pad(Tensor x, Tensor(a!) out, int left, int top, int mode, float value) -> ()");
+  m.def("pad_backward(Tensor grad, Tensor(a!) out, int left, int top, int mode) -> ()");
+}
+
+DAFAST_OP(preprocess, m) {
+  m.def(
+      "preprocess(Tensor[] images, Tensor(a!) out, int[] placement, float[] mean, float[] std,"
+      " bool cubic, bool antialias, int padding) -> ()");
+}
+
+DAFAST_OP(postprocess, m) {
+  m.def(
+      "postprocess(Tensor disparity, Tensor(a!)[] outs, int[] crops, bool align_corners) -> ()");
+}
 
 STABLE_TORCH_LIBRARY_IMPL(dafast_C, CPU, m) { dafast::register_ops(m); }
 #ifdef DAFAST_CUDA

@@ -1,16 +1,6 @@
-#include "isa.h"
+// The kernel of linear_int8.cpp, which exists for AVX-512 with VNNI only.
 
-#ifdef DAFAST_X86
-#include <immintrin.h>
-
-#include <cstring>
-
-#include "linear_int8.h"
-
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma")
-
-namespace dafast::cpu {
-namespace {
+#ifdef DAFAST_IN_AVX512
 
 constexpr int64_t kTile = 12;  // rows of 2 registers each
 
@@ -48,9 +38,9 @@ float quantise(const LinearInt8& call, int64_t row, uint8_t* values) {
   }
   const int32_t bits = _mm512_reduce_max_epi32(most);
   float range;
-  std::memcpy(&range, &bits, sizeof range);
+  memcpy(&range, &bits, sizeof range);
   if (bits >= 0x7f800000) {
-    std::memset(values, 128, static_cast<size_t>(depth));
+    memset(values, 128, static_cast<size_t>(depth));
     return range - range;
   }
   const __m512 steps = _mm512_set1_ps(range > 0.0f ? 127.0f / range : 0.0f);
@@ -64,15 +54,15 @@ float quantise(const LinearInt8& call, int64_t row, uint8_t* values) {
   return range / 127.0f;
 }
 
-}  // namespace
-
-void linear_int8_avx512(const LinearInt8& call, int64_t begin, int64_t end, uint8_t* scratch) {
+// Computes the groups [begin, end) of `kInt8Rows` rows. `scratch` has room for one group's values,
+// kInt8Rows * round_up(K, kInt8Depth) bytes.
+void multiply_rows(const LinearInt8& call, int64_t begin, int64_t end, uint8_t* scratch) {
   const int64_t depth = round_up(call.depth, kInt8Depth), panels = depth * kInt8Columns;
   float steps[kInt8Rows];
   for (int64_t group = begin; group < end; ++group) {
     const int64_t row = group * kInt8Rows;
     const int64_t rows = call.rows - row < kInt8Rows ? call.rows - row : kInt8Rows;
-    std::memset(scratch, 0, kInt8Rows * depth);
+    memset(scratch, 0, kInt8Rows * depth);
     for (int64_t r = 0; r < rows; ++r) steps[r] = quantise(call, row + r, scratch + r * depth);
     for (int64_t column = 0; column < call.columns; column += kInt8Columns) {
       const int8_t* panel = call.weights + column / kInt8Columns * panels;
@@ -97,7 +87,7 @@ void linear_int8_avx512(const LinearInt8& call, int64_t begin, int64_t end, uint
 #pragma GCC unroll 12
           for (int64_t r = 0; r < kTile; ++r) {
             int32_t four;
-            std::memcpy(&four, values + r * depth + k, sizeof four);
+            memcpy(&four, values + r * depth + k, sizeof four);
             const __m512i x = _mm512_set1_epi32(four);
             sums[r][0] = _mm512_dpbusd_epi32(sums[r][0], x, first);
             sums[r][1] = _mm512_dpbusd_epi32(sums[r][1], x, second);
@@ -121,5 +111,8 @@ void linear_int8_avx512(const LinearInt8& call, int64_t begin, int64_t end, uint
   }
 }
 
-}  // namespace dafast::cpu
+#else
+
+constexpr Int8Rows multiply_rows = nullptr;
+
 #endif

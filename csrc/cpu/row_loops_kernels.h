@@ -1,14 +1,4 @@
-// The loops over a row of rows.h, that a compiler vectorises for the instruction set under which
-// this is included; nothing by hand.
-//
-// All in an anonymous namespace, for the linker must not take a copy that was compiled for AVX-512
-// for everybody; what they call of include/dafast is inlined always (DAFAST_HOST_DEVICE).
-#include <cstdint>
-
-#include "rows.h"
-
-namespace dafast::cpu {
-namespace {
+// The loops over a row of row_loops.cpp, for one instruction set; the compiler vectorises them.
 
 // Row `y` of the table from rows of `length` contiguous elements.
 template <typename T>
@@ -35,13 +25,13 @@ void blend_rows(const T* source, int64_t stride, const TapTable& rows, int64_t y
 
 // The columns [begin, end) of the table, each a pixel of `channels` contiguous values.
 void blend_columns(const float* DAFAST_RESTRICT row, const TapTable& columns, int64_t begin,
-                          int64_t end, int64_t channels, float* DAFAST_RESTRICT out) {
+                   int64_t end, int64_t channels, float* DAFAST_RESTRICT out) {
   if (channels == 1 && columns.most == 2) {
     const int32_t* DAFAST_RESTRICT first = columns.first;
     const int32_t* DAFAST_RESTRICT count = columns.count;
     const float* DAFAST_RESTRICT weights = columns.weights;
     for (int64_t x = begin; x < end; ++x) {
-      // Where there is but one tap the other's weight is 0.
+      // Where there is only one tap, the other's weight is 0.
       out[x] = weights[2 * x] * row[first[x]] + weights[2 * x + 1] * row[first[x] + (count[x] > 1)];
     }
     return;
@@ -106,6 +96,3 @@ constexpr RowLoops::Of<T> kLoopsOf{blend_rows<T>, widen<T>};
 constexpr RowLoops kLoops{kLoopsOf<float>, kLoopsOf<float16>, kLoopsOf<bfloat16>,
                           kLoopsOf<uint8_t>, blend_columns, mix, add, store_as<float>,
                           store_as<float16>, store_as<bfloat16>};
-
-}  // namespace
-}  // namespace dafast::cpu

@@ -1,14 +1,70 @@
-// Attention of a block of queries, for any width of vectors. A file per instruction set includes
-// this once, within its own anonymous namespace: nothing here may be shared with other files, as
-// the linker would keep any one copy; for that reason there are no templates of the standard
-// library either.
-//
-// The file brings
+// The kernels of flash_attention.cpp, for one instruction set: attention of a block of queries, for
+// any width of vectors. The first part defines for each set
 //   LANES, ROWS, VECTORS     floats in a vector; rows and vectors of a tile of a product
 //   Floats                   that vector, with + - * and comparisons
 //   fraction(x)              x - floor(x), for x up to 0
 //   scaled(y, x)             y 2^floor(x), for x up to 0: 0 for -infinity, NaN if y is
 //   largest(x)               of the lanes
+
+#if defined(DAFAST_IN_AVX512)
+
+// 24 sums, 4 vectors of the right side, 1 of the left: 29 of 32 registers.
+constexpr int LANES = 16, ROWS = 6, VECTORS = 4;
+using Floats = __m512;
+
+inline Floats fraction(Floats x) { return _mm512_reduce_ps(x, 0x09); }  // of floor, quietly
+inline Floats scaled(Floats y, Floats x) { return _mm512_scalef_ps(y, x); }
+inline float largest(Floats x) { return _mm512_reduce_max_ps(x); }
+
+#else
+
+#if defined(DAFAST_IN_AVX2)
+// 12 sums, 2 vectors of the right side, 1 of the left: 15 of 16 registers.
+constexpr int LANES = 8, ROWS = 6, VECTORS = 2;
+using Floats = __m256;
+typedef int Ints __attribute__((vector_size(32)));
+#define DAFAST_CONVERT __builtin_convertvector
+#elif defined(__GNUC__) || defined(__clang__)
+// Vectors of 4, which every 64-bit processor has.
+constexpr int LANES = 4, ROWS = 6, VECTORS = 2;
+typedef float Floats __attribute__((vector_size(16)));
+typedef int Ints __attribute__((vector_size(16)));
+#define DAFAST_CONVERT __builtin_convertvector
+#else
+constexpr int LANES = 1, ROWS = 4, VECTORS = 2;
+using Floats = float;
+using Ints = int;
+#define DAFAST_CONVERT(value, type) static_cast<type>(value)
+#endif
+
+// floor(x) + 127, the exponent of 2^floor(x); x + 127 may round up to the next integer.
+inline Ints exponent(Floats x) {
+  const Floats biased = x + 127.0f;
+  return DAFAST_CONVERT(biased < 1.0f ? 1.0f + Floats{} : biased, Ints);
+}
+
+inline Floats fraction(Floats x) { return x - (DAFAST_CONVERT(exponent(x), Floats) - 127.0f); }
+
+inline Floats scaled(Floats y, Floats x) {
+  const Ints bits = exponent(x) << 23;
+  Floats power;
+  memcpy(&power, &bits, sizeof power);
+  return x < -126.0f ? Floats{} : y * power;
+}
+
+inline float largest(Floats x) {
+  float lanes[LANES];
+  memcpy(lanes, &x, sizeof lanes);
+  for (int half = LANES / 2; half > 0; half /= 2) {
+    for (int i = 0; i < half; ++i) {
+      if (lanes[i + half] > lanes[i]) lanes[i] = lanes[i + half];
+    }
+  }
+  return lanes[0];
+}
+
+#undef DAFAST_CONVERT
+#endif
 
 inline Floats load(const float* from) {
   Floats value;
@@ -162,4 +218,33 @@ void attend(const AttentionBlock& block) {
     const float inverse = 1.0f / sums[r];
     for (int64_t d = 0; d < head_dim; ++d) block.out[r * head_dim + d] *= inverse;
   }
+}
+
+#ifdef DAFAST_IN_AVX512_BF16
+
+constexpr bool kPairs = true;  // bfloat16 is multiplied as it is, two to a cell
+
+struct BFloat16 {
+  static constexpr int PER_CELL = 2, DEGREE = 3;
+  static Floats multiply_add(float a, const float* b, Floats sum) {
+    return _mm512_dpbf16_ps(sum, (__m512bh)_mm512_set1_ps(a), (__m512bh)load(b));
+  }
+  // In place: half the bytes, so only what has been read is overwritten.
+  static void store_probabilities(float* row, int64_t i, Floats p) {
+    const __m256i halves = (__m256i)_mm512_cvtneps_pbh(p);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(row + i / 2), halves);
+  }
+};
+
+#else
+
+constexpr bool kPairs = false;
+using BFloat16 = Float32;
+
+#endif
+
+AttentionKernel kernel_for(bool bfloat16) {
+  const bool pairs = kPairs && bfloat16;
+  return {pairs, ROWS, LANES, VECTORS * LANES, SCRATCH,
+          pairs ? attend<BFloat16> : attend<Float32>};
 }
