@@ -18,7 +18,7 @@ inline int64_t grain_of(int64_t elements) {
   return std::max<int64_t>(1, 32768 / std::max<int64_t>(1, elements));
 }
 
-// The loops over a row, for the instruction set that this machine has; see row_loops.h.
+// The loops over a row, for the instruction set that this machine has; see row_loops_kernels.h.
 struct RowLoops {
   template <typename T>
   struct Of {
@@ -51,7 +51,6 @@ struct RowLoops {
 };
 
 const RowLoops& row_loops();
-extern const RowLoops row_loops_avx2, row_loops_avx512;
 
 // Rows of the target from rows of the source that are `width` pixels of `channels` values. Where
 // there are more rows than in the source their columns are blended first, once for every row of

@@ -1,5 +1,5 @@
 // The .cu files as one library for the host, and the ops for ctypes. Arrays of integers are the
-// fields of the structs in dafast/ops.h, in their order.
+// fields of the structs in dafast/images.h, in their order.
 #include <vector>
 
 #include "../../csrc/cuda/pad.cu"
