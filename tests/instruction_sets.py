@@ -1,8 +1,9 @@
-"""Running the kernels of the C++ extension with less than the processor has."""
+"""Runs the kernels of the C++ extension with fewer instructions than the processor has."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -15,14 +16,14 @@ needs_extension = pytest.mark.skipif(
 )
 
 CPP = pytest.param("cpp", marks=needs_extension)
-"""The backend as a parameter of a test."""
+"""The backend as a test parameter; skipped without the extension."""
 
 INSTRUCTION_SETS = ("portable", "avx2", "avx512", "avx512_bf16")
 
 
 @contextlib.contextmanager
 def instruction_set(name: str) -> Iterator[None]:
-    """Kernels use this set within the block; the test is skipped where the processor lacks it."""
+    """Kernels use this set in the block; skips the test if the processor does not have it."""
     module = _extension.load()
     if module is None:
         pytest.skip(_extension.why_missing())
@@ -32,12 +33,12 @@ def instruction_set(name: str) -> Iterator[None]:
             pytest.skip(f"this processor has {module.cpu_capability()}, not {name}")
         yield
     finally:
-        module.limit_cpu_capability("")
+        module.limit_cpu_capability(os.environ.get("DAFAST_CPU_CAPABILITY", ""))
 
 
 @contextlib.contextmanager
 def threads(count: int) -> Iterator[None]:
-    """PyTorch uses so many threads within the block."""
+    """PyTorch uses ``count`` threads in the block."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import pytest
-import torch
 
 
 def covering(
@@ -51,15 +50,16 @@ def covering(
     while missing:
         # Of the cases that cover most, one whose values are used least: values share the work.
         used = [[case[p] for case in chosen] for p in range(len(parameters))]
-
-        def gain(case: tuple[int, ...], used: list[list[int]] = used) -> tuple[int, int]:
-            return (
-                len(covers[case] & missing),
+        gains = {
+            case: (
+                len(pairs & missing),
                 -sum(seen.count(i) for seen, i in zip(used, case, strict=True)),
             )
-
-        chosen.append(max(covers, key=gain))
-        missing -= covers[chosen[-1]]
+            for case, pairs in covers.items()
+        }
+        best = max(gains, key=gains.__getitem__)
+        chosen.append(best)
+        missing -= covers[best]
     return [values(case) for case in chosen]
 
 

@@ -47,7 +47,8 @@ def evaluate(
         inputs: Tensors; all of them get a gradient, which is zero where the outputs do not
             depend on one.
         upstream: Gradients of the outputs in this order, or a function that makes them from the
-            outputs; ones by default. They are cast to the dtype of their output.
+            outputs; ones by default. They are moved to the device
+            and the dtype of their output.
         options: Keyword arguments of ``function``.
     """
     leaves = [x.detach().requires_grad_() for x in inputs]
@@ -57,7 +58,7 @@ def evaluate(
         upstream = [torch.ones_like(output) for output in outputs]
     elif callable(upstream):
         upstream = upstream(*outputs)
-    upstream = [g.to(output.dtype) for g, output in zip(upstream, outputs, strict=True)]
+    upstream = [g.to(x.device, x.dtype) for g, x in zip(upstream, outputs, strict=True)]
     grads = torch.autograd.grad(
         outputs, leaves, upstream, allow_unused=True, materialize_grads=True
     )

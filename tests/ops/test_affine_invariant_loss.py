@@ -12,6 +12,8 @@ from tests.instruction_sets import (
     needs_extension,
     threads,
 )
+from tests.ops import parity
+from tests.pairwise import grid
 from tests.tolerances import TOLERANCES
 
 KERNELS = ["triton", CPP]
@@ -150,19 +152,6 @@ def test_bad_input(arguments, message):
 # From here on every backend against the float64 reference.
 
 
-@pytest.fixture
-def poisoned(monkeypatch):
-    """Fresh memory holds NaN, so that what a kernel leaves unwritten shows."""
-    for owner, name in ((torch, "empty"), (torch.Tensor, "new_empty")):
-        original = getattr(owner, name)
-
-        def poison(*args, _original=original, **kwargs):
-            out = _original(*args, **kwargs)
-            return out.fill_(float("nan")) if out.is_floating_point() else out.fill_(-(2**30))
-
-        monkeypatch.setattr(owner, name, poison)
-
-
 def _regions(mask, generator):
     """A box in the first map, pixels anywhere in the others."""
     regions = torch.rand(mask.shape, generator=generator) < 0.3
@@ -172,10 +161,10 @@ def _regions(mask, generator):
 
 
 def _run(backend, prediction, target, mask=None, regions=None):
-    prediction = prediction.detach().requires_grad_()
-    with use_backend(backend):
-        loss = affine_invariant_loss(prediction, target, mask, regions=regions)
-    return loss.detach(), torch.autograd.grad(1.7 * loss, prediction)[0]
+    def op(prediction):
+        return affine_invariant_loss(prediction, target, mask, regions=regions)
+
+    return parity.run(backend, op, [prediction], [torch.tensor(1.7)])
 
 
 def _check(backend, prediction, target, mask=None, regions=None):
@@ -184,28 +173,26 @@ def _check(backend, prediction, target, mask=None, regions=None):
     assert loss.dtype == torch.float32 and grad.dtype == prediction.dtype
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5, abs=1e-6, nan_ok=True)
     assert torch.equal(grad.isnan(), expected_grad.isnan())
-    error = (grad.double() - expected_grad).nan_to_num(0).abs().max()
     # Subnormal float16 gradients are off by half of their own spacing, 2^-24.
     floor = 2**-25 if prediction.dtype == torch.float16 else 1e-12
-    largest = expected_grad.nan_to_num(0).abs().max()
-    assert error <= 2 * TOLERANCES[prediction.dtype].op * largest + floor
+    parity.assert_within(grad.nan_to_num(0), expected_grad.nan_to_num(0), steps=2, slack=floor)
     if mask is not None:
         assert (grad[~mask] == 0).all()
     return loss, grad
 
 
-@pytest.mark.parametrize("mask_and_regions", ["none", "mask", "regions", "both"])
-@pytest.mark.parametrize(
-    "dtypes",
-    [
-        (torch.float32, torch.float32),
-        (torch.bfloat16, torch.float32),
-        (torch.float16, torch.bfloat16),
-        (torch.float32, torch.float16),
-    ],
-    ids=str,
+@grid(
+    {
+        "backend": BACKENDS,
+        "dtypes": [
+            (torch.float32, torch.float32),
+            (torch.bfloat16, torch.float32),
+            (torch.float16, torch.bfloat16),
+            (torch.float32, torch.float16),
+        ],
+        "mask_and_regions": ["none", "mask", "regions", "both"],
+    }
 )
-@pytest.mark.parametrize("backend", BACKENDS)
 def test_matches_float64(backend, dtypes, mask_and_regions, seed, poisoned, device):
     prediction, target, mask, generator = _inputs(seed, (2, 17, 23))
     _check(
@@ -281,7 +268,7 @@ def test_not_finite_outside_the_mask_changes_nothing(backend, value, seed, poiso
     clean = _run(backend, prediction, target, mask, regions)
     dirty = _run(backend, prediction.masked_fill(~mask, value), target.masked_fill(~mask, value),
                  mask, regions)  # fmt: skip
-    assert torch.equal(clean[0], dirty[0]) and torch.equal(clean[1], dirty[1])
+    parity.assert_equal(clean, dirty)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -310,8 +297,7 @@ def test_strided_inputs(backend, kind, seed, poisoned, device):
     else:
         inputs[2:] = [x[:1].expand_as(x) for x in inputs[2:]]
     strided = _run(backend, *inputs)
-    plain = _run(backend, *(x.contiguous() for x in inputs))
-    assert torch.equal(strided[0], plain[0]) and torch.equal(strided[1], plain[1])
+    parity.assert_equal(strided, _run(backend, *(x.contiguous() for x in inputs)))
 
 
 @pytest.mark.parametrize("backend", KERNELS)
@@ -329,8 +315,7 @@ def test_full_size_map_twice_bit_equal(backend, seed, poisoned):
     regions = _regions(mask, generator)
     inputs = (prediction.float(), target.float(), mask, regions)
     loss, grad = _check(backend, *inputs)
-    again, grad_again = _run(backend, *inputs)
-    assert torch.equal(loss, again) and torch.equal(grad, grad_again)
+    parity.assert_equal(_run(backend, *inputs), [loss, grad])
 
 
 @pytest.mark.parametrize("chunks", [1, 128, 129, 300])
@@ -424,8 +409,8 @@ def test_cpp_is_bit_equal_for_any_number_of_threads(seed, poisoned):
     for count in (1, 2, 5):
         with threads(count):
             results.append(_run("cpp", *inputs))
-    for loss, grad in results[1:]:
-        assert torch.equal(loss, results[0][0]) and torch.equal(grad, results[0][1])
+    for result in results[1:]:
+        parity.assert_equal(result, results[0])
 
 
 @needs_extension

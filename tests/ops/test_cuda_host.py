@@ -28,7 +28,8 @@ from dafast.ops import (
     use_backend,
 )
 from dafast.ops.pad import PADDING_CODES
-from tests.tolerances import TOLERANCES
+from tests.ops import parity
+from tests.pairwise import grid
 
 ROOT = Path(__file__).resolve().parents[2]
 CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.uint8: 3, torch.uint16: 4}
@@ -85,9 +86,9 @@ def like(shape, dtype, channels_last, aligned) -> torch.Tensor:
 
 
 def close(got, expected, dtype, factor=1.0):
-    error = (got.double() - expected).abs().max()
     # Half a step of the dtype, and float32 inside.
-    assert error <= (TOLERANCES[dtype].op + 2e-6) * factor * expected.abs().max().clamp_min(1)
+    slack = 2e-6 * factor * float(expected.abs().max().clamp_min(1))
+    parity.assert_within(got, expected, steps=factor, scale=1, slack=slack, dtype=dtype)
 
 
 # (B, C, H, W) -> (H, W)
@@ -101,10 +102,15 @@ RESIZES = [
 ]
 
 
-@pytest.mark.parametrize("aligned", [True, False])
-@pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("shape", "size"), RESIZES)
+@grid(
+    {
+        "shape, size": RESIZES,
+        "dtype": DTYPES,
+        "channels_last": [False, True],
+        "aligned": [True, False],
+    },
+    strength=3,
+)
 def test_resize_bilinear(kernels, shape, size, dtype, channels_last, aligned, seed):
     layout = torch.channels_last if channels_last else torch.contiguous_format
     x = torch.randn(shape).to(dtype).contiguous(memory_format=layout)
@@ -129,9 +135,7 @@ def test_resize_bilinear(kernels, shape, size, dtype, channels_last, aligned, se
             close(out, want, dtype)
 
 
-@pytest.mark.parametrize("backward", [0, 1])
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("channels", [1, 3, 7])
+@grid({"channels": [1, 3, 7], "dtype": DTYPES, "backward": [0, 1]})
 def test_resize_of_some_channels(kernels, channels, dtype, backward, seed):
     """Images that do not follow each other as channels do."""
     whole = torch.randn(3, 9, 6, 10).to(dtype)
@@ -190,11 +194,16 @@ PADDINGS = [
 ]
 
 
-@pytest.mark.parametrize("aligned", [True, False])
-@pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize("mode", ["constant", "replicate", "reflect"])
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("shape", "padding"), PADDINGS)
+@grid(
+    {
+        "shape, padding": PADDINGS,
+        "dtype": DTYPES,
+        "mode": ["constant", "replicate", "reflect"],
+        "channels_last": [False, True],
+        "aligned": [True, False],
+    },
+    strength=3,
+)
 def test_pad(kernels, shape, padding, dtype, mode, channels_last, aligned, seed):
     layout = torch.channels_last if channels_last else torch.contiguous_format
     x = torch.randn(shape).to(dtype).contiguous(memory_format=layout)
@@ -218,11 +227,16 @@ def test_pad(kernels, shape, padding, dtype, mode, channels_last, aligned, seed)
 SIZES = [(80, 115), (20, 29), (28, 42), (150, 212), (9, 13)]
 
 
-@pytest.mark.parametrize("aligned", [True, False])
-@pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("fit", ["pad", "plain", "official"])
-@pytest.mark.parametrize("kind", ["uint8", "planar"])
+@grid(
+    {
+        "kind": ["uint8", "planar"],
+        "fit": ["pad", "plain", "official"],
+        "dtype": DTYPES,
+        "channels_last": [False, True],
+        "aligned": [True, False],
+    },
+    keep=[("uint8", "plain", torch.float32, False, True)],
+)
 def test_preprocess(kernels, kind, fit, dtype, channels_last, aligned, rng):
     many = fit == "plain" and kind == "uint8" and dtype == torch.float32 and aligned
     sizes = SIZES * (7 if many else 1)  # 35 photos: more than one launch takes

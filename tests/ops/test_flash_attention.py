@@ -13,30 +13,15 @@ from dafast.ops import (
     flash_attention_varlen_reference,
     use_backend,
 )
-from tests.tolerances import TOLERANCES
+from tests.ops import parity
+from tests.pairwise import grid
 
 SHAPES = [(1, 1, 1, 64), (2, 193, 3, 64), (1, 77, 2, 32), (3, 50, 6, 80), (0, 5, 2, 64)]
 
 
-def _error(actual, expected):
-    return (actual.double() - expected).abs().max().item() if actual.numel() else 0.0
-
-
+NAMES = ("out", "q", "k", "v")
 BACKENDS = ["reference", "sdpa", "triton"]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-
-
-@pytest.fixture
-def poisoned(monkeypatch):
-    """Fresh memory holds NaN, so that what a kernel leaves unwritten shows."""
-    for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
-        original = getattr(owner, name)
-
-        def poison(*args, _original=original, **kwargs):
-            out = _original(*args, **kwargs)
-            return out.fill_(float("nan")) if out.is_floating_point() else out
-
-        monkeypatch.setattr(owner, name, poison)
 
 
 def _draw(generator, shape, dtype):
@@ -51,25 +36,19 @@ def _eager(q, k, v, scale):
 
 def _compare(function, inputs, cotangent, reference, baseline, dtype):
     """Output and gradients within twice the error of the plain path, plus a floor."""
-    exact = [x.detach().double().requires_grad_() for x in inputs]
-    expected = reference(*exact)
-    wanted = [expected, *torch.autograd.grad(expected, exact, cotangent.double())]
-    eager = [x.detach().requires_grad_() for x in inputs]
-    plain = baseline(*eager)
-    bounds = [plain, *torch.autograd.grad(plain, eager, cotangent)]
-    out = function(*inputs)
-    assert out.dtype == dtype and out.shape == expected.shape
-    got = [out, *torch.autograd.grad(out, inputs, cotangent)]
-    for name, actual, base, exact_value in zip("oqkv", got, bounds, wanted, strict=False):
-        size = exact_value.abs().max().item() if exact_value.numel() else 0.0
-        # The constant: where terms of order 1 cancel to 0, as with a single key.
-        floor = 4 * TOLERANCES[dtype].op * max(size, 1.0) + 1e-5
-        assert _error(actual, exact_value) <= 2 * _error(base, exact_value) + floor, name
+    got = parity.evaluate(function, inputs, [cotangent])
+    assert got[0].dtype == dtype
+    parity.assert_all_within(
+        got,
+        parity.evaluate(reference, [x.double() for x in inputs], [cotangent]),
+        parity.evaluate(baseline, inputs, [cotangent]),
+        names=NAMES[: len(got)],
+        # Where terms of order 1 cancel to 0, as with a single key.
+        steps=4, scale=1, slack=1e-5,
+    )  # fmt: skip
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("backend", BACKENDS)
+@grid({"backend": BACKENDS, "shape": SHAPES, "dtype": DTYPES})
 def test_matches_float64(backend, shape, dtype, seed, poisoned, device):
     generator = torch.Generator().manual_seed(seed)
     inputs = [_draw(generator, shape, dtype) for _ in range(3)]
@@ -109,16 +88,10 @@ def test_gpu_tf32(head_dim, seed, tf32, poisoned):
     inputs = [_draw(generator, (2, n, 2, head_dim), torch.float32) for n in (150, 170, 170)]
     inputs = [x.detach().cuda().requires_grad_() for x in inputs]
     cotangent = torch.randn(2, 150, 2, head_dim, generator=generator).cuda()
-    with use_backend("triton"):
-        out = flash_attention(*inputs)
-    got = [out, *torch.autograd.grad(out, inputs, cotangent)]
-    exact = [x.detach().double().requires_grad_() for x in inputs]
-    expected = flash_attention_reference(*exact)
-    wanted = [expected, *torch.autograd.grad(expected, exact, cotangent.double())]
+    got = parity.run("triton", flash_attention, inputs, [cotangent])
+    exact = parity.exact(flash_attention, inputs, [cotangent])
     # TF32 has float16's ten bits of mantissa; matrix units cut off the rest of them, twice.
-    bound = 16 * TOLERANCES[torch.float16].op
-    for name, actual, exact_value in zip("oqkv", got, wanted, strict=True):
-        assert _error(actual, exact_value) <= bound * exact_value.abs().max().item(), name
+    parity.assert_all_within(got, exact, names=NAMES, steps=16, dtype=torch.float16)
 
 
 def test_triton_at_the_models_length(seed):
@@ -144,20 +117,19 @@ def test_triton_with_logits_far_from_0(sign, seed, device):
     logits = torch.einsum("bnhd,bmhd->bhnm", q, k) * 32**-0.5
     assert (sign * logits > 200).all(), "exp(200) is no float32"
     cotangent = torch.randn(1, 45, 1, 32, generator=generator)
-    inputs = [x.requires_grad_() for x in (q, k, v)]
-    with use_backend("triton"):
-        out = flash_attention(*inputs)
-    exact = [x.detach().double().requires_grad_() for x in inputs]
-    expected = flash_attention_reference(*exact)
-    got = [out, *torch.autograd.grad(out, inputs, cotangent)]
-    wanted = [expected, *torch.autograd.grad(expected, exact, cotangent.double())]
+    got = parity.run("triton", flash_attention, [q, k, v], [cotangent])
+    wanted = parity.exact(flash_attention, [q, k, v], [cotangent])
     for a, b in zip(got, wanted, strict=True):  # float32 logits of 700 are off by 1e-4
         torch.testing.assert_close(a.double(), b, atol=1e-2 * b.abs().max().item(), rtol=0)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("lengths", [(17, 40, 1), (0, 33, 0, 5), (64,), (3, 3, 3, 3), (0, 0)])
-@pytest.mark.parametrize("backend", BACKENDS)
+@grid(
+    {
+        "backend": BACKENDS,
+        "lengths": [(17, 40, 1), (0, 33, 0, 5), (64,), (3, 3, 3, 3), (0, 0)],
+        "dtype": [torch.float32, torch.bfloat16],
+    }
+)
 def test_varlen_is_attention_within_each_sequence(backend, lengths, dtype, seed, poisoned, device):
     generator = torch.Generator().manual_seed(seed)
     shape = (sum(lengths), 2, 64)

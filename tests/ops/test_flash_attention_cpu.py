@@ -1,7 +1,6 @@
 """Attention's C++ kernels on the CPU, with every instruction set of this machine."""
 
 import itertools
-import os
 import re
 import shutil
 import subprocess
@@ -20,11 +19,12 @@ from dafast.ops import (
     flash_attention_varlen,
     use_backend,
 )
-from tests.tolerances import TOLERANCES
+from tests.instruction_sets import INSTRUCTION_SETS, instruction_set, threads
+from tests.ops import parity
+from tests.pairwise import grid
 
 CSRC = Path(__file__).parents[2] / "csrc"
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-SETS = ["portable", "avx2", "avx512", "avx512_bf16"]
 
 pytestmark = pytest.mark.skipif(
     _extension.why_not("cpp", "flash_attention") != "",
@@ -32,31 +32,11 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def _limit(name):
-    _extension.load().limit_cpu_capability(name)
-
-
-@pytest.fixture(autouse=True)
-def unlimited():
-    yield
-    if _extension.load() is not None:
-        _limit(os.environ.get("DAFAST_CPU_CAPABILITY", ""))
-
-
-@pytest.fixture(params=SETS)
+@pytest.fixture(params=INSTRUCTION_SETS)
 def capability(request):
-    """Each instruction set in turn, as the best there is."""
-    _limit(request.param)
-    if _extension.load().cpu_capability() != request.param:
-        pytest.skip(f"this processor has no {request.param}")
-    return request.param
-
-
-@pytest.fixture
-def poisoned(monkeypatch):
-    """Fresh memory holds NaN, so that what a kernel leaves unwritten shows."""
-    empty = torch.empty
-    monkeypatch.setattr(torch, "empty", lambda *a, **k: empty(*a, **k).fill_(float("nan")))
+    """Each instruction set in turn, as the best available."""
+    with instruction_set(request.param):
+        yield request.param
 
 
 def _draw(seed, shape, dtype=torch.float32, factor=1.0):
@@ -77,35 +57,42 @@ def _check(q, k, v, scale=None, out=None):
             out = flash_attention(q, k, v, scale=scale)
     assert out.shape == q.shape and out.dtype == q.dtype and out.is_contiguous()
     exact = flash_attention_reference(*(x.double() for x in (q, k, v)), scale=scale)
-    if not exact.numel():
-        return
-    error, base = ((x.double() - exact).abs().max() for x in (out, _eager(q, k, v, scale)))
-    assert error <= 2 * base + 2 * TOLERANCES[q.dtype].op * exact.abs().max() + 1e-6
+    parity.assert_within(out, exact, _eager(q, k, v, scale), steps=2, slack=1e-6)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(
-    "shape", [(1, 1, 1, 64), (2, 193, 3, 64), (1, 77, 2, 32), (3, 50, 6, 80), (0, 5, 2, 64)]
+@grid(
+    {
+        "name": INSTRUCTION_SETS,
+        "shape": [(1, 1, 1, 64), (2, 193, 3, 64), (1, 77, 2, 32), (3, 50, 6, 80), (0, 5, 2, 64)],
+        "dtype": DTYPES,
+    }
 )
-def test_matches_float64(shape, dtype, capability, seed, poisoned):
-    _check(*(_draw(seed + i, shape, dtype) for i in range(3)))
+def test_matches_float64(name, shape, dtype, seed, poisoned):
+    with instruction_set(name):
+        _check(*(_draw(seed + i, shape, dtype) for i in range(3)))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("head_dim", range(16, 129, 16))
-def test_head_dims_and_other_keys(head_dim, dtype, capability, seed, poisoned):
-    for queries, keys in ((37, 70), (13, 1), (1, 33), (6, 64)):
-        q = _draw(seed, (2, queries, 2, head_dim), dtype)
-        k, v = (_draw(seed + i, (2, keys, 2, head_dim), dtype) for i in (1, 2))
-        _check(q, k, v, scale=0.2)
+@grid({"name": INSTRUCTION_SETS, "head_dim": range(16, 129, 16), "dtype": DTYPES[:2]})
+def test_head_dims_and_other_keys(name, head_dim, dtype, seed, poisoned):
+    with instruction_set(name):
+        for queries, keys in ((37, 70), (13, 1), (1, 33), (6, 64)):
+            q = _draw(seed, (2, queries, 2, head_dim), dtype)
+            k, v = (_draw(seed + i, (2, keys, 2, head_dim), dtype) for i in (1, 2))
+            _check(q, k, v, scale=0.2)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("tokens", [(97, 767), (96, 768), (95, 769), (193, 1537), (1370, 1370)])
-def test_around_the_ends_of_blocks(tokens, dtype, capability, seed, poisoned):
-    q = _draw(seed, (1, tokens[0], 1, 64), dtype, factor=3)
-    k, v = (_draw(seed + i, (1, tokens[1], 1, 64), dtype) for i in (1, 2))
-    _check(q, k, v)
+@grid(
+    {
+        "name": INSTRUCTION_SETS,
+        "tokens": [(97, 767), (96, 768), (95, 769), (193, 1537), (1370, 1370)],
+        "dtype": DTYPES[:2],
+    }
+)
+def test_around_the_ends_of_blocks(name, tokens, dtype, seed, poisoned):
+    with instruction_set(name):
+        q = _draw(seed, (1, tokens[0], 1, 64), dtype, factor=3)
+        k, v = (_draw(seed + i, (1, tokens[1], 1, 64), dtype) for i in (1, 2))
+        _check(q, k, v)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -128,14 +115,19 @@ def test_packed_and_other_strides_are_read_in_place(dtype, capability, seed, mon
     _check(q, k, _draw(seed + 3, (64, 41, 2, 2), dtype).permute(3, 1, 2, 0))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("lengths", [(17, 140, 1), (0, 33, 0, 5), (64,), (3, 3, 3, 3), (), (0,)])
-def test_varlen_is_attention_within_each_sequence(lengths, dtype, capability, seed, poisoned):
+@grid(
+    {
+        "name": INSTRUCTION_SETS,
+        "lengths": [(17, 140, 1), (0, 33, 0, 5), (64,), (3, 3, 3, 3), (), (0,)],
+        "dtype": DTYPES[:2],
+    }
+)
+def test_varlen_is_attention_within_each_sequence(name, lengths, dtype, seed, poisoned):
     rows = sum(lengths)
     q, k, v = _draw(seed, (rows, 3, 2, 48), dtype).unbind(1)
     ends = torch.full((len(lengths) + 1, 2), -1, dtype=torch.int32)[:, 0]  # strided
     ends.copy_(torch.tensor((0, *lengths)).cumsum(0))
-    with use_backend("cpp"):
+    with instruction_set(name), use_backend("cpp"):
         out = flash_attention_varlen(q, k, v, ends, max(lengths, default=0))
     assert out.shape == q.shape
     for a, b in itertools.pairwise(ends.tolist()):
@@ -147,15 +139,10 @@ def test_varlen_is_attention_within_each_sequence(lengths, dtype, capability, se
 def test_threads_change_nothing(dtype, seed):
     """However the blocks of queries are divided, and so who packs which head."""
     qkv = _draw(seed, (1, 300, 3, 3, 64), dtype)
-    threads = torch.get_num_threads()
     results = []
-    try:
-        with use_backend("cpp"):
-            for n in (1, 2, 3, 5):
-                torch.set_num_threads(n)
-                results.append(flash_attention_qkvpacked(qkv))
-    finally:
-        torch.set_num_threads(threads)
+    for count in (1, 2, 3, 5):
+        with threads(count), use_backend("cpp"):
+            results.append(flash_attention_qkvpacked(qkv))
     assert all(torch.equal(results[0], x) for x in results)
 
 
@@ -236,10 +223,10 @@ def test_is_chosen_where_it_is_faster():
     assert _selected(x, leaf, x) == "sdpa"
     assert _selected(x.double(), x.double(), x.double()) == "sdpa"
     assert _selected(x, x, x, scale=-1.0) == "sdpa"
-    _limit("portable")
-    assert _selected(x, x, x) == "sdpa"
-    with use_backend("cpp"):
-        assert _selected(x, x, x) == _selected(short, short, short) == "cpp"
+    with instruction_set("portable"):
+        assert _selected(x, x, x) == "sdpa"
+        with use_backend("cpp"):
+            assert _selected(x, x, x) == _selected(short, short, short) == "cpp"
 
 
 def test_refuses_what_it_cannot_serve():

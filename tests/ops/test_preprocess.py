@@ -21,7 +21,9 @@ from dafast.ops import (
     resize_bilinear,
     use_backend,
 )
-from tests.tolerances import TOLERANCES
+from tests.instruction_sets import CPP, threads
+from tests.ops import parity
+from tests.pairwise import grid
 
 
 def _official_size(width, height, size=518, multiple=14):
@@ -201,17 +203,6 @@ def cpp():
         yield
 
 
-def poison(monkeypatch):
-    """Fresh memory holds NaN, so that what a kernel leaves unwritten shows."""
-    original = torch.empty
-
-    def empty(*args, **kwargs):
-        out = original(*args, **kwargs)
-        return out.fill_(float("nan")) if out.is_floating_point() else out.fill_(77)
-
-    monkeypatch.setattr(torch, "empty", empty)
-
-
 def photos(rng, sizes, kind):
     """uint8 (H, W, 3), or float32 (3, H, W): contiguous, or a view of (H, W, 3)."""
     out = []
@@ -243,23 +234,23 @@ KINDS = ["uint8", "planar", "interleaved"]
 def check_preprocess(got, images, dtype, **options):
     expected, geometries = exact(images, **options)
     x, same = got
-    assert same == geometries and x.dtype == dtype and x.shape == expected.shape
+    assert same == geometries and x.dtype == dtype
     # Weights in float32 on values up to 1, over a standard deviation of 0.22 at least.
-    bound = 2 * TOLERANCES[dtype].op * expected.abs().max() + 2e-6 / min(IMAGENET_STD)
-    assert (x.double() - expected).abs().max() <= bound
+    parity.assert_within(x, expected, steps=2, slack=2e-6 / min(IMAGENET_STD))
 
 
-@pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(
-    ("fit", "padding", "antialias"),
-    [(fit, p, a) for fit, a in (("pad", True), ("pad", False), ("official", True)) for p in MODES],
+@grid(
+    {
+        "fit, antialias": [("pad", True), ("pad", False), ("official", True)],
+        "padding": MODES,
+        "dtype": DTYPES,
+        "kind": KINDS,
+        "channels_last": [False, True],
+    }
 )
 def test_cpp_matches_float64(
-    cpp, fit, padding, antialias, dtype, kind, channels_last, rng, monkeypatch
+    cpp, fit, antialias, padding, dtype, kind, channels_last, rng, poisoned
 ):
-    poison(monkeypatch)
     images = photos(rng, SIZES, kind)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     options = {"size": 56, "fit": fit, "padding": padding, "antialias": antialias}
@@ -330,14 +321,15 @@ def check_postprocess(got, disparity, geometries, align_corners, error=2e-6):
             assert (g.double() - e).abs().max() <= error
 
 
-@pytest.mark.parametrize("out", [torch.float32, torch.uint16])
-@pytest.mark.parametrize("align_corners", [False, True])
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("backend", ["reference", "cpp"])
-def test_postprocess_matches_float64(backend, dtype, align_corners, out, rng, monkeypatch):
-    if backend == "cpp" and _extension.load() is None:
-        pytest.skip(_extension.why_missing())
-    poison(monkeypatch)
+@grid(
+    {
+        "backend": ["reference", CPP],
+        "dtype": DTYPES,
+        "align_corners": [False, True],
+        "out": [torch.float32, torch.uint16],
+    }
+)
+def test_postprocess_matches_float64(backend, dtype, align_corners, out, rng, poisoned):
     disparity, geometries = predictions(rng, SIZES, dtype=dtype)
     with use_backend(backend):
         maps = postprocess(disparity, geometries, align_corners=align_corners, dtype=out)
@@ -347,10 +339,8 @@ def test_postprocess_matches_float64(backend, dtype, align_corners, out, rng, mo
     check_postprocess(maps, disparity, geometries, align_corners, error)
 
 
-@pytest.mark.parametrize("backend", ["reference", "cpp"])
+@pytest.mark.parametrize("backend", ["reference", CPP])
 def test_postprocess_of_constants_views_and_other_dtypes(backend, rng):
-    if backend == "cpp" and _extension.load() is None:
-        pytest.skip(_extension.why_missing())
     disparity, geometries = predictions(rng, SIZES)
     with use_backend(backend):
         for flat in postprocess(torch.ones_like(disparity), geometries, dtype=torch.uint16):
@@ -381,24 +371,25 @@ def test_opcheck(cpp, rng):
 
 def test_threads_agree(cpp, rng):
     images = photos(rng, [(400, 601), (80, 120)], "uint8")
-    threads = torch.get_num_threads()
     results = []
-    try:
-        for n in (1, 2, 5):
-            torch.set_num_threads(n)
+    for count in (1, 2, 5):
+        with threads(count):
             x, geometries = preprocess(images, size=56)
             results.append([x, *postprocess(x[:, 0], geometries)])
-    finally:
-        torch.set_num_threads(threads)
     for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+        parity.assert_equal(results[0], other)
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("fit", "padding"), [(f, p) for f in ("pad", "official") for p in MODES])
+@grid(
+    {
+        "fit": ["pad", "official"],
+        "padding": MODES,
+        "dtype": DTYPES,
+        "kind": KINDS,
+        "channels_last": [False, True],
+    }
+)
 def test_gpu_matches_float64(fit, padding, dtype, kind, channels_last, rng):
     if why := _extension.why_not("cuda"):
         pytest.skip(why)
