@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import ModelConfig
-from ..ops import OPS, decoder_tail
+from ..layers.mlp import is_plain
+from ..ops import decoder_tail
 from ..profiling import annotate
 
 _TAIL_CHANNELS = 32
@@ -125,15 +126,16 @@ class Scratch(nn.Module):
     def _tail(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         """``output_conv2`` of the upsampled map; in inference in one kernel, where one serves.
 
-        The modules run where there is a gradient to come, or somebody watches what they give.
+        The modules run where a gradient is wanted, a module was replaced (LoRA, a quantised
+        layer) or has hooks.
         """
-        conv, _, last, activation = self.output_conv2
-        watched = any(m._forward_hooks or m._forward_pre_hooks for m in self.output_conv2.modules())
-        if not torch.is_grad_enabled() and not watched:
-            arguments = (x, size, conv.weight, conv.bias, last.weight, last.bias)
+        conv, relu, last, activation = self.output_conv2
+        kinds = (nn.Conv2d, nn.ReLU, _Float32Conv2d, type(activation))
+        modules = zip((conv, relu, last, activation), kinds, strict=True)
+        if not torch.is_grad_enabled() and all(is_plain(m, kind) for m, kind in modules):
             name = "sigmoid" if isinstance(activation, nn.Sigmoid) else "relu"
-            if OPS["decoder_tail"].select(*arguments, activation=name) != "reference":
-                return decoder_tail(*arguments, activation=name)  # type: ignore[arg-type]
+            parameters = (conv.weight, conv.bias, last.weight, last.bias)
+            return decoder_tail(x, size, *parameters, activation=name)  # type: ignore[arg-type]
         return self.output_conv2(_upsample(x, size))
 
 

@@ -1,8 +1,8 @@
-"""Which implementation of an op serves a call, and why another was not taken.
+"""Which implementation of an op serves a call, and why another one does not.
 
-An op has named backends in order of preference; ``reference`` is always the last and serves
-everything. Each other backend says for a given call whether it can serve it, and why not. Left
-alone, an op takes the first backend that can; `use_backend` forces one.
+An op has named backends in order of preference; ``reference`` is always the last and serves every
+call. An op takes the first backend that can serve the call and should; `use_backend` forces one
+that can.
 """
 
 from __future__ import annotations
@@ -23,11 +23,14 @@ logger = logging.getLogger("dafast")
 BACKENDS = ("reference", "cpp", "cuda", "triton", "sdpa", "xformers")
 """The backends that exist; see `available_backends` for the ones that an op has."""
 
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+"""What the kernels are compiled for; they compute in float32."""
+
 _forced: ContextVar[str | None] = ContextVar("dafast_backend", default=None)
 
 
 def _forced_backend() -> str | None:
-    """The backend that `use_backend` names; `torch.compile` takes it as it is while tracing."""
+    """The backend that `use_backend` names; a constant while `torch.compile` traces."""
     return _forced.get()
 
 
@@ -35,42 +38,28 @@ def _forced_backend() -> str | None:
 _forced_backend._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def _is_transformed(x: Tensor) -> bool:
-    functorch = torch._C._functorch
-    while functorch.is_functorch_wrapped_tensor(x):
-        if functorch.is_gradtrackingtensor(x):
-            return True
-        x = functorch.get_unwrapped(x)
-    return forward_ad.unpack_dual(x).tangent is not None
-
-
-def why_transformed(*tensors: Tensor) -> str:
-    """Why custom ops cannot serve what `torch.func` or forward mode is to differentiate.
-
-    PyTorch refuses them within the former, and drops their tangents in the latter without a word.
-    An empty string where nothing of the kind is going on.
-    """
-    if torch.compiler.is_compiling() or not any(map(_is_transformed, tensors)):
-        return ""
-    return "has no derivatives for torch.func and forward-mode differentiation"
-
-
 class BackendError(RuntimeError):
     """A backend that was asked for by name cannot serve the call."""
 
 
+Check = Callable[..., str]
+"""Takes the arguments of a call and returns "" or the reason against a backend."""
+
+
 @dataclass(frozen=True)
 class Backend:
-    """One implementation of an op.
+    """One implementation of an op. Its functions take the arguments of `Op.__call__`.
 
     Attributes:
-        fn: The implementation; it takes exactly the arguments of the op's public function.
-        supports: Takes the same arguments and returns whether ``fn`` can serve them, and if not
-            the reason.
+        fn: The implementation.
+        supports: Whether it can serve the call; None if it can serve every call.
+        preferred: Whether it should serve the call unasked; None for always. Asked first, so it
+            has to take any arguments of the op.
     """
 
     fn: Callable[..., Any]
-    supports: Callable[..., tuple[bool, str]] = lambda *args, **kwargs: (True, "")
+    supports: Check | None = None
+    preferred: Check | None = None
 
 
 class Op:
@@ -96,33 +85,81 @@ class Op:
         self._logged: set[tuple[str, str]] = set()
         OPS[name] = self
 
-    def select(self, *args: Any, **kwargs: Any) -> str:
-        """Returns the name of the backend that serves a call with these arguments.
+    def select(self, *args: Any) -> str:
+        """Returns the name of the backend that serves a call with these positional arguments.
 
         Raises:
             BackendError: If `use_backend` names a backend of this op that cannot serve them.
         """
         forced = _forced_backend()
         if forced is not None and forced in self.backends:
-            ok, reason = self.backends[forced].supports(*args, **kwargs)
-            if not ok:
+            supports = self.backends[forced].supports
+            if supports and (reason := supports(*args)):
                 raise BackendError(f"dafast.ops.{self.name}: backend {forced!r}: {reason}")
             return forced
         for name, backend in self.backends.items():
-            ok, reason = backend.supports(*args, **kwargs)
-            if ok:
+            reason = backend.preferred(*args) if backend.preferred else ""
+            if not reason and backend.supports:
+                reason = backend.supports(*args)
+            if not reason:
                 return name
             if not torch.compiler.is_compiling() and (name, reason) not in self._logged:
                 self._logged.add((name, reason))
                 logger.info("dafast.ops.%s: backend %s not taken: %s", self.name, name, reason)
         raise AssertionError("the reference serves every call")
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.backends[self.select(*args, **kwargs)].fn(*args, **kwargs)
+    def __call__(self, *args: Any) -> Any:
+        return self.backends[self.select(*args)].fn(*args)
 
 
 OPS: dict[str, Op] = {}
 """Every op by name."""
+
+
+def tensors_of(args: tuple[Any, ...]) -> list[Tensor]:
+    """The tensors among the arguments of a call; those of a list, if it starts with one."""
+    return [x for x in (args[0] if isinstance(args[0], list) else args) if isinstance(x, Tensor)]
+
+
+def wrong_dtype(*dtypes: torch.dtype) -> str:
+    """The check of the dtypes that kernels are compiled for."""
+    for dtype in dtypes:
+        if dtype not in FLOATS:
+            return f"takes float32, float16 and bfloat16, not {dtype}"
+    return ""
+
+
+def wants_gradient(*tensors: Tensor) -> bool:
+    """Whether autograd records a call with these tensors."""
+    if torch.is_grad_enabled():
+        for tensor in tensors:
+            if tensor.requires_grad:
+                return True
+    return False
+
+
+def no_backward(*tensors: Tensor) -> str:
+    """The check of backends that have no backward."""
+    return "has no backward; call it under torch.no_grad()" if wants_gradient(*tensors) else ""
+
+
+def transformed(*tensors: Tensor) -> str:
+    """The check of custom ops, which `torch.func` and forward mode cannot differentiate.
+
+    PyTorch refuses them in `torch.func`, and silently drops their tangents in forward mode.
+    """
+    if torch.compiler.is_compiling():
+        return ""
+    functorch = torch._C._functorch
+    for x in tensors:
+        while functorch.is_functorch_wrapped_tensor(x):
+            if functorch.is_gradtrackingtensor(x):
+                return "has no derivatives for torch.func and forward-mode differentiation"
+            x = functorch.get_unwrapped(x)
+        # Outside of a `dual_level` no tensor has a tangent.
+        if forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None:
+            return "has no derivatives for torch.func and forward-mode differentiation"
+    return ""
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Lazy import of the compiled extension ``dafast._C``, and why it is missing where it is."""
+"""Lazy import of the compiled extension ``dafast._C``, and why it is missing."""
 
 from __future__ import annotations
 
@@ -6,18 +6,19 @@ import functools
 import importlib
 import importlib.util
 import logging
+from collections.abc import Callable
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import Any
 
-if TYPE_CHECKING:
-    from torch import Tensor
+import torch
+from torch import Tensor
 
-from ._dispatch import _forced_backend, why_transformed
+from ._dispatch import Backend, Check, tensors_of, transformed, wants_gradient
 
 logger = logging.getLogger("dafast")
 
 MIN_ELEMENTS = 16384
-"""What `why_not_unasked` calls small."""
+"""What `saves_time` calls small."""
 
 HOW_TO_BUILD = (
     "with torch, pybind11, ninja and a C++ compiler present, reinstall dafast with "
@@ -30,8 +31,6 @@ def _load() -> tuple[ModuleType | None, str]:
     """Returns the module, or None and the reason; tried once in a process."""
     if importlib.util.find_spec("dafast._C") is None:
         return None, f"the C++ extension was not built ({HOW_TO_BUILD})"
-    import torch  # noqa: F401  (the extension links against the libraries that this loads)
-
     try:
         return importlib.import_module("dafast._C"), ""
     except (ImportError, OSError, RuntimeError) as error:
@@ -44,7 +43,7 @@ def _load() -> tuple[ModuleType | None, str]:
 
 
 def load() -> ModuleType | None:
-    """Returns ``dafast._C``, imported on the first call, or None where it is not to be had.
+    """Returns ``dafast._C``, imported on the first call, or None where it is missing.
 
     Importing it registers the ops ``torch.ops.dafast_C.*``.
     """
@@ -52,7 +51,7 @@ def load() -> ModuleType | None:
 
 
 def why_missing() -> str:
-    """Returns why `load` gives None, with what to do about it; an empty string if it does not."""
+    """Returns why `load` gives None and the remedy; an empty string if it does not."""
     return _load()[1]
 
 
@@ -76,54 +75,64 @@ def why_not(backend: str, op: str = "") -> str:
     return ""
 
 
-# torch.compile takes it as it is while tracing; see `_dispatch._forced_backend`.
+def cpu_capability() -> str:
+    """Returns the instruction set of the CPU kernels; an empty string without the extension."""
+    module = load()
+    return module.cpu_capability() if module else ""
+
+
+# Constants while torch.compile traces; see `_dispatch._forced_backend`.
 why_not._dynamo_marked_constant = True  # type: ignore[attr-defined]
+cpu_capability._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def supports(backend: str, op: str, *tensors: Tensor) -> tuple[bool, str]:
-    """Whether the extension's kernels of an op can serve these tensors.
+def backend(
+    kind: str,
+    op: str,
+    fn: Callable[..., Any],
+    limits: Check,
+    preferred: Check | None = None,
+) -> Backend:
+    """A backend of kernels of the extension.
 
     Args:
-        backend: ``"cpp"`` for its kernels on the CPU, ``"cuda"`` for those on a GPU.
-        op: Name of the op.
-        tensors: What the op is called with.
-
-    Returns:
-        Whether they can, as far as device and installation go, and why not.
+        kind: ``"cpp"`` for its kernels on the CPU, ``"cuda"`` for those on a GPU.
+        op: Name of the op in the extension.
+        fn: The implementation.
+        limits: Whether the kernels can serve the call, if device and installation allow it.
+        preferred: Whether they should serve it unasked.
     """
-    wanted = "cpu" if backend == "cpp" else "cuda"
-    for tensor in tensors:
-        if tensor.device.type != wanted:
-            return False, f"runs on {wanted.upper()} tensors; the input is on {tensor.device}"
-        if tensor.device != tensors[0].device:
-            return False, "needs all tensors on one device"
-    reason = why_transformed(*tensors) or why_not(backend, op)
-    return not reason, reason
+    wanted = "cpu" if kind == "cpp" else "cuda"
+
+    def supports(*args: Any) -> str:
+        tensors = tensors_of(args)
+        device = tensors[0].device
+        for tensor in tensors:
+            if tensor.device.type != wanted:
+                return f"runs on {wanted.upper()} tensors; the input is on {tensor.device}"
+            if tensor.device != device:
+                return f"needs all tensors on one device; got {device} and {tensor.device}"
+        return limits(*args) or transformed(*tensors) or why_not(kind, op)
+
+    return Backend(fn, supports, preferred)
 
 
-def why_not_unasked(*tensors: Tensor) -> str:
-    """Why a kernel that only saves a pass over memory is not taken unless it is asked for by name.
+def saves_time(*tensors: Tensor) -> str:
+    """The check of whether a CPU kernel that only saves a pass over memory gains time.
 
     Measured: without AVX-512, with a gradient, and on small tensors PyTorch's own operations are
     about as fast or faster.
 
     Args:
-        tensors: What the op is called with, the largest first.
-
-    Returns:
-        The reason, an empty string if it is to be taken or ``use_backend("cpp")`` asks for it.
+        tensors: The tensors of the call, the largest first.
     """
-    if _forced_backend() == "cpp":
-        return ""
-    import torch
-
     if torch.compiler.is_compiling():
         return "torch.compile fuses these operations itself"
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+    if wants_gradient(*tensors):
         return "with a gradient PyTorch's own operations are as fast"
     if tensors[0].numel() < MIN_ELEMENTS:
         return f"PyTorch's own operations are as fast below {MIN_ELEMENTS} elements"
-    module = load()
-    if module is None or not module.cpu_capability().startswith("avx512"):
+    capability = cpu_capability()  # a missing extension is what `supports` reports
+    if capability and not capability.startswith("avx512"):
         return "without AVX-512 PyTorch's own operations are as fast"
     return ""

@@ -1,17 +1,36 @@
-"""What the ops on images (B, C, H, W) share: the tensors that the extension takes, and makes."""
+"""Tensors that the ops on images (B, C, H, W) pass to the extension."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-"""What the extension's kernels are compiled for; they compute in float32."""
+from . import _extension
+from ._dispatch import Backend, Check, wrong_dtype
 
 
-def why_not_dtype(x: Tensor) -> str:
-    """Why the extension does not take a tensor of this dtype; an empty string if it does."""
-    return "" if x.dtype in DTYPES else f"takes float32, float16 and bfloat16, not {x.dtype}"
+def extension_backends(
+    op: str,
+    fn: Callable[..., Any],
+    cpp_preferred: Check | None = None,
+    limits: Check = lambda x, *_: wrong_dtype(x.dtype),
+) -> dict[str, Backend]:
+    """The backends ``cuda`` and ``cpp`` of an op whose kernels share one function.
+
+    Args:
+        op: Name of the op.
+        fn: Calls the extension, which dispatches on the device.
+        cpp_preferred: Whether the CPU kernel should serve unasked.
+        limits: Whether the kernels can serve the call, on any device.
+    """
+
+    return {
+        "cuda": _extension.backend("cuda", op, fn, limits),
+        "cpp": _extension.backend("cpp", op, fn, limits, cpp_preferred),
+    }
 
 
 def empty_images(x: Tensor, height: int, width: int) -> Tensor:
@@ -26,7 +45,7 @@ def empty_images(x: Tensor, height: int, width: int) -> Tensor:
 
 
 def dense_rows(x: Tensor) -> Tensor:
-    """``x`` itself where its columns, or its pixels with all channels, lie side by side."""
+    """``x`` itself if its columns, or its pixels with all channels, are contiguous; else a copy."""
     channels, _, columns = x.stride()[-3:]
     if columns == 1 or (channels == 1 and columns == x.shape[-3]):
         return x

@@ -1,13 +1,13 @@
-"""Custom ops that plain eager calls go around.
+"""Custom ops that plain eager calls bypass.
 
-`torch.compile`, `torch.func`, fake tensors and the like need a `torch.library` op. What one costs
-on the way to its kernel, 15 us forward and more backward, is as much as many a kernel takes.
+`torch.compile`, `torch.func`, fake tensors and the like need a `torch.library` op. Its overhead,
+15 us forward and more backward, is as long as many a kernel runs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -15,35 +15,50 @@ from torch import Tensor
 
 def _is_plain(args: tuple[Any, ...]) -> bool:
     """Whether nothing but eager autograd looks at this call."""
-    return (
-        torch._C._len_torch_dispatch_stack() == 0
-        and torch._C._functorch.peek_interpreter_stack() is None
-        and torch._C._get_tracing_state() is None
-        and all(
-            (type(x) is Tensor or type(x) is torch.nn.Parameter)
-            and not torch._C._functorch.is_legacy_batchedtensor(x)  # of is_grads_batched
-            for x in args
-            if isinstance(x, Tensor)
-        )
-    )
+    functorch = torch._C._functorch
+    if (
+        torch._C._len_torch_dispatch_stack() != 0
+        or functorch.peek_interpreter_stack() is not None
+        or torch._C._get_tracing_state() is not None
+    ):
+        return False
+    for x in args:
+        if isinstance(x, Tensor) and (
+            (type(x) is not Tensor and type(x) is not torch.nn.Parameter)
+            or functorch.is_legacy_batchedtensor(x)  # of is_grads_batched
+        ):
+            return False
+    return True
 
 
 class KernelOp:
-    """A custom op, called directly where nothing has to be traced.
+    """A custom op ``dafast::<name>``, called directly where nothing has to be traced.
 
     Args:
-        name: With its namespace, as `torch.library.custom_op` takes it.
-        fn: Calls the kernels. Changes none of its arguments, returns new tensors.
+        schema: Of the op, as `torch.library` writes it; ``SymInt`` for every size. With several
+            ``kernels`` its last argument is ``str backend``.
+        fake: Takes the op's arguments, returns uninitialised results of the right kind.
+        kernels: By the name of their backend. Each takes the op's arguments without ``backend``,
+            changes none of them, and returns new tensors. A single one, without a ``backend`` in
+            the schema, takes all arguments.
     """
 
-    def __init__(self, name: str, fn: Callable[..., Any]) -> None:
-        self.name, self.fn = name, fn
-        self.op = torch.library.custom_op(name, fn, mutates_args=())
-        self.register_fake = self.op.register_fake
+    def __init__(
+        self, schema: str, fake: Callable[..., Any], **kernels: Callable[..., Any]
+    ) -> None:
+        self.name, rest = schema.split("(", 1)
+        if "str backend)" in schema:
+            self.fn: Callable[..., Any] = lambda *args: kernels[args[-1]](*args[:-1])
+        else:
+            (self.fn,) = kernels.values()
+        self.op = torch.library.custom_op(
+            f"dafast::{self.name}", self.fn, mutates_args=(), schema=f"({rest}"
+        )
+        self.op.register_fake(fake)
         self._function: type[torch.autograd.Function] | None = None
 
     def register_autograd(
-        self, backward: Callable[..., Any], *, setup_context: Callable[..., None] | None = None
+        self, backward: Callable[..., Any], setup_context: Callable[..., None] | None = None
     ) -> None:
         """As `torch.library.CustomOpDef.register_autograd`."""
         self.op.register_autograd(backward, setup_context=setup_context)
@@ -58,16 +73,24 @@ class KernelOp:
 
         members = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
         # Seen in graphs and profiles.
-        self._function = type(self.name.split("::")[1], (torch.autograd.Function,), members)
+        self._function = type(self.name, (torch.autograd.Function,), members)
+
+    def no_second_derivative(self) -> None:
+        """Makes differentiating the results of this op, a backward, fail with a remedy."""
+
+        def backward(ctx: Any, *grads: Tensor) -> NoReturn:
+            raise NotImplementedError(
+                f"dafast.ops.{self.name.removesuffix('_backward')}: its kernels have no second "
+                "derivative; run the forward within dafast.use_backend('reference'), which has one"
+            )
+
+        self.register_autograd(backward)
 
     def __call__(self, *args: Any) -> Any:
         if torch.compiler.is_compiling() or not _is_plain(args):
             return self.op(*args)
-        if torch.is_grad_enabled() and any(x.requires_grad for x in args if isinstance(x, Tensor)):
-            return (self._function.apply if self._function else self.op)(*args)
+        if torch.is_grad_enabled():
+            for x in args:
+                if isinstance(x, Tensor) and x.requires_grad:
+                    return (self._function.apply if self._function else self.op)(*args)
         return self.fn(*args)
-
-
-def kernel_op(name: str) -> Callable[[Callable[..., Any]], KernelOp]:
-    """Decorator that makes a `KernelOp`."""
-    return lambda fn: KernelOp(name, fn)

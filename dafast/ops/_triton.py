@@ -4,16 +4,28 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-from typing import Any, NoReturn
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ._dispatch import _forced_backend, why_transformed
-from ._kernel_op import KernelOp
+from ._dispatch import Backend, Check, tensors_of, transformed
 
 MIN_CAPABILITY = (8, 0)
 """Oldest NVIDIA compute capability that the kernels are compiled for (Ampere)."""
+
+
+@functools.cache
+def _import_reason() -> str:
+    """Why Triton cannot be imported, an empty string where it can."""
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed; pip install 'dafast[triton]'"
+    try:
+        import triton  # noqa: F401
+    except Exception as error:  # a broken installation raises anything
+        return f"Triton does not import ({type(error).__name__}: {error}); reinstall it"
+    return ""
 
 
 def _cpu_reason() -> str:
@@ -22,8 +34,8 @@ def _cpu_reason() -> str:
     It can in its interpreter (``TRITON_INTERPRET=1`` set before Triton is imported), and under a
     driver that runs compiled kernels on the CPU.
     """
-    if importlib.util.find_spec("triton") is None:
-        return "Triton is not installed; pip install 'dafast[triton]'"
+    if reason := _import_reason():
+        return reason
     import triton
 
     if triton.knobs.runtime.interpret:
@@ -40,80 +52,72 @@ def _cpu_reason() -> str:
 @functools.cache
 def _gpu_reason(index: int) -> str:
     """Why Triton cannot run on this GPU, an empty string where it can."""
-    if importlib.util.find_spec("triton") is None:
-        return "Triton is not installed; pip install 'dafast[triton]'"
     capability = torch.cuda.get_device_capability(index)
     if torch.version.hip is None and capability < MIN_CAPABILITY:
         return "needs compute capability {}.{}; the GPU has {}.{}".format(
             *MIN_CAPABILITY, *capability
         )
-    return ""
+    return _import_reason()
 
 
-def _is_full_float32() -> bool:
+def is_full_float32() -> bool:
+    """Whether float32 products run at full precision: without TF32, so without tensor cores."""
     # Not by get_float32_matmul_precision, which raises where a newer setting has been used.
     return torch.backends.cuda.matmul.fp32_precision not in ("tf32", "bf16")
 
 
-# torch.compile takes them as they are while tracing; see `_dispatch._forced_backend`.
+# Constants while torch.compile traces; see `_dispatch._forced_backend`.
 _cpu_reason._dynamo_marked_constant = True  # type: ignore[attr-defined]
-_is_full_float32._dynamo_marked_constant = True  # type: ignore[attr-defined]
+is_full_float32._dynamo_marked_constant = True  # type: ignore[attr-defined]
 _gpu_reason._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def why_missing() -> str:
-    """Returns why no call can be served on a GPU here; an empty string if one can."""
+    """Returns why no call can be served on a GPU; an empty string if one can."""
     return _gpu_reason(0) if torch.cuda.is_available() else "PyTorch sees no CUDA GPU here"
 
 
-def no_second_derivative(backward_op: KernelOp, name: str) -> None:
-    """Makes differentiating the gradients of the op ``name`` fail with a remedy."""
+def preferred(x: Tensor) -> str:
+    """Whether Triton should serve unasked.
 
-    def backward(ctx: Any, *grads: Tensor) -> NoReturn:
-        raise NotImplementedError(
-            f"dafast.ops.{name}: its kernels have no second derivative; run the forward "
-            "within dafast.use_backend('reference'), which has one"
-        )
-
-    backward_op.register_autograd(backward)
-
-
-def why_not_unasked(x: Tensor) -> str:
-    """Why attention's kernels are not taken unless they are asked for by name.
-
-    In float32 that is not TF32 there are no tensor cores. On an H100 PyTorch's own attention is
-    three to six times as fast then.
-
-    Returns:
-        The reason, an empty string if they are to be taken, or ``use_backend("triton")`` asks.
+    Not on a CPU: interpreted kernels are thousands of times slower than any other backend.
     """
-    if x.dtype != torch.float32 or _forced_backend() == "triton" or not _is_full_float32():
-        return ""
-    return "in float32 at full precision PyTorch's own kernels are faster"
+    if x.is_cpu:
+        return "on a CPU its kernels run interpreted, and only when asked for by name"
+    return ""
 
 
-def supports(*tensors: Tensor) -> tuple[bool, str]:
-    """Whether Triton can serve these tensors, as far as device and installation go.
-
-    On CPU tensors it serves only when `dafast.use_backend` asks for it: interpreted kernels are
-    thousands of times slower than any other backend.
-
-    Returns:
-        Whether it can, and why not.
-    """
-    devices = {tensor.device for tensor in tensors}
-    if len(devices) > 1:
-        return False, f"needs all tensors on one device; got {sorted(map(str, devices))}"
-    reason = why_transformed(*tensors)
-    if reason:
-        return False, reason
+def supports(*tensors: Tensor) -> str:
+    """The check of device and installation."""
     device = tensors[0].device
+    for tensor in tensors:
+        if tensor.device != device:
+            return f"needs all tensors on one device; got {device} and {tensor.device}"
+    if reason := transformed(*tensors):
+        return reason
     if device.type == "cuda":
-        reason = _gpu_reason(device.index)
-    elif device.type == "cpu":
-        if _forced_backend() != "triton":
-            return False, "on a CPU its kernels run interpreted, and only when asked for by name"
-        reason = _cpu_reason()
-    else:
-        reason = f"runs on CUDA and ROCm GPUs; the tensors are on {device}"
-    return not reason, reason
+        return _gpu_reason(device.index)
+    if device.type == "cpu":
+        return _cpu_reason()
+    return f"runs on CUDA and ROCm GPUs; the tensors are on {device}"
+
+
+def backend(fn: Callable[..., Any], limits: Check, unasked: Check | None = None) -> Backend:
+    """A backend of Triton kernels.
+
+    Args:
+        fn: The implementation.
+        limits: Whether the kernels can serve the call, if device and installation allow it.
+        unasked: Whether they should serve it unasked on a GPU.
+    """
+    return Backend(
+        fn,
+        lambda *args: limits(*args) or supports(*tensors_of(args)),
+        lambda *args: preferred(args[0]) or (unasked(*args) if unasked else ""),
+    )
+
+
+def launcher(op: str, name: str) -> Callable[..., Any]:
+    """The function ``name`` of ``dafast.kernels.<op>``, imported at the first call."""
+    load = functools.cache(lambda: getattr(importlib.import_module(f"dafast.kernels.{op}"), name))
+    return lambda *args: load()(*args)

@@ -1,8 +1,9 @@
-"""Residual add, LayerScale and the LayerNorm after them, as a pre-norm block has them."""
+"""Residual add, LayerScale and the LayerNorm after them, as in a pre-norm block."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,16 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import _extension, _triton
-from ._dispatch import Backend, Op, _forced_backend
-from ._kernel_op import kernel_op
+from ._dispatch import Check, Op, wrong_dtype
+from ._kernel_op import KernelOp
 
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-_MAX_CHANNELS = 2048  # a row has to fit in the registers of one program
-_MAX_CHANNELS_CPP = 4096  # and here on the stack, in float32
-
-
-def _dtype_of_sum(x: Tensor, branch: Tensor, gamma: Tensor) -> torch.dtype:
-    return torch.promote_types(torch.promote_types(x.dtype, branch.dtype), gamma.dtype)
+_MAX_CHANNELS = {"triton": 2048, "cpp": 4096}
+"""A row has to fit in the registers of one program, or in float32 on the stack of a thread."""
 
 
 def add_layer_norm_reference(
@@ -29,7 +25,6 @@ def add_layer_norm_reference(
     weight: Tensor,
     bias: Tensor,
     eps: float = 1e-6,
-    *,
     dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Specification of `add_layer_norm`; PyTorch computes both in float32 and rounds once."""
@@ -40,10 +35,9 @@ def add_layer_norm_reference(
     return s, n.to(dtype)
 
 
-def _empty_results(
-    x: Tensor, sum_dtype: torch.dtype, dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor]:
+def _empty_results(x: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
     """For s, for n, and for mean and inverse standard deviation of the rows of s."""
+    *_, sum_dtype, dtype, _backend = args
     return (
         x.new_empty(x.shape, dtype=sum_dtype),
         x.new_empty(x.shape, dtype=dtype),
@@ -51,61 +45,25 @@ def _empty_results(
     )
 
 
-def _cpp_forward(
-    x: Tensor,
-    branch: Tensor,
-    gamma: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    eps: float,
-    sum_dtype: torch.dtype,
-    dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor]:
-    results = _empty_results(x, sum_dtype, dtype)
-    torch.ops.dafast_C.add_layer_norm(
-        x.contiguous(), branch.contiguous(), gamma, weight, bias, eps, *results
-    )
+def _cpp_forward(x: Tensor, branch: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *parameters, _sum_dtype, _dtype = args
+    results = _empty_results(x, *args, "cpp")
+    torch.ops.dafast_C.add_layer_norm(x.contiguous(), branch.contiguous(), *parameters, *results)
     return results
 
 
-@kernel_op("dafast::add_layer_norm")
-def _op(
-    x: Tensor,
-    branch: Tensor,
-    gamma: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    eps: float,
-    sum_dtype: torch.dtype,
-    dtype: torch.dtype,
-    backend: str = "triton",
-) -> tuple[Tensor, Tensor, Tensor]:
-    if backend == "cpp":
-        return _cpp_forward(x, branch, gamma, weight, bias, eps, sum_dtype, dtype)
-    from dafast.kernels.add_layer_norm import add_layer_norm_fwd
-
-    return add_layer_norm_fwd(x, branch, gamma, weight, bias, eps, sum_dtype, dtype)
+_op = KernelOp(
+    "add_layer_norm(Tensor x, Tensor branch, Tensor gamma, Tensor weight, Tensor bias, float eps,"
+    " ScalarType sum_dtype, ScalarType dtype, str backend) -> (Tensor, Tensor, Tensor)",
+    fake=_empty_results,
+    triton=_triton.launcher("add_layer_norm", "add_layer_norm_fwd"),
+    cpp=_cpp_forward,
+)
 
 
-@_op.register_fake
-def _(
-    x: Tensor,
-    branch: Tensor,
-    gamma: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    eps: float,
-    sum_dtype: torch.dtype,
-    dtype: torch.dtype,
-    backend: str = "triton",
-) -> tuple[Tensor, Tensor, Tensor]:
-    return _empty_results(x, sum_dtype, dtype)
-
-
-def _empty_gradients(
-    s: Tensor, branch: Tensor, x_dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor]:
+def _empty_gradients(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     """For x, for branch, and for gamma, weight and bias in float32."""
+    _grad_s, _grad_n, s, branch, _gamma, _weight, _stats, x_dtype, _backend = args
     return (
         s.new_empty(s.shape, dtype=x_dtype),
         branch.new_empty(branch.shape),
@@ -113,43 +71,26 @@ def _empty_gradients(
     )
 
 
-@kernel_op("dafast::add_layer_norm_backward")
-def _backward_op(
-    grad_s: Tensor | None,
-    grad_n: Tensor | None,
-    s: Tensor,
-    branch: Tensor,
-    gamma: Tensor,
-    weight: Tensor,
-    stats: Tensor,
-    x_dtype: torch.dtype,
-    backend: str,
+def _cpp_backward(
+    grad_s: Tensor | None, grad_n: Tensor | None, s: Tensor, branch: Tensor, *args: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if backend == "cpp":
-        results = _empty_gradients(s, branch, x_dtype)
-        grads = [None if g is None else g.contiguous() for g in (grad_s, grad_n)]
-        torch.ops.dafast_C.add_layer_norm_backward(
-            *grads, s, branch.contiguous(), gamma, weight, stats, *results
-        )
-        return results
-    from dafast.kernels.add_layer_norm import add_layer_norm_bwd
-
-    return add_layer_norm_bwd(grad_s, grad_n, s, branch, gamma, weight, stats, x_dtype)
+    results = _empty_gradients(grad_s, grad_n, s, branch, *args, "cpp")
+    grads = [None if grad is None else grad.contiguous() for grad in (grad_s, grad_n)]
+    *parameters, _x_dtype = args
+    torch.ops.dafast_C.add_layer_norm_backward(
+        *grads, s, branch.contiguous(), *parameters, *results
+    )
+    return results
 
 
-@_backward_op.register_fake
-def _(
-    grad_s: Tensor | None,
-    grad_n: Tensor | None,
-    s: Tensor,
-    branch: Tensor,
-    gamma: Tensor,
-    weight: Tensor,
-    stats: Tensor,
-    x_dtype: torch.dtype,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return _empty_gradients(s, branch, x_dtype)
+_backward_op = KernelOp(
+    "add_layer_norm_backward(Tensor? grad_s, Tensor? grad_n, Tensor s, Tensor branch,"
+    " Tensor gamma, Tensor weight, Tensor stats, ScalarType x_dtype, str backend)"
+    " -> (Tensor, Tensor, Tensor)",
+    fake=_empty_gradients,
+    triton=_triton.launcher("add_layer_norm", "add_layer_norm_bwd"),
+    cpp=_cpp_backward,
+)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -175,95 +116,46 @@ def _backward(
     return grad_x, grad_branch, *parameters, None, None, None, None
 
 
-_op.register_autograd(_backward, setup_context=_setup_context)
-_triton.no_second_derivative(_backward_op, "add_layer_norm")
+_op.register_autograd(_backward, _setup_context)
+_backward_op.no_second_derivative()
 
 
-def _why_not_dtypes(*dtypes: torch.dtype) -> str:
-    """Why the kernels cannot work on these; an empty string if they can."""
-    for dtype in dtypes:
-        if dtype not in _DTYPES:
-            return f"takes float16, bfloat16 and float32, not {dtype}"
-    return ""
+def _backend(name: str) -> Callable[..., tuple[Tensor, Tensor]]:
+    def run(x: Tensor, branch: Tensor, gamma: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+        weight, bias, eps, dtype = args
+        sums = torch.promote_types(torch.promote_types(x.dtype, branch.dtype), gamma.dtype)
+        return _op(x, branch, gamma, weight, bias, float(eps), sums, dtype or sums, name)[:2]
+
+    return run
 
 
-def _triton_supports(
-    x: Tensor,
-    branch: Tensor,
-    gamma: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    eps: float = 1e-6,
-    *,
-    dtype: torch.dtype | None = None,
-) -> tuple[bool, str]:
-    tensors = (x, branch, gamma, weight, bias)
-    if reason := _why_not_dtypes(*(tensor.dtype for tensor in tensors), dtype or x.dtype):
-        return False, reason
-    if not 0 < x.shape[-1] <= _MAX_CHANNELS:
-        return False, f"takes 1 to {_MAX_CHANNELS} channels, not {x.shape[-1]}"
-    return _triton.supports(*tensors)
+def _limits(backend: str) -> Check:
+    most = _MAX_CHANNELS[backend]
+
+    def check(*args: Any) -> str:
+        dtypes = [tensor.dtype for tensor in args[:5]]
+        if reason := wrong_dtype(*dtypes, *(dtype for dtype in args[6:] if dtype)):
+            return reason
+        channels = args[0].shape[-1]
+        return "" if 0 < channels <= most else f"takes 1 to {most} channels, not {channels}"
+
+    return check
 
 
-def _cpp_supports(
-    x: Tensor,
-    branch: Tensor,
-    gamma: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    eps: float = 1e-6,
-    *,
-    dtype: torch.dtype | None = None,
-) -> tuple[bool, str]:
-    tensors = (x, branch, gamma, weight, bias)
-    if reason := _why_not_dtypes(*(tensor.dtype for tensor in tensors), dtype or x.dtype):
-        return False, reason
-    if not 0 < x.shape[-1] <= _MAX_CHANNELS_CPP:
-        return False, f"takes 1 to {_MAX_CHANNELS_CPP} channels, not {x.shape[-1]}"
-    ok, reason = _extension.supports("cpp", "add_layer_norm", *tensors)
-    if ok:
-        reason = _extension.why_not_unasked(*tensors)
-    if not reason and x.dtype != torch.float32 and _forced_backend() != "cpp":
-        reason = f"with x in {x.dtype} PyTorch's own operations are as fast"
-    return not reason, reason
-
-
-def _triton_backend(
-    x: Tensor,
-    branch: Tensor,
-    gamma: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    eps: float = 1e-6,
-    *,
-    dtype: torch.dtype | None = None,
-) -> tuple[Tensor, Tensor]:
-    sum_dtype = _dtype_of_sum(x, branch, gamma)
-    dtype = dtype or sum_dtype
-    return _op(x, branch, gamma, weight, bias, float(eps), sum_dtype, dtype, "triton")[:2]
-
-
-def _cpp_backend(
-    x: Tensor,
-    branch: Tensor,
-    gamma: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    eps: float = 1e-6,
-    *,
-    dtype: torch.dtype | None = None,
-) -> tuple[Tensor, Tensor]:
-    sum_dtype = _dtype_of_sum(x, branch, gamma)
-    dtype = dtype or sum_dtype
-    return _op(x, branch, gamma, weight, bias, float(eps), sum_dtype, dtype, "cpp")[:2]
+def _cpp_preferred(*args: Any) -> str:
+    if args[0].dtype != torch.float32:
+        return f"with x in {args[0].dtype} PyTorch's own operations are as fast"
+    return _extension.saves_time(*args[:5])
 
 
 _add_layer_norm = Op(
     "add_layer_norm",
     add_layer_norm_reference,
     {
-        "triton": Backend(_triton_backend, _triton_supports),
-        "cpp": Backend(_cpp_backend, _cpp_supports),
+        "triton": _triton.backend(_backend("triton"), _limits("triton")),
+        "cpp": _extension.backend(
+            "cpp", "add_layer_norm", _backend("cpp"), _limits("cpp"), _cpp_preferred
+        ),
     },
 )
 
@@ -280,24 +172,24 @@ def add_layer_norm(
 ) -> tuple[Tensor, Tensor]:
     """s = x + branch * gamma and n = LayerNorm(s) * weight + bias, in one pass over each tensor.
 
-    What a pre-norm transformer does between two of its branches: the output of one, scaled by
+    This is the step between two branches of a pre-norm transformer: the output of one, scaled by
     LayerScale (Touvron et al., "Going deeper with Image Transformers"), is added to the residual
-    stream, and the sum is normalised for the next. Statistics are float32 and those of ``s`` as it
-    is returned, rounded to its dtype.
+    stream, and the sum is normalised for the next. Statistics are in float32 and computed from
+    ``s`` after it is rounded to its dtype.
 
-    Autocast does not touch this op: ``s`` has the dtype that ``x + branch * gamma`` has in
-    PyTorch, so float32 where the stream is, and ``dtype`` says what ``n`` is to be. Under autocast
-    that is the dtype of the products which follow: the values that PyTorch's own float32
-    LayerNorm and the cast after it would give.
+    Autocast does not change this op: ``s`` has the dtype that ``x + branch * gamma`` has in
+    PyTorch, float32 if the stream is float32, and ``dtype`` sets that of ``n``. Under autocast
+    pass the dtype of the products that follow: the values equal those of PyTorch's float32
+    LayerNorm followed by a cast.
 
     Args:
         x: Residual stream (..., C), float16, bfloat16, float32 or float64.
-        branch: Output of the branch, of the shape of ``x``; its dtype may be another one.
-        gamma: LayerScale (C); of any of these dtypes, like the following two.
-        weight: Of the LayerNorm (C).
-        bias: Of the LayerNorm (C).
+        branch: Output of the branch, of the shape of ``x``, in any of these dtypes.
+        gamma: LayerScale (C), in any of these dtypes, as the next two.
+        weight: Weight of the LayerNorm (C).
+        bias: Bias of the LayerNorm (C).
         eps: Added to the variance.
-        dtype: Of ``n``; that of ``s`` by default.
+        dtype: Dtype of ``n``; that of ``s`` by default.
 
     Returns:
         ``s`` and ``n``, both (..., C).
@@ -316,4 +208,4 @@ def add_layer_norm(
     dtypes = [tensor.dtype for tensor in (x, branch, gamma, weight, bias)]
     if not all(given.is_floating_point for given in (*dtypes, dtype or x.dtype)):
         raise ValueError(f"floating point expected; got {dtypes}, dtype={dtype}")
-    return _add_layer_norm(x, branch, gamma, weight, bias, eps, dtype=dtype)
+    return _add_layer_norm(x, branch, gamma, weight, bias, eps, dtype)

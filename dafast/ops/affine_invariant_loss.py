@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import _extension, _triton
-from ._dispatch import Backend, Op
-from ._kernel_op import kernel_op
+from ._dispatch import Op, wrong_dtype
+from ._kernel_op import KernelOp
 
 MIN_SCALE = 1e-6
 """Lower bound of the scale s(d); a constant map would otherwise divide by zero."""
-
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
 def _normalise(values: Tensor) -> Tensor:
@@ -36,7 +35,6 @@ def affine_invariant_loss_reference(
     prediction: Tensor,
     target: Tensor,
     mask: Tensor | None = None,
-    *,
     regions: Tensor | None = None,
 ) -> Tensor:
     """Specification of `affine_invariant_loss`, one map after the other, in float32 inside.
@@ -60,12 +58,17 @@ def affine_invariant_loss_reference(
     return total / len(prediction)
 
 
-def _empty_results(prediction: Tensor, regions: Tensor | None) -> tuple[Tensor, Tensor]:
+_launch = _triton.launcher("affine_invariant_loss", "affine_invariant_loss_fwd")
+
+
+def _empty_results(prediction: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
     """For the loss, and for what the backward needs: 8 float32 of each map and region."""
-    count = 1 if regions is None else 2
+    _target, _mask, regions, _backend = args
     return (
         prediction.new_empty((), dtype=torch.float32),
-        prediction.new_empty((prediction.shape[0], count, 8), dtype=torch.float32),
+        prediction.new_empty(
+            (prediction.shape[0], 1 if regions is None else 2, 8), dtype=torch.float32
+        ),
     )
 
 
@@ -74,69 +77,37 @@ def _dense_maps(*tensors: Tensor | None) -> list[Tensor | None]:
     return [x if x is None or x[:1].is_contiguous() else x.contiguous() for x in tensors]
 
 
-@kernel_op("dafast::affine_invariant_loss")
-def _op(
-    prediction: Tensor,
-    target: Tensor,
-    mask: Tensor | None,
-    regions: Tensor | None,
-    backend: str = "triton",
-) -> tuple[Tensor, Tensor]:
-    """The loss, and what the backward needs of each map and region."""
-    if backend == "cpp":
-        loss, coefficients = _empty_results(prediction, regions)
-        torch.ops.dafast_C.affine_invariant_loss(
-            *_dense_maps(prediction, target, mask, regions), MIN_SCALE, loss, coefficients
-        )
-        return loss, coefficients
-    from dafast.kernels.affine_invariant_loss import affine_invariant_loss_fwd
-
-    return affine_invariant_loss_fwd(prediction, target, mask, regions, MIN_SCALE)
+def _cpp_forward(*args: Any) -> tuple[Tensor, Tensor]:
+    results = _empty_results(*args, "cpp")
+    torch.ops.dafast_C.affine_invariant_loss(*_dense_maps(*args), MIN_SCALE, *results)
+    return results
 
 
-@_op.register_fake
-def _(
-    prediction: Tensor,
-    target: Tensor,
-    mask: Tensor | None,
-    regions: Tensor | None,
-    backend: str = "triton",
-) -> tuple[Tensor, Tensor]:
-    return _empty_results(prediction, regions)
+_op = KernelOp(
+    "affine_invariant_loss(Tensor prediction, Tensor target, Tensor? mask, Tensor? regions,"
+    " str backend) -> (Tensor, Tensor)",
+    fake=_empty_results,
+    triton=lambda *args: _launch(*args, MIN_SCALE),
+    cpp=_cpp_forward,
+)
 
 
-@kernel_op("dafast::affine_invariant_loss_backward")
-def _backward_op(
-    grad: Tensor,
-    prediction: Tensor,
-    target: Tensor,
-    mask: Tensor | None,
-    regions: Tensor | None,
-    coefficients: Tensor,
-    backend: str,
-) -> Tensor:
-    if backend == "cpp":
-        out = prediction.new_empty(prediction.shape)
-        torch.ops.dafast_C.affine_invariant_loss_backward(
-            grad, *_dense_maps(prediction, target, mask, regions), coefficients, out
-        )
-        return out
-    from dafast.kernels.affine_invariant_loss import affine_invariant_loss_bwd
-
-    return affine_invariant_loss_bwd(grad, prediction, target, mask, regions, coefficients)
+def _cpp_backward(grad: Tensor, prediction: Tensor, *args: Any) -> Tensor:
+    *others, coefficients = args
+    out = prediction.new_empty(prediction.shape)
+    torch.ops.dafast_C.affine_invariant_loss_backward(
+        grad, *_dense_maps(prediction, *others), coefficients, out
+    )
+    return out
 
 
-@_backward_op.register_fake
-def _(
-    grad: Tensor,
-    prediction: Tensor,
-    target: Tensor,
-    mask: Tensor | None,
-    regions: Tensor | None,
-    coefficients: Tensor,
-    backend: str,
-) -> Tensor:
-    return prediction.new_empty(prediction.shape)
+_backward_op = KernelOp(
+    "affine_invariant_loss_backward(Tensor grad, Tensor prediction, Tensor target, Tensor? mask,"
+    " Tensor? regions, Tensor coefficients, str backend) -> Tensor",
+    fake=lambda grad, prediction, *_: prediction.new_empty(prediction.shape),
+    triton=_triton.launcher("affine_invariant_loss", "affine_invariant_loss_bwd"),
+    cpp=_cpp_backward,
+)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -148,69 +119,24 @@ def _backward(ctx: Any, grad: Tensor, *unused: Tensor) -> tuple[Any, ...]:
     return _backward_op(grad, *ctx.saved_tensors, ctx.backend), None, None, None, None
 
 
-_op.register_autograd(_backward, setup_context=_setup_context)
-_triton.no_second_derivative(_backward_op, "affine_invariant_loss")
+_op.register_autograd(_backward, _setup_context)
+_backward_op.no_second_derivative()
 
 
-def _why_not_dtypes(*tensors: Tensor) -> str:
-    """Why the kernels cannot take these tensors; an empty string if they can."""
-    for x in tensors:
-        if x.dtype not in _DTYPES:
-            return f"takes float16, bfloat16 and float32, not {x.dtype}"
-    return ""
+def _backend(name: str) -> Callable[..., Tensor]:
+    return lambda prediction, target, *others: _op(prediction, target.detach(), *others, name)[0]
 
 
-def _triton_supports(
-    prediction: Tensor,
-    target: Tensor,
-    mask: Tensor | None = None,
-    *,
-    regions: Tensor | None = None,
-) -> tuple[bool, str]:
-    if reason := _why_not_dtypes(prediction, target):
-        return False, reason
-    return _triton.supports(*(x for x in (prediction, target, mask, regions) if x is not None))
-
-
-def _cpp_supports(
-    prediction: Tensor,
-    target: Tensor,
-    mask: Tensor | None = None,
-    *,
-    regions: Tensor | None = None,
-) -> tuple[bool, str]:
-    if reason := _why_not_dtypes(prediction, target):
-        return False, reason
-    tensors = [x for x in (prediction, target, mask, regions) if x is not None]
-    return _extension.supports("cpp", "affine_invariant_loss", *tensors)
-
-
-def _triton_backend(
-    prediction: Tensor,
-    target: Tensor,
-    mask: Tensor | None = None,
-    *,
-    regions: Tensor | None = None,
-) -> Tensor:
-    return _op(prediction, target.detach(), mask, regions, "triton")[0]
-
-
-def _cpp_backend(
-    prediction: Tensor,
-    target: Tensor,
-    mask: Tensor | None = None,
-    *,
-    regions: Tensor | None = None,
-) -> Tensor:
-    return _op(prediction, target.detach(), mask, regions, "cpp")[0]
+def _limits(prediction: Tensor, target: Tensor, *_: Any) -> str:
+    return wrong_dtype(prediction.dtype, target.dtype)
 
 
 _affine_invariant_loss = Op(
     "affine_invariant_loss",
     affine_invariant_loss_reference,
     {
-        "triton": Backend(_triton_backend, _triton_supports),
-        "cpp": Backend(_cpp_backend, _cpp_supports),
+        "triton": _triton.backend(_backend("triton"), _limits),
+        "cpp": _extension.backend("cpp", "affine_invariant_loss", _backend("cpp"), _limits),
     },
 )
 
@@ -257,4 +183,4 @@ def affine_invariant_loss(
                 f"{name} must be bool of shape {tuple(prediction.shape)}; got {extra.dtype} "
                 f"{tuple(extra.shape)}"
             )
-    return _affine_invariant_loss(prediction, target, mask, regions=regions)
+    return _affine_invariant_loss(prediction, target, mask, regions)

@@ -1,4 +1,4 @@
-"""Bias and exact GELU, as they follow the first product of an MLP."""
+"""Bias and exact GELU, which follow the first product of an MLP."""
 
 from __future__ import annotations
 
@@ -9,18 +9,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import _extension, _triton
-from ._dispatch import Backend, Op
-from ._kernel_op import kernel_op
-
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+from ._dispatch import Op, wrong_dtype
+from ._kernel_op import KernelOp
 
 
-def bias_gelu_reference(x: Tensor, bias: Tensor, *, added: bool = False) -> Tensor:
+def bias_gelu_reference(x: Tensor, bias: Tensor, added: bool = False) -> Tensor:
     """Specification of `bias_gelu`, in float32 inside."""
     compute = torch.float64 if x.dtype == torch.float64 else torch.float32
     bias = bias.to(compute)
     if added:
-        bias = bias - bias.detach()  # its gradient alone
+        bias = bias - bias.detach()  # 0, with the gradient of the bias
     return F.gelu(x.to(compute) + bias).to(x.dtype)
 
 
@@ -31,40 +29,34 @@ def _cpp_forward(x: Tensor, bias: Tensor, added: bool) -> Tensor:
     return out
 
 
-@kernel_op("dafast::bias_gelu")
-def _op(x: Tensor, bias: Tensor, added: bool, backend: str = "triton") -> Tensor:
-    if backend == "cpp":
-        return _cpp_forward(x, bias, added)
-    from dafast.kernels.bias_gelu import bias_gelu_fwd
-
-    return bias_gelu_fwd(x, bias, added)
-
-
-@_op.register_fake
-def _(x: Tensor, bias: Tensor, added: bool, backend: str = "triton") -> Tensor:
-    return x.new_empty(x.shape)
+_op = KernelOp(
+    "bias_gelu(Tensor x, Tensor bias, bool added, str backend) -> Tensor",
+    fake=lambda x, *_: x.new_empty(x.shape),
+    triton=_triton.launcher("bias_gelu", "bias_gelu_fwd"),
+    cpp=_cpp_forward,
+)
 
 
-@kernel_op("dafast::bias_gelu_backward")
-def _backward_op(
-    grad: Tensor, x: Tensor, bias: Tensor, added: bool, backend: str
-) -> tuple[Tensor, Tensor]:
-    if backend == "cpp":
-        if x.numel() == 0:
-            return x.new_empty(x.shape), bias.new_zeros(bias.shape, dtype=torch.float32)
-        out, sums = x.new_empty(x.shape), bias.new_empty(bias.shape, dtype=torch.float32)
-        torch.ops.dafast_C.bias_gelu_backward(
-            grad.contiguous(), x.contiguous(), bias, added, out, sums
-        )
-        return out, sums
-    from dafast.kernels.bias_gelu import bias_gelu_bwd
-
-    return bias_gelu_bwd(grad, x, bias, added)
-
-
-@_backward_op.register_fake
-def _(grad: Tensor, x: Tensor, bias: Tensor, added: bool, backend: str) -> tuple[Tensor, Tensor]:
+def _empty_gradients(_grad: Tensor, x: Tensor, bias: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    """For x, and for the bias in float32."""
     return x.new_empty(x.shape), bias.new_empty(bias.shape, dtype=torch.float32)
+
+
+def _cpp_backward(grad: Tensor, x: Tensor, bias: Tensor, added: bool) -> tuple[Tensor, Tensor]:
+    out, sums = _empty_gradients(grad, x, bias)
+    if x.numel() == 0:
+        return out, sums.zero_()
+    torch.ops.dafast_C.bias_gelu_backward(grad.contiguous(), x.contiguous(), bias, added, out, sums)
+    return out, sums
+
+
+_backward_op = KernelOp(
+    "bias_gelu_backward(Tensor grad, Tensor x, Tensor bias, bool added, str backend)"
+    " -> (Tensor, Tensor)",
+    fake=_empty_gradients,
+    triton=_triton.launcher("bias_gelu", "bias_gelu_bwd"),
+    cpp=_cpp_backward,
+)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -78,47 +70,26 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     return grad_x, grad_bias.to(bias.dtype), None, None
 
 
-_op.register_autograd(_backward, setup_context=_setup_context)
-_triton.no_second_derivative(_backward_op, "bias_gelu")
+_op.register_autograd(_backward, _setup_context)
+_backward_op.no_second_derivative()
 
 
-def _why_not_dtypes(*tensors: Tensor) -> str:
-    """Why the kernels cannot take these tensors; an empty string if they can."""
-    for tensor in tensors:
-        if tensor.dtype not in _DTYPES:
-            return f"takes float16, bfloat16 and float32, not {tensor.dtype}"
-    return ""
-
-
-def _triton_supports(x: Tensor, bias: Tensor, *, added: bool = False) -> tuple[bool, str]:
-    if reason := _why_not_dtypes(x, bias):
-        return False, reason
-    return _triton.supports(x, bias)
-
-
-def _cpp_supports(x: Tensor, bias: Tensor, *, added: bool = False) -> tuple[bool, str]:
-    if reason := _why_not_dtypes(x, bias):
-        return False, reason
-    ok, reason = _extension.supports("cpp", "bias_gelu", x, bias)
-    if ok:
-        reason = _extension.why_not_unasked(x, bias)
-    return not reason, reason
-
-
-def _triton_backend(x: Tensor, bias: Tensor, *, added: bool = False) -> Tensor:
-    return _op(x, bias, added, "triton")
-
-
-def _cpp_backend(x: Tensor, bias: Tensor, *, added: bool = False) -> Tensor:
-    return _op(x, bias, added, "cpp")
+def _limits(x: Tensor, bias: Tensor, *_: Any) -> str:
+    return wrong_dtype(x.dtype, bias.dtype)
 
 
 _bias_gelu = Op(
     "bias_gelu",
     bias_gelu_reference,
     {
-        "triton": Backend(_triton_backend, _triton_supports),
-        "cpp": Backend(_cpp_backend, _cpp_supports),
+        "triton": _triton.backend(lambda *args: _op(*args, "triton"), _limits),
+        "cpp": _extension.backend(
+            "cpp",
+            "bias_gelu",
+            lambda *args: _op(*args, "cpp"),
+            _limits,
+            lambda x, bias, *_: _extension.saves_time(x, bias),
+        ),
     },
 )
 
@@ -126,16 +97,15 @@ _bias_gelu = Op(
 def bias_gelu(x: Tensor, bias: Tensor, *, added: bool = False) -> Tensor:
     """GELU(x + bias), exact (erf), and in the backward both gradients in one pass.
 
-    With ``added`` the product before it has added the bias already, in float32 and before it
-    rounded its result, which costs it nothing: ``linear(t, weight, bias.detach())``. The function
-    is then GELU(x), and the bias gets its gradient, the sum of that of x, here. With 16-bit
-    activations this is the better way: a product that is rounded without its bias is rounded again
-    with it.
+    With ``added``, ``x`` is the result of a product that has added the bias in float32, before it
+    rounded: ``linear(t, weight, bias.detach())``. The function is then GELU(x), and the gradient
+    of the bias, the sum of that of x, is computed here. With 16-bit activations this is more
+    exact: a product without its bias is rounded twice.
 
     Args:
         x: (..., C), float16, bfloat16, float32 or float64.
-        bias: (C); its dtype may be another one, it is added in float32.
-        added: Whether ``x`` holds the bias already.
+        bias: (C), of any of these dtypes; added in float32.
+        added: Whether ``x`` already includes the bias.
 
     Returns:
         (..., C) in the dtype of ``x``.
@@ -149,4 +119,24 @@ def bias_gelu(x: Tensor, bias: Tensor, *, added: bool = False) -> Tensor:
         )
     if not x.is_floating_point() or not bias.is_floating_point():
         raise ValueError(f"floating point expected; got {x.dtype}, {bias.dtype}")
-    return _bias_gelu(x, bias, added=added)
+    return _bias_gelu(x, bias, added)
+
+
+def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """GELU(x weight^T + bias), with `bias_gelu` after the product where a kernel serves it.
+
+    Without a kernel these are PyTorch's linear layer and GELU.
+
+    Args:
+        x: (..., K).
+        weight: (C, K).
+        bias: (C).
+
+    Returns:
+        (..., C).
+    """
+    backend = _bias_gelu.select(x, bias, True)
+    if backend == "reference":
+        return F.gelu(F.linear(x, weight, bias))
+    # The product adds the bias before it rounds; the bias gets its gradient from the GELU.
+    return _bias_gelu.backends[backend].fn(F.linear(x, weight, bias.detach()), bias, True)

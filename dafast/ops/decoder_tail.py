@@ -1,28 +1,29 @@
-"""The decoder's tail: upsampling to the image's resolution and the two convolutions behind it."""
+"""The decoder's tail: upsampling to the image's resolution, then two convolutions."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from . import _extension, _triton
-from ._dispatch import Backend, Op, _forced_backend
-from ._kernel_op import kernel_op
+from ._dispatch import Op, no_backward, wrong_dtype
+from ._kernel_op import KernelOp
 
 ACTIVATIONS = ("relu", "sigmoid")
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-_NO_BACKWARD = "has no backward; call it under torch.no_grad()"
 _CPP_CHANNELS = 16  # the C++ kernel takes a multiple
-_MAX_HIDDEN = 32  # eight tiles with that many channels have to fit in the registers of one program
+_MAX_HIDDEN = 32  # of them eight tiles fit in the registers of one program
 
 
 def decoder_tail_reference(
     x: Tensor, size: tuple[int, int],
     weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor,
-    *, activation: str = "relu",
+    activation: str = "relu",
 ) -> Tensor:  # fmt: skip
-    """Specification of `decoder_tail`; as the model has it, only the last convolution is float32.
+    """Specification of `decoder_tail`; as in the model, only the last convolution is float32.
 
     In float64 it is what other backends are compared with.
     """
@@ -34,109 +35,76 @@ def decoder_tail_reference(
     return x.sigmoid() if activation == "sigmoid" else x.relu()
 
 
-@kernel_op("dafast::decoder_tail")
-def _op(
-    x: Tensor, height: int, width: int,
-    weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor, sigmoid: bool, backend: str,
-) -> Tensor:  # fmt: skip
-    if backend == "cpp":
-        return _cpp_fwd(x, (height, width), weight1, bias1, weight2, bias2, sigmoid)
-    from dafast.kernels.decoder_tail import decoder_tail_fwd
-
-    return decoder_tail_fwd(x, (height, width), weight1, bias1, weight2, bias2, sigmoid)
+_launch = _triton.launcher("decoder_tail", "decoder_tail_fwd")
 
 
-@_op.register_fake
-def _(
-    x: Tensor, height: int, width: int,
-    weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor, sigmoid: bool, backend: str,
-) -> Tensor:  # fmt: skip
-    return x.new_empty((x.shape[0], 1, height, width), dtype=torch.float32)
-
-
-def _cpp_fwd(
-    x: Tensor, size: tuple[int, int],
-    weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor, sigmoid: bool,
-) -> Tensor:  # fmt: skip
+def _cpp_forward(x: Tensor, height: int, width: int, *args: Any) -> Tensor:
+    weight1, bias1, weight2, bias2, sigmoid = args
     weight1 = weight1.to(x.dtype)
     missing = -x.shape[1] % _CPP_CHANNELS
-    if missing:  # zeros, and weights of zero for them
+    if missing:  # zeros, with weights of zero
         x, weight1 = (F.pad(t, (0, 0, 0, 0, 0, missing)) for t in (x, weight1))
     x = x.contiguous(memory_format=torch.channels_last)
-    if x.stride(1) != 1:  # with one channel or one pixel PyTorch calls other strides that, too
+    if x.stride(1) != 1:  # with one channel or one pixel other strides are channels_last, too
         x = torch.empty_like(x, memory_format=torch.channels_last).copy_(x)
-    out = torch.empty((len(x), 1, *size), dtype=torch.float32, device=x.device)
-    torch.ops.dafast_C.decoder_tail(
-        x, out, weight1.contiguous(), *(p.float().contiguous() for p in (bias1, weight2, bias2)),
-        sigmoid,
-    )  # fmt: skip
+    out = torch.empty((len(x), 1, height, width), dtype=torch.float32, device=x.device)
+    parameters = (p.float().contiguous() for p in (bias1, weight2, bias2))
+    torch.ops.dafast_C.decoder_tail(x, out, weight1.contiguous(), *parameters, sigmoid)
     return out
 
 
-def _cpp_supports(
-    x: Tensor, size: tuple[int, int],
-    weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor,
-    *, activation: str = "relu",
-) -> tuple[bool, str]:  # fmt: skip
-    tensors = (x, weight1, bias1, weight2, bias2)
-    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-        return False, _NO_BACKWARD
+_op = KernelOp(
+    "decoder_tail(Tensor x, SymInt height, SymInt width, Tensor weight1, Tensor bias1,"
+    " Tensor weight2, Tensor bias2, bool sigmoid, str backend) -> Tensor",
+    fake=lambda x, height, width, *_: x.new_empty(
+        (x.shape[0], 1, height, width), dtype=torch.float32
+    ),
+    triton=lambda x, height, width, *args: _launch(x, (height, width), *args),
+    cpp=_cpp_forward,
+)
+
+
+def _backend(name: str) -> Callable[..., Tensor]:
+    def run(x: Tensor, size: tuple[int, int], *args: Any) -> Tensor:
+        *parameters, activation = args
+        return _op(x, size[0], size[1], *parameters, activation == "sigmoid", name)
+
+    return run
+
+
+def _limits(x: Tensor, _size: Any, *args: Any) -> str:
+    hidden = len(args[0])
+    if hidden > _MAX_HIDDEN:
+        return f"takes up to {_MAX_HIDDEN} hidden channels, not {hidden}"
+    return no_backward(x, *args[:4])
+
+
+def _cpp_limits(x: Tensor, *args: Any) -> str:
     if x.dtype not in (torch.float32, torch.bfloat16):
-        return False, f"takes float32 and bfloat16 on a CPU, not {x.dtype}"
-    if len(weight1) > _MAX_HIDDEN:
-        return False, f"takes up to {_MAX_HIDDEN} hidden channels, not {len(weight1)}"
-    return _extension.supports("cpp", "decoder_tail", *tensors)
+        return f"takes float32 and bfloat16 on a CPU, not {x.dtype}"
+    return _limits(x, *args)
 
 
-def _cpp_backend(
-    x: Tensor, size: tuple[int, int],
-    weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor,
-    *, activation: str = "relu",
-) -> Tensor:  # fmt: skip
-    height, width = size
-    sigmoid = activation == "sigmoid"
-    return _op(x, height, width, weight1, bias1, weight2, bias2, sigmoid, "cpp")
+def _triton_limits(x: Tensor, *args: Any) -> str:
+    if reason := wrong_dtype(x.dtype) or _limits(x, *args):
+        return reason
+    steps = zip(x.shape[1:], x.stride()[1:], strict=True)
+    if sum((n - 1) * stride for n, stride in steps) >= 2**31:
+        return "takes maps whose elements lie less than 2^31 apart within an image"
+    return ""
 
 
-def _triton_supports(
-    x: Tensor, size: tuple[int, int],
-    weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor,
-    *, activation: str = "relu",
-) -> tuple[bool, str]:  # fmt: skip
-    tensors = (x, weight1, bias1, weight2, bias2)
-    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-        return False, _NO_BACKWARD
-    if x.dtype not in _DTYPES:
-        return False, f"takes float16, bfloat16 and float32, not {x.dtype}"
-    if len(weight1) > _MAX_HIDDEN:
-        return False, f"takes up to {_MAX_HIDDEN} hidden channels, not {len(weight1)}"
-    if (
-        sum((n - 1) * stride for n, stride in zip(x.shape[1:], x.stride()[1:], strict=True))
-        >= 2**31
-    ):
-        return False, "takes maps whose elements lie less than 2^31 apart within an image"
-    ok, reason = _triton.supports(*tensors)
-    if ok and x.dtype == torch.float32 and _forced_backend() != "triton":
-        # cuDNN's, in TF32 unless `torch.backends.cudnn` says otherwise; without it twice as fast.
-        return False, "in float32 PyTorch's own convolutions serve"
-    return ok, reason
-
-
-def _triton_backend(
-    x: Tensor, size: tuple[int, int],
-    weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor,
-    *, activation: str = "relu",
-) -> Tensor:  # fmt: skip
-    height, width = size
-    return _op(x, height, width, weight1, bias1, weight2, bias2, activation == "sigmoid", "triton")
+def _triton_unasked(x: Tensor, *_: Any) -> str:
+    # cuDNN's, in TF32 unless `torch.backends.cudnn` says otherwise; without it twice as fast.
+    return "in float32 PyTorch's own convolutions are faster" if x.dtype == torch.float32 else ""
 
 
 _decoder_tail = Op(
     "decoder_tail",
     decoder_tail_reference,
     {
-        "triton": Backend(_triton_backend, _triton_supports),
-        "cpp": Backend(_cpp_backend, _cpp_supports),
+        "triton": _triton.backend(_backend("triton"), _triton_limits, _triton_unasked),
+        "cpp": _extension.backend("cpp", "decoder_tail", _backend("cpp"), _cpp_limits),
     },
 )
 
@@ -148,9 +116,9 @@ def decoder_tail(
 ) -> Tensor:  # fmt: skip
     """Upsamples bilinearly (corners aligned), then conv3x3, ReLU, conv1x1 to one channel.
 
-    The end of the DPT decoder (`output_conv2` of Depth Anything). Without gradients one kernel does
-    it all, and the upsampled map is never in memory. Both convolutions pad such that
-    the size stays; the 3x3 pads the upsampled map with zeros.
+    The end of the DPT decoder (`output_conv2` of Depth Anything). Without gradients one kernel
+    does all of it, and the upsampled map is never in memory. Both convolutions keep the size; the
+    3x3 pads the upsampled map with zeros.
 
     Args:
         x: Feature map (B, C, h, w), float16, bfloat16, float32 or float64; any strides, read in
@@ -186,4 +154,4 @@ def decoder_tail(
         )
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}; got {activation!r}")
-    return _decoder_tail(x, size, weight1, bias1, weight2, bias2, activation=activation)
+    return _decoder_tail(x, size, weight1, bias1, weight2, bias2, activation)

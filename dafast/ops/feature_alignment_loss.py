@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,16 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import _extension, _triton
-from ._dispatch import Backend, Op
-from ._kernel_op import kernel_op
+from ._dispatch import Op, wrong_dtype
+from ._kernel_op import KernelOp
 
 REDUCTIONS = ("all", "kept")
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 _MAX_CHANNELS = 8192  # a row has to fit in the registers of one program
 
 
 def feature_alignment_loss_reference(
-    student: Tensor, teacher: Tensor, *, margin: float = 0.85, reduction: str = "all"
+    student: Tensor, teacher: Tensor, margin: float = 0.85, reduction: str = "all"
 ) -> Tensor:
     """Specification of `feature_alignment_loss`, in float32 inside."""
     compute = torch.float64 if student.dtype == torch.float64 else torch.float32
@@ -29,57 +29,44 @@ def feature_alignment_loss_reference(
     return total / (divisor.clamp_min(1) if isinstance(divisor, Tensor) else max(divisor, 1))
 
 
-def _empty_results(student: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _empty_results(student: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     """For the loss, three numbers per token, and the weight of a token; all float32."""
-    empty = student.new_empty
     rows = student.shape[0] * student.shape[1]
     return (
-        empty((), dtype=torch.float32),
-        empty((3, rows), dtype=torch.float32),
-        empty((), dtype=torch.float32),
+        student.new_empty((), dtype=torch.float32),
+        student.new_empty((3, rows), dtype=torch.float32),
+        student.new_empty((), dtype=torch.float32),
     )
 
 
-@kernel_op("dafast::feature_alignment_loss")
-def _op(
-    student: Tensor, teacher: Tensor, margin: float, kept_only: bool, backend: str = "triton"
-) -> tuple[Tensor, Tensor, Tensor]:
-    if backend == "cpp":
-        results = _empty_results(student)
-        torch.ops.dafast_C.feature_alignment_loss(student, teacher, margin, kept_only, *results)
-        return results
-    from dafast.kernels.feature_alignment_loss import feature_alignment_loss_fwd
-
-    return feature_alignment_loss_fwd(student, teacher, margin, kept_only)
+def _cpp_forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    results = _empty_results(*args)
+    torch.ops.dafast_C.feature_alignment_loss(*args, *results)
+    return results
 
 
-@_op.register_fake
-def _(
-    student: Tensor, teacher: Tensor, margin: float, kept_only: bool, backend: str = "triton"
-) -> tuple[Tensor, Tensor, Tensor]:
-    return _empty_results(student)
+_op = KernelOp(
+    "feature_alignment_loss(Tensor student, Tensor teacher, float margin, bool kept_only,"
+    " str backend) -> (Tensor, Tensor, Tensor)",
+    fake=_empty_results,
+    triton=_triton.launcher("feature_alignment_loss", "feature_alignment_loss_fwd"),
+    cpp=_cpp_forward,
+)
 
 
-@kernel_op("dafast::feature_alignment_loss_backward")
-def _backward_op(
-    grad: Tensor, student: Tensor, teacher: Tensor, stats: Tensor, weight: Tensor, backend: str
-) -> Tensor:
-    if backend == "cpp":
-        out = student.new_empty(student.shape)
-        torch.ops.dafast_C.feature_alignment_loss_backward(
-            grad, student, teacher, stats, weight, out
-        )
-        return out
-    from dafast.kernels.feature_alignment_loss import feature_alignment_loss_bwd
-
-    return feature_alignment_loss_bwd(grad, student, teacher, stats, weight)
+def _cpp_backward(grad: Tensor, student: Tensor, *args: Any) -> Tensor:
+    out = student.new_empty(student.shape)
+    torch.ops.dafast_C.feature_alignment_loss_backward(grad, student, *args, out)
+    return out
 
 
-@_backward_op.register_fake
-def _(
-    grad: Tensor, student: Tensor, teacher: Tensor, stats: Tensor, weight: Tensor, backend: str
-) -> Tensor:
-    return student.new_empty(student.shape)
+_backward_op = KernelOp(
+    "feature_alignment_loss_backward(Tensor grad, Tensor student, Tensor teacher, Tensor stats,"
+    " Tensor weight, str backend) -> Tensor",
+    fake=lambda grad, student, *_: student.new_empty(student.shape),
+    triton=_triton.launcher("feature_alignment_loss", "feature_alignment_loss_bwd"),
+    cpp=_cpp_backward,
+)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -92,54 +79,33 @@ def _backward(ctx: Any, grad: Tensor, *unused: Tensor) -> tuple[Any, ...]:
     return _backward_op(grad, *ctx.saved_tensors, ctx.backend), None, None, None, None
 
 
-_op.register_autograd(_backward, setup_context=_setup_context)
-_triton.no_second_derivative(_backward_op, "feature_alignment_loss")
+_op.register_autograd(_backward, _setup_context)
+_backward_op.no_second_derivative()
 
 
-def _why_not_dtypes(*tensors: Tensor) -> str:
-    """Why the kernels cannot take these tensors; an empty string if they can."""
-    for x in tensors:
-        if x.dtype not in _DTYPES:
-            return f"takes float16, bfloat16 and float32, not {x.dtype}"
-    return ""
+def _backend(name: str) -> Callable[..., Tensor]:
+    def run(student: Tensor, teacher: Tensor, margin: float, reduction: str) -> Tensor:
+        return _op(student, teacher.detach(), float(margin), reduction == "kept", name)[0]
+
+    return run
 
 
-def _triton_supports(
-    student: Tensor, teacher: Tensor, *, margin: float = 0.85, reduction: str = "all"
-) -> tuple[bool, str]:
-    if reason := _why_not_dtypes(student, teacher):
-        return False, reason
+def _limits(student: Tensor, teacher: Tensor, *_: Any) -> str:
+    return wrong_dtype(student.dtype, teacher.dtype)
+
+
+def _triton_limits(student: Tensor, teacher: Tensor, *_: Any) -> str:
     if student.shape[-1] > _MAX_CHANNELS:
-        return False, f"takes up to {_MAX_CHANNELS} channels, not {student.shape[-1]}"
-    return _triton.supports(student, teacher)
-
-
-def _cpp_supports(
-    student: Tensor, teacher: Tensor, *, margin: float = 0.85, reduction: str = "all"
-) -> tuple[bool, str]:
-    if reason := _why_not_dtypes(student, teacher):
-        return False, reason
-    return _extension.supports("cpp", "feature_alignment_loss", student, teacher)
-
-
-def _triton_backend(
-    student: Tensor, teacher: Tensor, *, margin: float = 0.85, reduction: str = "all"
-) -> Tensor:
-    return _op(student, teacher.detach(), float(margin), reduction == "kept", "triton")[0]
-
-
-def _cpp_backend(
-    student: Tensor, teacher: Tensor, *, margin: float = 0.85, reduction: str = "all"
-) -> Tensor:
-    return _op(student, teacher.detach(), float(margin), reduction == "kept", "cpp")[0]
+        return f"takes up to {_MAX_CHANNELS} channels, not {student.shape[-1]}"
+    return _limits(student, teacher)
 
 
 _feature_alignment_loss = Op(
     "feature_alignment_loss",
     feature_alignment_loss_reference,
     {
-        "triton": Backend(_triton_backend, _triton_supports),
-        "cpp": Backend(_cpp_backend, _cpp_supports),
+        "triton": _triton.backend(_backend("triton"), _triton_limits),
+        "cpp": _extension.backend("cpp", "feature_alignment_loss", _backend("cpp"), _limits),
     },
 )
 
@@ -147,11 +113,11 @@ _feature_alignment_loss = Op(
 def feature_alignment_loss(
     student: Tensor, teacher: Tensor, *, margin: float = 0.85, reduction: str = "all"
 ) -> Tensor:
-    """1 - cosine similarity per token, tokens that are similar enough left out.
+    """Mean of 1 - cosine similarity over the tokens that are not similar enough.
 
-    Depth Anything, Eq. 9. A token with a cosine above ``margin`` (there alpha = 0.85) counts 0
-    and gets no gradient: within the tolerance the student may differ from the frozen encoder. The
-    gradient goes to the student alone.
+    Depth Anything, Eq. 9. A token with a cosine above ``margin`` (alpha = 0.85 in the paper)
+    counts 0 and gets no gradient: within the tolerance the student may differ from the frozen
+    encoder. Only the student gets a gradient.
 
     Args:
         student: Features (B, N, C), float16, bfloat16, float32 or float64; any strides (a view
@@ -176,4 +142,4 @@ def feature_alignment_loss(
         raise ValueError(f"floating point expected; got {student.dtype}, {teacher.dtype}")
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction must be one of {', '.join(REDUCTIONS)}; got {reduction!r}")
-    return _feature_alignment_loss(student, teacher, margin=margin, reduction=reduction)
+    return _feature_alignment_loss(student, teacher, margin, reduction)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,12 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import _extension, _triton
-from ._dispatch import Backend, BackendError, Op, _forced_backend
-from ._kernel_op import kernel_op
+from ._dispatch import Backend, BackendError, Op, no_backward, wrong_dtype
+from ._kernel_op import KernelOp
 
-_KERNEL_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 _KERNEL_HEAD_DIM = 128
 _CPP_TOKENS = 100
+"""Length below which SDPA is as fast as the C++ kernel."""
 
 
 def _default_scale(q: Tensor, scale: float | None) -> float:
@@ -24,7 +25,7 @@ def _default_scale(q: Tensor, scale: float | None) -> float:
 
 
 def flash_attention_reference(
-    q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None
+    q: Tensor, k: Tensor, v: Tensor, scale: float | None = None
 ) -> Tensor:
     """Specification of `flash_attention`: softmax(q k^T * scale) v, in float32 inside."""
     compute = torch.float64 if q.dtype == torch.float64 else torch.float32
@@ -34,9 +35,25 @@ def flash_attention_reference(
     return out.to(q.dtype)
 
 
-def flash_attention_qkvpacked_reference(qkv: Tensor, *, scale: float | None = None) -> Tensor:
+def flash_attention_qkvpacked_reference(qkv: Tensor, scale: float | None = None) -> Tensor:
     """Specification of `flash_attention_qkvpacked`."""
-    return flash_attention_reference(*qkv.unbind(2), scale=scale)
+    q, k, v = qkv.unbind(2)
+    return flash_attention_reference(q, k, v, scale)
+
+
+def _one_by_one(
+    attend: Callable[..., Tensor],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Tensor,
+    scale: float | None,
+) -> Tensor:
+    """Dense attention on each of several packed sequences; waits for their lengths."""
+    lengths = cu_seqlens.diff().tolist()
+    parts = zip(*(x.split(lengths) for x in (q, k, v)), strict=True)
+    outputs = [attend(*(x[None] for x in part), scale)[0] for part in parts]
+    return torch.cat(outputs) if outputs else q + k + v  # empty, with a graph
 
 
 def flash_attention_varlen_reference(
@@ -45,63 +62,36 @@ def flash_attention_varlen_reference(
     v: Tensor,
     cu_seqlens: Tensor,
     max_seqlen: int,
-    *,
     scale: float | None = None,
 ) -> Tensor:
     """Specification of `flash_attention_varlen`: one sequence after the other."""
-    lengths = cu_seqlens.diff().tolist()
-    parts = zip(*(x.split(lengths) for x in (q, k, v)), strict=True)
-    outputs = [
-        flash_attention_reference(*(x[None] for x in part), scale=scale)[0] for part in parts
-    ]
-    return torch.cat(outputs) if outputs else q + k + v  # empty, with a graph
+    return _one_by_one(flash_attention_reference, q, k, v, cu_seqlens, scale)
 
 
 # PyTorch's own.
 
 
-def _sdpa(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None) -> Tensor:
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
     if not q.numel() or not k.numel():  # its kernels for CUDA return None (PyTorch 2.11)
-        return flash_attention_reference(q, k, v, scale=scale)
-    out = F.scaled_dot_product_attention(
-        q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), scale=scale
-    )
-    return out.transpose(1, 2)
-
-
-def _sdpa_qkvpacked(qkv: Tensor, *, scale: float | None = None) -> Tensor:
-    return _sdpa(*qkv.unbind(2), scale=scale)
-
-
-def _lengths(cu_seqlens: Tensor) -> list[int]:
-    """Lengths of the sequences; waits for the device."""
-    return cu_seqlens.diff().tolist()
+        return flash_attention_reference(q, k, v, scale)
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2)
 
 
 def _sdpa_varlen(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    cu_seqlens: Tensor,
-    max_seqlen: int,
-    *,
-    scale: float | None = None,
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, _max_seqlen: int, scale: float | None
 ) -> Tensor:
-    parts = zip(*(x.split(_lengths(cu_seqlens)) for x in (q, k, v)), strict=True)
-    outputs = [_sdpa(*(x[None] for x in part), scale=scale)[0] for part in parts]
-    return torch.cat(outputs) if outputs else q + k + v  # empty, with a graph
+    return _one_by_one(_sdpa, q, k, v, cu_seqlens, scale)
 
 
-# xformers: by request alone, to be compared with.
+# xformers: only by request, for comparisons.
 
 
-def _xformers_reason(q: Tensor) -> str:
-    if _forced_backend() != "xformers":
-        return "serves only when asked for by name"
+def _xformers_supports(q: Tensor, *_: Any) -> str:
     if q.device.type != "cuda":
         return f"has no operator for tensors on {q.device}"
-    if q.dtype not in _KERNEL_DTYPES:
-        return f"takes float16, bfloat16 and float32, not {q.dtype}"
+    if reason := wrong_dtype(q.dtype):
+        return reason
     try:
         import xformers.ops  # noqa: F401
     except (ImportError, OSError) as error:  # OSError: built for another PyTorch
@@ -109,92 +99,88 @@ def _xformers_reason(q: Tensor) -> str:
     return ""
 
 
-def _xformers_supports(q: Tensor, *args: Any, **kwargs: Any) -> tuple[bool, str]:
-    reason = _xformers_reason(q)
-    return not reason, reason
-
-
 def _unit_stride(*tensors: Tensor) -> list[Tensor]:
-    """For kernels that take any strides but one: the last dimension's must be 1."""
+    """For kernels that take any strides except in the last dimension, where it must be 1."""
     return [x if x.stride(-1) == 1 else x.contiguous() for x in tensors]
 
 
-def _memory_efficient_attention(*inputs: Tensor, **kwargs: Any) -> Tensor:
+def _xformers(q: Tensor, k: Tensor, v: Tensor, scale: float | None, mask: Any = None) -> Tensor:
     from xformers.ops import memory_efficient_attention
 
     try:
-        return memory_efficient_attention(*_unit_stride(*inputs), **kwargs)
+        return memory_efficient_attention(*_unit_stride(q, k, v), scale=scale, attn_bias=mask)
     except NotImplementedError as error:  # a wheel without kernels for this PyTorch or this card
         first = next(iter(str(error).splitlines()), "no operator for these inputs")
         raise BackendError(f"xformers: {first} (`python -m xformers.info` says more)") from error
 
 
-def _xformers(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None) -> Tensor:
-    return _memory_efficient_attention(q, k, v, scale=scale)
-
-
-def _xformers_qkvpacked(qkv: Tensor, *, scale: float | None = None) -> Tensor:
-    return _xformers(*qkv.unbind(2), scale=scale)
-
-
 def _xformers_varlen(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    cu_seqlens: Tensor,
-    max_seqlen: int,
-    *,
-    scale: float | None = None,
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, _max_seqlen: int, scale: float | None
 ) -> Tensor:
     from xformers.ops.fmha.attn_bias import BlockDiagonalMask
 
-    mask = BlockDiagonalMask.from_seqlens(_lengths(cu_seqlens), device=q.device)
-    return _memory_efficient_attention(q[None], k[None], v[None], attn_bias=mask, scale=scale)[0]
+    mask = BlockDiagonalMask.from_seqlens(cu_seqlens.diff().tolist(), device=q.device)
+    return _xformers(q[None], k[None], v[None], scale, mask)[0]
 
 
-# Triton. The base-2 logarithms of the softmax's denominators go along for the backward.
+# The project's kernels. A call of the custom op has packed sequences if it has `cu_seqlens`.
 
 
-def _lse_like(q: Tensor, varlen: bool) -> Tensor:
-    if varlen:
-        tokens, heads = q.shape[:2]
-        return q.new_empty((heads, tokens), dtype=torch.float32)
-    batch, tokens, heads = q.shape[:3]
-    return q.new_empty((batch, heads, tokens), dtype=torch.float32)
+_launch_forward = _triton.launcher("flash_attention", "flash_attention_fwd")
+_launch_backward = _triton.launcher("flash_attention", "flash_attention_bwd")
 
 
-@kernel_op("dafast::flash_attention")
-def _op(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    from dafast.kernels.flash_attention import flash_attention_fwd
-
-    return flash_attention_fwd(q, k, v, scale)
-
-
-@_op.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    return q.new_empty(q.shape), _lse_like(q, varlen=False)
+def _empty_results(q: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    """For the output, and for the logsumexp of every row that the backward needs."""
+    *tokens_first, heads, _ = q.shape
+    shape = (*tokens_first[:-1], heads, tokens_first[-1])  # (B, H, N) or (H, T)
+    lse = q.new_empty((0,) if args[-1] == "cpp" else shape, dtype=torch.float32)
+    return q.new_empty(q.shape), lse
 
 
-@kernel_op("dafast::flash_attention_backward")
-def _backward_op(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    from dafast.kernels.flash_attention import flash_attention_bwd
-
-    dq, dk, dv = q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
-    flash_attention_bwd(grad, q, k, v, out, lse, scale, dq, dk, dv)
-    return dq, dk, dv
+def _triton_forward(
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor | None, max_seqlen: int, scale: float
+) -> tuple[Tensor, Tensor]:
+    return _launch_forward(q, k, v, scale, cu_seqlens, max_seqlen)
 
 
-@_backward_op.register_fake
-def _(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+def _cpp_forward(
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor | None, _max_seqlen: int, scale: float
+) -> tuple[Tensor, Tensor]:
+    out, lse = _empty_results(q, "cpp")
+    # Its kernel takes packed sequences as a batch of one.
+    batch = [x if x.ndim == 4 else x[None] for x in (*_unit_stride(q, k, v), out)]
+    torch.ops.dafast_C.flash_attention(*batch, cu_seqlens, scale)
+    return out, lse
+
+
+_op = KernelOp(
+    "flash_attention(Tensor q, Tensor k, Tensor v, Tensor? cu_seqlens, SymInt max_seqlen,"
+    " float scale, str backend) -> (Tensor, Tensor)",
+    fake=_empty_results,
+    triton=_triton_forward,
+    cpp=_cpp_forward,
+)
+
+
+def _triton_backward(grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    q, k, v, cu_seqlens, out, lse, max_seqlen, scale = args
+    grads = tuple(x.new_empty(x.shape) for x in (q, k, v))
+    _launch_backward(grad, q, k, v, out, lse, scale, *grads, cu_seqlens, max_seqlen)
+    return grads
+
+
+_backward_op = KernelOp(
+    "flash_attention_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor? cu_seqlens,"
+    " Tensor out, Tensor lse, SymInt max_seqlen, float scale)"
+    " -> (Tensor, Tensor, Tensor)",
+    fake=lambda grad, *args: tuple(x.new_empty(x.shape) for x in args[:3]),
+    triton=_triton_backward,
+)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, ctx.scale = inputs
+    *tensors, ctx.max_seqlen, ctx.scale, _backend = inputs
     ctx.save_for_backward(*tensors, *output)
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
@@ -202,41 +188,51 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 def _backward(ctx: Any, grad: Tensor | None, _lse: None) -> tuple[Tensor | None, ...]:
     if grad is None:
-        return (None,) * 4
-    return *_backward_op(grad, *ctx.saved_tensors, ctx.scale), None
+        return (None,) * 7
+    grads = _backward_op(grad, *ctx.saved_tensors, ctx.max_seqlen, ctx.scale)
+    return *grads, None, None, None, None
 
 
-_op.register_autograd(_backward, setup_context=_setup_context)
-_triton.no_second_derivative(_backward_op, "flash_attention")
+_op.register_autograd(_backward, _setup_context)
+_backward_op.no_second_derivative()
 
 
-@kernel_op("dafast::flash_attention_qkvpacked")
-def _packed_op(qkv: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    from dafast.kernels.flash_attention import flash_attention_fwd
-
-    return flash_attention_fwd(*qkv.unbind(2), scale)
+# Packed queries, keys and values on a GPU: their gradient is written as one tensor.
 
 
-@_packed_op.register_fake
-def _(qkv: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    q = qkv.select(2, 0)
-    return q.new_empty(q.shape), _lse_like(q, varlen=False)
+def _packed_forward(qkv: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    q, k, v = qkv.unbind(2)
+    return _launch_forward(q, k, v, scale)
 
 
-@kernel_op("dafast::flash_attention_qkvpacked_backward")
-def _packed_backward_op(
+_packed_op = KernelOp(
+    "flash_attention_qkvpacked(Tensor qkv, float scale) -> (Tensor, Tensor)",
+    fake=lambda qkv, scale: _empty_results(qkv.select(2, 0), "triton"),
+    triton=_packed_forward,
+)
+
+
+def _packed_backward_kernel(
     grad: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, scale: float
 ) -> Tensor:
-    from dafast.kernels.flash_attention import flash_attention_bwd
-
-    packed = qkv.new_empty(qkv.shape)  # the kernels write into it: nothing is concatenated
-    flash_attention_bwd(grad, *qkv.unbind(2), out, lse, scale, *packed.unbind(2))
+    packed = qkv.new_empty(qkv.shape)
+    _launch_backward(grad, *qkv.unbind(2), out, lse, scale, *packed.unbind(2))
     return packed
 
 
-@_packed_backward_op.register_fake
-def _(grad: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, scale: float) -> Tensor:
-    return qkv.new_empty(qkv.shape)
+_packed_backward_op = KernelOp(
+    "flash_attention_qkvpacked_backward(Tensor grad, Tensor qkv, Tensor out, Tensor lse,"
+    " float scale) -> Tensor",
+    fake=lambda grad, qkv, *_: qkv.new_empty(qkv.shape),
+    triton=_packed_backward_kernel,
+)
+
+
+def _packed_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    qkv, ctx.scale = inputs
+    ctx.save_for_backward(qkv, *output)
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
 
 
 def _packed_backward(ctx: Any, grad: Tensor | None, _lse: None) -> tuple[Tensor | None, None]:
@@ -245,213 +241,87 @@ def _packed_backward(ctx: Any, grad: Tensor | None, _lse: None) -> tuple[Tensor 
     return _packed_backward_op(grad, *ctx.saved_tensors, ctx.scale), None
 
 
-_packed_op.register_autograd(_packed_backward, setup_context=_setup_context)
-_triton.no_second_derivative(_packed_backward_op, "flash_attention_qkvpacked")
+_packed_op.register_autograd(_packed_backward, _packed_setup)
+_packed_backward_op.no_second_derivative()
 
 
-@kernel_op("dafast::flash_attention_varlen")
-def _varlen_op(
-    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int, scale: float
-) -> tuple[Tensor, Tensor]:
-    from dafast.kernels.flash_attention import flash_attention_fwd
-
-    return flash_attention_fwd(q, k, v, scale, cu_seqlens, max_seqlen)
+# The arguments of the three ops end with `scale`; their first is q, or all three packed.
 
 
-@_varlen_op.register_fake
-def _(
-    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int, scale: float
-) -> tuple[Tensor, Tensor]:
-    return q.new_empty(q.shape), _lse_like(q, varlen=True)
-
-
-@kernel_op("dafast::flash_attention_varlen_backward")
-def _varlen_backward_op(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    cu_seqlens: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    max_seqlen: int,
-    scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    from dafast.kernels.flash_attention import flash_attention_bwd
-
-    dq, dk, dv = q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
-    flash_attention_bwd(grad, q, k, v, out, lse, scale, dq, dk, dv, cu_seqlens, max_seqlen)
-    return dq, dk, dv
-
-
-@_varlen_backward_op.register_fake
-def _(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    cu_seqlens: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    max_seqlen: int,
-    scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
-
-
-def _varlen_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, ctx.max_seqlen, ctx.scale = inputs
-    ctx.save_for_backward(*tensors, *output)
-    ctx.mark_non_differentiable(output[1])
-    ctx.set_materialize_grads(False)
-
-
-def _varlen_backward(ctx: Any, grad: Tensor | None, _lse: None) -> tuple[Tensor | None, ...]:
-    if grad is None:
-        return (None,) * 6
-    grads = _varlen_backward_op(grad, *ctx.saved_tensors, ctx.max_seqlen, ctx.scale)
-    return *grads, None, None, None
-
-
-_varlen_op.register_autograd(_varlen_backward, setup_context=_varlen_setup)
-_triton.no_second_derivative(_varlen_backward_op, "flash_attention_varlen")
-
-
-def _kernel_reason(q: Tensor, scale: float | None) -> str:
-    """Why the project's own kernels cannot serve a call, whatever the device."""
+def _limits(x: Tensor, *args: Any) -> str:
+    scale = args[-1]
     if scale is not None and not 0 < scale < math.inf:
         return f"takes a positive scale, not {scale}"
-    if q.dtype not in _KERNEL_DTYPES:
-        return f"takes float16, bfloat16 and float32, not {q.dtype}"
-    head_dim = q.shape[-1]
+    if reason := wrong_dtype(x.dtype):
+        return reason
+    head_dim = x.shape[-1]
     if head_dim % 16 or not 0 < head_dim <= _KERNEL_HEAD_DIM:
         return f"takes a head_dim of 16, 32, 48, ... {_KERNEL_HEAD_DIM}, not {head_dim}"
     return ""
 
 
-def _triton_supports(q: Tensor, *tensors: Any, scale: float | None = None) -> tuple[bool, str]:
-    if reason := _kernel_reason(q, scale):
-        return False, reason
-    ok, reason = _triton.supports(q, *(x for x in tensors if isinstance(x, Tensor)))
-    # Packed sequences stay: sdpa would wait for their lengths, and cannot be captured in a graph.
-    if ok and q.ndim > 3:
-        reason = _triton.why_not_unasked(q)
-    return not reason, reason
+def _cpp_limits(x: Tensor, *args: Any) -> str:
+    return _limits(x, *args) or no_backward(x, *(y for y in args if isinstance(y, Tensor)))
 
 
-def _triton_backend(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None) -> Tensor:
-    return _op(q, k, v, _default_scale(q, scale))[0]
+def _triton_unasked(x: Tensor, *_: Any) -> str:
+    # In float32 that is not TF32 there are no tensor cores. On an H100 PyTorch's own attention is
+    # three to six times as fast then. Packed sequences stay: sdpa would wait for their lengths,
+    # and cannot be captured in a graph.
+    if x.ndim > 3 and x.dtype == torch.float32 and _triton.is_full_float32():
+        return "in float32 at full precision PyTorch's own kernels are faster"
+    return ""
 
 
-def _triton_qkvpacked(qkv: Tensor, *, scale: float | None = None) -> Tensor:
-    return _packed_op(qkv, _default_scale(qkv, scale))[0]
+def _cpp_preferred(x: Tensor, *_: Any) -> str:
+    """Against where sdpa is measured to be faster; it takes packed sequences one by one."""
+    if _extension.cpu_capability() == "portable":
+        return "is slower than sdpa without AVX2; serves when asked for by name"
+    if x.ndim > 3 and x.shape[1] < _CPP_TOKENS:
+        return f"is no faster than sdpa under {_CPP_TOKENS} tokens"
+    return ""
 
 
-def _triton_varlen(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    cu_seqlens: Tensor,
-    max_seqlen: int,
-    *,
-    scale: float | None = None,
-) -> Tensor:
-    return _varlen_op(q, k, v, cu_seqlens, max_seqlen, _default_scale(q, scale))[0]
+def _dense(backend: str) -> Callable[..., Tensor]:
+    return lambda q, k, v, scale: _op(q, k, v, None, 0, _default_scale(q, scale), backend)[0]
 
 
-# C++ on the CPU: the forward alone.
+def _varlen(backend: str) -> Callable[..., Tensor]:
+    return lambda q, *args: _op(q, *args[:-1], _default_scale(q, args[-1]), backend)[0]
 
 
-@kernel_op("dafast::flash_attention_cpu")
-def _cpp_op(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor | None, scale: float) -> Tensor:
-    _extension.load()  # registers dafast_C
-    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    torch.ops.dafast_C.flash_attention(*_unit_stride(q, k, v), out, cu_seqlens, scale)
-    return out
+def _unpacked(attend: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return lambda qkv, scale: attend(*qkv.unbind(2), scale)
 
 
-@_cpp_op.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor | None, scale: float) -> Tensor:
-    return q.new_empty(q.shape)
-
-
-def _cpu_capability() -> str:
-    module = _extension.load()
-    return module.cpu_capability() if module else ""
-
-
-# torch.compile takes it as it is while tracing; see `_dispatch._forced_backend`.
-_cpu_capability._dynamo_marked_constant = True  # type: ignore[attr-defined]
-
-
-def _cpp_supports(q: Tensor, *others: Any, scale: float | None = None) -> tuple[bool, str]:
-    tensors = [q, *(x for x in others if isinstance(x, Tensor))]
-    if reason := _kernel_reason(q, scale):
-        return False, reason
-    ok, reason = _extension.supports("cpp", "flash_attention", *tensors)
-    if not ok:
-        return ok, reason
-    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
-        return False, "has no backward; sdpa has"
-    if _forced_backend() == "cpp":
-        return True, ""
-    # Where sdpa is measured to be faster. Of sequences in a row sdpa takes one after the other.
-    if _cpu_capability() == "portable":
-        return False, "is slower than sdpa without AVX2; serves when asked for by name"
-    if q.ndim > 3 and q.shape[1] < _CPP_TOKENS:
-        return False, f"is no faster than sdpa under {_CPP_TOKENS} tokens"
-    return True, ""
-
-
-def _cpp(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None) -> Tensor:
-    return _cpp_op(q, k, v, None, _default_scale(q, scale))
-
-
-def _cpp_qkvpacked(qkv: Tensor, *, scale: float | None = None) -> Tensor:
-    return _cpp(*qkv.unbind(2), scale=scale)
-
-
-def _cpp_varlen(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    cu_seqlens: Tensor,
-    max_seqlen: int,
-    *,
-    scale: float | None = None,
-) -> Tensor:
-    return _cpp_op(q[None], k[None], v[None], cu_seqlens, _default_scale(q, scale))[0]
+def _backends(triton: Any, cpp: Any, xformers: Any, sdpa: Any) -> dict[str, Backend]:
+    return {
+        "triton": _triton.backend(triton, _limits, _triton_unasked),
+        "cpp": _extension.backend("cpp", "flash_attention", cpp, _cpp_limits, _cpp_preferred),
+        "xformers": Backend(
+            xformers, _xformers_supports, lambda *_: "serves only when asked for by name"
+        ),
+        "sdpa": Backend(sdpa),
+    }
 
 
 _flash_attention = Op(
     "flash_attention",
     flash_attention_reference,
-    {
-        "triton": Backend(_triton_backend, _triton_supports),
-        "cpp": Backend(_cpp, _cpp_supports),
-        "xformers": Backend(_xformers, _xformers_supports),
-        "sdpa": Backend(_sdpa),
-    },
+    _backends(_dense("triton"), _dense("cpp"), _xformers, _sdpa),
 )
 _flash_attention_qkvpacked = Op(
     "flash_attention_qkvpacked",
     flash_attention_qkvpacked_reference,
-    {
-        "triton": Backend(_triton_qkvpacked, _triton_supports),
-        "cpp": Backend(_cpp_qkvpacked, _cpp_supports),
-        "xformers": Backend(_xformers_qkvpacked, _xformers_supports),
-        "sdpa": Backend(_sdpa_qkvpacked),
-    },
+    _backends(
+        lambda qkv, scale: _packed_op(qkv, _default_scale(qkv, scale))[0],
+        *map(_unpacked, (_dense("cpp"), _xformers, _sdpa)),
+    ),
 )
 _flash_attention_varlen = Op(
     "flash_attention_varlen",
     flash_attention_varlen_reference,
-    {
-        "triton": Backend(_triton_varlen, _triton_supports),
-        "cpp": Backend(_cpp_varlen, _cpp_supports),
-        "xformers": Backend(_xformers_varlen, _xformers_supports),
-        "sdpa": Backend(_sdpa_varlen),
-    },
+    _backends(_varlen("triton"), _varlen("cpp"), _xformers_varlen, _sdpa_varlen),
 )
 
 
@@ -491,7 +361,7 @@ def flash_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = No
         ValueError: If shapes or dtypes do not fit together.
     """
     _check(q, k, v)
-    return _flash_attention(q, k, v, scale=scale)
+    return _flash_attention(q, k, v, scale)
 
 
 def flash_attention_qkvpacked(qkv: Tensor, *, scale: float | None = None) -> Tensor:
@@ -511,11 +381,11 @@ def flash_attention_qkvpacked(qkv: Tensor, *, scale: float | None = None) -> Ten
         raise ValueError(f"flash_attention_qkvpacked needs (B, N, 3, H, D); got {tuple(qkv.shape)}")
     if not qkv.is_floating_point():
         raise ValueError(f"qkv needs a floating-point dtype; got {qkv.dtype}")
-    return _flash_attention_qkvpacked(qkv, scale=scale)
+    return _flash_attention_qkvpacked(qkv, scale)
 
 
 def _check_seqlens(cu_seqlens: Tensor, max_seqlen: int, tokens: int) -> None:
-    """All that can be seen without waiting for a device; on a CPU, everything."""
+    """Checks what can be seen without waiting for a device; on a CPU, everything."""
     if cu_seqlens.ndim != 1 or cu_seqlens.dtype != torch.int32 or len(cu_seqlens) < 1:
         raise ValueError(
             f"cu_seqlens must be int32 (S + 1); got {cu_seqlens.dtype} {tuple(cu_seqlens.shape)}"
@@ -554,8 +424,8 @@ def flash_attention_varlen(
 ) -> Tensor:
     """Attention within each of several sequences that are packed into one.
 
-    So a batch of images of different sizes runs without padding: token i attends to the tokens
-    of its own image alone.
+    A batch of images of different sizes then runs without padding: a token attends only to the
+    tokens of its own image.
 
     Args:
         q: Queries (T, H, D), any strides; the sequences one after the other.
@@ -569,9 +439,9 @@ def flash_attention_varlen(
         (T, H, D) in the dtype of ``q``.
 
     Raises:
-        ValueError: If shapes or dtypes do not fit together, or ``cu_seqlens`` to them. What is in
-            a ``cu_seqlens`` on a GPU is not looked at, for that would wait for the device: there
-            it has to be right, or memory is read that is not part of the inputs.
+        ValueError: If shapes, dtypes and ``cu_seqlens`` do not fit together. The values of a
+            ``cu_seqlens`` on a GPU are not checked, because that would wait for the device: wrong
+            values there read memory outside of the inputs.
     """
     if q.ndim != 3 or not q.shape == k.shape == v.shape:
         raise ValueError(
@@ -580,4 +450,4 @@ def flash_attention_varlen(
         )
     _check_dtypes(q, k, v)
     _check_seqlens(cu_seqlens, max_seqlen, len(q))
-    return _flash_attention_varlen(q, k, v, cu_seqlens, max_seqlen, scale=scale)
+    return _flash_attention_varlen(q, k, v, cu_seqlens, max_seqlen, scale)

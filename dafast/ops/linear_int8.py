@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import _extension
-from ._dispatch import Backend, Op
+from ._dispatch import Op, no_backward
+from ._kernel_op import KernelOp
 
 _PANEL = 32
 """Output channels of a panel of packed weights; `csrc/cpu/linear_int8.h` has the layout."""
 
-
 _MOST_DEPTH = 2**17
-"""Inputs of a layer whose products, of up to 127 times 127, an int32 holds the sum of."""
+"""Most inputs of a layer: the sum of products of up to 127 times 127 fits in an int32."""
 
 
 @dataclass(frozen=True)
 class Int8Weight:
-    """Weights (N, K) of a linear layer; made by `quantize_weight`.
+    """Weights (N, K) of a linear layer, from `quantize_weight`.
 
     Attributes:
         values: int8 (N, K), in -127..127.
@@ -71,48 +70,61 @@ def linear_int8_reference(x: Tensor, weight: Int8Weight, bias: Tensor) -> Tensor
     return (sums * (most / 127 * weight.scale) + bias.float()).to(x.dtype)
 
 
-def _cpp_supports(x: Tensor, weight: Int8Weight, bias: Tensor) -> tuple[bool, str]:
-    if torch.is_grad_enabled() and (x.requires_grad or bias.requires_grad):
-        return False, "has no backward; call it under torch.no_grad()"
-    if x.dtype not in (torch.float32, torch.bfloat16):
-        return False, f"takes float32 and bfloat16, not {x.dtype}"
-    if x.shape[-1] > _MOST_DEPTH:
-        return False, f"takes up to {_MOST_DEPTH} inputs, which int32 adds up, not {x.shape[-1]}"
-    if not weight.packed.numel() and weight.values.numel():
-        return False, "the weights were quantised without the C++ extension"
-    reason = why_slow()
-    return (False, reason) if reason else _extension.supports("cpp", "linear_int8", x, bias)
+def _cpp_forward(x: Tensor, *weight: Tensor) -> Tensor:
+    out = _empty_result(x, *weight)
+    torch.ops.dafast_C.linear_int8(x, out, *weight)
+    return out
+
+
+def _empty_result(x: Tensor, *weight: Tensor) -> Tensor:
+    return x.new_empty((x.shape[0], weight[-1].shape[0]))
+
+
+_op = KernelOp(
+    "linear_int8(Tensor x, Tensor packed, Tensor sums, Tensor scale, Tensor bias) -> Tensor",
+    fake=_empty_result,
+    cpp=_cpp_forward,
+)
 
 
 def _cpp_backend(x: Tensor, weight: Int8Weight, bias: Tensor) -> Tensor:
     rows = x.reshape(-1, x.shape[-1]).contiguous()
-    out = rows.new_empty((len(rows), len(weight.values)))
-    torch.ops.dafast_C.linear_int8(
-        rows, out, weight.packed, weight.sums, weight.scale, bias.float().contiguous()
-    )
+    out = _op(rows, weight.packed, weight.sums, weight.scale, bias.float().contiguous())
     return out.unflatten(0, x.shape[:-1])
+
+
+def _cpp_limits(x: Tensor, weight: Int8Weight, bias: Tensor) -> str:
+    if x.dtype not in (torch.float32, torch.bfloat16):
+        return f"takes float32 and bfloat16, not {x.dtype}"
+    if x.shape[-1] > _MOST_DEPTH:
+        return f"takes up to {_MOST_DEPTH} inputs, which int32 adds up, not {x.shape[-1]}"
+    if not weight.packed.numel() and weight.values.numel():
+        return "the weights were quantised without the C++ extension"
+    return no_backward(x, bias) or why_slow()
 
 
 def why_slow() -> str:
     """Why int8 has no fast kernel on this machine; an empty string if it has."""
-    module: Any = _extension.load()
-    if module is None:
-        return _extension.why_missing()
-    if module.cpu_capability() not in ("avx512", "avx512_bf16"):
-        return f"needs AVX-512 with VNNI; the kernels use {module.cpu_capability()} here"
+    capability = _extension.cpu_capability()
+    if not capability:
+        return _extension.why_not("cpp", "linear_int8")
+    if capability not in ("avx512", "avx512_bf16"):
+        return f"needs AVX-512 with VNNI; the kernels use {capability} here"
     return ""
 
 
 _linear_int8 = Op(
-    "linear_int8", linear_int8_reference, {"cpp": Backend(_cpp_backend, _cpp_supports)}
+    "linear_int8",
+    linear_int8_reference,
+    {"cpp": _extension.backend("cpp", "linear_int8", _cpp_backend, _cpp_limits)},
 )
 
 
 def linear_int8(x: Tensor, weight: Int8Weight, bias: Tensor) -> Tensor:
     """A linear layer whose products are int8; for inference.
 
-    Every token is scaled such that its largest value is 127 and rounded (dynamic quantisation),
-    multiplied in integers, and scaled back.
+    Every token is scaled to a largest value of 127 and rounded (dynamic quantisation), multiplied
+    in integers, and scaled back.
 
     Args:
         x: (..., K), float32 or bfloat16 (other floating-point types run on the reference).

@@ -8,10 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import _extension
-from ._dispatch import Backend, Op, _forced_backend
-from ._images import dense_rows, empty_images, why_not_dtype
-from ._kernel_op import kernel_op
+from ._dispatch import Op
+from ._images import dense_rows, empty_images, extension_backends
+from ._kernel_op import KernelOp
 
 PADDINGS = ("replicate", "reflect", "constant")
 PADDING_CODES = {"constant": 0, "replicate": 1, "reflect": 2}  # of `Padding` in csrc
@@ -33,28 +32,37 @@ def _padded(x: Tensor, left: int, right: int, top: int, bottom: int) -> Tensor:
     return empty_images(x, x.shape[2] + top + bottom, x.shape[3] + left + right)
 
 
-@kernel_op("dafast::pad")
-def _op(x: Tensor, left: int, right: int, top: int, bottom: int, mode: int, value: float) -> Tensor:
+def _forward(x: Tensor, left: int, right: int, top: int, bottom: int, *args: Any) -> Tensor:
     out = _padded(x, left, right, top, bottom)
-    torch.ops.dafast_C.pad(dense_rows(x), out, left, top, mode, value)
+    torch.ops.dafast_C.pad(dense_rows(x), out, left, top, *args)
     return out
 
 
-@_op.register_fake
-def _(x: Tensor, left: int, right: int, top: int, bottom: int, mode: int, value: float) -> Tensor:
-    return _padded(x, left, right, top, bottom)
+_op = KernelOp(
+    "pad(Tensor x, SymInt left, SymInt right, SymInt top, SymInt bottom, SymInt mode,"
+    " float value) -> Tensor",
+    fake=lambda x, *args: _padded(x, *args[:4]),
+    extension=_forward,
+)
 
 
-@kernel_op("dafast::pad_backward")
-def _backward_op(grad: Tensor, left: int, right: int, top: int, bottom: int, mode: int) -> Tensor:
-    out = _padded(grad, -left, -right, -top, -bottom)
+def _unpadded(grad: Tensor, *args: Any) -> Tensor:
+    return _padded(grad, *(-pixels for pixels in args[:4]))
+
+
+def _backward_kernel(grad: Tensor, *args: Any) -> Tensor:
+    left, _, top, _, mode = args
+    out = _unpadded(grad, *args)
     torch.ops.dafast_C.pad_backward(dense_rows(grad), out, left, top, mode)
     return out
 
 
-@_backward_op.register_fake
-def _(grad: Tensor, left: int, right: int, top: int, bottom: int, mode: int) -> Tensor:
-    return _padded(grad, -left, -right, -top, -bottom)
+_backward_op = KernelOp(
+    "pad_backward(Tensor grad, SymInt left, SymInt right, SymInt top, SymInt bottom, SymInt mode)"
+    " -> Tensor",
+    fake=_unpadded,
+    extension=_backward_kernel,
+)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -69,40 +77,22 @@ def _backward_of_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     return _op(grad, *ctx.options, 0.0), None, None, None, None, None
 
 
-_op.register_autograd(_backward, setup_context=_setup_context)
-_backward_op.register_autograd(_backward_of_backward, setup_context=_setup_context)
+_op.register_autograd(_backward, _setup_context)
+_backward_op.register_autograd(_backward_of_backward, _setup_context)
 
 
-def _extension_backend(
-    x: Tensor, padding: Sides, mode: str = "constant", value: float = 0
-) -> Tensor:
+def _extension_backend(x: Tensor, padding: Sides, mode: str, value: float) -> Tensor:
     out = _op(x if x.ndim == 4 else x[None], *padding, PADDING_CODES[mode], float(value))
     return out if x.ndim == 4 else out[0]
 
 
-def _supports(backend: str, x: Tensor, *_args: Any, **_options: Any) -> tuple[bool, str]:
-    reason = why_not_dtype(x)
-    return (False, reason) if reason else _extension.supports(backend, "pad", x)
+def _cpp_preferred(x: Tensor, *_: Any) -> str:
+    if x.dtype == torch.float32 and x.is_contiguous():
+        return "PyTorch's own is faster for contiguous float32"
+    return ""
 
 
-def _cpp_supports(x: Tensor, *_args: Any, **_options: Any) -> tuple[bool, str]:
-    if x.dtype == torch.float32 and x.is_contiguous() and _forced_backend() != "cpp":
-        return False, "PyTorch's own is faster for contiguous float32"
-    return _supports("cpp", x)
-
-
-def _cuda_supports(*args: Any, **options: Any) -> tuple[bool, str]:
-    return _supports("cuda", *args, **options)
-
-
-_pad = Op(
-    "pad",
-    pad_reference,
-    {
-        "cuda": Backend(_extension_backend, _cuda_supports),
-        "cpp": Backend(_extension_backend, _cpp_supports),
-    },
-)
+_pad = Op("pad", pad_reference, extension_backends("pad", _extension_backend, _cpp_preferred))
 
 
 def check_padding(height: int, width: int, padding: Sides, mode: str) -> None:

@@ -1,23 +1,21 @@
-"""From the network's output back to the photos' sizes, in one kernel where the extension serves."""
+"""From the network's output to the photos' sizes, in one kernel where the extension serves."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import _extension
-from ._dispatch import Backend, Op
-from ._images import why_not_dtype
-from ._kernel_op import kernel_op
+from ._dispatch import Op, no_backward, wrong_dtype
+from ._images import extension_backends
+from ._kernel_op import KernelOp
 from .geometry import Geometry
 from .resize_bilinear import resize_bilinear
 
 
 def _to_uint16(x: Tensor) -> Tensor:
-    """Least value to 0, greatest to 65535; 0 where all are equal, rounding by the resize aside."""
+    """Least value to 0, greatest to 65535; 0 if all are equal up to the rounding of the resize."""
     least, greatest = x.aminmax()
     width = greatest - least
     flat = width <= 1e-6 * torch.maximum(least.abs(), greatest.abs())
@@ -48,13 +46,8 @@ def _empty_maps(disparity: Tensor, sizes: Sequence[int], dtype: torch.dtype) -> 
     ]
 
 
-@kernel_op("dafast::postprocess")
-def _op(
-    disparity: Tensor,
-    crops: Sequence[int],
-    sizes: Sequence[int],
-    align_corners: bool,
-    dtype: torch.dtype,
+def _kernel(
+    disparity: Tensor, crops: list[int], sizes: list[int], align_corners: bool, dtype: torch.dtype
 ) -> list[Tensor]:
     out = _empty_maps(disparity, sizes, dtype)
     dense = disparity if disparity.stride(-1) == 1 else disparity.contiguous()
@@ -62,18 +55,15 @@ def _op(
     return out
 
 
-@_op.register_fake
-def _(
-    disparity: Tensor,
-    crops: Sequence[int],
-    sizes: Sequence[int],
-    align_corners: bool,
-    dtype: torch.dtype,
-) -> list[Tensor]:
-    return _empty_maps(disparity, sizes, dtype)
+_op = KernelOp(
+    "postprocess(Tensor disparity, SymInt[] crops, SymInt[] sizes, bool align_corners,"
+    " ScalarType dtype) -> Tensor[]",
+    fake=lambda disparity, _crops, sizes, _corners, dtype: _empty_maps(disparity, sizes, dtype),
+    extension=_kernel,
+)
 
 
-def _postprocess_extension(
+def _extension_backend(
     disparity: Tensor, geometries: Sequence[Geometry], align_corners: bool, dtype: torch.dtype
 ) -> tuple[Tensor, ...]:
     crops = [n for g in geometries for n in (g.padding[2], g.padding[0], *g.resized)]
@@ -81,22 +71,14 @@ def _postprocess_extension(
     return tuple(_op(disparity, crops, sizes, align_corners, dtype))
 
 
-def _postprocess_supports(backend: str, disparity: Tensor, *_args: Any) -> tuple[bool, str]:
-    reason = why_not_dtype(disparity)
-    if reason:
-        return False, reason
-    if torch.is_grad_enabled() and disparity.requires_grad:
-        return False, "has no backward"
-    return _extension.supports(backend, "postprocess", disparity)
-
-
 _postprocess = Op(
     "postprocess",
     postprocess_reference,
-    {
-        "cuda": Backend(_postprocess_extension, lambda *a: _postprocess_supports("cuda", *a)),
-        "cpp": Backend(_postprocess_extension, lambda *a: _postprocess_supports("cpp", *a)),
-    },
+    extension_backends(
+        "postprocess",
+        _extension_backend,
+        limits=lambda disparity, *_: wrong_dtype(disparity.dtype) or no_backward(disparity),
+    ),
 )
 
 

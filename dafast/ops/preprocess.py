@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..config import IMAGENET_MEAN, IMAGENET_STD
-from . import _extension
-from ._dispatch import Backend, Op
-from ._images import DTYPES, dense_rows
-from ._kernel_op import kernel_op
+from ._dispatch import FLOATS, Op, no_backward
+from ._images import dense_rows, extension_backends
+from ._kernel_op import KernelOp
 from .geometry import MAX_TOKENS, Geometry, plan_geometry
 from .pad import PADDING_CODES, check_padding, pad
 from .resize_bicubic import resize_bicubic
@@ -20,7 +20,7 @@ from .resize_bilinear import resize_bilinear
 
 
 def _channels_first(image: Tensor) -> Tensor:
-    """An image of either accepted kind as (3, H, W); a view."""
+    """An image of either accepted layout as (3, H, W); a view."""
     if image.ndim == 3 and image.shape[2] == 3 and image.dtype == torch.uint8:
         return image.permute(2, 0, 1)
     if image.ndim == 3 and image.shape[0] == 3 and image.is_floating_point():
@@ -33,7 +33,7 @@ def _channels_first(image: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class _Target:
-    """What every image of a batch becomes."""
+    """How every image of a batch is prepared."""
 
     fit: str
     antialias: bool
@@ -75,8 +75,8 @@ def preprocess_reference(
     return torch.stack(batch).to(target.dtype, memory_format=target.memory_format)
 
 
-def _empty_batch(images: Sequence[Tensor], network: Sequence[int], dtype: torch.dtype,
-                 channels_last: bool) -> Tensor:  # fmt: skip
+def _empty_batch(images: Sequence[Tensor], *args: Any) -> Tensor:
+    _placement, network, *_, dtype, channels_last = args
     return torch.empty(
         (len(images), 3, *network),
         dtype=dtype,
@@ -85,42 +85,22 @@ def _empty_batch(images: Sequence[Tensor], network: Sequence[int], dtype: torch.
     )
 
 
-@kernel_op("dafast::preprocess")
-def _op(
-    images: Sequence[Tensor],
-    placement: Sequence[int],
-    network: Sequence[int],
-    mean: Sequence[float],
-    std: Sequence[float],
-    cubic: bool,
-    antialias: bool,
-    padding: int,
-    dtype: torch.dtype,
-    channels_last: bool,
-) -> Tensor:
-    out = _empty_batch(images, network, dtype, channels_last)
-    dense = [dense_rows(image) for image in images]
-    torch.ops.dafast_C.preprocess(dense, out, placement, mean, std, cubic, antialias, padding)
+def _kernel(images: Sequence[Tensor], *args: Any) -> Tensor:
+    placement, _network, *options, _dtype, _channels_last = args
+    out = _empty_batch(images, *args)
+    torch.ops.dafast_C.preprocess([dense_rows(x) for x in images], out, placement, *options)
     return out
 
 
-@_op.register_fake
-def _(
-    images: Sequence[Tensor],
-    placement: Sequence[int],
-    network: Sequence[int],
-    mean: Sequence[float],
-    std: Sequence[float],
-    cubic: bool,
-    antialias: bool,
-    padding: int,
-    dtype: torch.dtype,
-    channels_last: bool,
-) -> Tensor:
-    return _empty_batch(images, network, dtype, channels_last)
+_op = KernelOp(
+    "preprocess(Tensor[] images, SymInt[] placement, SymInt[] network, float[] mean, float[] std,"
+    " bool cubic, bool antialias, SymInt padding, ScalarType dtype, bool channels_last) -> Tensor",
+    fake=_empty_batch,
+    extension=_kernel,
+)
 
 
-def _preprocess_extension(
+def _extension_backend(
     images: Sequence[Tensor], geometries: Sequence[Geometry], target: _Target
 ) -> Tensor:
     images = [x if x.dtype in (torch.uint8, torch.float32) else x.float() for x in images]
@@ -132,25 +112,18 @@ def _preprocess_extension(
     )  # fmt: skip
 
 
-def _preprocess_supports(
-    backend: str, images: Sequence[Tensor], geometries: Sequence[Geometry], target: _Target
-) -> tuple[bool, str]:
+def _limits(images: Sequence[Tensor], _geometries: Any, target: _Target) -> str:
     if len({x.dtype == torch.uint8 for x in images}) > 1:
-        return False, "takes uint8 images or floating-point ones, not both in one batch"
-    if target.dtype not in DTYPES:
-        return False, f"writes float32, float16 and bfloat16, not {target.dtype}"
-    if torch.is_grad_enabled() and any(x.requires_grad for x in images):
-        return False, "has no backward"
-    return _extension.supports(backend, "preprocess", *images)
+        return "takes uint8 images or floating-point ones, not both in one batch"
+    if target.dtype not in FLOATS:
+        return f"writes float32, float16 and bfloat16, not {target.dtype}"
+    return no_backward(*images)
 
 
 _preprocess = Op(
     "preprocess",
     preprocess_reference,
-    {
-        "cuda": Backend(_preprocess_extension, lambda *a: _preprocess_supports("cuda", *a)),
-        "cpp": Backend(_preprocess_extension, lambda *a: _preprocess_supports("cpp", *a)),
-    },
+    extension_backends("preprocess", _extension_backend, limits=_limits),
 )
 
 

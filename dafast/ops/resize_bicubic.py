@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from . import _extension
-from ._dispatch import Backend, Op
+from ._dispatch import Op, no_backward
+from ._kernel_op import KernelOp
 
 A = -0.75
 """The parameter of the cubic kernel; PyTorch's bicubic has the same, Pillow's is -0.5."""
@@ -15,8 +18,8 @@ A = -0.75
 def _cubic_axis(source: int, target: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Source indices (target, 4) and float64 weights (target, 4) of every target pixel.
 
-    Coordinates are computed in float64: in float32 those of a large photo have lost the digits
-    that the weights are made of (errors of 3e-4).
+    Coordinates are computed in float64: in float32 those of a large photo lose the digits that
+    the weights consist of (errors of 3e-4).
     """
     x = torch.arange(target, dtype=torch.float64, device=device)
     x = (x + 0.5) * (source / target) - 0.5
@@ -48,26 +51,34 @@ def resize_bicubic_reference(x: Tensor, size: tuple[int, int]) -> Tensor:
     return x
 
 
+_op = KernelOp(
+    "resize_bicubic(Tensor x, SymInt height, SymInt width) -> Tensor",
+    fake=lambda x, height, width: x.new_empty(
+        (x.shape[0], x.shape[1], height, width), dtype=torch.float32
+    ),
+    cpp=lambda x, height, width: torch.ops.dafast_C.resize_bicubic(x, height, width),
+)
+
+
 def _cpp(x: Tensor, size: tuple[int, int]) -> Tensor:
-    _extension.load()  # registers the op
-    out = torch.ops.dafast_C.resize_bicubic(x if x.ndim == 4 else x[None], *size)
+    out = _op(x if x.ndim == 4 else x[None], size[0], size[1])
     return out if x.ndim == 4 else out[0]
 
 
-def _cpp_supports(x: Tensor, size: tuple[int, int]) -> tuple[bool, str]:
-    if x.device.type != "cpu":
-        return False, f"runs on the CPU only; the input is on {x.device}"
+def _cpp_limits(x: Tensor, _size: Any) -> str:
     if x.dtype not in (torch.float32, torch.uint8):
-        return False, f"takes float32 and uint8, not {x.dtype}"
-    if torch.is_grad_enabled() and x.requires_grad:
-        return False, "has no backward"
-    if _extension.load() is None:
-        return False, _extension.why_missing()
-    return True, ""
+        return f"takes float32 and uint8, not {x.dtype}"
+    return no_backward(x)
+
+
+def _cpp_preferred(*_: Any) -> str:
+    return "torch.compile fuses the reference" if torch.compiler.is_compiling() else ""
 
 
 _resize_bicubic = Op(
-    "resize_bicubic", resize_bicubic_reference, {"cpp": Backend(_cpp, _cpp_supports)}
+    "resize_bicubic",
+    resize_bicubic_reference,
+    {"cpp": _extension.backend("cpp", "resize_bicubic", _cpp, _cpp_limits, _cpp_preferred)},
 )
 
 
@@ -98,6 +109,4 @@ def resize_bicubic(x: Tensor, size: tuple[int, int]) -> Tensor:
         raise ValueError(f"resize_bicubic needs floating point or uint8; got {x.dtype}")
     if len(size) != 2 or min(size) < 1:
         raise ValueError(f"size must be (height, width), both at least 1; got {size}")
-    if torch.compiler.is_compiling():  # choosing a backend cannot be traced; this fuses instead
-        return resize_bicubic_reference(x, (size[0], size[1]))
-    return _resize_bicubic(x, (int(size[0]), int(size[1])))
+    return _resize_bicubic(x, (size[0], size[1]))

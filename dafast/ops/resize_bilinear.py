@@ -8,14 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import _extension
-from ._dispatch import Backend, Op, _forced_backend
-from ._images import dense_rows, empty_images, why_not_dtype
-from ._kernel_op import kernel_op
+from ._dispatch import Op
+from ._images import dense_rows, empty_images, extension_backends
+from ._kernel_op import KernelOp
 
 
 def resize_bilinear_reference(
-    x: Tensor, size: tuple[int, int], *, align_corners: bool = False, antialias: bool = False
+    x: Tensor, size: tuple[int, int], align_corners: bool = False, antialias: bool = False
 ) -> Tensor:
     """Specification of `resize_bilinear`: `F.interpolate` in float32 (float64 for float64)."""
     if antialias and size[1] == 1 and size[0] > 1:
@@ -30,30 +29,36 @@ def resize_bilinear_reference(
     return out.to(x.dtype)
 
 
-@kernel_op("dafast::resize_bilinear")
-def _op(x: Tensor, height: int, width: int, align_corners: bool, antialias: bool) -> Tensor:
-    out = empty_images(x, height, width)
-    torch.ops.dafast_C.resize_bilinear(dense_rows(x), out, align_corners, antialias)
-    return out
-
-
-@_op.register_fake
-def _(x: Tensor, height: int, width: int, align_corners: bool, antialias: bool) -> Tensor:
+def _empty(x: Tensor, height: int, width: int, *_: Any) -> Tensor:
     return empty_images(x, height, width)
 
 
-@kernel_op("dafast::resize_bilinear_backward")
-def _backward_op(
-    grad: Tensor, height: int, width: int, align_corners: bool, antialias: bool
-) -> Tensor:
-    out = empty_images(grad, height, width)
-    torch.ops.dafast_C.resize_bilinear_backward(dense_rows(grad), out, align_corners, antialias)
+def _forward(x: Tensor, height: int, width: int, *options: Any) -> Tensor:
+    out = empty_images(x, height, width)
+    torch.ops.dafast_C.resize_bilinear(dense_rows(x), out, *options)
     return out
 
 
-@_backward_op.register_fake
-def _(grad: Tensor, height: int, width: int, align_corners: bool, antialias: bool) -> Tensor:
-    return empty_images(grad, height, width)
+_op = KernelOp(
+    "resize_bilinear(Tensor x, SymInt height, SymInt width, bool align_corners, bool antialias)"
+    " -> Tensor",
+    fake=_empty,
+    extension=_forward,
+)
+
+
+def _backward_kernel(grad: Tensor, height: int, width: int, *options: Any) -> Tensor:
+    out = empty_images(grad, height, width)
+    torch.ops.dafast_C.resize_bilinear_backward(dense_rows(grad), out, *options)
+    return out
+
+
+_backward_op = KernelOp(
+    "resize_bilinear_backward(Tensor grad, SymInt height, SymInt width, bool align_corners,"
+    " bool antialias) -> Tensor",
+    fake=_empty,
+    extension=_backward_kernel,
+)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -70,40 +75,24 @@ def _backward_of_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     return _op(grad, *ctx.size, *ctx.options), None, None, None, None
 
 
-_op.register_autograd(_backward, setup_context=_setup_context)
-_backward_op.register_autograd(_backward_of_backward, setup_context=_setup_context)
+_op.register_autograd(_backward, _setup_context)
+_backward_op.register_autograd(_backward_of_backward, _setup_context)
 
 
-def _extension_backend(
-    x: Tensor, size: tuple[int, int], *, align_corners: bool = False, antialias: bool = False
-) -> Tensor:
-    return _op(x, size[0], size[1], align_corners, antialias)
-
-
-def _supports(backend: str, x: Tensor, *_args: Any, **_options: Any) -> tuple[bool, str]:
-    reason = why_not_dtype(x)
-    return (False, reason) if reason else _extension.supports(backend, "resize_bilinear", x)
-
-
-def _cpp_supports(
-    x: Tensor, size: tuple[int, int], *, align_corners: bool = False, antialias: bool = False
-) -> tuple[bool, str]:
-    if x.dtype == torch.float32 and not antialias and _forced_backend() != "cpp":
-        return False, "PyTorch's own is as fast in float32 without antialiasing"
-    return _supports("cpp", x)
-
-
-def _cuda_supports(*args: Any, **options: Any) -> tuple[bool, str]:
-    return _supports("cuda", *args, **options)
+def _cpp_preferred(x: Tensor, _size: Any, _align_corners: bool, antialias: bool) -> str:
+    if x.dtype == torch.float32 and not antialias:
+        return "PyTorch's own is as fast in float32 without antialiasing"
+    return ""
 
 
 _resize_bilinear = Op(
     "resize_bilinear",
     resize_bilinear_reference,
-    {
-        "cuda": Backend(_extension_backend, _cuda_supports),
-        "cpp": Backend(_extension_backend, _cpp_supports),
-    },
+    extension_backends(
+        "resize_bilinear",
+        lambda x, size, *options: _op(x, size[0], size[1], *options),
+        _cpp_preferred,
+    ),
 )
 
 
@@ -116,7 +105,7 @@ def resize_bilinear(
 
     Args:
         x: Images (B, C, H, W), floating point, contiguous or channels_last (other strides are
-            copied unless the pixels of a row lie side by side).
+            copied unless the pixels of a row are contiguous).
         size: Height and width of the result.
         align_corners: Whether the corner pixels' centres coincide.
         antialias: Whether to widen the filter when shrinking.
@@ -133,4 +122,4 @@ def resize_bilinear(
         raise ValueError(f"resize_bilinear needs floating point; got {x.dtype}")
     if len(size) != 2 or min(size) < 1:
         raise ValueError(f"size must be (height, width), both at least 1; got {size}")
-    return _resize_bilinear(x, (size[0], size[1]), align_corners=align_corners, antialias=antialias)
+    return _resize_bilinear(x, (size[0], size[1]), align_corners, antialias)

@@ -204,8 +204,8 @@ def test_lets_nan_through(dtype, capability, seed):
         assert flash_attention(q, k, v).isnan().all()
 
 
-def _selected(*inputs, op="flash_attention", **options):
-    return OPS[op].select(*inputs, **options)
+def _selected(*inputs, op="flash_attention", scale=None):
+    return OPS[op].select(*inputs, scale)
 
 
 def test_is_chosen_where_it_is_faster():
@@ -268,16 +268,16 @@ def test_the_extension_checks_what_it_is_given():
 def test_opcheck_and_compile(op, seed):
     q, k, v = (_draw(seed + i, (2, 20, 2, 32)) for i in range(3))
     ends = torch.tensor([0, 13, 20], dtype=torch.int32)
-    custom = torch.ops.dafast.flash_attention_cpu.default
+    custom = torch.ops.dafast.flash_attention.default
     function, inputs = {
         "dense": (flash_attention, (q, k, v)),
         "packed": (flash_attention_qkvpacked, (torch.stack((q, k, v), 2),)),
         "varlen": (flash_attention_varlen, (q[0], k[0], v[0], ends, 13)),
     }[op]
     if op == "varlen":
-        torch.library.opcheck(custom, (q[:1], k[:1], v[:1], ends, 0.3))
+        torch.library.opcheck(custom, (q[0], k[0], v[0], ends, 13, 0.3, "cpp"))
     else:
-        torch.library.opcheck(custom, (q, k, v, None, 0.3))
+        torch.library.opcheck(custom, (q, k, v, None, 0, 0.3, "cpp"))
     with use_backend("cpp"):
         compiled = torch.compile(function, backend="aot_eager", fullgraph=True)
         assert torch.equal(compiled(*inputs), function(*inputs))

@@ -151,20 +151,21 @@ def as_on_a_gpu(monkeypatch):
     """Triton serves unasked."""
     from dafast.ops import _triton
 
-    monkeypatch.setattr(_triton, "supports", lambda *tensors: (True, ""))
+    monkeypatch.setattr(_triton, "supports", lambda *tensors: "")
+    monkeypatch.setattr(_triton, "preferred", lambda x: "")
 
 
 @pytest.mark.parametrize("op", ["flash_attention", "flash_attention_qkvpacked"])
 def test_attention_in_full_float32_is_left_to_pytorch(op, tf32, seed, as_on_a_gpu):
     """There are no tensor cores for it; in TF32, as in 16 bits, the kernels serve unasked."""
-    arguments = _inputs(op, seed)
+    arguments = [*_inputs(op, seed), None]
     with torch.no_grad():
         assert OPS[op].select(*arguments) == "triton"
         torch.set_float32_matmul_precision("highest")
         assert OPS[op].select(*arguments) != "triton"
         with use_backend("triton"):
             assert OPS[op].select(*arguments) == "triton"
-        halves = [x.half() for x in arguments]
+        halves = [x.half() if isinstance(x, torch.Tensor) else x for x in arguments]
         assert OPS[op].select(*halves) == "triton"
 
 
@@ -182,7 +183,7 @@ def test_any_way_of_setting_the_precision_of_products_is_read(seed, monkeypatch)
     """PyTorch's function that tells it raises where a newer setting has been used."""
     from dafast.kernels.runtime import float32_precision
 
-    arguments = _inputs("flash_attention", seed)
+    arguments = [*_inputs("flash_attention", seed), None]
     before = torch.backends.mkldnn.matmul.fp32_precision, torch.backends.cuda.matmul.fp32_precision
     try:
         torch.backends.mkldnn.matmul.fp32_precision = "bf16"
