@@ -275,7 +275,9 @@ class SegmentationModel(nn.Module):
             )
         try:
             fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model"]
-            config = SegmentationConfig(**{**fields, "encoder": ModelConfig.from_dict(fields["encoder"])})
+            config = SegmentationConfig(
+                **{**fields, "encoder": ModelConfig.from_dict(fields["encoder"])}
+            )
         except (ValueError, TypeError, KeyError) as error:
             raise CheckpointError(f"{folder / 'config.json'}: {error}") from error
         model = cls(config)
