@@ -72,7 +72,7 @@ class DepthAnything(DepthNetwork):
         wanted = (now is not None and now.int8) if int8 is None else int8
         if wanted and (slow := why_slow_int8()):
             raise RuntimeError(f"optimize(int8=True): {slow}")
-        if now is None or now.int8 != wanted or not now.is_current():
+        if now is None or now.int8 != wanted or not now.is_current(self):
             reason = why_not_optimized(self)
             if reason:
                 logger.info("dafast: optimize() changes nothing: %s", reason)

@@ -1,10 +1,10 @@
-"""The forward on a CPU with the weights packed once.
+"""The forward on a CPU with the weights packed once; `DepthAnything.optimize` builds it.
 
-What `DepthAnything.optimize` makes. The same function as the modules compute, for inference alone:
-weights lie in the layout in which oneDNN multiplies them, biases, activations and residual sums of
-the decoder are added within the products, everything is channels last from the tokens on, and what
-depends on the size alone (position embeddings) is kept. Below it are the ops of `dafast.ops` and
-oneDNN's operators as PyTorch has them for its own compiler (`torch.ops.mkldnn`).
+It computes the same function as the modules, for inference only. Weights have the layout in which
+oneDNN multiplies them; biases, activations and residual sums of the decoder are added within the
+products; everything is channels last from the tokens on; position embeddings are cached by size.
+It is built on the ops of `dafast.ops` and on the oneDNN operators that PyTorch has for its own
+compiler (`torch.ops.mkldnn`).
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ from __future__ import annotations
 import functools
 import threading
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import ModelConfig
+from ..layers import Block, LayerNorm
 from ..ops import (
     add_layer_norm,
     bias_gelu,
@@ -30,24 +32,25 @@ from ..ops import (
 )
 from ..profiling import annotate
 from ..runtime import on_meta
-from .dpt import DPTHead
+from .dpt import DPTHead, FeatureFusionBlock, ResidualConvUnit
+from .network import DepthNetwork
 from .vision_transformer import VisionTransformer
 
-if TYPE_CHECKING:
-    from ..layers import Block, LayerNorm
-    from .dpt import FeatureFusionBlock, ResidualConvUnit
-    from .network import DepthNetwork
-
 _GRIDS = 16
-"""Sizes whose position embeddings are kept; videos and batches have one, folders a few."""
+"""Sizes whose position embeddings are cached; videos and batches have one, folders a few."""
 
 _DTYPES = (torch.float32, torch.bfloat16)
+
+_READ_SETTINGS = ("eps", "max_depth", "position_embedding")
+"""Settings of modules that the packed forward reads; all others must be as built."""
+_NO_EFFECT = ("training", "checkpoint_activations", "feeds_product", "inplace")
+"""Settings without an effect on inference."""
 
 
 @functools.cache
 def _why_no_onednn() -> str:
     if not torch.backends.mkldnn.is_available():
-        return "this build of PyTorch is without oneDNN"
+        return "this build of PyTorch has no oneDNN"
     names = ("_linear_pointwise", "_convolution_pointwise", "_reorder_linear_weight",
              "_reorder_convolution_weight")  # fmt: skip
     missing = [name for name in names if not hasattr(torch.ops.mkldnn, name)]
@@ -55,7 +58,7 @@ def _why_no_onednn() -> str:
 
 
 def why_not(model: DepthNetwork) -> str:
-    """Why the weights of a model cannot be packed; an empty string where they can."""
+    """The reason why the weights of a model cannot be packed, or "" if they can."""
     if model.config.bin_centers:
         return "the bins of a metric model are not packed"
     if model.device.type != "cpu":
@@ -68,30 +71,49 @@ def why_not(model: DepthNetwork) -> str:
     return _why_not_modules(model) or _why_no_onednn()
 
 
+def _settings(module: nn.Module) -> dict[str, Any]:
+    """What a module computes apart from its weights: its class, its plain attributes, its parts."""
+    plain = (bool, int, float, str, tuple, type(None))
+    settings = {
+        name: value
+        for name, value in vars(module).items()
+        if name[0] != "_" and name not in _NO_EFFECT and isinstance(value, plain)
+    }
+    weights = [name for name, weight in module._parameters.items() if weight is not None]
+    return {"class": type(module).__name__, "type": type(module), "weights": weights, **settings}
+
+
 @functools.cache
-def _kinds(config: ModelConfig) -> dict[str, type]:
+def _built(config: ModelConfig) -> dict[str, dict[str, Any]]:
+    """Settings of every module that a configuration builds."""
     with on_meta():
         parts = {"pretrained": VisionTransformer(config), "depth_head": DPTHead(config)}
     return {
-        f"{part}.{name}": type(child)
+        f"{part}.{name}": _settings(child)
         for part, module in parts.items()
         for name, child in module.named_modules()
     }
 
 
 def _why_not_modules(model: DepthNetwork) -> str:
-    """Names a part that is not what the configuration makes: it may compute something else."""
-    expected = _kinds(model.config)
+    """Names a part that the configuration does not build: it may compute something else."""
+    expected = _built(model.config)
     found = {
-        f"{part}.{name}": type(child)
+        f"{part}.{name}": _settings(child)
         for part in ("pretrained", "depth_head")
         for name, child in getattr(model, part).named_modules(remove_duplicate=False)
     }
+    nothing = {"class": "nothing"}
     for name in expected | found:
-        if found.get(name) is not expected.get(name):
-            kinds = (kind.__name__ if kind else "nothing" for kind in
-                     (found.get(name), expected.get(name)))  # fmt: skip
-            return "packing takes the model as it is built; {} is {}, not {}".format(name, *kinds)
+        now, built = found.get(name, nothing), expected.get(name, nothing)
+        for key in now | built:
+            if key not in _READ_SETTINGS and now.get(key) != built.get(key):
+                what = f"{name} is" if key in ("class", "type") else f"{name}.{key} is"
+                key = "class" if key == "type" else key
+                return (
+                    "packing takes the model as it is built; "
+                    f"{what} {now.get(key)}, not {built.get(key)}"
+                )
     return ""
 
 
@@ -255,17 +277,18 @@ class OptimizedForward:
     """`DepthAnything.forward` without gradients, on a CPU, from packed copies of the weights.
 
     The residual stream is float32 also with bfloat16 weights: more exact, at no cost in time.
-    Beside the model's own weights this holds a second copy of them.
+    This is a second copy of the weights. It refers to the model's encoder, not to the model, which
+    owns it: without a reference cycle, `del model` frees both at once.
 
     Args:
-        model: Whose `why_not` is empty.
+        model: A model for which `why_not` returns "".
         int8: Whether the encoder's linear layers multiply in int8.
     """
 
     def __init__(self, model: DepthNetwork, int8: bool = False) -> None:
         self.int8 = int8
-        self._seen = _Snapshot(model)
-        self.model = model
+        self._packed = _Snapshot(model)
+        self.encoder = model.pretrained
         self.patch = model.config.patch_size
         self.taps = model.config.out_indices
         # Weights are laid out for the size of the training; any other gives the same results.
@@ -305,16 +328,16 @@ class OptimizedForward:
         self.activation = "sigmoid" if isinstance(activation, nn.Sigmoid) else "relu"
         self.max_depth = head.max_depth
 
-    def is_current(self) -> bool:
-        """Whether the model's weights are still those that were packed."""
-        return self._seen.is_of(self.model)
+    def is_current(self, model: DepthNetwork) -> bool:
+        """Whether the model's weights and settings are still those that were packed."""
+        return self._packed.is_of(model)
 
     def _position(self, rows: int, columns: int) -> tuple[Tensor, Tensor]:
-        """What the first token is, and what is added to the others: (1, C), (N, C), float32."""
+        """The first token, and the position embeddings of the others: (1, C), (N, C), float32."""
         key = (rows, columns)
         with self._positions_lock:
             if key not in self.positions:
-                encoder = self.model.pretrained
+                encoder = self.encoder
                 table = encoder.interpolate_pos_embed(rows, columns)[0].float()
                 self.positions[key] = (encoder.cls_token[0].float() + table[:1], table[1:])
                 if len(self.positions) > _GRIDS:
@@ -381,35 +404,47 @@ def _children(modules: nn.Module) -> list[Any]:
 
 
 class _Snapshot:
-    """What a model was, to tell whether it still is.
+    """The state of a model when it was packed, to tell whether it has changed since.
 
-    A write counts up the version of a weight, but PyTorch's fused optimizers, `Tensor.data` and
-    numpy write past that: so a few values of every weight are compared too. The weights seen are
-    held, for others that came to lie at the same address would look like them.
+    PyTorch counts a version of each weight, but `Tensor.data`, numpy and fused optimizers write
+    without counting. So every value is compared too, by checksums: 10 ms for 100 MB of weights.
+    The snapshot keeps the weights alive, so that no other weight can take their address.
     """
 
-    _VALUES = 8  # of every weight
+    _SAMPLES = 8  # of every weight: a checksum alone misses values that change places
 
     def __init__(self, model: DepthNetwork) -> None:
         self._weights = [p.detach() for p in model.parameters()]
-        steps = [max(1, w.numel() // self._VALUES) for w in self._weights]
-        self._samples = [
-            w.flatten()[::step][: self._VALUES]
-            for w, step in zip(self._weights, steps, strict=True)
-        ]
+        self._memory = [_memory_of(w) for w in self._weights]
         self._state = self._state_of(model)
-        self._values = self._sampled()
+        self._values = self._checksums()
 
     def is_of(self, model: DepthNetwork) -> bool:
-        return self._state == self._state_of(model) and torch.equal(self._values, self._sampled())
+        return self._state == self._state_of(model) and self._values == self._checksums()
 
-    def _sampled(self) -> Tensor:
-        return torch.cat(self._samples).view(torch.uint8)  # bits: a NaN equals itself
+    def _checksums(self) -> list[Any]:
+        return [
+            self._checksum(_memory_of(w.clone()) if memory is None else memory)
+            for w, memory in zip(self._weights, self._memory, strict=True)
+        ]
+
+    def _checksum(self, content: Any) -> tuple[int, int, bytes]:
+        """Sums of the 8-byte words and of the rest, and some bytes: integers, so NaN is NaN."""
+        end = len(content) // 8 * 8
+        words = content[:end].view(np.int64)
+        samples = words[:: max(1, len(words) // self._SAMPLES)][: self._SAMPLES]
+        return int(words.sum()), int(content[end:].sum()), samples.tobytes()
 
     @staticmethod
     def _state_of(model: DepthNetwork) -> list[Any]:
         weights = [
             (p.data_ptr(), 0 if p.is_inference() else p._version) for p in model.parameters()
         ]
-        rule = model.pretrained.position_embedding
-        return [*weights, *map(type, model.modules()), rule]
+        return [*weights, *map(_settings, model.modules())]
+
+
+def _memory_of(weight: Tensor) -> np.ndarray | None:
+    """The memory of a weight as uint8 (N,), shared with it; None if it has gaps."""
+    if not torch.ops.aten.is_non_overlapping_and_dense(weight):
+        return None
+    return weight.as_strided((weight.numel(),), (1,)).view(torch.uint8).numpy()

@@ -1,15 +1,15 @@
-"""Segmenting photos: whole or by sliding windows, at one or several scales, also mirrored.
+"""Segmentation of photos: whole or in sliding windows, at one or several scales, also mirrored.
 
-The procedure of the published evaluations (mmsegmentation's `slide_inference` and test-time
+The procedure is that of the published evaluations (mmsegmentation's `slide_inference` and test-time
 augmentation, which DINOv2 and Depth Anything use): logits of overlapping windows are averaged,
-taken back to the photo's size and turned into probabilities; those of all views are averaged.
+resized to the photo and turned into probabilities, which are averaged over all views.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,10 +17,8 @@ from torch import Tensor
 from ..images import as_pixels
 from ..ops import postprocess, preprocess
 from ..ops.geometry import MAX_TOKENS, check_count
-from . import inference
-
-if TYPE_CHECKING:
-    from .segmentation import SegmentationModel
+from .inference import MAX_BATCH_TOKENS
+from .segmentation_network import SegmentationNetwork
 
 
 @dataclass(frozen=True)
@@ -28,13 +26,13 @@ class SegmentationOptions:
     """How a photo is shown to the network.
 
     Attributes:
-        size: Shorter side in pixels that scale 1 stands for; 0 is the encoder's own
+        size: Shorter side in pixels at scale 1; 0 for the size that the encoder was trained at
             (`ModelConfig.image_size`).
-        scales: Each is a view of the photo, resized by this factor.
-        flip: Whether each view is also taken mirrored.
-        window: Side in pixels of the windows that slide over a view, a multiple of the patch; 0
-            shows the whole view at once.
-        stride: Pixels between windows; 0 is two thirds of the window.
+        scales: Factors; the photo is resized by each of them, which gives one view each.
+        flip: Whether to add the mirror image of each view.
+        window: Side in pixels of the windows that slide over a view, a multiple of the patch size;
+            0 for the whole view at once.
+        stride: Pixels between windows; 0 for two thirds of the window.
     """
 
     size: int = 0
@@ -44,36 +42,36 @@ class SegmentationOptions:
     stride: int = 0
 
     def check(self, patch: int) -> None:
-        """Raises a ValueError for what cannot work with a network of this patch size."""
+        """Raises a ValueError if a value is invalid for a network of this patch size."""
         for name in ("size", "window", "stride"):
             check_count(name, getattr(self, name), 0, "it must not be negative")
         if not self.scales or not all(s > 0 and math.isfinite(s) for s in self.scales):
-            raise ValueError(f"scales={self.scales}: positive factors are needed")
+            raise ValueError(f"scales={self.scales}: must be positive factors")
         if self.window % patch:
-            raise ValueError(f"window={self.window}: not a multiple of the patch, {patch}")
+            raise ValueError(f"window={self.window}: not a multiple of the patch size, {patch}")
         if self.stride and not self.window:
-            raise ValueError(f"stride={self.stride}: it is between windows; give a window too")
+            raise ValueError(f"stride={self.stride}: the distance between windows; set window too")
         if self.stride > self.window:
             raise ValueError(
-                f"stride={self.stride}: longer than the window ({self.window}), so that pixels "
-                "would be left out"
+                f"stride={self.stride}: longer than the window ({self.window}), which would leave "
+                "out pixels"
             )
 
 
 def window_starts(length: int, window: int, stride: int) -> list[int]:
-    """Where windows start along one side: every `stride` pixels, the last moved back to the end.
+    """Starts of windows along one side: every `stride` pixels; the last window ends at the border.
 
     Args:
-        length: Of the side, at least `window`.
-        window: Of a window.
-        stride: Between two.
+        length: Pixels of the side, at least `window`.
+        window: Pixels of a window.
+        stride: Pixels between the starts of two windows.
     """
     count = math.ceil((length - window) / stride) + 1
     return [min(i * stride, length - window) for i in range(count)]
 
 
-def _logits(model: SegmentationModel, x: Tensor, options: SegmentationOptions) -> Tensor:
-    """(1, 3, H, W) to (K, H, W), whole or by windows that are averaged where they overlap."""
+def _logits(model: SegmentationNetwork, x: Tensor, options: SegmentationOptions) -> Tensor:
+    """(1, 3, H, W) to (K, H, W), whole or in windows, averaged where they overlap."""
     if not options.window:
         return model(x)[0]
     height, width = (min(options.window, side) for side in x.shape[2:])
@@ -86,7 +84,7 @@ def _logits(model: SegmentationModel, x: Tensor, options: SegmentationOptions) -
     total = x.new_zeros((len(model.config.classes), *x.shape[2:]), dtype=torch.float32)
     count = x.new_zeros(x.shape[2:], dtype=torch.float32)
     tokens = height * width // model.config.encoder.patch_size**2 + 1
-    batch = max(1, inference.MAX_BATCH_TOKENS // tokens)
+    batch = max(1, MAX_BATCH_TOKENS // tokens)
     for first in range(0, len(places), batch):
         chosen = places[first : first + batch]
         windows = [x[0, :, t : t + height, l : l + width] for t, l in chosen]  # noqa: E741
@@ -98,18 +96,18 @@ def _logits(model: SegmentationModel, x: Tensor, options: SegmentationOptions) -
 
 @torch.no_grad()
 def probabilities(
-    model: SegmentationModel, image: Tensor, options: SegmentationOptions | None = None
+    model: SegmentationNetwork, image: Tensor, options: SegmentationOptions | None = None
 ) -> Tensor:
     """Class probabilities of one photo at its own resolution.
 
     Args:
         model: In evaluation mode.
         image: uint8 (H, W, 3), or floating point (3, H, W) in 0..1, RGB.
-        options: How it is shown to the network.
+        options: Size, scales, windows.
 
     Returns:
-        (classes, H, W), float32, on the model's device: 4 bytes a pixel and class, four times that
-        while views are averaged.
+        (classes, H, W), float32, on the model's device: 4 bytes a pixel and class, and 16 at the
+        peak, while views are averaged.
 
     Raises:
         ValueError: If an option is out of range.
@@ -141,14 +139,15 @@ def probabilities(
 
 @torch.no_grad()
 def segment(
-    model: SegmentationModel, images: Any, options: SegmentationOptions | None = None
+    model: SegmentationNetwork, images: Any, options: SegmentationOptions | None = None
 ) -> Any:
     """The class of every pixel of photos, at their own resolution.
 
     Args:
-        model: In evaluation mode (its BatchNorm layers would else learn from the photos).
-        images: As `DepthAnything.infer` takes them: one, or a list of them with any sizes.
-        options: How they are shown to the network.
+        model: A model in evaluation mode; in training mode its BatchNorm would learn from the
+            photos.
+        images: One image or a list, as for `DepthAnything.infer`.
+        options: Size, scales, windows.
 
     Returns:
         A uint8 numpy array (H, W) for one image, a list of them for a list: indices into

@@ -3,11 +3,14 @@
 import concurrent.futures
 import copy
 import dataclasses
+import gc
 import pickle
 import subprocess
 import sys
 import time
+import weakref
 
+import numpy as np
 import pytest
 import torch
 
@@ -147,7 +150,65 @@ def _other_rule(model, x):
     model.pretrained.position_embedding = "transformers"
 
 
-@pytest.mark.parametrize("change", [_write_data, _replace_twice, _fused_step, _other_rule])
+def _one_channel(model, x):
+    """A single row of one layer, chosen at random."""
+    weight = model.pretrained.blocks[0].mlp.fc1.weight
+    weight.data[torch.randint(len(weight), ())] += 1
+
+
+def _one_value_by_numpy(model, x):
+    bias = model.depth_head.scratch.output_conv2[2].bias
+    bias.detach().numpy()[0] += 1
+
+
+def _other_order(model, x):
+    """The sum of all values stays."""
+    gamma = model.pretrained.blocks[0].ls1.gamma
+    gamma.data.copy_(gamma.data.flip(0))
+
+
+def _with_gaps(model, x):
+    """A weight whose memory is not one block."""
+    fc1 = model.pretrained.blocks[0].mlp.fc1
+    fc1.weight.data = torch.cat([fc1.weight.data] * 2, dim=1)[:, : fc1.in_features]
+    with torch.no_grad():
+        model(x)
+    fc1.weight.data[3] += 1
+
+
+def _max_depth(model, x):
+    model.depth_head.max_depth = 20.0
+
+
+def _eps(model, x):
+    model.pretrained.norm.eps = 0.1
+
+
+def _first_eps(model, x):
+    model.pretrained.blocks[1].norm1.eps = 0.1
+
+
+def _gelu(model, x):
+    model.pretrained.blocks[0].mlp.act.approximate = "tanh"
+    model.pretrained.blocks[0].mlp.fc1.weight.data *= 20  # where the two kinds differ
+
+
+def _heads(model, x):
+    model.pretrained.blocks[0].attn.num_heads = 4
+
+
+def _dilation(model, x):
+    conv = model.depth_head.scratch.layer1_rn
+    conv.padding = conv.dilation = (2, 2)
+
+
+CHANGES = [
+    *(_write_data, _replace_twice, _fused_step, _other_rule, _one_channel, _one_value_by_numpy),
+    *(_other_order, _with_gaps, _max_depth, _eps, _first_eps, _gelu, _heads, _dilation),
+]
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_changes_that_no_version_counts(change, seed):
     model = make(SMALL)
     ready(model)
@@ -282,6 +343,33 @@ def test_copies_and_pickles_leave_the_packed_weights_behind(seed):
         assert twin._optimized is None
         with torch.no_grad():
             close(twin(x), model(x), torch.float32)
+
+
+def test_del_frees_the_model_at_once(seed):
+    """Without the garbage collector: nothing that `infer` makes is part of a reference cycle."""
+    model = make(SMALL)
+    ready(model)
+    gc.collect()
+    gc.disable()
+    try:
+        photos = [np.zeros((56, 70, 3), np.uint8), np.zeros((70, 56, 3), np.uint8)]
+        maps = model.infer([*photos, photos[0]], flip=True)
+        photos[0] = maps[0]
+        packed = model._optimized
+        parts = [model, model.pretrained, packed, packed.blocks[0], packed._packed, *maps]
+        parts += [packed.blocks[0].qkv.weight, packed._packed._weights[0], packed.norm.weight]
+        parts += [next(iter(packed.positions.values()))[1], model.depth_head.projects[0].weight]
+        alive = [weakref.ref(part) for part in parts]
+        del model, packed, parts, maps, photos
+        assert [ref() for ref in alive if ref() is not None] == []
+        photo = np.zeros((56, 70, 3), np.uint8)
+        wanted = weakref.ref(photo)
+        model = make(SMALL)
+        model.infer([photo, photo], return_tensors=True)
+        del photo
+        assert wanted() is None
+    finally:
+        gc.enable()
 
 
 def test_infer_optimizes(seed):

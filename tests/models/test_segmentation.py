@@ -151,11 +151,11 @@ def test_saved_and_loaded(head: str, dtype: str | None, tmp_path, seed: int) -> 
 
 
 def test_what_cannot_be_loaded_is_named(tmp_path, seed: int) -> None:
-    with pytest.raises(CheckpointError, match="no segmentation model"):
+    with pytest.raises(CheckpointError, match="not a saved segmentation model"):
         SegmentationModel.from_pretrained(tmp_path / "nothing")
     DepthAnything(TINY).save_pretrained(tmp_path / "depth")
     assert not is_segmentation(tmp_path / "depth")
-    with pytest.raises(CheckpointError, match="no segmentation model"):
+    with pytest.raises(CheckpointError, match="not a saved segmentation model"):
         SegmentationModel.from_pretrained(tmp_path / "depth")
     build("linear").save_pretrained(tmp_path / "model")
     path = tmp_path / "model" / "config.json"

@@ -128,7 +128,7 @@ def test_segment_gives_maps_of_the_photos_sizes(rng: np.random.Generator) -> Non
     [
         (dict(window=20), "window=20: not a multiple"),
         (dict(window=28, stride=29), "stride=29: longer than the window"),
-        (dict(stride=5), "stride=5: it is between windows; give a window too"),
+        (dict(stride=5), "stride=5: the distance between windows; set window too"),
         (dict(scales=()), "positive factors"),
         (dict(scales=(1.0, -1.0)), "positive factors"),
         (dict(size=-3), "must not be negative"),
