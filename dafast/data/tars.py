@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import hashlib
 import json
@@ -27,7 +28,7 @@ from dafast.data.remote import (
     plain_name,
     write_text,
 )
-from dafast.files import file_kind
+from dafast.files import explain, file_kind
 
 logger = logging.getLogger(__name__)
 
@@ -201,7 +202,9 @@ def headers(shard: Path, keep: bool = False) -> dict[str, Places]:
     try:
         known = fingerprint(shard)
     except OSError as error:
-        raise ShardError(f"the shard {shard} cannot be read: {error.strerror or error}.") from error
+        raise ShardError(
+            f"the shard {shard} cannot be read: {error.strerror or explain(error)}."
+        ) from error
     digest = hashlib.sha256(f"{_INDEX_FORMAT} {known}".encode()).hexdigest()[:40]
     kept = cache_folder() / "shards" / digest[:2] / f"{digest}.json"
     try:
@@ -232,20 +235,20 @@ def _check_tar(path: Path, shard: Path) -> None:
         with path.open("rb") as file:
             head = file.read(1024)
     except OSError as error:
-        raise ShardError(f"the shard {shard} cannot be read: {error.strerror or error}.") from error
+        raise ShardError(
+            f"the shard {shard} cannot be read: {error.strerror or explain(error)}."
+        ) from error
     if not head:
         raise ShardError(f"the shard {shard} is an empty file. {_REMEDY}")
     kind = file_kind(head)
-    if kind in ("a tar archive", "zeros", ""):  # the first two blocks of zeros end an empty tar
-        try:
-            tarfile.TarInfo.frombuf(head[:512], "utf-8", "surrogateescape")
+    if kind == "zeros":  # the end of an archive without members
+        return
+    if kind in ("a tar archive", ""):
+        if len(head) < tarfile.BLOCKSIZE:
+            raise ShardError(f"the shard {shard} is truncated. {_REMEDY}")
+        with contextlib.suppress(tarfile.HeaderError):
+            tarfile.TarInfo.frombuf(head[: tarfile.BLOCKSIZE], "utf-8", "surrogateescape")
             return
-        except tarfile.EOFHeaderError:
-            return
-        except tarfile.TruncatedHeaderError:
-            raise ShardError(f"the shard {shard} is truncated. {_REMEDY}") from None
-        except tarfile.HeaderError:
-            pass
     remedies = {
         "a text file": "If it is a list of pictures give it the suffix .csv",
         "a JSON file": "If it is a list of pictures give it the suffix .json or .jsonl",
@@ -294,8 +297,10 @@ def _read_headers(path: Path, shard: Path) -> dict[str, Places]:
             )
     except (tarfile.TarError, EOFError) as error:
         raise ShardError(
-            f"the shard {shard} is not a whole tar file ({error}). {_REMEDY}"
+            f"the shard {shard} is not a whole tar file ({explain(error)}). {_REMEDY}"
         ) from error
     except OSError as error:
-        raise ShardError(f"the shard {shard} cannot be read: {error.strerror or error}.") from error
+        raise ShardError(
+            f"the shard {shard} cannot be read: {error.strerror or explain(error)}."
+        ) from error
     return samples
