@@ -1,4 +1,4 @@
-"""Files that are written whole, locks on files, and errors in one line.
+"""Files that are written whole, locks on files, what a file is, and errors in one line.
 
 A file gets its name only when it is complete: an interrupted run never leaves a partial one.
 """
@@ -29,6 +29,31 @@ _RUST_ERROR = re.compile(r"\b(?:code:|os error) (\d+)\b")
 _TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.part")
 
 
+_MAGIC = (
+    (b"\x89PNG", "a PNG image"),
+    (b"\xff\xd8\xff", "a JPEG image"),
+    (b"GIF8", "a GIF image"),
+    (b"RIFF", "a RIFF file (WebP image, audio or video)"),
+    (b"II*\0", "a TIFF image"),
+    (b"MM\0*", "a TIFF image"),
+    (b"\x76\x2f\x31\x01", "an OpenEXR image"),
+    (b"#?RADIANCE", "a Radiance HDR image"),
+    (b"PK\x03\x04", "a zip archive"),
+    (b"\x1f\x8b", "a gzip archive"),
+    (b"BZh", "a bzip2 archive"),
+    (b"\xfd7zXZ\0", "an xz archive"),
+    (b"\x28\xb5\x2f\xfd", "a Zstandard archive"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7-Zip archive"),
+    (b"%PDF", "a PDF document"),
+    (b"GGUF", "a GGUF model"),
+    (b"\x89HDF", "an HDF5 file"),
+    (b"PAR1", "a Parquet file"),
+    (b"\x93NUMPY", "a NumPy array"),
+    (b"\x1a\x45\xdf\xa3", "a Matroska or WebM video"),
+    (b"\x80", "a pickle"),
+)
+
+
 class DiskFullError(OSError):
     """There is no room for a file; the message names the file and the remedy."""
 
@@ -41,6 +66,36 @@ def explain(error: BaseException) -> str:
     if not text and error.__cause__ is not None:
         return explain(error.__cause__)
     return text or type(error).__name__
+
+
+def file_kind(head: bytes) -> str:
+    """What a file is by its first bytes, 512 or more; "" if that is not known."""
+    text = head.lstrip().lower()
+    if not head:
+        return "an empty file"
+    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
+        return "an HTML page, as a failed download leaves it"
+    if head.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer; `git lfs pull` fetches the file itself"
+    for magic, kind in _MAGIC:
+        if head.startswith(magic):
+            return kind
+    if head[4:8] == b"ftyp":
+        return "an MP4 or QuickTime video, or a HEIF or AVIF image"
+    if head[257:262] == b"ustar":
+        return "a tar archive"
+    if not head.strip(b"\0"):
+        return "zeros"
+    if text.startswith((b"{", b"[")):
+        return "a JSON file"
+    try:
+        # The last character may be cut.
+        readable = head.decode("utf-8", "strict" if len(head) < 512 else "ignore")
+    except UnicodeDecodeError:
+        return ""
+    lost = len(head) - len(readable.encode())
+    printable = all(c.isprintable() or c.isspace() for c in readable.removeprefix("\ufeff"))
+    return "a text file" if printable and lost < 4 else ""
 
 
 def _full_reason(error: BaseException | None) -> str:

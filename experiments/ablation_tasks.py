@@ -31,7 +31,7 @@ from dafast.data.cutmix import cutmix_region
 from dafast.data.resident import ResidentSet, crop, epoch_batch, random_boxes, random_colours
 from dafast.data.shards import ShardDataset
 from dafast.data.transforms import sample_generator
-from dafast.evaluation.benchmarks import open_data, score
+from dafast.evaluation.benchmarks import open_benchmark, score
 from dafast.evaluation.samples import DataMissingError, EvaluationSample, Samples
 from dafast.models.depth_anything import DepthAnything
 from dafast.ops import use_backend
@@ -331,7 +331,7 @@ class Task:
         os.environ.setdefault("DAFAST_OPENCV_SAMPLES", str(self.data / "aloe"))
         for name in (*PHOTOS, *HELD_OUT):
             try:
-                samples = open_data(name) if name in PHOTOS else self.held_out(name)
+                samples = open_benchmark(name) if name in PHOTOS else self.held_out(name)
                 results, _ = score(model, samples, name)
             except (DataMissingError, ValueError) as error:
                 print(f"{name} is left out: {error}", file=sys.stderr)

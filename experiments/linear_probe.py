@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT))
 
 import train  # noqa: E402
 from dafast.distributed import World  # noqa: E402
-from dafast.evaluation.segmentation import open_data, score  # noqa: E402
+from dafast.evaluation.segmentation import open_segmentation, score  # noqa: E402
 from dafast.models import SegmentationModel  # noqa: E402
 from dafast.synthetic import HELD_OUT_SEED, write_shards  # noqa: E402
 from dafast.training.config import TrainConfig, load_toml  # noqa: E402
@@ -69,7 +69,7 @@ def main() -> None:
     options = parser.parse_args()
     write_shards(options.work / "train", options.scenes, seed=TRAIN_SEED, workers=1)
     write_shards(options.work / "held-out", options.held_out, seed=HELD_OUT_SEED, workers=1)
-    held_out = open_data(f"synthetic={options.work / 'held-out'}")
+    held_out = open_segmentation(f"synthetic={options.work / 'held-out'}")
     world = World(0, 1, torch.device("cpu"))
     rows, constant = [], None
     for head in options.heads:

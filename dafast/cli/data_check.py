@@ -106,10 +106,11 @@ def data_check(args: argparse.Namespace) -> int:
 
 def _open(args: argparse.Namespace) -> tuple[Sequence[Item], bool]:
     """The samples, and whether they have labels; prints the facts of the set."""
+    from ..data.lists import list_source
     from ..data.readers import get_picture_reader, get_reader
     from ..data.remote import is_url
     from ..data.shards import ShardDataset
-    from ..data.sources import list_source, shard_source
+    from ..data.sources import shard_source
 
     source = Path(args.source)
     if is_url(args.source) and args.name not in SHARDS:

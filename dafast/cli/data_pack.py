@@ -88,8 +88,9 @@ def _items(
     name: str | None, source: Path, size: int | None, min_depth: float | None
 ) -> Sequence[Item]:
     """The pictures of a data set, a list or a folder."""
+    from ..data.lists import list_source
     from ..data.readers import get_picture_reader, get_reader
-    from ..data.sources import folder_source, list_source
+    from ..data.sources import folder_source
 
     check_name(name, source)
     labeled = name not in PICTURE_NAMES and (name or not source.is_dir())

@@ -67,7 +67,7 @@ def evaluate_segmentation(args: argparse.Namespace) -> int:
     """Runs ``dafast eval`` with a segmentation model, in one process or under torchrun in many."""
     from ..distributed import distributed_session
     from ..evaluation.benchmarks import names_of
-    from ..evaluation.segmentation import open_data, score
+    from ..evaluation.segmentation import open_segmentation, score
     from ..models import SegmentationModel
     from ..models.segmentation_inference import SegmentationOptions
     from .files import write_atomically
@@ -93,7 +93,7 @@ def evaluate_segmentation(args: argparse.Namespace) -> int:
         names = ["synthetic"] if args.data == ["builtin"] else args.data
         # Open all before any is scored: a wrong path shows at once, not after hours.
         opened = [
-            (name, open_data(spec)) for name, spec in zip(names_of(names), names, strict=True)
+            (name, open_segmentation(spec)) for name, spec in zip(names_of(names), names, strict=True)
         ]
         results = [r for name, samples in opened for r in score(model, samples, name, options)]
         if not world.is_main:

@@ -24,7 +24,7 @@ _PAPER = (224, 224, 224)  # not white: masks are
 
 
 @dataclass(frozen=True)
-class Report:
+class CheckReport:
     """What `check` found.
 
     Attributes:
@@ -49,7 +49,7 @@ class Report:
 
 def check(
     items: Sequence[Item], *, shown: int = 16, limit: int | None = None, workers: int = 2
-) -> Report:
+) -> CheckReport:
     """Reads items, all of them or `limit` evenly spread ones.
 
     Args:
@@ -98,7 +98,7 @@ def check(
             if picture is not None:
                 pictures.append((item.name, picture))
     mean = sum(shares) / len(shares) if shares else 0.0
-    return Report(len(chosen), corrupt, unlabeled, bare, coarse, mean, pictures)
+    return CheckReport(len(chosen), corrupt, unlabeled, bare, coarse, mean, pictures)
 
 
 def sheet(pictures: Sequence[tuple[str, Image.Image]]) -> Image.Image:

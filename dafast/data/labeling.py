@@ -40,7 +40,7 @@ CHUNK = 32
 
 
 @dataclass
-class Report:
+class LabelReport:
     """What became of the shards.
 
     Attributes:
@@ -65,7 +65,7 @@ def label_shards(
     *,
     workers: int = 2,
     say: Callable[[str], None] = lambda line: None,
-) -> Report:
+) -> LabelReport:
     """Labels shards one after the other.
 
     Args:
@@ -78,7 +78,7 @@ def label_shards(
     Returns:
         What was done. A shard that cannot be read is a failure and does not stop the others.
     """
-    report, began = Report(), time.monotonic()
+    report, began = LabelReport(), time.monotonic()
 
     def missing(shard: Path) -> bool:
         return not exists(out / plain_name(shard))

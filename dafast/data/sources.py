@@ -1,15 +1,13 @@
 """Pictures on disk, with or without depth, as the samples of shards.
 
 A source lists its items without opening them; `Item.load` then gives the files of one sample as
-`dafast.data.shards` has them. Here are a folder of photographs, and a list of pictures with their
-depth or disparity for data sets that have no reader of their own; `dafast.data.readers` has those
-that do.
+`dafast.data.shards` has them. Here are folders of photographs and shards; `dafast.data.lists` has
+lists of pictures with depth or disparity, `dafast.data.readers` the published data sets.
 """
 
 from __future__ import annotations
 
 import copy
-import csv
 import io
 import json
 import threading
@@ -23,7 +21,6 @@ from PIL import Image, ImageOps
 
 from dafast.data.png16 import encode_png16
 from dafast.data.shards import (
-    DECODE_ERRORS,
     SampleError,
     ShardDataset,
     decode_image,
@@ -31,8 +28,6 @@ from dafast.data.shards import (
 )
 
 PHOTO_SUFFIXES = (".avif", ".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-LIST_COLUMNS = ("image", "depth", "disparity", "mask", "scale", "invalid", "min_depth")
-_FILE_COLUMNS = ("image", "depth", "disparity", "mask", "label")  # also of lists with classes
 _JPEG_QUALITY = 95
 
 COARSE = 0.005
@@ -135,7 +130,6 @@ def labeled_item(
     described: str = "",
     disparity_unit: str = "",
     files: Sequence[Path] = (),
-    min_depth: float = 0.0,
 ) -> Item:
     """An item of a picture and what reads its label.
 
@@ -148,7 +142,6 @@ def labeled_item(
         disparity_unit: What the shard will say of the label: "1/metre" or "relative"; nothing where
             it is not known.
         files: Those of the label.
-        min_depth: Depth below it, in the unit of 1/disparity, is unknown; 0 keeps all.
     """
 
     def parts() -> tuple[dict[str, bytes], np.ndarray, np.ndarray]:
@@ -156,8 +149,6 @@ def labeled_item(
         if known.shape != disparity.shape:
             raise SourceError(f"the mask is {_size(known)}, the label {_size(disparity)}")
         known = known & np.isfinite(disparity)
-        if min_depth:
-            known &= disparity <= 1.0 / min_depth
         if not known.any():
             raise Unlabeled("no pixel of the label is valid")
         if float(disparity[known].min()) < 0:
@@ -189,13 +180,6 @@ def labeled_item(
         return Labeled(image, minmax(disparity, known), known, half_step(disparity, known))
 
     return Item(name, load, read, described, (image, *files))
-
-
-def invert_depth(depth: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """1/depth, and `known` where depth is positive too; infinite depth is 0, a label (sky)."""
-    known = known & (depth > 0)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return 1.0 / depth, known
 
 
 def half_step(disparity: np.ndarray, mask: np.ndarray) -> float:
@@ -283,97 +267,6 @@ def shard_source(data: ShardDataset) -> list[Item]:
     return [item(index) for index in range(len(data))]
 
 
-def list_source(path: Path, min_depth: float = 0.0) -> list[Item]:
-    """A CSV, JSON or JSON-lines list of pictures with depth or disparity.
-
-    One row a picture; file names are relative to the list's folder:
-
-        image       the picture
-        depth       16-bit PNG or TIFF, or .npy: depth in metres after multiplication with `scale`
-        disparity   or this in its place: disparity, in any unit, after multiplication with `scale`
-        mask        optional picture, nonzero = valid
-        scale       optional, 1 by default (0.001 for depth in millimetres)
-        invalid     optional value that means "unknown", 0 by default for depth, none for disparity
-        min_depth   optional: depth below it, in metres, is unknown too (a sensor's near limit)
-
-    NaN, and depth that is not positive, are unknown too; infinite depth is disparity 0, a label
-    like another (sky).
-
-    Args:
-        path: The list.
-        min_depth: That of rows which do not say; 0 keeps all depth.
-
-    Raises:
-        SourceError: If the list cannot be read, a row lacks or has too many columns, or its values
-            are no names of files and no numbers.
-    """
-    rows = _rows(path)
-    if not rows:
-        raise SourceError(f"{path}: the list is empty")
-
-    def item(number: int, row: dict[str, Any]) -> Item:
-        unknown = sorted(set(row) - set(LIST_COLUMNS))
-        given = [name for name in ("depth", "disparity") if row.get(name)]
-        if unknown or not row.get("image") or len(given) != 1:
-            raise SourceError(
-                f"{path}, row {number}: image and either depth or disparity are needed, of the "
-                f"columns {', '.join(LIST_COLUMNS)}"
-                + (f"; unknown: {', '.join(unknown)}" if unknown else "")
-                + (
-                    "; a list with labels of classes is for segmentation.data"
-                    if "label" in unknown
-                    else ""
-                )
-            )
-        kind = given[0]
-        try:
-            scale = float(row.get("scale") or 1.0)
-            invalid = row.get("invalid")
-            invalid = (
-                (0.0 if kind == "depth" else None) if invalid in (None, "") else float(invalid)
-            )
-            near = float(row.get("min_depth") or min_depth)
-        except (TypeError, ValueError) as error:
-            raise SourceError(
-                f"{path}, row {number}: scale, invalid, min_depth: {error}"
-            ) from error
-        if not 0.0 <= near < float("inf") or (near and kind == "disparity"):
-            raise SourceError(
-                f"{path}, row {number}: min_depth = {near:g}; it is a positive depth in metres, "
-                "and for depth, not for disparity"
-            )
-
-        def label() -> tuple[np.ndarray, np.ndarray]:
-            root = path.parent
-            values = read_map(root / row[kind])
-            known = ~np.isnan(values)
-            if invalid is not None:
-                known &= values != invalid
-            if row.get("mask"):
-                mask = read_map(root / row["mask"])
-                if mask.shape != values.shape:
-                    raise SourceError(f"mask is {mask.shape}, {kind} {values.shape}")
-                known &= mask != 0
-            values = values * scale
-            return invert_depth(values, known) if kind == "depth" else (values, known)
-
-        described = json.dumps(row, sort_keys=True, default=str)
-        unit = "1/metre" if kind == "depth" else ""
-        files = [path.parent / row[column] for column in (kind, "mask") if row.get(column)]
-        image = path.parent / row["image"]
-        return labeled_item(
-            row["image"],
-            image,
-            label,
-            described,
-            disparity_unit=unit,
-            files=files,
-            min_depth=near,
-        )
-
-    return [item(number, row) for number, row in enumerate(rows, 1)]
-
-
 def label_members(
     disparity: np.ndarray, mask: np.ndarray, meta: dict[str, Any]
 ) -> dict[str, bytes]:
@@ -401,39 +294,6 @@ def label_members(
     if not mask.all():
         members["mask.png"] = _png(mask.astype(np.uint8) * 255)
     return members
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a list, each with no more fields than the header, and files by their names."""
-    rows = _read_rows(path)
-    for number, row in enumerate(rows, 1):
-        if None in row:
-            raise SourceError(
-                f"{path}, row {number} has more fields than the header; quote names with commas"
-            )
-        for column in _FILE_COLUMNS:
-            if not isinstance(row.get(column) or "", str):
-                raise SourceError(
-                    f"{path}, row {number}: {column} is {row[column]!r}; the name of a file is "
-                    "needed, as a string"
-                )
-    return rows
-
-
-def _read_rows(path: Path) -> list[dict[Any, Any]]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        if path.suffix == ".csv":
-            return list(csv.DictReader(io.StringIO(text), restval=""))
-        if path.suffix == ".jsonl":
-            return [dict(json.loads(line)) for line in text.splitlines() if line.strip()]
-        if path.suffix == ".json":
-            return [dict(row) for row in json.loads(text)]
-    except OSError as error:
-        raise SourceError(f"{path}: {error.strerror or error}") from error
-    except (ValueError, TypeError, csv.Error) as error:
-        raise SourceError(f"{path}: not a list of rows ({error})") from error
-    raise SourceError(f"{path}: a list is a .csv, .json or .jsonl file")
 
 
 def image_members(raw: bytes, size: int) -> dict[str, bytes]:
@@ -464,34 +324,6 @@ def image_members(raw: bytes, size: int) -> dict[str, bytes]:
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=_JPEG_QUALITY)
     return {"jpg": buffer.getvalue()}
-
-
-def read_map(path: Path) -> np.ndarray:
-    """A map of numbers (H, W) in float64, from a gray picture or an .npy file.
-
-    Raises:
-        SourceError: If it is not one number a pixel, or no whole .npy file or picture.
-        OSError: If it cannot be opened.
-    """
-    if path.suffix == ".npy":
-        try:
-            values = np.load(path, allow_pickle=False)
-        except (EOFError, ValueError) as error:
-            # NumPy's own words are about pickles, or advise trusting the file.
-            raise SourceError(f"{path}: not a whole .npy file of numbers") from error
-        if not isinstance(values, np.ndarray):
-            raise SourceError(f"{path}: an archive of arrays; one .npy is needed")
-    else:
-        with Image.open(path) as picture:
-            if picture.mode == "P":
-                raise SourceError(f"{path}: a palette picture; save its numbers as they are")
-            try:
-                values = np.asarray(picture)
-            except DECODE_ERRORS as error:  # which do not know the file
-                raise SourceError(f"{path}: {error}") from error
-    if values.ndim != 2:
-        raise SourceError(f"{path}: one number a pixel is needed; got the shape {values.shape}")
-    return values.astype(np.float64)
 
 
 def _png(array: np.ndarray) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import hashlib
 import json
@@ -27,6 +28,7 @@ from dafast.data.remote import (
     plain_name,
     write_text,
 )
+from dafast.files import explain, file_kind
 
 logger = logging.getLogger(__name__)
 
@@ -47,12 +49,16 @@ _COLUMN = {
     "mask.png": MASK,
 }
 _LABEL = {DISPARITY: "disparity.png", META: "json"}
-LIST_SUFFIXES = (".csv", ".json", ".jsonl")
-"""Of lists of pictures, which are no shards."""
+_LIST_SUFFIXES = (".csv", ".txt", ".json", ".jsonl")
 
 _FETCHES = 8  # remote shards fetched at a time, to be scanned
 _INDEX_FORMAT = 2  # of what is kept: to be raised where `_read_headers` finds other members
 _MANY = 256  # local shards, from which on what was found in them is kept: a second start is quick
+
+
+def is_list(path_or_url: str) -> bool:
+    """Whether a name is that of a list of pictures, which is no shard."""
+    return path_or_url.partition("?")[0].lower().endswith(_LIST_SUFFIXES)
 
 
 def expand_shards(
@@ -73,7 +79,7 @@ def expand_shards(
         raise ShardError(f"{text}: commands are not run; name the file or URL that it reads")
     if "::" in text and not os.path.exists(text):
         return expand_shards([part for part in text.split("::") if part], key)
-    if text.partition("?")[0].endswith(LIST_SUFFIXES):
+    if is_list(text):
         here = " on the machine that has the pictures" if is_url(text) else ""
         raise ShardError(
             f"{text} is a list of pictures; shards are needed here. Make them of it{here}: "
@@ -196,7 +202,9 @@ def headers(shard: Path, keep: bool = False) -> dict[str, Places]:
     try:
         known = fingerprint(shard)
     except OSError as error:
-        raise ShardError(f"the shard {shard} cannot be read: {error.strerror or error}.") from error
+        raise ShardError(
+            f"the shard {shard} cannot be read: {error.strerror or explain(error)}."
+        ) from error
     digest = hashlib.sha256(f"{_INDEX_FORMAT} {known}".encode()).hexdigest()[:40]
     kept = cache_folder() / "shards" / digest[:2] / f"{digest}.json"
     try:
@@ -217,10 +225,46 @@ def headers(shard: Path, keep: bool = False) -> dict[str, Places]:
     return samples
 
 
+def _check_tar(path: Path, shard: Path) -> None:
+    """Refuses a local file that is no tar, and says what it is instead.
+
+    Raises:
+        ShardError: If it is no tar, or cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(1024)
+    except OSError as error:
+        raise ShardError(
+            f"the shard {shard} cannot be read: {error.strerror or explain(error)}."
+        ) from error
+    if not head:
+        raise ShardError(f"the shard {shard} is an empty file. {_REMEDY}")
+    kind = file_kind(head)
+    if kind == "zeros":  # the end of an archive without members
+        return
+    if kind in ("a tar archive", ""):
+        if len(head) < tarfile.BLOCKSIZE:
+            raise ShardError(f"the shard {shard} is truncated. {_REMEDY}")
+        with contextlib.suppress(tarfile.HeaderError):
+            tarfile.TarInfo.frombuf(head[: tarfile.BLOCKSIZE], "utf-8", "surrogateescape")
+            return
+    remedies = {
+        "a text file": "If it is a list of pictures give it the suffix .csv",
+        "a JSON file": "If it is a list of pictures give it the suffix .json or .jsonl",
+        "a gzip archive": "If it is a compressed tar unpack it with `gunzip`",
+    }
+    remedy = remedies.get(kind, "Name a tar, or a folder of tars")
+    raise ShardError(
+        f"{shard} is not a shard: it is {kind or 'no tar file'}; shards are tar files. {remedy}."
+    )
+
+
 def _read_headers(path: Path, shard: Path) -> dict[str, Places]:
     """Reads the headers of a local tar; `shard` is what it is called in messages."""
     samples: dict[str, Places] = {}
     pictures: dict[str, int] = {}  # which of `_PICTURES` a sample has
+    _check_tar(path, shard)
     try:
         length = path.stat().st_size
         end = 0
@@ -253,8 +297,10 @@ def _read_headers(path: Path, shard: Path) -> dict[str, Places]:
             )
     except (tarfile.TarError, EOFError) as error:
         raise ShardError(
-            f"the shard {shard} is not a whole tar file ({error}). {_REMEDY}"
+            f"the shard {shard} is not a whole tar file ({explain(error)}). {_REMEDY}"
         ) from error
     except OSError as error:
-        raise ShardError(f"the shard {shard} cannot be read: {error.strerror or error}.") from error
+        raise ShardError(
+            f"the shard {shard} cannot be read: {error.strerror or explain(error)}."
+        ) from error
     return samples

@@ -59,7 +59,7 @@ DATA: dict[str, Callable[[], Sequence[EvaluationSample]]] = {
 """The data sets that need no path, by name; `readers.READERS` has those that do."""
 
 
-def open_data(spec: str) -> Sequence[EvaluationSample]:
+def open_benchmark(spec: str) -> Sequence[EvaluationSample]:
     """The data set that ``NAME`` or ``NAME=PATH`` means.
 
     Raises:
@@ -83,7 +83,7 @@ def names_of(specs: Sequence[str]) -> list[str]:
     """What data sets ``NAME=PATH`` are called in results: by their name, where two share one whole.
 
     Args:
-        specs: As `open_data` takes them.
+        specs: As `open_benchmark` takes them.
     """
     names = [spec.partition("=")[0] for spec in specs]
     return [
@@ -277,7 +277,9 @@ def evaluate(model: DepthAnything, data: Iterable[str], **options: Any) -> list[
     get_protocol(options.get("protocol", "paper"), options.get("alignment"))
     # All before any is scored: a wrong path shows at once, not after hours.
     specs = list(data)
-    opened = [(name, open_data(spec)) for name, spec in zip(names_of(specs), specs, strict=True)]
+    opened = [
+        (name, open_benchmark(spec)) for name, spec in zip(names_of(specs), specs, strict=True)
+    ]
     results = []
     for name, samples in opened:
         means, per_image = score(model, samples, name, **options)

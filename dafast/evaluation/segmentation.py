@@ -195,7 +195,7 @@ def synthetic(scenes: int = SYNTHETIC_SCENES) -> SegmentationDataset:
     return SegmentationDataset(CLASSES, keys, render)
 
 
-def open_data(spec: str) -> SegmentationDataset:
+def open_segmentation(spec: str) -> SegmentationDataset:
     """The data set that ``NAME=PATH`` or ``synthetic`` means: its validation split.
 
     Raises:

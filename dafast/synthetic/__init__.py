@@ -11,8 +11,8 @@ from dafast.synthetic.sample import (
     plane_fit,
     render_scene,
 )
+from dafast.synthetic.scene import CLASSES
 from dafast.synthetic.shards import write_shards
-from dafast.synthetic.world import CLASSES
 
 __all__ = [
     "CLASSES",

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from dafast.synthetic import meshes as ms
-from dafast.synthetic.world import World, of_class
+from dafast.synthetic.scene import Scene, of_class
 
 
 @of_class("plant")
-def plant(w: World, height: float, *, pot: bool = True, count: int | None = None) -> None:
+def plant(w: Scene, height: float, *, pot: bool = True, count: int | None = None) -> None:
     """A potted plant: rosette, bush or palm of many leaves."""
     r = w.rng
     base = 0.0
@@ -88,7 +88,7 @@ def plant(w: World, height: float, *, pot: bool = True, count: int | None = None
 
 
 @of_class("person")
-def person(w: World, height: float = 1.75, *, seated: bool = False) -> None:
+def person(w: Scene, height: float = 1.75, *, seated: bool = False) -> None:
     """A clothed figure of limbs, facing -y."""
     s = height / 1.75
     skin, top, leg, shoe = (
@@ -146,7 +146,7 @@ def person(w: World, height: float = 1.75, *, seated: bool = False) -> None:
         head(w, skin, hair, hip + 0.72)
 
 
-def head(w: World, skin: int, hair: int, z: float) -> None:
+def head(w: Scene, skin: int, hair: int, z: float) -> None:
     """A head with neck, nose, eyes and hair, its centre at height z, facing -y."""
     w.add(ms.capsule((0, 0.01, z - 0.22), (0, 0, z - 0.1), 0.055), skin)
     w.add(ms.superquadric(0.078, 0.095, 0.115, 0.95, 0.95, segments=20).move(0, 0, z), skin)

@@ -6,10 +6,10 @@ import numpy as np
 
 from dafast.synthetic import meshes as ms
 from dafast.synthetic import things as th
-from dafast.synthetic.world import World, of_class
+from dafast.synthetic.scene import Scene, of_class
 
 
-def wheel(w: World, radius: float, tyre: float, mat: int, rim: int, *, spokes: int = 10) -> None:
+def wheel(w: Scene, radius: float, tyre: float, mat: int, rim: int, *, spokes: int = 10) -> None:
     """A wheel around the origin in the xz plane (its axle along y)."""
     t = ms.rotation(0, 0, np.pi / 2)
     w.add(ms.torus(radius - tyre, tyre, segments=32).transform(t), mat)
@@ -23,7 +23,7 @@ def wheel(w: World, radius: float, tyre: float, mat: int, rim: int, *, spokes: i
 
 
 @of_class("vehicle")
-def bike(w: World) -> None:
+def bike(w: Scene) -> None:
     """A bicycle or motorcycle-like machine along x: wheels, frame, tank, engine, bars."""
     rubber = w.plain(np.full(3, w.lu(0.01, 0.08), np.float32))
     chrome, paint, dark = w.metal(), w.plain(gloss=1.0), w.metal()
@@ -111,7 +111,7 @@ def bike(w: World) -> None:
 
 
 @of_class("thing")
-def clutter(w: World) -> None:
+def clutter(w: Scene) -> None:
     """Something that stands about in a garage: tyres, pipes, ladder, barrel, cartons, tools."""
     k = w.n(0, 7)
     if k == 0:

@@ -6,11 +6,11 @@ import numpy as np
 
 from dafast.synthetic import meshes as ms
 from dafast.synthetic import things as th
-from dafast.synthetic.world import World, of_class
+from dafast.synthetic.scene import Scene, of_class
 
 
 @of_class("plant")
-def tree(w: World, height: float, *, detail: int = 260) -> None:
+def tree(w: Scene, height: float, *, detail: int = 260) -> None:
     """A tree: trunk, branches and leaves, or blobs, or a conifer, or bare."""
     r, bark = (
         w.rng,
@@ -96,7 +96,7 @@ def tree(w: World, height: float, *, detail: int = 260) -> None:
 
 
 @of_class("vehicle")
-def car(w: World) -> None:
+def car(w: Scene) -> None:
     """A car, van or truck along x."""
     ln, wd, h = w.u(3.4, 5), w.u(1.6, 1.9), w.u(1.35, 2.1)
     body, glass = (
@@ -145,7 +145,7 @@ def car(w: World) -> None:
 
 
 @of_class("building")
-def facade(w: World, length: float, height: float) -> None:
+def facade(w: Scene, length: float, height: float) -> None:
     """A house front along x in the plane y = 0, facing -y, 8 m deep."""
     wallm = w.paint("bricks", "plain", "stains", "cloud", "plain", "wood", scale=(0.15, 0.7))
     trim, glass = (
@@ -209,7 +209,7 @@ def facade(w: World, length: float, height: float) -> None:
 
 
 @of_class("thing")
-def pole(w: World, height: float) -> None:
+def pole(w: Scene, height: float) -> None:
     """A street lamp, sign post or traffic light."""
     m = w.metal() if w.chance(0.6) else w.plain()
     w.add(ms.cylinder(w.u(0.03, 0.1), height, segments=10), m)
@@ -227,7 +227,7 @@ def pole(w: World, height: float) -> None:
 
 
 @of_class("thing")
-def fence(w: World, length: float) -> None:
+def fence(w: Scene, length: float) -> None:
     """A fence along x."""
     h, gap = w.u(0.7, 1.7), w.lu(0.1, 1.5)
     x = np.arange(-length / 2, length / 2, gap)

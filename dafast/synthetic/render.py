@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dafast.synthetic.meshes import F32, cross
+from dafast.synthetic.meshes import F32, I32, cross
+from dafast.synthetic.scene import Geometry, Scene, View
 from dafast.synthetic.textures import LEVEL_SIZE, LEVEL_START, LEVELS, SIZE, STRIDE
-from dafast.synthetic.world import Geometry, View, World
 
 MISS = 1e20
 MAX_DEPTH = 5000.0
@@ -142,9 +142,9 @@ def _texel(
     return (top * (1 - fy) + low * fy) * np.float32(1 / 255)
 
 
-def _sky(world: World, d: F32) -> F32:
+def _sky(scene: Scene, d: F32) -> F32:
     """Environment colour in directions d (N, 3), unit length."""
-    e = world.env
+    e = scene.env
     t = np.clip(d[:, 2:], -1, 1)
     up = np.sqrt(np.clip(t, 0, 1))
     c = e.horizon * (1 - up) + e.zenith * up
@@ -153,7 +153,7 @@ def _sky(world: World, d: F32) -> F32:
         uv = d[:, :2] / (np.maximum(t, 0.0) + 0.25) * 0.35
         n = len(d)
         tex = _texel(
-            world.bank.texels,
+            scene.bank.texels,
             np.full(n, e.cloud_row * STRIDE, np.int32),
             np.full(n, SIZE, np.int32),
             uv,
@@ -164,7 +164,7 @@ def _sky(world: World, d: F32) -> F32:
 
 
 def _open_sky(
-    world: World,
+    scene: Scene,
     tracer: Tracer,
     camera: Camera,
     hit: NDArray[np.bool_],
@@ -179,8 +179,8 @@ def _open_sky(
     coarse = index.reshape(h, w)[::2, ::2]
     some = coarse >= 0
     rows = coarse[some]
-    bounce = _unit(world.rng.standard_normal((len(rows), 3), np.float32)) + normals[rows]
-    reach = float(np.clip(0.25 * np.median(depth), 0.05, 4.0)) * world.u(0.5, 1.5)
+    bounce = _unit(scene.rng.standard_normal((len(rows), 3), np.float32)) + normals[rows]
+    reach = float(np.clip(0.25 * np.median(depth), 0.05, 4.0)) * scene.u(0.5, 1.5)
     far = np.full(len(rows), reach, np.float32)
     blocked = tracer.occluded(np.ascontiguousarray(origins[rows]), _unit(bounce), far)
     occluded, z = np.zeros(coarse.shape, np.float32), np.full(coarse.shape, 1e9, np.float32)
@@ -194,10 +194,35 @@ def _open_sky(
             total += pad_o[dy : dy + rows_2, dx : dx + cols_2] * near
             weight += near
     smooth = np.repeat(np.repeat(total / weight, 2, 0), 2, 1)[:h, :w]
-    return 1 - np.float32(world.u(0.5, 1.0)) * smooth.reshape(-1)[hit]
+    return 1 - np.float32(scene.u(0.5, 1.0)) * smooth.reshape(-1)[hit]
 
 
-def shade(world: World, g: Geometry, tracer: Tracer, camera: Camera, hits: Hits) -> F32:
+@dataclass(frozen=True)
+class _Surface:
+    """The points that rays hit, one row each.
+
+    Attributes:
+        pos: where they are, metres.
+        lift: the same, moved off the surface by a little, where further rays begin.
+        nrm: smooth normals, towards the camera.
+        flat: normals of the triangles, likewise.
+        view: directions to the camera, unit length.
+        depth: along the optical axis, metres.
+        dist: from the camera, metres.
+        mat: index of the material.
+    """
+
+    pos: F32
+    lift: F32
+    nrm: F32
+    flat: F32
+    view: F32
+    depth: F32
+    dist: F32
+    mat: I32
+
+
+def shade(scene: Scene, g: Geometry, tracer: Tracer, camera: Camera, hits: Hits) -> F32:
     """Linear radiance of all pixels, float32 (N, 3)."""
     rays = camera.rays()
     length = np.sqrt(np.einsum("ij,ij->i", rays, rays))
@@ -205,9 +230,47 @@ def shade(world: World, g: Geometry, tracer: Tracer, camera: Camera, hits: Hits)
     hit = np.isfinite(hits.depth)
     miss = ~hit
     if miss.any():
-        out[miss] = _sky(world, rays[miss] / length[miss][:, None])
+        out[miss] = _sky(scene, rays[miss] / length[miss][:, None])
     if not hit.any():
         return out
+    points, albedo = _surface(scene, g, camera, hits, hit, rays, length)
+    e = scene.env
+    t = (0.5 + 0.5 * points.nrm[:, 2:]).astype(np.float32)
+    ambient = (e.ground * 0.6 * (1 - t) + e.zenith * 0.5 * t + e.horizon * 0.3) * e.ambient
+    if scene.chance(0.7):
+        open_sky = _open_sky(scene, tracer, camera, hit, points.lift, points.nrm, points.depth)
+        ambient = ambient * open_sky[:, None]
+    light, spec = _lamps(scene, tracer, points, ambient.astype(np.float32))
+    radiance = albedo * light + spec
+    mats, mat = scene.materials, points.mat
+    mirror = np.array([m.mirror for m in mats], np.float32)[mat]
+    shiny = np.flatnonzero(mirror > 0)
+    if len(shiny):
+        n, w = points.nrm[shiny], points.view[shiny]
+        refl = 2 * np.einsum("ij,ij->i", n, w)[:, None] * n - w
+        seen = _sky(scene, refl) * (0.6 + 0.4 * np.sin(refl @ _DIRT_K * 3).prod(1))[:, None]
+        f = mirror[shiny] * (0.5 + 0.5 * (1 - np.clip((n * w).sum(1), 0, 1)) ** 3)
+        radiance[shiny] = radiance[shiny] * (1 - f[:, None]) + seen * f[:, None]
+    glow = np.array([m.emission for m in mats], np.float32)[mat]
+    if glow.any():
+        radiance = radiance + albedo * glow[:, None]
+    if e.fog > 0:
+        k = 1 - np.exp(-e.fog * points.dist)[:, None]
+        radiance = radiance * (1 - k) + e.fog_colour * k
+    out[hit] = radiance
+    return out
+
+
+def _surface(
+    scene: Scene,
+    g: Geometry,
+    camera: Camera,
+    hits: Hits,
+    hit: NDArray[np.bool_],
+    rays: F32,
+    length: F32,
+) -> tuple[_Surface, F32]:
+    """The points that rays hit and their albedo, float32 (M, 3)."""
     face, u, v = hits.face[hit], hits.u[hit][:, None], hits.v[hit][:, None]
     depth = hits.depth[hit]
     ray = rays[hit]
@@ -221,27 +284,42 @@ def shade(world: World, g: Geometry, tracer: Tracer, camera: Camera, hits: Hits)
     nrm = _unit(vn[tri[:, 0]] * w0 + vn[tri[:, 1]] * u + vn[tri[:, 2]] * v)
     nrm *= np.where(np.einsum("ij,ij->i", nrm, flat) < 0, -1, 1).astype(np.float32)[:, None]
     pos = camera.eye + ray * depth[:, None]
-    # textures
+    mat = g.material[face]
+    cos = np.maximum(np.einsum("ij,ij->i", flat, view), 0.05)
     uv = g.uv[tri[:, 0]] * w0 + g.uv[tri[:, 1]] * u + g.uv[tri[:, 2]] * v
     e1, e2 = g.uv[g.faces[:, 1]] - g.uv[g.faces[:, 0]], g.uv[g.faces[:, 2]] - g.uv[g.faces[:, 0]]
     uv_area = np.abs(e1[:, 0] * e2[:, 1] - e1[:, 1] * e2[:, 0])
     density = np.sqrt(uv_area / np.maximum(np.sqrt((fn**2).sum(1)), 1e-12))
-    mats = world.materials
-    scale = np.array([m.scale for m in mats], np.float32)
-    mat = g.material[face]
-    cos = np.maximum(np.einsum("ij,ij->i", flat, view), 0.05)
-    footprint = (
-        dist / camera.fx / np.sqrt(cos) * np.maximum(density[face], 1e-4) * scale[mat] * SIZE
+    footprint = dist / camera.fx / np.sqrt(cos) * np.maximum(density[face], 1e-4)
+    lift = pos + flat * (2e-3 * np.maximum(depth, 0.3))[:, None]
+    return (
+        _Surface(pos, lift, nrm, flat, view, depth, dist, mat),
+        _albedo(scene, pos, mat, uv, footprint),
     )
+
+
+def _albedo(scene: Scene, pos: F32, mat: I32, uv: F32, footprint: F32) -> F32:
+    """Reflected share of light, float32 (M, 3).
+
+    Args:
+        scene: materials and textures.
+        pos: the points (M, 3), for dirt.
+        mat: index of the material of each.
+        uv: texture coordinates (M, 2), before the material's own scale, turn and shift.
+        footprint: size of a pixel in these coordinates, (M,).
+    """
+    mats = scene.materials
+    scale = np.array([m.scale for m in mats], np.float32)
+    footprint = footprint * scale[mat] * SIZE
     level = np.clip(np.log2(np.maximum(footprint, 1e-3)) + 0.3, 0, LEVELS - 1).astype(np.int32)
     turn = np.array([m.turn for m in mats], np.float32)
     c, s = (np.cos(turn) * scale)[mat], (np.sin(turn) * scale)[mat]
     shift = np.array([m.shift for m in mats], np.float32)[mat]
     uv = np.stack([c * uv[:, 0] - s * uv[:, 1], s * uv[:, 0] + c * uv[:, 1]], 1) + shift
     row = np.array([m.row for m in mats], np.int32)[mat]
-    texel = _texel(world.bank.texels, row * STRIDE + LEVEL_START[level], LEVEL_SIZE[level], uv)
+    texel = _texel(scene.bank.texels, row * STRIDE + LEVEL_START[level], LEVEL_SIZE[level], uv)
     matrix = np.stack([m.matrix for m in mats])
-    photo = (row >= world.bank.first_photo)[:, None]
+    photo = (row >= scene.bank.first_photo)[:, None]
     texel = np.where(photo, texel * texel, texel)  # photographs are gamma coded
     albedo = np.stack([m.offset for m in mats]).take(mat, 0)
     for k in range(3):
@@ -252,22 +330,19 @@ def shade(world: World, g: Geometry, tracer: Tracer, camera: Camera, hits: Hits)
         wave = np.sin(pos @ _DIRT_K * 1.7 + _DIRT_P).prod(1)
         wave += 0.5 * np.sin(pos @ _DIRT_K[:, ::-1] * 6.1 + _DIRT_P).prod(1)
         albedo = albedo * (1 - dirt * np.clip(0.5 + wave, 0, 1))[:, None]
-    albedo = albedo.astype(np.float32)
-    # light
-    e = world.env
-    t = (0.5 + 0.5 * nrm[:, 2:]).astype(np.float32)
-    ambient = (e.ground * 0.6 * (1 - t) + e.zenith * 0.5 * t + e.horizon * 0.3) * e.ambient
-    glossy = np.array([m.specular for m in mats], np.float32)[mat]
-    shine = np.array([m.shininess for m in mats], np.float32)[mat]
-    lift = pos + flat * (2e-3 * np.maximum(depth, 0.3))[:, None]
-    if world.chance(0.7):
-        ambient = ambient * _open_sky(world, tracer, camera, hit, lift, nrm, depth)[:, None]
-    light = ambient.astype(np.float32)
-    spec = np.zeros_like(light)
-    for k, lamp in enumerate(world.lights[:3]):
+    return albedo.astype(np.float32)
+
+
+def _lamps(scene: Scene, tracer: Tracer, points: _Surface, ambient: F32) -> tuple[F32, F32]:
+    """Diffuse light, the ambient included, and highlights of all lamps, float32 (M, 3) each."""
+    glossy = np.array([m.specular for m in scene.materials], np.float32)[points.mat]
+    shine = np.array([m.shininess for m in scene.materials], np.float32)[points.mat]
+    nrm, flat, view, lift = points.nrm, points.flat, points.view, points.lift
+    light, spec = ambient, np.zeros_like(ambient)
+    for k, lamp in enumerate(scene.lights[:3]):
         if lamp.direction is not None:
-            to = np.broadcast_to(_unit(lamp.direction[None]), pos.shape)
-            power, reach = np.ones(len(pos), np.float32), None
+            to = np.broadcast_to(_unit(lamp.direction[None]), lift.shape)
+            power, reach = np.ones(len(lift), np.float32), None
         else:
             assert lamp.position is not None, "a light has a direction or a position"
             d = lamp.position - lift
@@ -291,23 +366,7 @@ def shade(world: World, g: Geometry, tracer: Tracer, camera: Camera, hits: Hits)
             p = shine[shiny]
             b = glossy[shiny] * nh**p * (p + 8) / 40 * power[shiny]
             spec[shiny] += b[:, None] * lamp.colour
-    radiance = albedo * light + spec
-    mirror = np.array([m.mirror for m in mats], np.float32)[mat]
-    shiny = np.flatnonzero(mirror > 0)
-    if len(shiny):
-        n, w = nrm[shiny], view[shiny]
-        refl = 2 * np.einsum("ij,ij->i", n, w)[:, None] * n - w
-        seen = _sky(world, refl) * (0.6 + 0.4 * np.sin(refl @ _DIRT_K * 3).prod(1))[:, None]
-        f = mirror[shiny] * (0.5 + 0.5 * (1 - np.clip((n * w).sum(1), 0, 1)) ** 3)
-        radiance[shiny] = radiance[shiny] * (1 - f[:, None]) + seen * f[:, None]
-    glow = np.array([m.emission for m in mats], np.float32)[mat]
-    if glow.any():
-        radiance = radiance + albedo * glow[:, None]
-    if e.fog > 0:
-        k = 1 - np.exp(-e.fog * dist)[:, None]
-        radiance = radiance * (1 - k) + e.fog_colour * k
-    out[hit] = radiance
-    return out
+    return light, spec
 
 
 _DIRT_K = np.array([[0.9, -0.5, 0.3], [0.4, 1.1, -0.6], [-0.3, 0.7, 1.2]], np.float32)

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from dafast.synthetic import scenes_indoor, scenes_outdoor
 from dafast.synthetic.render import Camera, Hits, Tracer, camera_from, develop, shade, trace
+from dafast.synthetic.scene import CLASSES, Geometry, Scene
 from dafast.synthetic.textures import bank_for
-from dafast.synthetic.world import CLASSES, Geometry, World
 
 #: Training uses seeds below this one, held-out evaluation seeds from it upward.
 HELD_OUT_SEED = 2**31
@@ -94,16 +94,16 @@ def render_scene(
     size, kind = size or drawn_size, kind or drawn_kind
     bank = bank_for(textures)
     for attempt in range(_TRIES):
-        world = World(np.random.default_rng([20240119, seed, attempt]), bank)
-        _BUILDERS[kind](world)
-        geometry = world.geometry()
+        scene = Scene(np.random.default_rng([20240119, seed, attempt]), bank)
+        _BUILDERS[kind](scene)
+        geometry = scene.geometry()
         tracer = Tracer(geometry)
-        small = camera_from(world.view, (max(size[0] // 8, 8), max(size[1] // 8, 8)))
+        small = camera_from(scene.view, (max(size[0] // 8, 8), max(size[1] // 8, 8)))
         if _acceptable(geometry, small, trace(tracer, small)):
             break
-    camera = camera_from(world.view, size)
+    camera = camera_from(scene.view, size)
     hits = trace(tracer, camera)
-    image = develop(world.rng, shade(world, geometry, tracer, camera, hits), size)
+    image = develop(scene.rng, shade(scene, geometry, tracer, camera, hits), size)
     return SyntheticSample(
         image,
         *_labels(geometry, camera, hits),

@@ -7,18 +7,18 @@ import numpy as np
 from dafast.synthetic import living, machines
 from dafast.synthetic import meshes as ms
 from dafast.synthetic import things as th
-from dafast.synthetic.world import Environment, Light, World, of_class
+from dafast.synthetic.scene import Environment, Light, Scene, of_class
 
 UP = np.array([0, 0, 1], np.float32)
 
 
-def warm(w: World, strength: float) -> np.ndarray:
+def warm(w: Scene, strength: float) -> np.ndarray:
     """Light of a random colour temperature."""
     t = w.rng.normal(0, 0.12)
     return (np.array([1 + t, 1, 1 - t]) * strength).astype(np.float32)
 
 
-def indoor_light(w: World, lx: float, ly: float, h: float) -> None:
+def indoor_light(w: Scene, lx: float, ly: float, h: float) -> None:
     """One to three lamps in a room of lx by ly by h metres, and a mild ambient."""
     a = warm(w, 1.0)
     w.env = Environment(
@@ -35,7 +35,7 @@ def indoor_light(w: World, lx: float, ly: float, h: float) -> None:
 
 @of_class("wall")
 def wall(
-    w: World, length: float, height: float, mat: int, hole: tuple[float, float, float, float] | None
+    w: Scene, length: float, height: float, mat: int, hole: tuple[float, float, float, float] | None
 ) -> None:
     """A wall along x in the plane y = 0, optionally with a window hole (x0, x1, z0, z1)."""
     t = 0.15
@@ -73,7 +73,7 @@ def wall(
 
 
 @of_class("wall")
-def picture(w: World, width: float, height: float) -> None:
+def picture(w: Scene, width: float, height: float) -> None:
     """A framed photograph in the plane y = 0, facing -y, centred."""
     m = (
         w.photo(fit=True, gloss=0.3)
@@ -94,7 +94,7 @@ def picture(w: World, width: float, height: float) -> None:
 
 @of_class("wall")
 def dress_wall(
-    w: World, length: float, height: float, hole: tuple[float, float, float, float] | None
+    w: Scene, length: float, height: float, hole: tuple[float, float, float, float] | None
 ) -> None:
     """Furniture and pictures along a wall in the plane y = 0 (room side -y)."""
     x = -length / 2 + w.u(0.2, 0.8)
@@ -140,7 +140,7 @@ def dress_wall(
 
 @of_class("wall")
 def shell(
-    w: World, lx: float, ly: float, h: float, *, walls: tuple[int, ...] = (0, 1, 2, 3)
+    w: Scene, lx: float, ly: float, h: float, *, walls: tuple[int, ...] = (0, 1, 2, 3)
 ) -> None:
     """Floor, ceiling and dressed walls of a room centred at the origin."""
     ground = (
@@ -199,14 +199,14 @@ def shell(
                 dress_wall(w, length, h, hole)
 
 
-def set_table(w: World, length: float, width: float, count: int) -> None:
+def set_table(w: Scene, length: float, width: float, count: int) -> None:
     """Things on a table top centred at the origin at z = 0."""
     for _ in range(count):
         with w.at(w.u(-0.46, 0.46) * length, w.u(-0.46, 0.46) * width, 0, yaw=w.u(0, 6.28)):
             th.small_thing(w) if w.chance(0.85) else th.gadget(w)
 
 
-def room(w: World) -> None:
+def room(w: Scene) -> None:
     """A furnished room seen from inside."""
     lx, ly, h = w.u(2.8, 7), w.u(3, 8), w.u(2.3, 3.2)
     indoor_light(w, lx, ly, h)
@@ -259,7 +259,7 @@ def room(w: World) -> None:
     w.look(e, t, fov=(50, 90))
 
 
-def corridor(w: World) -> None:
+def corridor(w: Scene) -> None:
     """A long narrow room."""
     lx, ly, h = w.u(1.3, 2.6), w.u(8, 25), w.u(2.2, 3.5)
     indoor_light(w, lx, ly, h)
@@ -297,7 +297,7 @@ def corridor(w: World) -> None:
 
 
 @of_class("wall")
-def backdrop(w: World, distance: float, *, size: float = 3.0) -> None:
+def backdrop(w: Scene, distance: float, *, size: float = 3.0) -> None:
     """Something behind: a wall, a photograph, a curtain, a clutter of boxes, or nothing."""
     k = w.rng.random()
     s = max(distance * size, 2.0)
@@ -329,7 +329,7 @@ def backdrop(w: World, distance: float, *, size: float = 3.0) -> None:
             w.add(ms.quad(6 * s, 3 * s).move(0, s, s), w.paint(scale=(0.1, 1)))
 
 
-def tabletop(w: World) -> None:
+def tabletop(w: Scene) -> None:
     """Things on a table, seen from near."""
     a, b = w.u(0.6, 1.6), w.u(0.5, 1.0)
     d = w.lu(0.35, 1.4)
@@ -365,7 +365,7 @@ def tabletop(w: World) -> None:
     )
 
 
-def topdown(w: World) -> None:
+def topdown(w: Scene) -> None:
     """Straight down or steeply down on a table, desk or floor."""
     a, b = w.u(0.8, 2.0), w.u(0.6, 1.2)
     indoor_light(w, 3, 3, 3.0)
@@ -383,7 +383,7 @@ def topdown(w: World) -> None:
     w.look(t + d * np.array([off * np.cos(yaw), off * np.sin(yaw), 1]), t, roll=15)
 
 
-def plants(w: World) -> None:
+def plants(w: Scene) -> None:
     """Plants with many leaves in front of cloth, wall or clutter, and other things beside."""
     indoor_light(w, 4, 4, 2.6)
     d, h = w.lu(0.5, 2.5), w.lu(0.3, 1.4)
@@ -402,7 +402,7 @@ def plants(w: World) -> None:
     w.look([e[0], e[1], max(e[2], 0.06)], t, fov=(38, 70))
 
 
-def workshop(w: World) -> None:
+def workshop(w: Scene) -> None:
     """A machine or big object close up in front of a cluttered garage."""
     lx, ly, h = w.u(3, 6), w.u(4, 7), w.u(2.4, 3.5)
     indoor_light(w, lx, ly, h)
@@ -430,7 +430,7 @@ def workshop(w: World) -> None:
     w.look(e, t, fov=(45, 85))
 
 
-def random(w: World) -> None:
+def random(w: Scene) -> None:
     """Floating, stacked and intersecting shapes at many distances."""
     r = w.rng
     near = w.lu(0.5, 4)

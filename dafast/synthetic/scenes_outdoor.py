@@ -8,11 +8,11 @@ from dafast.synthetic import living, machines
 from dafast.synthetic import meshes as ms
 from dafast.synthetic import outdoors as out
 from dafast.synthetic import things as th
+from dafast.synthetic.scene import Environment, Light, Scene
 from dafast.synthetic.scenes_indoor import backdrop, indoor_light, warm
-from dafast.synthetic.world import Environment, Light, World
 
 
-def sky(w: World) -> None:
+def sky(w: Scene) -> None:
     """Sun and sky, clear to overcast, sometimes dusk or fog."""
     blue = np.array([w.u(0.1, 0.5), w.u(0.3, 0.6), w.u(0.5, 1.0)], np.float32)
     haze = np.array([w.u(0.6, 1.1), w.u(0.6, 1.0), w.u(0.6, 1.1)], np.float32)
@@ -32,7 +32,7 @@ def sky(w: World) -> None:
     w.lights.append(Light(warm(w, w.u(0.05, 0.4) if overcast else w.u(0.8, 2.2)), direction=d))
 
 
-def soil(w: World, scale: tuple[float, float]) -> int:
+def soil(w: Scene, scale: tuple[float, float]) -> int:
     """Ground out of doors: grass, earth, sand, stones, snow; sometimes anything."""
     if w.chance(0.2):
         return w.photo(scale=scale)
@@ -50,7 +50,7 @@ def soil(w: World, scale: tuple[float, float]) -> int:
     return w.paint(*names, scale=scale, colours=pair, gloss=0.0)
 
 
-def street(w: World) -> None:
+def street(w: Scene) -> None:
     """A street along y with houses, cars, trees, lamps and people."""
     sky(w)
     half, walk = w.u(2.5, 6), w.u(1.2, 4)
@@ -113,7 +113,7 @@ def street(w: World) -> None:
     )
 
 
-def terrain(w: World, size: float, rough: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def terrain(w: Scene, size: float, rough: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Heights over a grid that is fine near the camera (at the origin, looking along +y)."""
     n = 90
     t = np.linspace(-1, 1, n)
@@ -143,7 +143,7 @@ def ground_at(field: tuple[np.ndarray, np.ndarray, np.ndarray], px: float, py: f
     return float(row[0] * (1 - t) + row[1] * t)
 
 
-def landscape(w: World) -> None:
+def landscape(w: Scene) -> None:
     """Hills, fields, rocks, trees, fences, a house, under the sky."""
     sky(w)
     size = w.lu(60, 1200)
@@ -189,7 +189,7 @@ def landscape(w: World) -> None:
     )
 
 
-def forest(w: World) -> None:
+def forest(w: Scene) -> None:
     """Among trees and undergrowth."""
     sky(w)
     f = terrain(w, 60, w.u(0, 0.06))
@@ -216,7 +216,7 @@ def forest(w: World) -> None:
     w.look([0, 0, z], [w.u(-3, 3), 10, z + w.u(-2.5, 4)], fov=(45, 90))
 
 
-def people(w: World) -> None:
+def people(w: Scene) -> None:
     """People at different distances, in a square, a park or a hall."""
     outside = w.chance(0.6)
     sky(w) if outside else indoor_light(w, 10, 10, 4)
@@ -242,7 +242,7 @@ def people(w: World) -> None:
     w.look([0, 0, z], [w.u(-2, 2), 8, z + w.u(-2, 0.8)], fov=(42, 80))
 
 
-def portrait(w: World) -> None:
+def portrait(w: Scene) -> None:
     """One or two people near, the background far or near."""
     outside = w.chance(0.5)
     if outside:
@@ -276,7 +276,7 @@ def portrait(w: World) -> None:
     )
 
 
-def upward(w: World) -> None:
+def upward(w: Scene) -> None:
     """Looking up at houses, trees and poles, or at a ceiling of beams and lamps."""
     sky(w)
     w.add(ms.floor(80), w.paint(scale=(0.2, 1)), of="ground")

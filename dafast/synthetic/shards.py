@@ -129,18 +129,7 @@ def write_shards(
             sides of ``HELD_OUT_SEED``, or a folder that holds scenes of another set or shards of
             another size.
     """
-    if scenes < 1 or shard_size < 1 or seed < 0:
-        raise ValueError(
-            f"need scenes >= 1, shard_size >= 1, seed >= 0: {scenes}, {shard_size}, {seed}"
-        )
-    if seed < HELD_OUT_SEED < seed + scenes:
-        raise ValueError(
-            f"seeds {seed} to {seed + scenes - 1} mix training with the held-out scenes from "
-            f"{HELD_OUT_SEED} on; start lower, or at {HELD_OUT_SEED} or above for held-out ones"
-        )
-    unknown = sorted(set(kinds or ()) - set(KINDS))
-    if unknown:
-        raise ValueError(f"unknown kind {', '.join(unknown)}; there are: {', '.join(KINDS)}")
+    _check_arguments(scenes, seed, shard_size, kinds)
     description = {
         "seed": seed,
         "size": size and list(size),
@@ -167,33 +156,61 @@ def write_shards(
         for k, start in enumerate(range(0, scenes, shard_size))
     ]
     todo = [t for t in tasks if present.get(t.path.name, 0) < t.count]
-    done = scenes - sum(t.count for t in todo)
-    rendered, began = 0, time.monotonic()
-    if progress and done:
-        print(f"synth: {done} of {scenes} scenes already there", file=sys.stderr)
-
-    def report(name: str, count: int) -> None:
-        nonlocal done, rendered
-        done, rendered = done + count, rendered + count
-        if progress:
-            rate = rendered / max(time.monotonic() - began, 1e-9)
-            left = (scenes - done) / max(rate, 1e-9)
-            print(
-                f"synth: {name} {done}/{scenes}, {rate:.1f} images/s, {left / 60:.1f} min left",
-                file=sys.stderr,
-            )
-
+    progress_line = _Progress(scenes, scenes - sum(t.count for t in todo), progress)
     n = min(workers or _cores(), len(todo))
     with _sigterm_unwinds():
         try:
             if n <= 1:
                 for task in todo:
-                    report(*_write_shard(task))
+                    progress_line.add(*_write_shard(task))
             else:
                 for result in _run_parallel(todo, n):
-                    report(*result)
+                    progress_line.add(*result)
         finally:
             remove_leftovers(folder)
+
+
+def _check_arguments(scenes: int, seed: int, shard_size: int, kinds: Sequence[str] | None) -> None:
+    if scenes < 1 or shard_size < 1 or seed < 0:
+        raise ValueError(
+            f"need scenes >= 1, shard_size >= 1, seed >= 0: {scenes}, {shard_size}, {seed}"
+        )
+    if seed < HELD_OUT_SEED < seed + scenes:
+        raise ValueError(
+            f"seeds {seed} to {seed + scenes - 1} mix training with the held-out scenes from "
+            f"{HELD_OUT_SEED} on; start lower, or at {HELD_OUT_SEED} or above for held-out ones"
+        )
+    unknown = sorted(set(kinds or ()) - set(KINDS))
+    if unknown:
+        raise ValueError(f"unknown kind {', '.join(unknown)}; there are: {', '.join(KINDS)}")
+
+
+class _Progress:
+    """Prints a line per finished shard to stderr.
+
+    Args:
+        scenes: how many there will be.
+        done: how many there are already.
+        shown: whether to print.
+    """
+
+    def __init__(self, scenes: int, done: int, shown: bool) -> None:
+        self.scenes, self.done, self.shown = scenes, done, shown
+        self.rendered, self.began = 0, time.monotonic()
+        if shown and done:
+            print(f"synth: {done} of {scenes} scenes already there", file=sys.stderr)
+
+    def add(self, name: str, count: int) -> None:
+        """Counts a shard."""
+        self.done, self.rendered = self.done + count, self.rendered + count
+        if self.shown:
+            rate = self.rendered / max(time.monotonic() - self.began, 1e-9)
+            left = (self.scenes - self.done) / max(rate, 1e-9)
+            print(
+                f"synth: {name} {self.done}/{self.scenes}, {rate:.1f} images/s, "
+                f"{left / 60:.1f} min left",
+                file=sys.stderr,
+            )
 
 
 def _cores() -> int:

@@ -8,18 +8,18 @@ import numpy as np
 
 from dafast.synthetic import living
 from dafast.synthetic import meshes as ms
-from dafast.synthetic.world import World, of_class
+from dafast.synthetic.scene import Scene, of_class
 
 
 def bars(
-    w: World, ends: Sequence[tuple[Sequence[float], Sequence[float]]], r: float, mat: int
+    w: Scene, ends: Sequence[tuple[Sequence[float], Sequence[float]]], r: float, mat: int
 ) -> None:
     """Round bars between pairs of points."""
     w.add(ms.merge([ms.tube([a, b], r, sides=7) for a, b in ends]), mat)
 
 
 @of_class("furniture")
-def table(w: World, length: float, width: float, height: float) -> None:
+def table(w: Scene, length: float, width: float, height: float) -> None:
     """A table: top, four legs or one pedestal, sometimes a shelf below."""
     top, leg = (w.wood() if w.chance(0.6) else w.paint(), w.wood() if w.chance(0.5) else w.metal())
     t = w.u(0.02, 0.06)
@@ -40,7 +40,7 @@ def table(w: World, length: float, width: float, height: float) -> None:
 
 
 @of_class("furniture")
-def chair(w: World) -> None:
+def chair(w: Scene) -> None:
     """A chair with or without arms, sometimes a swivel chair or a stool."""
     seat = w.cloth() if w.chance(0.5) else w.wood()
     frame = w.metal() if w.chance(0.4) else w.wood()
@@ -82,7 +82,7 @@ def chair(w: World) -> None:
 
 
 @of_class("thing")
-def book_row(w: World, length: float, height: float, depth: float) -> None:
+def book_row(w: Scene, length: float, height: float, depth: float) -> None:
     """Upright books from x = 0 to ``length``, leaning a little, with gaps."""
     r = w.rng
     n = max(int(length / 0.035), 1)
@@ -105,7 +105,7 @@ def book_row(w: World, length: float, height: float, depth: float) -> None:
 
 
 @of_class("furniture")
-def shelf(w: World, width: float, height: float, depth: float) -> None:
+def shelf(w: Scene, width: float, height: float, depth: float) -> None:
     """A shelf along x, its back at y = depth, filled with books and things."""
     mat = w.wood() if w.chance(0.7) else w.plain()
     n = max(2, round(height / w.u(0.28, 0.5)))
@@ -127,7 +127,7 @@ def shelf(w: World, width: float, height: float, depth: float) -> None:
 
 
 @of_class("thing")
-def bottle(w: World, scale: float = 1.0) -> None:
+def bottle(w: Scene, scale: float = 1.0) -> None:
     """A random surface of revolution: bottle, vase, jar, cup, bowl, glass."""
     r = w.rng
     kind = w.n(0, 3)
@@ -196,7 +196,7 @@ def bottle(w: World, scale: float = 1.0) -> None:
 
 
 @of_class("thing")
-def book_stack(w: World) -> None:
+def book_stack(w: Scene) -> None:
     """Lying books or boxes, one on the other."""
     z = 0.0
     for _ in range(w.n(1, 6)):
@@ -212,7 +212,7 @@ def book_stack(w: World) -> None:
 
 
 @of_class("thing")
-def carton(w: World, low: float = 0.06, high: float = 0.3) -> None:
+def carton(w: Scene, low: float = 0.06, high: float = 0.3) -> None:
     """A box: carton, tin, package."""
     s = [w.u(low, high) for _ in range(3)]
     m = (
@@ -224,7 +224,7 @@ def carton(w: World, low: float = 0.06, high: float = 0.3) -> None:
 
 
 @of_class("thing")
-def gadget(w: World) -> None:
+def gadget(w: Scene) -> None:
     """A laptop, monitor, keyboard or camera-like thing."""
     dark = w.plain(np.full(3, w.lu(0.02, 0.5), np.float32))
     screen = w.photo(fit=True, gloss=0.5, emission=w.u(0, 1.0))
@@ -243,7 +243,7 @@ def gadget(w: World) -> None:
 
 
 @of_class("thing")
-def lamp(w: World, height: float) -> None:
+def lamp(w: Scene, height: float) -> None:
     """A lamp with a shade on a foot."""
     m, shade = w.metal(), w.plain(emission=w.u(0, 1.5))
     r = height * w.u(0.1, 0.22) + 0.03
@@ -253,7 +253,7 @@ def lamp(w: World, height: float) -> None:
 
 
 @of_class("thing")
-def lump(w: World, size: float) -> None:
+def lump(w: Scene, size: float) -> None:
     """An abstract shape: superquadric, torus, cone, prism, bumpy ball, rod."""
     k, s = w.n(0, 6), size / 2
     m = w.paint() if w.chance(0.8) else w.metal()
@@ -285,7 +285,7 @@ def lump(w: World, size: float) -> None:
     w.add(mesh.transform(ms.random_rotation(w.rng)), m)
 
 
-def small_thing(w: World) -> None:
+def small_thing(w: Scene) -> None:
     """Something that stands on a table or shelf."""
     k = w.rng.random()
     if k < 0.4:
@@ -307,7 +307,7 @@ def small_thing(w: World) -> None:
 
 
 @of_class("furniture")
-def sofa(w: World, length: float) -> None:
+def sofa(w: Scene, length: float) -> None:
     """A sofa or armchair with cushions."""
     m, d, h = w.cloth(), w.u(0.75, 1.0), w.u(0.38, 0.48)
     a, back = w.u(0.1, 0.25), w.u(0.7, 0.95)
@@ -342,7 +342,7 @@ def sofa(w: World, length: float) -> None:
 
 
 @of_class("furniture")
-def bed(w: World) -> None:
+def bed(w: Scene) -> None:
     """A bed with pillows and a rumpled blanket; the head at +y."""
     wd, ln, h = w.u(0.9, 1.9), w.u(1.9, 2.1), w.u(0.35, 0.6)
     w.add(ms.box(wd, ln, h * 0.5, at=(0, 0, h * 0.35)), w.wood())
@@ -376,7 +376,7 @@ def bed(w: World) -> None:
 
 
 @of_class("furniture")
-def cupboard(w: World, width: float, height: float, depth: float) -> None:
+def cupboard(w: Scene, width: float, height: float, depth: float) -> None:
     """A cupboard or chest of drawers, its back at y = depth, with doors and handles."""
     mat = w.wood() if w.chance(0.6) else w.plain()
     front, knob = (mat if w.chance(0.6) else w.paint()), w.metal()
@@ -393,7 +393,7 @@ def cupboard(w: World, width: float, height: float, depth: float) -> None:
 
 
 @of_class("thing")
-def fruit(w: World) -> None:
+def fruit(w: Scene) -> None:
     """A fruit, ball or lump."""
     s = w.u(0.03, 0.09)
     m = ms.superquadric(s * w.u(0.8, 1.3), s, s * w.u(0.7, 1.2), 1, 1, segments=18)

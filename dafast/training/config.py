@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dafast.config import PRESETS
-from dafast.data.tars import LIST_SUFFIXES
+from dafast.data.tars import is_list
 from dafast.data.transforms import STRONG, AugmentConfig
 
 
@@ -52,7 +52,7 @@ class DataSection:
 
     Attributes:
         path: Folder, glob pattern or file of training shards. Or a list of pictures with their
-            depth or disparity (.csv, .json, .jsonl; `dafast.data.sources.list_source` has the
+            depth or disparity (.csv, .json, .jsonl; `dafast.data.lists` has the
             columns), which is packed into `data/` of the run first.
         eval_path: The same for held-out pictures; "" evaluates nothing.
         hold_out: Share of the list in `path` that is held out, in the place of `eval_path`.
@@ -377,11 +377,6 @@ _NOT_NEGATIVE = (
     *("metric.max_depth", "metric.min_depth"),
 )
 _SHARES = ("data.max_bad_fraction", "unlabeled.cutmix", "metric.beta")
-
-
-def is_list(path: str) -> bool:
-    """Whether a path names a list of pictures, not shards."""
-    return path.endswith(LIST_SUFFIXES)
 
 
 def image_size(config: TrainConfig) -> int:

@@ -8,17 +8,19 @@ from pathlib import Path
 
 import numpy as np
 
+from dafast.data.lists import list_source
 from dafast.data.pack import pack
 from dafast.data.remote import is_url
-from dafast.data.sources import Item, SourceError, list_source
+from dafast.data.sources import Item, SourceError
+from dafast.data.tars import is_list
 from dafast.distributed import World
-from dafast.training.config import ConfigError, TrainConfig, is_list
+from dafast.training.config import ConfigError, TrainConfig
 
 logger = logging.getLogger(__name__)
 
 
 def pack_lists(config: TrainConfig, world: World) -> TrainConfig:
-    """Packs the lists that `data.path` and `data.eval_path` name (`dafast.data.sources`).
+    """Packs the lists that `data.path` and `data.eval_path` name (`dafast.data.lists`).
 
     The shards go to `data/train` and `data/held-out` in `out`. What is there already stays, so a
     run that goes on packs nothing, and one whose list has changed is refused. With `data.hold_out`

@@ -16,8 +16,9 @@ from PIL import Image
 
 from dafast.cli import main
 from dafast.data import pack as packing
+from dafast.data.lists import list_source
 from dafast.data.shards import ShardDataset
-from dafast.data.sources import SourceError, folder_source, list_source
+from dafast.data.sources import SourceError, folder_source
 from tests.data.test_readers import MAKE
 from tests.training import tiny
 
@@ -179,13 +180,15 @@ def test_infinite_depth_is_sky(tmp_path: Path, rng: np.random.Generator) -> None
     [
         ("image,depth\na.jpg,\n", "row 1: image and either"),
         ("image,depth,disparity\na.jpg,b.npy,c.npy\n", "row 1: image and either"),
-        ("image,depth,unit\na.jpg,b.npy,mm\n", "unknown: unit"),
+        ("image,depth,unit\na.jpg,b.npy,feet\n", "row 1: unit is one of m, cm, mm"),
+        ("image;depth\na.jpg;b.npy\n", "unknown: image;depth; columns are separated by commas"),
+        ("image,depth,scale\na.jpg,b.npy,0\n", "row 1: scale is 0; a positive number"),
         ("image,depth,scale\na.jpg,b.npy,mm\n", "row 1: scale"),
         ("image,depth\n", "empty"),
         ("image,depth\na.jpg,b.npy\nmy,pic.jpg,b.npy\n", "row 2 has more fields than the header"),
-        ("image,depth,min_depth\na.jpg,b.npy,near\n", "row 1: scale, invalid, min_depth: "),
-        ("image,depth,min_depth\na.jpg,b.npy,-1\n", "row 1: min_depth = -1"),
-        ("image,disparity,min_depth\na.jpg,b.npy,1\n", "row 1: min_depth = 1; .* for depth"),
+        ("image,depth,min_depth\na.jpg,b.npy,near\n", "row 1: min_depth is not a number"),
+        ("image,depth,min_depth\na.jpg,b.npy,-1\n", "row 1: min_depth is -1; a positive"),
+        ("image,disparity,min_depth\na.jpg,b.npy,1\n", "row 1: min_depth is for depth"),
         ('[{"image": "a.jpg", "depth": 3}]', "row 1: depth is 3; the name of a file"),
         ('[{"image": ["a.jpg"], "depth": "b.npy"}]', "row 1: image is .'a.jpg'.; the name"),
         ('[{"image": "a.jpg", "depth": "b.npy", "mask": true}]', "row 1: mask is True; the name"),
@@ -204,7 +207,7 @@ def test_mistakes_are_named(tmp_path: Path, rng: np.random.Generator, capsys) ->
     with pytest.raises(SourceError, match="no pictures"):
         folder_source(tmp_path)
     with pytest.raises(SourceError, match="a list is a"):
-        list_source(_touch(tmp_path / "list.txt"))
+        list_source(_touch(tmp_path / "list.xlsx"))
     picture(tmp_path / "a.jpg", rng)
     np.save(tmp_path / "a.npy", np.ones((41, 60)))
     (tmp_path / "list.csv").write_text("image,depth\na.jpg,a.npy\n")

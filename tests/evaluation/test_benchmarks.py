@@ -72,7 +72,7 @@ def test_two_sets_of_one_name_are_told_apart(tmp_path, seed, monkeypatch):
         "builtin", "list=a.csv", "kitti", "list=b/c.csv",
     ]  # fmt: skip
     sets = {f"list={tmp_path}/{name}.csv": list(_samples(seed + i)) for i, name in enumerate("ab")}
-    monkeypatch.setattr(benchmarks, "open_data", sets.__getitem__)
+    monkeypatch.setattr(benchmarks, "open_benchmark", sets.__getitem__)
     model = _Oracle([sample for samples in sets.values() for sample in samples])
     names = {r.data for r in benchmarks.evaluate(model, sets) if "/0" not in r.data[-2:]}
     assert set(sets) <= names

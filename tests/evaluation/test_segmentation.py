@@ -20,7 +20,7 @@ from dafast.evaluation.segmentation import (
     confusion_matrix,
     constant_matrix,
     iou,
-    open_data,
+    open_segmentation,
     score,
     summarize,
 )
@@ -159,7 +159,7 @@ def test_synthetic_scenes_need_no_path() -> None:
     pytest.importorskip("skimage", reason="scikit-image is not installed (extra dafast[synth])")
     from dafast.synthetic import CLASSES, HELD_OUT_SEED, render_scene
 
-    data = open_data("synthetic")
+    data = open_segmentation("synthetic")
     assert len(data) == 500 and data.classes == CLASSES
     scene, sample = render_scene(HELD_OUT_SEED + 3), data.read(3)
     assert np.array_equal(sample.image, scene.image)
@@ -169,7 +169,7 @@ def test_synthetic_scenes_need_no_path() -> None:
 @pytest.mark.parametrize("spec", ["kitti=x", "cityscapes", "list", "nonsense=y"])
 def test_other_data_sets_are_refused(spec: str) -> None:
     with pytest.raises(ValueError, match=r"no data set|read from a path"):
-        open_data(spec)
+        open_segmentation(spec)
 
 
 def test_the_command(tmp_path: Path, rng: np.random.Generator, capsys) -> None:

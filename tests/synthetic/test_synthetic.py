@@ -17,18 +17,18 @@ pytest.importorskip("skimage", reason="scikit-image is not installed (extra dafa
 from dafast.synthetic import CLASSES, HELD_OUT_SEED, KINDS, plane_fit, render_scene
 from dafast.synthetic import meshes as ms
 from dafast.synthetic.render import Tracer, camera_from, trace
+from dafast.synthetic.scene import Scene, View, of_class
 from dafast.synthetic.textures import SKIMAGE_PHOTOS, TextureBank, bank_for, list_photos
-from dafast.synthetic.world import View, World, of_class
 
 SMALL = (64, 48)
 
 
 def depth_of(meshes: list[ms.Mesh], view: View, size: tuple[int, int]) -> tuple[np.ndarray, object]:
-    world = World(np.random.default_rng(0), bank_for(None))
+    scene = Scene(np.random.default_rng(0), bank_for(None))
     for mesh in meshes:
-        world.add(mesh, 0)
+        scene.add(mesh, 0)
     camera = camera_from(view, size)
-    return trace(Tracer(world.geometry()), camera).depth.reshape(size[::-1]), camera
+    return trace(Tracer(scene.geometry()), camera).depth.reshape(size[::-1]), camera
 
 
 def test_plane_depth_is_z_depth_not_ray_length() -> None:
@@ -113,21 +113,21 @@ def test_sizes_and_kinds_vary_by_seed() -> None:
 
 def test_the_innermost_class_wins() -> None:
     """A shelf is furniture and what stands in it is not; unnamed parts are things."""
-    world = World(np.random.default_rng(0), bank_for(None))
+    scene = Scene(np.random.default_rng(0), bank_for(None))
     box = ms.box(1, 1, 1)
 
     @of_class("furniture")
-    def shelf(world: World) -> None:
-        world.add(box, 0)
-        with world.of_class("plant"):
-            world.add(box, 0)
-        world.add(box, 0, of="person")
-        world.add(box, 0)
+    def shelf(scene: Scene) -> None:
+        scene.add(box, 0)
+        with scene.of_class("plant"):
+            scene.add(box, 0)
+        scene.add(box, 0, of="person")
+        scene.add(box, 0)
 
-    world.add(box, 0)
-    shelf(world)
-    world.add(box, 0)
-    per_box = world.geometry().classes.reshape(6, -1)
+    scene.add(box, 0)
+    shelf(scene)
+    scene.add(box, 0)
+    per_box = scene.geometry().classes.reshape(6, -1)
     assert (per_box == per_box[:, :1]).all()
     names = [CLASSES[c] for c in per_box[:, 0]]
     assert names == ["thing", "furniture", "plant", "person", "furniture", "thing"]

@@ -49,7 +49,7 @@ class Reader:
         layout: The folders and files, for messages.
         find: Lists the samples of a folder, in any order, without opening a file.
         read: Reads one label: disparity (H, W) in any unit, and the mask (H, W) of where it is
-            known.
+            known. Where the label is depth it also takes `min_depth`, below which it is unknown.
         requires: The module that reading needs beside the package's own dependencies.
     """
 
@@ -62,7 +62,7 @@ class Reader:
     counts: tuple[tuple[int, int], ...]
     layout: str
     find: Callable[[Path], Iterable[Example]]
-    read: Callable[[Example], tuple[np.ndarray, np.ndarray]]
+    read: Callable[..., tuple[np.ndarray, np.ndarray]]
     requires: str = ""
 
     def items(self, root: Path, min_depth: float = 0.0) -> list[Item]:
@@ -97,10 +97,11 @@ class Reader:
             labeled_item(
                 example.image.relative_to(root).as_posix(),
                 example.image,
-                partial(self.read, example),
+                partial(self.read, example, min_depth)
+                if min_depth
+                else partial(self.read, example),
                 disparity_unit=self.disparity_unit,
                 files=(example.label, *((example.mask,) if example.mask else ())),
-                min_depth=min_depth,
             )
             for example in examples
         ]

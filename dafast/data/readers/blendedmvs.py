@@ -17,14 +17,15 @@ from pathlib import Path
 
 import numpy as np
 
+from dafast.data.maps import invert_depth
 from dafast.data.readers._reader import Example, Reader
-from dafast.data.sources import SourceError, invert_depth
+from dafast.data.sources import SourceError
 
 _HEADER = re.compile(rb"Pf\s+(\d+)\s+(\d+)\s+(\S+)\s")
 
 
 def read_pfm(path: Path) -> np.ndarray:
-    """A gray PFM file as (H, W) float64, top row first (the file has the bottom row first).
+    """A gray PFM file as (H, W) float32, top row first (the file has the bottom row first).
 
     Raises:
         SourceError: If it is no gray PFM, or not of the size that its header says.
@@ -44,7 +45,7 @@ def read_pfm(path: Path) -> np.ndarray:
     except ValueError:
         raise SourceError(f"{path.name}: the scale {header[3]!r} is no number") from None
     values = np.frombuffer(data, f"{order}f4", offset=header.end())
-    return values.reshape(height, width)[::-1].astype(np.float64)
+    return values.reshape(height, width)[::-1].astype(np.float32)
 
 
 def _find(root: Path) -> Iterator[Example]:
@@ -54,9 +55,9 @@ def _find(root: Path) -> Iterator[Example]:
             yield Example(image, folder / f"{image.stem}.pfm")
 
 
-def _read(example: Example) -> tuple[np.ndarray, np.ndarray]:
+def _read(example: Example, min_depth: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
     depth = read_pfm(example.label)
-    return invert_depth(depth, np.isfinite(depth))
+    return invert_depth(depth, np.isfinite(depth), min_depth=min_depth)
 
 
 READER = Reader(

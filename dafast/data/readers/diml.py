@@ -23,8 +23,9 @@ from pathlib import Path
 
 import numpy as np
 
+from dafast.data.maps import invert_depth, read_map
 from dafast.data.readers._reader import Example, Reader
-from dafast.data.sources import SourceError, invert_depth, read_map
+from dafast.data.sources import SourceError
 
 _CONFIDENCE = 0.9 * 255
 
@@ -57,14 +58,14 @@ def _find(root: Path) -> Iterator[Example]:
             yield Example(image, folder / depths / label, mask)
 
 
-def _read(example: Example) -> tuple[np.ndarray, np.ndarray]:
+def _read(example: Example, min_depth: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
     depth = read_map(example.label)
     known = np.ones(depth.shape, bool)
     if example.mask is not None:
         known = read_map(example.mask) > _CONFIDENCE
         if known.shape != depth.shape:
             raise SourceError(f"the confidence map is {known.shape}, the depth {depth.shape}")
-    return invert_depth(depth / 1000.0, known)
+    return invert_depth(depth / 1000.0, known, min_depth=min_depth)
 
 
 READER = Reader(

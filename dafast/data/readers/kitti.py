@@ -21,8 +21,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dafast.data.maps import invert_depth, read_map
 from dafast.data.readers._reader import Example, Reader
-from dafast.data.sources import SourceError, invert_depth, read_map
+from dafast.data.sources import SourceError
 
 SPLITS = (
     "eigen_train_files.txt",
@@ -114,9 +115,9 @@ def _find(root: Path) -> Iterator[Example]:
             yield Example(image_file(root, frame) or root / f"{frame.image}.png", truth)
 
 
-def _read(example: Example) -> tuple[np.ndarray, np.ndarray]:
+def _read(example: Example, min_depth: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
     depth = read_map(example.label) / 256
-    return invert_depth(depth, depth > 0)
+    return invert_depth(depth, depth > 0, min_depth=min_depth)
 
 
 READER = Reader(

@@ -17,8 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
+from dafast.data.maps import invert_depth
 from dafast.data.readers._reader import Example, Reader
-from dafast.data.sources import SourceError, Unlabeled, invert_depth
+from dafast.data.sources import SourceError, Unlabeled
 
 
 def _find(root: Path) -> Iterator[Example]:
@@ -30,23 +31,23 @@ def _find(root: Path) -> Iterator[Example]:
             yield Example(images.get(label.stem, missing), label)
 
 
-def _read(example: Example) -> tuple[np.ndarray, np.ndarray]:
+def _read(example: Example, min_depth: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
     import h5py
 
     try:
         with h5py.File(example.label, "r") as file:
             if not isinstance(file.get("depth"), h5py.Dataset):
                 raise SourceError(f"{example.label.name}: no array 'depth', only {sorted(file)}")
-            depth = np.asarray(file["depth"], np.float64)
+            depth = np.asarray(file["depth"])
     except (OSError, RuntimeError, TypeError, KeyError) as error:
         if isinstance(error, FileNotFoundError):
             raise
         raise SourceError(f"{example.label.name}: {error}") from error
-    if depth.ndim != 2:
-        raise SourceError(f"{example.label.name}: depth of the shape {depth.shape}")
+    if depth.ndim != 2 or depth.dtype.kind not in "iuf":
+        raise SourceError(f"{example.label.name}: depth of the shape {depth.shape}, {depth.dtype}")
     if depth.size and np.nanmin(depth) < 0:
         raise Unlabeled("ordinal labels, no depth")
-    return invert_depth(depth, np.isfinite(depth))
+    return invert_depth(depth, np.isfinite(depth), min_depth=min_depth)
 
 
 READER = Reader(

@@ -23,8 +23,9 @@ from pathlib import Path
 
 import numpy as np
 
+from dafast.data.maps import invert_depth, read_map
 from dafast.data.readers._reader import Example, Reader
-from dafast.data.sources import SourceError, invert_depth, read_map
+from dafast.data.sources import SourceError
 
 _FARTHEST = 10.0  # metres; what the toolbox gives to all that is farther
 SPLITS = ("nyudepthv2_train_files_with_gt.txt", "nyudepthv2_train_files.txt")
@@ -49,9 +50,9 @@ def _find(root: Path) -> Iterator[Example]:
             yield Example(base / picture, base / label)
 
 
-def _read(example: Example) -> tuple[np.ndarray, np.ndarray]:
+def _read(example: Example, min_depth: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
     depth = read_map(example.label) / 1000
-    return invert_depth(depth, depth < _FARTHEST)
+    return invert_depth(depth, depth < _FARTHEST, min_depth=min_depth)
 
 
 READER = Reader(

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
+from dafast.data.maps import invert_depth, read_stored
 from dafast.data.readers._reader import Example, Reader
-from dafast.data.sources import invert_depth, read_map
 
 
 def _find(root: Path) -> Iterator[Example]:
@@ -27,9 +27,9 @@ def _find(root: Path) -> Iterator[Example]:
         yield Example(image, folder / f"{image.stem}_depth.npy")
 
 
-def _read(example: Example) -> tuple[np.ndarray, np.ndarray]:
-    depth = read_map(example.label)
-    return invert_depth(depth, np.ones(depth.shape, bool))
+def _read(example: Example, min_depth: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+    depth = read_stored(example.label)
+    return invert_depth(depth, np.ones(depth.shape, bool), min_depth=min_depth)
 
 
 READER = Reader(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from dafast.data.lists import read_rows
 from dafast.data.segmentation._dataset import (
     PathPairs,
     SegmentationDataset,
     read_indices,
     wrong_folder,
 )
-from dafast.data.sources import SourceError, _rows
+from dafast.data.sources import SourceError
 
 LAYOUT = """
   PATH          a .csv file with a first line that names its columns, or .json, .jsonl: rows with
@@ -38,7 +39,7 @@ def listed(path: Path, training: bool = True) -> SegmentationDataset:
         raise wrong_folder(path.parent, "no classes.txt", LAYOUT)
     classes = [line.strip() for line in names.read_text(encoding="utf-8").splitlines()]
     classes = [name for name in classes if name]
-    rows = _rows(path)
+    rows = read_rows(path)
     if not rows or not classes:
         raise SourceError(f"{path if classes else names}: is empty")
     pairs = []

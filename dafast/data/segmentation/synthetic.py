@@ -11,7 +11,7 @@ import numpy as np
 from dafast.data.segmentation._dataset import SegmentationDataset, read_indices
 from dafast.data.shards import ShardError, decode_image, expand_shards, read_again
 from dafast.data.sources import SourceError
-from dafast.synthetic.world import CLASSES
+from dafast.synthetic.scene import CLASSES
 
 _IMAGE, _CLASSES = "jpg", "classes.png"
 

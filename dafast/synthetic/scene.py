@@ -86,7 +86,7 @@ class Geometry:
     classes: I32  # per face, index into CLASSES
 
 
-class World:
+class Scene:
     """Collects a scene. Builders draw every choice from ``rng``.
 
     Attributes:
@@ -409,16 +409,16 @@ class World:
 
 def of_class(
     name: str,
-) -> Callable[[Callable[Concatenate[World, P], None]], Callable[Concatenate[World, P], None]]:
+) -> Callable[[Callable[Concatenate[Scene, P], None]], Callable[Concatenate[Scene, P], None]]:
     """Makes what a builder adds of this class, but for what it calls that has one of its own."""
 
     def wrap(
-        build: Callable[Concatenate[World, P], None],
-    ) -> Callable[Concatenate[World, P], None]:
+        build: Callable[Concatenate[Scene, P], None],
+    ) -> Callable[Concatenate[Scene, P], None]:
         @functools.wraps(build)
-        def built(world: World, *args: P.args, **kwargs: P.kwargs) -> None:
-            with world.of_class(name):
-                build(world, *args, **kwargs)
+        def built(scene: Scene, *args: P.args, **kwargs: P.kwargs) -> None:
+            with scene.of_class(name):
+                build(scene, *args, **kwargs)
 
         return built
 
