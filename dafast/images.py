@@ -1,27 +1,102 @@
-"""Reads pictures: files, PIL images, arrays and tensors become RGB pixels or a clear error."""
+"""Finds and reads pictures: files, PIL images, arrays and tensors become RGB pixels or an error."""
 
 from __future__ import annotations
 
+import io
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from .optional import why_no_module
+
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+PHOTO_SUFFIXES = frozenset(
+    f".{suffix}"
+    for suffix in (
+        *("avif", "bmp", "gif", "heic", "heif", "jfif", "jp2", "jpe", "jpeg", "jpg", "pbm", "pgm"),
+        *("png", "ppm", "tga", "tif", "tiff", "webp"),
+    )
+)
+"""Suffixes of the files in a folder that count as pictures, in lower case."""
 
 
 class ImageError(ValueError):
     """An image that cannot be read or used; the message names it and what is wrong."""
 
 
+def find_pictures(
+    folder: Path, recursive: bool = True
+) -> tuple[list[Path], list[tuple[Path, str]]]:
+    """Lists the pictures of a folder, by their suffix; hidden files and folders do not count.
+
+    A link to a picture is a picture. Links to folders are not followed.
+
+    Args:
+        folder: The folder.
+        recursive: Whether to look into subfolders.
+
+    Returns:
+        The pictures in order of name; and the entries that may be or hold pictures and cannot be
+        read or followed, with the reason.
+    """
+    found: list[Path] = []
+    problems: list[tuple[Path, str]] = []
+    folders = [folder]
+    while folders:
+        current = folders.pop()
+        try:
+            entries = sorted(current.iterdir())
+        except OSError as error:
+            problems.append((current, error.strerror or str(error)))
+            continue
+        for path in entries:
+            if path.name.startswith("."):
+                continue
+            picture = path.suffix.lower() in PHOTO_SUFFIXES
+            try:
+                if path.is_dir():
+                    if recursive and path.is_symlink():
+                        problems.append((path, _LINKED))
+                    elif recursive:
+                        folders.append(path)
+                elif path.is_file():
+                    found += [path] * picture
+                elif picture or (recursive and path.is_symlink()):
+                    problems.append((path, _what_is_missing(path)))
+            except OSError as error:
+                if picture or recursive:
+                    problems.append((path, error.strerror or str(error)))
+    return sorted(found), problems
+
+
+_LINKED = "a link to a folder, which is not followed; name the folder itself to read it too"
+
+
+def _what_is_missing(path: Path) -> str:
+    """Says of a path that is no file what it is instead."""
+    if path.is_dir():
+        return "is a folder"
+    if path.is_symlink():
+        return f"is a link to {os.readlink(path)}, which does not exist"
+    return "is neither a file nor a folder" if os.path.lexists(path) else "does not exist"
+
+
+def is_pipe(path: Path) -> bool:
+    """Whether a path names a stream that can be read only once: a pipe, a terminal, ``<(...)``."""
+    return path.is_fifo() or path.is_char_device() or path.is_socket()
+
+
 def load_image(path: str | Path) -> np.ndarray:
     """Reads an image file as RGB, turned upright as its EXIF orientation says.
 
     Args:
-        path: Any format that Pillow reads.
+        path: Any format that Pillow reads; a pipe is read to its end.
 
     Returns:
         uint8 (H, W, 3), or float32 (H, W, 3) in 0..1 for a 16-bit or floating-point file.
@@ -30,25 +105,60 @@ def load_image(path: str | Path) -> np.ndarray:
     Raises:
         ImageError: If the file is missing, corrupt or not an image.
     """
+    path = Path(path)
+    if is_pipe(path):
+        return read_image(io.BytesIO(path.read_bytes()), str(path))
+    if not path.is_file():
+        raise ImageError(f"{path}: {_what_is_missing(path)}")
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ImageError(f"{path}: cannot be read as an image ({reason})") from error
+    with file:
+        return read_image(file, str(path))
+
+
+def read_image(file: BinaryIO, name: str) -> np.ndarray:
+    """Reads an image from an open file; otherwise as `load_image`.
+
+    Args:
+        file: Can be read from any position (`seek`).
+        name: Named in errors.
+
+    Raises:
+        ImageError: If it is corrupt or not an image.
+    """
     from PIL import Image, UnidentifiedImageError
 
-    path = Path(path)
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "does not exist"
-        raise ImageError(f"{path}: {what}")
     head = b""
     try:
-        with path.open("rb") as file:
-            head = file.read(512)
-            # No name for the stored image: where it was turned it must not outlive its copy.
-            return from_pil(_upright(Image.open(file)), str(path))
+        head = file.read(512)
+        if _is_heif(head):
+            register_heif()
+        # No name for the stored image: where it was turned it must not outlive its copy.
+        return from_pil(_upright(Image.open(file)), name)
     except ImageError:
         raise
     except Exception as error:  # Pillow's decoders raise many kinds on a corrupt file
-        reason = str(error).replace(str(path), "the file")
+        reason = str(error).replace(name, "the file")
         if isinstance(error, UnidentifiedImageError) or _is_heif(head):
             reason = _what_is_it(head)
-        raise ImageError(f"{path}: cannot be read as an image ({reason})") from error
+        raise ImageError(f"{name}: cannot be read as an image ({reason})") from error
+
+
+def register_heif() -> str:
+    """Lets Pillow open HEIC and HEIF photos, with the package pillow-heif.
+
+    Returns:
+        Why it cannot, "" if it can.
+    """
+    why = why_no_module("pillow_heif")
+    if not why:
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+    return why
 
 
 def _upright(image: Image) -> Image:
@@ -88,10 +198,12 @@ def _what_is_it(head: bytes) -> str:
     if head.lstrip().lower().startswith((b"<!doctype", b"<html")):
         return "an HTML page, as a failed download leaves it"
     if _is_heif(head):
-        return (
-            "a HEIC or HEIF photo, which Pillow does not read by itself: convert it to JPEG, or "
-            "pip install pillow-heif (from Python, then call pillow_heif.register_heif_opener())"
-        )
+        if why := why_no_module("pillow_heif"):
+            return (
+                "a HEIC or HEIF photo, which Pillow does not read by itself: convert it to JPEG, "
+                f"or pip install pillow-heif ({why})"
+            )
+        return "a damaged HEIC or HEIF photo"
     return "no image format that Pillow knows"
 
 

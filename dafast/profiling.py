@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import os
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
+
+from .optional import why_no_module
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -14,8 +15,8 @@ R = TypeVar("R")
 ENABLED = os.environ.get("DAFAST_NVTX", "0") not in ("", "0")
 """Whether ranges are recorded; fixed at import, so that off means not there at all."""
 
-if ENABLED and importlib.util.find_spec("nvtx") is None:
-    raise ImportError("DAFAST_NVTX is set, but the package nvtx is missing; pip install nvtx")
+if ENABLED and (_why := why_no_module("nvtx")):
+    raise ImportError(f"DAFAST_NVTX is set, which takes nvtx: pip install nvtx ({_why})")
 
 
 def annotate(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:

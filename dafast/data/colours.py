@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from dafast.data.transforms import AugmentConfig
+from dafast.optional import why_no_module
 from dafast.profiling import annotate
 
 DRAWS = 12
@@ -69,12 +70,10 @@ def change_colours(images: Tensor, augment: AugmentConfig, draws: Tensor) -> Ten
     """
     if not augment.changes_colours:
         return images
-    try:
-        import kornia  # noqa: F401
-    except ImportError as error:
+    if why := why_no_module("kornia"):
         raise ImportError(
-            "changing the colours of images takes kornia: pip install 'dafast[train]'"
-        ) from error
+            f"changing the colours of images takes kornia: pip install 'dafast[train]' ({why})"
+        )
     draws = draws.cpu().double()
     if images.device.type == "cpu":
         pairs = zip(images.split(1), draws.split(1), strict=True)

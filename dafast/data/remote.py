@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from dafast.files import FULL, write_file
+from dafast.optional import why_no_module
 
 logger = logging.getLogger(__name__)
 
@@ -62,10 +63,10 @@ def place_of(text: str | os.PathLike[str]) -> Path:
     text = str(text)
     if not is_url(text):
         return Path(text.removeprefix("file://"))
-    try:
-        from upath import UPath
-    except ImportError as error:
-        raise RemoteError(f"{text}: URLs need pip install 'dafast[remote]'") from error
+    if why := why_no_module("fsspec", "upath"):
+        raise RemoteError(f"{text}: URLs need pip install 'dafast[remote]' ({why})")
+    from upath import UPath
+
     try:
         place = UPath(text)
         _file_system(place)

@@ -31,6 +31,7 @@ from dafast.data.shards import DECODE_ERRORS, ShardDataset, decode_image
 from dafast.data.tars import sky_path
 from dafast.data.transforms import resize_image
 from dafast.data.writing import add_sample, claim, read_failures, write_failures
+from dafast.optional import why_no_module
 
 MODEL = "nvidia/segformer-b5-finetuned-ade-640-640"
 SIDE = 640
@@ -114,10 +115,10 @@ class SkyFinder:
         Raises:
             SkyError: If transformers is missing or the model cannot be loaded or used.
         """
-        try:
-            from transformers import SegformerForSemanticSegmentation
-        except ImportError as error:
-            raise SkyError("finding sky needs pip install 'dafast[sky]'") from error
+        if why := why_no_module("transformers"):
+            raise SkyError(f"finding sky needs transformers: pip install 'dafast[sky]' ({why})")
+        from transformers import SegformerForSemanticSegmentation
+
         try:
             model: Any = SegformerForSemanticSegmentation.from_pretrained(name)
         except (OSError, ValueError) as error:

@@ -26,8 +26,8 @@ from dafast.data.shards import (
     decode_image,
     minmax,
 )
+from dafast.images import PHOTO_SUFFIXES, find_pictures, register_heif
 
-PHOTO_SUFFIXES = (".avif", ".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 _JPEG_QUALITY = 95
 
 COARSE = 0.005
@@ -217,19 +217,20 @@ def folder_source(folder: Path, size: int = 0) -> Pictures:
         size: Pictures whose shorter side is longer than this are scaled down to it; 0 keeps them.
 
     Raises:
-        SourceError: If there is no such folder, or no picture in it.
+        SourceError: If there is no such folder, no picture in it, or a part of it that cannot be
+            read or followed.
     """
     if not folder.is_dir():
         raise SourceError(f"{folder}: no such folder")
-    paths = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in PHOTO_SUFFIXES
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        and path.is_file()
-    )
+    paths, problems = find_pictures(folder)
+    if problems:
+        named = "; ".join(f"{path}: {reason}" for path, reason in problems[:3])
+        more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise SourceError(f"{folder} cannot be read completely: {named}{more}")
     if not paths:
-        raise SourceError(f"{folder}: no pictures ({', '.join(PHOTO_SUFFIXES)})")
+        raise SourceError(f"{folder}: no pictures ({', '.join(sorted(PHOTO_SUFFIXES))})")
+    if any(path.suffix.lower() in (".heic", ".heif") for path in paths):
+        register_heif()
     names = [path.relative_to(folder).as_posix() for path in paths]
     return Pictures(names, lambda name: (folder / name).read_bytes(), folder.joinpath, size)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..optional import why_no_module
 from .samples import DataMissingError, EvaluationSample, Samples
 
 logger = logging.getLogger("dafast")
@@ -53,12 +54,12 @@ def motorcycle() -> Sequence[EvaluationSample]:
     Raises:
         DataMissingError: If scikit-image is not installed.
     """
-    try:
-        from skimage.data import stereo_motorcycle
-    except ImportError as error:
+    if why := why_no_module("skimage.data"):
         raise DataMissingError(
-            "motorcycle comes with scikit-image: pip install dafast[eval]"
-        ) from error
+            f"motorcycle comes with scikit-image: pip install 'dafast[eval]' ({why})"
+        )
+    from skimage.data import stereo_motorcycle
+
     left, _, disparity = stereo_motorcycle()
     depth = stereo_depth(disparity, focal=994.978, baseline=0.193001, offset=31.086)
     return [EvaluationSample("motorcycle", left, depth, STEREO_MAX_DEPTH)]

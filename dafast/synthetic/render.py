@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from dafast.optional import why_no_module
 from dafast.synthetic.meshes import F32, I32, cross
 from dafast.synthetic.scene import Geometry, Scene, View
 from dafast.synthetic.textures import LEVEL_SIZE, LEVEL_START, LEVELS, SIZE, STRIDE
@@ -79,13 +80,13 @@ class Tracer:
     """
 
     def __init__(self, geometry: Geometry) -> None:
-        try:
-            from embreex.mesh_construction import TriangleMesh
-            from embreex.rtcore_scene import EmbreeScene
-        except ImportError as error:
+        if why := why_no_module("embreex", "embreex.mesh_construction", "embreex.rtcore_scene"):
             raise ImportError(
-                "dafast.synthetic renders with Embree: pip install 'dafast[synth]' (embreex)"
-            ) from error
+                f"dafast.synthetic renders with embreex: pip install 'dafast[synth]' ({why})"
+            )
+        from embreex.mesh_construction import TriangleMesh
+        from embreex.rtcore_scene import EmbreeScene
+
         self.scene = EmbreeScene()
         self._mesh = TriangleMesh(self.scene, geometry.vertices, geometry.faces)
 

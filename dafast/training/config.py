@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib.util
 import operator
 import tomllib
 import types
@@ -17,6 +16,7 @@ from typing import Any, Literal
 from dafast.config import PRESETS
 from dafast.data.tars import is_list
 from dafast.data.transforms import STRONG, AugmentConfig
+from dafast.optional import why_no_module
 
 
 class ConfigError(ValueError):
@@ -503,11 +503,12 @@ def check(config: TrainConfig) -> None:
     _check_augment("augment", config.augment, need)
     _check_augment("unlabeled.augment", unlabeled.augment, need)
     for name, used in (("augment", True), ("unlabeled.augment", bool(unlabeled.path))):
+        changes = used and operator.attrgetter(name)(config).changes_colours
+        why = why_no_module("kornia") if changes else ""
         need(
-            not (used and operator.attrgetter(name)(config).changes_colours)
-            or importlib.util.find_spec("kornia") is not None,
-            f"{name} changes colours, which takes kornia: pip install 'dafast[train]'; or set "
-            f"jitter, grayscale, blur and noise of {name} to 0",
+            not why,
+            f"{name} changes colours, which takes kornia: pip install 'dafast[train]' ({why}); or "
+            f"set jitter, grayscale, blur and noise of {name} to 0",
         )
 
 

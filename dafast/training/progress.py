@@ -12,6 +12,7 @@ from typing import Any
 
 from dafast.data.remote import write_text
 from dafast.files import writing
+from dafast.optional import why_no_module
 from dafast.training.config import ConfigError
 
 
@@ -52,12 +53,10 @@ class RunLog:
         path = out / "metrics.jsonl"
         _drop_later_lines(path, start_step)
         self._file = open(path, "a", buffering=1)  # noqa: SIM115 (closed in close())
-        try:
+        if not why_no_module("tensorboard", "torch.utils.tensorboard"):
             from torch.utils.tensorboard import SummaryWriter
 
             self._tensorboard = SummaryWriter(str(out / "tensorboard"), purge_step=start_step)
-        except ImportError:
-            pass
 
     def step(self, step: int, seconds: float, images: int, values: dict[str, float]) -> None:
         """Records a training step (counted from 1) that took `seconds` for `images`."""

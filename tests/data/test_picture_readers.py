@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import sys
 import tarfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -285,7 +286,7 @@ def test_a_damaged_database(tmp_path: Path, capsys) -> None:
 
 
 def test_missing_library(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda module: None)
+    monkeypatch.setitem(sys.modules, "lmdb", None)
     with pytest.raises(SourceError, match=re.escape("pip install 'dafast[datasets]'")):
         get_picture_reader("lsun").items(tmp_path)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -263,7 +264,7 @@ def test_wrong_folder(name: str, tmp_path: Path, rng: np.random.Generator, capsy
 
 @pytest.mark.parametrize("name", ["megadepth", "irs"])
 def test_missing_library(name: str, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda module: None)
+    monkeypatch.setitem(sys.modules, get_reader(name).requires, None)
     with pytest.raises(SourceError, match=re.escape("pip install 'dafast[datasets]'")):
         get_reader(name).items(tmp_path)
 

@@ -8,7 +8,6 @@ its names, about 100 bytes each.
 from __future__ import annotations
 
 import functools
-import importlib.util
 import logging
 import os
 import re
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dafast.data.sources import Pictures, SourceError
+from dafast.optional import why_no_module
 
 logger = logging.getLogger(__name__)
 
@@ -116,8 +116,10 @@ class PictureReader:
         """
         if not root.is_dir():
             raise SourceError(f"{root}: no such folder")
-        if self.requires and importlib.util.find_spec(self.requires) is None:
-            raise SourceError(f"{self.name} needs {self.requires}: pip install 'dafast[datasets]'")
+        if self.requires and (why := why_no_module(self.requires)):
+            raise SourceError(
+                f"{self.name} needs {self.requires}: pip install 'dafast[datasets]' ({why})"
+            )
         names = sorted(self.find(root))
         if not names:
             raise SourceError(

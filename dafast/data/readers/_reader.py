@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Literal
 import numpy as np
 
 from dafast.data.sources import Item, SourceError, labeled_item
+from dafast.optional import why_no_module
 
 logger = logging.getLogger(__name__)
 
@@ -79,8 +79,10 @@ class Reader:
         """
         if not root.is_dir():
             raise SourceError(f"{root}: no such folder")
-        if self.requires and importlib.util.find_spec(self.requires) is None:
-            raise SourceError(f"{self.name} needs {self.requires}: pip install 'dafast[datasets]'")
+        if self.requires and (why := why_no_module(self.requires)):
+            raise SourceError(
+                f"{self.name} needs {self.requires}: pip install 'dafast[datasets]' ({why})"
+            )
         if min_depth and not self.units.startswith("depth"):
             raise SourceError(f"{self.name} has {self.units}; a least depth does not go with it")
         examples = sorted(self.find(root), key=lambda example: example.image)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ...optional import why_no_module
 from ..samples import DataMissingError, EvaluationSample, Samples
 from ._files import missing, read_image
 
@@ -37,10 +38,8 @@ def hypersim(root: Path) -> Samples:
     Raises:
         DataMissingError: If a file or a package is missing.
     """
-    try:
-        import h5py  # noqa: F401
-    except ImportError as error:
-        raise DataMissingError("hypersim needs h5py: pip install 'dafast[eval]'") from error
+    if why := why_no_module("h5py"):
+        raise DataMissingError(f"hypersim needs h5py: pip install 'dafast[eval]' ({why})")
     if not (root / SPLIT).is_file():
         raise missing(root, f"no {SPLIT}", LAYOUT)
     entries = []

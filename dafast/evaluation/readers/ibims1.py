@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ...optional import why_no_module
 from ..samples import DataMissingError, EvaluationSample, Samples
 from ._files import missing, warn_of_count
 
@@ -31,10 +32,8 @@ def ibims1(root: Path) -> Samples:
     Raises:
         DataMissingError: If a file or a package is missing.
     """
-    try:
-        import scipy.io  # noqa: F401
-    except ImportError as error:
-        raise DataMissingError("ibims1 needs scipy: pip install 'dafast[eval]'") from error
+    if why := why_no_module("scipy.io"):
+        raise DataMissingError(f"ibims1 needs scipy: pip install 'dafast[eval]' ({why})")
     files = sorted([*root.glob("*.mat"), *root.glob("ibims1_core_mat/*.mat")])
     if not files:
         raise missing(root, "no .mat files", LAYOUT)

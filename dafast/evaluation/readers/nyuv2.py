@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ...optional import why_no_module
 from ..samples import DataMissingError, EvaluationSample, Samples
 from ._files import missing, warn_of_count
 
@@ -36,11 +37,11 @@ def nyuv2(root: Path) -> Samples:
         DataMissingError: If a file or a package is missing.
         ValueError: If a file is not what it should be.
     """
-    try:
-        import h5py
-        from scipy.io import loadmat
-    except ImportError as error:
-        raise DataMissingError(f"nyuv2 needs {error.name}: pip install 'dafast[eval]'") from error
+    if why := why_no_module("h5py", "scipy.io"):
+        raise DataMissingError(f"nyuv2 needs h5py and scipy: pip install 'dafast[eval]' ({why})")
+    import h5py
+    from scipy.io import loadmat
+
     file, splits = root / "nyu_depth_v2_labeled.mat", root / "splits.mat"
     for path in (file, splits):
         if not path.is_file():

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ...optional import why_no_module
 from ..samples import DataMissingError, EvaluationSample, Samples
 from ._files import missing, read_image, read_png16, warn_of_count
 
@@ -34,10 +35,10 @@ def sunrgbd(root: Path) -> Samples:
     Raises:
         DataMissingError: If a file or a package is missing.
     """
-    try:
-        from scipy.io import loadmat
-    except ImportError as error:
-        raise DataMissingError("sunrgbd needs scipy: pip install 'dafast[eval]'") from error
+    if why := why_no_module("scipy.io"):
+        raise DataMissingError(f"sunrgbd needs scipy: pip install 'dafast[eval]' ({why})")
+    from scipy.io import loadmat
+
     split = root / SPLIT
     if not split.is_file():
         raise missing(root, f"no {SPLIT}", LAYOUT)
