@@ -149,9 +149,9 @@ def _with_bins(claim: NameClaim, sizes: ModelConfig, label: str) -> ModelConfig:
     config = dataclasses.replace(sizes, max_depth=depths.get(place, sizes.max_depth))
     config = matching_preset(config) or config
     logger.warning(
-        "%s: no config.json and no published file name; its bins are those of a V1 metric model, "
-        "and it is read as one for depths up to %g m, which the weights do not say. Otherwise pass "
-        "config=, e.g. config='metric-outdoor-vitl'.",
+        "%s: no config.json and no published file name; taken for a V1 metric model up to %g m "
+        "by its bins. The largest depth is not in the weights: pass config= (--config) if it is "
+        "another, e.g. config='metric-outdoor-vitl'.",
         label,
         config.max_depth,
     )

@@ -300,8 +300,8 @@ STRUCTURE = (
     "grid_size",
     "patch_size",
 )
-"""Fields of `ModelConfig` that determine encoder and decoder; `max_depth` and `bin_centers` determine
-the output."""
+"""Fields of `ModelConfig` that determine encoder and decoder; `max_depth` and `bin_centers`
+determine the output."""
 
 
 def bin_centers(tensors: Mapping[str, Tensor], layout: Layout) -> str:

@@ -83,9 +83,9 @@ def _stem(name: str) -> str:
 
 
 @cache
-def _published() -> dict[str, ModelConfig]:
-    """Stems of published files and names of published repositories."""
-    published: dict[str, ModelConfig] = {}
+def _published() -> dict[str, str]:
+    """Presets by the stems of published files and by the names of published repositories."""
+    published: dict[str, str] = {}
     for preset in PRESETS.values():
         if not preset.hub_id:
             continue
@@ -101,7 +101,7 @@ def _published() -> dict[str, ModelConfig]:
                 "hf",
             ]
             stems.append("-".join(part for part in parts if part))
-        published.update({_stem(s): preset for s in stems if s not in WEIGHT_FILES})
+        published.update({_stem(s): preset.name for s in stems if s not in WEIGHT_FILES})
     return published
 
 
@@ -112,7 +112,7 @@ def preset_from_name(name: str) -> ModelConfig | None:
     or ``depth-anything/Depth-Anything-V2-Small-hf``. Suffixes that say how the weights are stored
     (``.safetensors``, ``_fp16``, ``(1)``) may differ; a name with any other word is not published.
     """
-    return _published().get(_stem(name.split("/")[-1]))
+    return PRESETS.get(_published().get(_stem(name.split("/")[-1]), ""))
 
 
 def _version(words: str) -> str:

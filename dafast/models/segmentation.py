@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,15 +13,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .._version import __version__
 from ..config import ModelConfig
+from ..files import whole_files
 from ..profiling import annotate
-from ..runtime import resolve_device, resolve_dtype
-from .checkpoint import CheckpointError
+from ..runtime import on_meta, resolve_device, resolve_dtype
 from .dpt import DPTHead, Scratch
 from .network import DepthNetwork
+from .saving import check_state
 from .segmentation_inference import SegmentationOptions, segment
 from .vision_transformer import VisionTransformer
-from .weight_files import read_file
+from .weight_files import CheckpointError, read_file
 
 HEADS = ("linear", "linear4", "dpt")
 """`linear` reads the last block, `linear4` and `dpt` the four that the depth decoder reads."""
@@ -210,17 +211,24 @@ class SegmentationModel(nn.Module):
     def save_pretrained(
         self, folder: str | Path, *, dtype: str | torch.dtype | None = None
     ) -> None:
-        """Writes config.json and model.safetensors into a folder, each whole or not at all.
+        """Writes config.json and model.safetensors into a folder.
+
+        An interrupted call never leaves a partial file.
 
         Args:
-            folder: Made if it is not there.
+            folder: Created if missing.
             dtype: Of the weights in the file; the model's own by default.
+
+        Raises:
+            ValueError: If the weights are not those of the configuration (weight_norm, LoRA).
+            DiskFullError: If there is no room for the files; the earlier ones stay.
         """
         from safetensors.torch import save_file
 
-        from .._version import __version__
-
         target = self.dtype if dtype is None else resolve_dtype(dtype, self.device)
+        with on_meta():
+            expected = SegmentationModel(self.config).state_dict()
+        check_state(self, expected)
         state = {
             name: tensor.detach().to("cpu", target if tensor.is_floating_point() else tensor.dtype)
             for name, tensor in self.state_dict().items()
@@ -230,23 +238,12 @@ class SegmentationModel(nn.Module):
             "dafast_version": __version__,
             "model": dataclasses.asdict(self.config),
         }
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        weights = folder / f".model.safetensors.{os.getpid()}.tmp"
-        text = folder / f".config.json.{os.getpid()}.tmp"
-        try:
-            weights.touch()  # save_file alone would let only the owner read it
-            mode = weights.stat().st_mode
-            save_file({k: v.contiguous() for k, v in state.items()}, weights)
-            weights.chmod(mode)
-            text.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-            for path, name in ((weights, "model.safetensors"), (text, "config.json")):
-                with open(path, "rb") as file:
-                    os.fsync(file.fileno())
-                os.replace(path, folder / name)
-        finally:
-            weights.unlink(missing_ok=True)
-            text.unlink(missing_ok=True)
+        with whole_files(folder) as temporary:
+            save_file(
+                {k: v.contiguous() for k, v in state.items()}, temporary / "model.safetensors"
+            )
+            text = json.dumps(config, indent=2) + "\n"
+            (temporary / "config.json").write_text(text, encoding="utf-8")
 
     @classmethod
     def from_pretrained(
@@ -275,7 +272,9 @@ class SegmentationModel(nn.Module):
             )
         try:
             fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model"]
-            config = SegmentationConfig(**{**fields, "encoder": ModelConfig.from_dict(fields["encoder"])})
+            config = SegmentationConfig(
+                **{**fields, "encoder": ModelConfig.from_dict(fields["encoder"])}
+            )
         except (ValueError, TypeError, KeyError) as error:
             raise CheckpointError(f"{folder / 'config.json'}: {error}") from error
         model = cls(config)
