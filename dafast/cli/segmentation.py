@@ -93,7 +93,8 @@ def evaluate_segmentation(args: argparse.Namespace) -> int:
         names = ["synthetic"] if args.data == ["builtin"] else args.data
         # Open all before any is scored: a wrong path shows at once, not after hours.
         opened = [
-            (name, open_segmentation(spec)) for name, spec in zip(names_of(names), names, strict=True)
+            (name, open_segmentation(spec))
+            for name, spec in zip(names_of(names), names, strict=True)
         ]
         results = [r for name, samples in opened for r in score(model, samples, name, options)]
         if not world.is_main:

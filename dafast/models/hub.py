@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+
+logger = logging.getLogger("dafast")
 
 WEIGHT_FILES = (
     "model.safetensors",
@@ -14,17 +17,17 @@ WEIGHT_FILES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-"""Names under which repositories and folders keep their weights, in order of preference."""
+"""File names that repositories and folders use for their weights, in order of preference."""
 
 
 @dataclass(frozen=True)
 class HubOptions:
-    """Where and how to look.
+    """Which revision to download, and to where.
 
     Attributes:
         revision: Branch, tag or commit.
-        cache_dir: In place of the hub's own cache.
-        local_files_only: Whether to look in the cache alone.
+        cache_dir: Replaces the hub's own cache.
+        local_files_only: Whether to look only in the cache.
     """
 
     revision: str | None = None
@@ -70,7 +73,7 @@ def _download(repo_id: str, filename: str, options: HubOptions) -> Path:
             )
         )
     except errors.LocalEntryNotFoundError as error:
-        # Also what any failure to reach the hub ends as, once the cache was looked through.
+        # Any failure to reach the hub also ends here, after a look into the cache.
         reason = error.__cause__ or error
         if options.local_files_only:
             why = "local_files_only=True, and the file is not in the cache"
@@ -87,7 +90,7 @@ def _download(repo_id: str, filename: str, options: HubOptions) -> Path:
         ) from error
     except errors.RepositoryNotFoundError as error:
         raise HubError(
-            "the hub has no such repository, or it is private (set HF_TOKEN then)"
+            "the hub has no such repository, or it is private (then set HF_TOKEN)"
         ) from error
     except errors.RevisionNotFoundError as error:
         raise HubError(f"the repository has no revision {options.revision!r}") from error
@@ -103,7 +106,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def _by_hand(repo_id: str, filenames: Sequence[str], revision: str | None, config: str) -> str:
-    """What to tell someone who has to fetch the files without us."""
+    """Instructions for a user who fetches the files without dafast."""
     from huggingface_hub import constants, hf_hub_url
 
     folder = repo_id.split("/")[-1]
@@ -114,11 +117,11 @@ def _by_hand(repo_id: str, filenames: Sequence[str], revision: str | None, confi
     hint = f", config={config!r}" if config else ""
     if len(filenames) == 1:
         return (
-            f"To fetch it by hand: save {first} as ./{folder}/{filenames[0]} (any folder will "
-            f"do) and call DepthAnything.from_pretrained('./{folder}/{filenames[0]}'{hint})."
+            f"To fetch it by hand: save {first} as ./{folder}/{filenames[0]} (any folder "
+            f"works) and call DepthAnything.from_pretrained('./{folder}/{filenames[0]}'{hint})."
         )
     return (
-        f"To fetch it by hand: save {first} and the weights beside it "
+        f"To fetch it by hand: save {first} and the weights next to it "
         f"({' or '.join(filenames[1:])}) into one folder, e.g. ./{folder}/, and call "
         f"DepthAnything.from_pretrained('./{folder}'{hint})."
     )
@@ -127,18 +130,18 @@ def _by_hand(repo_id: str, filenames: Sequence[str], revision: str | None, confi
 def fetch_file(repo_id: str, filename: str, options: HubOptions, *, config: str = "") -> Path:
     """Downloads one file of a repository, or finds it in the cache.
 
-    ``HF_ENDPOINT``, ``HF_HOME``, ``HF_TOKEN`` and ``HF_HUB_OFFLINE`` are honoured
+    ``HF_ENDPOINT``, ``HF_HOME``, ``HF_TOKEN`` and ``HF_HUB_OFFLINE`` have their usual effect
     (`huggingface_hub.hf_hub_download`).
 
     Args:
         repo_id: ``"owner/name"``, or ``"spaces/owner/name"`` for the files of a space.
         filename: Within the repository.
-        options: Where and how to look.
+        options: Revision and cache.
         config: Preset to name in the instructions for fetching by hand.
 
     Raises:
-        HubError: If it cannot be had; the message says which file to fetch by hand, from where,
-            and where to put it.
+        HubError: If it cannot be fetched; the message says which file to fetch by hand, from
+            where, and where to put it.
     """
     try:
         return _download(repo_id, filename, options)
@@ -154,7 +157,7 @@ def fetch_model(repo_id: str, options: HubOptions) -> tuple[Path | None, list[Pa
 
     Args:
         repo_id: ``"owner/name"``.
-        options: Where and how to look.
+        options: Revision and cache.
 
     Returns:
         The config.json, if there is one, and the files with the weights: one, or all shards.
@@ -178,8 +181,8 @@ def fetch_model(repo_id: str, options: HubOptions) -> tuple[Path | None, list[Pa
         except HubError as error:
             unreachable = unreachable or error
             if not isinstance(error.__cause__, FileNotFoundError):
-                break  # no such repository or no access: the next file fares no better
-            # The hub was tried long enough (half a minute); the rest may be in the cache.
+                break  # no such repository or no access: the next file would fail too
+            # The hub did not answer for half a minute; the other files may be in the cache.
             options = dataclasses.replace(options, local_files_only=True)
     if unreachable is not None:
         files = ["config.json", *WEIGHT_FILES[::2]]
@@ -192,11 +195,28 @@ def fetch_model(repo_id: str, options: HubOptions) -> tuple[Path | None, list[Pa
     )
 
 
+def fetch_config(repo_id: str, filename: str, options: HubOptions) -> Path | None:
+    """Downloads the config.json that is next to a file of a repository, or at its root.
+
+    Returns:
+        None if there is none, or if it cannot be fetched.
+    """
+    for folder in PurePosixPath(filename).parents:
+        try:
+            return _download(repo_id, str(folder / "config.json"), options)
+        except _NotThereError:
+            continue
+        except HubError as error:
+            logger.info("%s: no config.json (%s)", repo_id, error)
+            return None
+    return None
+
+
 def shard_names(index: Path) -> list[str]:
-    """The files that an index json names, each once and in order.
+    """The files that an index of shards names, each once and in order.
 
     Raises:
-        ValueError: If it is no such index, or a name leads out of its folder.
+        ValueError: If it is not an index of shards, or a name leads out of its folder.
     """
     try:
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]

@@ -13,12 +13,12 @@ import torch
 from .._version import __version__
 from ..config import ModelConfig
 from ..files import explain, whole_files
-from ..runtime import resolve_device, resolve_dtype
-from .checkpoint import CheckpointError
+from ..runtime import on_meta, resolve_device, resolve_dtype
 from .network import DepthNetwork
+from .saving import check_state
 from .segmentation_inference import SegmentationOptions, segment
 from .segmentation_network import HEADS, LinearHead, SegmentationConfig, SegmentationNetwork
-from .weight_files import read_file
+from .weight_files import CheckpointError, read_file
 
 __all__ = [
     "HEADS",
@@ -69,18 +69,24 @@ class SegmentationModel(SegmentationNetwork):
     def save_pretrained(
         self, folder: str | Path, *, dtype: str | torch.dtype | None = None
     ) -> None:
-        """Writes config.json and model.safetensors into a folder, never partially.
+        """Writes config.json and model.safetensors into a folder.
+
+        An interrupted call never leaves a partial file.
 
         Args:
             folder: Created if missing.
             dtype: Data type of the weights in the file; the model's own by default.
 
         Raises:
-            DiskFullError: If there is no room for the files.
+            ValueError: If the weights are not those of the configuration (weight_norm, LoRA).
+            DiskFullError: If there is no room for the files; the earlier ones stay.
         """
         from safetensors.torch import save_file
 
         target = self.dtype if dtype is None else resolve_dtype(dtype, self.device)
+        with on_meta():
+            expected = SegmentationModel(self.config).state_dict()
+        check_state(self, expected)
         state = {
             name: tensor.detach()
             .to("cpu", target if tensor.is_floating_point() else tensor.dtype)

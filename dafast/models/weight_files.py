@@ -1,35 +1,30 @@
-"""Files with weights: where they are, and what is in them.
+"""Reads files with weights and finds the network in what a trainer saved.
 
-What a user names is a preset, an id of the hub, a file or a folder (`locate`). Only tensors are
-ever unpickled (`read_file`); `dafast.models.checkpoint` makes models of them.
+Only tensors and plain containers are unpickled (`read_file`); `unwrap` removes the wrappings.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import pickle
 import re
 import struct
 import zipfile
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..config import PRESETS, ModelConfig
-from .conversion import preset_from_name
-from .hub import WEIGHT_FILES, HubError, HubOptions, fetch_file, fetch_model, shard_names
+from .conversion import ANCHORS, LAYOUTS, detect_layout
 
-PACKAGED_WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
-"""Folder of the weights shipped inside the package, one folder per preset."""
+logger = logging.getLogger("dafast")
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 SHOWN = 5  # keys listed in an error
-# What the unpickler of PyTorch raises, one by one, on files that were cut or changed.
+# All that the unpickler of PyTorch raises on files that were cut or changed.
 _DAMAGE = (
     RuntimeError,
     EOFError,
@@ -46,18 +41,51 @@ class CheckpointError(ValueError):
     """Weights could not be found or read, or do not belong to the model."""
 
 
+class _Ignored:
+    """Replaces an object that is no weight and that PyTorch's own list does not allow."""
+
+    def __init__(self, *args: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+# Values that trainers save next to weights. Each is read as `_Ignored`: none of them is made.
+_HARMLESS: list[Any] = [
+    (_Ignored, name)
+    for name in (
+        *(
+            f"numpy.{core}.multiarray.{function}"
+            for core in ("core", "_core")
+            for function in ("scalar", "_reconstruct")
+        ),
+        "numpy.dtype",
+        "numpy.ndarray",
+        "argparse.Namespace",
+        "pathlib.Path",
+        "pathlib.PosixPath",
+        "pathlib.WindowsPath",
+        "pathlib.PurePosixPath",
+        "pathlib._local.PosixPath",
+        "pathlib._local.WindowsPath",
+        "datetime.datetime",
+    )
+]
+
+
 # ------------------------------------------------------------------------------- reading a file
 
 
-def _what_is_it(path: Path) -> str:
-    """Guesses from its first bytes what a file that holds no readable weights is instead."""
+def _describe_file(path: Path) -> str:
+    """Tells from its first bytes what a file without readable weights is."""
     with open(path, "rb") as file:
         head = file.read(512)
     text = head.lstrip().lower()
     if not head:
         return "an empty file"
     if text.startswith((b"<!doctype", b"<html", b"<?xml")):
-        return "an HTML page, as a failed download leaves it"
+        return "an HTML page, probably from a failed download"
     if head.startswith(b"version https://git-lfs"):
         return "a Git LFS pointer; `git lfs pull` fetches the file itself"
     for magic, kind in (
@@ -89,7 +117,7 @@ def _what_is_it(path: Path) -> str:
 
 
 def _safetensors_problem(path: Path) -> str | None:
-    """Why a file is no whole safetensors file, or None if it is one (or does not claim to be).
+    """Why a safetensors file is incomplete; None if it is complete or of another format.
 
     The format: length of the header (8 bytes, little endian), a JSON header, the data.
     """
@@ -119,10 +147,10 @@ def _is_safetensors(path: Path) -> bool:
 
 
 def read_file(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """Reads one file by its contents, whatever it is called.
+    """Reads one file, whose contents and not whose name decide the format.
 
     Returns:
-        What it holds (for a PyTorch file not yet unwrapped), and safetensors' metadata.
+        Its entries (of a PyTorch file: as saved, see `unwrap`), and the metadata of safetensors.
 
     Raises:
         CheckpointError: If it is unreadable, truncated, or holds code.
@@ -143,23 +171,25 @@ def read_file(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         with open(path, "rb") as file_head:
             magic = file_head.read(2)
         if not zipped and not (magic[:1] == b"\x80" and magic[1:] in b"\x02\x03\x04\x05"):
-            raise CheckpointError(f"{path}: {_what_is_it(path)}")
+            raise CheckpointError(f"{path}: {_describe_file(path)}")
         try:
             # Only tensors and plain containers: a checkpoint must never run code. mmap needs the
             # zip format; files written before PyTorch 1.6 have another.
-            data = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped or None)
+            with torch.serialization.safe_globals(_HARMLESS):
+                data = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped or None)
         except pickle.UnpicklingError as error:
             if "Unsupported" in str(error) or "Weights only load failed" in str(error):
                 raise CheckpointError(
                     f"{path}: refused, because it holds Python objects other than tensors, which "
                     f"could run code when loaded, or is damaged ({_refused(error)}). Save only "
-                    "the model's state_dict, or use safetensors."
+                    "the model's state_dict, or use safetensors; if you trust the file, "
+                    "torch.load(path, weights_only=False) reads it for that."
                 ) from error
             raise CheckpointError(f"{path}: a damaged pickle ({error})") from error
         except _DAMAGE as error:
             first = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise CheckpointError(
-                f"{path}: {_what_is_it(path)}, truncated or damaged ({first})"
+                f"{path}: {_describe_file(path)}, truncated or damaged ({first})"
             ) from error
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror or error}") from error
@@ -176,152 +206,155 @@ def _refused(error: Exception) -> str:
     return match[0] if match else str(error).splitlines()[0]
 
 
-_WRAPPERS = ("model", "state_dict", "model_state_dict", "module")
-_PREFIXES = ("module.", "_orig_mod.", "model.")
-
-
-def unwrap(data: Mapping[str, Any], label: str) -> dict[str, Tensor]:
-    """Finds the state_dict in what a trainer saved, without the prefixes of DDP and compile.
-
-    Raises:
-        CheckpointError: If there is none.
-    """
-    while not any(isinstance(value, Tensor) for value in data.values()):
-        inner = next((data[k] for k in _WRAPPERS if isinstance(data.get(k), Mapping)), None)
-        if inner is None:
-            found = ", ".join(map(str, list(data)[:SHOWN])) or "nothing"
-            kind = "an optimizer state" if "param_groups" in data else "no state_dict"
-            raise CheckpointError(f"{label}: {kind}; it holds: {found}")
-        data = inner
-    tensors = {str(k): v for k, v in data.items() if isinstance(v, Tensor)}
-    changed = True
-    while changed:
-        changed = False
-        for prefix in _PREFIXES:
-            if all(name.startswith(prefix) for name in tensors):
-                tensors = {name.removeprefix(prefix): v for name, v in tensors.items()}
-                changed = True
-    return tensors
-
-
-# ---------------------------------------------------------------------------- finding the files
+# ---------------------------------------------------------------------------- finding the network
 
 
 @dataclass
-class Source:
-    """Where the weights of a model are, and what is known of it.
+class Weights:
+    """The tensors of one network.
 
     Attributes:
-        label: What the user asked for, for messages.
-        files: One, or all shards.
-        config: Path of the config.json, if there is one.
-        name: Published file name or hub id, which may tell the preset.
-        preset: What the user named, if it was a preset.
+        tensors: By name, without the prefixes of wrappers.
+        names: Names of all tensors that were saved together, as in the file.
+        place: The entries and prefixes that lead to the network, joined by dots.
+        left_out: Names of tensors that were saved together with the network, but outside of it.
+        scores: Names of entries next to the weights that a metric model has, such as ``rmse``.
+        is_training_state: Whether they are from a checkpoint of dafast's own training.
+        metadata: Of a safetensors file.
     """
 
-    label: str
-    files: list[Path]
-    config: Path | None = None
-    name: str = ""
-    preset: ModelConfig | None = None
+    tensors: dict[str, Tensor]
+    names: list[str]
+    place: str = ""
+    left_out: list[str] = field(default_factory=list)
+    scores: list[str] = field(default_factory=list)
+    is_training_state: bool = False
+    metadata: dict[str, str] = field(default_factory=dict)
 
 
-def _folder_source(folder: Path) -> Source:
-    config = folder / "config.json"
-    found = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
-    if found is None:
-        others = sorted(p for p in folder.iterdir() if p.suffix in _SUFFIXES)
-        if len(others) > 1:
-            names = ", ".join(p.name for p in others[:SHOWN])
-            raise CheckpointError(f"{folder}: several files with weights ({names}): name one")
-        if not others:
-            holds = ", ".join(sorted(p.name for p in folder.iterdir())[:SHOWN]) or "nothing"
-            raise CheckpointError(
-                f"{folder}: no weights: none of {', '.join(WEIGHT_FILES)}, nor another "
-                f"{', '.join(_SUFFIXES)} file. The folder holds: {holds}"
-            )
-        found = others[0]
-    source = _file_source(found)
-    source.label = str(folder)
-    source.config = config if config.is_file() else None
-    # A clone of a hub repository keeps its name in the folder's.
-    source.name = found.name if preset_from_name(found.name) else folder.name
-    return source
+_DEPTH = 4  # levels of wrapping
+# Parts of names that come from wrappers: torch.compile, FSDP, activation checkpointing.
+_INFIXES = re.compile(r"_orig_mod\.|_fsdp_wrapped_module\.|_checkpoint_wrapped_module\.")
+_AVERAGES = ("ema", "shadow", "averaged", "swa")
+# Entries of one network, in order of preference.
+_USUAL = ("", "model", "state_dict", "model_state_dict", "module", "params", "net", "network")
+_STUDENTS = ("student",)
+_SCORES = re.compile(
+    r"(?:.*_)?(?:abs_?rel|sq_?rel|rmse|rmse_log|log_?10|silog|d1|a1|delta_?1|max_?depth)",
+    re.IGNORECASE,
+)
 
 
-def _file_source(path: Path) -> Source:
-    if path.name.endswith(".index.json"):
-        files = [path.parent / name for name in _shards(path)]
-        absent = [file.name for file in files if not file.is_file()]
-        if absent:
-            raise CheckpointError(f"{path}: shards are missing: {', '.join(absent)}")
-    else:
-        match = re.search(r"-\d{5}-of-(\d{5})\.\w+$", path.name)
-        if match and int(match[1]) > 1:
-            raise CheckpointError(
-                f"{path}: one of {int(match[1])} shards: load the .index.json that names them all, "
-                "or the folder with it"
-            )
-        files = [path]
-    config = path.parent / "config.json"
-    named = path.name in WEIGHT_FILES and config.is_file()
-    return Source(str(path), files, config if named else None, path.name)
+@dataclass
+class _Found:
+    """A network in a file: the entries (and prefixes) that lead to it, and its tensors."""
+
+    path: tuple[str, ...]
+    tensors: dict[str, Tensor]
+    names: list[str]
+    left_out: list[str]
+
+    @property
+    def place(self) -> str:
+        return ".".join(self.path)
+
+    def rank(self) -> tuple[int, int, int]:
+        """The smaller, the rather it is the one to load."""
+        words = [word for part in self.path for word in part.lower().split("_")]
+        whole = detect_layout(self.tensors, LAYOUTS) is not None
+        if any(word in _AVERAGES for word in words):
+            return (not whole, 0, 0)
+        last = self.path[-1].lower() if self.path else ""
+        if all(part.lower() in _USUAL for part in self.path):
+            return (not whole, 1, min((_USUAL.index(p.lower()) for p in self.path), default=0))
+        return (not whole, 2 if last in _STUDENTS or "student" in words else 3, 0)
 
 
-def _shards(index: Path) -> list[str]:
-    try:
-        return shard_names(index)
-    except ValueError as error:
-        raise CheckpointError(str(error)) from error
+def _prefixes(names: Mapping[str, Any]) -> list[str]:
+    """What precedes the cls token of each network in a flat dict."""
+    found = []
+    for name in names:
+        anchor = next((a for a in ANCHORS if name == a or name.endswith("." + a)), None)
+        if anchor is not None:
+            found.append(name.removesuffix(anchor))
+    return found
 
 
-def locate(name_or_path: str | Path, filename: str | None, options: HubOptions) -> Source:
-    """Finds, and downloads where needed, what `load_pretrained` was asked for."""
-    if name_or_path == "":  # as a path it would be the current folder
+def _networks(data: Mapping[Any, Any], path: tuple[str, ...] = ()) -> Iterator[_Found]:
+    """Every network in nested dicts."""
+    names = [str(k) for k, v in data.items() if isinstance(v, Tensor)]
+    flat = {_INFIXES.sub("", str(k)): v for k, v in data.items() if isinstance(v, Tensor)}
+    # A single number is no weight of any network: a score, an epoch, a count of averages.
+    flat = {k: v for k, v in flat.items() if v.ndim or "." in k}
+    prefixes = _prefixes(flat)
+    for prefix in prefixes:
+        others = tuple(other for other in prefixes if other and other != prefix)
+        inner = {
+            name.removeprefix(prefix): value
+            for name, value in flat.items()
+            if name.startswith(prefix) and not (others and name.startswith(others))
+        }
+        outside = [n for n in flat if prefix and not n.startswith((prefix, *others))]
+        yield _Found((*path, *prefix.split(".")[:-1]), inner, names, outside)
+    if len(path) < _DEPTH:
+        for key, value in data.items():
+            if isinstance(value, Mapping):
+                yield from _networks(value, (*path, str(key)))
+
+
+def _scores(data: Mapping[Any, Any], depth: int = 0) -> list[str]:
+    """Names of numbers next to the weights that speak of a metric model."""
+    found = []
+    for key, value in data.items():
+        if isinstance(value, Mapping) and depth < _DEPTH:
+            found += _scores(value, depth + 1)
+        elif value is not None and isinstance(key, str) and _SCORES.fullmatch(key):
+            found.append(key)
+    return list(dict.fromkeys(found))
+
+
+def _other_tensors(data: Mapping[Any, Any]) -> dict[str, Tensor]:
+    """The largest dict of tensors in nested dicts."""
+    best = {str(k): v for k, v in data.items() if isinstance(v, Tensor)}
+    for value in data.values():
+        if isinstance(value, Mapping):
+            inner = _other_tensors(value)
+            best = inner if len(inner) > len(best) else best
+    return best
+
+
+def unwrap(data: Mapping[str, Any], label: str) -> Weights:
+    """Finds the network in what a trainer saved, without the prefixes of DDP, compile and others.
+
+    A network is found by its cls token, at any depth and behind any prefix. Of several the moving
+    average is preferred (``ema``), then the usual names (``model``, ``state_dict``, ``params``,
+    ``net``, ...), then ``student``. A file without such a network gives its largest dict of
+    tensors, for the message about it.
+
+    Raises:
+        CheckpointError: If there are no tensors, or several networks of which none is preferred.
+    """
+    found = sorted(_networks(data), key=_Found.rank)
+    if not found:
+        other = _other_tensors(data)
+        if not other or "param_groups" in data:
+            entries = ", ".join(map(str, list(data)[:SHOWN])) or "nothing"
+            kind = "an optimizer state" if "param_groups" in data else "no state_dict"
+            raise CheckpointError(f"{label}: {kind}; it holds: {entries}")
+        return Weights(other, list(other))
+    first = found[0]
+    places = ", ".join(repr(other.place) for other in found)
+    if len(found) > 1 and found[1].rank() == first.rank():
         raise CheckpointError(
-            "the name is empty: give a hub id, a file, a folder or one of the presets "
-            f"{', '.join(PRESETS)}"
+            f"{label}: holds several networks ({places}): save the state_dict of one to a file"
         )
-    name = str(name_or_path)
-    if isinstance(name_or_path, str) and name in PRESETS and filename is None:
-        preset = PRESETS[name]
-        if (PACKAGED_WEIGHTS / name).is_dir():
-            source = _folder_source(PACKAGED_WEIGHTS / name)
-            source.preset = preset
-            return source
-        if not preset.hub_id:
-            raise CheckpointError(
-                f"{name!r}: this installation of dafast has no weights for it "
-                f"(they belong in {PACKAGED_WEIGHTS / name}); they are not trained yet, or the "
-                "package was built without them"
-            )
-        file = fetch_file(preset.hub_id, preset.hub_file, options, config=name)
-        return Source(name, [file], None, preset.hub_file, preset)
-    path = Path(name_or_path).expanduser()
-    if path.is_dir():
-        return _file_source(path / filename) if filename else _folder_source(path)
-    if path.exists():
-        return _file_source(path)
-    looks_local = (
-        isinstance(name_or_path, Path)
-        or not _HUB_ID.fullmatch(name)
-        or name.endswith(_SUFFIXES)
-        or name.startswith(".")
+    if len(found) > 1:
+        logger.info("%s: holds %s; %r is read", label, places, first.place)
+    return Weights(
+        first.tensors,
+        first.names,
+        first.place,
+        first.left_out,
+        _scores(data),
+        is_training_state={"model", "optimizer", "position", "config"} <= set(data),
     )
-    if looks_local:
-        hint = ""
-        if isinstance(name_or_path, str) and not path.suffix and len(path.parts) == 1:
-            hint = f", and no preset is called so; there are: {', '.join(PRESETS)}"
-        raise CheckpointError(f"{name}: no such file or folder{hint}")
-    published = preset_from_name(name)
-    try:
-        if filename is not None:
-            file = fetch_file(name, filename, options)
-            return Source(f"{name}/{filename}", [file], None, filename)
-        if published is not None and published.hub_id.lower() == name.lower():
-            file = fetch_file(name, published.hub_file, options, config=published.name)
-            return Source(name, [file], None, name, published)
-        config, files = fetch_model(name, options)
-    except HubError as error:
-        raise CheckpointError(f"{error} (There is no local file or folder {name!r}.)") from error
-    return Source(name, files, config, name)

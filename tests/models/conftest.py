@@ -65,6 +65,19 @@ def calibrate(run: Callable[[], object], last: nn.Conv2d, mean: float, std: floa
     last.bias.data.sub_(seen[0].mean()).mul_(scale).add_(mean)
 
 
+@pytest.fixture
+def model(seed: int) -> nn.Module:
+    """A model of `tests.models.checkpoints.TINY` with random weights."""
+    # Not above: Triton must not be imported before the settings of `tests/conftest.py`.
+    from dafast import DepthAnything
+    from tests.models.checkpoints import TINY
+
+    model = DepthAnything(TINY).eval()
+    randomise(model, seed)
+    model.pretrained.mask_token.normal_()
+    return model
+
+
 @pytest.fixture(scope="session", name="randomise")
 def _randomise() -> Callable[[nn.Module, int], None]:
     return randomise

@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 from dafast import DepthAnything
 from dafast.config import PRESETS, ModelConfig
 from dafast.models.checkpoint import CheckpointError, load_encoder
-from dafast.models.conversion import LAYOUTS, config_to_transformers, from_official
+from dafast.models.configurations import config_to_transformers
+from dafast.models.conversion import LAYOUTS, from_official
 from dafast.models.zoedepth import MetricBinsHead, attract, log_binomial
 from tests.tiny import tiny
 from tests.tolerances import TOLERANCES

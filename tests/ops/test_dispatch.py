@@ -20,7 +20,11 @@ def op():
     made = Op(
         "test_op",
         lambda x: ("reference", x),
-        {"sdpa": Backend(lambda x: ("sdpa", x), lambda x: "" if x > 0 else "needs a positive number")},
+        {
+            "sdpa": Backend(
+                lambda x: ("sdpa", x), lambda x: "" if x > 0 else "needs a positive number"
+            )
+        },
     )
     yield made
     del OPS["test_op"]

@@ -1,0 +1,228 @@
+"""Decides which configuration the weights of a file have.
+
+The weights say neither which blocks the decoder reads (V1 and V2 differ in that) nor whether the
+output is relative or metric. So a config.json, the metadata of a file, a preset's name or the names
+of the file and its folders have to say it; nothing is guessed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from ..config import PRESETS, ModelConfig
+from .configurations import (
+    METADATA_KEY,
+    config_from_json,
+    config_from_tensors,
+    is_model_config,
+    matching_preset,
+)
+from .conversion import Layout
+from .identify import looks_like
+from .names import NameClaim, read_names
+from .sources import Source
+from .weight_files import CheckpointError, Weights
+
+logger = logging.getLogger("dafast")
+
+_SIZES = ("embed_dim", "num_layers", "features", "out_channels", "grid_size", "patch_size")
+_HOW_TO_SAY = (
+    "The weights say neither which blocks the decoder reads nor whether the output is metric. Say "
+    "it with config= (--config on the command line): config='v2-{0}' or '{0}' (V1) for relative "
+    "disparity, 'v2-metric-hypersim-{0}' for metres up to 20, 'v2-metric-vkitti-{0}' up to 80; or "
+    'with a config.json next to the file, e.g. {{"encoder": "{0}", "max_depth": 50}}'
+)
+_HOW_TO_SAY_CUSTOM = (
+    "The weights say neither which blocks the decoder reads nor whether the output is metric. Say "
+    "it with config= (a ModelConfig with out_indices and max_depth) or with a config.json next to "
+    "the file"
+)
+
+
+def choose_config(source: Source, weights: Weights, layout: Layout) -> ModelConfig:
+    """The configuration of weights for which the caller named none.
+
+    Raises:
+        CheckpointError: If nothing says it, or a config.json is not readable.
+    """
+    claim = read_names(source.names)
+    for described in (
+        _from_config_json(source, weights, layout),
+        _from_metadata(weights.metadata, source.label),
+    ):
+        if described is not None:
+            _warn_of_contradiction(described, source, weights, claim)
+            return described
+    if source.preset is not None:
+        return source.preset
+    sizes = _sizes(weights, layout, source.label)
+    if sizes.bin_centers:
+        return _with_bins(claim, sizes, source.label)
+    if weights.is_training_state:
+        raise CheckpointError(
+            f"{source.label}: a checkpoint of a training run, without the run's export/config.json "
+            "that says which model it is: load the run's export/ folder, or pass config="
+        )
+    return _from_names(claim, weights, sizes, source.label)
+
+
+def _from_config_json(source: Source, weights: Weights, layout: Layout) -> ModelConfig | None:
+    if source.config is None:
+        return None
+    try:
+        data = json.loads(source.config.read_text(encoding="utf-8"))
+        if not source.own_config and not is_model_config(data):
+            logger.warning("%s: describes no Depth Anything and is not used", source.config)
+            return None
+        if not isinstance(data, dict):
+            raise ValueError(f"a JSON object expected, not a {type(data).__name__}")
+        config = config_from_json(data, source.names)
+    except (ValueError, TypeError, OSError) as error:
+        if not source.own_config and isinstance(error, json.JSONDecodeError | UnicodeDecodeError):
+            logger.warning("%s: no readable JSON (%s); it is not used", source.config, error)
+            return None
+        raise CheckpointError(f"{source.config}: {error}") from error
+    if not source.own_config:
+        sizes = _sizes(weights, layout, source.label)
+        if any(getattr(sizes, name) != getattr(config, name) for name in _SIZES):
+            logger.warning(
+                "%s: describes a model of another size (%s) than %s has; it is not used",
+                source.config,
+                config.name,
+                source.label,
+            )
+            return None
+    return config
+
+
+def _from_metadata(metadata: Mapping[str, str], label: str) -> ModelConfig | None:
+    if METADATA_KEY not in metadata:
+        return None
+    try:
+        data: Any = json.loads(metadata[METADATA_KEY])
+        return config_from_json(data)
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{label}: metadata {METADATA_KEY}: {error}") from error
+
+
+def _warn_of_contradiction(
+    config: ModelConfig, source: Source, weights: Weights, claim: NameClaim
+) -> None:
+    """Warns where a config.json says relative and something else says metric."""
+    if config.is_metric or claim.relative:
+        return
+    own = read_names(source.names[:1])
+    sign = f"its name says {own.metric!r}" if own.metric else ""
+    if weights.scores and not sign:
+        sign = f"{', '.join(weights.scores)} is saved with the weights"
+    if sign:
+        logger.warning(
+            "%s: %s, but its configuration is that of a relative model. If the model is metric, "
+            "its output is wrong: pass config=, e.g. config='v2-metric-vkitti-vits'.",
+            source.label,
+            sign,
+        )
+
+
+def _sizes(weights: Weights, layout: Layout, label: str) -> ModelConfig:
+    try:
+        return config_from_tensors(weights.tensors, layout)
+    except KeyError as error:
+        raise CheckpointError(
+            f"{label}: without the tensor {error} the size of the model is unknown; it looks like "
+            f"{looks_like(weights)}"
+        ) from error
+    except (ValueError, IndexError, ZeroDivisionError) as error:
+        raise CheckpointError(f"{label}: {error}; it looks like {looks_like(weights)}") from error
+
+
+def _with_bins(claim: NameClaim, sizes: ModelConfig, label: str) -> ModelConfig:
+    """ZoeDepth's bins, which only metric models of V1 have; the names may say the largest depth."""
+    if claim.preset is not None and claim.preset.bin_centers:
+        return claim.preset
+    depths = {"indoor": 10.0, "outdoor": 80.0}
+    place = claim.place or {"nyu": "indoor", "kitti": "outdoor"}.get(claim.metric, "")
+    config = dataclasses.replace(sizes, max_depth=depths.get(place, sizes.max_depth))
+    config = matching_preset(config) or config
+    logger.warning(
+        "%s: no config.json and no published file name; taken for a V1 metric model up to %g m "
+        "by its bins. The largest depth is not in the weights: pass config= (--config) if it is "
+        "another, e.g. config='metric-outdoor-vitl'.",
+        label,
+        config.max_depth,
+    )
+    return config
+
+
+def _encoder(sizes: ModelConfig) -> str:
+    """Name of the published encoder with these sizes, or ""."""
+    for name in ("vits", "vitb", "vitl"):
+        preset = PRESETS[name]
+        if (preset.embed_dim, preset.num_layers) == (sizes.embed_dim, sizes.num_layers):
+            return name
+    return ""
+
+
+def _from_names(claim: NameClaim, weights: Weights, sizes: ModelConfig, label: str) -> ModelConfig:
+    """What the names say of a model without bins: V1 or V2, relative or metric.
+
+    Raises:
+        CheckpointError: If they say neither V1 nor V2, or say metric without the largest depth.
+    """
+    if claim.preset is not None and (claim.preset.is_metric or not weights.scores):
+        return claim.preset
+    encoder = _encoder(sizes)
+    how = _HOW_TO_SAY.format(encoder) if encoder else _HOW_TO_SAY_CUSTOM
+    if claim.data and encoder and claim.version in ("v2", ""):
+        config = _v2(sizes, encoder, PRESETS[f"v2-metric-{claim.data}-{encoder}"].max_depth)
+        logger.warning(
+            "%s: its name says V2 metric (%s); it is read as %r, for depths up to %g m, which the "
+            "weights do not say. Otherwise pass config= (--config).",
+            label,
+            claim.data,
+            config.name,
+            config.max_depth,
+        )
+        return config
+    if (claim.metric or weights.scores) and not claim.relative:
+        sign = f"its name says {claim.metric!r}" if claim.metric else ""
+        sign = sign or f"{', '.join(weights.scores)} is saved with the weights"
+        raise CheckpointError(f"{label}: {sign}: probably a metric model. {how}.")
+    nano = matching_preset(sizes) is PRESETS["nano"]
+    if nano:
+        config, version = sizes, "no config.json and no published file name, but nano's size"
+    elif claim.version == "v1":
+        config, version = sizes, "its name says V1"
+    elif claim.version == "v2" and encoder:
+        config, version = _v2(sizes, encoder, None), "its name says V2"
+    else:
+        said = f"its name says {claim.version}" if claim.version else "no config.json, no metadata"
+        said += "" if claim.version else " and no name that says V1 or V2"
+        raise CheckpointError(f"{label}: {said}. {how}.")
+    logger.warning(
+        "%s: %s; it is read as the relative model %r, whose decoder reads the blocks %s. The "
+        "weights do not say that: pass config= (--config) if it is another, e.g. "
+        "config='v2-metric-vkitti-vits' for a metric one.",
+        label,
+        version,
+        config.name,
+        config.out_indices,
+    )
+    return config
+
+
+def _v2(sizes: ModelConfig, encoder: str, max_depth: float | None) -> ModelConfig:
+    config = dataclasses.replace(
+        sizes,
+        name="custom",
+        hub_id="",
+        hub_file="",
+        out_indices=PRESETS[f"v2-{encoder}"].out_indices,
+        output_align_corners=True,
+        max_depth=max_depth,
+    )
+    return matching_preset(config) or config

@@ -1,0 +1,121 @@
+"""Describes tensors that do not fit: other networks by their names, and what differs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from .conversion import (
+    ENCODER_LAYOUTS,
+    LAYOUTS,
+    Conversion,
+    Layout,
+    detect_layout,
+    encoder_size,
+)
+from .weight_files import SHOWN, CheckpointError, Weights
+
+# Parts of names that have to occur together, and the network they belong to. The first that fits.
+_OTHERS: tuple[tuple[tuple[str, ...], str], ...] = (
+    (("motion_modules.",), "a Video-Depth-Anything checkpoint"),
+    (("sky_output_conv2.",), "a Depth Anything 3 checkpoint"),
+    (("cam_dec.",), "a Depth Anything 3 checkpoint"),
+    (("backbone.pretrained.", "head."), "a Depth Anything 3 checkpoint"),
+    (("resConfUnit_depth.",), "a Prompt Depth Anything checkpoint"),
+    (("register_tokens",), "a network on DINOv2 with registers, which Depth Anything does not use"),
+    (("pretrained.model.blocks.", "scratch."), "a MiDaS checkpoint"),
+    (("dpt.embeddings",), "a DPT checkpoint of transformers"),
+    (("image_encoder.", "mask_decoder."), "a Segment Anything checkpoint"),
+)
+_BINS = ("seed_bin_regressor", "conditional_log_binomial", "attractors.")
+_CHUNKED = re.compile(r"(?:^|\.)blocks\.\d+\.\d+\.")
+
+
+def other_network(weights: Weights) -> str:
+    """Names the network that dafast does not read, or returns "" if the weights may be read."""
+    names = weights.names
+
+    def has(*parts: str) -> bool:
+        return all(any(part in name for name in names) for part in parts)
+
+    for parts, kind in _OTHERS:
+        if has(*parts):
+            return kind
+    if any(_CHUNKED.search(name) for name in names):
+        return (
+            "a DINOv2 or Depth Anything with its blocks in chunks (blocks.0.0., as DINOv2's own "
+            "training and Distill-Any-Depth Large save them)"
+        )
+    if has("mlp.w12.") or has("mlp.weights_in."):
+        whole = "Depth Anything" if has("depth_head.") or has("neck.") else "DINOv2"
+        return f"a {whole} with ViT-g (giant), whose blocks have a SwiGLU"
+    if any(map(has, _BINS)) and detect_layout(weights.tensors, LAYOUTS) is None:
+        return "a ZoeDepth metric checkpoint of another encoder"
+    return ""
+
+
+def looks_like(weights: Weights) -> str:
+    """What a set of tensors seems to be."""
+    if other := other_network(weights):
+        return other
+    tensors = weights.tensors
+    layout = detect_layout(tensors, LAYOUTS)
+    if layout is not None:
+        return (
+            f"a Depth Anything checkpoint ({encoder_size(tensors, layout)}, {layout.title} layout)"
+        )
+    for prefix in ("", "pretrained.", "backbone."):
+        inner = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        layout = detect_layout(inner, ENCODER_LAYOUTS)
+        if layout is not None:
+            return (
+                f"a plain DINOv2 backbone ({encoder_size(inner, layout)}, {layout.title} layout) "
+                "without a depth head; dafast.models.checkpoint.load_encoder reads it"
+            )
+    sample = ", ".join(f"{k} {tuple(v.shape)}" for k, v in list(tensors.items())[:3])
+    return (
+        f"something else than Depth Anything: {len(tensors)} tensors, for example "
+        f"{sample or 'none'}"
+    )
+
+
+def some(names: list[str]) -> str:
+    """The first of many names, and how many there are."""
+    more = f", ... ({len(names)} in all)" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
+
+
+def mismatch(
+    label: str, wanted: str, found: str, conversion: Conversion, layout: Layout, hint: str = ""
+) -> CheckpointError:
+    """The error for tensors that do not fit the model."""
+    lines = [f"{label}: the weights do not fit {wanted}. It looks like {found}."]
+    if conversion.missing:
+        lines.append(f"  missing ({len(conversion.missing)}): {some(conversion.missing)}")
+    if conversion.unexpected:
+        lines.append(f"  unexpected ({len(conversion.unexpected)}): {some(conversion.unexpected)}")
+    if conversion.wrong_shapes:
+        shapes = [
+            f"{name} {list(found_shape)} instead of {list(model_shape)}"
+            for name, found_shape, model_shape in conversion.wrong_shapes
+        ]
+        lines.append(f"  wrong shapes ({len(shapes)}): {some(shapes)}")
+    lines.append(f"  names as in the {layout.title} layout{hint}")
+    return CheckpointError("\n".join(lines))
+
+
+def check_floating(label: str, state: Mapping[str, Tensor], found: str) -> None:
+    """Checks that weights are floating-point numbers.
+
+    Raises:
+        CheckpointError: If some are not, as in quantised checkpoints.
+    """
+    wrong = [name for name, tensor in state.items() if not tensor.is_floating_point()]
+    if wrong:
+        kinds = ", ".join(sorted({str(state[name].dtype).removeprefix("torch.") for name in wrong}))
+        raise CheckpointError(
+            f"{label}: it looks like {found}, but its weights are not floating point ({kinds}; "
+            f"quantised?): {some(wrong)}. Save it in float32, float16 or bfloat16"
+        )
