@@ -1,11 +1,11 @@
-"""Builds dafast; everything that is not the C++ extension is in pyproject.toml.
+"""Builds the C++ extension of dafast; all other settings are in pyproject.toml.
 
-The extension needs PyTorch at build time, and PyTorch is not among the build requirements (pip
-would fetch a second copy, of whatever version is newest, into its isolated build): install torch
-first and pass --no-build-isolation. Where torch, a compiler or the build itself is missing,
-dafast installs without the extension and runs all the same, slower in places; `dafast doctor`
-says so. Set DAFAST_NO_EXTENSION=1 to leave it out on purpose, DAFAST_NO_CUDA=1 to leave out the
-CUDA kernels alone.
+The extension needs PyTorch at build time. PyTorch is not a build requirement, because pip would
+download a second copy of the newest version into its isolated build: install torch first and pass
+--no-build-isolation. If torch or a compiler is missing, or the build fails, dafast installs
+without the extension and works, but some steps are slower; `dafast doctor` lists them. Set
+DAFAST_NO_EXTENSION=1 to build without the extension, DAFAST_NO_CUDA=1 to build it without the CUDA
+kernels.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ from pathlib import Path
 from setuptools import Extension, find_packages, setup
 
 ROOT = Path(__file__).resolve().parent
-MIN_TORCH = "0x020b000000000000"  # 2.11: the oldest stable ABI that the extension speaks
-# Ampere to Blackwell, and PTX for what comes after.
+MIN_TORCH = "0x020b000000000000"  # 2.11: the oldest PyTorch that can load the extension
+# Ampere to Blackwell, and PTX for later architectures.
 CUDA_ARCHITECTURES = ("80", "86", "89", "90", "100", "120")
 
 
 def without_extension(reason: str) -> None:
-    """Says on the terminal that the extension is left out, and why."""
+    """Prints that dafast is installed without the extension, and the reason."""
     print(
         "\n"
         f"dafast: installing WITHOUT the C++ extension: {reason}\n"
-        "dafast: everything works, some steps are slower; `dafast doctor` tells which.\n",
+        "dafast: everything works, but some steps are slower; `dafast doctor` lists them.\n",
         file=sys.stderr,
         flush=True,
     )
 
 
 def extension() -> dict:
-    """Returns the setup() arguments that build dafast._C, or none with the reason printed.
+    """Returns the arguments of setup() that build dafast._C; none if it cannot be built.
 
-    With a CUDA build of PyTorch and its toolkit (`nvcc`) the CUDA kernels are in it.
+    The CUDA kernels are included with a CUDA build of PyTorch and its toolkit (`nvcc`).
     """
     if os.environ.get("DAFAST_NO_EXTENSION", "") not in ("", "0"):
         without_extension("DAFAST_NO_EXTENSION is set")
@@ -52,11 +52,12 @@ def extension() -> dict:
         return {}
 
     def module(cuda: bool) -> Extension:
-        # Relative to the root, as setuptools wants sources to be.
+        # setuptools wants paths relative to the root.
         sources = sorted(f"csrc/{p.name}" for p in CSRC.glob("*.cpp"))
         sources += sorted(f"csrc/cpu/{p.name}" for p in (CSRC / "cpu").glob("*.cpp"))
         windows = sys.platform == "win32"
-        # With traps a select of two floats is a branch, and its loop is not vectorised.
+        # -fno-trapping-math: otherwise a select of two floats is a branch, and GCC does not
+        # vectorise its loop.
         unix = ["-O3", "-g0", "-fvisibility=hidden", "-fno-trapping-math"]
         flags = {"cxx": ["/O2"] if windows else unix}
         macros = [("TORCH_TARGET_VERSION", MIN_TORCH)]
@@ -80,23 +81,22 @@ def extension() -> dict:
         )
 
     class OptionalBuildExtension(BuildExtension):
-        """Goes on without the CUDA kernels, and without the extension, where it does not build."""
+        """Continues without the CUDA kernels, or without the extension, if they do not build."""
 
         def build_extensions(self) -> None:
             if cuda:
                 try:
                     return super().build_extensions()
-                except Exception as error:  # an nvcc too old or too new, headers that are missing
+                except Exception as error:  # an unsupported nvcc, missing headers
                     print(f"\ndafast: WITHOUT the CUDA kernels: {error}\n", file=sys.stderr)
                     vars(self.extensions[0]).update(vars(module(cuda=False)))
             try:
                 super().build_extensions()
-            except Exception as error:  # whatever the compiler does, dafast still installs
+            except Exception as error:  # dafast installs without it
                 without_extension(f"the build failed: {error}")
                 self.extensions = []
                 self.distribution.ext_modules = []
 
-    # DAFAST_NO_CUDA=1 leaves the CUDA kernels out on purpose.
     wanted = os.environ.get("DAFAST_NO_CUDA", "") in ("", "0")
     cuda = bool(wanted and torch.version.cuda and CUDA_HOME)
     return {"ext_modules": [module(cuda)], "cmdclass": {"build_ext": OptionalBuildExtension}}
@@ -110,7 +110,7 @@ setup(
         *(f"dafast.{name}" for name in find_packages("dafast")),
         "dafast.kernels",
     ],
-    # The kernels live at the top of the repository and install within the package.
+    # The folder kernels/ is installed as dafast.kernels.
     package_dir={"dafast": "dafast", "dafast.kernels": "kernels"},
     package_data={"dafast": ["py.typed", "weights/**/*"]},
     **extension(),

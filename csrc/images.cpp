@@ -1,5 +1,6 @@
-// The ops on tensors, the same for the CPU and for CUDA: checked, laid out for include/dafast/images.h,
-// and run where the tensors are. Results are written into tensors that Python has allocated.
+// The ops on images, for the CPU and for CUDA: resize, padding, and the steps before and after the
+// network. Each checks its tensors, describes them with the structs of dafast/images.h, and calls
+// the function for their device. Python allocates the results.
 #ifdef DAFAST_CUDA
 #define USE_CUDA  // PyTorch's header then declares how to get the current stream
 #endif
@@ -44,28 +45,28 @@ Dtype dtype_of(const Tensor& x) {
     case ScalarType::UInt16:
       return Dtype::uint16;
     default:
-      STD_TORCH_CHECK(false, "dafast_C: a dtype that no kernel is compiled for");
+      STD_TORCH_CHECK(false, "dafast_C: no kernel for this dtype");
   }
 }
 
 bool is_float(Dtype dtype) { return dtype != Dtype::uint8 && dtype != Dtype::uint16; }
 
 View view_of(const Tensor& x) {
-  STD_TORCH_CHECK(x.dim() == 4, "dafast_C: a tensor (B, C, H, W) expected");
+  STD_TORCH_CHECK(x.dim() == 4, "dafast_C: expected a tensor (B, C, H, W)");
   constexpr int64_t most = 2147483647;  // taps count in 32 bits
-  STD_TORCH_CHECK(x.size(2) <= most && x.size(3) <= most, "dafast_C: an image too large");
+  STD_TORCH_CHECK(x.size(2) <= most && x.size(3) <= most, "dafast_C: the image is too large");
   const Dtype dtype = dtype_of(x);
   return {const_cast<void*>(x.const_data_ptr()), dtype, x.size(0), x.size(1), x.size(2), x.size(3),
           x.stride(0), x.stride(1), x.stride(2), x.stride(3)};
 }
 
-// Rows of pixels, or of pixels with all their channels, that lie side by side.
+// Whether the pixels of a row are contiguous, alone or with all their channels.
 bool has_dense_rows(const View& view) {
   return view.stride_x == 1 || (view.stride_c == 1 && view.stride_x == view.channels) ||
          view.width == 1;
 }
 
-// As torch.empty makes them: contiguous, or channels_last.
+// Whether the strides are those of a new tensor, contiguous or channels_last.
 bool is_dense(const View& view) {
   const int64_t width = view.width, pixels = view.width * view.height;
   const auto is = [&](int64_t n, int64_t c, int64_t y, int64_t x) {
@@ -78,19 +79,19 @@ bool is_dense(const View& view) {
 
 void check_pair(const View& source, const View& target) {
   STD_TORCH_CHECK(source.dtype == target.dtype && is_float(source.dtype),
-                  "dafast_C: float32, float16 or bfloat16 expected, one dtype for both");
+                  "dafast_C: expected float32, float16 or bfloat16, the same for input and output");
   STD_TORCH_CHECK(source.batch == target.batch && source.channels == target.channels,
-                  "dafast_C: batches or channels differ");
-  STD_TORCH_CHECK(source.height > 0 && source.width > 0, "dafast_C: an empty image");
-  STD_TORCH_CHECK(has_dense_rows(source) && is_dense(target), "dafast_C: strides not supported");
+                  "dafast_C: batch sizes or channels differ");
+  STD_TORCH_CHECK(source.height > 0 && source.width > 0, "dafast_C: the image is empty");
+  STD_TORCH_CHECK(has_dense_rows(source) && is_dense(target), "dafast_C: unsupported strides");
 }
 
 bool is_empty(const View& view) {
   return view.batch == 0 || view.channels == 0 || view.height == 0 || view.width == 0;
 }
 
-// Runs `on_cpu()`, or `on_cuda(workspace, stream)` on the current stream of the tensor's device
-// with so many 32-bit words of memory; a failed launch raises.
+// Calls `on_cpu()` or `on_cuda(workspace, stream)`, depending on the device of the tensor. The
+// workspace has `words` 32-bit words; the stream is the current one. A failed launch raises.
 template <typename OnCpu, typename OnCuda>
 void run(const Tensor& where, int64_t words, const OnCpu& on_cpu, const OnCuda& on_cuda) {
   if (where.is_cpu()) return on_cpu();
@@ -99,7 +100,7 @@ void run(const Tensor& where, int64_t words, const OnCpu& on_cpu, const OnCuda& 
   const torch::stable::accelerator::DeviceGuard guard(device);
   void* stream = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
-  // PyTorch's allocator hands the memory out again to later work on this stream only.
+  // PyTorch's allocator reuses this memory only for later work on the same stream.
   const Tensor workspace = torch::stable::new_empty(where, {words}, ScalarType::Int);
   const int error = on_cuda(words > 0 ? workspace.mutable_data_ptr() : nullptr, stream);
   STD_TORCH_CHECK(error == cudaSuccess, "dafast_C: the launch failed: ",
@@ -134,17 +135,17 @@ void resize_bilinear_backward(const Tensor& grad, Tensor out, bool align_corners
   resize(grad, out, align_corners, antialias, true);
 }
 
-// The image is `inner`, and `outer` is that with its padding.
+// `inner` is the image, `outer` the image with its padding.
 void check_padding(const View& inner, const View& outer, Padding mode, int64_t left, int64_t top) {
   if (mode != Padding::reflect) return;
   const int64_t right = outer.width - inner.width - left;
   const int64_t bottom = outer.height - inner.height - top;
   STD_TORCH_CHECK(std::max(left, right) < inner.width && std::max(top, bottom) < inner.height,
-                  "dafast_C: a reflection wider than the image");
+                  "dafast_C: the reflection is wider than the image");
 }
 
 Padding padding_of(int64_t mode) {
-  STD_TORCH_CHECK(mode >= 0 && mode <= 2, "dafast_C: an unknown padding");
+  STD_TORCH_CHECK(mode >= 0 && mode <= 2, "dafast_C: unknown padding");
   return static_cast<Padding>(mode);
 }
 
@@ -164,7 +165,7 @@ void pad_backward(const Tensor& grad, Tensor out, int64_t left, int64_t top, int
   run(grad, 0, [&] { cpu::pad_backward(call); }, DAFAST_ON_CUDA(pad_backward(call, stream)));
 }
 
-// placement: resized height and width, and padding left and top, of every image (3, H, W).
+// placement: for each image (3, H, W) its resized height and width, and the padding left and top.
 void preprocess(std::vector<Tensor> images, Tensor out, std::vector<int64_t> placement,
                 std::vector<double> mean, std::vector<double> std, bool cubic, bool antialias,
                 int64_t padding) {
@@ -173,25 +174,25 @@ void preprocess(std::vector<Tensor> images, Tensor out, std::vector<int64_t> pla
                   "dafast_C: preprocess writes (B, 3, H, W) in floating point");
   STD_TORCH_CHECK(static_cast<int64_t>(images.size()) == target.batch &&
                       placement.size() == 4 * images.size() && mean.size() == 3 && std.size() == 3,
-                  "dafast_C: preprocess got lists of other lengths");
+                  "dafast_C: preprocess: the lengths of the lists differ");
   if (is_empty(target)) return;
   std::vector<Photo> photos;
   for (size_t i = 0; i < images.size(); ++i) {
     const Tensor& image = images[i];
     STD_TORCH_CHECK(image.dim() == 3 && image.size(0) == 3 && image.size(1) > 0 &&
                         image.size(2) > 0 && std::max(image.size(1), image.size(2)) < 2147483647,
-                    "dafast_C: an image (3, H, W) expected");
+                    "dafast_C: expected an image (3, H, W)");
     STD_TORCH_CHECK(image.scalar_type() == images[0].scalar_type() &&
                         image.get_device_index() == out.get_device_index() &&
                         image.is_cpu() == out.is_cpu(),
-                    "dafast_C: images of several dtypes or devices");
+                    "dafast_C: the images have several dtypes or devices");
     STD_TORCH_CHECK(image.stride(2) == 1 || image.size(2) == 1 ||
                         (image.stride(0) == 1 && image.stride(2) == 3),
-                    "dafast_C: strides not supported");
+                    "dafast_C: unsupported strides");
     const int64_t* place = placement.data() + 4 * i;
     STD_TORCH_CHECK(place[0] > 0 && place[1] > 0 && place[2] >= 0 && place[3] >= 0 &&
                         place[3] + place[0] <= target.height && place[2] + place[1] <= target.width,
-                    "dafast_C: a resized image that does not fit");
+                    "dafast_C: a resized image does not fit");
     const View inner{nullptr, target.dtype, 1, 3, place[0], place[1], 0, 0, 0, 0};
     check_padding(inner, target, padding_of(padding), place[2], place[3]);
     photos.push_back({image.const_data_ptr(), image.stride(1), image.stride(2), image.stride(0),
@@ -202,7 +203,7 @@ void preprocess(std::vector<Tensor> images, Tensor out, std::vector<int64_t> pla
   Preprocess call{photos.data(), dtype_of(images[0]), target, {}, {}, padding_of(padding),
                   cubic,         antialias};
   STD_TORCH_CHECK(call.dtype == Dtype::uint8 || call.dtype == Dtype::float32,
-                  "dafast_C: images in uint8 or float32 expected");
+                  "dafast_C: expected images in uint8 or float32");
   for (int c = 0; c < 3; ++c) {
     const double unit = call.dtype == Dtype::uint8 ? 255.0 : 1.0;
     call.scale[c] = static_cast<float>(1.0 / (unit * std[c]));
@@ -211,15 +212,15 @@ void preprocess(std::vector<Tensor> images, Tensor out, std::vector<int64_t> pla
   run(out, 0, [&] { cpu::preprocess(call); }, DAFAST_ON_CUDA(preprocess(call, stream)));
 }
 
-// crops: top, left, height and width of what is kept of every prediction.
+// crops: top, left, height and width of the kept part of each prediction.
 void postprocess(const Tensor& disparity, std::vector<Tensor> outs, std::vector<int64_t> crops,
                  bool align_corners) {
   STD_TORCH_CHECK(disparity.dim() == 3 && static_cast<int64_t>(outs.size()) == disparity.size(0) &&
                       crops.size() == 4 * outs.size(),
-                  "dafast_C: postprocess got lists of other lengths");
+                  "dafast_C: postprocess: the lengths of the lists differ");
   if (outs.empty()) return;
   STD_TORCH_CHECK(disparity.stride(2) == 1 || disparity.size(2) == 1,
-                  "dafast_C: strides not supported");
+                  "dafast_C: unsupported strides");
   Postprocess call{nullptr, disparity.size(0), dtype_of(disparity), dtype_of(outs[0]),
                    disparity.stride(1), disparity.stride(2), align_corners};
   STD_TORCH_CHECK(is_float(call.dtype) && (call.target_dtype == Dtype::float32 ||
@@ -235,11 +236,11 @@ void postprocess(const Tensor& disparity, std::vector<Tensor> outs, std::vector<
                         out.is_cpu() == disparity.is_cpu() &&
                         out.get_device_index() == disparity.get_device_index() &&
                         std::max(out.size(0), out.size(1)) < 2147483647,
-                    "dafast_C: contiguous maps (H, W) of one dtype and device expected");
+                    "dafast_C: expected contiguous maps (H, W) of one dtype and device");
     STD_TORCH_CHECK(crop[0] >= 0 && crop[1] >= 0 && crop[2] > 0 && crop[3] > 0 &&
                         crop[0] + crop[2] <= disparity.size(1) &&
                         crop[1] + crop[3] <= disparity.size(2),
-                    "dafast_C: a crop outside of the prediction");
+                    "dafast_C: a crop is outside of the prediction");
     const int64_t offset = static_cast<int64_t>(i) * disparity.stride(0) +
                            crop[0] * disparity.stride(1) + crop[1] * disparity.stride(2);
     maps.push_back({static_cast<const char*>(disparity.const_data_ptr()) + offset * size,

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Builds the whole extension, CUDA kernels for every architecture too, against a CUDA build of
-# PyTorch; links and imports it, and runs the ops' tests with it. Needs nvcc and a C++ compiler,
-# no GPU: where there is none, the tests of the CUDA kernels skip and say so.
+# Builds the extension with CUDA kernels for every architecture against a CUDA build of PyTorch,
+# imports it, and runs the tests of its ops. Needs nvcc and a C++ compiler, but no GPU: without one,
+# the tests of the CUDA kernels are skipped.
 #
-#   scripts/check_cuda_build.sh [VENV]    VENV is kept for the next time; without it a temporary
-#                                         one is made (a download of 3 GB, 8 GB on the disk)
+#   scripts/check_cuda_build.sh [VENV]    VENV is kept for the next run; without it, the script
+#                                         creates a temporary one (downloads 3 GB, uses 8 GB of disk)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -19,13 +19,13 @@ venv=$(cd "$venv" && pwd)
 "$venv/bin/python" -m pip --disable-pip-version-check install --quiet "$torch" setuptools wheel \
     pybind11 ninja numpy pillow safetensors huggingface_hub tqdm tyro pytest opencv-python-headless
 
-# A copy, so that the checkout keeps the extension that it has.
+# Build in a copy, so that the checkout keeps its extension.
 mkdir "$work/source"
 cp -r setup.py pyproject.toml MANIFEST.in README.md LICENSE dafast kernels csrc bench tests "$work/source"
 find "$work/source" -name '*.so' -delete
 cd "$work/source"
 
-# Headers that PyTorch includes and a toolkit without its libraries lacks come with PyTorch.
+# PyTorch brings headers that it includes and a toolkit without libraries lacks.
 for include in "$venv"/lib/python3.*/site-packages/nvidia/cu13/include; do
     export CPATH="$include${CPATH:+:$CPATH}"
 done
@@ -50,7 +50,7 @@ ops = sorted(name for name in registered if name.startswith("dafast_C::"))
 print(f"torch {torch.__version__}, CUDA {torch.version.cuda}; on CUDA: {', '.join(ops)}")
 assert len(ops) == 6, ops
 PYTHON
-# cuobjdump comes with the toolkit, or with Triton.
+# cuobjdump is part of the toolkit, or of Triton.
 cuobjdump=$CUDA_HOME/bin/cuobjdump
 for found in "$venv"/lib/python3.*/site-packages/triton/backends/nvidia/bin/cuobjdump; do
     [ -x "$cuobjdump" ] || cuobjdump=$found

@@ -1,4 +1,4 @@
-"""Runs every Triton and CUDA kernel once at small sizes on the GPU: what sanitize.sh looks into."""
+"""Runs every Triton and CUDA kernel once at small sizes on the GPU, for sanitize.sh."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Runs every Triton and CUDA kernel at small sizes under compute-sanitizer: memory, races,
-# initialisation, barriers; with --tests the GPU tests of the CUDA kernels too. Needs a GPU, and the
-# extension built with CUDA.
+# Runs every Triton and CUDA kernel at small sizes under compute-sanitizer, which checks memory,
+# races, initialisation and barriers. With --tests, runs the GPU tests of the CUDA kernels as well.
+# Needs a GPU, and the extension built with CUDA.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -20,7 +20,7 @@ if why := _extension.why_not("cuda"):
     sys.exit(why)
 PYTHON
 
-# PyTorch's caching allocator would hide what lies past a tensor's end.
+# PyTorch's caching allocator would hide accesses past the end of a tensor.
 export PYTORCH_NO_CUDA_MEMORY_CACHING=1
 for tool in memcheck racecheck initcheck synccheck; do
     echo "== $tool"

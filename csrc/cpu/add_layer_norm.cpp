@@ -1,8 +1,8 @@
-// Residual add, LayerScale and LayerNorm on the CPU, a row at a time: whatever is read once and
-// written once stays in the first cache in between.
+// Residual add, LayerScale and LayerNorm on the CPU, a row at a time: intermediate values stay in
+// the first-level cache.
 //
-// The same bits for any number of threads: the sums for the parameters' gradients are taken over
-// parts whose bounds depend on the sizes alone.
+// The result has the same bits for any number of threads: the gradients of the parameters are
+// summed over parts whose bounds depend only on the sizes.
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/Exception.h>
@@ -16,9 +16,9 @@
 
 namespace dafast::cpu {
 
-constexpr int64_t kMaxChannels = 4096;  // of a row, which is worked on as a whole
+constexpr int64_t kMaxChannels = 4096;  // of a row; buffers hold whole rows
 
-// A contiguous tensor (rows, channels); data may be null where it is optional.
+// A contiguous tensor (rows, channels); data may be null if it is optional.
 struct Rows {
   void* data;
   Dtype dtype;
@@ -33,7 +33,7 @@ struct AddNorm {
   float eps;
 };
 
-// Sums of a part's rows: those of gamma's gradient, of the weight's, of the bias's, each `width`.
+// Sums over the rows of a part: gradients of gamma, weight and bias, each of `width` elements.
 struct AddNormBackward {
   int64_t rows, channels, width;
   Rows grad_s, grad_n, s, branch, grad_x, grad_branch;
@@ -55,7 +55,7 @@ constexpr const char* kOp = "add_layer_norm";
 Rows rows_of(const Tensor& x, const Tensor& like) {
   STD_TORCH_CHECK(x.is_cpu() && x.is_contiguous() && x.dim() > 0 && x.numel() == like.numel() &&
                       x.size(x.dim() - 1) == like.size(like.dim() - 1),
-                  kOp, ": contiguous CPU tensors (..., C) of one shape expected");
+                  kOp, ": expected contiguous CPU tensors (..., C) of one shape");
   return {const_cast<void*>(x.const_data_ptr()), float_dtype_of(x, kOp)};
 }
 
@@ -65,14 +65,14 @@ Rows rows_of(const std::optional<Tensor>& x, const Tensor& like) {
 
 int64_t channels_of(const Tensor& x) {
   const int64_t channels = x.size(x.dim() - 1);
-  STD_TORCH_CHECK(channels > 0 && channels <= kMaxChannels, kOp, ": 1 to ", kMaxChannels,
-                  " channels expected");
+  STD_TORCH_CHECK(channels > 0 && channels <= kMaxChannels, kOp, ": expected 1 to ",
+                  kMaxChannels, " channels");
   return channels;
 }
 
 int64_t padded_width(int64_t channels) { return (channels + kPadding - 1) / kPadding * kPadding; }
 
-// Rows that make work enough for a thread.
+// Least number of rows for a thread.
 int64_t grain_of(int64_t channels) { return std::max<int64_t>(1, 16384 / channels); }
 
 void forward(const Tensor& x, const Tensor& branch, const Tensor& gamma, const Tensor& weight,

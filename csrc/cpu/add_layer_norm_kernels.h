@@ -24,8 +24,8 @@ inline float add(const float* x, const float* branch, const float* gamma, int64_
   return sum.total();
 }
 
-// Sum of (s - mean)^2 of a padded row. Not the mean of squares less the mean's square, which would
-// be all rounding where the mean is large.
+// Sum of (s - mean)^2 of a padded row. The mean of squares minus the square of the mean would be
+// mostly rounding error if the mean is large.
 inline float squares_around(float mean, const float* s, int64_t channels) {
   float negative[kWide];
   for (int j = 0; j < kWide; ++j) negative[j] = -mean;
@@ -60,7 +60,7 @@ void normalise_rows(const AddNorm& call, int64_t begin, int64_t end) {
     float* DAFAST_RESTRICT s = place(call.s.data, call.s.dtype, at, channels, s_buffer);
     float sum = add(x, branch, call.gamma, padded, s);
     store(s, channels, call.s.data, call.s.dtype, at);
-    if (call.s.dtype != Dtype::float32) {  // the statistics are those of s as it is returned
+    if (call.s.dtype != Dtype::float32) {  // the statistics of s as it is returned
       load_row(call.s, row, channels, s);
       sum = sum_of(s, padded);
     }

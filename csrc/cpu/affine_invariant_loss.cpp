@@ -1,8 +1,8 @@
-// Affine-invariant loss on the CPU: masked medians by a radix select, without sorting or
-// copying them; deviations; L1; and a backward that reads each pixel once.
+// Affine-invariant loss on the CPU: masked medians by a radix select without sorting or copying,
+// deviations, L1, and a backward that reads each pixel once.
 //
-// The same bits for any number of threads: integers are counted, and floats summed in parts whose
-// bounds depend on the sizes alone.
+// The result has the same bits for any number of threads: counts are integers, and floats are
+// summed in parts whose bounds depend only on the sizes.
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/Exception.h>
@@ -16,7 +16,7 @@
 
 namespace dafast::cpu {
 
-// Maps whose pixels lie side by side, at any distance from each other (in elements).
+// Maps with contiguous pixels; the strides between maps are free, in elements.
 struct LossMaps {
   const void* values[2];  // prediction, target
   Dtype dtypes[2];
@@ -28,7 +28,7 @@ struct LossMaps {
   int region_count() const { return regions ? 2 : 1; }
 };
 
-// The median of one map's values in one region, and what the gradient needs to know of it.
+// The median of one map's values in one region, and the counts that the gradient needs.
 struct Segment {
   int64_t valid;   // pixels
   int64_t below;   // of these, less than the median
@@ -45,9 +45,9 @@ struct Sums {
   int64_t area;     // pixels in the first region, valid or not
 };
 
-// Of a map's region: [0] [1] median and inverse scale of the prediction, [2] [3] of the target, then
-// the factors in the gradient of a pixel of [4] sign(p_hat - t_hat), [5] p == median,
-// [6] sign(p - median); [7] whether the prediction's scale was clamped.
+// Coefficients of one region of a map: [0] [1] median and inverse scale of the prediction, [2] [3]
+// of the target; factors in the gradient of a pixel: [4] of sign(p_hat - t_hat), [5] of p ==
+// median, [6] of sign(p - median); [7] whether the scale of the prediction was clamped.
 constexpr int kCoefficients = 8;
 
 // Histograms of 11 bits, of both regions and of all other pixels; four counters to a bin.
@@ -84,16 +84,16 @@ LossMaps maps_of(const Tensor& prediction, const Tensor& target, const std::opti
     const Tensor& x = *tensors[i];
     STD_TORCH_CHECK(x.is_cpu() && x.dim() == 3 && x.size(0) == maps.maps &&
                         x.size(1) == prediction.size(1) && x.size(2) == prediction.size(2),
-                    kOp, ": CPU tensors (B, H, W) of one shape expected");
+                    kOp, ": expected CPU tensors (B, H, W) of one shape");
     STD_TORCH_CHECK(maps.pixels == 0 || ((x.stride(2) == 1 || x.size(2) == 1) &&
                                          (x.stride(1) == x.size(2) || x.size(1) == 1)),
-                    kOp, ": dense maps expected");
+                    kOp, ": expected dense maps");
     maps.strides[i] = x.stride(0);
   }
   const auto bytes = [](const std::optional<Tensor>& x) {
     STD_TORCH_CHECK(!x || x->scalar_type() == torch::headeronly::ScalarType::Bool,
-                    kOp, ": mask and regions in bool expected");
-    // An empty tensor is there all the same, and may have no memory.
+                    kOp, ": expected mask and regions in bool");
+    // An empty tensor is present, but may have no memory.
     static const uint8_t nothing = 0;
     if (!x) return static_cast<const uint8_t*>(nullptr);
     return x->numel() > 0 ? static_cast<const uint8_t*>(x->const_data_ptr()) : &nothing;
@@ -151,7 +151,7 @@ void forward(const Tensor& prediction, const Tensor& target, std::optional<Tenso
         if (segment.valid == 0) continue;
         const float scale = scale_of(segment);
         c[2 * which] = segment.median;
-        c[2 * which + 1] = 1.0f / (scale < least ? least : scale);  // a NaN stays one
+        c[2 * which + 1] = 1.0f / (scale < least ? least : scale);  // keeps NaN
         if (which == 0) c[7] = scale < least;
       }
     }
@@ -186,7 +186,7 @@ void forward(const Tensor& prediction, const Tensor& target, std::optional<Tenso
       float* c = out + (map * count + r) * kCoefficients;
       const double by_sign = weight * c[1];
       const double by_scale = c[7] != 0.0f ? 0.0 : -by_sign * all.along[r] / valid;
-      // Pixels above the median less those below it: the sum of sign(p - median).
+      // Pixels above the median minus those below it: the sum of sign(p - median).
       const double beyond =
           static_cast<double>(segment.valid - segment.ties - 2 * segment.below);
       const double tied = by_sign * all.signs[r] + by_scale * beyond;

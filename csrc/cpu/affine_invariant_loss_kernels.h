@@ -47,9 +47,9 @@ inline float value_of(int32_t key) {
   return float_of(static_cast<uint32_t>(key ^ ((key >> 31) & 0x7fffffff)));
 }
 
-// Digit kPass (the leading 11 bits, the next 11, the last 10) of the keys of a block's values that
-// share the bits before it with `prefixes`, one per region, as the place of the digit's counters.
-// All others are slot 2, whose counters take turns. Returns whether there is any of the former.
+// Finds the counters of digit kPass (the first 11 bits, the next 11, the last 10) of the keys in a
+// block. A key takes part if its bits before the digit are the prefix of its region; all others use
+// the counters of slot 2 in turn. Returns whether any key takes part.
 template <int kPass>
 inline bool find_counters(const Pixels& pixels, const float* DAFAST_RESTRICT x,
                           const int32_t* prefixes, int32_t* DAFAST_RESTRICT places) {
@@ -58,7 +58,7 @@ inline bool find_counters(const Pixels& pixels, const float* DAFAST_RESTRICT x,
   const int32_t* DAFAST_RESTRICT slots = pixels.slots;
   for (int64_t i = 0; i < pixels.count; ++i) {
     const int32_t key = key_of(x[i]), slot = slots[i];
-    // Masks, as branches in it would keep the loop from being vectorised.
+    // Masks instead of branches, so that the loop is vectorised.
     int32_t digit = (key >> 21) + 1024, taken = -(slot != 2);
     if constexpr (kPass > 0) {
       const int32_t prefix = one ^ ((one ^ two) & -(slot & 1));
@@ -80,10 +80,10 @@ inline void count_digits(const LossMaps& maps, int which, int64_t map, const int
   for (int64_t i = 0; i < kCounters; ++i) counters[i] = 0;
   for (int64_t at = 0; at < maps.pixels; at += kBlock) {
     load_pixels(maps, map, at, maps.pixels, which, which, pixels);
-    // Few blocks hold a pixel that is the median but for its last digit.
+    // Few blocks hold a pixel that shares all digits but the last with the median.
     if (!find_counters<kPass>(pixels, pixels.values[which], prefixes, places)) continue;
-    // Neighbours fall into the same bin, and an addition has to wait for the one before it: each of
-    // four has its own counter.
+    // Neighbours often fall into the same bin, where an addition waits for the previous one. So
+    // four neighbours have four counters.
     for (int64_t i = 0; i < pixels.count; i += kCopies) {
       for (int copy = 0; copy < kCopies; ++copy) ++counters[places[i + copy] + copy];
     }
@@ -150,9 +150,9 @@ void find_medians(const LossMaps& maps, int which, int64_t map, uint32_t* counte
   }
 }
 
-// The forward's arithmetic, and again the backward's, so that their signs are the same ones. No
-// contraction to fused multiply-adds (it is off where this file is compiled): equal maps have to
-// normalise to equal values.
+// Forward and backward share this arithmetic, so that they find the same signs. Contraction to
+// fused multiply-adds is off in the file that includes this: equal maps must normalise to equal
+// values.
 inline float normalised(float x, float median, float inverse) { return (x - median) * inverse; }
 
 inline float sign_of(float x) {

@@ -1,7 +1,7 @@
 // Bias and exact GELU on the CPU, each tensor read and written once.
 //
-// The same bits for any number of threads: the sums for the bias's gradient are taken over parts
-// whose bounds depend on the sizes alone.
+// The result has the same bits for any number of threads: the gradient of the bias is summed over
+// parts whose bounds depend only on the sizes.
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/Exception.h>
@@ -35,7 +35,7 @@ constexpr const char* kOp = "bias_gelu";
 
 GeluTensor view_of(const Tensor& x) {
   STD_TORCH_CHECK(x.is_cpu() && x.is_contiguous() && x.dim() > 0 && x.numel() > 0, kOp,
-                  ": a contiguous CPU tensor (..., C) that is not empty expected");
+                  ": expected a contiguous, non-empty CPU tensor (..., C)");
   const int64_t channels = x.size(x.dim() - 1);
   return {x.const_data_ptr(), float_dtype_of(x, kOp), x.numel() / channels, channels};
 }
@@ -45,7 +45,7 @@ void forward(const Tensor& x, const Tensor& bias, bool added, Tensor out) {
   const std::vector<float> vector = vectors_of({&bias}, view.channels, view.channels, kOp);
   void* const to = out_data_of(out, x, kOp);
   const auto gelu = DAFAST_FOR_ISA(gelu);
-  // In whole blocks, so that no block's end depends on the number of threads.
+  // Whole blocks for each thread, so that their bounds do not depend on the number of threads.
   constexpr int64_t block = 1024;
   const int64_t size = x.numel(), blocks = (size + block - 1) / block;
   torch::stable::parallel_for(0, blocks, 8, [&](int64_t begin, int64_t end) {
@@ -57,7 +57,7 @@ void backward(const Tensor& grad, const Tensor& x, const Tensor& bias, bool adde
               Tensor sums) {
   const GeluTensor view = view_of(x), ahead = view_of(grad);
   STD_TORCH_CHECK(ahead.rows == view.rows && ahead.channels == view.channels, kOp,
-                  ": a gradient of the shape of x expected");
+                  ": expected a gradient of the shape of x");
   std::vector<float> vector = vectors_of({&bias}, view.channels, view.channels, kOp);
   if (added) std::fill(vector.begin(), vector.end(), 0.0f);
   void* const to = out_data_of(out, x, kOp);

@@ -3,10 +3,10 @@
 
 constexpr int64_t kBlock = 1024;  // elements
 
-// erf(z / sqrt 2), off by at most 4e-7 of itself: z times a polynomial in z^2 up to |z| = 5.4, from
-// where on it is 1 to within 7e-8. Fitted to the smallest largest error; in powers of
-// 2 (z / 5.4)^2 - 1, where no terms cancel. At 5.4 it is just above 1, so that the last bound makes
-// it 1 from there on.
+// erf(z / sqrt 2) with a relative error of at most 4e-7: z times a minimax polynomial in z^2 up to
+// |z| = 5.4. Beyond, erf is 1 to within 7e-8. The polynomial is in powers of 2 (z / 5.4)^2 - 1,
+// whose terms do not cancel. At 5.4 it is just above 1, so the final clamp gives exactly 1 from
+// there on.
 inline float erf_of(float z) {
   constexpr float kEnd = 5.4f;
   constexpr float kCoefficients[] = {
@@ -24,9 +24,9 @@ inline float erf_of(float z) {
 }
 
 #ifdef DAFAST_IN_AVX512
-// The same in 32 pieces up to 5.4, each a polynomial of degree 4 in its fraction, off by at most
-// 2e-7: two registers hold a power's coefficients for all pieces, and a permutation picks them. Half
-// the instructions. From 5.2 on it is 1.
+// The same function in 32 pieces up to 5.4, each a polynomial of degree 4 in its fraction, with an
+// error of at most 2e-7. Two registers hold the coefficients of a power for all pieces, and a
+// permutation selects them: half the instructions. From 5.2 on it is 1.
 constexpr float kPieces[5][32] = {
     {0.0f, 0.134006709f, 0.264259994f, 0.38731885f, 0.500324249f, 0.601190865f,
      0.688700974f, 0.762496591f, 0.82298404f, 0.871174574f, 0.908492744f, 0.936582088f,
@@ -92,7 +92,7 @@ inline void gelu_block(const float* DAFAST_RESTRICT z, int64_t count, float* DAF
 // e^x for x <= 0; 0 where it would be subnormal.
 inline float exp_of(float x) {
   const float least = -87.0f, at = x > least ? x : least;
-  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: what is added to it loses its fraction
+  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
   const float shifted = at * 1.44269504f + kRound, whole_part = shifted - kRound;
   const float rest = (at - whole_part * 0.693359375f) + whole_part * 2.12194440e-4f;
   float sum = 1.0f / 5040.0f;
@@ -107,12 +107,12 @@ inline float exp_of(float x) {
   return x < least ? 0.0f : sum * power;
 }
 
-// Elements [begin, end) of (rows, channels); `bias` is null where it was added before.
+// Elements [begin, end) of (rows, channels); `bias` is null if x contains it.
 void gelu(const GeluTensor& x, const float* bias, int64_t begin, int64_t end, void* out) {
   alignas(64) float x_buffer[kBlock], z_buffer[kBlock], buffer[kBlock];
   int64_t count;
   for (int64_t at = begin; at < end; at += count) {
-    // A block ends with its row where there is a bias.
+    // With a bias, a block ends at the end of its row.
     const int64_t column = bias ? at % x.channels : 0;
     const int64_t left = bias && x.channels - column < end - at ? x.channels - column : end - at;
     count = left < kBlock ? left : kBlock;

@@ -17,11 +17,11 @@
 
 namespace dafast::cpu {
 
-constexpr int64_t kMostPixels = 16;  // that any kernel computes at once
+constexpr int64_t kMostPixels = 16;  // most pixels that a kernel computes at once
 constexpr int64_t kHidden = 32;  // channels between the two convolutions; fewer are padded with 0
 
-// Weights of the 3x3 convolution: [ky][kx][c][kHidden] in float32, or in bfloat16 with the
-// channels in pairs, [ky][kx][c / 2][kHidden][2], as the instruction for their product wants them.
+// Weights of the 3x3 convolution: [ky][kx][c][kHidden] in float32, or in bfloat16 with the channels
+// in pairs, [ky][kx][c / 2][kHidden][2], the order of the instruction that multiplies them.
 struct Tail {
   const void* x;  // (B, h, w, C), C a multiple of 16
   bool bfloat16;  // of x; otherwise float32
@@ -60,17 +60,17 @@ void decoder_tail(const Tensor& x, Tensor out, const Tensor& weight1, const Tens
                   const Tensor& weight2, const Tensor& bias2, bool sigmoid) {
   const bool bfloat16 = x.scalar_type() == ScalarType::BFloat16;
   STD_TORCH_CHECK(x.dim() == 4 && (bfloat16 || x.scalar_type() == ScalarType::Float),
-                  "decoder_tail: x (B, C, h, w) in float32 or bfloat16 expected");
+                  "decoder_tail: expected x (B, C, h, w) in float32 or bfloat16");
   const int64_t channels = x.size(1), hidden = weight1.size(0);
   STD_TORCH_CHECK(x.stride(1) == 1 && channels % 16 == 0 && hidden <= kHidden &&
                       weight1.scalar_type() == x.scalar_type() && weight1.is_contiguous() &&
                       weight1.numel() == hidden * channels * 9 && out.is_contiguous() &&
                       out.numel() == x.size(0) * out.size(2) * out.size(3),
-                  "decoder_tail: a layout that is not supported");
+                  "decoder_tail: unsupported layout");
   for (const Tensor* t : {&bias1, &weight2}) {
     STD_TORCH_CHECK(t->scalar_type() == ScalarType::Float && t->is_contiguous() &&
                         t->numel() == hidden,
-                    "decoder_tail: float32 parameters expected");
+                    "decoder_tail: expected float32 parameters");
   }
   if (out.numel() == 0) return;
 

@@ -14,14 +14,14 @@ inline float widen(uint16_t x) {
   return value;
 }
 
-// Where `position` of `out` lies among `in` pixels, corners aligned.
+// The neighbours of pixel `position` of `out` among `in` pixels, corners aligned.
 struct Tap {
   int64_t first, second;
   float weight;  // of the second
 };
 
 inline Tap tap(int64_t position, int64_t out, int64_t in) {
-  // As PyTorch computes it: the scale is float32, and so is the product.
+  // The scale and the product are float32, as in PyTorch.
   const float scale = out > 1 ? static_cast<float>(in - 1) / static_cast<float>(out - 1) : 0.0f;
   const float source = scale * static_cast<float>(position);
   int64_t first = static_cast<int64_t>(source);
@@ -36,7 +36,7 @@ void blend(const T* a, const T* b, float weight, int64_t count, float* __restric
   for (int64_t i = 0; i < count; ++i) out[i] = rest * widen(a[i]) + weight * widen(b[i]);
 }
 
-// Row y of the upsampled map of an image into `row`, whose first pixel is the border's.
+// Writes row y of the upsampled map of an image to `row`, whose first pixel is the border.
 template <typename Kernel, typename T>
 void upsample_row(const Tail& call, const T* image, int64_t y, float* mixed,
                   typename Kernel::Element* row) {
@@ -70,7 +70,7 @@ void rows_of(const Tail& call, int64_t begin, int64_t end, void* scratch) {
   Element* rows = static_cast<Element*>(scratch);
   float* mixed = reinterpret_cast<float*>(rows + 4 * length);
   memset(rows, 0, 4 * length * sizeof(Element));  // the borders; the fourth row stays zero
-  int64_t ready = -1;  // the last row that is upsampled, counted through all images
+  int64_t ready = -1;  // the last upsampled row, counted over all images
   for (int64_t row = begin; row < end; ++row) {
     const int64_t n = row / height, y = row - n * height;
     const T* image = static_cast<const T*>(call.x) + n * call.stride_n;
@@ -131,7 +131,7 @@ struct Floats {
     for (int64_t p = 0; p < kPixels; ++p) {
       __m512 sum = _mm512_setzero_ps();
       for (int j = 0; j < 2; ++j) {
-        const __m512 hidden = _mm512_max_ps(_mm512_setzero_ps(), sums[p][j]);  // NaN stays
+        const __m512 hidden = _mm512_max_ps(_mm512_setzero_ps(), sums[p][j]);  // keeps NaN
         sum = _mm512_fmadd_ps(hidden, _mm512_loadu_ps(call.weights2 + 16 * j), sum);
       }
       values[p] = _mm512_reduce_add_ps(sum);
@@ -172,7 +172,7 @@ struct Floats {
     for (int64_t p = 0; p < kPixels; ++p) {
       __m256 sum = _mm256_setzero_ps();
       for (int j = 0; j < 4; ++j) {
-        const __m256 hidden = _mm256_max_ps(_mm256_setzero_ps(), sums[p][j]);  // NaN stays
+        const __m256 hidden = _mm256_max_ps(_mm256_setzero_ps(), sums[p][j]);  // keeps NaN
         sum = _mm256_fmadd_ps(hidden, _mm256_loadu_ps(call.weights2 + 8 * j), sum);
       }
       const __m128 half = _mm_add_ps(_mm256_castps256_ps128(sum), _mm256_extractf128_ps(sum, 1));
@@ -204,7 +204,7 @@ struct Floats {
     }
     float sum = 0.0f;
     for (int64_t j = 0; j < kHidden; ++j) {
-      sum += (sums[j] < 0.0f ? 0.0f : sums[j]) * call.weights2[j];  // NaN stays
+      sum += (sums[j] < 0.0f ? 0.0f : sums[j]) * call.weights2[j];  // keeps NaN
     }
     values[0] = sum;
   }
@@ -254,7 +254,7 @@ struct Pairs {
     for (int64_t p = 0; p < kPixels; ++p) {
       __m512 sum = _mm512_setzero_ps();
       for (int j = 0; j < 2; ++j) {
-        const __m512 hidden = _mm512_max_ps(_mm512_setzero_ps(), sums[p][j]);  // NaN stays
+        const __m512 hidden = _mm512_max_ps(_mm512_setzero_ps(), sums[p][j]);  // keeps NaN
         sum = _mm512_fmadd_ps(hidden, _mm512_loadu_ps(call.weights2 + 16 * j), sum);
       }
       values[p] = _mm512_reduce_add_ps(sum);

@@ -1,7 +1,7 @@
 // Feature alignment on the CPU: dot product and both norms of a token from one read of both maps,
-// and a backward that reads them once more.
+// and a backward that reads both once more.
 //
-// The same bits for any number of threads: sums are taken over parts of fixed size.
+// The result has the same bits for any number of threads: sums are taken over parts of fixed size.
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/Exception.h>
@@ -14,7 +14,7 @@
 
 namespace dafast::cpu {
 
-// Student and teacher, (batch, tokens, channels); strides in elements. A row is one token's.
+// Student and teacher, (batch, tokens, channels); strides in elements. A row is one token.
 struct Features {
   const void* values[2];
   Dtype dtypes[2];
@@ -26,14 +26,14 @@ struct Features {
   }
 };
 
-// Of some rows: the sum of 1 - cosine of those that take part, and how many do.
+// Over some rows: the sum of 1 - cosine of the rows that take part, and their number.
 struct Alignment {
   double sum;
   int64_t kept;
 };
 
-constexpr float kMinNorm = 1e-8f;  // of `torch.nn.functional.cosine_similarity`
-constexpr float kLeftOut = 2.0f;   // what stands in place of a cosine above the margin
+constexpr float kMinNorm = 1e-8f;  // as in torch.nn.functional.cosine_similarity
+constexpr float kLeftOut = 2.0f;   // marks a cosine above the margin
 
 }  // namespace dafast::cpu
 
@@ -46,7 +46,7 @@ namespace {
 using torch::stable::Tensor;
 
 constexpr const char* kOp = "feature_alignment_loss";
-constexpr int64_t kPart = 32;  // rows that one thread takes at a time
+constexpr int64_t kPart = 32;  // rows of one work item
 
 Features features_of(const Tensor& student, const Tensor& teacher) {
   Features features{};
@@ -55,7 +55,7 @@ Features features_of(const Tensor& student, const Tensor& teacher) {
     const Tensor& x = *tensors[i];
     STD_TORCH_CHECK(x.is_cpu() && x.dim() == 3 && x.size(0) == student.size(0) &&
                         x.size(1) == student.size(1) && x.size(2) == student.size(2),
-                    kOp, ": CPU tensors (B, N, C) of one shape expected");
+                    kOp, ": expected CPU tensors (B, N, C) of one shape");
     features.values[i] = x.const_data_ptr();
     features.dtypes[i] = float_dtype_of(x, kOp);
     for (int d = 0; d < 3; ++d) features.strides[i][d] = x.stride(d);

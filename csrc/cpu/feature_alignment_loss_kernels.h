@@ -21,7 +21,8 @@ inline void load_block(const Features& features, int64_t row, int64_t channel, R
   }
 }
 
-// Rows [begin, end): `stats` gets cosine (or kLeftOut) and both inverse norms, each of all rows.
+// Rows [begin, end). Writes to `stats` the cosines (or kLeftOut), then the inverse norms of the
+// student and of the teacher, each for all rows.
 void compare_rows(const Features& features, float margin, int64_t begin, int64_t end, float* stats,
                   Alignment* out) {
   RowBlock block;
@@ -37,10 +38,10 @@ void compare_rows(const Features& features, float margin, int64_t begin, int64_t
       t_square += sum_of_products(t, t, whole(block.count));
     }
     const float s_norm = __builtin_sqrtf(s_square), t_norm = __builtin_sqrtf(t_square);
-    const float s_inverse = 1.0f / (s_norm < kMinNorm ? kMinNorm : s_norm);  // a NaN stays one
+    const float s_inverse = 1.0f / (s_norm < kMinNorm ? kMinNorm : s_norm);  // keeps NaN
     const float t_inverse = 1.0f / (t_norm < kMinNorm ? kMinNorm : t_norm);
     const float cosine = dot * s_inverse * t_inverse;
-    const bool kept = !(cosine > margin);  // not `<=`: a NaN has to show
+    const bool kept = !(cosine > margin);  // not `<=`: NaN must reach the loss
     stats[row] = kept ? cosine : kLeftOut;
     stats[features.rows + row] = s_inverse;
     stats[2 * features.rows + row] = t_inverse;
@@ -51,7 +52,8 @@ void compare_rows(const Features& features, float margin, int64_t begin, int64_t
   }
 }
 
-// The student's gradient of rows [begin, end), contiguous; nothing is read of a row left out.
+// The gradient of the student in rows [begin, end), contiguous; rows that are left out are not
+// read.
 void write_gradient(const Features& features, const float* stats, float factor, int64_t begin,
                     int64_t end, void* out) {
   RowBlock block;
@@ -59,7 +61,7 @@ void write_gradient(const Features& features, const float* stats, float factor, 
   const Dtype dtype = features.dtypes[0];
   for (int64_t row = begin; row < end; ++row) {
     const float cosine = stats[row], s_inverse = stats[features.rows + row];
-    const bool clamped = s_inverse >= 1.0f / kMinNorm;  // a norm that then is a constant
+    const bool clamped = s_inverse >= 1.0f / kMinNorm;  // the norm is then a constant
     const float by_teacher = -factor * s_inverse * stats[2 * features.rows + row];
     const float by_student = clamped ? 0.0f : factor * cosine * s_inverse * s_inverse;
     for (int64_t channel = 0; channel < features.channels; channel += kBlock) {

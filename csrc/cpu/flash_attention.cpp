@@ -1,13 +1,13 @@
-// Attention on the CPU: blocks of queries in parallel, over keys and values that each thread packs
-// once for every head that it meets. Two threads may so pack the same head; in return there is one
-// parallel region, and what is packed stays in the cache of its processor. Float16 and, without
-// AVX-512 BF16, bfloat16 become float as they are packed.
+// Attention on the CPU: threads share the blocks of queries, and each thread packs the keys and
+// values of a head once. Two threads can pack the same head, but there is only one parallel region,
+// and packed data stays in the cache of its core. Packing converts float16 to float, and bfloat16
+// too without AVX-512 BF16.
 //
-// Everything packed is made of cells of 4 bytes: a float, or two bfloat16 that are neighbours along
-// the dimension that a product sums over. A product takes its left side by rows of cells, and its
-// right side in panels of `panel` columns, the last one narrower: for each cell of the sum in turn,
-// the cells of all columns. The columns of K are keys, padded with zeros to a multiple of `lanes`;
-// those of V are the head's dimensions.
+// Packed data consists of cells of 4 bytes: a float, or two bfloat16 that are neighbours along the
+// dimension that a product sums over. A product reads its left side in rows of cells, and its right
+// side in panels of `panel` columns (the last one is narrower). A panel holds, for each step of the
+// sum, the cells of all its columns. The columns of K are keys, padded with zeros to a multiple of
+// `lanes`; the columns of V are the dimensions of the head.
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
@@ -26,13 +26,13 @@
 
 namespace dafast::cpu {
 
-// Queries of one head, as many as memory near the processor holds, and all of its keys.
+// Some queries of one head, and all of its keys.
 struct AttentionBlock {
   const float* q;  // (rows, depth) cells; rows padded to a multiple of `AttentionKernel::rows`
   const float* k;
   const float* v;
   int64_t rows, keys, head_dim;
-  float scale;     // of the logits, to the base of 2
+  float scale;     // of the logits, times log2(e)
   float* out;      // (rows, head_dim)
   float* scratch;  // AttentionKernel::scratch floats
 };
@@ -59,7 +59,7 @@ using torch::stable::Tensor;
 
 int64_t divided_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Cells of a row: floats, or two of its bfloat16 side by side.
+// The cells of a row: floats, or pairs of bfloat16.
 template <typename T>
 void copy_row(const T* from, int64_t head_dim, bool pairs, float* cells) {
   if (pairs) {
@@ -77,7 +77,7 @@ struct Block {
   int64_t rows, keys;
 };
 
-// Keys for q k^T: a column is a key, a step a cell of its row.
+// Packs keys for q k^T: a column is a key, a step is a cell of its row.
 template <typename T>
 void pack_keys(const AttentionKernel& kernel, const T* k, int64_t stride, int64_t keys,
                int64_t head_dim, float* row, float* to) {
@@ -96,7 +96,7 @@ void pack_keys(const AttentionKernel& kernel, const T* k, int64_t stride, int64_
   }
 }
 
-// Values for p v: a column is a dimension of the head, a step a key or two.
+// Packs values for p v: a column is a dimension of the head, a step is one key or two.
 template <typename T>
 void pack_values(const AttentionKernel& kernel, const T* v, int64_t stride, int64_t keys,
                  int64_t head_dim, float* to) {
@@ -134,7 +134,7 @@ void attention(const AttentionKernel& kernel, const Tensor& q, const Tensor& k, 
     if (queries == 0) continue;
     const int64_t keys = ends.empty() ? k.size(1) : queries;
     most_keys = std::max(most_keys, keys);
-    // Of about one size, none of them mostly padding.
+    // Blocks of about the same size, so that none is mostly padding.
     const int64_t size = divided_up(queries, divided_up(queries, kAttentionRows));
     const int64_t step = divided_up(size, kernel.rows) * kernel.rows;
     for (int64_t h = 0; h < heads; ++h) {
@@ -151,14 +151,14 @@ void attention(const AttentionKernel& kernel, const Tensor& q, const Tensor& k, 
   }
 
   const int64_t work = blocks.front().rows * most_keys * head_dim;
-  const int64_t grain = std::max<int64_t>(1, (1 << 18) / work);  // some 10 microseconds
+  const int64_t grain = std::max<int64_t>(1, (1 << 18) / work);  // about 10 microseconds
   const int64_t total = static_cast<int64_t>(blocks.size());
   torch::stable::parallel_for(0, total, grain, [&](int64_t begin, int64_t end) {
     const int64_t packed = divided_up(most_keys, kernel.lanes) * kernel.lanes * depth;
     const int64_t size_q = kAttentionRows * depth, size_out = kAttentionRows * head_dim;
     const int64_t size = 2 * packed + size_q + size_out + kernel.scratch + depth + 16;
     const std::unique_ptr<float[]> memory(new float[static_cast<size_t>(size)]);
-    // From the beginning of a cache line on.
+    // Aligned to a cache line.
     float* const packed_k = memory.get() + (-reinterpret_cast<uintptr_t>(memory.get()) & 63) / 4;
     float* const packed_v = packed_k + packed;
     float* const rows_q = packed_v + packed;
@@ -192,40 +192,41 @@ void attention(const AttentionKernel& kernel, const Tensor& q, const Tensor& k, 
 std::vector<int64_t> ends_of(const Tensor& cu_seqlens, int64_t rows) {
   STD_TORCH_CHECK(cu_seqlens.is_cpu() && cu_seqlens.dim() == 1 && cu_seqlens.size(0) > 0 &&
                       cu_seqlens.scalar_type() == ScalarType::Int,
-                  "flash_attention: cu_seqlens int32 (S + 1) on the CPU expected");
+                  "flash_attention: expected cu_seqlens in int32 (S + 1) on the CPU");
   const auto* from = static_cast<const int32_t*>(cu_seqlens.const_data_ptr());
   std::vector<int64_t> ends(static_cast<size_t>(cu_seqlens.size(0)));
   for (size_t i = 0; i < ends.size(); ++i) ends[i] = from[i * cu_seqlens.stride(0)];
   STD_TORCH_CHECK(ends.front() == 0 && ends.back() == rows &&
                       std::is_sorted(ends.begin(), ends.end()),
-                  "flash_attention: cu_seqlens that rise from 0 to the number of rows expected");
+                  "flash_attention: cu_seqlens must rise from 0 to the number of rows");
   return ends;
 }
 
-// q (B, N, H, D); k, v (B, M, H, D); out as q, contiguous; the last stride 1 everywhere. With
-// cu_seqlens B is 1 and its rows are sequences, of which each attends to itself.
+// q (B, N, H, D); k, v (B, M, H, D); out like q, contiguous; the last stride is 1. With cu_seqlens,
+// B is 1, and the rows are sequences that each attend to themselves.
 void flash_attention(const Tensor& q, const Tensor& k, const Tensor& v, Tensor out,
                      std::optional<Tensor> cu_seqlens, double scale) {
   for (const Tensor* x : {&q, &k, &v, static_cast<const Tensor*>(&out)}) {
     STD_TORCH_CHECK(x->is_cpu() && x->dim() == 4 && x->scalar_type() == q.scalar_type() &&
                         x->size(0) == q.size(0) && x->size(2) == q.size(2) &&
                         x->size(3) == q.size(3),
-                    "flash_attention: CPU tensors (B, N, H, D) of one dtype expected");
-    STD_TORCH_CHECK(x->stride(3) == 1 || x->numel() == 0, "flash_attention: a last stride of 1");
+                    "flash_attention: expected CPU tensors (B, N, H, D) of one dtype");
+    STD_TORCH_CHECK(x->stride(3) == 1 || x->numel() == 0,
+                    "flash_attention: the last stride must be 1");
   }
   STD_TORCH_CHECK(k.size(1) == v.size(1) && out.size(1) == q.size(1) && out.is_contiguous(),
-                  "flash_attention: as many keys as values, and a contiguous result like q");
+                  "flash_attention: expected as many keys as values, and a contiguous out like q");
   STD_TORCH_CHECK(q.size(3) % 16 == 0 && q.size(3) > 0 && q.size(3) <= 128,
-                  "flash_attention: a head_dim of 16, 32, ... 128 expected");
-  STD_TORCH_CHECK(scale > 0, "flash_attention: a positive scale expected");
+                  "flash_attention: expected a head_dim of 16, 32, ... 128");
+  STD_TORCH_CHECK(scale > 0, "flash_attention: expected a positive scale");
   std::vector<int64_t> ends;
   if (cu_seqlens.has_value()) {
     STD_TORCH_CHECK(q.size(0) == 1 && k.size(1) == q.size(1),
-                    "flash_attention: with cu_seqlens, q, k, v (1, T, H, D) expected");
+                    "flash_attention: with cu_seqlens, expected q, k, v (1, T, H, D)");
     ends = ends_of(*cu_seqlens, q.size(1));
   }
   if (q.numel() == 0) return;
-  if (k.size(1) == 0) {  // sums of nothing
+  if (k.size(1) == 0) {  // empty sums
     const size_t size = q.scalar_type() == ScalarType::Float ? 4 : 2;
     std::memset(out.mutable_data_ptr(), 0, static_cast<size_t>(out.numel()) * size);
     return;
@@ -241,7 +242,7 @@ void flash_attention(const Tensor& q, const Tensor& k, const Tensor& v, Tensor o
     case ScalarType::BFloat16:
       return attention<bfloat16>(kernel, q, k, v, out, ends, scale2);
     default:
-      STD_TORCH_CHECK(false, "flash_attention: float32, float16 or bfloat16 expected");
+      STD_TORCH_CHECK(false, "flash_attention: expected float32, float16 or bfloat16");
   }
 }
 

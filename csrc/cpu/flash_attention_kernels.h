@@ -12,7 +12,7 @@
 constexpr int LANES = 16, ROWS = 6, VECTORS = 4;
 using Floats = __m512;
 
-inline Floats fraction(Floats x) { return _mm512_reduce_ps(x, 0x09); }  // of floor, quietly
+inline Floats fraction(Floats x) { return _mm512_reduce_ps(x, 0x09); }  // 9: floor, no exceptions
 inline Floats scaled(Floats y, Floats x) { return _mm512_scalef_ps(y, x); }
 inline float largest(Floats x) { return _mm512_reduce_max_ps(x); }
 
@@ -25,7 +25,7 @@ using Floats = __m256;
 typedef int Ints __attribute__((vector_size(32)));
 #define DAFAST_CONVERT __builtin_convertvector
 #elif defined(__GNUC__) || defined(__clang__)
-// Vectors of 4, which every 64-bit processor has.
+// Vectors of 4, which all 64-bit processors have.
 constexpr int LANES = 4, ROWS = 6, VECTORS = 2;
 typedef float Floats __attribute__((vector_size(16)));
 typedef int Ints __attribute__((vector_size(16)));
@@ -74,8 +74,8 @@ inline Floats load(const float* from) {
 
 inline void store(float* to, Floats value) { memcpy(to, &value, sizeof value); }
 
-// 2^x for x up to 0. The polynomials of least relative error on [0, 1): 1.5e-7 of degree 5 and
-// 7.5e-5 of degree 3, evaluated in float.
+// 2^x for x up to 0, by the polynomials of least relative error on [0, 1). In float the error is
+// 1.5e-7 for degree 5 and 7.5e-5 for degree 3.
 template <int DEGREE>
 inline Floats power_of_two(Floats x) {
   static_assert(DEGREE == 3 || DEGREE == 5, "no such polynomial");
@@ -89,7 +89,7 @@ inline Floats power_of_two(Floats x) {
   }
 }
 
-// What cells are made of floats.
+// Cells that are floats.
 struct Float32 {
   static constexpr int PER_CELL = 1, DEGREE = 5;
   static Floats multiply_add(float a, const float* b, Floats sum) { return sum + a * load(b); }
@@ -125,8 +125,8 @@ void product(const float* a, int64_t stride_a, const float* b, int64_t steps, fl
   }
 }
 
-// The same over all panels of the right side, `panel_stride` floats apart; columns a multiple of
-// LANES.
+// The same over all panels of the right side, `panel_stride` floats apart; `columns` is a multiple
+// of LANES.
 template <typename Cells, bool ADD>
 void product_of_panels(const float* a, int64_t stride_a, const float* b, int64_t panel_stride,
                        int64_t steps, int64_t columns, float* c, int64_t stride_c,
@@ -145,8 +145,8 @@ void product_of_panels(const float* a, int64_t stride_a, const float* b, int64_t
   if (left == 1) product<Cells, 1, ADD>(a, stride_a, b, steps, c, stride_c, factors);
 }
 
-// A row of logits becomes probabilities, up to a factor that later blocks of keys change: returns
-// by what that block has to multiply what it finds.
+// Turns a row of logits into probabilities, up to a factor that later blocks of keys change.
+// Returns the factor for the results of the blocks before this one.
 template <typename Cells>
 float exponentiate(float* row, int64_t keys, int64_t padded, float scale, float& maximum,
                    float& sum) {
@@ -154,12 +154,12 @@ float exponentiate(float* row, int64_t keys, int64_t padded, float scale, float&
   Floats most = load(row);
   for (int64_t i = LANES; i < padded; i += LANES) {
     const Floats logits = load(row + i);
-    most = logits > most ? logits : most;  // the way round that is one instruction
+    most = logits > most ? logits : most;  // in this order it is one instruction
   }
   const float block = scale * largest(most);
   const float before = maximum;
   maximum = block > before ? block : before;
-  const float base = maximum == -INFINITY ? 0.0f : maximum;  // a block of nothing but -infinity
+  const float base = maximum == -INFINITY ? 0.0f : maximum;  // all logits are -infinity
   Floats sums{};
   for (int64_t i = 0; i < padded; i += LANES) {
     const Floats p = power_of_two<Cells::DEGREE>(scale * load(row + i) - base);
@@ -204,7 +204,7 @@ void attend(const AttentionBlock& block) {
         factors[i] = exponentiate<Cells>(block.scratch + i * STRIDE, keys, padded, block.scale,
                                          maxima[r + i], sums[r + i]);
       }
-      // A panel of V has the cells of all keys.
+      // A panel of V holds the cells of all keys.
       float* out = block.out + r * head_dim;
       for (int64_t d = 0; d < head_dim; d += PANEL) {
         const int64_t columns = head_dim - d < PANEL ? head_dim - d : PANEL;
@@ -229,7 +229,7 @@ struct BFloat16 {
   static Floats multiply_add(float a, const float* b, Floats sum) {
     return _mm512_dpbf16_ps(sum, (__m512bh)_mm512_set1_ps(a), (__m512bh)load(b));
   }
-  // In place: half the bytes, so only what has been read is overwritten.
+  // In place: the result has half the bytes, so it overwrites only values that were read.
   static void store_probabilities(float* row, int64_t i, Floats p) {
     const __m256i halves = (__m256i)_mm512_cvtneps_pbh(p);
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(row + i / 2), halves);

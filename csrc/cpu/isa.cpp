@@ -12,7 +12,7 @@ constexpr Isa kAll[] = {Isa::portable, Isa::avx2, Isa::avx512, Isa::avx512_bf16}
 
 Isa detect() {
 #ifdef DAFAST_X86
-  // These ask the system too, whether it saves the wide registers.
+  // These builtins also check that the operating system saves the wide registers.
   __builtin_cpu_init();
   if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") ||
       !__builtin_cpu_supports("f16c")) {
@@ -33,8 +33,8 @@ Isa parse(const std::string& name) {
   for (const Isa isa : kAll) {
     if (name.empty() || name == name_of(isa)) return name.empty() ? kAll[3] : isa;
   }
-  throw std::invalid_argument("DAFAST_CPU_CAPABILITY: no instruction set \"" + name +
-                              "\"; there are portable, avx2, avx512, avx512_bf16");
+  throw std::invalid_argument("DAFAST_CPU_CAPABILITY: unknown instruction set \"" + name +
+                              "\"; use portable, avx2, avx512 or avx512_bf16");
 }
 
 Isa most_from_environment() {

@@ -1,5 +1,5 @@
-// Blocks of float32 that kernels work on: read from and written to any of the dtypes, and summed.
-// Included by the files that each_isa.h compiles for every instruction set.
+// Blocks of float32 for kernels: loaded from and stored to any of the dtypes, and summed. Included
+// by the kernels files that each_isa.h compiles.
 
 constexpr int kLanes = kPadding;  // blocks are padded to a multiple of this
 
@@ -16,7 +16,7 @@ inline void load_as(const void* data, int64_t at, int64_t stride, int64_t count,
   }
 }
 
-// The elements from `at` on, and zeros up to whole(count): where they lie, or in `buffer`.
+// `count` elements from `at` on, padded with zeros to whole(count): in place, or in `buffer`.
 inline const float* load(const void* data, Dtype dtype, int64_t at, int64_t stride, int64_t count,
                          float* buffer) {
   if (dtype == Dtype::float32) {
@@ -38,13 +38,13 @@ inline void store_as(const float* values, int64_t count, void* data, int64_t at)
   for (int64_t i = 0; i < count; ++i) to[i] = from_float<T>(from[i]);
 }
 
-// Where to write `count` results, padded: their place in the tensor, or `buffer`.
+// Memory for `count` results, padded: their place in the tensor, or `buffer`.
 inline float* place(void* data, Dtype dtype, int64_t at, int64_t count, float* buffer) {
   const bool direct = dtype == Dtype::float32 && count % kLanes == 0;
   return direct ? static_cast<float*>(data) + at : buffer;
 }
 
-// Brings results to the tensor that `place` has put into `buffer`.
+// Copies results to the tensor if `place` returned the buffer.
 inline void store(const float* values, int64_t count, void* data, Dtype dtype, int64_t at) {
   if (dtype == Dtype::float32) {
     if (static_cast<float*>(data) + at != values) store_as<float>(values, count, data, at);
@@ -55,7 +55,7 @@ inline void store(const float* values, int64_t count, void* data, Dtype dtype, i
   }
 }
 
-// Some float32 in one register; a compiler leaves an array of sums in memory.
+// A register of float32. (A compiler keeps an array of sums in memory.)
 #if defined(DAFAST_IN_AVX512)
 constexpr int kWide = 16;
 #elif defined(DAFAST_IN_AVX2)
@@ -83,7 +83,7 @@ struct Lanes {
 inline void get(const float* from, Lanes& lanes) { memcpy(&lanes, from, sizeof lanes); }
 inline void put(const Lanes& lanes, float* to) { memcpy(to, &lanes, sizeof lanes); }
 
-// A sum of kLanes parts, which do not wait for each other; always in the same order.
+// A sum of kLanes independent parts, always added in the same order.
 constexpr int kRegisters = kLanes / kWide;
 
 struct Sum {

@@ -1,5 +1,5 @@
-// A linear layer in int8 on the CPU: weights quantised beforehand per output channel, inputs per
-// token as they are read.
+// A linear layer in int8 on the CPU. The weights are quantised in advance, for each output channel;
+// the inputs are quantised for each token when they are read.
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
@@ -14,19 +14,19 @@
 
 namespace dafast::cpu {
 
-constexpr int64_t kInt8Rows = 48;    // tokens whose quantised values are held at a time
-constexpr int64_t kInt8Columns = 32;  // output channels of one panel of the packed weights
-constexpr int64_t kInt8Depth = 4;     // products that one instruction adds up
+constexpr int64_t kInt8Rows = 48;    // tokens of a group, which are quantised together
+constexpr int64_t kInt8Columns = 32;  // output channels in a panel of the packed weights
+constexpr int64_t kInt8Depth = 4;     // products that one instruction sums
 
 // x (M, K) to out (M, N), both contiguous and of one dtype. The weights lie in panels of 32
-// channels, [N / 32][K / 4][32][4], with zeros to fill them up.
+// channels, [N / 32][K / 4][32][4], padded with zeros.
 struct LinearInt8 {
   const void* x;
   void* out;
   bool bfloat16;  // of both; otherwise float32
   int64_t rows, depth, columns;
   const int8_t* weights;
-  const int32_t* sums;   // (N) of the weights of a channel
+  const int32_t* sums;   // (N), of the weights of a channel
   const float* scales;   // (N)
   const float* bias;     // (N)
 };
@@ -48,7 +48,7 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// weight (N, K) int8, contiguous, into `packed` and its sums (N) int32.
+// Packs weight (N, K), int8 and contiguous, into `packed`, and writes its sums (N) int32.
 void pack_int8(const Tensor& weight, Tensor packed, Tensor sums) {
   const int64_t columns = weight.size(0), depth = weight.size(1);
   const int64_t padded = round_up(depth, kInt8Depth);
@@ -56,7 +56,7 @@ void pack_int8(const Tensor& weight, Tensor packed, Tensor sums) {
                       packed.numel() == round_up(columns, kInt8Columns) * padded &&
                       packed.scalar_type() == ScalarType::Char && packed.is_contiguous() &&
                       sums.scalar_type() == ScalarType::Int && sums.numel() == columns,
-                  "pack_int8: other shapes or dtypes expected");
+                  "pack_int8: unsupported shapes or dtypes");
   const auto* from = static_cast<const int8_t*>(weight.const_data_ptr());
   auto* to = static_cast<int8_t*>(packed.mutable_data_ptr());
   auto* totals = static_cast<int32_t*>(sums.mutable_data_ptr());
@@ -73,8 +73,8 @@ void pack_int8(const Tensor& weight, Tensor packed, Tensor sums) {
   }
 }
 
-// x (M, K) and out (M, N), float32 or bfloat16; the rest as pack_int8 makes it, scales and bias
-// float32.
+// x (M, K) and out (M, N) in float32 or bfloat16; packed and sums from pack_int8; scales and bias
+// in float32.
 void linear_int8(const Tensor& x, Tensor out, const Tensor& packed, const Tensor& sums,
                  const Tensor& scales, const Tensor& bias) {
   const int64_t rows = x.size(0), depth = x.size(1), columns = out.size(1);
@@ -82,16 +82,16 @@ void linear_int8(const Tensor& x, Tensor out, const Tensor& packed, const Tensor
   STD_TORCH_CHECK((bfloat16 || x.scalar_type() == ScalarType::Float) &&
                       out.scalar_type() == x.scalar_type() && x.is_contiguous() &&
                       out.is_contiguous() && out.size(0) == rows,
-                  "linear_int8: contiguous x and out of one dtype expected");
+                  "linear_int8: expected contiguous x and out of one dtype");
   STD_TORCH_CHECK(packed.scalar_type() == ScalarType::Char && packed.is_contiguous() &&
                       packed.numel() == round_up(columns, kInt8Columns) *
                                             round_up(depth, kInt8Depth) &&
                       sums.scalar_type() == ScalarType::Int && sums.numel() == columns,
-                  "linear_int8: weights as pack_int8 makes them expected");
+                  "linear_int8: expected weights from pack_int8");
   for (const Tensor* t : {&scales, &bias}) {
     STD_TORCH_CHECK(t->scalar_type() == ScalarType::Float && t->numel() == columns &&
                         t->is_contiguous(),
-                    "linear_int8: float32 scales and bias expected");
+                    "linear_int8: expected float32 scales and bias");
   }
   const LinearInt8 call{x.const_data_ptr(), out.mutable_data_ptr(), bfloat16, rows, depth, columns,
                         static_cast<const int8_t*>(packed.const_data_ptr()),

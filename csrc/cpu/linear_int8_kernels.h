@@ -1,4 +1,4 @@
-// The kernel of linear_int8.cpp, which exists for AVX-512 with VNNI only.
+// The kernel of linear_int8.cpp, only for AVX-512 with VNNI.
 
 #ifdef DAFAST_IN_AVX512
 
@@ -12,7 +12,7 @@ __m512 load(const void* x, bool bfloat16, int64_t index, __mmask16 mask) {
 
 void store(__m512 value, void* out, bool bfloat16, int64_t index, __mmask16 mask) {
   if (!bfloat16) return _mm512_mask_storeu_ps(static_cast<float*>(out) + index, mask, value);
-  // Rounds to nearest, ties to even; a NaN keeps its upper bits and is made quiet.
+  // Rounds to nearest, ties to even; NaN keeps its upper bits and becomes quiet.
   const __m512i bits = _mm512_castps_si512(value);
   const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
   const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
@@ -27,11 +27,11 @@ __mmask16 first_of(int64_t count) {
   return static_cast<__mmask16>(count >= 16 ? 0xffff : (1 << (count < 0 ? 0 : count)) - 1);
 }
 
-// A row as numbers in 1..255, 128 for 0; returns what one step of them is worth: NaN where the row
-// holds NaN or infinity.
+// Quantises a row to 1..255, with 128 for 0. Returns the size of a step, or NaN if the row holds
+// NaN or infinity.
 float quantise(const LinearInt8& call, int64_t row, uint8_t* values) {
   const int64_t depth = call.depth, start = row * depth;
-  __m512i most = _mm512_setzero_si512();  // magnitudes in the order of their bits, NaN last
+  __m512i most = _mm512_setzero_si512();  // magnitudes, ordered by their bits: NaN is last
   for (int64_t k = 0; k < depth; k += 16) {
     const __m512 x = load(call.x, call.bfloat16, start + k, first_of(depth - k));
     most = _mm512_max_epi32(most, _mm512_castps_si512(_mm512_abs_ps(x)));
@@ -93,7 +93,7 @@ void multiply_rows(const LinearInt8& call, int64_t begin, int64_t end, uint8_t* 
             sums[r][1] = _mm512_dpbusd_epi32(sums[r][1], x, second);
           }
         }
-// Unrolled, and with a bound that is a constant: else the sums are in memory, not in registers.
+// Unrolled, with a constant bound: otherwise the sums are in memory, not in registers.
 #pragma GCC unroll 12
         for (int64_t r = 0; r < kTile; ++r) {
           if (tile + r >= rows) break;

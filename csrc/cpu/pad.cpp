@@ -3,8 +3,8 @@
 namespace dafast::cpu {
 namespace {
 
-// Calls body(image, channel, y) for all rows of a view, or (image, 0, y) where a row is one run of
-// pixels with all their channels.
+// Calls body(image, channel, y) for all rows of a view; body(image, 0, y) if a row holds all
+// channels of its pixels.
 template <typename Body>
 void for_rows(const View& view, bool planar, const Body& body) {
   const int64_t planes = planar ? view.channels : 1;
@@ -26,7 +26,7 @@ void pad(const Pad& call) {
   const T value = from_float<T>(call.value);
   const bool planar = is_planar(target);
   const int64_t channels = planar ? 1 : target.channels;
-  // The columns that show the image itself, one run.
+  // The columns of the image itself are contiguous.
   const int64_t inner = std::min(std::max<int64_t>(call.left, 0), target.width);
   const int64_t outer =
       std::max(inner, std::min(target.width, call.left + source.width));

@@ -3,14 +3,14 @@
 namespace dafast::cpu {
 namespace {
 
-// Taps of an axis with the padding's pixels among its targets; the constant has none.
+// Taps of an axis whose targets include the padding; pixels of constant padding have no taps.
 template <typename Fill>
 void fill_padded(const HostTaps& taps, Padding padding, int64_t resized, int64_t before,
                  const Fill& fill) {
   const TapTable& table = taps.table();
   for (int64_t i = 0; i < taps.targets(); ++i) {
     const int64_t index = padded_source(padding, i - before, resized);
-    if (index >= 0) fill(index, table, i);  // the table came filled with zeros
+    if (index >= 0) fill(index, table, i);  // a new table holds zeros
   }
 }
 
@@ -20,7 +20,7 @@ void photo_rows(const Preprocess& call, const Photo& photo, const TapTable& rows
   const View& target = call.target;
   const bool planar = photo.stride_x == 1 || (photo.width == 1 && photo.stride_c != 1);
   const int64_t channels = planar ? 1 : 3;
-  // The columns without the constant's.
+  // The columns without constant padding.
   const bool constant = call.padding == Padding::constant;
   const int64_t begin_x = constant ? photo.left : 0;
   const int64_t end_x = constant ? photo.left + photo.resized_width : target.width;

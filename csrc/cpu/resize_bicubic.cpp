@@ -1,3 +1,4 @@
+// Bicubic resize on the CPU, with the arithmetic of dafast/resize_bicubic.h.
 #include "dafast/resize_bicubic.h"
 
 #include <torch/csrc/stable/ops.h>
@@ -28,8 +29,8 @@ void resize(const Tensor& x, Tensor& out) {
   const int64_t column_stride = x.stride(3);
   const int64_t source_height = x.size(2);
 
-  // Rows of all planes in one range. A chunk resizes up to three rows that its neighbour resizes
-  // too, so chunks are not made small.
+  // The rows of all planes form one range. A chunk resizes up to three rows that its neighbour also
+  // resizes, so chunks are not small.
   const int64_t grain = std::max<int64_t>(16, 65536 / std::max<int64_t>(width, 1));
   torch::stable::parallel_for(
       0, x.size(0) * channels * height, grain, [&](int64_t begin, int64_t end) {
@@ -48,7 +49,7 @@ void resize(const Tensor& x, Tensor& out) {
 
 // (B, C, H, W) float32 or uint8, any strides -> (B, C, height, width) float32, contiguous.
 Tensor resize_bicubic(const Tensor& x, int64_t height, int64_t width) {
-  STD_TORCH_CHECK(x.is_cpu() && x.dim() == 4, "resize_bicubic: a CPU tensor (B, C, H, W) expected");
+  STD_TORCH_CHECK(x.is_cpu() && x.dim() == 4, "resize_bicubic: expected a CPU tensor (B, C, H, W)");
   STD_TORCH_CHECK(x.size(2) > 0 && x.size(3) > 0 && height > 0 && width > 0,
                   "resize_bicubic: sizes must be positive");
   Tensor out = torch::stable::new_empty(x, {x.size(0), x.size(1), height, width},
@@ -62,7 +63,7 @@ Tensor resize_bicubic(const Tensor& x, int64_t height, int64_t width) {
       resize<uint8_t>(x, out);
       break;
     default:
-      STD_TORCH_CHECK(false, "resize_bicubic: float32 or uint8 expected");
+      STD_TORCH_CHECK(false, "resize_bicubic: expected float32 or uint8");
   }
   return out;
 }

@@ -9,7 +9,7 @@ template <typename T>
 void resample(const Resize& call, const TapTable& rows, const TapTable& columns) {
   const View& source = call.source;
   const View& target = call.target;
-  // Pixels of all channels side by side, or the rows of one plane after another.
+  // A row holds all channels of its pixels, or one channel.
   const bool planar = source.stride_x == 1 || (source.width == 1 && source.stride_c != 1);
   const int64_t channels = planar ? 1 : source.channels;
   const int64_t planes = planar ? source.channels : 1;

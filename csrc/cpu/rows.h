@@ -10,15 +10,15 @@
 
 namespace dafast::cpu {
 
-// Calls body(begin, end) for parts of a range, on PyTorch's threads.
+// Calls body(begin, end) for parts of the range [0, size) on PyTorch's threads.
 void parallel_for(int64_t size, int64_t grain, const std::function<void(int64_t, int64_t)>& body);
 
-// How many rows of so many elements make work enough for a thread.
+// Least number of rows of `elements` elements for a thread.
 inline int64_t grain_of(int64_t elements) {
   return std::max<int64_t>(1, 32768 / std::max<int64_t>(1, elements));
 }
 
-// The loops over a row, for the instruction set that this machine has; see row_loops_kernels.h.
+// The loops over a row, for one instruction set; see row_loops_kernels.h.
 struct RowLoops {
   template <typename T>
   struct Of {
@@ -52,9 +52,9 @@ struct RowLoops {
 
 const RowLoops& row_loops();
 
-// Rows of the target from rows of the source that are `width` pixels of `channels` values. Where
-// there are more rows than in the source their columns are blended first, once for every row of
-// the source; else rows are blended first, whole rows at a time.
+// Computes rows of the target from rows of the source, which have `width` pixels of `channels`
+// values. If the target has more rows than the source, columns are blended first, once for each row
+// of the source; otherwise rows are blended first.
 template <typename T>
 class Resampler {
  public:
@@ -68,7 +68,7 @@ class Resampler {
         enlarges_(enlarges),
         row_(static_cast<size_t>(length_)) {}
 
-  // Columns [begin, end) of row y, at their place in `out`.
+  // Writes columns [begin, end) of row y to their place in `out`.
   void operator()(const T* source, int64_t stride, int64_t y, int64_t begin, int64_t end,
                   float* out) {
     if (!enlarges_ || rows_.count[y] == 0) {
@@ -76,7 +76,7 @@ class Resampler {
       loops_.blend_columns(row_.data(), columns_, begin, end, channels_, out);
       return;
     }
-    // The last rows of the source stay blended: row r in slot r % slots.
+    // The last blended rows of the source are kept: row r in slot r % slots.
     const int64_t slots = rows_.most, size = target_width_ * channels_;
     if (source != held_source_) {
       held_source_ = source;
@@ -126,7 +126,7 @@ inline void store(const float* values, int64_t count, bfloat16* out, int64_t str
   row_loops().store_bfloat16(values, count, out, stride);
 }
 
-// Calls body with a value of the type that a dtype names.
+// Calls body with a value of the type of `dtype`.
 template <typename Body>
 void with_type(Dtype dtype, const Body& body) {
   if (dtype == Dtype::float16) return body(float16{});

@@ -1,4 +1,4 @@
-// What the ops of the CPU alone ask of their tensors.
+// Checks of tensors, and sums, that several ops for the CPU share.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -22,24 +22,24 @@ inline Dtype float_dtype_of(const torch::stable::Tensor& x, const char* op) {
     case torch::headeronly::ScalarType::BFloat16:
       return Dtype::bfloat16;
     default:
-      STD_TORCH_CHECK(false, op, ": float32, float16 or bfloat16 expected");
+      STD_TORCH_CHECK(false, op, ": expected float32, float16 or bfloat16");
   }
 }
 
-// The data of a contiguous float32 tensor of so many elements.
+// The data of a contiguous float32 tensor of `count` elements.
 inline float* float_data_of(const torch::stable::Tensor& x, int64_t count, const char* op) {
   STD_TORCH_CHECK(x.is_cpu() && x.is_contiguous() && x.numel() == count &&
                       x.scalar_type() == torch::headeronly::ScalarType::Float,
-                  op, ": a contiguous float32 tensor of ", count, " elements expected");
+                  op, ": expected a contiguous float32 tensor of ", count, " elements");
   return const_cast<float*>(static_cast<const float*>(x.const_data_ptr()));
 }
 
-// Where to write a contiguous result that is like `x`.
+// The memory of a contiguous result like `x`.
 inline void* out_data_of(const torch::stable::Tensor& out, const torch::stable::Tensor& x,
                          const char* op) {
   STD_TORCH_CHECK(out.is_cpu() && out.is_contiguous() && out.numel() == x.numel() &&
                       out.scalar_type() == x.scalar_type(),
-                  op, ": a contiguous CPU tensor for the result expected, in the input's dtype");
+                  op, ": expected a contiguous CPU tensor for out, in the dtype of the input");
   return const_cast<void*>(out.const_data_ptr());
 }
 
@@ -50,7 +50,7 @@ inline std::vector<float> vectors_of(std::initializer_list<const torch::stable::
   float* to = out.data();
   for (const torch::stable::Tensor* x : tensors) {
     STD_TORCH_CHECK(x->is_cpu() && x->dim() == 1 && x->size(0) == channels, op,
-                    ": CPU vectors of ", channels, " elements expected");
+                    ": expected CPU vectors of ", channels, " elements");
     const Dtype dtype = float_dtype_of(*x, op);
     const void* from = x->const_data_ptr();
     for (int64_t i = 0; i < channels; ++i) {
@@ -64,7 +64,7 @@ inline std::vector<float> vectors_of(std::initializer_list<const torch::stable::
   return out;
 }
 
-// How many rows make a part whose sums are taken on their own: at most 64 parts.
+// Rows in a part that is summed separately; there are at most 64 parts.
 inline int64_t part_of(int64_t rows) { return std::max<int64_t>(16, (rows + 63) / 64); }
 
 // out[c] = sum over the parts, always in the same order.

@@ -1,4 +1,4 @@
-// Launches, and 16-byte accesses, of the .cu files. No torch headers.
+// Launches and 16-byte accesses for the .cu files, without torch headers.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -10,8 +10,8 @@
 
 namespace dafast::cuda {
 
-// A block is a warp's width of items by 8 rows; rows and planes beyond a grid's limits are reached
-// by striding.
+// A block is a warp of items by 8 rows. Blocks stride over rows and planes beyond the limits of the
+// grid.
 constexpr int kWidth = 32, kHeight = 8;
 
 inline dim3 grid_of(int64_t items, int64_t rows, int64_t planes) {
@@ -31,7 +31,7 @@ int launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, void* stream,
   config.blockDim = block;
   config.stream = static_cast<cudaStream_t>(stream);
   const cudaError_t error = cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...);
-  if (error != cudaSuccess) cudaGetLastError();  // reported here, not by whoever asks next
+  if (error != cudaSuccess) cudaGetLastError();  // clears the error, which is returned
   return error;
 }
 
@@ -45,8 +45,8 @@ bool packable(const View& view, bool channels) {
          other % size == 0 && view.stride_y % size == 0 && view.stride_n % size == 0;
 }
 
-// A thread's own packs in shared memory, where it can fill them element by element without the
-// loop being unrolled into many registers. Nobody else looks at them: no barrier.
+// Packs of one thread, in shared memory: a loop that fills them element by element is not unrolled
+// into many registers. Other threads do not read them, so there is no barrier.
 template <typename T, int kPacks = 1>
 __device__ inline Pack<T>* own_packs() {
   __shared__ Pack<T> packs[kPacks * kWidth * kHeight];
@@ -85,12 +85,12 @@ __device__ inline Pack<T> load_pack(const T* in, int64_t stride, int count, bool
   return pack;
 }
 
-// a / b for what is not negative: in 32 bits, a fraction of the instructions, where both fit.
+// a / b for non-negative numbers; in 32 bits if both fit, which takes far fewer instructions.
 __device__ inline int64_t quotient(int64_t a, int64_t b) {
   return ((a | b) >> 32) == 0 ? static_cast<uint32_t>(a) / static_cast<uint32_t>(b) : a / b;
 }
 
-// Which pack of a row a thread makes: columns of one channel, or channels of one pixel.
+// The pack of a row that a thread computes: columns of one channel, or channels of one pixel.
 struct Item {
   int64_t column, channel;
   int count;  // elements, 0 beyond the row's end
@@ -116,7 +116,7 @@ __device__ inline Item item_of(const View& view, int size) {
   return item;
 }
 
-// Calls body with a value of the type that a dtype names; its result is an error.
+// Calls body with a value of the type of `dtype`; returns its error.
 template <typename Body>
 int with_type(Dtype dtype, const Body& body) {
   if (dtype == Dtype::float16) return body(float16{});
@@ -124,7 +124,7 @@ int with_type(Dtype dtype, const Body& body) {
   return body(float{});
 }
 
-// Pixels of all channels side by side: what a view without them is, is done by columns.
+// Whether the channels of a pixel are contiguous; all other views are processed by columns.
 inline bool is_channels_last(const View& view) {
   return view.channels > 1 && view.stride_c == 1;
 }

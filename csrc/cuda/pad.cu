@@ -1,4 +1,4 @@
-// Padding and cropping, and the backward, which gathers.
+// Padding and cropping, and their backward, which gathers.
 #include "launch.h"
 
 namespace dafast::cuda {
@@ -18,7 +18,7 @@ __global__ void __launch_bounds__(256, 3) pad_kernel(View source, View target, P
   const Item item = item_of<kChannels>(target, kPack);
   if (item.count == 0) return;
   const int64_t per_image = kChannels ? 1 : target.channels;
-  // By columns a pack is copied whole where all of it shows the image, from a multiple of 16 bytes.
+  // By columns, a pack inside of the image is copied whole if it starts at a multiple of 16 bytes.
   const int64_t first = item.column - left;
   const bool inside = first >= 0 && first + kPack <= source.width && first % kPack == 0;
   for (int64_t plane = blockIdx.z; plane < target.batch * per_image; plane += gridDim.z) {

@@ -1,20 +1,21 @@
-// Predictions without their padding to the photos' sizes: one kernel writes float32; for 16 bits
-// one finds the range of each resized map, which is not written, and one resizes again.
+// Resizes predictions without their padding to the sizes of the photos. One kernel writes float32.
+// For 16 bits, one kernel finds the range of each resized map, and a second resizes again and
+// writes.
 #include "dafast/quantise.h"
 #include "launch.h"
 
 namespace dafast::cuda {
 namespace {
 
-constexpr int kMaps = 64;    // of one launch; they travel as the kernel's parameter
-constexpr int kBlocks = 64;  // that share the range of a map
+constexpr int kMaps = 64;    // of one launch, passed as a kernel parameter
+constexpr int kBlocks = 64;  // that find the range of a map
 constexpr int kThreads = 256;
 
 struct Maps {
   Map maps[kMaps];
 };
 
-// How predictions lie in memory, and how they are resized.
+// The strides of the predictions, and how they are resized.
 struct Layout {
   int64_t stride_y, stride_x;
   bool align_corners;
@@ -24,7 +25,7 @@ struct Layout {
   }
 };
 
-// A pixel of the resized map; rounded in one way only, so that both kernels see the same value.
+// A pixel of the resized map; fmaf fixes the rounding, so that both kernels compute the same value.
 template <typename T>
 __device__ inline float sample(const Map& map, const Layout& layout, const LinearTaps& rows,
                                int64_t x) {
@@ -61,7 +62,7 @@ __global__ void __launch_bounds__(256, 3) postprocess_range_kernel(const __grid_
   if (threadIdx.x == 0) ranges[blockIdx.y * kBlocks + blockIdx.x] = shared[0];
 }
 
-// Out is float, or uint16_t where ranges has the kBlocks partial ranges of every map.
+// Out is float; or uint16_t, and `ranges` holds kBlocks partial ranges for each map.
 template <typename T, typename Out>
 __global__ void __launch_bounds__(256, 3) postprocess_kernel(const __grid_constant__ Maps maps,
                                                           Layout layout, const Range* ranges) {

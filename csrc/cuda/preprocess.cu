@@ -1,11 +1,11 @@
-// Photos of any sizes to the network's input: resize, normalisation, padding, layout and dtype in
-// one kernel that writes every element once.
+// Turns photos of any sizes into the input of the network: resize, normalisation, padding, layout
+// and dtype, in one kernel that writes every element once.
 #include "launch.h"
 
 namespace dafast::cuda {
 namespace {
 
-constexpr int kPhotos = 32;  // of one launch; they travel as the kernel's parameter
+constexpr int kPhotos = 32;  // of one launch, passed as a kernel parameter
 
 struct Photos {
   Photo photos[kPhotos];
@@ -15,7 +15,7 @@ struct Colours {
   float scale[3], shift[3];
 };
 
-// Both kinds of taps as first, count and weight(k); the cubic's are clamped at the border.
+// Linear and cubic taps with one interface; place(k) clamps cubic taps at the border.
 struct CubicReader {
   CubicTaps taps;
   int64_t size;
@@ -53,7 +53,7 @@ __global__ void __launch_bounds__(256, 2) preprocess_kernel(const __grid_constan
     const int64_t resized_y = padded_source(padding, y - photo.top, photo.resized_height);
     const Reader rows(photo.height, photo.resized_height, antialias,
                       resized_y < 0 ? 0 : resized_y);
-    // Channel after channel, or pixel after pixel: as they will be stored.
+    // In the order of the output: by channels, or by pixels.
     Pack<T>* packs = own_packs<T, 3>();
 #pragma unroll 1
     for (int i = 0; i < item.count; ++i) {

@@ -1,8 +1,8 @@
-// Bilinear resize and its backward. By columns (planes of pixels), the lanes of a warp make
-// columns side by side, each of several planes at once: what a place costs is paid once for all of
-// them, and their loads are in flight together. Two taps per axis are found by the kernel itself;
-// more of them come from a table that a first kernel fills. A backward is the same gather with the
-// transposed table. Channels side by side are done 16 bytes at a time.
+// Bilinear resize and its backward. For planes, the lanes of a warp compute neighbouring columns,
+// each in several planes at once: they share the computation of the position, and their loads
+// overlap. A kernel for two taps per axis computes the taps itself; for more taps, a first kernel
+// fills a table. The backward is the same gather with the transposed table. For channels_last, a
+// thread computes channels, 16 bytes at a time.
 #include <type_traits>
 
 #include "launch.h"
@@ -10,13 +10,13 @@
 namespace dafast::cuda {
 namespace {
 
-constexpr int kPlanes = 4;  // that a thread makes at once
+constexpr int kPlanes = 4;  // that a thread computes at once
 
 // Blocks on a multiprocessor. 64-bit offsets take twice the registers.
 template <typename Index>
 constexpr int kResident = sizeof(Index) == 4 ? 3 : 2;
 
-// Columns that a thread makes, 4 bytes of them: a warp's stores fill lines of 128.
+// Columns of a thread, 4 bytes: the stores of a warp fill lines of 128 bytes.
 template <typename T>
 constexpr int kColumns = 4 / sizeof(T);
 
@@ -25,14 +25,14 @@ struct alignas(4) Word {
   T values[kColumns<T>];
 };
 
-// A pixel of a plane. Offsets are in bytes: those of a plane nearly always fit in 32 bits, and are
-// then added to a pointer that all threads share by the load itself.
+// A pixel of a plane, at an offset in bytes. Offsets nearly always fit in 32 bits; the load
+// instruction then adds them to a pointer that all threads share.
 template <typename T, typename Index>
 __device__ inline const T& pixel_at(const T* plane, Index offset) {
   return *reinterpret_cast<const T*>(reinterpret_cast<const char*>(plane) + offset);
 }
 
-// Where a thread's columns of one plane go to; `word`: 4 bytes at once.
+// Where the columns of a thread are stored in a plane; `word`: as 4 bytes at once.
 template <typename T, typename Index>
 struct Place {
   Index offset;  // of its first column
@@ -62,8 +62,8 @@ struct Place {
   }
 };
 
-// Calls `make` with a constant, how many planes, and the first of them: kPlanes, the three of a
-// photo, or one.
+// Calls `make` with a number of planes as a constant, and pointers to the first of them. The number
+// is kPlanes, 3 (a photo) or 1.
 template <typename T, typename Make>
 __device__ inline void each_planes(const View& source, const View& target, const Make& make) {
   for (int64_t image = 0; image < target.batch; ++image) {
@@ -86,7 +86,7 @@ __device__ inline void each_planes(const View& source, const View& target, const
   }
 }
 
-// The two source pixels of one place along an axis, as offsets in bytes, and their weights.
+// The two source pixels of a position along an axis, as offsets in bytes, and their weights.
 template <typename Index>
 struct Pair {
   Index near, far;
@@ -95,12 +95,13 @@ struct Pair {
 
 template <typename Index>
 __device__ inline Pair<Index> pair_of(LinearAxis axis, int64_t index, int64_t stride) {
-  axis.support = 1.0;  // as it is; so the compiler knows
+  axis.support = 1.0;  // true for all callers; lets the compiler simplify
   const LinearTaps taps = linear_taps(axis, index);
-  // Rounding can make it three, without a weight at the ends.
+  // Rounding can give three taps, with a weight of zero at one end.
   const int k = taps.count > 2 && taps.weight(0) == 0.0f ? 1 : 0;
   const Index near = static_cast<Index>((taps.first + k) * stride);
-  // A lone pixel is taken twice by halves: a neighbour's NaN would come through a weight of zero.
+  // A single pixel is read twice with half the weight: a neighbour could be NaN, and 0 * NaN is
+  // NaN.
   if (taps.count == 1) return {near, near, 0.5f * taps.weight(0), 0.5f * taps.weight(0)};
   return {near, near + static_cast<Index>(stride), taps.weight(k), taps.weight(k + 1)};
 }
@@ -258,7 +259,7 @@ __global__ void __launch_bounds__(256, 3) resize_bilinear_channels_kernel(
         for (int i = 0; i < kPack; ++i) sums[i] += weight * to_float(pack.values[i]);
       };
       const float* weights = columns.weights + columns.at(x, 0);
-      if (row_count == 2 && column_count == 2) {  // most when enlarging: four loads at once
+      if (row_count == 2 && column_count == 2) {  // usual when enlarging: four loads at once
         const Pack<T> packs[4] = {load(row), load(row + source.stride_x),
                                   load(row + source.stride_y),
                                   load(row + source.stride_y + source.stride_x)};
@@ -282,7 +283,7 @@ __global__ void __launch_bounds__(256, 3) resize_bilinear_channels_kernel(
   }
 }
 
-// Images that follow each other as channels do, as channels of one image.
+// Merges images into channels of one image, if the strides allow it.
 void merge_images(View* source, View* target) {
   for (View* view : {source, target}) {
     if (view->channels == 1) view->stride_c = view->stride_n;
@@ -298,14 +299,14 @@ void merge_images(View* source, View* target) {
   }
 }
 
-// Whether offsets in a plane fit in 32 bits, in bytes.
+// Whether all offsets in a plane fit in 32 bits, in bytes.
 template <typename T>
 bool is_small(const View& view) {
   const int64_t last = (view.height - 1) * view.stride_y + (view.width - 1) * view.stride_x;
   return last < (int64_t{1} << 32) / static_cast<int64_t>(sizeof(T));
 }
 
-// Fewer blocks than planes: a block that does several of them finds its places once.
+// Fewer blocks than planes: a block that computes several planes finds its positions once.
 dim3 planes_grid(const View& target, int columns) {
   constexpr int64_t kEnough = 2048;  // blocks to fill any GPU a few times
   const int64_t groups = (target.channels + kPlanes - 1) / kPlanes;
@@ -323,7 +324,7 @@ bool words_fit(const View& target) {
          target.stride_y % size == 0 && target.stride_c % size == 0 && target.stride_n % size == 0;
 }
 
-// Neither antialiased nor a backward: two pixels of each axis at most.
+// Whether at most two source pixels per axis take part: no antialiasing, no backward.
 bool has_pairs(const Resize& call) {
   return !is_channels_last(call.target) && !call.backward && call.rows().support == 1.0 &&
          call.columns().support == 1.0;

@@ -33,10 +33,11 @@ def _load() -> tuple[ModuleType | None, str]:
         return None, f"the C++ extension was not built ({HOW_TO_BUILD})"
     try:
         return importlib.import_module("dafast._C"), ""
-    except (ImportError, OSError, RuntimeError) as error:
-        reason = f"the C++ extension is there but does not load: {error}"
+    except (Exception, SystemExit) as error:  # a broken installation can raise anything
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        reason = f"the C++ extension is installed, but its import fails ({text})"
         if "DAFAST_CPU_CAPABILITY" not in str(error):
-            # Built against a newer PyTorch than the one that runs, or for another system.
+            # Usually it was built with a newer PyTorch, or for another system.
             reason += f"; rebuild it: {HOW_TO_BUILD}"
         logger.warning("dafast: %s", reason)
         return None, reason

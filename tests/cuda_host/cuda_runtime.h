@@ -1,6 +1,6 @@
-// CUDA's language on the host: just enough that g++ compiles csrc/cuda/*.cu and runs its kernels,
-// block after block, each thread a fiber. For tests: wrong values, accesses out of bounds (with
-// -fsanitize=address) and barriers that not all threads reach show here as on a GPU.
+// The part of CUDA that csrc/cuda/*.cu uses, on the host: g++ compiles the kernels, and they run block
+// after block, with a fiber for each thread. Tests find wrong values here, accesses out of bounds
+// (with -fsanitize=address), and barriers that not all threads reach.
 #pragma once
 
 #include <ucontext.h>
@@ -60,7 +60,7 @@ inline void enter() {
   swapcontext(&fibers[current].context, &scheduler);
 }
 
-// All threads of a block, each up to its next barrier, over and over.
+// Runs all threads of a block in turn, each up to its next barrier.
 inline void run_block() {
   fibers.resize(static_cast<size_t>(blockDim.x) * blockDim.y * blockDim.z);
   for (size_t i = 0; i < fibers.size(); ++i) {

@@ -15,8 +15,8 @@ View view(void* data, int dtype, const int64_t* n) {
   return {data, static_cast<Dtype>(dtype), n[0], n[1], n[2], n[3], n[4], n[5], n[6], n[7]};
 }
 
-// Workspace of exactly the size that was asked for, so that a sanitizer sees its ends, and filled
-// with what no kernel may read.
+// A workspace of exactly the requested size, so that a sanitizer checks its bounds. No kernel may use
+// its initial values.
 std::vector<int32_t> workspace(int64_t words) {
   return std::vector<int32_t>(static_cast<size_t>(words), 0x7fffffff);
 }

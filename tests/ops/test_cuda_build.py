@@ -1,6 +1,6 @@
-"""What nvcc makes of the CUDA kernels: they compile for every architecture, and keep their budgets.
+"""nvcc compiles the CUDA kernels for every architecture, within budgets of registers and memory.
 
-Needs no GPU and no PyTorch with CUDA: the .cu files are free of torch headers.
+The tests need no GPU and no PyTorch with CUDA: the .cu files include no torch headers.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted(p.name for p in (ROOT / "csrc" / "cuda").glob("*.cu"))
-# Those of setup.py, read from it: importing it would start a build.
+# Parsed from setup.py, because importing it would start a build.
 ARCHITECTURES = re.search(r"CUDA_ARCHITECTURES = \(([^)]*)\)", (ROOT / "setup.py").read_text())[1]
 ARCHITECTURES = re.findall(r"\d+", ARCHITECTURES)
 EVERY_RUN = ("80", ARCHITECTURES[-1])
 
-# Registers that leave at least two blocks of 256 threads on a multiprocessor, and shared memory
-# that leaves eight.
+# Limits that allow two blocks of 256 threads on a multiprocessor (registers), and eight (shared
+# memory).
 MAX_REGISTERS = 128
 MAX_SHARED = 12 * 1024
 
 
 def compile_one(source: str, arch: str, out: Path) -> dict[str, dict[str, int]]:
-    """Compiles to a cubin; registers, bytes of stack, spills and shared memory by kernel."""
+    """Compiles to a cubin; returns registers, stack, spills and shared memory of each kernel."""
     nvcc = shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
     if not Path(nvcc).exists():
         pytest.skip("needs nvcc")
@@ -96,8 +96,8 @@ def test_compiles_for_every_architecture(source, arch, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("source", SOURCES)
 def test_stores_are_wide(source, tmp_path):
-    """Every kernel that writes images has the wide path: 16 bytes of a thread, or words of 4 bytes
-    side by side in the lanes of a warp, which fill lines of 128."""
+    """Every kernel that writes images stores 16 bytes per thread, or neighbouring words of 4 bytes
+    in the lanes of a warp, which fill lines of 128 bytes."""
     compile_one(source, "80", tmp_path / "kernels.cubin")
     functions = opcodes(tmp_path / "kernels.cubin").split("Function : ")[1:]
     writing = [f for f in functions if not re.match(r"\S*(taps|range)_kernel", f)]
@@ -121,7 +121,7 @@ def test_a_spill_is_over_budget():
 
 
 def test_device_code_is_free_of_torch():
-    """So that nvcc alone, and g++ alone, compile it."""
+    """nvcc or g++ compile it without PyTorch."""
     files = [*(ROOT / "csrc" / "include").rglob("*.h"), *(ROOT / "csrc" / "cuda").iterdir()]
     for path in files:
         includes = re.findall(r"#include\s+[<\"]([^>\"]+)", path.read_text())

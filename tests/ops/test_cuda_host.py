@@ -1,7 +1,7 @@
-"""The CUDA kernels without a GPU: their source compiled for the host, and run thread by thread.
+"""The CUDA kernels without a GPU: g++ compiles their source, and threads run one after another.
 
-`tests/cuda_host` stands in for CUDA's language. So these are the kernels' own indices, masks,
-packs and barriers, against the specifications; what nvcc makes of them is `test_cuda_build.py`'s.
+`tests/cuda_host` replaces the CUDA headers. These tests compare the kernels' indices, masks, packs
+and barriers with the references; `test_cuda_build.py` tests what nvcc compiles.
 """
 
 from __future__ import annotations
@@ -73,13 +73,13 @@ def view(x: torch.Tensor) -> tuple[ctypes.c_void_p, ctypes.Array]:
 
 
 def unaligned(x: torch.Tensor) -> torch.Tensor:
-    """A copy with the same strides, in memory of its own, one element past a multiple of 16."""
+    """A copy with the same strides that starts one element past a multiple of 16 bytes."""
     memory = torch.empty(x.numel() + 1, dtype=x.dtype)[1:]
     return memory.as_strided(x.shape, x.stride(), memory.storage_offset()).copy_(x)
 
 
 def like(shape, dtype, channels_last, aligned) -> torch.Tensor:
-    """Memory that a kernel has to fill: NaN now."""
+    """Memory for a kernel to fill, holding NaN."""
     layout = torch.channels_last if channels_last else torch.contiguous_format
     out = torch.full(shape, float("nan"), dtype=dtype).contiguous(memory_format=layout)
     return out if aligned else unaligned(out)
@@ -137,7 +137,7 @@ def test_resize_bilinear(kernels, shape, size, dtype, channels_last, aligned, se
 
 @grid({"channels": [1, 3, 7], "dtype": DTYPES, "backward": [0, 1]})
 def test_resize_of_some_channels(kernels, channels, dtype, backward, seed):
-    """Images that do not follow each other as channels do."""
+    """The strides do not allow images to be merged into channels."""
     whole = torch.randn(3, 9, 6, 10).to(dtype)
     x = whole[:, 1 : 1 + channels]
     size = (11, 7)
@@ -153,7 +153,7 @@ def test_resize_of_some_channels(kernels, channels, dtype, backward, seed):
 @pytest.mark.parametrize("backward", [0, 1])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_resize_beyond_32_bits(kernels, dtype, backward, seed):
-    """Rows so far apart that an offset in a plane needs 64 bits."""
+    """The stride of rows makes an offset in a plane exceed 32 bits."""
     far = 2**32 // dtype.itemsize + 5
     size = (far + 64) * dtype.itemsize
     reserve_nothing = getattr(mmap, "MAP_NORESERVE", 0x4000)
@@ -174,7 +174,7 @@ def test_resize_beyond_32_bits(kernels, dtype, backward, seed):
 
 
 def test_resize_keeps_infinity_to_its_neighbours(kernels, seed):
-    """A pixel at the border, or beside an infinity, is not made NaN by a weight of zero."""
+    """A weight of zero does not spread infinity or NaN from a neighbouring pixel."""
     x = torch.randn(1, 1, 4, 4)
     x[0, 0, 0, 0] = float("inf")
     out = like((1, 1, 8, 8), torch.float32, False, True)
@@ -303,7 +303,7 @@ def test_postprocess(kernels, align_corners, dtype, rng):
 
 
 def test_shim_finds_an_empty_launch(kernels):
-    """A batch of nothing is the caller's to catch; the launch says so as CUDA does."""
+    """An empty batch is an invalid launch, as in CUDA; callers must check for it."""
     x = torch.empty(0, 1, 4, 4)
     assert kernels.resize_bilinear(*view(x), *view(x), 0, 0, 0, 0) == 9
 
@@ -311,7 +311,7 @@ def test_shim_finds_an_empty_launch(kernels):
 @pytest.mark.slow
 @pytest.mark.skipif(LIBRARY in os.environ, reason="this is the run in the sanitizers")
 def test_sanitizers(tmp_path):
-    """The tests above under AddressSanitizer and UndefinedBehaviorSanitizer."""
+    """Runs the tests above with AddressSanitizer and UndefinedBehaviorSanitizer."""
     library = build(tmp_path / "kernels.so", *SANITIZE)
     runtime = subprocess.run(
         ["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True

@@ -20,11 +20,7 @@ def op():
     made = Op(
         "test_op",
         lambda x: ("reference", x),
-        {
-            "sdpa": Backend(
-                lambda x: ("sdpa", x), lambda x: "" if x > 0 else "needs a number > 0"
-            )
-        },
+        {"sdpa": Backend(lambda x: ("sdpa", x), lambda x: "" if x > 0 else "needs a number > 0")},
     )
     yield made
     del OPS["test_op"]
@@ -114,5 +110,43 @@ def test_unknown_instruction_set_is_named():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True,
         env={**os.environ, "DAFAST_CPU_CAPABILITY": "sse9"},
     )  # fmt: skip
-    assert '"sse9"; there are portable, avx2, avx512, avx512_bf16' in done.stdout
+    assert '"sse9"; use portable, avx2, avx512 or avx512_bf16' in done.stdout
     assert "rebuild" not in done.stdout
+
+
+@needs_extension
+@pytest.mark.parametrize(
+    ("error", "named"),
+    [
+        (ImportError("undefined symbol: f"), "ImportError: undefined symbol: f"),
+        (AttributeError("no\nTensor"), "AttributeError: no Tensor"),
+        (SystemExit(3), "SystemExit: 3"),
+        (KeyError(), "KeyError:"),
+    ],
+)
+def test_an_extension_with_a_failing_import_is_missing(error, named, monkeypatch):
+    from dafast.ops import _extension
+
+    def fail(name):
+        raise error
+
+    monkeypatch.setattr(_extension.importlib, "import_module", fail)
+    module, reason = _extension._load.__wrapped__()
+    assert module is None and f"installed, but its import fails ({named}" in reason
+
+
+def test_doctor_names_the_reason_of_a_failing_import(tmp_path):
+    """The ops take another backend."""
+    (tmp_path / "_C.py").write_text("raise AttributeError('no Tensor')")
+    code = f"""if True:
+        import dafast
+        dafast.__path__.insert(0, {str(tmp_path)!r})
+        import torch
+        from dafast.cli.doctor import collect
+        from dafast.ops import resize_bilinear
+        print(resize_bilinear(torch.ones(1, 1, 4, 4), (8, 8)).shape)
+        print(next(part["why"] for part in collect()["missing"] if part["part"] == "C++ extension"))
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "torch.Size([1, 1, 8, 8])" in done.stdout
+    assert "its import fails (AttributeError: no Tensor)" in done.stdout

@@ -16,8 +16,8 @@ struct CubicTaps {
 };
 
 // Taps of target pixel `index` when `source` pixels become `target` pixels, half-pixel centres.
-// In double throughout: in float32 a coordinate of several thousand has lost the digits that the
-// weights are made of, and the result is off by 3e-4.
+// Computed in double: in float32 a coordinate of several thousand has too few digits for the
+// weights, and the result is off by 3e-4.
 DAFAST_HOST_DEVICE inline CubicTaps cubic_taps(int64_t index, int64_t source, int64_t target) {
   constexpr double a = -0.75;
   const double scale = static_cast<double>(source) / static_cast<double>(target);

@@ -1,5 +1,5 @@
-// The ops without torch: what they are given, and where they run. Each fills memory that the
-// caller has allocated.
+// The ops on images without torch: their arguments, and their functions for the CPU and for CUDA.
+// The caller allocates the results.
 #pragma once
 
 #include <cstdint>
@@ -48,26 +48,26 @@ struct Pad {
   float value;
 };
 
-// One photo on its way to the network, read in place.
+// A photo to preprocess, read in place.
 struct Photo {
   const void* data;
   int64_t stride_y, stride_x, stride_c;
   int32_t height, width;    // of the photo
   int32_t resized_height, resized_width;
-  int32_t left, top;        // padding before
+  int32_t left, top;        // padding
 };
 
 struct Preprocess {
   const Photo* photos;
   Dtype dtype;  // of the photos: float32 or uint8
   View target;
-  float scale[3], shift[3];  // what a channel is multiplied by, and what is added then
+  float scale[3], shift[3];  // of a channel: scale * value + shift
   Padding padding;
   bool cubic;
   bool antialias;
 };
 
-// One prediction without its padding on its way to the photo's size.
+// A prediction without its padding, and the map of the photo's size to write.
 struct Map {
   const void* source;
   void* target;  // contiguous
@@ -79,7 +79,7 @@ struct Postprocess {
   const Map* maps;
   int64_t count;
   Dtype dtype;         // of the predictions
-  Dtype target_dtype;  // float32, or uint16: each map from its least to its greatest value
+  Dtype target_dtype;  // float32, or uint16: the range of each map scaled to 0..65535
   int64_t stride_y, stride_x;
   bool align_corners;
 };
@@ -92,7 +92,8 @@ void preprocess(const Preprocess& call);
 void postprocess(const Postprocess& call);
 }  // namespace cpu
 
-// They only enqueue on a stream (a cudaStream_t) of the current device, and return a cudaError_t.
+// These only launch kernels, on a stream (a cudaStream_t) of the current device, and return a
+// cudaError_t.
 namespace cuda {
 int64_t resize_bilinear_workspace(const Resize& call);  // 32-bit words
 int resize_bilinear(const Resize& call, void* workspace, void* stream);

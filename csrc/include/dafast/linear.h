@@ -8,11 +8,10 @@
 
 namespace dafast {
 
-// Every variant is a triangle of half-width `support` around the target pixel's place in the
-// source, sampled at the centres of the source's pixels and normalised over those that exist.
-// Without antialiasing the half-width is 1, which makes the two neighbours' weights 1 - t and t.
-// Places are in double: in float32 those of a large photo have lost the digits that the weights
-// are made of.
+// Every variant is a triangle of half-width `support` around the position of the target pixel in
+// the source, sampled at the centres of the source pixels and normalised over the pixels that
+// exist. Without antialiasing the half-width is 1, so the two neighbours have the weights 1 - t and
+// t. Positions are in double: in float32 the positions in a large photo have too few digits.
 struct LinearAxis {
   int64_t source;
   int64_t target;
@@ -33,7 +32,7 @@ DAFAST_HOST_DEVICE inline LinearAxis linear_axis(int64_t source, int64_t target,
   } else if (target > 1) {
     axis.scale = static_cast<double>(source - 1) / static_cast<double>(target - 1);
   }
-  // Antialiasing in PyTorch takes half-pixel places whatever align_corners says.
+  // With antialiasing, PyTorch uses half-pixel positions and ignores align_corners.
   axis.offset = align_corners && !antialias ? 0.5 : 0.5 * axis.scale;
   if (antialias && axis.scale > 1.0) axis.support = axis.scale;
   return axis;
@@ -43,7 +42,7 @@ DAFAST_HOST_DEVICE inline LinearAxis linear_axis(int64_t source, int64_t target,
 struct LinearTaps {
   int64_t first;
   int count;
-  float start;   // from the target's place to the centre of pixel `first`
+  float start;   // from the target's position to the centre of pixel `first`
   float slope;   // 1 / support
   float factor;  // makes the weights sum to 1
 
@@ -67,13 +66,13 @@ DAFAST_HOST_DEVICE inline LinearTaps linear_taps(const LinearAxis& axis, int64_t
   return taps;
 }
 
-// The most taps that a target pixel can have.
+// The largest number of taps of a target pixel.
 inline int64_t most_linear_taps(const LinearAxis& axis) {
   const int64_t most = static_cast<int64_t>(2.0 * axis.support) + 2;
   return most < axis.source ? most : axis.source;
 }
 
-// The other way round: the target pixels [first, last) that a source pixel can have a weight in.
+// The inverse: the target pixels [first, last) in which a source pixel can have a weight.
 DAFAST_HOST_DEVICE inline void linear_users(const LinearAxis& axis, int64_t index, int64_t* first,
                                             int64_t* last) {
   *first = 0;

@@ -1,4 +1,4 @@
-// 16-bit floating point without torch's or CUDA's types in any interface, and 16-byte packs.
+// 16-bit floating point without types of torch or CUDA in the interface, and packs of 16 bytes.
 #pragma once
 
 #include <cstdint>
@@ -21,7 +21,7 @@ struct bfloat16 {
   uint16_t bits;
 };
 
-// What a tensor of an op holds; the values are part of no interface outside of csrc/.
+// The dtype of a tensor. The values are not used outside of csrc/ and its tests.
 enum class Dtype { float32, float16, bfloat16, uint8, uint16 };
 
 DAFAST_HOST_DEVICE inline uint32_t bits_of(float value) {
@@ -47,7 +47,7 @@ DAFAST_HOST_DEVICE inline float to_float(float16 value) {
 #if defined(__CUDA_ARCH__)
   return __half2float(__ushort_as_half(value.bits));
 #else
-  // The exponent is moved by a product, which also makes normal numbers of the denormal ones.
+  // A product moves the exponent, and turns denormal numbers into normal ones.
   const uint32_t sign = static_cast<uint32_t>(value.bits & 0x8000) << 16;
   const float scaled = float_of(static_cast<uint32_t>(value.bits & 0x7fff) << 13) *
                        float_of(0x77800000);  // 2^112
@@ -56,7 +56,7 @@ DAFAST_HOST_DEVICE inline float to_float(float16 value) {
 #endif
 }
 
-// Rounds to nearest, ties to even; NaN stays NaN.
+// Rounds to nearest, ties to even; keeps NaN.
 template <typename T>
 DAFAST_HOST_DEVICE inline T from_float(float value);
 
@@ -85,10 +85,10 @@ DAFAST_HOST_DEVICE inline float16 from_float<float16>(float value) {
   const uint32_t magnitude = bits & 0x7fffffff;
   // Normal results: the exponent rebiased from 127 to 15, 13 digits rounded away.
   const uint32_t normal = (magnitude - 0x38000000 + 0xfff + ((magnitude >> 13) & 1)) >> 13;
-  // Denormal ones (under 2^-14): the sum with 0.5 leaves the digits at the end of the mantissa.
+  // Denormal results (under 2^-14): adding 0.5 moves the digits to the end of the mantissa.
   const uint32_t denormal = bits_of(float_of(magnitude) + 0.5f) - 0x3f000000;
   uint32_t result = magnitude < 0x38800000 ? denormal : normal;
-  result = magnitude >= 0x477ff000 ? 0x7c00u : result;  // what rounds to 2^16 or more
+  result = magnitude >= 0x477ff000 ? 0x7c00u : result;  // rounds to 2^16 or more
   result = magnitude > 0x7f800000 ? 0x7e00u : result;
   return {static_cast<uint16_t>(result | ((bits >> 16) & 0x8000))};
 #endif

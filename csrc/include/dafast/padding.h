@@ -1,4 +1,4 @@
-// Which pixel of an image a pixel of the padded image shows, and the other way round.
+// Maps pixels of a padded image to pixels of the image, and back.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +9,7 @@ namespace dafast {
 
 enum class Padding { constant, replicate, reflect };
 
-// Place in the image of a place `index` that may lie outside of it; -1 for the constant.
+// The pixel of the image that is shown at `index`, which can be outside of it; -1 for the constant.
 DAFAST_HOST_DEVICE inline int64_t padded_source(Padding mode, int64_t index, int64_t size) {
   if (index >= 0 && index < size) return index;
   if (mode == Padding::constant) return -1;
@@ -17,8 +17,8 @@ DAFAST_HOST_DEVICE inline int64_t padded_source(Padding mode, int64_t index, int
   return index < 0 ? -index : 2 * (size - 1) - index;
 }
 
-// The pixels of the padded image that show one pixel of the image: a run that starts at own, or
-// own and up to two mirrored ones.
+// The pixels of the padded image that show one pixel of the image: a run that starts at `own`, or
+// `own` and up to two mirrored pixels.
 struct PaddedUsers {
   int64_t own, second, third;
   int64_t count;

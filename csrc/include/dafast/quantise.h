@@ -1,4 +1,4 @@
-// A map's values from its least to its greatest in 16 bits, for saving.
+// Scales the values of a map from its range to 16 bits, for saving.
 #pragma once
 
 #include <cmath>
@@ -22,8 +22,8 @@ struct Range {
     greatest = fmaxf(greatest, other.greatest);
   }
 
-  // 0 for the least value, 65535 for the greatest; all 0 where there is but one value, which the
-  // resize has rounded in several ways.
+  // 0 for the least value, 65535 for the greatest. All 0 if the map is flat, up to the rounding of
+  // the resize.
   DAFAST_HOST_DEVICE uint16_t quantise(float value) const {
     const float width = greatest - least;
     const bool flat = width <= 1e-6f * fmaxf(fabsf(least), fabsf(greatest));

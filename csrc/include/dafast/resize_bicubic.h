@@ -14,7 +14,7 @@ class CubicColumns {
  public:
   CubicColumns(int64_t source, int64_t target) : source_(source), taps_(target) {
     for (int64_t i = 0; i < target; ++i) taps_[i] = cubic_taps(i, source, target);
-    // first grows with i, so the columns whose four taps all lie inside are one run.
+    // first grows with i, so the columns with all four taps inside are contiguous.
     while (inner_begin_ < target && taps_[inner_begin_].first < 0) ++inner_begin_;
     inner_end_ = inner_begin_;
     while (inner_end_ < target && taps_[inner_end_].first + 3 < source) ++inner_end_;
@@ -66,8 +66,7 @@ struct Plane {
 };
 
 // Rows [begin, end) of the target, each columns.size() wide and contiguous in `out`, which points
-// at row `begin`. Source rows that no target row reads are never touched; those that several read
-// are resized once and kept in a ring of four.
+// at row `begin`. Each source row that is needed is resized once, and kept in a ring of four rows.
 template <typename T>
 void resize_bicubic_rows(const Plane<T>& source, const CubicColumns& columns, int64_t target_height,
                          int64_t begin, int64_t end, float* out) {
@@ -79,7 +78,7 @@ void resize_bicubic_rows(const Plane<T>& source, const CubicColumns& columns, in
     const float* rows[4];
     for (int k = 0; k < 4; ++k) {
       const int64_t row = clamp_index(taps.first + k, source.height);
-      // The four rows are among four consecutive ones, so their slots differ.
+      // The four rows are consecutive or equal, so different rows have different slots.
       float* slot = ring.data() + (row & 3) * width;
       if (held[row & 3] != row) {
         columns.resize(source.data + row * source.row_stride, source.column_stride, slot);

@@ -1,4 +1,4 @@
-// Taps of a whole axis as a table: one resampling of rows and columns serves every resize.
+// A table of the taps of an axis, for all resizes that resample rows and columns.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +14,7 @@ struct TapTable {
   int32_t* first;
   int32_t* count;
   float* weights;
-  int64_t most;    // weights that there is room for, per target
+  int64_t most;    // capacity: weights of a target
   int64_t stride;  // from one target's weights to the next's
   int64_t step;    // from one weight to the next
 
@@ -25,13 +25,13 @@ struct TapTable {
   // 32-bit words of a table.
   static int64_t words(int64_t targets, int64_t most) { return targets * (2 + most); }
 
-  // With a target's weights side by side.
+  // The weights of a target are contiguous.
   static TapTable along(int32_t* words, int64_t targets, int64_t most) {
     return {words, words + targets, reinterpret_cast<float*>(words + 2 * targets), most, most, 1};
   }
 
-  // With the first weights of all targets side by side, then the second, ...: for threads that
-  // have a target each.
+  // The first weights of all targets are contiguous, then the second, and so on: for a thread per
+  // target.
   static TapTable across(int32_t* words, int64_t targets, int64_t most) {
     return {words, words + targets, reinterpret_cast<float*>(words + 2 * targets), most, 1,
             targets};
@@ -47,8 +47,8 @@ DAFAST_HOST_DEVICE inline void fill_taps(const LinearAxis& axis, int64_t index,
   for (int k = 0; k < taps.count; ++k) table.weights[table.at(row, k)] = taps.weight(k);
 }
 
-// For the backward, where the gradient of source pixel `index` is gathered from target pixels.
-// Those without weight at either end are left out, so that a NaN goes where it belongs.
+// For the backward, which gathers the gradient of source pixel `index` from target pixels. Targets
+// without weight at either end are left out, so that their NaN does not spread.
 DAFAST_HOST_DEVICE inline void fill_users(const LinearAxis& axis, int64_t index,
                                           const TapTable& table, int64_t row) {
   int64_t first, last;
@@ -86,7 +86,7 @@ class HostTaps {
   TapTable table_;
 };
 
-// Taps at the border are clamped: several weights fall on its pixel.
+// Taps at the border are clamped: the weights of several taps add up in one pixel.
 inline void fill_cubic(int64_t source, int64_t target, int64_t index, const TapTable& table,
                        int64_t row) {
   const CubicTaps taps = cubic_taps(index, source, target);
