@@ -119,5 +119,5 @@ def backend(fn: Callable[..., Any], limits: Check, unasked: Check | None = None)
 
 def launcher(op: str, name: str) -> Callable[..., Any]:
     """The function ``name`` of ``dafast.kernels.<op>``, imported at the first call."""
-    load = functools.cache(lambda: getattr(importlib.import_module(f"dafast.kernels.{op}"), name))
-    return lambda *args: load()(*args)
+    load = functools.cache(lambda: importlib.import_module(f"dafast.kernels.{op}"))
+    return lambda *args: getattr(load(), name)(*args)

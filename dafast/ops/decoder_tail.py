@@ -16,6 +16,7 @@ from ._kernel_op import KernelOp
 ACTIVATIONS = ("relu", "sigmoid")
 _CPP_CHANNELS = 16  # the C++ kernel takes a multiple
 _MAX_HIDDEN = 32  # of them eight tiles fit in the registers of one program
+_TOO_MANY = f"takes up to {_MAX_HIDDEN} hidden channels, not {{}}"
 
 
 def decoder_tail_reference(
@@ -73,20 +74,20 @@ def _backend(name: str) -> Callable[..., Tensor]:
 
 
 def _limits(x: Tensor, _size: Any, *args: Any) -> str:
+    if reason := no_backward(x, *args[:4]) or wrong_dtype(x.dtype):
+        return reason
     hidden = len(args[0])
-    if hidden > _MAX_HIDDEN:
-        return f"takes up to {_MAX_HIDDEN} hidden channels, not {hidden}"
-    return no_backward(x, *args[:4])
+    return "" if hidden <= _MAX_HIDDEN else _TOO_MANY.format(hidden)
 
 
 def _cpp_limits(x: Tensor, *args: Any) -> str:
-    if x.dtype not in (torch.float32, torch.bfloat16):
-        return f"takes float32 and bfloat16 on a CPU, not {x.dtype}"
+    if x.dtype == torch.float16:
+        return "takes float32 and bfloat16 on a CPU, not torch.float16"
     return _limits(x, *args)
 
 
 def _triton_limits(x: Tensor, *args: Any) -> str:
-    if reason := wrong_dtype(x.dtype) or _limits(x, *args):
+    if reason := _limits(x, *args):
         return reason
     steps = zip(x.shape[1:], x.stride()[1:], strict=True)
     if sum((n - 1) * stride for n, stride in steps) >= 2**31:

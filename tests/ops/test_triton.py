@@ -80,7 +80,8 @@ def test_a_second_derivative_fails_with_a_remedy(op, seed):
     with use_backend("triton"):
         total = _total(op, [leaf, *arguments[1:]])
     (grad,) = torch.autograd.grad(total, leaf, create_graph=True)
-    with pytest.raises(NotImplementedError, match=rf"ops\.{op}: .*use_backend\('reference'\)"):
+    name = op.removesuffix("_varlen")  # one op with dense attention
+    with pytest.raises(NotImplementedError, match=rf"ops\.{name}: .*use_backend\('reference'\)"):
         grad.sum().backward()
 
 
