@@ -1,5 +1,6 @@
 # make demo   sets everything up and writes the depth of the example photos to depth/
-# make test   sets everything up and runs the tests
+# make test   sets everything up and runs the tests, on all cores
+# make quick  the same without the slow tests: two minutes on two cores
 # make lint   ruff and mypy
 # make clean  removes what the above made
 #
@@ -15,7 +16,7 @@ STAMPS := $(VENV)/stamps
 # Installed again when these change; Python files are read from the checkout itself.
 SOURCES := setup.py pyproject.toml constraints.txt $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.h csrc/*/*/*.h)
 
-.PHONY: demo test lint clean
+.PHONY: demo test quick lint clean
 .DELETE_ON_ERROR:
 
 demo: $(STAMPS)/install
@@ -23,8 +24,14 @@ demo: $(STAMPS)/install
 	@echo
 	@echo "The pictures are in depth/: NAME_color.png, NAME_depth.png (16 bit) and NAME_side.png."
 
+# Tests that share a module's fixture stay in one process (loadgroup).
+PYTEST := $(BIN)/python -m pytest -n auto --dist loadgroup
+
 test: $(STAMPS)/test
-	$(BIN)/python -m pytest
+	$(PYTEST)
+
+quick: $(STAMPS)/test
+	$(PYTEST) -m "not slow and not exhaustive and not gpu"
 
 lint: $(STAMPS)/test $(STAMPS)/dev
 	$(BIN)/ruff check .

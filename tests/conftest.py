@@ -12,6 +12,8 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
+from tests.interpreter import patch_language_once_per_launch
+
 # One thread per process: the tests' networks are too small to gain from more, and pytest-xdist
 # runs a process per core. The processes that tests start inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -46,6 +48,8 @@ def pytest_configure(config: pytest.Config) -> None:
     # and only for the tests that ask for the backend "triton".
     if _why_no_gpu(config):
         os.environ.setdefault("TRITON_INTERPRET", "1")
+    if os.environ.get("TRITON_INTERPRET", "0") != "0":
+        patch_language_once_per_launch()
 
 
 def pytest_report_header(config: pytest.Config) -> str:
@@ -149,10 +153,22 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo):
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    reason = _why_no_gpu(config)
-    if not reason:
-        return
-    skip = pytest.mark.skip(reason=reason)
+    if reason := _why_no_gpu(config):
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason=reason))
+    if hasattr(config, "workerinput"):
+        _distribute(items)
+
+
+def _distribute(items: list[pytest.Item]) -> None:
+    """Arranges the tests for pytest-xdist with ``--dist loadgroup``.
+
+    Tests that share a fixture of their module run in one process, in their order, so that it is
+    made once; slow ones start first, so that none is left at the end.
+    """
     for item in items:
-        if item.get_closest_marker("gpu"):
-            item.add_marker(skip)
+        fixtures = item._fixtureinfo.name2fixturedefs.values()
+        if any(definitions[-1].scope == "module" for definitions in fixtures):
+            item.add_marker(pytest.mark.xdist_group(item.location[0]))
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from bench import kernels, timing
 from bench.registry import CASES, SMALL_CASES, STATIC_CASES
-from dafast.ops import OPS
+from dafast.ops import OPS, available_backends
 from dafast.ops._dispatch import Backend
 
 
@@ -24,13 +24,19 @@ def test_every_op_has_a_case():
 
 def test_small_run_writes_json(tmp_path, seed):
     path = tmp_path / "out.json"
-    kernels.main(["--small", "--rounds", "2", "--seed", str(seed % 1000), "--json", str(path)])
+    options = ["--small", "--rounds", "2", "--seed", str(seed % 1000), "--json", str(path)]
+    kernels.main([*options, "--leave-out", "triton"])  # interpreted, it takes minutes
     written = json.loads(path.read_text())
     references = [r for r in written["records"] if r["backend"] == "reference"]
     assert references
     assert all(r["ms"] > 0 and r["ratio"] == 1 for r in references)
     assert {r["op"] for r in references} == set(OPS)
     assert written["machine"]["torch"] == torch.__version__
+    if "triton" in available_backends()["bias_gelu"]:
+        kernels.main([*options, "--op", "bias_gelu"])
+        records = json.loads(path.read_text())["records"]
+        assert {r["op"] for r in records} == {"bias_gelu"}
+        assert all(r["ms"] > 0 for r in records if r["backend"] == "triton")
 
 
 @pytest.mark.parametrize("case", SMALL_CASES, ids=lambda c: c.op)
