@@ -1,9 +1,17 @@
-"""Finds and reads pictures: files, PIL images, arrays and tensors become RGB pixels or an error."""
+"""Finds and reads pictures: files, PIL images, arrays and tensors become RGB pixels or an error.
+
+Values are taken as they are: 0..255 in uint8, 0..65535 in uint16 and in files with more than 8
+bits (int16, int32 and uint32 included), 0..1 in floating point. A picture of more than 8 bits that
+uses at most 1/16 of its range gives one warning and is not stretched.
+"""
 
 from __future__ import annotations
 
 import io
 import os
+import re
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -11,10 +19,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .optional import why_no_module
+from .files import explain
+from .picture_formats import (
+    SUBFILE_TYPE,
+    describe_file,
+    is_heif,
+    pillow_error,
+    png_is_deep,
+    register_heif,
+)
+from .picture_values import ImageError, as_rgb, check_range, from_array, warn_of_sliver, warn_once
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    Picture = str | Path | np.ndarray | Tensor | Image
+else:
+    Picture = Any
+
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
+_WHITE_IS_ZERO = 0
 
 PHOTO_SUFFIXES = frozenset(
     f".{suffix}"
@@ -26,8 +50,7 @@ PHOTO_SUFFIXES = frozenset(
 """Suffixes of the files in a folder that count as pictures, in lower case."""
 
 
-class ImageError(ValueError):
-    """An image that cannot be read or used; the message names it and what is wrong."""
+# ---------------------------------------------------------------------------------------- files
 
 
 def find_pictures(
@@ -93,83 +116,122 @@ def is_pipe(path: Path) -> bool:
 
 
 def load_image(path: str | Path) -> np.ndarray:
-    """Reads an image file as RGB, turned upright as its EXIF orientation says.
+    """Reads an image file as RGB, upright as its EXIF orientation says.
+
+    Pillow refuses files of more than 179 megapixels. The environment variable DAFAST_MAX_PIXELS
+    sets another limit (in pixels; 0 for none), as `PIL.Image.MAX_IMAGE_PIXELS` does in Python.
 
     Args:
-        path: Any format that Pillow reads; a pipe is read to its end.
+        path: A file in any format that Pillow reads. Of several pages or frames the first full
+            one is used, with a warning.
 
     Returns:
-        uint8 (H, W, 3), or float32 (H, W, 3) in 0..1 for a 16-bit or floating-point file.
+        uint8 (H, W, 3), or float32 (H, W, 3) in 0..1 for a gray file with 16 or 32 bits.
         Transparent pixels are laid over white.
 
     Raises:
-        ImageError: If the file is missing, corrupt or not an image.
+        ImageError: If the file is missing, damaged, or not an image.
     """
     path = Path(path)
-    if is_pipe(path):
-        return read_image(io.BytesIO(path.read_bytes()), str(path))
-    if not path.is_file():
+    if not path.is_file() and not is_pipe(path):
         raise ImageError(f"{path}: {_what_is_missing(path)}")
     try:
-        file = path.open("rb")
+        with path.open("rb") as file:
+            # Pillow seeks, which a pipe cannot.
+            return read_image(io.BytesIO(file.read()) if is_pipe(path) else file, str(path))
     except OSError as error:
-        reason = error.strerror or str(error)
+        reason = error.strerror or explain(error)
         raise ImageError(f"{path}: cannot be read as an image ({reason})") from error
-    with file:
-        return read_image(file, str(path))
 
 
 def read_image(file: BinaryIO, name: str) -> np.ndarray:
     """Reads an image from an open file; otherwise as `load_image`.
 
     Args:
-        file: Can be read from any position (`seek`).
-        name: Named in errors.
+        file: A file that can seek.
+        name: Its name in messages.
 
     Raises:
-        ImageError: If it is corrupt or not an image.
+        ImageError: If it is damaged, or not an image.
     """
-    from PIL import Image, UnidentifiedImageError
+    from PIL import UnidentifiedImageError
 
     head = b""
     try:
         head = file.read(512)
-        if _is_heif(head):
+        if is_heif(head):
             register_heif()
-        # No name for the stored image: where it was turned it must not outlive its copy.
-        return from_pil(_upright(Image.open(file)), name)
+        # No name for the stored image: if it was turned, it must not outlive its copy.
+        return from_pil(_upright(_open(file, head, name)), name, deep=png_is_deep(head))
     except ImageError:
         raise
-    except Exception as error:  # Pillow's decoders raise many kinds on a corrupt file
-        reason = str(error).replace(name, "the file")
-        if isinstance(error, UnidentifiedImageError) or _is_heif(head):
-            reason = _what_is_it(head)
+    except Exception as error:  # Pillow's decoders raise many kinds on a damaged file
+        reason = explain(error).replace(name, "the file")
+        if isinstance(error, UnidentifiedImageError) or is_heif(head):
+            reason = describe_file(file)
         raise ImageError(f"{name}: cannot be read as an image ({reason})") from error
 
 
-def register_heif() -> str:
-    """Lets Pillow open HEIC and HEIF photos, with the package pillow-heif.
+def _open(file: BinaryIO, head: bytes, name: str) -> Image:
+    """Opens a picture at its first full page; the pixels are not read yet."""
+    import PIL.Image
 
-    Returns:
-        Why it cannot, "" if it can.
-    """
-    why = why_no_module("pillow_heif")
-    if not why:
-        import pillow_heif
+    limit = os.environ.get("DAFAST_MAX_PIXELS", "")
+    if limit:
+        if not limit.isdecimal():
+            raise ImageError(
+                f"DAFAST_MAX_PIXELS={limit!r}: must be a number of pixels; 0: no limit"
+            )
+        PIL.Image.MAX_IMAGE_PIXELS = (int(limit) + 1) // 2 or None  # Pillow refuses twice that
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns at half of its limit, and of damage that it then raises an error for.
+            warnings.simplefilter("ignore")
+            image = PIL.Image.open(file)
+    except PIL.Image.DecompressionBombError as error:
+        pixels = re.search(r"\((\d+) pixels\)", str(error))
+        size = f"{int(pixels[1]) / 1e6:.0f} megapixels are" if pixels else "the size is"
+        most = 2 * (PIL.Image.MAX_IMAGE_PIXELS or 0) / 1e6
+        raise ImageError(
+            f"{name}: {size} above Pillow's limit of {most:.0f}, which protects against files that "
+            "are made to fill the memory. If you trust the file, set the environment variable "
+            "DAFAST_MAX_PIXELS=0, or in Python PIL.Image.MAX_IMAGE_PIXELS = None"
+        ) from error
+    if reason := pillow_error(image, head, file):
+        raise ImageError(f"{name}: {reason}")
+    _seek_full_page(image, name)
+    return image
 
-        pillow_heif.register_heif_opener()
-    return why
+
+def _seek_full_page(image: Image, name: str) -> None:
+    """Chooses the first page that is not a thumbnail, and warns if there are several."""
+    pages = getattr(image, "n_frames", 1)
+    # The other pages of these formats are a phone's depth or gain map, and layers.
+    if pages == 1 or image.format in ("MPO", "PSD"):
+        return
+    used = 0
+    if image.format == "TIFF":
+        for page in range(pages):
+            image.seek(page)
+            if not image.tag_v2.get(SUBFILE_TYPE, 0) & 1:  # type: ignore[attr-defined]
+                used = page
+                break
+    image.seek(used)
+    which = "the first" if used == 0 else f"page {used + 1}, the first at full size,"
+    warn_once(
+        name, f"{pages} pages or frames; only {which} is used. Save each as a picture to use all"
+    )
 
 
 def _upright(image: Image) -> Image:
-    """The image turned as its EXIF orientation says; itself where there is nothing to turn.
+    """The image turned as its EXIF orientation says, or the image itself if it is upright.
 
-    `ImageOps.exif_transpose` also writes the other tags back, and fails where one is malformed.
+    `ImageOps.exif_transpose` also writes the other tags back, and fails if one is malformed.
     """
     from PIL import ExifTags
     from PIL.Image import Transpose
 
-    image.load()  # some formats have their EXIF behind the pixels, and TIFF is turned by Pillow
+    image.load()  # some formats have their EXIF after the pixels, and Pillow turns TIFF files
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # a damaged EXIF block costs its orientation, not the picture
@@ -187,103 +249,64 @@ def _upright(image: Image) -> Image:
     return image if method is None else image.transpose(method)
 
 
-def _is_heif(head: bytes) -> bool:
-    return head[4:8] == b"ftyp" and head[8:12] in (b"heic", b"heix", b"hevc", b"mif1", b"msf1")
+def from_pil(image: Image, name: str = "image", *, deep: bool = False) -> np.ndarray:
+    """Converts a PIL image of any mode to RGB, as `load_image` returns it.
 
-
-def _what_is_it(head: bytes) -> str:
-    """Says from its first bytes what a file that Pillow does not know is instead."""
-    if not head:
-        return "an empty file"
-    if head.lstrip().lower().startswith((b"<!doctype", b"<html")):
-        return "an HTML page, as a failed download leaves it"
-    if _is_heif(head):
-        if why := why_no_module("pillow_heif"):
-            return (
-                "a HEIC or HEIF photo, which Pillow does not read by itself: convert it to JPEG, "
-                f"or pip install pillow-heif ({why})"
-            )
-        return "a damaged HEIC or HEIF photo"
-    return "no image format that Pillow knows"
-
-
-def from_pil(image: Image, name: str = "image") -> np.ndarray:
-    """A PIL image of any mode to RGB, as `load_image` returns it.
+    Args:
+        image: The image.
+        name: Its name in messages.
+        deep: Whether the file had more than 8 bits, if Pillow has reduced it to 8.
 
     Raises:
         ImageError: If its values are out of the range of its mode.
     """
     import PIL.Image
 
+    tags: Mapping[int, Any] = getattr(image, "tag_v2", {})
     if image.mode in ("F", "I") or image.mode.startswith("I;16"):
-        values = np.asarray(image).astype(np.float32)
-        # "I" holds 16 bits in 32: Pillow's way to open 16-bit files.
+        values = np.asarray(image)
+        if image.mode == "I" and _is_unsigned(tags):
+            values = values.view(np.uint32)  # Pillow's mode "I" is signed
+        values = values.astype(np.float32)
+        # "I" holds 16 bits in 32: Pillow's way to open some 16-bit files.
         top = 1 if image.mode == "F" else 65535
-        _check_range(values, top, f"{name}: values of a gray image", "convert it to 8 or 16 bits")
+        if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:  # Pillow inverts these only up to 8 bits
+            np.subtract(top, values, out=values)
+        check_range(values, top, name)
         values /= top
-        return _as_rgb(values, name)
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        return as_rgb(values)
+    if image.mode == "La":
+        image = image.convert("LA")  # Pillow converts it to nothing else
+    if image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         image = PIL.Image.new("RGB", rgba.size, "white")
         image.paste(rgba, mask=rgba.getchannel("A"))
-    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+    pixels = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+    if deep or max(tags.get(_BITS_PER_SAMPLE, (8,))) > 8:
+        warn_of_sliver(float(pixels.min()), float(pixels.max()), 255, name, reduced=True)
+    return pixels
 
 
-def _check_range(values: np.ndarray, top: int, subject: str, remedy: str) -> None:
-    low, high = float(values.min()), float(values.max())
-    if not (low >= -1e-3 * top and high <= 1.001 * top):  # also catches NaN
-        raise ImageError(
-            f"{subject} must be in 0..{top} without NaN; got {low:g}..{high:g} ({remedy})"
-        )
-
-
-def _as_rgb(array: np.ndarray, name: str) -> np.ndarray:
-    """A numpy image of any accepted kind to uint8 or float32 (H, W, 3)."""
-    if array.ndim == 2:
-        array = array[..., None]
-    if array.ndim != 3 or array.shape[2] not in (1, 2, 3, 4) or 0 in array.shape:
-        raise ImageError(
-            f"{name}: an array must be (H, W), or (H, W, C) with 1 to 4 channels in the last "
-            f"dimension, and not empty; got {array.shape}"
-        )
-    if not array.dtype.isnative:  # big-endian, as some files have it
-        array = array.astype(array.dtype.newbyteorder("="))
-    if array.dtype == np.uint16:
-        array = array.astype(np.float32)
-        array /= 65535
-    elif np.issubdtype(array.dtype, np.floating):
-        array = array.astype(np.float32, copy=False)
-        _check_range(array, 1, f"{name}: floating-point images", "divide by 255, or pass uint8")
-    elif array.dtype == np.bool_:
-        array = array.astype(np.uint8) * 255
-    elif array.dtype != np.uint8:
-        raise ImageError(f"{name}: dtype {array.dtype}; use uint8, uint16 or floating point")
-    if array.shape[2] in (2, 4):
-        white = np.float32(255 if array.dtype == np.uint8 else 1)
-        alpha = array[..., -1].astype(np.float32)
-        alpha /= white
-        color = np.empty((*array.shape[:2], array.shape[2] - 1), array.dtype)
-        for c in range(color.shape[2]):  # one at a time: floats of a large photo are large
-            plane = array[..., c] * alpha + white * (1 - alpha)
-            color[..., c] = plane.round() if array.dtype == np.uint8 else plane
-        array = color
-    if array.shape[2] == 1:
-        array = np.repeat(array, 3, axis=2)
-    return array
+def _is_unsigned(tags: Mapping[int, Any]) -> bool:
+    return tags.get(_BITS_PER_SAMPLE) == (32,) and tags.get(_SAMPLE_FORMAT, (1,)) == (1,)
 
 
 def as_pixels(image: Any, name: str) -> Tensor:
-    """Anything that `infer` takes to uint8 (H, W, 3) or float32 (3, H, W) in 0..1."""
+    """Anything that `infer` takes to uint8 (H, W, 3) or float32 (3, H, W) in 0..1.
+
+    Raises:
+        ImageError: If the image cannot be used; the message has its name.
+    """
     if isinstance(image, Tensor):
         if image.ndim != 3 or image.shape[0] not in (1, 2, 3, 4):
             raise ImageError(f"{name}: a tensor must be (C, H, W); got {tuple(image.shape)}")
-        if image.dtype in (torch.float16, torch.bfloat16):
+        if image.is_floating_point() and image.dtype != torch.float64:
             image = image.float()
-        array = _as_rgb(image.detach().permute(1, 2, 0).cpu().numpy(), name)
+        array = from_array(image.detach().permute(1, 2, 0).cpu().numpy(), name)
     elif isinstance(image, str | Path):
         array = load_image(image)
     elif isinstance(image, np.ndarray):
-        array = _as_rgb(image, name)
+        array = from_array(image, name)
     elif hasattr(image, "convert") and hasattr(image, "getbands"):
         try:
             array = from_pil(_upright(image), name)
@@ -291,12 +314,12 @@ def as_pixels(image: Any, name: str) -> Tensor:
             raise
         except Exception as error:  # opened, but never read until now
             name = getattr(image, "filename", "") or name
-            raise ImageError(f"{name}: cannot be read as an image ({error})") from error
+            raise ImageError(f"{name}: cannot be read as an image ({explain(error)})") from error
     else:
         raise ImageError(
             f"{name}: {type(image).__name__} is not an image; pass a path, a PIL image, a numpy "
             "array (H, W, C) or a tensor (C, H, W)"
         )
-    # torch wants writable memory with positive strides; Pillow's is neither for sure.
+    # torch needs writable memory with positive strides; Pillow's may have neither.
     tensor = torch.from_numpy(np.require(array, requirements=["C", "W"]))
     return tensor if tensor.dtype == torch.uint8 else tensor.permute(2, 0, 1)

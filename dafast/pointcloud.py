@@ -1,7 +1,9 @@
-"""Depth in metres and a pinhole camera to coloured points, and a file of them."""
+"""Coloured points in space from depth in metres and a pinhole camera, and files of them."""
 
 from __future__ import annotations
 
+import functools
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,16 +14,23 @@ import numpy as np
 
 from .files import whole_file
 
+logger = logging.getLogger("dafast")
+
+SUFFIXES = (".ply",)
+"""Suffixes of the files that `PointCloud.save` writes."""
+
 _VERTEX = np.dtype([("xyz", "<f4", 3), ("rgb", "u1", 3)])
 
 
 class Intrinsics(NamedTuple):
-    """A pinhole camera, in pixels; the pixel in row r and column c has its centre at
-    (c + 0.5, r + 0.5). (In a calibration by OpenCV it is at (c, r): add 0.5 to its cx and cy.)
+    """A pinhole camera, in pixels.
+
+    The centre of the pixel in row r and column c is at (c + 0.5, r + 0.5). OpenCV's calibrations
+    have it at (c, r): add 0.5 to their cx and cy.
 
     Attributes:
-        fx: Focal length over the width of a pixel.
-        fy: Focal length over the height of a pixel.
+        fx: Focal length divided by the width of a pixel.
+        fy: Focal length divided by the height of a pixel.
         cx: Column of the optical axis.
         cy: Row of the optical axis.
     """
@@ -32,45 +41,106 @@ class Intrinsics(NamedTuple):
     cy: float
 
 
+def check_fov(fov: float) -> None:
+    """Raises a ValueError unless fov is an angle in degrees above 0 and under 180."""
+    try:
+        good = 0 < float(fov) < 180
+    except (TypeError, ValueError):
+        good = False
+    if not good:
+        raise ValueError(
+            f"fov is the horizontal angle in degrees, above 0 and under 180; got {fov!r}"
+        )
+
+
 def intrinsics_from_fov(fov: float, height: int, width: int) -> Intrinsics:
     """The camera whose axis meets the middle of a picture.
 
     Args:
         fov: Horizontal field of view in degrees, above 0 and under 180.
-        height: Of the picture, pixels.
-        width: Of the picture, pixels.
+        height: Height of the picture in pixels.
+        width: Width of the picture in pixels.
+
+    Raises:
+        ValueError: If the angle is out of range.
     """
-    if not 0 < fov < 180:
-        raise ValueError(f"fov is the horizontal angle in degrees, above 0 and under 180: {fov}")
+    check_fov(fov)
     focal = 0.5 * width / math.tan(math.radians(fov) / 2)
     return Intrinsics(focal, focal, width / 2, height / 2)
 
 
 def check_intrinsics(intrinsics: Sequence[float] | np.ndarray) -> Intrinsics:
-    """Reads (fx, fy, cx, cy), or a 3 x 3 matrix that holds them.
+    """Reads (fx, fy, cx, cy), or the 3 x 3 matrix [[fx, 0, cx], [0, fy, cy], [0, 0, 1]].
 
     Raises:
-        ValueError: If it is neither, or the focal lengths are not positive.
+        ValueError: If it is neither, the focal lengths are not positive, or the matrix is not that
+            of a pinhole camera: transposed, scaled, or with a skew above a thousandth of fx.
     """
-    values = np.asarray(intrinsics, float)
+    form = (
+        "intrinsics are (fx, fy, cx, cy) in pixels, or a 3 x 3 matrix [[fx, 0, cx], [0, fy, cy], "
+    )
+    form += "[0, 0, 1]], with fx and fy above 0"
+    try:
+        values = np.asarray(intrinsics, float)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{form}; got {intrinsics!r}") from error
     if values.shape == (3, 3):
-        values = values[[0, 1, 0, 1], [0, 1, 2, 2]]
+        matrix, values = values, values[[0, 1, 0, 1], [0, 1, 2, 2]]
+        if reason := _why_no_camera(matrix):
+            raise ValueError(f"{form}; {reason}: {matrix.tolist()}")
     if values.shape != (4,) or not np.isfinite(values).all() or min(values[:2]) <= 0:
-        raise ValueError(
-            "intrinsics are (fx, fy, cx, cy) in pixels, or a 3 x 3 matrix, with fx and fy above 0; "
-            f"got {np.asarray(intrinsics).tolist()}"
-        )
+        raise ValueError(f"{form}; got {np.asarray(intrinsics).tolist()}")
     return Intrinsics(*values.tolist())
+
+
+def _why_no_camera(matrix: np.ndarray) -> str:
+    """Why a 3 x 3 matrix is not that of a pinhole camera; "" if it is."""
+    if not np.isfinite(matrix).all():
+        return "the matrix has an entry that is not finite"
+    near = 1e-6 * np.abs(matrix).max()
+    if np.abs(matrix.T[2] - (0, 0, 1)).max() <= near and np.abs(matrix[2, :2]).max() > near:
+        return "the matrix is transposed"
+    if np.abs(matrix[2] - (0, 0, 1)).max() > 1e-6:
+        return "the last row of the matrix is not (0, 0, 1)"
+    if abs(matrix[1, 0]) > near:
+        return "the matrix has an entry below its diagonal"
+    if abs(matrix[0, 1]) > 1e-3 * abs(matrix[0, 0]):
+        return "the matrix has a skew, which is not supported (rectify the picture first)"
+    return ""
+
+
+@functools.lru_cache(maxsize=64)  # one warning for all frames of a video
+def _warn_of_camera(camera: Intrinsics, height: int, width: int) -> None:
+    """Warns of a camera that a picture of this size is unlikely to have."""
+    problems = []
+    degrees = 2 * math.degrees(math.atan(width / (2 * camera.fx)))
+    if min(camera.fx / width, camera.fy / height) < 0.1:
+        problems.append(
+            f"the focal length ({camera.fx:g}, {camera.fy:g}) is under a tenth of the picture's "
+            "size; is it in millimetres, or relative to the width? It must be in pixels"
+        )
+    if degrees < 5:
+        problems.append(
+            f"the field of view is {degrees:.3g} degrees; was it given in radians, or the focal "
+            "length for a larger picture?"
+        )
+    if not (0 <= camera.cx <= width and 0 <= camera.cy <= height):
+        problems.append(
+            f"the centre ({camera.cx:g}, {camera.cy:g}) is outside the picture; are the "
+            "intrinsics those of a picture of another size?"
+        )
+    for problem in problems:
+        logger.warning("camera of a picture of %dx%d pixels: %s", width, height, problem)
 
 
 @dataclass(frozen=True)
 class PointCloud:
-    """What a camera saw as points in space.
+    """The points in space that a camera saw.
 
     Attributes:
         points: (N, 3) float32, metres: x right, y down, z forward from the camera.
         colors: (N, 3) uint8, RGB.
-        depth: (H, W) float32, metres: the map that the points were made of.
+        depth: (H, W) float32, metres: the map of the points.
         intrinsics: The camera.
     """
 
@@ -82,9 +152,21 @@ class PointCloud:
     def save(self, path: str | Path) -> None:
         """Writes a binary PLY file, which CloudCompare, MeshLab, Open3D and Blender read.
 
+        The file appears under its name only when it is complete.
+
+        Args:
+            path: A file name that ends in .ply.
+
         Raises:
-            DiskFullError: If there is no room for the file; an earlier one stays.
+            ValueError: If the suffix is another one.
+            DiskFullError: If there is no room for the file.
         """
+        path = Path(path)
+        if path.suffix.lower() not in SUFFIXES:
+            raise ValueError(
+                f"{path}: point clouds are written as {', '.join(SUFFIXES)}, not as "
+                f"{path.suffix or 'a file without a suffix'}"
+            )
         vertices = np.empty(len(self.points), _VERTEX)
         vertices["xyz"], vertices["rgb"] = self.points, self.colors
         header = (
@@ -95,7 +177,7 @@ class PointCloud:
         )
         with whole_file(path) as file:
             file.write(header.encode("ascii"))
-            file.write(vertices.tobytes())
+            file.write(vertices.data)
 
 
 def point_cloud(
@@ -103,21 +185,28 @@ def point_cloud(
 ) -> PointCloud:
     """Unprojects a depth map.
 
+    A warning is logged if the focal length is under a tenth of the picture's size, the field of
+    view is under 5 degrees, or the centre is outside the picture.
+
     Args:
         depth: (H, W), metres along the optical axis. Pixels that are not finite or not positive
             give no point.
-        image: (H, W, 3) uint8 RGB, or floating point in 0..1.
-        intrinsics: As `check_intrinsics` takes them.
+        image: (H, W, 3) RGB, uint8, or floating point in 0..1.
+        intrinsics: The camera, as for `check_intrinsics`.
 
     Returns:
         One point for each pixel with depth, row by row.
 
     Raises:
-        ValueError: If the shapes differ or the camera is none.
+        ValueError: If the shapes differ, or the camera is not valid.
     """
     camera = check_intrinsics(intrinsics)
     if depth.ndim != 2 or image.shape != (*depth.shape, 3):
-        raise ValueError(f"the depth map is {depth.shape}, its image {image.shape}: not one size")
+        raise ValueError(
+            f"the depth map has the shape {depth.shape}, its image {image.shape}; (H, W) and "
+            "(H, W, 3) of one size are needed"
+        )
+    _warn_of_camera(camera, *depth.shape)
     if image.dtype != np.uint8:
         image = (np.clip(image, 0, 1) * 255).round().astype(np.uint8)
     known = np.isfinite(depth) & (depth > 0)

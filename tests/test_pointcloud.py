@@ -115,7 +115,7 @@ def test_from_a_photo(bins, rng, seed):
         ({"fov": float("nan")}, "fov is the horizontal angle"),
         ({"intrinsics": (1, 2, 3)}, "intrinsics are"),
         ({"intrinsics": (0, 2, 3, 4)}, "intrinsics are"),
-        ({"intrinsics": (1, 2, 3, 4), "fov": 60}, "give one of them"),
+        ({"intrinsics": (1, 2, 3, 4), "fov": 60}, "pass one of them"),
         ({"fov": 60, "return_tensors": True}, "leave out return_tensors"),
     ],
 )
@@ -126,5 +126,5 @@ def test_cameras_that_cannot_be(options, message, seed):
 
 
 def test_depth_and_image_must_fit():
-    with pytest.raises(ValueError, match="not one size"):
+    with pytest.raises(ValueError, match="of one size"):
         point_cloud(np.ones((3, 4)), np.zeros((4, 3, 3), np.uint8), (1, 1, 1, 1))

@@ -1,33 +1,37 @@
-"""Depth Anything: the network, and what a program does with it."""
+"""Depth Anything: the network with files, photos and fast inference."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Unpack, overload
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..config import ModelConfig
+from ..images import Picture
 from ..ops.geometry import MAX_TOKENS
 from ..ops.linear_int8 import why_slow as why_slow_int8
 from ..runtime import keep_freed_memory
 from . import checkpoint, inference
+from .inference import InferenceKeywords, InferenceOptions
 from .network import DepthNetwork
 from .packed_cpu import OptimizedForward
 from .packed_cpu import why_not as why_not_optimized
 
 logger = logging.getLogger("dafast")
 
+Pictures = list[Any] | tuple[Any, ...]
+
 
 class DepthAnything(DepthNetwork):
     """Depth Anything V1 and V2: photos in, depth out.
 
-    Built like this the weights are random; `from_pretrained` loads trained ones. The network
-    itself, its forward and its parameters are those of `DepthNetwork`.
+    The weights are random; `from_pretrained` loads trained ones. The network, its forward and its
+    parameters are those of `DepthNetwork`.
 
     Args:
         config: Name of a preset (``"vits"``, ``"v2-vitb"``, ``"nano"``, ...) or a `ModelConfig`.
@@ -40,33 +44,33 @@ class DepthAnything(DepthNetwork):
     def optimize(self, *, int8: bool | None = None, keep_memory: bool = True) -> DepthAnything:
         """Makes inference on a CPU fast: packs the weights once into the layout of its products.
 
-        From then on a call without gradients (`torch.no_grad`, `torch.inference_mode`) outside of
-        autocast takes `dafast.models.packed_cpu.OptimizedForward`: the same function within
-        rounding. `infer` does this by itself. The packed weights are a second copy of all of them.
-        Weights that change are packed again at the next call; training, gradients, ``features``,
-        forward hooks on parts of the model, `torch.compile`, `torch.func` and `torch.jit.trace`
-        get the modules as ever. Does nothing the second time, nor where there is nothing to pack:
-        on a GPU, in float16 or float64, or where a part was replaced by one of another kind (the
-        reason is logged).
+        A later call without gradients (`torch.no_grad`, `torch.inference_mode`) and outside of
+        autocast runs `dafast.models.packed_cpu.OptimizedForward`, which computes the same function
+        within rounding. The packed weights are a second copy of all weights. Training, gradients,
+        ``features``, forward hooks on parts of the model, `torch.compile`, `torch.func` and
+        `torch.jit.trace` use the modules as before. `infer` calls this method by itself.
 
-        How a change is seen: a weight replaced, or its version counted up; for what writes past
-        that (`Tensor.data`, numpy, fused optimizers), eight values of every weight. A copy or a
-        pickle of the model starts unoptimized.
+        Calling it again changes nothing, and neither does calling it where packing is not possible:
+        on a GPU, in float16 or float64, or if a part was replaced by one of another kind (the
+        reason is logged). A copy or a pickle of the model starts unoptimized.
+
+        Every call checks whether the weights or the settings of a module (`norm.eps`,
+        `depth_head.max_depth`, ...) have changed, and packs them again if so. The check reads every
+        value of every weight, so it also sees writes through `Tensor.data` and numpy.
 
         Args:
             int8: Whether the encoder's linear layers multiply in int8 (`dafast.ops.linear_int8`):
-                faster again, and less exact; see docs/performance.md for how much. Left out, it
-                stays as it is, False at first.
-            keep_memory: Whether the process keeps the memory that a forward gives back, for the
-                next: after a few calls none is asked of the system any more. It holds for all that
-                the process allocates, from then on, with glibc's malloc; elsewhere it changes
-                nothing. `infer` leaves it out.
+                faster again, and less exact; docs/performance.md has figures. By default the
+                current choice stays; the first is False.
+            keep_memory: Whether the process keeps the memory that a forward releases, for the next
+                one. It applies to all allocations of the process from then on, with glibc's malloc
+                only. `infer` does not set it.
 
         Returns:
             The model itself.
 
         Raises:
-            RuntimeError: If ``int8`` is asked for and this machine has no fast kernel for it.
+            RuntimeError: If ``int8`` is requested and this machine has no fast kernel for it.
         """
         now = self._optimized
         wanted = (now is not None and now.int8) if int8 is None else int8
@@ -82,8 +86,9 @@ class DepthAnything(DepthNetwork):
         return self
 
     def prepare_inference(self) -> None:
-        """Packs the weights as `optimize` does, and leaves the process's memory as it is."""
-        self.optimize(keep_memory=False)
+        """Packs the weights as `optimize` does; each forward checks that they are current."""
+        if self._optimized is None:
+            self.optimize(keep_memory=False)
 
     def _fast_forward(self) -> Callable[[Tensor], Tensor] | None:
         if self._optimized is None or torch.is_grad_enabled() or torch.compiler.is_compiling():
@@ -101,9 +106,41 @@ class DepthAnything(DepthNetwork):
         return self.optimize(keep_memory=False)._optimized
 
     def __getstate__(self) -> dict[str, Any]:
-        # oneDNN's layouts are of this machine: a copy or a pickle packs its own.
+        # oneDNN's layouts depend on the machine: a copy or a pickle packs its own.
         return {**super().__getstate__(), "_optimized": None}
 
+    @overload
+    def infer(
+        self,
+        images: Picture,
+        *,
+        return_tensors: Literal[False] = ...,
+        **options: Unpack[InferenceKeywords],
+    ) -> np.ndarray: ...
+    @overload
+    def infer(
+        self,
+        images: Pictures,
+        *,
+        return_tensors: Literal[False] = ...,
+        **options: Unpack[InferenceKeywords],
+    ) -> list[np.ndarray]: ...
+    @overload
+    def infer(
+        self,
+        images: Picture,
+        *,
+        return_tensors: Literal[True],
+        **options: Unpack[InferenceKeywords],
+    ) -> Tensor: ...
+    @overload
+    def infer(
+        self,
+        images: Pictures,
+        *,
+        return_tensors: Literal[True],
+        **options: Unpack[InferenceKeywords],
+    ) -> list[Tensor]: ...
     def infer(
         self,
         images: Any,
@@ -116,23 +153,60 @@ class DepthAnything(DepthNetwork):
         flip: bool = False,
         return_tensors: bool = False,
     ) -> Any:
-        """Disparity of photos at their own resolution; see `dafast.models.inference.predict`."""
-        return inference.infer(
-            self,
-            images,
-            fit=fit,
-            size=size,
-            padding=padding,
-            max_batch_tokens=max_batch_tokens,
-            max_tokens=max_tokens,
-            flip=flip,
-            return_tensors=return_tensors,
+        """Predicts the disparity of photos, at their own resolution, with a relative model.
+
+        The values of an image are taken as they are: 0..255 in uint8, 0..65535 in uint16 and in
+        files of more than 8 bits, 0..1 in floating point. An image that uses at most 1/16 of this
+        range, as 10 or 12 bits stored in 16 do, gives a warning and is not stretched. Gray, alpha
+        (laid over white) and palette images are converted to RGB; files and PIL images are turned
+        upright by their EXIF orientation. Of a file with several pages or frames the first full
+        page is used, with a warning.
+
+        On a CPU the first call packs the weights into a second copy; see `optimize`. A change of
+        the weights or settings is seen at the next call.
+
+        One model may be used by several threads at once, as long as none of them changes it. After
+        `os.fork`, PyTorch's thread pool does not work in the child: call `torch.set_num_threads(1)`
+        there first. `DataLoader` workers do so by themselves. A process that is spawned gets the
+        model as a pickle, and packs the weights again.
+
+        Args:
+            images: A path, a PIL image, a numpy array (H, W), or (H, W, C) in RGB (uint8, uint16 or
+                floating point), a tensor (C, H, W) of these dtypes, or a list or tuple of them
+                with any sizes.
+            fit: ``"pad"`` (keeps the aspect ratio and pads) or ``"official"`` (the official
+                script's size rule and bicubic resize).
+            size: Shorter side in pixels of the network's input; by default the size that the model
+                was trained at (518 for the published ones).
+            padding: ``"replicate"``, ``"reflect"`` or ``"constant"``; for ``fit="pad"``.
+            max_batch_tokens: Photos of one network size share a batch of at most this many tokens;
+                on a GPU with Triton, photos of all sizes do.
+            max_tokens: A photo that needs more tokens is scaled down, with a warning.
+            flip: Whether to average the map with that of the mirror image (test-time
+                augmentation): twice the time, a little more accuracy.
+            return_tensors: Whether to return tensors on the model's device.
+
+        Returns:
+            A float32 array (H, W) for one image, a list of them for a list: disparity, large where
+            the scene is near, up to an unknown scale and shift. If the network predicts NaN or
+            infinity, a warning names the images and the likely reason.
+
+        Raises:
+            ImageError: If an image cannot be used; the message names it.
+            TypeError: If the model is metric.
+            ValueError: If an option is out of range.
+        """
+        options = InferenceOptions(
+            fit, size, padding, max_batch_tokens, max_tokens, flip, return_tensors
         )
+        return inference.infer(self, images, options)
 
     def infer_metric(
         self,
         images: Any,
         *,
+        intrinsics: Sequence[float] | np.ndarray | None = None,
+        fov: float | None = None,
         fit: str = "pad",
         size: int | None = None,
         padding: str = "replicate",
@@ -140,26 +214,37 @@ class DepthAnything(DepthNetwork):
         max_tokens: int = MAX_TOKENS,
         flip: bool = False,
         return_tensors: bool = False,
-        intrinsics: Sequence[float] | np.ndarray | None = None,
-        fov: float | None = None,
     ) -> Any:
-        """Depth of photos in metres (metric models), or with a camera coloured points in space.
+        """Predicts the depth of photos in metres with a metric model, or points with a camera.
 
-        See `dafast.models.inference.infer_metric` and `dafast.models.inference.predict`.
+        Args:
+            images: As for `infer`.
+            intrinsics: The camera, the same for all photos: (fx, fy, cx, cy) in pixels of the
+                photo, or a 3 x 3 matrix; see `dafast.pointcloud.Intrinsics`. It places the points
+                in space and does not change the depth.
+            fov: The horizontal field of view in degrees, instead of ``intrinsics``.
+            fit: As for `infer`.
+            size: As for `infer`.
+            padding: As for `infer`.
+            max_batch_tokens: As for `infer`.
+            max_tokens: As for `infer`.
+            flip: As for `infer`.
+            return_tensors: As for `infer`.
+
+        Returns:
+            As `infer`, in metres along the optical axis. With ``intrinsics`` or ``fov`` a
+            `dafast.pointcloud.PointCloud` for each photo, which includes the depth.
+
+        Raises:
+            ImageError: If an image cannot be used; the message names it.
+            TypeError: If the model is relative.
+            ValueError: If both ``intrinsics`` and ``fov`` are given, or one of them is not valid,
+                or an option is out of range.
         """
-        return inference.infer_metric(
-            self,
-            images,
-            intrinsics=intrinsics,
-            fov=fov,
-            fit=fit,
-            size=size,
-            padding=padding,
-            max_batch_tokens=max_batch_tokens,
-            max_tokens=max_tokens,
-            flip=flip,
-            return_tensors=return_tensors,
+        options = InferenceOptions(
+            fit, size, padding, max_batch_tokens, max_tokens, flip, return_tensors
         )
+        return inference.infer_metric(self, images, options, intrinsics=intrinsics, fov=fov)
 
     @classmethod
     def from_pretrained(

@@ -1,241 +1,285 @@
-"""`DepthAnything.infer`: any photo in, disparity at its own resolution out.
+"""From photos to maps at their own resolution: what `DepthAnything.infer` runs.
 
-Memory, at its peak and with the resulting float32 map (4 bytes a pixel): 11 bytes a pixel of an
-8-bit RGB file (0.5 GiB for 50 megapixels), 16 of a uint16 array, 23 of an RGBA array, the caller's
-own array not counted; channels are converted to float32 one at a time. The network never sees
-more than ``max_tokens`` tokens of one photo or ``max_batch_tokens`` of a batch, whatever the
-photo's size. The originals of a list are dropped one by one as they are read.
+Peak memory, with the resulting float32 map (4 bytes a pixel): 11 bytes a pixel of an 8-bit RGB file
+(0.5 GiB for 50 megapixels), 16 of a uint16 array, 23 of an RGBA array, without the caller's own
+array; channels are converted to float32 one at a time. The network never sees more than
+``max_tokens`` tokens of one photo or ``max_batch_tokens`` of a batch. The photos of a list are
+released one by one as they are read.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..config import ModelConfig
 from ..images import as_pixels
 from ..ops import Geometry, postprocess, preprocess
 from ..ops._triton import why_missing as triton_missing
 from ..ops.geometry import MAX_TOKENS, check_count, check_geometry
 from ..ops.pad import check_padding
-from ..pointcloud import check_intrinsics, intrinsics_from_fov, point_cloud
+from ..pointcloud import check_fov, check_intrinsics, intrinsics_from_fov, point_cloud
+from .network import DepthNetwork
 
-if TYPE_CHECKING:
-    from ..config import ModelConfig
-    from .network import DepthNetwork
+logger = logging.getLogger("dafast")
 
 MAX_BATCH_TOKENS = 8192
 WAITING_BATCHES = 4
-"""Batches that may wait for photos of their size, in units of `max_batch_tokens`."""
+"""Limit on the tokens of photos that wait for others of their size, in `max_batch_tokens`."""
+
+
+class InferenceKeywords(TypedDict, total=False):
+    """Types of the fields of `InferenceOptions`, for the overloads of `DepthAnything.infer`."""
+
+    fit: str
+    size: int | None
+    padding: str
+    max_batch_tokens: int
+    max_tokens: int
+    flip: bool
+
+
+@dataclass(frozen=True)
+class InferenceOptions:
+    """The options of `DepthAnything.infer`, which documents them."""
+
+    fit: str = "pad"
+    size: int | None = None
+    padding: str = "replicate"
+    max_batch_tokens: int = MAX_BATCH_TOKENS
+    max_tokens: int = MAX_TOKENS
+    flip: bool = False
+    return_tensors: bool = False
+
+    def check(self, config: ModelConfig) -> None:
+        """Raises a ValueError if a value is invalid for a model of this configuration."""
+        check_geometry(
+            size=self.size_for(config),
+            multiple=config.patch_size,
+            fit=self.fit,
+            max_tokens=self.max_tokens,
+        )
+        check_padding(1, 1, (0, 0, 0, 0), self.padding)
+        check_count("max_batch_tokens", self.max_batch_tokens, 1, "it must be at least 1")
+
+    def size_for(self, config: ModelConfig) -> int:
+        """Shorter side in pixels of the network's input."""
+        return config.image_size if self.size is None else self.size
+
+
+class _Input(NamedTuple):
+    """A photo that waits for its batch."""
+
+    index: int
+    x: Tensor  # (1, 3, H, W), preprocessed
+    geometry: Geometry
+
+
+class _Prediction(NamedTuple):
+    """The map of one photo."""
+
+    index: int
+    map: Tensor
+    finite: Tensor  # bool scalar on the model's device
+
+
+class _Predictor:
+    """Runs photos through a model; those of one network size share a batch.
+
+    Where sequences of mixed lengths are as fast as those of one length, all photos do.
+
+    Args:
+        model: A relative or a metric model.
+        options: Checked options.
+        native: Whether maps keep the network's resolution.
+        mirrored: Whether the network sees the mirror images; the maps are mirrored back.
+    """
+
+    def __init__(
+        self,
+        model: DepthNetwork,
+        options: InferenceOptions,
+        *,
+        native: bool = False,
+        mirrored: bool = False,
+    ) -> None:
+        self.model, self.options = model, options
+        self.native, self.mirrored = native, mirrored
+        # On a GPU that the kernels serve, one batch takes photos of all sizes.
+        self.mixed = model.device.type == "cuda" and not triton_missing()
+        self.waiting: dict[tuple[int, int] | None, list[_Input]] = {}
+
+    def run(
+        self, images: Sequence[Any], pixels: dict[int, Tensor] | None = None
+    ) -> Iterator[_Prediction]:
+        """Yields the maps of images, in any order; ``pixels`` collects the images as read."""
+        self.model.prepare_inference()
+        limit = self.options.max_batch_tokens
+        for i, image in enumerate(images):
+            photo = as_pixels(image, f"image {i}" if len(images) > 1 else "image")
+            if pixels is not None:
+                pixels[i] = photo
+            x, geometry = self._preprocess(photo)
+            key = None if self.mixed else geometry.network
+            tokens = self._tokens(geometry)
+            if self._held(key) + tokens > limit:
+                yield from self._flush(key)
+            self.waiting.setdefault(key, []).append(_Input(i, x, geometry))
+            if self._held(key) + tokens > limit:
+                yield from self._flush(key)  # another photo of this size would not fit
+            held = {key: self._held(key) for key in self.waiting}
+            if sum(held.values()) > WAITING_BATCHES * limit:
+                # Many sizes with few photos each: free memory before batches are full.
+                yield from self._flush(max(held, key=lambda key: held[key]))
+        for key in list(self.waiting):
+            yield from self._flush(key)
+
+    def _preprocess(self, photo: Tensor) -> tuple[Tensor, Geometry]:
+        config, options = self.model.config, self.options
+        if self.mirrored:
+            photo = photo.flip(1 if photo.dtype == torch.uint8 else 2)
+        x, (geometry,) = preprocess(
+            photo.to(self.model.device),
+            size=options.size_for(config),
+            multiple=config.patch_size,
+            fit=options.fit,
+            padding=options.padding,
+            max_tokens=options.max_tokens,
+            mean=config.mean,
+            std=config.std,
+            dtype=self.model.dtype,
+        )
+        return x, geometry
+
+    def _tokens(self, geometry: Geometry) -> int:
+        height, width = geometry.network
+        return height * width // self.model.config.patch_size**2 + 1
+
+    def _held(self, key: tuple[int, int] | None) -> int:
+        return sum(self._tokens(entry.geometry) for entry in self.waiting.get(key, []))
+
+    def _flush(self, key: tuple[int, int] | None) -> Iterator[_Prediction]:
+        """Runs the photos that wait under a key as one batch."""
+        entries = self.waiting.pop(key, [])
+        if not entries:
+            return
+        inputs = [entry.x for entry in entries]
+        if len({x.shape for x in inputs}) == 1:
+            outputs = self.model(torch.cat(inputs))
+        else:
+            outputs = self.model([x[0] for x in inputs])
+        align_corners = self.model.config.output_align_corners
+        for (i, _, geometry), output in zip(entries, outputs, strict=True):
+            if self.native:
+                geometry = dataclasses.replace(geometry, original=geometry.resized)
+            out = postprocess(output[None], [geometry], align_corners=align_corners)[0].float()
+            yield _Prediction(i, out.flip(-1) if self.mirrored else out, output.isfinite().all())
 
 
 def _predict(
     model: DepthNetwork,
     images: Sequence[Any],
-    options: dict[str, Any],
-    max_batch_tokens: int,
+    options: InferenceOptions,
+    *,
     native: bool = False,
-    mirrored: bool = False,
-) -> Iterator[tuple[int, Tensor]]:
-    """Yields (index, map) in any order; inputs of one network size share a batch.
-
-    Where sequences of many lengths run as fast as those of one, inputs of all sizes do.
-    With ``native`` a map keeps the resolution that the network gave it; with ``mirrored`` the
-    network sees the mirror images, and the maps are turned back.
-    """
-    model.prepare_inference()
-    waiting: dict[tuple[int, int] | None, list[tuple[int, Tensor, Geometry]]] = {}
-    mixed = _mixes_sizes(model)
-
-    def tokens(geometry: Geometry) -> int:
-        height, width = geometry.network
-        return height * width // model.config.patch_size**2 + 1
-
-    def held(entries: list[tuple[int, Tensor, Geometry]]) -> int:
-        return sum(tokens(geometry) for *_, geometry in entries)
-
-    def flush(key: tuple[int, int] | None) -> Iterator[tuple[int, Tensor]]:
-        entries = waiting.pop(key)
-        inputs = [x for _, x, _ in entries]
-        if len({x.shape for x in inputs}) == 1:
-            predictions = model(torch.cat(inputs))
-        else:
-            predictions = model([x[0] for x in inputs])
-        for (i, _, geometry), prediction in zip(entries, predictions, strict=True):
-            if native:
-                geometry = dataclasses.replace(geometry, original=geometry.resized)
-            align_corners = model.config.output_align_corners
-            out = postprocess(prediction[None], [geometry], align_corners=align_corners)[0]
-            yield i, out.flip(-1) if mirrored else out
-
-    for i, image in enumerate(images):
-        pixels = as_pixels(image, f"image {i}" if len(images) > 1 else "image")
-        if mirrored:
-            pixels = pixels.flip(1 if pixels.dtype == torch.uint8 else 2)
-        x, (geometry,) = preprocess(pixels.to(model.device), dtype=model.dtype, **options)
-        key = None if mixed else geometry.network
-        if key in waiting and held(waiting[key]) + tokens(geometry) > max_batch_tokens:
-            yield from flush(key)
-        waiting.setdefault(key, []).append((i, x, geometry))
-        if held(waiting[key]) + tokens(geometry) > max_batch_tokens:
-            yield from flush(key)  # another photo of this size would not fit
-        waits = {key: held(entries) for key, entries in waiting.items()}
-        if sum(waits.values()) > WAITING_BATCHES * max_batch_tokens:
-            # Many sizes with few photos each: memory counts for more than full batches.
-            yield from flush(max(waits, key=lambda key: waits[key]))
-    for key in list(waiting):
-        yield from flush(key)
+    pixels: dict[int, Tensor] | None = None,
+) -> list[Tensor]:
+    """Maps of images, float32 on the model's device, with a warning if one is not finite."""
+    options.check(model.config)
+    maps: dict[int, Tensor] = {}
+    finite: dict[int, Tensor] = {}
+    for i, out, good in _Predictor(model, options, native=native).run(images, pixels):
+        maps[i], finite[i] = out, good
+    if options.flip:
+        for i, out, good in _Predictor(model, options, native=native, mirrored=True).run(images):
+            maps[i] = (maps[i] + out) / 2
+            finite[i] = finite[i] & good
+    order = range(len(images))
+    if order:
+        flags = torch.stack([finite[i] for i in order]).tolist()  # waits for the device once
+        bad = [i for i, good in enumerate(flags) if not good]
+        if bad:
+            subject = "the image" if len(flags) == 1 else f"image {', '.join(map(str, bad[:8]))}"
+            more = f" and {len(bad) - 8} more" if len(bad) > 8 else ""
+            logger.warning(
+                "the prediction of %s%s is not finite: %s", subject, more, why_not_finite(model)
+            )
+    return [maps[i] for i in order]
 
 
-def _mixes_sizes(model: DepthNetwork) -> bool:
-    """Whether photos of different sizes share a batch: on a GPU that the kernels serve."""
-    return model.device.type == "cuda" and not triton_missing()
+def why_not_finite(model: DepthNetwork) -> str:
+    """The likely reason, with a remedy, why a model predicts NaN or infinity."""
+    for name, weight in model.named_parameters():
+        if not weight.isfinite().all():
+            return f"the weight {name} holds NaN or infinity, so the checkpoint is damaged"
+    if model.dtype == torch.float16:
+        return "float16 overflows beyond 65504; load the model with dtype='float32'"
+    dtype = str(model.dtype).removeprefix("torch.")
+    return f"the weights are finite but overflow in {dtype}, so the checkpoint may be damaged"
 
 
-def infer(model: DepthNetwork, images: Any, **options: Any) -> Any:
-    """Predicts the disparity of photos with a relative model; images and options as in `predict`.
+@torch.no_grad()  # not inference_mode: its tensors could not take part in training
+def predict(model: DepthNetwork, images: Any, options: InferenceOptions | None = None) -> Any:
+    """Runs a model of either kind on images; see `DepthAnything.infer`."""
+    options = options or InferenceOptions()
+    single = not isinstance(images, list | tuple)
+    maps = _predict(model, [images] if single else list(images), options)
+    results = maps if options.return_tensors else [out.cpu().numpy() for out in maps]
+    return results[0] if single else results
 
-    Raises:
-        TypeError: If the model is metric: use `infer_metric`.
-    """
+
+def infer(model: DepthNetwork, images: Any, options: InferenceOptions | None = None) -> Any:
+    """Predicts disparity with a relative model; see `DepthAnything.infer`."""
     if model.config.is_metric:
         raise TypeError(
             f"{model.config.name!r} predicts depth in metres, not disparity: use `infer_metric`"
         )
-    return predict(model, images, **options)
+    return predict(model, images, options)
 
 
 def infer_metric(
     model: DepthNetwork,
     images: Any,
+    options: InferenceOptions | None = None,
     *,
     intrinsics: Sequence[float] | np.ndarray | None = None,
     fov: float | None = None,
-    **options: Any,
 ) -> Any:
-    """Predicts the depth of photos in metres with a metric model; otherwise as `infer`.
-
-    Args:
-        model: A metric model.
-        images: As in `predict`.
-        intrinsics: The camera, (fx, fy, cx, cy) in pixels of the photo or a 3 x 3 matrix, the same
-            for all photos: see `dafast.pointcloud.Intrinsics`. It places the points in space and
-            changes nothing in the depth.
-        fov: In its place the horizontal field of view in degrees.
-        **options: As in `predict`.
-
-    Returns:
-        As `predict`, in metres along the optical axis. With ``intrinsics`` or ``fov`` a
-        `dafast.pointcloud.PointCloud` for each photo, which has the depth too.
-
-    Raises:
-        TypeError: If the model is relative: use `infer`.
-        ValueError: If both ``intrinsics`` and ``fov`` are given or one of them is none, or an
-            option is out of range.
-    """
+    """Predicts metres with a metric model, or points; see `DepthAnything.infer_metric`."""
     if not model.config.is_metric:
         raise TypeError(
             f"{model.config.name!r} predicts relative disparity, not metres: use `infer`, or load "
             "a metric model such as 'v2-metric-hypersim-vits'"
         )
     if intrinsics is None and fov is None:
-        return predict(model, images, **options)
+        return predict(model, images, options)
+    options = options or InferenceOptions()
     if intrinsics is not None and fov is not None:
-        raise ValueError("intrinsics and fov both say what the camera is: give one of them")
-    if options.get("return_tensors"):
+        raise ValueError("intrinsics and fov both describe the camera: pass one of them")
+    if options.return_tensors:
         raise ValueError("a point cloud holds numpy arrays: leave out return_tensors")
-    if fov is None:
+    if fov is not None:
+        check_fov(fov)
+    else:
         check_intrinsics(intrinsics)  # type: ignore[arg-type]
     single = not isinstance(images, list | tuple)
-    photos = []
-    for i, image in enumerate([images] if single else images):
-        pixels = as_pixels(image, "image" if single else f"image {i}")
-        photos.append((pixels if pixels.dtype == torch.uint8 else pixels.permute(1, 2, 0)).numpy())
+    pixels: dict[int, Tensor] = {}
+    with torch.no_grad():
+        maps = _predict(model, [images] if single else list(images), options, pixels=pixels)
     clouds = []
-    for photo, depth in zip(photos, predict(model, photos, **options), strict=True):
+    for i, out in enumerate(maps):
+        depth, photo = out.cpu().numpy(), pixels.pop(i)
+        photo = photo if photo.dtype == torch.uint8 else photo.permute(1, 2, 0)
         camera = intrinsics if fov is None else intrinsics_from_fov(fov, *depth.shape)
-        clouds.append(point_cloud(depth, photo, camera))  # type: ignore[arg-type]
+        clouds.append(point_cloud(depth, photo.numpy(), camera))  # type: ignore[arg-type]
     return clouds[0] if single else clouds
-
-
-def check_options(
-    config: ModelConfig,
-    *,
-    fit: str = "pad",
-    size: int | None = None,
-    padding: str = "replicate",
-    max_batch_tokens: int = MAX_BATCH_TOKENS,
-    max_tokens: int = MAX_TOKENS,
-) -> None:
-    """Checks what can be said of the options of `predict` before any photo is read.
-
-    Raises:
-        ValueError: If an option is out of range.
-    """
-    size = config.image_size if size is None else size
-    check_geometry(size=size, multiple=config.patch_size, fit=fit, max_tokens=max_tokens)
-    check_padding(1, 1, (0, 0, 0, 0), padding)
-    check_count("max_batch_tokens", max_batch_tokens, 1, "it must be at least 1")
-
-
-@torch.no_grad()  # not inference_mode: its tensors could not take part in training
-def predict(
-    model: DepthNetwork,
-    images: Any,
-    *,
-    fit: str = "pad",
-    size: int | None = None,
-    padding: str = "replicate",
-    max_batch_tokens: int = MAX_BATCH_TOKENS,
-    max_tokens: int = MAX_TOKENS,
-    flip: bool = False,
-    return_tensors: bool = False,
-) -> Any:
-    """Runs a model of either kind on photos, at their own resolution.
-
-    Args:
-        model: A relative or a metric model.
-        images: A path, a PIL image, a numpy array (H, W, C) in RGB (uint8, uint16, or floating
-            point in 0..1), a tensor (C, H, W) with the same ranges, or a list of them with any
-            sizes. Gray, alpha (laid over white), palette and 16-bit images are handled; files
-            and PIL images are turned upright by their EXIF orientation.
-        fit: ``"pad"`` (keeps the aspect ratio and pads) or ``"official"`` (the official
-            script's size rule and bicubic resize).
-        size: Shorter side in pixels that the network sees; ``None`` for the size that the model
-            was trained at (518 for the published ones).
-        padding: ``"replicate"``, ``"reflect"`` or ``"constant"``; for ``fit="pad"``.
-        max_batch_tokens: Photos of one network size are run together up to this many tokens; on a
-            GPU with Triton, photos of all sizes.
-        max_tokens: A photo that needs more tokens is scaled down, with a warning.
-        flip: Whether to predict the mirror images too and average the two maps of each photo:
-            twice the time, a little more accuracy (test-time augmentation).
-        return_tensors: Whether to return float32 tensors on the model's device.
-
-    Returns:
-        A float32 numpy array (H, W) for one image, a list of them for a list: disparity of a
-        relative model (large where the scene is near; scale and shift are unknown), metres of a
-        metric one.
-
-    Raises:
-        ImageError: If an image cannot be used; the message names it.
-        ValueError: If an option is out of range.
-    """
-    single = not isinstance(images, list | tuple)
-    inputs = [images] if single else list(images)
-    options = _checked_options(model, fit, size, padding, max_batch_tokens, max_tokens)
-    results: list[Any] = [None] * len(inputs)
-    for i, prediction in _predict(model, inputs, options, max_batch_tokens):
-        results[i] = prediction
-    if flip:
-        for i, prediction in _predict(model, inputs, options, max_batch_tokens, mirrored=True):
-            results[i] = (results[i] + prediction) / 2
-    if not return_tensors:
-        results = [prediction.cpu().numpy() for prediction in results]
-    return results[0] if single else results
 
 
 @torch.no_grad()
@@ -246,47 +290,26 @@ def predict_native(
     size: int | None = None,
     max_batch_tokens: int = MAX_BATCH_TOKENS,
 ) -> list[np.ndarray]:
-    """As `predict` with ``fit="pad"``, at the network's own resolution: what a label is kept in.
+    """Predicts maps at the network's own resolution, in which pseudo-labels are stored.
 
     Args:
         model: A relative or a metric model.
-        images: As a list that `predict` takes.
-        size: As in `predict`.
-        max_batch_tokens: As in `predict`.
+        images: A list of images, as for `DepthAnything.infer`.
+        size: As for `DepthAnything.infer`.
+        max_batch_tokens: As for `DepthAnything.infer`.
 
     Returns:
-        Per image a float32 map of its aspect, rounded to pixels, with the shorter side ``size``.
+        A float32 map for each image, with its aspect ratio (rounded to pixels) and the shorter
+        side ``size``.
     """
-    options = _checked_options(model, "pad", size, "replicate", max_batch_tokens, MAX_TOKENS)
-    results: list[Any] = [None] * len(images)
-    for i, prediction in _predict(model, images, options, max_batch_tokens, native=True):
-        results[i] = prediction.cpu().numpy()
-    return results
+    options = InferenceOptions(size=size, max_batch_tokens=max_batch_tokens)
+    return [out.cpu().numpy() for out in _predict(model, images, options, native=True)]
 
 
-def _checked_options(
-    model: DepthNetwork,
-    fit: str,
-    size: int | None,
-    padding: str,
-    max_batch_tokens: int,
-    max_tokens: int,
-) -> dict[str, Any]:
-    """The options of `preprocess`, checked."""
-    check_options(
-        model.config,
-        fit=fit,
-        size=size,
-        padding=padding,
-        max_batch_tokens=max_batch_tokens,
-        max_tokens=max_tokens,
-    )
-    return dict(
-        size=model.config.image_size if size is None else size,
-        multiple=model.config.patch_size,
-        fit=fit,
-        padding=padding,
-        max_tokens=max_tokens,
-        mean=model.config.mean,
-        std=model.config.std,
-    )
+def check_options(config: ModelConfig, **options: Any) -> None:
+    """Checks options of `DepthAnything.infer` before any photo is read.
+
+    Raises:
+        ValueError: If an option is out of range.
+    """
+    InferenceOptions(**options).check(config)

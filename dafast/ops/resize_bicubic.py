@@ -15,13 +15,16 @@ A = -0.75
 """The parameter of the cubic kernel; PyTorch's bicubic has the same, Pillow's is -0.5."""
 
 
-def _cubic_axis(source: int, target: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Source indices (target, 4) and float64 weights (target, 4) of every target pixel.
+def _cubic_axis(
+    source: int, target: int, device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Source indices (target, 4) and weights (target, 4) of every target pixel.
 
-    Coordinates are computed in float64: in float32 those of a large photo lose the digits that
-    the weights consist of (errors of 3e-4).
+    Coordinates are computed in float64: in float32 those of a large photo lack the digits that
+    determine the weights (errors of 3e-4). They are computed on the CPU, as Apple's GPUs have no
+    float64.
     """
-    x = torch.arange(target, dtype=torch.float64, device=device)
+    x = torch.arange(target, dtype=torch.float64, device="cpu")
     x = (x + 0.5) * (source / target) - 0.5
     below = x.floor()
     t = x - below
@@ -30,16 +33,15 @@ def _cubic_axis(source: int, target: int, device: torch.device) -> tuple[Tensor,
     w1 = ((A + 2) * t - (A + 3)) * t * t + 1
     w2 = ((A + 2) * u - (A + 3)) * u * u + 1
     weights = torch.stack([w0, w1, w2, 1 - w0 - w1 - w2], dim=1)
-    taps = below.long()[:, None] + torch.arange(-1, 3, device=device)
-    return taps.clamp(0, source - 1), weights
+    taps = below.long()[:, None] + torch.arange(-1, 3, device="cpu")
+    return taps.clamp(0, source - 1).to(device), weights.to(dtype).to(device)
 
 
 def resize_bicubic_reference(x: Tensor, size: tuple[int, int]) -> Tensor:
     """Specification of `resize_bicubic`: the rows, then the columns, four taps each."""
     compute = torch.float64 if x.dtype == torch.float64 else torch.float32
     for dim, target in ((-2, size[0]), (-1, size[1])):
-        taps, weights = _cubic_axis(x.shape[dim], target, x.device)
-        weights = weights.to(compute)
+        taps, weights = _cubic_axis(x.shape[dim], target, x.device, compute)
         resized = None
         for k in range(4):
             # Gathered before the conversion: a large uint8 photo never becomes float as a whole.

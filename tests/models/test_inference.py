@@ -85,12 +85,12 @@ def test_photos_of_many_sizes_do_not_pile_up(model):
         def __iter__(self):
             return photos()
 
-    options = {"size": 56, "multiple": 14, "fit": "pad", "padding": "replicate"}
+    options = inference.InferenceOptions(size=56, max_batch_tokens=40)
     with torch.no_grad():
-        results = inference._predict(model, Photos([None] * 40), options, 40)
-        first, _ = next(results)
+        results = inference._Predictor(model, options).run(Photos([None] * 40))
+        first = next(results).index
         assert read < 10
-        assert sorted([first, *(i for i, _ in results)]) == list(range(40))
+        assert sorted([first, *(done.index for done in results)]) == list(range(40))
 
 
 def test_return_tensors(model, seed):
@@ -191,7 +191,7 @@ def test_memory_of_reading_a_turned_photo(tmp_path):
         print((peaks[1] - peaks[0]) * 1024 / (photo.shape[0] * photo.shape[1]))
     """
     command = [sys.executable, "-c", code, *map(str, photos)]
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     done = subprocess.run(command, capture_output=True, text=True, cwd=root, check=True)
     assert 3 < float(done.stdout) <= 11
 
@@ -223,8 +223,8 @@ def test_sixteen_bit_file(seed, tmp_path):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        (np.array([[0, 70000]], np.int32), r"0\.\.65535 .*0\.\.70000 \(convert it to 8 or 16 bits"),
-        (np.array([[0, 200]], np.float32), r"0\.\.1 .*0\.\.200 \(convert it to 8 or 16 bits"),
+        (np.array([[0, 70000]], np.int32), r"0\.\.65535; .*0\.\.70000 \(scale them to 0\.\.65535"),
+        (np.array([[0, 200]], np.float32), r"0\.\.1; .*0\.\.200 \(values of 8 bits: divide by 255"),
     ],
 )
 def test_file_with_values_out_of_range(values, message, tmp_path):
@@ -296,7 +296,7 @@ def test_truncated_jpeg_is_an_error(model, seed, tmp_path):
         (np.zeros((5, 5, 7), np.uint8), "1 to 4 channels"),
         (np.zeros((0, 5, 3), np.uint8), "not empty"),
         (np.full((5, 5, 3), 200.0), "0..1"),
-        (np.full((5, 5, 3), np.nan), "without NaN"),
+        (np.full((5, 5, 3), np.nan), "75 of 75 values are NaN"),
         (np.zeros((5, 5, 3), np.int64), "dtype int64"),
         (torch.zeros(5, 5), r"\(C, H, W\)"),
         (42, "int is not an image"),

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dafast.models import segmentation_inference
 from dafast.models.segmentation import SegmentationConfig, SegmentationModel
 from dafast.models.segmentation_inference import (
     SegmentationOptions,
@@ -148,9 +149,8 @@ def test_a_model_in_training_mode_is_refused() -> None:
 def test_large_views_are_shown_in_batches_of_bounded_size(
     rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dafast.models import inference
-
-    monkeypatch.setattr(inference, "MAX_BATCH_TOKENS", 15)  # three windows of five tokens
+    # Three windows of five tokens.
+    monkeypatch.setattr(segmentation_inference, "MAX_BATCH_TOKENS", 15)
     model = Pointwise()
     probabilities(
         model, torch.from_numpy(photo(rng, 56, 84)), SegmentationOptions(size=56, window=28)

@@ -143,21 +143,22 @@ def test_constants_that_weights_do_not_show():
 
 def _options(function) -> dict[str, inspect.Parameter]:
     parameters = inspect.signature(function).parameters.values()
+    if inspect.isclass(function):
+        return {p.name: p.replace(kind=p.KEYWORD_ONLY) for p in parameters}
     return {p.name: p for p in parameters if p.kind is not p.POSITIONAL_OR_KEYWORD}
 
 
 @pytest.mark.parametrize(
     ("method", "functions"),
     [
-        (DepthAnything.infer, [inference.predict]),
-        (DepthAnything.infer_metric, [inference.predict, inference.infer_metric]),
+        (DepthAnything.infer, [inference.InferenceOptions]),
+        (DepthAnything.infer_metric, [inference.InferenceOptions, inference.infer_metric]),
         (DepthAnything.from_pretrained, [checkpoint.load_pretrained]),
         (DepthAnything.save_pretrained, [checkpoint.save_pretrained]),
     ],
 )
 def test_methods_show_the_options_that_are_documented(method, functions):
     documented = {k: p for function in functions for k, p in _options(function).items()}
-    documented.pop("options", None)  # what one function hands on to the next
     assert _options(method) == documented
     with pytest.raises(TypeError, match=rf"{method.__name__}\(\) got an unexpected.*'siez'"):
         method(None, siez=56)
