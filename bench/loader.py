@@ -47,8 +47,9 @@ import dafast
 from bench import loader_peers
 from bench.timing import machine
 from dafast.data.colours import change_colours, draw_colours
+from dafast.data.decode import decode_image
 from dafast.data.labeling import encode_label
-from dafast.data.shards import ShardDataset, decode_image
+from dafast.data.shards import ShardDataset
 from dafast.data.tars import headers
 from dafast.data.transforms import STRONG
 from dafast.data.writing import add_sample

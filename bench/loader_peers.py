@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from torch.utils.data import DataLoader
 
-from dafast.data.shards import ShardDataset, decode_image
+from dafast.data.decode import decode_image
+from dafast.data.shards import ShardDataset
 from dafast.data.writing import add_sample
 from dafast.training.data import Request, StreamSampler
 

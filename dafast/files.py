@@ -68,6 +68,11 @@ def explain(error: BaseException) -> str:
     return text or type(error).__name__
 
 
+def explain_kind(error: BaseException) -> str:
+    """The same after the name of the error's type: "OSError: ..."."""
+    return f"{type(error).__name__}: {explain(error)}"
+
+
 def file_kind(head: bytes) -> str:
     """What a file is by its first bytes, 512 or more; "" if that is not known."""
     text = head.lstrip().lower()

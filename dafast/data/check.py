@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-from dafast.data.shards import DECODE_ERRORS, decode_image
+from dafast.data.decode import DECODE_ERRORS, decode_image
 from dafast.data.sources import Item, Labeled, SourceError, Unlabeled
 from dafast.data.transforms import resize_nearest
+from dafast.files import explain_kind
 from dafast.palettes import colorize
 
 _HEIGHT = 144  # of a picture on the sheet
@@ -74,7 +75,7 @@ def check(
         except (SourceError, *DECODE_ERRORS) as error:
             # Its text alone: the error itself would hold on to the arrays.
             found = unlabeled if isinstance(error, Unlabeled) else corrupt
-            return 0.0, None, found, f"{type(error).__name__}: {error}"
+            return 0.0, None, found, explain_kind(error)
         if labeled.half_step:
             coarse.append((item.name, labeled.half_step))
         return float(labeled.mask.mean()), _triple(labeled) if index in kept else None, None, ""

@@ -27,10 +27,12 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from dafast.data.decode import DECODE_ERRORS, decode_image
 from dafast.data.png16 import encode_png16
 from dafast.data.remote import Fetcher, ShardError, exists, name_of, plain_name
-from dafast.data.shards import DECODE_ERRORS, SampleError, ShardDataset, decode_image
+from dafast.data.shards import SampleError, ShardDataset
 from dafast.data.writing import add_sample, claim, read_failures, write_failures
+from dafast.files import explain_kind
 
 Predict = Callable[[Sequence[np.ndarray]], list[np.ndarray]]
 """Images (H, W, 3) uint8 to disparity maps (h, w) float32, in any resolution."""
@@ -134,7 +136,7 @@ def _label_shard(
                 try:
                     readable.append((index, raw, future.result()))
                 except DECODE_ERRORS as error:
-                    failures.append((data.name(index), f"{type(error).__name__}: {error}"))
+                    failures.append((data.name(index), explain_kind(error)))
             maps = predict([image for _, _, image in readable])
             labels = pool.map(encode_label, maps)
             for (index, raw, _), label in zip(readable, labels, strict=True):

@@ -10,11 +10,9 @@ import math
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from dafast.data.shards import DECODE_ERRORS
+from dafast.data.decode import open_picture
 from dafast.data.sources import SourceError
-from dafast.files import explain
 
 
 def read_stored(path: Path, palette: bool = False) -> np.ndarray:
@@ -25,7 +23,8 @@ def read_stored(path: Path, palette: bool = False) -> np.ndarray:
         palette: Whether a palette picture gives its indices; else it is refused.
 
     Raises:
-        SourceError: If it is not one number a pixel, or the file is damaged.
+        SourceError: If it is not one number a pixel, or a damaged .npy file.
+        PictureError: If it is a damaged picture, or none.
         OSError: If it cannot be opened.
     """
     if path.suffix.lower() == ".npy":
@@ -39,13 +38,10 @@ def read_stored(path: Path, palette: bool = False) -> np.ndarray:
         if values.ndim == 3 and values.shape[2] == 1:
             values = values[..., 0]
     else:
-        with Image.open(path) as picture:
+        with open_picture(path) as picture:
             if picture.mode == "P" and not palette:
                 raise SourceError(f"{path}: a palette picture; save its numbers as they are")
-            try:
-                values = np.asarray(picture)
-            except (*DECODE_ERRORS, MemoryError) as error:  # which do not name the file
-                raise SourceError(f"{path}: cannot be read ({explain(error)})") from error
+            values = np.asarray(picture)
     if values.ndim != 2 or values.dtype.kind not in "biuf":
         raise SourceError(
             f"{path}: one number a pixel is needed; got the shape {values.shape} of {values.dtype}"

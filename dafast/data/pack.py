@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from dafast.data.decode import DECODE_ERRORS
 from dafast.data.remote import (
     exists,
     is_remote,
@@ -21,9 +22,9 @@ from dafast.data.remote import (
     read_text,
     write_text,
 )
-from dafast.data.shards import DECODE_ERRORS
 from dafast.data.sources import Item, SourceError, name_coarse
 from dafast.data.writing import add_sample, claim, locked, read_failures, write_failures
+from dafast.files import explain_kind
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +88,7 @@ def pack(
                     try:
                         members = item.load()
                     except (SourceError, *DECODE_ERRORS) as error:
-                        failures.append((item.name, f"{type(error).__name__}: {error}"))
+                        failures.append((item.name, explain_kind(error)))
                         continue
                     add_sample(tar, f"{index:08d}", members)
                     half_step = json.loads(members.get("json", b"{}")).get("half_step", 0.0)

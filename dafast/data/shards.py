@@ -27,7 +27,6 @@ what was found is kept in the user's cache.
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 import os
@@ -40,6 +39,7 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
+from dafast.data.decode import DECODE_ERRORS, decode_image, open_picture
 from dafast.data.remote import (
     RemoteError,
     ShardError,
@@ -62,6 +62,7 @@ from dafast.data.tars import (
     scan_all,
     sky_path,
 )
+from dafast.files import explain, explain_kind
 
 logger = logging.getLogger(__name__)
 
@@ -229,7 +230,7 @@ class ShardDataset(Dataset[Sample]):
             if self.labels == "none":
                 nothing = np.zeros((1, 1), np.float32)
                 return Sample(self.name(index), image, nothing, nothing > 0)
-            with Image.open(io.BytesIO(self._member(index, DISPARITY))) as picture:
+            with open_picture(self._member(index, DISPARITY)) as picture:
                 if not picture.mode.startswith("I"):
                     raise ValueError(f"disparity.png has mode {picture.mode}, not 16-bit gray")
                 disparity = np.asarray(picture)
@@ -240,7 +241,7 @@ class ShardDataset(Dataset[Sample]):
                 )
             mask = np.ones(disparity.shape, bool)
             if self._places[index, MASK, 0] >= 0:
-                with Image.open(io.BytesIO(self._member(index, MASK))) as picture:
+                with open_picture(self._member(index, MASK)) as picture:
                     mask = np.asarray(picture.convert("L")) > 0
                 if mask.shape != disparity.shape:
                     raise ValueError(
@@ -262,7 +263,7 @@ class ShardDataset(Dataset[Sample]):
             if self.labels == "minmax":
                 disparity = minmax(disparity, mask)
         except (*DECODE_ERRORS, KeyError) as error:
-            raise SampleError(f"{self.name(index)}: {type(error).__name__}: {error}") from error
+            raise SampleError(f"{self.name(index)}: {explain_kind(error)}") from error
         return Sample(self.name(index), image, disparity, mask)
 
     def meta(self, index: int) -> dict[str, Any]:
@@ -272,7 +273,7 @@ class ShardDataset(Dataset[Sample]):
         try:
             meta = json.loads(self._member(index, META))
         except ValueError as error:
-            raise SampleError(f"{self.name(index)}: json: {error}") from error
+            raise SampleError(f"{self.name(index)}: json: {explain(error)}") from error
         return meta if isinstance(meta, dict) else {"json": meta}
 
     def unit(self, index: int) -> str:
@@ -297,7 +298,7 @@ class ShardDataset(Dataset[Sample]):
         """Where the image has sky; None where it has none, or nobody looked."""
         if self._places[index, SKY, 0] < 0:
             return None
-        with Image.open(io.BytesIO(self._member(index, SKY))) as picture:
+        with open_picture(self._member(index, SKY)) as picture:
             sky = np.asarray(picture.convert("L")) > 0
         if sky.shape != shape:
             raise ValueError(
@@ -397,16 +398,6 @@ def read_again(shard: Path, read: Callable[[], bytes], size: int) -> bytes:
             f"the shard {shard} has become another file: {len(data)} bytes of {size} read. {remedy}"
         )
     return data
-
-
-DECODE_ERRORS = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
-"""What Pillow raises for a damaged image."""
-
-
-def decode_image(data: bytes) -> np.ndarray:
-    """An image file as (H, W, 3) uint8 RGB; raises one of `DECODE_ERRORS`."""
-    with Image.open(io.BytesIO(data)) as picture:
-        return np.asarray(picture.convert("RGB"))
 
 
 def check_bad_share(reasons: Any, total: int, max_bad_fraction: float) -> None:

@@ -26,11 +26,13 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from dafast.data.decode import DECODE_ERRORS, decode_image
 from dafast.data.remote import Fetcher, ShardError, exists, name_of
-from dafast.data.shards import DECODE_ERRORS, ShardDataset, decode_image
+from dafast.data.shards import ShardDataset
 from dafast.data.tars import sky_path
 from dafast.data.transforms import resize_image
 from dafast.data.writing import add_sample, claim, read_failures, write_failures
+from dafast.files import explain, explain_kind
 from dafast.optional import why_no_module
 
 MODEL = "nvidia/segformer-b5-finetuned-ade-640-640"
@@ -122,7 +124,7 @@ class SkyFinder:
         try:
             model: Any = SegformerForSemanticSegmentation.from_pretrained(name)
         except (OSError, ValueError) as error:
-            raise SkyError(f"cannot load the SegFormer {name}: {error}") from error
+            raise SkyError(f"cannot load the SegFormer {name}: {explain(error)}") from error
         return cls(model.to(device, dtype), side, batch)
 
     def shape(self, height: int, width: int) -> tuple[int, int]:
@@ -228,7 +230,7 @@ def _write_shard(
                 try:
                     readable.append((index, future.result()))
                 except DECODE_ERRORS as error:
-                    failures.append((data.name(index), f"{type(error).__name__}: {error}"))
+                    failures.append((data.name(index), explain_kind(error)))
             masks = find([image for _, image in readable])
             kept = [(i, m) for (i, _), m in zip(readable, masks, strict=True) if m.any()]
             for (index, _), png in zip(kept, pool.map(_encode, [m for _, m in kept]), strict=True):

@@ -19,11 +19,11 @@ from typing import Any, NamedTuple, overload
 import numpy as np
 from PIL import Image, ImageOps
 
+from dafast.data.decode import decode_image, open_picture, orientation
 from dafast.data.png16 import encode_png16
 from dafast.data.shards import (
     SampleError,
     ShardDataset,
-    decode_image,
     minmax,
 )
 from dafast.images import PHOTO_SUFFIXES, find_pictures, register_heif
@@ -61,9 +61,6 @@ class Labeled(NamedTuple):
     disparity: np.ndarray
     mask: np.ndarray
     half_step: float = 0.0
-
-
-_ORIENTATION = 0x0112  # EXIF tag
 
 
 @dataclass(frozen=True)
@@ -154,20 +151,18 @@ def labeled_item(
         if float(disparity[known].min()) < 0:
             raise SourceError(f"disparity {float(disparity[known].min()):g} is negative")
         file = image.read_bytes()
-        with Image.open(io.BytesIO(file)) as picture:
-            if picture.getexif().get(_ORIENTATION, 1) not in (0, 1):
+        with open_picture(file) as picture:
+            if orientation(picture) not in (0, 1):
                 raise SourceError(
-                    f"{image} is to be shown turned (its EXIF orientation), its label is not: "
-                    "store the picture upright, beside the label as it then lies"
+                    f"{image} has an EXIF orientation that turns it, and its label is not turned: "
+                    "store the picture upright, as the label is"
                 )
-        members = image_members(file, 0)
-        with Image.open(io.BytesIO(members["jpg"])) as picture:
             if (picture.height, picture.width) != disparity.shape:
                 raise SourceError(
                     f"the picture is {picture.height} x {picture.width}, its label "
                     f"{_size(disparity)}"
                 )
-        return members, disparity, known
+            return _image_members(picture, file, 0), disparity, known
 
     def load() -> dict[str, bytes]:
         members, disparity, known = parts()
@@ -306,18 +301,21 @@ def image_members(raw: bytes, size: int) -> dict[str, bytes]:
 
     Raises:
         SourceError: If its pixels are numbers and not colours.
-        OSError: If it is damaged, as Pillow says; also its other errors.
+        PictureError: If it is damaged, or no picture.
     """
-    with Image.open(io.BytesIO(raw)) as picture:
-        if picture.mode == "F" or picture.mode.startswith("I"):
-            raise SourceError(f"a picture of mode {picture.mode}: convert it to 8 bits")
-        upright = picture.getexif().get(0x0112, 1) == 1
-        shorter = min(picture.size)
-        picture.load()
-        fits = not size or shorter <= size
-        if picture.format == "JPEG" and picture.mode == "RGB" and upright and fits:
-            return {"jpg": raw}
-        image = ImageOps.exif_transpose(picture).convert("RGB")
+    with open_picture(raw) as picture:
+        return _image_members(picture, raw, size)
+
+
+def _image_members(picture: Image.Image, raw: bytes, size: int) -> dict[str, bytes]:
+    if picture.mode == "F" or picture.mode.startswith("I"):
+        raise SourceError(f"a picture of mode {picture.mode}: convert it to 8 bits")
+    upright = orientation(picture) == 1
+    shorter = min(picture.size)
+    fits = not size or shorter <= size
+    if picture.format == "JPEG" and picture.mode == "RGB" and upright and fits:
+        return {"jpg": raw}
+    image = (picture if upright else ImageOps.exif_transpose(picture)).convert("RGB")
     if size and shorter > size:
         scale = size / shorter
         shape = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))

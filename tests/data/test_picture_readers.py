@@ -17,9 +17,10 @@ import pytest
 from PIL import Image
 
 from dafast.cli import main
+from dafast.data.decode import decode_image
 from dafast.data.labeling import label_shards
 from dafast.data.readers import NAMES, PICTURE_NAMES, get_picture_reader
-from dafast.data.shards import ShardDataset, decode_image
+from dafast.data.shards import ShardDataset
 from dafast.data.sources import SourceError
 
 ROOT = Path(__file__).resolve().parents[2]

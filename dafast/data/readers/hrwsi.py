@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
+from dafast.data.decode import open_picture
 from dafast.data.readers._reader import Example, Reader
 from dafast.data.sources import SourceError
 
@@ -32,7 +32,7 @@ def _find(root: Path) -> Iterator[Example]:
 
 
 def _gray(path: Path) -> np.ndarray:
-    with Image.open(path) as picture:
+    with open_picture(path) as picture:
         if picture.mode not in ("L", "1"):
             raise SourceError(f"{path.name}: of mode {picture.mode}; an 8-bit gray PNG is expected")
         return np.asarray(picture)

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
-from dafast.data.shards import DECODE_ERRORS, SampleError, ShardError, check_bad_share
+from dafast.data.decode import DECODE_ERRORS, open_picture
+from dafast.data.shards import SampleError, ShardError, check_bad_share
 from dafast.data.sources import SourceError
+from dafast.files import explain_kind
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ class SegmentationDataset(Sequence[SegmentationSample]):
         try:
             image, classes = self.load(index)
         except (*DECODE_ERRORS, SourceError) as error:
-            raise SampleError(f"{key}: {type(error).__name__}: {error}") from error
+            raise SampleError(f"{key}: {explain_kind(error)}") from error
         if image.shape[:2] != classes.shape:
             raise SampleError(
                 f"{key}: the photo is {image.shape[:2]}, its class map {classes.shape} (rows, "
@@ -125,24 +126,26 @@ class PathPairs:
 
     def __call__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         photo, label = self.pairs[index]
-        with Image.open(photo) as picture:
+        with open_picture(photo) as picture:
             image = np.asarray(picture.convert("RGB"))
         return image, self.read_classes(label)
 
 
-def read_indices(path: Any) -> np.ndarray:
+def read_indices(path: Path | bytes) -> np.ndarray:
     """A picture of class indices as (H, W) uint8: gray with 8 bits, or the numbers of a palette.
 
     Args:
-        path: A path or a file object.
+        path: A path, or the content of the file.
 
     Raises:
         SourceError: If it is another kind of picture.
+        PictureError: If it is damaged.
     """
-    with Image.open(path) as picture:
+    with open_picture(path) as picture:
         if picture.mode not in ("L", "P"):
+            where = "" if isinstance(path, bytes) else f"{path}: "
             raise SourceError(
-                f"{path}: a picture of mode {picture.mode}; class maps are 8-bit gray or palette "
+                f"{where}a picture of mode {picture.mode}; class maps are 8-bit gray or palette "
                 "pictures of class indices"
             )
         return np.asarray(picture)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import tarfile
 from pathlib import Path
 
 import numpy as np
 
+from dafast.data.decode import decode_image
 from dafast.data.segmentation._dataset import SegmentationDataset, read_indices
-from dafast.data.shards import ShardError, decode_image, expand_shards, read_again
+from dafast.data.shards import ShardError, expand_shards, read_again
 from dafast.data.sources import SourceError
+from dafast.files import explain
 from dafast.synthetic.scene import CLASSES
 
 _IMAGE, _CLASSES = "jpg", "classes.png"
@@ -37,7 +38,7 @@ class _Members:
 
             return read_again(shard, read, size)
 
-        return decode_image(part(*photo)), read_indices(io.BytesIO(part(*label)))
+        return decode_image(part(*photo)), read_indices(part(*label))
 
 
 def synthetic(path: Path, training: bool = True) -> SegmentationDataset:
@@ -63,7 +64,9 @@ def synthetic(path: Path, training: bool = True) -> SegmentationDataset:
                     key, _, suffix = member.name.partition(".")
                     members.setdefault(key, {})[suffix] = (member.offset_data, member.size)
         except (tarfile.TarError, OSError) as error:
-            raise SourceError(f"{shard}: cannot be read as a tar file ({error})") from error
+            raise SourceError(
+                f"{shard}: cannot be read as a tar file ({explain(error)})"
+            ) from error
         for key, files in members.items():
             if _IMAGE not in files or _CLASSES not in files:
                 raise SourceError(

@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from ...data.decode import open_picture
 from ..samples import DataMissingError
 
 logger = logging.getLogger("dafast")
@@ -34,22 +34,14 @@ def warn_of_count(name: str, count: int, published: int, unit: str = "images") -
         )
 
 
-def _open(path: Path) -> Any:
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        image = Image.open(path)
-        image.load()
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        if isinstance(error, FileNotFoundError):
-            raise
-        raise ValueError(f"{path}: cannot be read as an image ({error})") from error
-    return image
-
-
 def read_image(path: Path) -> np.ndarray:
-    """RGB as it is stored, uint8 (H, W, 3): an EXIF orientation would turn it off its truth."""
-    return np.asarray(_open(path).convert("RGB"))
+    """RGB as it is stored, uint8 (H, W, 3): an EXIF orientation would turn it off its truth.
+
+    Raises:
+        PictureError: If it is damaged, or no picture.
+    """
+    with open_picture(path) as picture:
+        return np.asarray(picture.convert("RGB"))
 
 
 def read_png16(path: Path) -> np.ndarray:
@@ -58,10 +50,10 @@ def read_png16(path: Path) -> np.ndarray:
     Raises:
         ValueError: If it is something else, such as an 8-bit picture of a depth map.
     """
-    image = _open(path)
-    if image.mode not in ("I;16", "I;16B", "I;16L", "I"):
-        raise ValueError(f"{path}: a 16-bit depth map is expected; its mode is {image.mode}")
-    return np.asarray(image).astype(np.uint16)
+    with open_picture(path) as picture:
+        if picture.mode not in ("I;16", "I;16B", "I;16L", "I"):
+            raise ValueError(f"{path}: a 16-bit depth map is expected; its mode is {picture.mode}")
+        return np.asarray(picture).astype(np.uint16)
 
 
 def read_npy(path: Path) -> np.ndarray:
