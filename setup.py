@@ -109,9 +109,10 @@ setup(
         "dafast",
         *(f"dafast.{name}" for name in find_packages("dafast")),
         "dafast.kernels",
+        "dafast.configs",
     ],
-    # The kernels live at the top of the repository and install within the package.
-    package_dir={"dafast": "dafast", "dafast.kernels": "kernels"},
-    package_data={"dafast": ["py.typed", "weights/**/*"]},
+    # Kernels and configurations live at the top of the repository and install within the package.
+    package_dir={"dafast": "dafast", "dafast.kernels": "kernels", "dafast.configs": "configs"},
+    package_data={"dafast": ["py.typed", "weights/**/*"], "dafast.configs": ["**/*.toml"]},
     **extension(),
 )

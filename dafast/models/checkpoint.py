@@ -158,6 +158,7 @@ def load_pretrained(
     name_or_path: str | Path,
     *,
     config: str | ModelConfig | None = None,
+    unnamed: ModelConfig | None = None,
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "auto",
     position_embedding: str | None = None,
@@ -178,6 +179,7 @@ def load_pretrained(
             config.json beside the weights says it, else the preset or hub id, else the file's
             name if it is a published one, else the shapes of the tensors; these cannot tell V1
             from V2, and V1 is assumed then, with a warning.
+        unnamed: What weights without any of these are, instead of assuming V1, if they fit.
         device: ``"auto"`` (CUDA, else MPS, else the CPU) or as `torch.device` takes it.
         dtype: ``"auto"`` (bfloat16 where the device has it in hardware, else float32),
             ``"float32"``, ``"bfloat16"``, ``"float16"`` or a `torch.dtype`.
@@ -216,6 +218,9 @@ def load_pretrained(
         )
     chosen = given or from_json or _config_from_metadata(metadata, source.label)
     chosen = chosen or source.preset or preset_from_name(source.name)
+    if chosen is None and unnamed is not None:
+        shapes = _on_meta(cls, unnamed)[1]
+        chosen = unnamed if to_official(tensors, layout, shapes).ok else None
     if chosen is None:
         chosen = _infer_config(tensors, layout, source.label)
     kind = bin_centers(tensors, layout)
