@@ -109,9 +109,10 @@ setup(
         "dafast",
         *(f"dafast.{name}" for name in find_packages("dafast")),
         "dafast.kernels",
+        "dafast.configs",
     ],
-    # The folder kernels/ is installed as dafast.kernels.
-    package_dir={"dafast": "dafast", "dafast.kernels": "kernels"},
-    package_data={"dafast": ["py.typed", "weights/**/*"]},
+    # The folders kernels/ and configs/ are installed as dafast.kernels and dafast.configs.
+    package_dir={"dafast": "dafast", "dafast.kernels": "kernels", "dafast.configs": "configs"},
+    package_data={"dafast": ["py.typed", "weights/**/*"], "dafast.configs": ["**/*.toml"]},
     **extension(),
 )

@@ -98,13 +98,13 @@ class Stage(Dataset[Any]):
     def __getitem__(self, request: Request) -> Any:
         data = self.data
         if self.name == "read":
-            return len(data.shards.image_file(request.sample))
+            return len(data.labeled.image_file(request.sample))
         if self.name == "image":
-            return decode_image(data.shards.image_file(request.sample)).nbytes
+            return decode_image(data.labeled.image_file(request.sample)).nbytes
         if self.name == "decode":
-            return data.shards.read(request.sample).image.nbytes
+            return data.labeled.read(request.sample).image.nbytes
         if self.name == "encode":
-            encoded = encode_label(data.shards.read(request.sample).disparity)
+            encoded = encode_label(data.labeled.read(request.sample).disparity)
             assert encoded is not None
             return len(encoded[0])
         unlabeled = self.name == "student" and request.position % 3 > 0
@@ -118,7 +118,7 @@ class Stage(Dataset[Any]):
 
 def batches(stage: Stage, shape: int, batch: int, workers: int, seed: int) -> Iterator[Any]:
     """The loader's batches without end, in random order, as in training."""
-    sampler = StreamSampler(len(stage.data.shards), batch, ((shape, shape),), seed)
+    sampler = StreamSampler(len(stage.data.labeled), batch, ((shape, shape),), seed)
     return iter(
         DataLoader(
             stage,
@@ -146,7 +146,8 @@ def cost(stage: Stage, shape: int, count: int, seed: int) -> float:
     """Processor time of one image, in milliseconds: the least of three turns' means."""
     turns = []
     for turn in range(3):
-        requests = next(iter(StreamSampler(len(stage.data.shards), count, ((shape, shape),), seed)))
+        samples = len(stage.data.labeled)
+        requests = next(iter(StreamSampler(samples, count, ((shape, shape),), seed)))
         stage[requests[0]]
         began = time.process_time()
         for request in requests:
@@ -267,12 +268,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             "machine": {**machine(device), "cpus": os.cpu_count()},
             "shape": options.shape,
             "colours_ms": colours(options.shape, options.batch, device, options.seed),
-            "sizes": sizes(data.shards, options.images),
+            "sizes": sizes(data.labeled, options.images),
             "start": opening,
             "records": records,
         }
         if options.peers:
-            pictures = loader_peers.pictures_alone(data.shards, Path(folder), options.pictures)
+            pictures = loader_peers.pictures_alone(data.labeled, Path(folder), options.pictures)
             report["peers"] = loader_peers.compare(
                 *(pictures, options.batch, options.workers, options.seconds, options.rounds),
                 seed=options.seed,

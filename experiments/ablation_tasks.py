@@ -36,17 +36,13 @@ from dafast.evaluation.samples import DataMissingError, EvaluationSample, Sample
 from dafast.models.depth_anything import DepthAnything
 from dafast.ops import use_backend
 from dafast.runtime import resolve_device, resolve_dtype
-from dafast.training.config import TrainConfig, load_toml
+from dafast.training.config import TrainConfig
+from dafast.training.config_files import load_toml
 from dafast.training.data import Batch, UnlabeledBatch
-from dafast.training.steps import (
-    Ema,
-    Normalise,
-    autocast,
-    build_model,
-    build_optimizer,
-    set_learning_rate,
-)
-from dafast.training.student import build_step
+from dafast.training.optimizers import Ema, build_optimizer, set_learning_rate
+from dafast.training.starts import build_model
+from dafast.training.task import Normalise, autocast
+from dafast.training.tasks import task_of
 
 ROOT = Path(__file__).resolve().parent.parent
 BASE = ROOT / "configs/nano-ablation.toml"
@@ -237,7 +233,7 @@ class Task:
         model = build_model(config.model, self.device, config.channels_last)
         optimizer = build_optimizer(model, config.optim)
         ema = Ema(model, config.ema)
-        step_losses = build_step(model, model, config, self.dtype)
+        step_losses = task_of(config).step(model, model, config, self.dtype)
         warm_up = min(config.optim.warmup_steps, steps // 10)
         optim = dataclasses.replace(config.optim, warmup_steps=warm_up)
         skipped, step = 0, 0
@@ -470,7 +466,7 @@ def check_backends(settings: Settings) -> dict[str, Any]:
     for precision in {torch.float32, dtype}:
         # The frozen encoder is what the model is now; then the model moves away from it.
         model.load_state_dict(start)
-        step = build_step(model, model, config, precision)
+        step = task_of(config).step(model, model, config, precision)
         with torch.no_grad():
             for name, parameter in model.pretrained.named_parameters():
                 parameter.add_(noise[name])

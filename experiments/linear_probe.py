@@ -23,12 +23,13 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import train  # noqa: E402
 from dafast.distributed import World  # noqa: E402
 from dafast.evaluation.segmentation import open_segmentation, score  # noqa: E402
 from dafast.models import SegmentationModel  # noqa: E402
 from dafast.synthetic import HELD_OUT_SEED, write_shards  # noqa: E402
-from dafast.training.config import TrainConfig, load_toml  # noqa: E402
+from dafast.training.config import TrainConfig  # noqa: E402
+from dafast.training.config_files import load_toml  # noqa: E402
+from dafast.training.loop import train  # noqa: E402
 
 ENCODERS = {"nano": {"init": "nano"}, "random": {"init": "", "encoder_init": "random"}}
 TRAIN_SEED = 5_000_000  # scenes that the model in the package has not seen either
@@ -77,7 +78,7 @@ def main() -> None:
             results = []
             for seed in options.seeds:
                 out = options.work / f"{encoder}-{head}-{seed}"
-                train.train(configuration(options, encoder, head, seed, out), world)
+                train(configuration(options, encoder, head, seed, out), world)
                 model = SegmentationModel.from_pretrained(out / "export", dtype="float32")
                 result, constant = score(model, held_out, "held-out")
                 print(f"{encoder}, {head}, seed {seed}: mIoU {result.miou:.4f}", flush=True)

@@ -22,7 +22,8 @@ from PIL import Image
 
 from dafast.data.colours import change_colours
 from dafast.models.depth_anything import DepthAnything
-from dafast.training.config import check, load_toml
+from dafast.training.config_files import load_toml
+from dafast.training.tasks import check
 from tests.training import tiny
 
 ROOT = Path(__file__).resolve().parent.parent

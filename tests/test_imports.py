@@ -37,6 +37,7 @@ MAY_IMPORT = {
     "training": EVALUATION,
     "cli": TRAINING,
     "__main__": {"cli"},
+    "train": {"cli"},
     "kernels": set(),
 }
 

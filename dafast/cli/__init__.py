@@ -14,12 +14,12 @@ import sys
 from collections.abc import Sequence
 
 from .._version import __version__
-from . import data, doctor, evaluate, label, run, synth
+from . import data, doctor, evaluate, label, run, synth, train
 from ._common import CommandError
 
 DESCRIPTION = "Depth Anything, fast and trainable: depth from one photo."
 
-COMMANDS = (run, doctor, synth, data, label, evaluate)
+COMMANDS = (run, doctor, synth, data, label, train, evaluate)
 """The modules of the commands, in the order of the help text."""
 
 

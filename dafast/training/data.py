@@ -1,12 +1,12 @@
 """The order of the training data and the loader that follows it.
 
-The training stream is endless: position p is sample `permutation(seed, p // N)[p % N]`, disturbed
+The training stream is endless: position p is sample `permutation(seed, p // N)[p % N]`, augmented
 by a generator seeded with (seed, p): its crop here, its colours in the training step, with numbers
-that are drawn here. A step is `batch_size` consecutive positions, of which each
-rank takes its contiguous share. Nothing here has state, so a run resumes exactly from its position
-alone, and the number of workers and ranks changes nothing in what a step sees.
+that are drawn here. A step is `batch_size` consecutive positions, of which each rank takes a
+contiguous part. Nothing here has state, so a run resumes exactly from its position, and the number
+of workers and ranks changes nothing in what a step sees.
 
-A student has two such streams, of labeled and of unlabeled images, and takes a share of each in
+A student has two of these streams, of labeled and of unlabeled images, and takes some of each in
 every step.
 """
 
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -27,9 +27,10 @@ from dafast.data.shards import ShardDataset, ShardError
 from dafast.data.transforms import TrainTransform, sample_generator
 from dafast.distributed import World
 from dafast.profiling import annotate
-from dafast.training.config import TrainConfig, UnlabeledSection
+from dafast.training.config import ConfigError, TrainConfig, UnlabeledSection
+from dafast.training.task import Samples, TrainingSet
 
-# Streams of random numbers that share the run's seed stay apart through these.
+# These keep streams of random numbers apart that share the run's seed.
 _ORDER, _SHAPE, _UNLABELED = 1, 2, 3
 _VIEW, _CUTMIX = 1, 2  # of an unlabeled sample
 
@@ -40,9 +41,9 @@ class Request(NamedTuple):
     Attributes:
         sample: Its number in the data set.
         position: Its place in the stream.
-        shape: Height and width it is wanted in.
-        unlabeled: From which stream.
-        partner: It is only there for the last unlabeled sample of a rank to be mixed with.
+        shape: Height and width of the crop.
+        unlabeled: Whether it is of the unlabeled stream.
+        partner: Whether it only serves to be mixed with the last unlabeled sample of a rank.
     """
 
     sample: int
@@ -57,9 +58,9 @@ class UnlabeledBatch(NamedTuple):
 
     Attributes:
         image: (n, 3, H, W) uint8, what a teacher sees.
-        colours: (n, DRAWS) float64, what decides over their colours, which the student sees
+        colours: (n, DRAWS) float64, numbers that determine their colours, which the student sees
             disturbed (`dafast.data.colours`).
-        disparity: (n, H, W) float32, a teacher's labels; 0 where they come from the loop.
+        disparity: (n, H, W) float32, a teacher's labels; 0 where a teacher labels in the loop.
         mask: (n, H, W) bool, where those are valid.
         region: (b, H, W) bool, CutMix's M: True where a sample stays itself. b is n, or n - 1
             where another rank has the partner of the last.
@@ -77,13 +78,13 @@ class Batch(NamedTuple):
 
     Attributes:
         image: (B, 3, H, W) uint8; colours are changed, and values normalised, on the device.
-        colours: (B, DRAWS) float64, what decides over the colours (`dafast.data.colours`).
+        colours: (B, DRAWS) float64, numbers that determine the colours (`dafast.data.colours`).
         disparity: (B, H, W) float32.
         mask: (B, H, W) bool.
         keys: Names of the samples, for messages.
         skipped: Labeled samples that could not be read: "key: reason".
-        unlabeled: The unlabeled images, where there are any.
-        unlabeled_skipped: As `skipped`, of those.
+        unlabeled: The unlabeled images, if any.
+        unlabeled_skipped: Unlabeled samples that could not be read, like `skipped`.
     """
 
     image: Tensor
@@ -97,7 +98,7 @@ class Batch(NamedTuple):
 
 
 class StreamSampler(Sampler[list[Request]]):
-    """Yields the batches of one rank from a position of the stream on.
+    """Yields the batches of one rank, starting at a position of the stream.
 
     Args:
         length: Samples in the data set.
@@ -109,10 +110,10 @@ class StreamSampler(Sampler[list[Request]]):
         start_step: First step to yield.
         start_position: Position of its first sample; `start_step * batch_size` by default.
         stop_step: Step to stop before.
-        unlabeled: The unlabeled stream: an order of its own, and where the step is in parts, the
-            partner of a part's last sample behind its own. So what is mixed with what does not
-            depend on the number of parts.
-        accumulate: Parts of a rank's share of a step, each of which is a batch.
+        unlabeled: Whether it is the unlabeled stream: it has an order of its own, and where a step
+            has several parts, the partner of a part's last sample follows its own samples. So
+            which samples are mixed does not depend on the number of parts.
+        accumulate: Batches that a rank's part of a step is divided into.
     """
 
     def __init__(
@@ -188,7 +189,7 @@ class LabeledItem(NamedTuple):
 
 
 class UnlabeledItem(NamedTuple):
-    """An unlabeled sample, ready to be stacked; a mere partner has no region."""
+    """An unlabeled sample, ready to be stacked; a partner has no region."""
 
     key: str
     skipped: tuple[str, ...]
@@ -203,37 +204,43 @@ class TrainingData(Dataset[Any]):
     """Answers `Request`s: reads the sample and transforms it as its position says.
 
     Args:
-        shards: The labeled images.
+        labeled: The labeled images.
         transform: What is done to them.
         seed: The run's seed.
-        unlabeled: The unlabeled images, where there are any.
-        section: What is done to those.
+        unlabeled: The unlabeled images, if any.
+        section: What is done to the unlabeled images.
     """
 
     def __init__(
         self,
-        shards: ShardDataset,
+        labeled: ShardDataset,
         transform: TrainTransform,
         seed: int,
         unlabeled: ShardDataset | None = None,
         section: UnlabeledSection | None = None,
     ) -> None:
-        self.shards, self.transform, self.seed = shards, transform, seed
+        self.labeled, self.transform, self.seed = labeled, transform, seed
         self.unlabeled, self.section = unlabeled, section or UnlabeledSection()
         self.unlabeled_transform = TrainTransform(self.section.augment)
 
     @classmethod
-    def open(cls, config: TrainConfig) -> TrainingData:
+    def open(
+        cls, config: TrainConfig, labels: Literal["minmax", "physical"] = "minmax"
+    ) -> TrainingData:
         """Opens the shards that a configuration names.
+
+        Args:
+            config: The run.
+            labels: What labels are read as; see `ShardDataset`.
 
         Raises:
             ShardError: If they cannot be used; the message names the setting.
         """
-        share, section = config.data.max_bad_fraction, config.unlabeled
+        fraction, section = config.data.max_bad_fraction, config.unlabeled
         labeled = ShardDataset(
             config.data.path,
-            labels="physical" if config.metric.max_depth else "minmax",
-            max_bad_fraction=share,
+            labels=labels,
+            max_bad_fraction=fraction,
             key="data.path",
             sky=config.data.sky,
         )
@@ -243,18 +250,13 @@ class TrainingData(Dataset[Any]):
                 unlabeled = ShardDataset(
                     section.path,
                     labels="none" if section.teacher else "minmax",
-                    max_bad_fraction=share,
+                    max_bad_fraction=fraction,
                     key="unlabeled.path",
                 )
             except ShardError as error:
                 hint = "" if section.teacher else " (unlabeled.teacher labels in the loop instead)"
                 raise ShardError(f"unlabeled.path: {error}{hint}") from error
         return cls(labeled, TrainTransform(config.augment), config.seed, unlabeled, section)
-
-    @property
-    def size(self) -> int:
-        """Number of samples, labeled and unlabeled."""
-        return len(self.shards) + (len(self.unlabeled) if self.unlabeled is not None else 0)
 
     @staticmethod
     def collate(samples: list[LabeledItem | UnlabeledItem]) -> Batch:
@@ -265,7 +267,7 @@ class TrainingData(Dataset[Any]):
     def __getitem__(self, request: Request) -> LabeledItem | UnlabeledItem:
         if request.unlabeled:
             return self._unlabeled_item(request)
-        sample = self.shards[request.sample]
+        sample = self.labeled[request.sample]
         rng = sample_generator(self.seed, request.position)
         arrays = self.transform(sample.image, sample.disparity, sample.mask, request.shape, rng)
         return LabeledItem(sample.key, sample.skipped, draw_colours(rng), *arrays)
@@ -327,7 +329,7 @@ def collate(samples: list[LabeledItem | UnlabeledItem]) -> Batch:
 
 
 class JointSampler(Sampler[list[Request]]):
-    """Each step's batch of every stream, one behind the other."""
+    """Each step's batches of all streams, concatenated."""
 
     def __init__(self, *streams: StreamSampler) -> None:
         self.streams = streams
@@ -340,22 +342,44 @@ class JointSampler(Sampler[list[Request]]):
         return len(self.streams[0])
 
 
+def total_steps(config: TrainConfig, data: TrainingSet) -> int:
+    """Length of the run in steps.
+
+    Raises:
+        ConfigError: If `epochs` make it so short that the warm-up would never end.
+    """
+    if config.steps:  # `check` has compared them with the warm-up
+        return config.steps
+    samples, batch = len(data.labeled), config.batch_size
+    if data.unlabeled is not None:
+        samples, batch = len(data.unlabeled), batch * config.unlabeled.ratio
+    total = max(1, round(config.epochs * samples / batch))
+    warmup = config.optim.warmup_steps
+    if warmup >= total:
+        raise ConfigError(
+            f"optim.warmup_steps ({warmup}) must be under the length of the run, or the warm-up "
+            f"never ends: epochs = {config.epochs:g} of {samples} images, {batch} a step, are "
+            f"{total} steps. Lower it (--optim.warmup-steps {total // 10}), or raise epochs"
+        )
+    return total
+
+
 def make_loader(
     config: TrainConfig,
-    data: TrainingData,
+    data: TrainingSet,
     world: World,
     *,
     step: int,
     stop_step: int,
     position: int,
     unlabeled_position: int,
-) -> DataLoader[Batch]:
-    """The loader of a rank's batches from a step, and positions of the streams, on.
+) -> DataLoader[Any]:
+    """The loader of a rank's batches, starting at a step and at positions of the streams.
 
     A step is `config.accumulate` batches.
     """
 
-    def stream(samples: ShardDataset, ratio: int, start: int, unlabeled: bool) -> StreamSampler:
+    def stream(samples: Samples, ratio: int, start: int, unlabeled: bool) -> StreamSampler:
         return StreamSampler(
             len(samples),
             ratio * config.batch_size,
@@ -370,12 +394,12 @@ def make_loader(
             accumulate=config.accumulate,
         )
 
-    streams = [stream(data.shards, 1, position, False)]
+    streams = [stream(data.labeled, 1, position, False)]
     if data.unlabeled is not None:
         streams.append(stream(data.unlabeled, config.unlabeled.ratio, unlabeled_position, True))
     workers = config.data.workers
     return DataLoader(
-        data,
+        data,  # type: ignore[arg-type]  # a map-style data set whose keys are requests
         batch_sampler=JointSampler(*streams),
         num_workers=workers,
         collate_fn=data.collate,
@@ -391,7 +415,7 @@ def make_loader(
 def _ignore_signals(worker: int) -> None:
     """Leaves Ctrl-C and SIGTERM, which reach the whole process group, to the training process.
 
-    A worker that died of one would take down the process that is about to save a checkpoint.
+    A worker that they ended would take down the process that is about to save a checkpoint.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""A list of one's own pictures in the place of shards: packed once, into the run's folder."""
+"""A list of your own pictures instead of shards: packed once, into the run's folder."""
 
 from __future__ import annotations
 
@@ -22,19 +22,17 @@ logger = logging.getLogger(__name__)
 def pack_lists(config: TrainConfig, world: World) -> TrainConfig:
     """Packs the lists that `data.path` and `data.eval_path` name (`dafast.data.lists`).
 
-    The shards go to `data/train` and `data/held-out` in `out`. What is there already stays, so a
-    run that goes on packs nothing, and one whose list has changed is refused. With `data.hold_out`
-    a share of the pictures is held out for evaluation, the same one whatever the seed.
+    The shards go to `data/train` and `data/held-out` in `out`. Existing shards stay, so a resumed
+    run packs nothing; a list that has changed is refused. `data.hold_out` holds out a fraction of
+    the pictures for evaluation, the same ones for every seed.
 
     Returns:
-        The configuration with the shards' folders in the place of the lists.
+        The configuration with the shards' folders instead of the lists.
 
     Raises:
         ConfigError: If a list cannot be used, or too many of its pictures cannot be read.
     """
     data = config.data
-    if config.segmentation.data:  # whose lists hold class maps, and are read as they are
-        return config
     folders: dict[str, Path] = {}
     out = Path(config.out) / "data"
     if is_list(data.path):
@@ -64,8 +62,8 @@ def pack_lists(config: TrainConfig, world: World) -> TrainConfig:
 def _items(config: TrainConfig, key: str) -> list[Item]:
     if is_url(getattr(config.data, key)):
         raise ConfigError(
-            f"data.{key}: lists are read on the machine that has their pictures, not from "
-            f"{getattr(config.data, key)}; of URLs shards alone are read (`dafast data pack`)"
+            f"data.{key}: a list must be a local file, not {getattr(config.data, key)}; only "
+            "shards are read from URLs (`dafast data pack`)"
         )
     try:
         return list_source(Path(getattr(config.data, key)).expanduser())
@@ -75,7 +73,7 @@ def _items(config: TrainConfig, key: str) -> list[Item]:
 
 def _pack(items: list[Item], folder: Path, config: TrainConfig, key: str) -> None:
     if not items:
-        raise ConfigError(f"data.{key}: no picture is left; hold out fewer (data.hold_out)")
+        raise ConfigError(f"data.{key}: no picture is left; lower data.hold_out")
     try:
         _, failures = pack(items, folder, {"source": "list"}, say=lambda line: print(folder, line))
     except (SourceError, OSError) as error:
@@ -86,5 +84,5 @@ def _pack(items: list[Item], folder: Path, config: TrainConfig, key: str) -> Non
         raise ConfigError(
             f"data.{key}: {len(failures)} of {len(items)} pictures cannot be used, more than the "
             f"allowed {config.data.max_bad_fraction:.1%} (data.max_bad_fraction). The last: "
-            f"{': '.join(failures[-1])}. Mend the list and remove {folder}."
+            f"{': '.join(failures[-1])}. Fix the list and remove {folder}."
         )

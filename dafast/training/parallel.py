@@ -1,14 +1,14 @@
 """A model on several processes: a copy on each (DDP), or a part on each (FSDP2).
 
-Everything that leaves a run, checkpoints and exported weights, holds whole tensors: a run that was
-sharded goes on in one process, and the other way round.
+Checkpoints and exported weights hold whole tensors: a sharded run can continue in one process, and
+the other way round.
 """
 
 from __future__ import annotations
 
 import copy
 import warnings
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -34,16 +34,16 @@ def shard(model: nn.Module, world: World) -> None:
     """Divides the parameters among the processes, in place (FSDP2's `fully_shard`).
 
     Each process keeps a part of every parameter, gradient and moment. It gathers the weights of a
-    block's attention and MLP while it computes with them, the others for the whole step; in
-    float32, so that the result is DDP's. Forward has to be called on the model itself, and the
-    parameters are other objects afterwards.
+    block's attention and MLP while it computes with them, the others for the whole step, in
+    float32, so that the result is DDP's. Call forward on the model itself; its parameters are new
+    objects afterwards.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    # Nothing is done in place to what the modules give, of which it warns.
+    # It warns of in-place changes of module outputs; there are none.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
-    # It takes no other layout of the kernels; images and maps may be channels-last all the same.
+    # It takes only contiguous kernels; images and maps may still be channels-last.
     model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     mesh = init_device_mesh(world.device.type, (world.size,))
     for module in model.modules():
@@ -54,14 +54,14 @@ def shard(model: nn.Module, world: World) -> None:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """The tensor with all of its parts. Every process has to ask."""
+    """The tensor with all of its parts. Every process must call it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def gather(tree: Any, world: World) -> Any:
-    """A nest of containers with its sharded tensors made whole, on the CPU of the main process.
+    """Nested containers with their sharded tensors made whole, on the CPU of the main process.
 
-    Every process has to ask; the others get None in their place.
+    Every process must call it; the others get None instead of the tensors.
     """
 
     def one(tensor: DTensor) -> Tensor | None:
@@ -72,7 +72,7 @@ def gather(tree: Any, world: World) -> Any:
 
 
 def spread(value: Any, like: Tensor) -> Any:
-    """A whole tensor divided as `like` is, where that is sharded and of the same shape."""
+    """A whole tensor, divided like `like` where `like` is sharded and of the same shape."""
     if isinstance(like, DTensor) and isinstance(value, Tensor) and value.shape == like.shape:
         return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
     return value
@@ -84,23 +84,23 @@ def load_weights(model: nn.Module, state: dict[str, Tensor]) -> None:
     model.load_state_dict({k: spread(v, own[k]) if k in own else v for k, v in state.items()})
 
 
-class WholeModel:
-    """Gives a model with all of its weights on the main process, to evaluate and to save.
+class WholeModel(Generic[Model]):
+    """A model with all of its weights on the main process, to evaluate and to save.
 
     Args:
         model: The model, before it is sharded.
-        sharded: Whether it will be. Then the main process keeps a second, whole one.
+        sharded: Whether it will be sharded. The main process then keeps a second, whole copy.
         world: The processes.
     """
 
     def __init__(self, model: Model, sharded: bool, world: World) -> None:
         self.model, self.sharded, self.world = model, sharded, world
-        self.copy: nn.Module = model
+        self.copy: Model = model
         if sharded and world.is_main:
             self.copy = copy.deepcopy(model).requires_grad_(False)
 
-    def __call__(self) -> Any:
-        """The model as it is now. Every process has to ask; only the main one may use it."""
+    def __call__(self) -> Model:
+        """The current model. Every process must call it; only the main one may use the result."""
         if self.sharded:
             state = gather(self.model.state_dict(), self.world)
             if self.world.is_main:

@@ -1,4 +1,4 @@
-"""What a run tells: a live line, `metrics.jsonl`, TensorBoard where it is installed."""
+"""Progress of a run: a live line, `metrics.jsonl`, TensorBoard where it is installed."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class RunLog:
     Args:
         out: Run directory.
         total_steps: Length of the run.
-        start_step: First step of this process; later lines of an earlier one are dropped, so that
-            `metrics.jsonl` has exactly one object per step.
+        start_step: First step of this process; later lines of an earlier process are removed, so
+            that `metrics.jsonl` has exactly one object per step.
         log_every: Steps between lines where the output is not a terminal.
         enabled: Whether this process writes.
     """
@@ -49,7 +49,7 @@ class RunLog:
         try:
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ConfigError(f"out: cannot make {out}: {error.strerror}") from error
+            raise ConfigError(f"out: cannot create {out}: {error.strerror}") from error
         path = out / "metrics.jsonl"
         _drop_later_lines(path, start_step)
         self._file = open(path, "a", buffering=1)  # noqa: SIM115 (closed in close())
@@ -63,7 +63,7 @@ class RunLog:
         if not self.enabled:
             return
         speed = images / seconds if seconds > 0 else 0.0
-        # The line shows a running mean; the file has each step's own figure.
+        # The line shows a running mean; the file has the speed of each step.
         self._speed = speed if not self._speed else 0.9 * self._speed + 0.1 * speed
         self._record({"step": step, **values, "images_per_second": round(speed, 2)})
         self._recent = [*self._recent[-49:], values["loss"]]
@@ -83,7 +83,7 @@ class RunLog:
             print(text, flush=True)
 
     def evaluation(self, step: int, values: dict[str, float]) -> None:
-        """Records what an evaluation after `step` steps gave."""
+        """Records the scores of an evaluation after `step` steps."""
         if not self.enabled:
             return
         self._record({"step": step, **{f"eval/{name}": value for name, value in values.items()}})
@@ -94,6 +94,11 @@ class RunLog:
         if self.enabled:
             print(("\n" if self._line_shown else "") + text, flush=True)
             self._line_shown = False
+
+    def warn(self, text: str) -> None:
+        """Prints a line to stderr, in every process."""
+        print(("\n" if self._line_shown else "") + text, file=sys.stderr, flush=True)
+        self._line_shown = False
 
     def close(self) -> None:
         """Ends the live line and closes the files."""
@@ -106,7 +111,7 @@ class RunLog:
             self._tensorboard.close()
 
     def _record(self, values: dict[str, float]) -> None:
-        # NaN is not JSON; a step that was skipped for it says null.
+        # NaN is not JSON; a skipped step has null.
         clean = {
             k: None if isinstance(v, float) and not _finite(v) else v for k, v in values.items()
         }
@@ -114,7 +119,7 @@ class RunLog:
             try:
                 self._file.write(json.dumps(clean) + "\n")
             except OSError:
-                with contextlib.suppress(OSError):  # what is left in the buffer fails again
+                with contextlib.suppress(OSError):  # flushing the rest of the buffer fails again
                     self._file.close()
                 raise
         if self._tensorboard is not None:
@@ -137,7 +142,7 @@ class Stopwatch:
         return seconds
 
     def skip(self) -> None:
-        """Leaves out the time since the last call (a checkpoint, an evaluation)."""
+        """Ignores the time since the last call (a checkpoint, an evaluation)."""
         self._last = time.perf_counter()
 
 
@@ -146,7 +151,7 @@ def _finite(value: float) -> bool:
 
 
 def _drop_later_lines(path: Path, start_step: int) -> None:
-    """Removes what a killed run wrote after the checkpoint that this one starts from."""
+    """Removes lines that a killed run wrote after the checkpoint that this one starts from."""
     if not path.exists():
         return
     kept = []

@@ -1,8 +1,7 @@
-"""Stopping a run so that it can go on, and finding where it stopped."""
+"""Stopping a run so that it can be resumed, and finding where it stopped."""
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -10,22 +9,26 @@ import signal
 from pathlib import Path
 from typing import Any
 
+from dafast.data.shards import ShardDataset
 from dafast.distributed import World
 from dafast.training.config import ConfigError, TrainConfig
+from dafast.training.config_files import from_json, to_json
 from dafast.training.state import (
     checkpoint_folder,
     list_checkpoints,
     load_checkpoint,
     load_newest,
 )
+from dafast.training.task import Samples, TrainingSet
+from dafast.training.tasks import task_of
 
 
 def find_checkpoint(config: TrainConfig, world: World) -> tuple[Path, dict] | None:
-    """What `resume` points to. Every rank reads the file that the main one chose.
+    """Finds what `resume` points to. Every rank reads the file that the main one chose.
 
-    A path that the run has started from already means its newest checkpoint.
-    Processes that torchrun has started again (`--max-restarts`) go on from the run's own newest
-    checkpoint, where it has come to one, whatever `resume` says.
+    A path that the run has already started from means the run's newest checkpoint. So does every
+    value of `resume` in processes that torchrun has restarted (`--max-restarts`), once the run has
+    a checkpoint.
     """
     folder = checkpoint_folder(config.out)
     resume = config.resume
@@ -39,7 +42,7 @@ def find_checkpoint(config: TrainConfig, world: World) -> tuple[Path, dict] | No
         if list_checkpoints(folder):
             raise ConfigError(
                 f"resume = none, but {folder} has checkpoints. Choose another `out`, remove the "
-                f"folder, or go on with --resume auto."
+                f"folder, or continue with --resume auto."
             )
         return None
     if resume != "auto":
@@ -60,7 +63,7 @@ def _resumed_from(out: Path) -> str:
 
 
 def changed_settings(before: str, config: TrainConfig) -> list[str]:
-    """Settings that change how a checkpoint's run goes on, as "key: old -> new"."""
+    """Settings that differ from those of a checkpoint's run, as "key: old -> new"."""
 
     def flat(values: dict, prefix: str = "") -> dict:
         result: dict = {}
@@ -71,10 +74,10 @@ def changed_settings(before: str, config: TrainConfig) -> list[str]:
         return result
 
     def plain(config: TrainConfig) -> dict:
-        return flat(json.loads(json.dumps(dataclasses.asdict(config))))  # tuples become lists
+        return flat(json.loads(to_json(config)))  # tuples become lists
 
-    # A checkpoint of an earlier version lacks the settings that have come since: their defaults.
-    old, new = plain(TrainConfig()) | flat(json.loads(before)), plain(config)
+    # A checkpoint of an earlier version lacks later settings: they have their defaults.
+    old, new = plain(from_json(before)), plain(config)
     quiet = ("out", "resume", "max_minutes", "checkpoint_every", "keep", "log_every", "eval_every")
     return [
         f"{key}: {old[key]} -> {new[key]}"
@@ -83,10 +86,12 @@ def changed_settings(before: str, config: TrainConfig) -> list[str]:
     ]
 
 
-def data_state(data: Any) -> dict[str, dict[str, Any]]:
-    """What a checkpoint remembers of its data: by setting, the number of samples and their names'
-    digest. The position in the stream means nothing in other data."""
-    sets = {"data.path": data.shards, "unlabeled.path": data.unlabeled}
+def data_state(data: TrainingSet) -> dict[str, dict[str, Any]]:
+    """Identifies the data in a checkpoint: by setting, the number of samples and a digest.
+
+    The position in the stream means nothing in other data.
+    """
+    sets = {"data.path": data.labeled, "unlabeled.path": data.unlabeled}
     return {
         key: {"samples": len(samples), "digest": _digest(samples)}
         for key, samples in sets.items()
@@ -94,14 +99,15 @@ def data_state(data: Any) -> dict[str, dict[str, Any]]:
     }
 
 
-def _digest(samples: Any) -> str:
-    """Of the names of a set's shards, without their folders; a set without shards has none."""
-    names = "\n".join(str(shard).rpartition("/")[2] for shard in getattr(samples, "shards", ()))
+def _digest(samples: Samples) -> str:
+    """Of the names of a set's shards, without their folders; other sets have no names."""
+    shards = samples.shards if isinstance(samples, ShardDataset) else ()
+    names = "\n".join(str(shard).rpartition("/")[2] for shard in shards)
     return hashlib.sha256(names.encode()).hexdigest()[:16]
 
 
-def changed_data(before: dict[str, dict[str, Any]], data: Any) -> list[str]:
-    """Sets that are not what they were when the checkpoint was written, a line for each."""
+def changed_data(before: dict[str, dict[str, Any]], data: TrainingSet) -> list[str]:
+    """Sets that differ from those at the checkpoint, a line for each."""
     lines = []
     for key, now in data_state(data).items():
         then = before.get(key)
@@ -109,7 +115,7 @@ def changed_data(before: dict[str, dict[str, Any]], data: Any) -> list[str]:
             changed = f"{then['samples']} samples -> {now['samples']}"
             if then["samples"] == now["samples"]:
                 changed = f"{now['samples']} samples of other shards"
-            lines.append(f"{key}: {changed}; their order is new, some of this epoch come again")
+            lines.append(f"{key}: {changed}; their order is new, some of this epoch are seen twice")
     return lines
 
 
@@ -132,24 +138,14 @@ def is_finished(config: TrainConfig, step: int, total: int, evaluated: bool) -> 
 
 
 def other_model(before: str, config: TrainConfig) -> list[str]:
-    """In what a checkpoint's network is not the one that is asked for, as "key: old -> new"."""
-
-    def network(values: dict) -> dict[str, str]:
-        sections = dataclasses.asdict(TrainConfig()) | values  # an early checkpoint has fewer
-        preset = {"model.preset": sections["model"]["preset"]}
-        if sections["metric"]["max_depth"]:
-            return {**preset, "learns": "metres", "metric.head": sections["metric"]["head"]}
-        if sections["segmentation"]["data"]:
-            head = sections["segmentation"]["head"]
-            return {**preset, "learns": "classes", "segmentation.head": head}
-        return {**preset, "learns": "relative depth"}
-
-    old, new = network(json.loads(before)), network(dataclasses.asdict(config))
+    """Differences between a checkpoint's network and the configured one, as "key: old -> new"."""
+    earlier = from_json(before)
+    old, new = task_of(earlier).identity(earlier), task_of(config).identity(config)
     return [f"{key}: {old[key]} -> {new[key]}" for key in old if old[key] != new.get(key, old[key])]
 
 
 def same_evaluation(before: str, config: TrainConfig) -> bool:
-    """Whether a checkpoint's best score and a new one would be numbers of the same thing."""
+    """Whether a checkpoint's best score can be compared with a new one."""
     asked = ("best_by:", "data.eval_", "metric.", "segmentation.")
     return not any(line.startswith(asked) for line in changed_settings(before, config))
 
@@ -166,6 +162,6 @@ class StopRequest:
         self.restore()
 
     def restore(self) -> None:
-        """Puts the handlers back that were there before."""
+        """Restores the earlier signal handlers."""
         for number, handler in self._before.items():
             signal.signal(number, handler)

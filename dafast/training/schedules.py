@@ -8,7 +8,7 @@ import math
 def lr_factor(
     step: int, total_steps: int, warmup_steps: int = 0, schedule: str = "linear"
 ) -> float:
-    """The factor on the peak learning rate at a step (counted from 0).
+    """Factor on the peak learning rate at a step (counted from 0).
 
     Linear warm-up, then `linear` or `cosine` decay that reaches 0 after the last step, or
     `constant`.

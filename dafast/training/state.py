@@ -1,7 +1,7 @@
-"""Checkpoints that survive: written whole or not at all, checked before they are believed.
+"""Checkpoints: written whole or not at all, and verified before they are used.
 
 `checkpoints/step-00001000.pt` holds weights, their moving average, the optimizer, the position in
-the schedule and in the data, and the random state; `step-00001000.pt.sha256` beside it is in the
+the schedule and in the data, and the random state; `step-00001000.pt.sha256` next to it has the
 format of `sha256sum -c`.
 """
 
@@ -11,22 +11,58 @@ import hashlib
 import itertools
 import json
 import logging
+import math
 import os
 import random
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from dafast.data.remote import write_text
-from dafast.files import DiskFullError, writing
+from dafast.files import explain, remove_leftovers, whole_file, write_file, writing
 
 logger = logging.getLogger(__name__)
 
 
-class CheckpointError(RuntimeError):
+class TrainingStateError(RuntimeError):
     """A checkpoint cannot be written or read; the message names the file and the remedy."""
+
+
+@dataclass
+class RunState:
+    """How far a run is.
+
+    Attributes:
+        step: Steps done.
+        position: Labeled samples seen: the position in their stream.
+        unlabeled_position: Unlabeled ones.
+        skipped_steps: Steps that were skipped for a loss or gradient that was not finite.
+        best_score: Of the best model so far, smaller is better; infinite before an evaluation.
+    """
+
+    step: int = 0
+    position: int = 0
+    unlabeled_position: int = 0
+    skipped_steps: int = 0
+    best_score: float = math.inf
+
+    def advance(self, samples: int, unlabeled: int, skipped: bool) -> None:
+        """Counts a step of so many labeled and unlabeled samples."""
+        self.step += 1
+        self.position += samples
+        self.unlabeled_position += unlabeled
+        self.skipped_steps += skipped
+
+    def state_dict(self) -> dict[str, Any]:
+        """Entries of a checkpoint."""
+        return dict(vars(self))
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes its entries of a checkpoint; early ones lack those that were added later."""
+        for name, default in vars(RunState()).items():
+            setattr(self, name, state.get(name, default))
 
 
 def random_state() -> dict[str, Any]:
@@ -38,7 +74,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Puts `random_state` back."""
+    """Restores what `random_state` gave."""
     torch.set_rng_state(state["torch"])
     version, numbers, gauss = state["python"]
     random.setstate((version, tuple(numbers), gauss))
@@ -57,33 +93,27 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
-    """Writes a checkpoint atomically and removes all but the last `keep`, never the one written.
+    """Writes a checkpoint whole and removes all but the last `keep`, never the written one.
 
     Raises:
-        CheckpointError: If it cannot be written (a full disk); what was there before stays.
+        TrainingStateError: If it cannot be written (a full disk); earlier checkpoints stay.
     """
     path = folder / f"step-{step:08d}.pt"
-    temporary = path.with_suffix(f".tmp{os.getpid()}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for left in folder.glob("step-*.tmp*"):  # by a process that was killed while it wrote
-            left.unlink(missing_ok=True)
-        with open(temporary, "wb") as file:
+        remove_leftovers(folder)
+        with whole_file(path) as file:
             torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        # The checksum goes first: a kill between the two leaves a checksum without a file, which
-        # nobody reads, and never a file without a checksum.
-        write_text(_checksum_path(path), f"{_sha256(temporary)}  {path.name}\n")
-        os.replace(temporary, path)
-    except DiskFullError:  # of the checksum; it names that and the remedy
-        temporary.unlink(missing_ok=True)
-        raise
-    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
-        temporary.unlink(missing_ok=True)
-        raise CheckpointError(
-            f"cannot write the checkpoint {path}: {error}. Free some space or choose another "
-            f"`out`; earlier checkpoints are untouched, and `--resume auto` goes on from them."
+            file.seek(0)
+            digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+            # The checksum first: a kill between the two leaves a checksum without a file, which is
+            # never read, and never a file without a checksum.
+            write_file(_checksum_path(path), f"{digest}  {path.name}\n")
+    except (OSError, RuntimeError) as error:
+        raise TrainingStateError(
+            f"cannot write the checkpoint {path}: {explain(error)}. Free some space or choose "
+            "another `out`; earlier checkpoints are untouched, and `--resume auto` continues from "
+            "them."
         ) from error
     others = [other for other in list_checkpoints(folder) if other != path]
     for old in others[keep - 1 :]:
@@ -93,69 +123,86 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int) -
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Reads a checkpoint after checking its sum.
+    """Reads a checkpoint after verifying its checksum.
 
     Raises:
-        CheckpointError: If the file is missing, truncated or altered.
+        TrainingStateError: If the file is missing, truncated or altered.
     """
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f"no checkpoint {path}")
+        raise TrainingStateError(f"no checkpoint {path}")
     try:
         expected = _checksum_path(path).read_text().split()[0]
     except (OSError, IndexError) as error:
-        raise CheckpointError(f"{path} has no checksum {_checksum_path(path).name}") from error
+        name = _checksum_path(path).name
+        raise TrainingStateError(
+            f"{path} has no checksum file: copy {name} from the same folder as the checkpoint, or, "
+            f"if the checkpoint is whole, write it there with `sha256sum {path.name} > {name}`"
+        ) from error
     if _sha256(path) != expected:
-        raise CheckpointError(f"{path} is truncated or altered: its checksum does not fit")
+        raise TrainingStateError(
+            f"{path} is truncated or altered: its checksum does not match {path.name}.sha256"
+        )
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # the sum fits, so this is a file of another program or version
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    except Exception as error:  # the checksum matches: a file of another program or version
+        raise TrainingStateError(f"{path} cannot be read: {error}") from error
 
 
 def load_newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """Reads the newest checkpoint that is whole; says so when it passes over one.
+    """Reads the newest checkpoint that is whole, with a warning for each that is not.
 
     Raises:
-        CheckpointError: If there are checkpoints and none is whole.
+        TrainingStateError: If there are checkpoints and none of them can be used.
     """
     paths = list_checkpoints(folder)
+    reason = ""
     for path in paths:
         try:
             return path, load_checkpoint(path)
-        except CheckpointError as error:
-            logger.warning("%s; falling back to the checkpoint before it", error)
+        except TrainingStateError as error:
+            reason = reason or str(error)
+            logger.warning("%s; trying the checkpoint before it", error)
     if paths:
-        raise CheckpointError(
-            f"no checkpoint in {folder} is whole. Remove the folder to start anew."
+        raise TrainingStateError(
+            f"no checkpoint in {folder} can be used. The newest: {reason}. Remove the folder to "
+            "start again."
         )
     return None
 
 
 def set_aside(out: Path, step: int) -> Path | None:
-    """Puts away what a run has beyond a step, for it goes on from there into another future.
+    """Moves away what a run folder has beyond the step that a run continues from.
 
-    So it does where `resume` names a checkpoint that is not the newest, and where later ones are
-    not whole. Left among the new ones, the later checkpoints would be taken for newer than those
-    that are to come. They go to `set-aside-1` (`-2`, ...) in `out`, with `metrics.jsonl` as it was
-    and a `best/` that is of a later step; `resume` can name them there.
+    That is where `resume` names a checkpoint that is not the newest, where later ones are not
+    whole, and where a run starts at step 0 though `export/` or `best/` exists: its checkpoints were
+    removed. Left in place, later checkpoints would be taken for newer than those to come, and the
+    models would be overwritten. They go to `set-aside-1` (`-2`, ...) in `out`, with a copy of
+    `metrics.jsonl` and a `best/` of a later step; `resume` can name checkpoints there.
 
     Returns:
-        The folder; None where there is no later checkpoint.
+        The folder; None where there is nothing to move.
     """
     folder = checkpoint_folder(out)
     later = [path for path in list_checkpoints(folder) if path.stem > f"step-{step:08d}"]
-    if not later:
+    models = [out / name for name in ("export", "best") if (out / name).is_dir()]
+    abandoned = models if step == 0 else []
+    if not later and not abandoned:
         return None
     aside = next(p for i in itertools.count(1) if not (p := out / f"set-aside-{i}").exists())
-    checkpoint_folder(aside).mkdir(parents=True)
-    if (out / "metrics.jsonl").exists():
-        with writing(aside / "metrics.jsonl"):
-            shutil.copy2(out / "metrics.jsonl", aside)
+    aside.mkdir()
+    for name in ("metrics.jsonl", "config.json") if abandoned else ("metrics.jsonl",):
+        if (out / name).exists():
+            with writing(aside / name):
+                shutil.copy2(out / name, aside)
+    if later:
+        checkpoint_folder(aside).mkdir()
     for path in later:
         for file in (path, _checksum_path(path)):
             if file.exists():
                 os.replace(file, checkpoint_folder(aside) / file.name)
+    for model in abandoned:
+        os.replace(model, aside / model.name)
     try:
         best_step = json.loads((out / "best" / "evaluation.json").read_text())["step"]
     except (OSError, ValueError, KeyError):

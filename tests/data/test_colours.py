@@ -14,7 +14,8 @@ from PIL import Image, ImageEnhance
 from dafast.data.colours import DRAWS, _change, change_colours, draw_colours
 from dafast.data.resident import random_colours
 from dafast.data.transforms import STRONG, AugmentConfig, sample_generator
-from dafast.training.config import ConfigError, parse_args
+from dafast.training.command import parse_args
+from dafast.training.config import ConfigError
 from tests.tolerances import TOLERANCES
 
 CLOSE = 255 * TOLERANCES[torch.float32].model

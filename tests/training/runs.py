@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 import torch
 
-import train
 from dafast.data.transforms import STRONG, AugmentConfig
 from dafast.distributed import World
 from dafast.losses import AffineInvariantLoss
@@ -27,6 +26,8 @@ from dafast.training.config import (
     TrainConfig,
     UnlabeledSection,
 )
+from dafast.training.loop import train
+from dafast.training.progress import RunLog
 from tests.training import tiny
 
 ONE = World(0, 1, torch.device("cpu"))
@@ -107,7 +108,7 @@ def start(config: TrainConfig, at_step: int) -> subprocess.Popen:
 
 def run_until(config: TrainConfig, step: int) -> None:
     """Runs in this process and stops as a signal would, after `step` steps."""
-    original = train.RunLog.step
+    original = RunLog.step
 
     def step_and_stop(self: Any, done: int, *args: Any) -> None:
         original(self, done, *args)
@@ -115,8 +116,8 @@ def run_until(config: TrainConfig, step: int) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train.RunLog, "step", step_and_stop)
-        train.train(config, ONE)
+        patch.setattr(RunLog, "step", step_and_stop)
+        train(config, ONE)
 
 
 def assert_same_weights(a: Path, b: Path) -> None:

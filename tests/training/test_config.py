@@ -6,13 +6,9 @@ from pathlib import Path
 import pytest
 
 from dafast.data.transforms import STRONG
-from dafast.training.config import (
-    ConfigError,
-    TrainConfig,
-    UnlabeledSection,
-    load_toml,
-    parse_args,
-)
+from dafast.training.command import parse_args
+from dafast.training.config import ConfigError, TrainConfig, UnlabeledSection
+from dafast.training.config_files import load_toml
 from dafast.training.schedules import lr_factor
 
 ROOT = Path(__file__).parents[2]

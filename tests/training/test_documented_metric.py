@@ -13,12 +13,13 @@ import pytest
 import torch
 from PIL import Image
 
-import train
 from dafast.cli import main
 from dafast.models.depth_anything import DepthAnything
 from dafast.pointcloud import PointCloud
-from dafast.training.config import load_toml, parse_args
-from dafast.training.metric import build_metric_model
+from dafast.training.command import parse_args
+from dafast.training.config_files import load_toml
+from dafast.training.loop import train
+from dafast.training.tasks.metric import build_metric_model
 from tests.training.runs import ONE, tiny_config
 
 ROOT = Path(__file__).parents[2]
@@ -82,7 +83,7 @@ def run_training(words: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch
     options = words[words.index("train.py") + 1 :]
     options[1] = str(ROOT / options[1])
     config = parse_args([*options, *shlex.split(SMALL)])
-    train.train(config, ONE)
+    train(config, ONE)
     exported = DepthAnything.from_pretrained(folder / config.out / "export", device="cpu")
     assert exported.config.max_depth == config.metric.max_depth
     assert exported.config.bin_centers == config.metric.head

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-import train
 from dafast.data.colours import DRAWS, change_colours
 from dafast.data.labeling import label_shards
 from dafast.data.shards import ShardDataset
@@ -23,12 +22,13 @@ from dafast.training.config import (
     ModelSection,
     OptimSection,
     TrainConfig,
-    load_toml,
 )
+from dafast.training.config_files import load_toml
 from dafast.training.data import Batch, TrainingData, make_loader
-from dafast.training.metric import build_metric_model, metric_evaluation
-from dafast.training.steps import backward, build_optimizer
-from dafast.training.student import build_step
+from dafast.training.loop import train
+from dafast.training.optimizers import backward, build_optimizer
+from dafast.training.tasks import task_of
+from dafast.training.tasks.metric import build_metric_model, metric_evaluation
 from tests.tolerances import TOLERANCES
 from tests.training import tiny
 from tests.training.runs import ONE, assert_same_weights, metrics, run_until, tiny_config, torchrun
@@ -54,7 +54,7 @@ def load(folder: Path) -> DepthAnything:
 def test_learns_and_exports_metres(head: str, shards: Path, tmp_path: Path, seed: int) -> None:
     config = metric_run(shards, tmp_path / "run", head, steps=60, seed=seed, checkpoint_every=0)
     data = dataclasses.replace(config.data, eval_path=str(shards), eval_samples=4)
-    train.train(dataclasses.replace(config, data=data), ONE)
+    train(dataclasses.replace(config, data=data), ONE)
     lines = metrics(tmp_path / "run")
     losses = [line["loss"] for line in lines if "loss" in line]
     assert sum(losses[-12:]) < 0.97 * sum(losses[:12]), losses
@@ -74,9 +74,9 @@ def test_learns_and_exports_metres(head: str, shards: Path, tmp_path: Path, seed
 def test_resume_is_exact(shards: Path, tmp_path: Path, seed: int) -> None:
     whole = metric_run(shards, tmp_path / "whole", seed=seed, ema=0.9)
     broken = dataclasses.replace(whole, out=str(tmp_path / "broken"))
-    train.train(whole, ONE)
+    train(whole, ONE)
     run_until(broken, 7)
-    train.train(broken, ONE)
+    train(broken, ONE)
     assert tiny.losses(tmp_path / "whole") == tiny.losses(tmp_path / "broken")
     assert_same_weights(tmp_path / "whole", tmp_path / "broken")
 
@@ -91,7 +91,7 @@ def test_every_trained_weight_gets_a_gradient(
     model = build_metric_model(config, CPU)
     data = TrainingData.open(config)
     loader = make_loader(config, data, ONE, step=0, stop_step=1, position=0, unlabeled_position=0)
-    build_step(model, model, config, torch.float32)(next(iter(loader)))["loss"].backward()
+    task_of(config).step(model, model, config, torch.float32)(next(iter(loader)))["loss"].backward()
     for name, parameter in model.named_parameters():
         assert (parameter.grad is not None) == parameter.requires_grad, name
         assert parameter.grad is None or parameter.grad.isfinite().all(), name
@@ -109,7 +109,7 @@ def test_accumulation_is_the_larger_batch(
     torch.manual_seed(seed)
     config = metric_run(shards, tmp_path / "x", precision="float32")
     model = build_metric_model(config, CPU).double()
-    step = build_step(model, model, config, torch.float32)
+    step = task_of(config).step(model, model, config, torch.float32)
     step.normalise.double()
     count = 2 * pieces
     image = torch.randint(0, 256, (count, 3, 42, 56), dtype=torch.uint8)
@@ -142,14 +142,14 @@ def test_a_run_that_accumulates(shards: Path, tmp_path: Path, seed: int) -> None
     config = metric_run(
         shards, tmp_path / "one", seed=seed, precision="float32", steps=3, optim=OptimSection()
     )
-    train.train(dataclasses.replace(config, steps=1), ONE)
+    train(dataclasses.replace(config, steps=1), ONE)
     pieces = dataclasses.replace(config, accumulate=2, out=str(tmp_path / "two"))
-    train.train(pieces, ONE)
+    train(pieces, ONE)
     one, two = tiny.losses(tmp_path / "one"), tiny.losses(tmp_path / "two")
     assert two[1] == pytest.approx(one[1], rel=TOLERANCES[torch.float32].model)
     broken = dataclasses.replace(pieces, out=str(tmp_path / "broken"))
     run_until(broken, 2)
-    train.train(broken, ONE)
+    train(broken, ONE)
     assert tiny.losses(tmp_path / "broken") == two
 
 
@@ -212,7 +212,7 @@ def test_starts_from_a_metric_model(
     # Relative disparity is not what it predicts.
     plain = tiny_config(shards, tmp_path / "y", model=section)
     with pytest.raises(ConfigError, match=r"model\.init: .* predicts metres"):
-        train.train(plain, ONE)
+        train(plain, ONE)
 
 
 def test_the_step_compares_metres(shards: Path, tmp_path: Path, seed: int) -> None:
@@ -224,7 +224,7 @@ def test_the_step_compares_metres(shards: Path, tmp_path: Path, seed: int) -> No
     loader = make_loader(config, data, ONE, step=0, stop_step=1, position=0, unlabeled_position=0)
     batch = next(iter(loader))
     model = build_metric_model(config, CPU).eval()
-    step = build_step(model, model, config, torch.float32)
+    step = task_of(config).step(model, model, config, torch.float32)
     seen = change_colours(batch.image, augment, batch.colours)
     with torch.no_grad():
         parts = step(batch)
@@ -290,7 +290,7 @@ def test_published_settings(place: str) -> None:
     ],
 )
 def test_values_that_cannot_work(option: str, message: str) -> None:
-    from dafast.training.config import parse_args
+    from dafast.training.command import parse_args
 
     with pytest.raises(ConfigError, match=message):
         parse_args(option.split())
@@ -318,11 +318,11 @@ def test_labels_of_a_teacher_are_refused(
     config = metric_run(shards, tmp_path / "run")
     data_section = dataclasses.replace(config.data, **{key: str(shard)})
     with pytest.raises(ConfigError, match=rf"data\.{key}: .* not in metres but relative.*measured"):
-        train.train(dataclasses.replace(config, data=data_section), ONE)
+        train(dataclasses.replace(config, data=data_section), ONE)
 
 
 def test_labels_that_are_no_metres_are_refused(shards: Path, tmp_path: Path) -> None:
     config = metric_run(shards, tmp_path / "run")
     near = dataclasses.replace(config.metric, min_depth=1e-6, max_depth=1e-5)
     with pytest.raises(ConfigError, match="none has a depth between"):
-        train.train(dataclasses.replace(config, metric=near), ONE)
+        train(dataclasses.replace(config, metric=near), ONE)

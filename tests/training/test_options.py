@@ -11,21 +11,22 @@ from typing import Any
 import pytest
 import torch
 
-import train
 from dafast.distributed import World
 from dafast.losses import AffineInvariantLoss, GradientMatchingLoss
 from dafast.models.depth_anything import DepthAnything
 from dafast.training.config import ModelSection, OptimSection, TrainConfig, UnlabeledSection
 from dafast.training.data import Batch, TrainingData, make_loader
+from dafast.training.loop import train
+from dafast.training.optimizers import backward, build_optimizer
 from dafast.training.resume import find_checkpoint
+from dafast.training.starts import build_model, prepare_model
 from dafast.training.state import (
-    CheckpointError,
+    TrainingStateError,
     checkpoint_folder,
     list_checkpoints,
     load_checkpoint,
 )
-from dafast.training.steps import backward, build_model, build_optimizer, prepare_model
-from dafast.training.student import build_step
+from dafast.training.tasks import task_of
 from tests.tolerances import TOLERANCES
 from tests.training import runs, tiny
 
@@ -71,7 +72,7 @@ def test_accumulation_is_the_larger_batch(
         batches = first_batches(pieces)
         assert [len(batch.image) for batch in batches] == [config.batch_size // n] * n
         model.zero_grad()
-        step = build_step(model, model, pieces, torch.float32)
+        step = task_of(pieces).step(model, model, pieces, torch.float32)
         step.normalise.double()
         parts = backward(step, model, batches)
         results.append((parts, gradients(model)))
@@ -89,10 +90,10 @@ def test_a_run_that_accumulates_resumes_to_the_bit(
     config = runs.student_config(
         shards, learned, tmp_path / "a", seed=seed, accumulate=2, steps=4, checkpoint_every=2
     )
-    train.train(config, ONE)
+    train(config, ONE)
     whole = tiny.losses(tmp_path / "a")
     list_checkpoints(checkpoint_folder(config.out))[0].unlink()
-    train.train(config, ONE)
+    train(config, ONE)
     assert tiny.losses(tmp_path / "a") == whole
     position = load_checkpoint(list_checkpoints(checkpoint_folder(config.out))[0])
     assert (position["position"], position["unlabeled_position"]) == (16, 32)
@@ -127,7 +128,7 @@ def test_gradient_matching_is_added_to_each_depth_loss(
     config = runs.student_config(shards, learned, tmp_path, seed=seed)
     (batch,) = first_batches(config)
     model = prepare_model(tiny.trained_model(), ONE.device, False)
-    plain = build_step(model, model, config, torch.float32)(batch)
+    plain = task_of(config).step(model, model, config, torch.float32)(batch)
     assert list(plain) == ["loss", "labeled", "unlabeled", "alignment"]
 
     seen: list[tuple[torch.Tensor, ...]] = []
@@ -139,7 +140,7 @@ def test_gradient_matching_is_added_to_each_depth_loss(
             lambda self, *maps, forward=forward: (seen.append(maps), forward(self, *maps))[1],
         )
     weighted = dataclasses.replace(config, gradient_matching=0.25)
-    parts = build_step(model, model, weighted, torch.float32)(batch)
+    parts = task_of(weighted).step(model, model, weighted, torch.float32)(batch)
     names = ["labeled", "labeled_gradient", "unlabeled", "unlabeled_gradient", "alignment"]
     assert list(parts) == ["loss", *names]
     for name in ("labeled", "unlabeled", "alignment"):
@@ -185,7 +186,7 @@ def test_a_frozen_encoder_stays_and_the_decoder_learns(
         p.requires_grad for p in build_model(section, ONE.device, False).pretrained.parameters()
     )
     config = runs.tiny_config(shards, tmp_path / "run", seed=seed, steps=3, model=section)
-    train.train(config, ONE)
+    train(config, ONE)
     before = DepthAnything.from_pretrained(learned, device="cpu", dtype="float32").state_dict()
     after = DepthAnything.from_pretrained(
         tmp_path / "run" / "export", device="cpu", dtype="float32"
@@ -206,7 +207,7 @@ def scripted_scores(
         seen[step] = copy.deepcopy(model.state_dict())
         return scores[step]
 
-    monkeypatch.setattr("dafast.training.tasks.periodic_evaluation", evaluation)
+    monkeypatch.setattr("dafast.training.tasks.relative.periodic_evaluation", evaluation)
     return seen
 
 
@@ -246,11 +247,11 @@ def test_the_best_model_is_kept_across_a_resume(
             assert torch.equal(value, seen[best["step"]][name]), name
         return best
 
-    train.train(dataclasses.replace(config, steps=3, optim=OptimSection(1e-3, 1.0, 1e-3)), ONE)
+    train(dataclasses.replace(config, steps=3, optim=OptimSection(1e-3, 1.0, 1e-3)), ONE)
     assert kept() == {"step": 2, **scores[2]}
-    train.train(dataclasses.replace(config, steps=4, optim=OptimSection(1e-3, 1.0, 1e-3)), ONE)
+    train(dataclasses.replace(config, steps=4, optim=OptimSection(1e-3, 1.0, 1e-3)), ONE)
     assert kept() == {"step": 2, **scores[2]}, "0.3 is better than what came after the resume only"
-    train.train(dataclasses.replace(config, steps=6, optim=OptimSection(1e-3, 1.0, 1e-3)), ONE)
+    train(dataclasses.replace(config, steps=6, optim=OptimSection(1e-3, 1.0, 1e-3)), ONE)
     assert kept() == {"step": 5, **scores[5]}
 
 
@@ -265,13 +266,13 @@ def test_a_killed_run_repeats_the_evaluation_that_its_checkpoint_does_not_know(
     )
     scores = {i: {"abs_rel": v, "loss": v} for i, v in enumerate([0.4, 0.3, 0.1, 0.2], 1)}
     seen = scripted_scores(monkeypatch, scores, config)
-    train.train(config, ONE)
+    train(config, ONE)
     best = tmp_path / "run" / "best" / "evaluation.json"
     assert json.loads(best.read_text())["step"] == 3
     list_checkpoints(checkpoint_folder(config.out))[0].unlink()  # as if killed after step 3
     best.unlink()
     before = copy.deepcopy(seen)
-    train.train(config, ONE)
+    train(config, ONE)
     assert json.loads(best.read_text())["step"] == 3
     for name, value in before[3].items():
         assert torch.equal(value, seen[3][name])
@@ -283,9 +284,9 @@ def test_rates_may_change_on_the_way_and_groups_may_not(
     section = OptimSection(encoder_lr=1e-3, decoder_lr=1e-3, layer_decay=0.9, schedule="constant")
     model = ModelSection(preset="tiny", init=learned)
     config = runs.tiny_config(shards, tmp_path / "run", model=model, optim=section, steps=2)
-    train.train(config, ONE)
+    train(config, ONE)
     still = dataclasses.replace(section, encoder_lr=0.0, layer_decay=0.8)
-    train.train(dataclasses.replace(config, optim=still, steps=3), ONE)
+    train(dataclasses.replace(config, optim=still, steps=3), ONE)
     first, last = (
         load_checkpoint(path)["model"]
         for path in reversed(list_checkpoints(checkpoint_folder(config.out)))
@@ -297,8 +298,8 @@ def test_rates_may_change_on_the_way_and_groups_may_not(
         {"optim": dataclasses.replace(section, muon=True)},
         {"model": dataclasses.replace(model, freeze_encoder=True)},
     ):
-        with pytest.raises(CheckpointError, match=r"other groups: optim\.layer_decay.*export"):
-            train.train(dataclasses.replace(config, steps=4, **change), ONE)
+        with pytest.raises(TrainingStateError, match=r"other groups: optim\.layer_decay.*export"):
+            train(dataclasses.replace(config, steps=4, **change), ONE)
 
 
 @pytest.mark.parametrize("resume", ["none", "elsewhere"])
@@ -308,13 +309,13 @@ def test_a_restarted_process_goes_on_whatever_resume_says(
     model = ModelSection(preset="tiny", init=learned)
     config = runs.tiny_config(shards, tmp_path / "run", model=model, steps=1)
     elsewhere = dataclasses.replace(config, out=str(tmp_path / "elsewhere"))
-    train.train(elsewhere, ONE)
+    train(elsewhere, ONE)
     other = list_checkpoints(checkpoint_folder(elsewhere.out))[0]
     config = dataclasses.replace(config, resume=resume if resume == "none" else str(other))
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     found = find_checkpoint(config, ONE)  # killed before its first checkpoint: as at the start
     assert (found and found[0]) == (None if resume == "none" else other)
-    train.train(dataclasses.replace(config, steps=2), ONE)
+    train(dataclasses.replace(config, steps=2), ONE)
     found = find_checkpoint(config, ONE)
     assert found and found[0] == list_checkpoints(checkpoint_folder(config.out))[0]
     assert found[1]["step"] == 2
@@ -326,12 +327,12 @@ def test_an_evaluation_that_fails_loses_nothing(
     def evaluation(*args: Any) -> dict[str, float]:
         raise ValueError("a held-out scene that cannot be read")
 
-    monkeypatch.setattr("dafast.training.tasks.periodic_evaluation", evaluation)
+    monkeypatch.setattr("dafast.training.tasks.relative.periodic_evaluation", evaluation)
     config = runs.tiny_config(shards, tmp_path / "run", steps=4)
     config = dataclasses.replace(
         config, data=dataclasses.replace(config.data, eval_path=str(shards))
     )
     with pytest.raises(ValueError, match="held-out scene"):
-        train.train(config, ONE)
+        train(config, ONE)
     assert list_checkpoints(checkpoint_folder(tmp_path / "run"))
     assert (tmp_path / "run" / "export" / "model.safetensors").exists()

@@ -15,11 +15,12 @@ import pytest
 import torch
 from PIL import Image
 
-import train
 from dafast.data.shards import ShardDataset
 from dafast.distributed import World
 from dafast.models.depth_anything import DepthAnything
-from dafast.training.config import ConfigError, TrainConfig, parse_args
+from dafast.training.command import parse_args
+from dafast.training.config import ConfigError, TrainConfig
+from dafast.training.loop import train
 from dafast.training.own_pictures import pack_lists
 from tests.training import runs, tiny
 
@@ -67,7 +68,7 @@ def test_the_documented_command_runs(
     ]
     monkeypatch.chdir(tmp_path)
     config = parse_args([*arguments, *small])
-    train.train(config, ONE)
+    train(config, ONE)
     lines = runs.metrics(Path("runs/finetune"))
     assert [line["step"] for line in lines if "loss" in line] == [1, 2]
     assert len(ShardDataset("runs/finetune/data/train")) == 9
@@ -80,7 +81,7 @@ def test_the_documented_command_runs(
     # Again: nothing to pack, nothing to train, and no complaint about changed settings.
     shard = Path("runs/finetune/data/train/shard-000000.tar")
     written = shard.stat().st_mtime_ns
-    train.train(config, ONE)
+    train(config, ONE)
     assert shard.stat().st_mtime_ns == written
 
 

@@ -14,14 +14,15 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_map_only
 
-import train
 from dafast.distributed import World
 from dafast.training.config import ModelSection, OptimSection, TrainConfig
 from dafast.training.data import TrainingData, make_loader
+from dafast.training.loop import train
+from dafast.training.optimizers import Ema, build_optimizer
 from dafast.training.parallel import WholeModel, gather, load_weights, shard
+from dafast.training.starts import build_model, prepare_model
 from dafast.training.state import checkpoint_folder, list_checkpoints, load_checkpoint
-from dafast.training.steps import Ema, build_model, build_optimizer, prepare_model
-from dafast.training.student import build_step
+from dafast.training.tasks import task_of
 from tests.tolerances import TOLERANCES
 from tests.training import runs, tiny
 
@@ -102,7 +103,7 @@ def test_a_sharded_student_has_the_same_losses(
     data = TrainingData.open(config)
     (batch,) = make_loader(config, data, ONE, step=0, stop_step=1, position=0, unlabeled_position=0)
     model = build_model(config.model, ONE.device, channels_last=True)
-    step = build_step(model, model, config, torch.float32)
+    step = task_of(config).step(model, model, config, torch.float32)
     with torch.no_grad():  # away from the frozen encoder
         for parameter in model.pretrained.parameters():
             parameter += 0.5 * parameter.std() * torch.randn_like(parameter)
@@ -150,7 +151,7 @@ def test_two_sharded_processes_equal_one_and_its_checkpoints_are_those_of_one(
     config = start_config(
         shards, tmp_path, seed, activation_checkpointing=True, gradient_matching=0.5
     )
-    train.train(config, ONE)
+    train(config, ONE)
     sharded = dataclasses.replace(config, out=str(tmp_path / "sharded"), parallel="fsdp")
     runs.torchrun(sharded, 2)
     assert_same_course(tmp_path / "one", tmp_path / "sharded")
@@ -180,14 +181,14 @@ def test_two_sharded_processes_equal_one_and_its_checkpoints_are_those_of_one(
         del line["images_per_second"]
     assert again == whole, "not equal to the bit"
     list_checkpoints(checkpoint_folder(sharded.out))[0].unlink()
-    train.train(dataclasses.replace(sharded, parallel="ddp"), ONE)
+    train(dataclasses.replace(sharded, parallel="ddp"), ONE)
     assert_same_course(tmp_path / "one", tmp_path / "sharded")
 
 
 @pytest.mark.slow
 def test_two_processes_that_accumulate_equal_one(shards: Path, tmp_path: Path, seed: int) -> None:
     config = start_config(shards, tmp_path, seed, checkpoint_every=0)
-    train.train(config, ONE)
+    train(config, ONE)
     two = dataclasses.replace(config, out=str(tmp_path / "two"), accumulate=2)
     runs.torchrun(two, 2)
     assert_same_course(tmp_path / "one", tmp_path / "two")

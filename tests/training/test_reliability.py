@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-import train
+from dafast.cli.train import message
 from dafast.data import remote
 from dafast.data.shards import ShardError
 from dafast.files import DiskFullError
@@ -26,13 +26,16 @@ from dafast.training.config import (
     OptimSection,
     TrainConfig,
 )
+from dafast.training.loop import train
 from dafast.training.progress import RunLog
 from dafast.training.resume import other_model
 from dafast.training.state import (
-    CheckpointError,
+    RunState,
+    TrainingStateError,
     checkpoint_folder,
     list_checkpoints,
     load_checkpoint,
+    load_newest,
     save_checkpoint,
 )
 from tests.training import runs, tiny
@@ -67,24 +70,24 @@ def test_a_finished_run_given_again_stays_as_it_is(
     config = tiny_config(shards, out, seed=seed, steps=2, checkpoint_every=1, optim=OPTIM)
     if with_evaluation:
         config = evaluated(config, shards)
-    train.train(config, ONE)
+    train(config, ONE)
     before = tree(out)
     capsys.readouterr()
-    train.train(config, ONE)
+    train(config, ONE)
     assert tree(out) == before
     assert f"{out} is finished: 2 steps of 2" in capsys.readouterr().out
 
     # What is missing is made up for: the export, an evaluation that was not asked for before.
     (out / "export" / "config.json").unlink()
-    train.train(config, ONE)
+    train(config, ONE)
     assert tree(out)["export/config.json"][1] == before["export/config.json"][1]
     lines = len(runs.metrics(out))
     if not with_evaluation:
-        train.train(evaluated(config, shards), ONE)
+        train(evaluated(config, shards), ONE)
         assert "eval/loss" in runs.metrics(out)[-1]
         lines += 1
     assert len(runs.metrics(out)) == lines
-    train.train(dataclasses.replace(config, steps=3), ONE)  # more steps go on
+    train(dataclasses.replace(config, steps=3), ONE)  # more steps go on
     assert sorted(tiny.losses(out)) == [1, 2, 3]
 
 
@@ -97,7 +100,7 @@ def test_a_run_that_is_stopped_in_its_last_step_is_evaluated_by_the_next(
     assert steps_of(tmp_path / "run") == [2]
     assert not any("eval/loss" in line for line in runs.metrics(tmp_path / "run"))
     for _ in range(2):
-        train.train(config, ONE)
+        train(config, ONE)
         assert sum("eval/loss" in line for line in runs.metrics(tmp_path / "run")) == 1
     best = load_checkpoint(list_checkpoints(checkpoint_folder(config.out))[0])["best_score"]
     assert math.isfinite(best)
@@ -109,9 +112,9 @@ def test_an_evaluation_that_a_stop_prevented_is_made_up_for(
     config = tiny_config(shards, tmp_path / "run", seed=seed, steps=6, checkpoint_every=0)
     config = evaluated(config, shards, eval_every=2)
     runs.run_until(config, 4)  # the signal is looked at before the evaluation
-    train.train(config, ONE)
+    train(config, ONE)
     whole = dataclasses.replace(config, out=str(tmp_path / "whole"))
-    train.train(whole, ONE)
+    train(whole, ONE)
 
     def evaluations(run: str) -> dict[float, float]:
         lines = runs.metrics(tmp_path / run)
@@ -130,13 +133,13 @@ def test_an_abandoned_future_is_set_aside(
     out = tmp_path / "run"
     config = tiny_config(shards, out, seed=seed, steps=4, checkpoint_every=1, keep=4, optim=OPTIM)
     config = evaluated(config, shards, eval_every=1)
-    train.train(config, ONE)
+    train(config, ONE)
     before = tree(out)
     later = {n: v for n, v in before.items() if "step-00000003" in n or "step-00000004" in n}
     (old,) = [p for p in list_checkpoints(checkpoint_folder(out)) if "step-00000002" in p.name]
     again = dataclasses.replace(config, resume=str(old), keep=1, steps=3, seed=seed + 1)
     capsys.readouterr()
-    train.train(again, ONE)
+    train(again, ONE)
     assert steps_of(out) == [3], "the one that was just written is the one that is kept"
     assert str(out / "set-aside-1") in capsys.readouterr().out
     aside = tree(out / "set-aside-1")
@@ -150,17 +153,17 @@ def test_an_abandoned_future_is_set_aside(
 
     # The same command again: the run is finished, and nothing is set aside once more.
     before_again = tree(out)
-    train.train(again, ONE)
+    train(again, ONE)
     assert "is finished" in capsys.readouterr().out
     assert tree(out) == before_again
     # With more steps it goes on from its own newest checkpoint.
-    train.train(dataclasses.replace(again, steps=4), ONE)
+    train(dataclasses.replace(again, steps=4), ONE)
     assert sorted(tiny.losses(out)) == [1, 2, 3, 4]
     assert not (out / "set-aside-2").exists()
 
     # Back to what was set aside, which is another future again.
     back = out / "set-aside-1" / "checkpoints" / "step-00000003.pt"
-    train.train(dataclasses.replace(config, resume=str(back)), ONE)
+    train(dataclasses.replace(config, resume=str(back)), ONE)
     lines = map(json.loads, before["metrics.jsonl"][1].splitlines())
     (then,) = [line["loss"] for line in lines if line["step"] == 4 and "loss" in line]
     assert tiny.losses(out)[4] == then
@@ -172,13 +175,43 @@ def test_a_broken_later_checkpoint_does_not_outlive_whole_ones(
     config = tiny_config(
         shards, tmp_path / "run", seed=seed, steps=8, checkpoint_every=4, keep=2, optim=OPTIM
     )
-    train.train(config, ONE)
+    train(config, ONE)
     newest = list_checkpoints(checkpoint_folder(config.out))[0]
     os.truncate(newest, newest.stat().st_size // 2)
     runs.run_until(dataclasses.replace(config, keep=1), 6)
     assert steps_of(tmp_path / "run") == [6]
     load_checkpoint(list_checkpoints(checkpoint_folder(config.out))[0])
     assert (tmp_path / "run/set-aside-1/checkpoints" / newest.name).exists()
+
+
+def test_a_checkpoint_without_its_checksum_says_so(tmp_path: Path) -> None:
+    """It was copied without the file next to it."""
+    path = save_checkpoint(tmp_path, 3, {"step": 3}, 1)
+    sums = path.with_name(f"{path.name}.sha256")
+    text = sums.read_text()
+    sums.unlink()
+    with pytest.raises(TrainingStateError, match=rf"no checksum file: copy {sums.name} ") as caught:
+        load_checkpoint(path)
+    assert f"`sha256sum {path.name} > {sums.name}`" in str(caught.value)
+    with pytest.raises(TrainingStateError, match=r"can be used.*no checksum file: copy"):
+        load_newest(tmp_path)
+    subprocess.run(f"sha256sum {path.name} > {sums.name}", shell=True, cwd=tmp_path, check=True)
+    assert sums.read_text() == text
+    assert load_checkpoint(path) == {"step": 3}
+
+
+def test_the_state_of_a_run_is_what_checkpoints_hold() -> None:
+    state = RunState(step=3, position=12, unlabeled_position=24, skipped_steps=1, best_score=0.5)
+    keys = {"step", "position", "unlabeled_position", "skipped_steps", "best_score"}
+    assert state.state_dict().keys() == keys
+    other = RunState()
+    other.load_state_dict({**state.state_dict(), "model": {}})
+    assert other == state
+    early = RunState(best_score=0.1)
+    early.load_state_dict({"step": 2, "position": 8, "skipped_steps": 0})
+    assert early == RunState(step=2, position=8)
+    state.advance(4, 8, skipped=True)
+    assert state == RunState(4, 16, 32, 2, 0.5)
 
 
 @pytest.mark.parametrize("keep", [1, 2])
@@ -192,10 +225,10 @@ def test_the_checkpoint_that_is_written_is_kept(keep: int, tmp_path: Path) -> No
 def test_a_warm_up_as_long_as_the_epochs_is_told(shards: Path, tmp_path: Path) -> None:
     config = tiny_config(shards, tmp_path / "run", steps=0, epochs=0.25)  # 9 images, 2 steps
     with pytest.raises(ConfigError, match=r"warmup_steps \(3\).* 36 images, 4 a step, are 2 steps"):
-        train.train(config, ONE)
+        train(config, ONE)
     assert not (tmp_path / "run").exists()
     short = dataclasses.replace(config.optim, warmup_steps=1)
-    train.train(dataclasses.replace(config, optim=short), ONE)
+    train(dataclasses.replace(config, optim=short), ONE)
     assert sorted(tiny.losses(tmp_path / "run")) == [1, 2]
 
 
@@ -219,7 +252,7 @@ def test_a_shard_that_vanishes_stops_the_run_with_what_is_done(
     )  # fmt: skip
     assert done.returncode == 1
     lines = done.stderr.strip().splitlines()
-    assert lines[-1].startswith(f"train.py: the shard {data}")
+    assert lines[-1].startswith(f"dafast: error: the shard {data}")
     assert "has become another file" in lines[-1] and "put it back" in lines[-1]
     assert "Traceback" not in done.stderr and "skipped" not in done.stderr
     reached = max(tiny.losses(tmp_path / "run"))
@@ -227,9 +260,9 @@ def test_a_shard_that_vanishes_stops_the_run_with_what_is_done(
 
     tiny.write_shards(data, 3, 8, seed)
     config = dataclasses.replace(config, data=dataclasses.replace(section, workers=0))
-    train.train(config, ONE)
+    train(config, ONE)
     whole = dataclasses.replace(config, out=str(tmp_path / "whole"))
-    train.train(whole, ONE)
+    train(whole, ONE)
     assert tiny.losses(tmp_path / "run") == tiny.losses(tmp_path / "whole")
 
 
@@ -244,7 +277,7 @@ def test_a_full_disk_is_named_and_loses_nothing(
     out = tmp_path / "run"
     config = tiny_config(shards, out, seed=seed, steps=3, checkpoint_every=1, optim=OPTIM)
     config = evaluated(config, shards, eval_every=1)
-    train.train(dataclasses.replace(config, steps=1), ONE)
+    train(dataclasses.replace(config, steps=1), ONE)
     before = tree(out)
 
     class FullFile:
@@ -281,12 +314,13 @@ def test_a_full_disk_is_named_and_loses_nothing(
             patch.setattr(tiny.DepthAnything, "save_pretrained", save_but_not_there)
             if place == "best":  # a model that is better than any
                 patch.setattr(
-                    "dafast.training.tasks.periodic_evaluation", lambda *args: {"loss": -1.0}
+                    "dafast.training.tasks.relative.periodic_evaluation",
+                    lambda *args: {"loss": -1.0},
                 )
-        with pytest.raises((DiskFullError, CheckpointError)) as caught:
-            train.train(config, ONE)
+        with pytest.raises((DiskFullError, TrainingStateError)) as caught:
+            train(config, ONE)
     text = str(caught.value)
-    assert place in text and "No space left on device" in text and "goes on from" in text
+    assert place in text and "No space left on device" in text and "continues from" in text
     assert "\n" not in text
     kept = tree(out)
     for name, (_, content) in before.items():
@@ -295,10 +329,10 @@ def test_a_full_disk_is_named_and_loses_nothing(
     assert not [name for name in kept if "tmp" in name or Path(name).name.startswith(".")]
 
     # With room again the run ends as if nothing had happened.
-    train.train(config, ONE)
+    train(config, ONE)
     whole = dataclasses.replace(config, out=str(tmp_path / "whole"))
-    train.train(dataclasses.replace(whole, steps=1), ONE)
-    train.train(whole, ONE)
+    train(dataclasses.replace(whole, steps=1), ONE)
+    train(whole, ONE)
     assert tiny.losses(out) == tiny.losses(tmp_path / "whole")
     runs.assert_same_weights(out, tmp_path / "whole")
 
@@ -315,7 +349,7 @@ def test_a_limit_of_the_system_is_one_line(shards: Path, tmp_path: Path, seed: i
         capture_output=True, text=True, timeout=300, check=False, preexec_fn=limit,
     )  # fmt: skip
     assert done.returncode == 1
-    lines = [line for line in done.stderr.splitlines() if line.startswith("train.py: ")]
+    lines = [line for line in done.stderr.splitlines() if line.startswith("dafast: error: ")]
     assert len(lines) == 1 and "cannot write" in lines[0] and "Free some space" in lines[0]
     assert "Traceback" not in done.stderr
 
@@ -323,8 +357,8 @@ def test_a_limit_of_the_system_is_one_line(shards: Path, tmp_path: Path, seed: i
 def test_the_message_of_a_process_of_the_loader_is_told_without_its_traceback() -> None:
     text = "Caught ShardError in DataLoader worker process 0.\nOriginal Traceback (most recent "
     error = ShardError(f"{text}call last):\n  File x\ndafast.data.remote.ShardError: a is gone\n")
-    assert train.plain(error) == "a is gone"
-    assert train.plain(ShardError("b: ShardError: c")) == "b: ShardError: c"
+    assert message(error) == "a is gone"
+    assert message(ShardError("b: ShardError: c")) == "b: ShardError: c"
 
 
 METRIC = {"metric": MetricSection(max_depth=80.0)}
@@ -345,10 +379,10 @@ def test_a_run_of_another_network_is_not_gone_on_with(
     first: dict[str, Any], second: dict[str, Any], message: str, shards: Path, tmp_path: Path
 ) -> None:
     config = tiny_config(shards, tmp_path / "run", steps=1, optim=OPTIM)
-    train.train(dataclasses.replace(config, **first), ONE)
+    train(dataclasses.replace(config, **first), ONE)
     before = tree(tmp_path / "run")
-    with pytest.raises(CheckpointError, match=rf"is of another model \({message}\)"):
-        train.train(dataclasses.replace(config, **second), ONE)
+    with pytest.raises(TrainingStateError, match=rf"is of another model \({message}\)"):
+        train(dataclasses.replace(config, **second), ONE)
     assert tree(tmp_path / "run") == before
 
 

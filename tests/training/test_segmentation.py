@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-import train
 from dafast.data.colours import DRAWS, change_colours
 from dafast.data.segmentation import IGNORE
+from dafast.data.shards import ShardError
 from dafast.data.transforms import STRONG, AugmentConfig
 from dafast.distributed import World
 from dafast.evaluation.segmentation import score
@@ -28,17 +28,18 @@ from dafast.training.config import (
     OptimSection,
     SegmentationSection,
     TrainConfig,
-    check,
-    load_toml,
 )
-from dafast.training.segmentation import (
+from dafast.training.config_files import load_toml
+from dafast.training.loop import train
+from dafast.training.optimizers import backward
+from dafast.training.state import TrainingStateError
+from dafast.training.tasks import check, segmentation, task_of
+from dafast.training.tasks.segmentation import (
     SegmentationBatch,
     SegmentationStep,
     build_segmentation_model,
     open_samples,
 )
-from dafast.training.steps import backward
-from dafast.training.tasks import open_model
 from tests.tolerances import TOLERANCES
 from tests.training import tiny
 from tests.training.runs import ONE, command, metrics, run_until, torchrun
@@ -104,7 +105,7 @@ def test_it_learns(head: str, photos: Path, tmp_path: Path, seed: int) -> None:
     held_out = write_photos(tmp_path / "held-out", 6, np.random.default_rng(seed))
     config = config_of(photos, tmp_path / "run", seed, head, steps=60)
     data = dataclasses.replace(config.data, eval_path=str(held_out))
-    train.train(dataclasses.replace(config, data=data, eval_every=30), ONE)
+    train(dataclasses.replace(config, data=data, eval_every=30), ONE)
     lines = metrics(tmp_path / "run")
     steps = [line for line in lines if "loss" in line]
     assert len(steps) == 60
@@ -126,9 +127,9 @@ def test_a_frozen_encoder_stays(photos: Path, tmp_path: Path, seed: int) -> None
     start.save_pretrained(tmp_path / "start")
     config = config_of(photos, tmp_path / "frozen", seed, steps=5)
     model = ModelSection(preset="tiny", init=str(tmp_path / "start"), freeze_encoder=True)
-    train.train(dataclasses.replace(config, model=model), ONE)
+    train(dataclasses.replace(config, model=model), ONE)
     free = dataclasses.replace(model, freeze_encoder=False)
-    train.train(dataclasses.replace(config, model=free, out=str(tmp_path / "free")), ONE)
+    train(dataclasses.replace(config, model=free, out=str(tmp_path / "free")), ONE)
     before = start.pretrained.state_dict()
     frozen = exported(tmp_path / "frozen").pretrained.state_dict()
     assert all(torch.equal(frozen[name], value) for name, value in before.items())
@@ -143,8 +144,8 @@ def test_depth_trains_with_a_frozen_encoder_too(shards: Path, tmp_path: Path, se
         segmentation=SegmentationSection(),
         model=ModelSection(preset="tiny", encoder_init="mimetic", freeze_encoder=True),
     )
-    train.train(dataclasses.replace(config, steps=1, out=str(tmp_path / "one")), ONE)
-    train.train(config, ONE)
+    train(dataclasses.replace(config, steps=1, out=str(tmp_path / "one")), ONE)
+    train(config, ONE)
     one, three = (
         DepthAnything.from_pretrained(tmp_path / run / "export", device="cpu", dtype="float32")
         for run in ("one", "run")
@@ -160,10 +161,10 @@ def test_a_stopped_run_goes_on_as_if_it_had_not(
 ) -> None:
     """To the bit, BatchNorm's statistics and dropout included."""
     whole = config_of(photos, tmp_path / "whole", seed, head, ema=0.9)
-    train.train(whole, ONE)
+    train(whole, ONE)
     parts = dataclasses.replace(whole, out=str(tmp_path / "parts"))
     run_until(parts, 6)
-    train.train(parts, ONE)
+    train(parts, ONE)
     assert tiny.losses(tmp_path / "parts") == tiny.losses(tmp_path / "whole")
     first, second = exported(tmp_path / "whole"), exported(tmp_path / "parts")
     for (name, a), b in zip(first.state_dict().items(), second.state_dict().values(), strict=True):
@@ -174,7 +175,7 @@ def test_the_average_has_the_statistics_of_batchnorm(
     photos: Path, tmp_path: Path, seed: int
 ) -> None:
     """What is exported of a run with an average has seen features, as the model itself has."""
-    train.train(config_of(photos, tmp_path / "run", seed, ema=0.9), ONE)
+    train(config_of(photos, tmp_path / "run", seed, ema=0.9), ONE)
     path = max((tmp_path / "run/checkpoints").glob("*.pt"))
     state = torch.load(path, weights_only=True)
     for name in ("head.bn.running_mean", "head.bn.running_var"):
@@ -203,14 +204,14 @@ def test_it_starts_from_what_another_run_exported(
         assert all(torch.equal(v, trained[k]) for k, v in built.head.state_dict().items())
         other = build_segmentation_model(("red", "green", "brown"), config, ONE.device)
         assert not torch.equal(other.head.conv_seg.weight, start.head.conv_seg.weight)
-    train.train(config, ONE)
+    train(config, ONE)
     assert sorted(tiny.losses(tmp_path / "run")) == [1]
     wrong = dataclasses.replace(model, preset="nano")
     with pytest.raises(ConfigError, match=r"model\.init: .* has embed_dim = 64"):
-        train.train(dataclasses.replace(config, model=wrong, out=str(tmp_path / "x")), ONE)
+        train(dataclasses.replace(config, model=wrong, out=str(tmp_path / "x")), ONE)
     depth = dataclasses.replace(config, segmentation=SegmentationSection())
     with pytest.raises(ConfigError, match=r"model\.init: .*dafast_segmentation"):
-        open_model(depth, None, ONE.device)
+        task_of(depth).model(depth, None, ONE.device)
 
 
 def test_the_best_is_that_of_the_largest_miou(
@@ -219,22 +220,23 @@ def test_the_best_is_that_of_the_largest_miou(
     config = config_of(photos, tmp_path / "run", seed, steps=4, eval_every=1, best_by="miou")
     data = dataclasses.replace(config.data, eval_path=str(photos))
     scores = iter([0.2, 0.5, 0.3, 0.4])
-    monkeypatch.setattr(
-        "dafast.training.segmentation.open_segmentation_evaluation",
-        lambda config: lambda model: {"loss": 1.0, "miou": next(scores)},
+    task = dataclasses.replace(
+        segmentation.TASK, evaluation=lambda _: lambda _: {"loss": 1.0, "miou": next(scores)}
     )
-    train.train(dataclasses.replace(config, data=data), ONE)
+    monkeypatch.setattr(segmentation, "TASK", task)
+    train(dataclasses.replace(config, data=data), ONE)
     best = json.loads((tmp_path / "run" / "best" / "evaluation.json").read_text())
     assert (best["step"], best["miou"]) == (2, 0.5)
-    with pytest.raises(ConfigError, match="best_by = miou is of segmentation"):
+    with pytest.raises(ConfigError, match="best_by = miou is a score of segmentation"):
         check(dataclasses.replace(config, segmentation=SegmentationSection()))
 
 
 def step_of(
     augment: AugmentConfig | None = None, head: str = "linear"
 ) -> tuple[SegmentationModel, SegmentationStep]:
+    config = TrainConfig(augment=augment or AugmentConfig())
     model = SegmentationModel(SegmentationConfig(tiny.TINY, ("a", "b", "c"), head)).train()
-    return model, SegmentationStep(model, model, augment or AugmentConfig(), torch.float32)
+    return model, SegmentationStep(model, model, config, torch.float32)
 
 
 def batch_of(classes: torch.Tensor) -> SegmentationBatch:
@@ -304,11 +306,11 @@ def test_accumulation_is_the_larger_batch(pieces: int, seed: int) -> None:
 
 def test_a_run_that_accumulates(photos: Path, tmp_path: Path, seed: int) -> None:
     config = config_of(photos, tmp_path / "whole", seed, accumulate=2, steps=4)
-    train.train(config, ONE)
+    train(config, ONE)
     assert sorted(tiny.losses(tmp_path / "whole")) == [1, 2, 3, 4]
     broken = dataclasses.replace(config, out=str(tmp_path / "broken"))
     run_until(broken, 2)
-    train.train(broken, ONE)
+    train(broken, ONE)
     assert tiny.losses(tmp_path / "broken") == tiny.losses(tmp_path / "whole")
 
 
@@ -319,7 +321,7 @@ def test_a_batch_without_a_label_is_harmless(tmp_path: Path, seed: int) -> None:
     parts["loss"].backward()
     assert all(p.grad is None or not p.grad.any() for p in model.parameters())
     path = write_photos(tmp_path / "blank", 4, np.random.default_rng(seed), ignored=True)
-    train.train(config_of(path, tmp_path / "run", seed, steps=2), ONE)
+    train(config_of(path, tmp_path / "run", seed, steps=2), ONE)
     assert tiny.losses(tmp_path / "run") == {1: 0.0, 2: 0.0}
     assert metrics(tmp_path / "run")[-1]["skipped_steps"] == 0
 
@@ -328,10 +330,10 @@ def test_unreadable_photos_are_named_and_counted(tmp_path: Path, seed: int, caps
     path = write_photos(tmp_path / "photos", 8, np.random.default_rng(seed))
     (path.parent / "3.png").write_bytes(b"no picture")
     config = config_of(path, tmp_path / "run", seed, steps=4)
-    with pytest.raises(train.ShardError, match=r"1 of 8 samples cannot be read.*3\.png"):
-        train.train(config, ONE)
+    with pytest.raises(ShardError, match=r"1 of 8 samples cannot be read.*3\.png"):
+        train(config, ONE)
     lenient = dataclasses.replace(config.data, max_bad_fraction=0.2)
-    train.train(dataclasses.replace(config, data=lenient, out=str(tmp_path / "lenient")), ONE)
+    train(dataclasses.replace(config, data=lenient, out=str(tmp_path / "lenient")), ONE)
     assert max(tiny.losses(tmp_path / "lenient")) == 4
 
 
@@ -355,7 +357,7 @@ def test_processes_share_one_mean(seed: int, monkeypatch: pytest.MonkeyPatch) ->
 def test_the_export_is_shown_what_training_was(photos: Path, tmp_path: Path) -> None:
     config = config_of(photos, tmp_path / "run", steps=1)
     data = dataclasses.replace(config.data, shapes=((56, 84), (42, 42)))
-    train.train(dataclasses.replace(config, data=data), ONE)
+    train(dataclasses.replace(config, data=data), ONE)
     assert exported(tmp_path / "run").config.encoder.image_size == 56
 
 
@@ -364,7 +366,7 @@ def test_two_processes_train(photos: Path, tmp_path: Path, seed: int) -> None:
     """Losses near those of one process: on CPUs each normalises its own share of the batch."""
     config = config_of(photos, tmp_path / "two", seed, "dpt", steps=3)
     torchrun(config, 2)
-    train.train(dataclasses.replace(config, out=str(tmp_path / "one")), ONE)
+    train(dataclasses.replace(config, out=str(tmp_path / "one")), ONE)
     one, two = tiny.losses(tmp_path / "one"), tiny.losses(tmp_path / "two")
     assert two.keys() == one.keys()
     assert two[1] == pytest.approx(one[1], rel=0.2)
@@ -396,7 +398,7 @@ def test_a_wrong_path_names_its_setting(key: str, photos: Path, tmp_path: Path) 
     config = config_of(photos, tmp_path / "run")
     data = dataclasses.replace(config.data, **{key: str(tmp_path / "nothing.csv")})
     with pytest.raises(ConfigError, match=rf"data\.{key}: .*nothing\.csv: does not exist"):
-        train.train(dataclasses.replace(config, data=data), ONE)
+        train(dataclasses.replace(config, data=data), ONE)
 
 
 def test_a_run_of_depth_is_not_gone_on_with(photos: Path, shards: Path, tmp_path: Path) -> None:
@@ -405,27 +407,27 @@ def test_a_run_of_depth_is_not_gone_on_with(photos: Path, shards: Path, tmp_path
         config, segmentation=SegmentationSection(), data=DataSection(path=str(shards), workers=0,
                                                                      shapes=((42, 42),))
     )  # fmt: skip
-    train.train(depth, ONE)
-    with pytest.raises(train.CheckpointError, match="is of another model"):
-        train.train(config, ONE)
+    train(depth, ONE)
+    with pytest.raises(TrainingStateError, match="is of another model"):
+        train(config, ONE)
 
 
 def test_workers_change_nothing(photos: Path, tmp_path: Path, seed: int) -> None:
     none = config_of(photos, tmp_path / "none", seed, steps=3)
-    train.train(none, ONE)
+    train(none, ONE)
     two = dataclasses.replace(none.data, workers=2)
-    train.train(dataclasses.replace(none, data=two, out=str(tmp_path / "two")), ONE)
+    train(dataclasses.replace(none, data=two, out=str(tmp_path / "two")), ONE)
     assert tiny.losses(tmp_path / "two") == tiny.losses(tmp_path / "none")
 
 
 def test_settings_are_kept_with_the_run(photos: Path, tmp_path: Path) -> None:
-    train.train(config_of(photos, tmp_path / "run", steps=1), World(0, 1, torch.device("cpu")))
+    train(config_of(photos, tmp_path / "run", steps=1), World(0, 1, torch.device("cpu")))
     kept = json.loads((tmp_path / "run/config.json").read_text())
     assert kept["segmentation"] == {"data": "list", "head": "linear"}
 
 
 def test_the_command_line_reads_the_section(photos: Path, tmp_path: Path) -> None:
-    from dafast.training.config import parse_args
+    from dafast.training.command import parse_args
 
     path = command(config_of(photos, tmp_path / "run"))[2]
     assert parse_args(["--config", path, "--segmentation.head", "dpt"]).segmentation.head == "dpt"

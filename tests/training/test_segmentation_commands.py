@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 import torch
 
-import train
 from dafast.cli import main
 from dafast.config import PRESETS
 from dafast.data.shards import ShardDataset
@@ -69,8 +68,7 @@ def run(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
         words = [{"896": "56", "518": "28"}.get(word, word) for word in words]
         assert main(words[1:]) == 0
         return
-    monkeypatch.setattr(sys, "argv", [*words[words.index("train.py") :], *SMALL])
-    train.main()
+    assert main(["train", *words[words.index("train.py") + 1 :], *SMALL]) == 0
 
 
 @pytest.mark.slow

@@ -4,13 +4,14 @@ import copy
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from dafast.config import PRESETS
 from dafast.models import DepthAnything
 from dafast.ops import affine_invariant_loss
 from dafast.training.config import ConfigError, ModelSection, OptimSection
-from dafast.training.initialization import mimetic_init_
-from dafast.training.steps import build_model, build_optimizer, prepare_model
+from dafast.training.optimizers import build_optimizer
+from dafast.training.starts import build_model, mimetic_init_, prepare_model
 from tests.tiny import tiny
 
 SMALL = tiny(embed_dim=64, features=24, image_size=56, grid_size=4)
@@ -116,5 +117,25 @@ def test_encoder_from_a_file(seed, tmp_path, monkeypatch):
     torch.save({"nothing": torch.zeros(3)}, path)
     with pytest.raises(ConfigError, match=r"model\.encoder_init"):
         build_model(ModelSection("small", encoder_init=str(path)), CPU, False)
-    with pytest.raises(ConfigError, match="brings an encoder"):
-        build_model(ModelSection("small", init="x", encoder_init="mimetic"), CPU, False)
+    (problem,) = ModelSection("small", init="x", encoder_init="mimetic").problems()
+    assert "brings an encoder" in problem
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_bare_weights_are_what_the_preset_says(suffix, seed, tmp_path, monkeypatch, caplog):
+    """Shapes do not tell which blocks the decoder reads; the preset does."""
+    taps = dataclasses.replace(SMALL, name="taps", num_layers=6, out_indices=(0, 1, 3, 5))
+    monkeypatch.setitem(PRESETS, "taps", taps)
+    torch.manual_seed(seed)
+    source = DepthAnything(taps)
+    path = tmp_path / f"mine.{suffix}"
+    save = torch.save if suffix == "pth" else save_file
+    save(source.state_dict(), path)
+    model = build_model(ModelSection("taps", init=str(path)), CPU, False)
+    assert model.config.out_indices == taps.out_indices
+    image = torch.randn(1, 3, 56, 56)
+    assert torch.equal(model.eval()(image), source.eval()(image))
+    assert not caplog.text, "nothing was guessed"
+    monkeypatch.setitem(PRESETS, "wider", dataclasses.replace(taps, name="wider", features=48))
+    with pytest.raises(ConfigError, match=r"model\.init: .* has"):
+        build_model(ModelSection("wider", init=str(path)), CPU, False)

@@ -12,7 +12,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import train
 from dafast.data.colours import DRAWS, change_colours
 from dafast.data.shards import ShardError
 from dafast.data.transforms import STRONG, AugmentConfig
@@ -22,9 +21,11 @@ from dafast.models.depth_anything import DepthAnything
 from dafast.ops import _dispatch, affine_invariant_loss, use_backend
 from dafast.training.config import ConfigError, ModelSection, TrainConfig, UnlabeledSection
 from dafast.training.data import Batch, TrainingData, UnlabeledBatch, make_loader
+from dafast.training.loop import train
+from dafast.training.starts import prepare_model
 from dafast.training.state import checkpoint_folder, list_checkpoints
-from dafast.training.steps import prepare_model
-from dafast.training.student import StudentStep, build_step
+from dafast.training.tasks import task_of
+from dafast.training.tasks.relative import StudentStep
 from tests.tolerances import TOLERANCES
 from tests.training import runs, tiny
 
@@ -89,7 +90,7 @@ def random_batch(count: int, partners: int, height: int, width: int) -> Batch:
 
 def build(config: TrainConfig) -> tuple[DepthAnything, StudentStep]:
     model = prepare_model(tiny.trained_model(), ONE.device, config.channels_last)
-    step = build_step(model, model, config, torch.float32)
+    step = task_of(config).step(model, model, config, torch.float32)
     assert isinstance(step, StudentStep)
     return model, step
 
@@ -396,7 +397,7 @@ def test_two_processes_equal_one(
     )
     bad_call = 5  # of the second loss of the third step, `unlabeled`
     runs.poison(monkeypatch, [bad_call])
-    train.train(config, ONE)
+    train(config, ONE)
     two = dataclasses.replace(config, out=str(tmp_path / "two"))
     error = runs.torchrun(two, 2, TINY_POISON=f"1 {bad_call}").stderr
     for rank in range(2):
@@ -424,7 +425,7 @@ def test_bad_step_names_the_samples_of_both_streams(
 ) -> None:
     config = student_config(shards, photos, teacher, tmp_path / "run", steps=3)
     runs.poison(monkeypatch, [3])  # the second loss of the second step: unlabeled
-    train.train(config, ONE)
+    train(config, ONE)
     lines = runs.metrics(tmp_path / "run")
     assert [line["loss"] is None for line in lines] == [False, True, False]
     assert lines[1]["labeled"] is not None
@@ -440,8 +441,8 @@ def test_offline_labels(
     config = student_config(shards, photos, teacher, tmp_path / "run", steps=2)
     offline = with_section(config, teacher="")
     with pytest.raises(ShardError, match=r"unlabeled\.path: .*dafast label.*unlabeled\.teacher"):
-        train.train(offline, ONE)
-    train.train(with_section(offline, path=str(shards)), ONE)
+        train(offline, ONE)
+    train(with_section(offline, path=str(shards)), ONE)
     assert all(line["unlabeled"] > 0 for line in runs.metrics(tmp_path / "run"))
     assert "2 labeled and 4 unlabeled" in capsys.readouterr().out
 
@@ -454,16 +455,16 @@ def test_mistakes_are_named(shards: Path, photos: Path, teacher: str, tmp_path: 
         ({"align": "nano"}, r"unlabeled\.align: "),
     ):
         with pytest.raises(ConfigError, match=message):
-            train.train(with_section(config, **changes), ONE)
+            train(with_section(config, **changes), ONE)
     with pytest.raises(ShardError, match=r"set unlabeled\.path to"):
-        train.train(with_section(config, path=str(tmp_path / "nope")), ONE)
+        train(with_section(config, path=str(tmp_path / "nope")), ONE)
 
 
 def test_length_is_one_pass_over_the_unlabeled_images(
     shards: Path, photos: Path, teacher: str, tmp_path: Path
 ) -> None:
     config = student_config(shards, photos, teacher, tmp_path / "run", steps=0, epochs=1.0)
-    train.train(config, ONE)
+    train(config, ONE)
     assert len(runs.metrics(tmp_path / "run")) == 24 // 4
     newest = list_checkpoints(checkpoint_folder(config.out))[0]
     assert torch.load(newest, weights_only=True)["unlabeled_position"] == 24

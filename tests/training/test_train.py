@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 import torch
 
-import train
 from dafast import runtime
 from dafast.data.shards import ShardError
 from dafast.data.transforms import AugmentConfig
@@ -25,8 +24,10 @@ from dafast.training.config import (
     TrainConfig,
     UnlabeledSection,
 )
+from dafast.training.loop import train
 from dafast.training.resume import changed_settings
-from dafast.training.state import CheckpointError, checkpoint_folder, list_checkpoints
+from dafast.training.run import TooManyBadStepsError
+from dafast.training.state import TrainingStateError, checkpoint_folder, list_checkpoints
 from tests.training import tiny
 from tests.training.runs import (
     assert_same_weights,
@@ -74,7 +75,7 @@ def test_resume_after_kill_is_exact(shards: Path, tmp_path: Path, seed: int) -> 
 def test_two_processes_equal_one(shards: Path, tmp_path: Path, seed: int) -> None:
     # From weights that have learned something: an untrained model's prediction is so flat that the
     # division by its deviation blows rounding up within a few steps.
-    train.train(tiny_config(shards, tmp_path / "start", seed=seed, steps=60), ONE)
+    train(tiny_config(shards, tmp_path / "start", seed=seed, steps=60), ONE)
     config = tiny_config(
         shards,
         tmp_path / "one",
@@ -85,7 +86,7 @@ def test_two_processes_equal_one(shards: Path, tmp_path: Path, seed: int) -> Non
         checkpoint_every=0,
         optim=OptimSection(encoder_lr=1e-4, decoder_lr=1e-4),
     )
-    train.train(config, ONE)
+    train(config, ONE)
     two = dataclasses.replace(config, out=str(tmp_path / "two"))
     torchrun(two, 2)
     one, both = metrics(tmp_path / "one"), metrics(tmp_path / "two")
@@ -101,11 +102,11 @@ def test_two_processes_equal_one(shards: Path, tmp_path: Path, seed: int) -> Non
 
 def test_workers_change_nothing(shards: Path, tmp_path: Path, seed: int) -> None:
     config = tiny_config(shards, tmp_path / "a", seed=seed, steps=4, checkpoint_every=0)
-    train.train(config, ONE)
+    train(config, ONE)
     other = dataclasses.replace(
         config, out=str(tmp_path / "b"), data=dataclasses.replace(config.data, workers=2)
     )
-    train.train(other, ONE)
+    train(other, ONE)
     assert tiny.losses(tmp_path / "a") == tiny.losses(tmp_path / "b")
 
 
@@ -113,11 +114,11 @@ def test_truncated_checkpoint_falls_back(
     shards: Path, tmp_path: Path, seed: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = tiny_config(shards, tmp_path / "run", seed=seed)
-    train.train(config, ONE)
+    train(config, ONE)
     before = tiny.losses(tmp_path / "run")
     newest, second = list_checkpoints(checkpoint_folder(config.out))[:2]
     os.truncate(newest, newest.stat().st_size // 2)
-    train.train(config, ONE)
+    train(config, ONE)
     assert newest.name in caplog.text
     assert "truncated" in caplog.text
     assert tiny.losses(tmp_path / "run") == before
@@ -125,7 +126,7 @@ def test_truncated_checkpoint_falls_back(
 
 
 def test_keeps_the_last_checkpoints(shards: Path, tmp_path: Path) -> None:
-    train.train(tiny_config(shards, tmp_path / "run", keep=2), ONE)
+    train(tiny_config(shards, tmp_path / "run", keep=2), ONE)
     names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
     assert names == [
         *("step-00000008.pt", "step-00000008.pt.sha256"),
@@ -136,7 +137,7 @@ def test_keeps_the_last_checkpoints(shards: Path, tmp_path: Path) -> None:
 def test_infer_shows_pictures_as_large_as_training_did(shards: Path, tmp_path: Path) -> None:
     config = tiny_config(shards, tmp_path / "run", steps=1, checkpoint_every=0)
     data = dataclasses.replace(config.data, shapes=((56, 84), (42, 42)))
-    train.train(dataclasses.replace(config, data=data), ONE)
+    train(dataclasses.replace(config, data=data), ONE)
     exported = DepthAnything.from_pretrained(tmp_path / "run/export", device="cpu")
     assert exported.config.image_size == 56
 
@@ -150,7 +151,7 @@ def test_bad_step_is_skipped_and_named(
 ) -> None:
     config = tiny_config(shards, tmp_path / "run", seed=seed, steps=5, ema=0.0)
     poison(monkeypatch, [2])
-    train.train(config, ONE)
+    train(config, ONE)
     values = tiny.losses(tmp_path / "run")
     assert values[3] is None
     assert all(value is not None for step, value in values.items() if step != 3)
@@ -166,29 +167,29 @@ def test_too_many_bad_steps_stop_the_run(
 ) -> None:
     poison(monkeypatch, range(2, 1000))
     config = tiny_config(shards, tmp_path / "run", steps=20, max_bad_steps=3)
-    with pytest.raises(train.TooManyBadStepsError, match="4 steps in a row"):
-        train.train(config, ONE)
+    with pytest.raises(TooManyBadStepsError, match="4 steps in a row"):
+        train(config, ONE)
 
 
 def test_resume_none_refuses_a_used_folder(shards: Path, tmp_path: Path) -> None:
     config = tiny_config(shards, tmp_path / "run", steps=1)
-    train.train(config, ONE)
+    train(config, ONE)
     with pytest.raises(ConfigError, match="resume"):
-        train.train(dataclasses.replace(config, resume="none"), ONE)
+        train(dataclasses.replace(config, resume="none"), ONE)
 
 
 def test_evaluation_and_start_from_weights(shards: Path, tmp_path: Path, seed: int) -> None:
     config = tiny_config(shards, tmp_path / "a", steps=2, seed=seed)
     data = dataclasses.replace(config.data, eval_path=str(shards), eval_samples=5)
-    train.train(dataclasses.replace(config, data=data, eval_every=1), ONE)
+    train(dataclasses.replace(config, data=data, eval_every=1), ONE)
     text = (tmp_path / "a" / "metrics.jsonl").read_text()
     assert text.count("eval/loss") == 2
     assert text.count("eval/plane_abs_rel") == 2
     warm = ModelSection(preset="tiny", init=str(tmp_path / "a" / "export"))
-    train.train(dataclasses.replace(config, out=str(tmp_path / "b"), model=warm), ONE)
+    train(dataclasses.replace(config, out=str(tmp_path / "b"), model=warm), ONE)
     wrong = ModelSection(preset="nano", init=str(tmp_path / "a" / "export"))
     with pytest.raises(ConfigError, match="embed_dim"):
-        train.train(dataclasses.replace(config, out=str(tmp_path / "c"), model=wrong), ONE)
+        train(dataclasses.replace(config, out=str(tmp_path / "c"), model=wrong), ONE)
 
 
 @pytest.mark.parametrize("bfloat16", [False, True])
@@ -202,7 +203,7 @@ def test_auto_precision_is_that_of_inference(
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"bf16": bfloat16})
     runtime.cpu_has_bfloat16.cache_clear()
     try:
-        train.train(tiny_config(shards, tmp_path / "run", steps=1), ONE)
+        train(tiny_config(shards, tmp_path / "run", steps=1), ONE)
     finally:
         runtime.cpu_has_bfloat16.cache_clear()
     dtype = "bfloat16" if bfloat16 else "float32"
@@ -213,19 +214,19 @@ def test_what_a_user_can_mend_is_an_error_with_its_name(shards: Path, tmp_path: 
     config = tiny_config(shards, tmp_path / "run", steps=1)
     absent = ModelSection(preset="tiny", init=str(tmp_path / "absent.pth"))
     with pytest.raises(ConfigError, match=r"model\.init: .*absent\.pth"):
-        train.train(dataclasses.replace(config, model=absent), ONE)
+        train(dataclasses.replace(config, model=absent), ONE)
     with pytest.raises(ConfigError, match="batch_size 4 does not divide by 3"):
-        train.train(config, World(0, 3, torch.device("cpu")))
+        train(config, World(0, 3, torch.device("cpu")))
     for key in ("path", "eval_path"):
         data = dataclasses.replace(config.data, **{key: str(tmp_path / "nope")})
         with pytest.raises(ShardError, match=rf"set data\.{key} to"):
-            train.train(dataclasses.replace(config, data=data), ONE)
+            train(dataclasses.replace(config, data=data), ONE)
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match="out: cannot make"):
-        train.train(dataclasses.replace(config, out=str(tmp_path / "file" / "run")), ONE)
-    train.train(config, ONE)
-    with pytest.raises(CheckpointError, match=r"another model \(model\.preset: tiny -> nano\)"):
-        train.train(dataclasses.replace(config, model=ModelSection(preset="nano")), ONE)
+    with pytest.raises(ConfigError, match="out: cannot create"):
+        train(dataclasses.replace(config, out=str(tmp_path / "file" / "run")), ONE)
+    train(config, ONE)
+    with pytest.raises(TrainingStateError, match=r"another model \(model\.preset: tiny -> nano\)"):
+        train(dataclasses.replace(config, model=ModelSection(preset="nano")), ONE)
 
 
 def test_weights_that_differ_in_their_heads_alone_are_refused(
@@ -236,7 +237,7 @@ def test_weights_that_differ_in_their_heads_alone_are_refused(
     monkeypatch.setitem(tiny.PRESETS, "two", two)
     model = ModelSection(preset="two", init=str(tmp_path / "init"))
     with pytest.raises(ConfigError, match="has num_heads = 1"):
-        train.train(tiny_config(shards, tmp_path / "run", model=model), ONE)
+        train(tiny_config(shards, tmp_path / "run", model=model), ONE)
 
 
 def test_settings_that_a_checkpoint_does_not_know_have_their_defaults() -> None:
@@ -255,6 +256,6 @@ def test_learns(shards: Path, tmp_path: Path, seed: int) -> None:
     config = tiny_config(
         shards, tmp_path / "run", steps=60, seed=seed, augment=AugmentConfig(), checkpoint_every=0
     )
-    train.train(config, ONE)
+    train(config, ONE)
     values = [v for v in tiny.losses(tmp_path / "run").values() if v is not None]
     assert sum(values[-10:]) < 0.8 * sum(values[:10])

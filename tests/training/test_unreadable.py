@@ -9,16 +9,12 @@ from typing import Any
 
 import pytest
 
-import train
 from dafast.data import shards as shards_module
 from dafast.data.shards import SampleError, ShardDataset, ShardError
+from dafast.training.data import TrainingData
+from dafast.training.loop import train
 from dafast.training.resume import changed_data, data_state
-from dafast.training.state import (
-    checkpoint_folder,
-    list_checkpoints,
-    load_checkpoint,
-    load_newest,
-)
+from dafast.training.state import checkpoint_folder, list_checkpoints, load_checkpoint, load_newest
 from dafast.training.unreadable import Unreadable
 from tests.training import runs, tiny
 from tests.training.runs import ONE, student_config, tiny_config
@@ -123,7 +119,7 @@ def test_damaged_labels_among_many_unlabeled(
     # The data set itself counts what one process reads of it; here the run's count is meant.
     monkeypatch.setattr(shards_module, "check_bad_share", lambda *args: None)
     with pytest.raises(ShardError, match=r"of 8 samples cannot be read"):
-        train.train(config, ONE)
+        train(config, ONE)
     kept = list_checkpoints(checkpoint_folder(config.out))  # of the steps that were done
     assert kept
     assert max(tiny.losses(tmp_path / "run")) == int(kept[0].stem.removeprefix("step-"))
@@ -140,7 +136,7 @@ def test_a_checkpoint_knows_them(tmp_path: Path, learned: str, seed: int) -> Non
         data=dataclasses.replace(config.data, max_bad_fraction=0.5),
         unlabeled=dataclasses.replace(config.unlabeled, path=str(unlabeled)),
     )
-    train.train(config, ONE)
+    train(config, ONE)
     found = load_newest(checkpoint_folder(config.out))
     assert found is not None
     state = found[1]["bad_samples"]
@@ -154,11 +150,11 @@ def test_data_that_changed_are_named(
 ) -> None:
     shards = tiny.write_shards(tmp_path / "shards", 2, 6, seed)
     config = tiny_config(shards, tmp_path / "run", seed=seed, steps=2)
-    train.train(config, ONE)
-    train.train(dataclasses.replace(config, steps=3), ONE)
+    train(config, ONE)
+    train(dataclasses.replace(config, steps=3), ONE)
     assert "data.path" not in capsys.readouterr().out
     tiny.write_shards(shards, 3, 6, seed)
-    train.train(dataclasses.replace(config, steps=4), ONE)
+    train(dataclasses.replace(config, steps=4), ONE)
     assert "data.path: 12 samples -> 18; their order is new" in capsys.readouterr().out
     path = checkpoint_folder(config.out) / "step-00000004.pt"
     assert load_checkpoint(path)["data"]["data.path"]["samples"] == 18
@@ -166,7 +162,7 @@ def test_data_that_changed_are_named(
 
 def test_data_that_moved_are_the_same(tmp_path: Path, seed: int) -> None:
     def opened(folder: Path) -> Any:
-        return train.open_data(tiny_config(folder, tmp_path / "run", seed=seed))
+        return TrainingData.open(tiny_config(folder, tmp_path / "run", seed=seed))
 
     first = tiny.write_shards(tmp_path / "a", 2, 3, seed)
     before = data_state(opened(first))
@@ -179,9 +175,9 @@ def test_data_that_moved_are_the_same(tmp_path: Path, seed: int) -> None:
 def test_what_a_killed_process_left_half_written_goes(tmp_path: Path, seed: int) -> None:
     shards = tiny.write_shards(tmp_path / "shards", 1, 6, seed)
     config = tiny_config(shards, tmp_path / "run", seed=seed, steps=1)
-    left = checkpoint_folder(config.out) / "step-00000001.tmp4711"
+    left = checkpoint_folder(config.out) / f".{'0' * 32}.part"
     left.parent.mkdir(parents=True)
     left.write_bytes(b"half of it")
-    train.train(config, ONE)
+    train(config, ONE)
     assert not left.exists()
     assert (left.parent / "step-00000001.pt").exists()

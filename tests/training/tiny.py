@@ -134,7 +134,8 @@ def poisoned_loss(bad_calls: Container[int]) -> Callable[..., torch.Tensor]:
 
 
 if __name__ == "__main__":
-    import train
+    from dafast.cli import main
+    from dafast.training.progress import RunLog
 
     # "RANK CALL": the loss of one call in one process alone is NaN.
     if poison := os.environ.get("TINY_POISON"):
@@ -144,14 +145,14 @@ if __name__ == "__main__":
     # "RANK STEP": one process is killed after a step, unless it has been started again.
     if (kill := os.environ.get("TINY_KILL")) and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
         rank, last = kill.split()
-        original = train.RunLog.step
+        original = RunLog.step
 
         def step_and_die(self: Any, step: int, *args: Any) -> None:
             original(self, step, *args)
             if os.environ["RANK"] == rank and step == int(last):
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        train.RunLog.step = step_and_die
+        RunLog.step = step_and_die
     # The data sets do not count what they cannot read; only the run does.
     if os.environ.get("TINY_LENIENT"):
         from dafast.data import shards as shards_module
@@ -162,7 +163,7 @@ if __name__ == "__main__":
         from dafast.data import remote
 
         remote.WAITS = (0.0, 0.0)
-        whole_step = train.RunLog.step
+        whole_step = RunLog.step
 
         def step_and_lose(self: Any, step: int, *args: Any) -> None:
             whole_step(self, step, *args)
@@ -170,5 +171,5 @@ if __name__ == "__main__":
                 for path in Path(os.environ["TINY_SHARDS"]).iterdir():
                     os.truncate(path, 0)
 
-        train.RunLog.step = step_and_lose
-    train.main()
+        RunLog.step = step_and_lose
+    sys.exit(main(["train", *sys.argv[1:]]))

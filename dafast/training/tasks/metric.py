@@ -1,4 +1,4 @@
-"""Fine-tuning to depth in metres: what is trained, its step, its evaluation.
+"""Depth in metres: what is trained, its step, its evaluation.
 
 Depth Anything, section 4.3: the encoder and decoder of a relative model with ZoeDepth's bins, all
 of it trained with the SILog loss. Batches hold disparity in 1/metre, as the shards do.
@@ -6,23 +6,26 @@ of it trained with the SILog loss. Batches hold disparity in 1/metre, as the sha
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from dafast.config import PRESETS, ModelConfig
-from dafast.data.shards import SampleError, ShardDataset
+from dafast.data.shards import ShardDataset
+from dafast.distributed import World
 from dafast.evaluation.metrics import depth_errors
 from dafast.losses import SILogLoss
 from dafast.models.depth_anything import DepthAnything
 from dafast.profiling import annotate
-from dafast.training.config import ConfigError, MetricSection, TrainConfig, image_size
-from dafast.training.data import Batch
-from dafast.training.steps import LabeledStep, autocast, build_model, prepare_model
+from dafast.training.config import MetricSection, TrainConfig
+from dafast.training.data import Batch, TrainingData
+from dafast.training.own_pictures import pack_lists
+from dafast.training.starts import build_model, prepare_model
+from dafast.training.task import Step, Task, autocast, depth_problems
+from dafast.training.units import check_metres, valid_labels
 
 _OUTPUT = "depth_head.scratch.output_conv2.2."  # the decoder's last convolution
 
@@ -30,8 +33,8 @@ _OUTPUT = "depth_head.scratch.output_conv2.2."  # the decoder's last convolution
 def metric_config(config: TrainConfig) -> ModelConfig:
     """The network that a run trains: the preset's, with an output in metres.
 
-    `infer` will show it pictures as large as training did: the size of things in a picture tells
-    how far they are, so that another size would give other depths.
+    Its `image_size` is that of training: the size of things in a picture tells how far they are, so
+    that pictures of another size would get other depths from `infer`.
     """
     preset, section = PRESETS[config.model.preset], config.metric
     return dataclasses.replace(
@@ -39,7 +42,7 @@ def metric_config(config: TrainConfig) -> ModelConfig:
         name=preset.name if preset.is_metric else f"{preset.name}-metric",
         max_depth=section.max_depth,
         bin_centers="" if section.head == "sigmoid" else section.head,
-        image_size=image_size(config),
+        image_size=config.data.image_size,
         output_align_corners=True,
         hub_id="",
         hub_file="",
@@ -49,8 +52,8 @@ def metric_config(config: TrainConfig) -> ModelConfig:
 def build_metric_model(config: TrainConfig, device: torch.device) -> DepthAnything:
     """Builds the model from what `config.model` says it starts from, relative or metric.
 
-    What the start has no weights for, or such as mean something else, starts random: the bins of a
-    relative model, and the decoder's last convolution where one of the two ends in a sigmoid.
+    Weights that the start lacks, or that mean something else there, start random: the bins of a
+    relative model, and the decoder's last convolution where only one of the two ends in a sigmoid.
     """
     start = build_model(config.model, torch.device("cpu"), channels_last=False)
     model = DepthAnything(metric_config(config))
@@ -69,73 +72,37 @@ def build_metric_model(config: TrainConfig, device: torch.device) -> DepthAnythi
     trained = dict(start.named_parameters())
     for name, parameter in model.named_parameters():
         if name in trained and not trained[name].requires_grad:
-            parameter.requires_grad_(False)  # frozen, as `config.model` asks
+            parameter.requires_grad_(False)  # frozen by `config.model`
     return model
 
 
-def valid_labels(disparity: Tensor, mask: Tensor, section: MetricSection) -> tuple[Tensor, Tensor]:
-    """Depth in metres of disparity in 1/metre, and where it counts; sky has none."""
-    depth = 1.0 / disparity
-    return depth, mask & (depth > section.min_depth) & (depth < section.max_depth)
-
-
-def check_metres(data: ShardDataset, section: MetricSection, key: str) -> None:
-    """Looks whether labels can be metres, at 64 samples evenly spread over the set.
-
-    None may say that it is in another unit (`ShardDataset.unit`), and one has to have a depth that
-    counts.
-
-    Args:
-        data: With physical labels.
-        section: The range of depths that count.
-        key: The setting that the data is from, for messages.
-
-    Raises:
-        ConfigError: If the labels are no metres.
-    """
-    count = min(len(data), 64)
-    chosen = [int(i) for i in np.linspace(0, len(data) - 1, count).round()]
-    for index in chosen:
-        with contextlib.suppress(SampleError):  # named when it is read
-            if data.unit(index) not in ("", "1/metre"):
-                raise ConfigError(
-                    f"{key}: the label of {data.name(index)} is not in metres but "
-                    f"{data.unit(index)}, as those of a teacher are (`dafast label`) and of data "
-                    "sets that know no metres. Name shards of measured depth, or leave out "
-                    "metric.max_depth to learn relative disparity"
-                )
-    for index in chosen:
-        sample = data[index]
-        disparity, mask = torch.from_numpy(sample.disparity), torch.from_numpy(sample.mask)
-        if valid_labels(disparity, mask, section)[1].any():
-            return
-    raise ConfigError(
-        f"{key}: of {count} samples none has a depth between metric.min_depth and max_depth "
-        f"({section.min_depth:g} to {section.max_depth:g} metres); are the labels in another unit? "
-        "A list has the column `scale` for that"
-    )
-
-
-class MetricStep(LabeledStep):
+class MetricStep(Step):
     """Loss of a batch of images with depth in metres: change colours, predict, compare.
 
     The loss takes the valid pixels of a process's batch together, as published; so it depends a
-    little on how many processes share the batch. In how many pieces (`accumulate`) changes nothing:
-    before the first is learned from all are predicted once without a gradient, for the sums over
-    pixels that the loss of the whole is a function of.
+    little on how many processes share the batch. The number of pieces (`accumulate`) changes
+    nothing: before the first is learned from, all are predicted once without a gradient, for the
+    sums over pixels that the loss of the whole step is a function of.
+
+    Args:
+        network: What predicts (the model, or what wraps it: DDP, torch.compile).
+        model: The model itself.
+        config: The run.
+        dtype: Of autocast.
     """
 
     def __init__(
         self, network: nn.Module, model: DepthAnything, config: TrainConfig, dtype: torch.dtype
     ) -> None:
-        super().__init__(network, model, config, dtype)
+        mean, std = model.config.mean, model.config.std
+        super().__init__(network, config.augment, model.device, dtype, mean, std)
         self.section = config.metric
         self.silog = SILogLoss(config.metric.beta)
         self.pieces, self.whole = 1, torch.empty(0)  # of the step: how many, their sums
 
     @torch.no_grad()
     def begin(self, batches: Sequence[Batch]) -> list[float]:
-        """Predicts all pieces where there are several, for the loss of the whole."""
+        """Predicts all pieces where there are several, for the loss of the whole step."""
         self.pieces = len(batches)
         if self.pieces > 1:
             self.whole = torch.stack(
@@ -155,8 +122,8 @@ class MetricStep(LabeledStep):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Returns the parts of the loss by name; `loss` is their total.
 
-        Of a piece of a step the loss is that of the whole step, and its gradient so much of the
-        whole one's as goes through this piece, times the number of pieces: their mean is the step.
+        The loss of a piece is that of the whole step; its gradient is the part that goes through
+        this piece, times the number of pieces: the mean over the pieces is the step's gradient.
         """
         compared = self._compared(batch)
         if self.pieces == 1:
@@ -173,11 +140,10 @@ def metric_evaluation(
     """Evaluates on held-out samples, without alignment: metres are compared with metres.
 
     Args:
-        model: In any mode; it is put back.
+        model: In any mode, which it has again afterwards.
         data: With physical labels, in 1/metre.
         samples: How many, evenly spread; 0 is all.
-        section: The range, the loss's share of the scale, and whether to average over mirror
-            images.
+        section: The range of depths, the loss's beta, and whether to average over mirror images.
 
     Returns:
         `loss` and the metrics of `depth_errors`, means over the images that have a valid label.
@@ -202,3 +168,54 @@ def metric_evaluation(
     if not rows:
         return {"loss": float("nan")}
     return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+
+
+def _check(config: TrainConfig) -> Iterator[str]:
+    section = config.metric
+    if section.min_depth >= section.max_depth:
+        yield f"metric.min_depth must be under metric.max_depth ({section.max_depth})"
+    if config.unlabeled.path:
+        yield "metric.max_depth and unlabeled.path exclude each other: a student learns disparity"
+    if config.gradient_matching:
+        yield "gradient_matching does not work with metric.max_depth"
+    if len({min(shape) for shape in config.data.shapes}) != 1:
+        yield (
+            "data.shapes: with metric.max_depth all need the same shorter side, for the size at "
+            "which a scene is shown is part of what metres mean"
+        )
+    yield from depth_problems(config)
+
+
+def _data(config: TrainConfig, world: World) -> tuple[TrainConfig, TrainingData]:
+    config = pack_lists(config, world)
+    data = TrainingData.open(config, labels="physical")
+    check_metres(data.labeled, config.metric, "data.path")
+    return config, data
+
+
+def _model(config: TrainConfig, data: TrainingData, device: torch.device) -> DepthAnything:
+    return build_metric_model(config, device)
+
+
+def _step(
+    network: nn.Module, model: DepthAnything, config: TrainConfig, dtype: torch.dtype
+) -> Step:
+    return MetricStep(network, model, config, dtype).to(model.device)
+
+
+def _evaluation(config: TrainConfig) -> Callable[[DepthAnything], dict[str, float]]:
+    held_out = ShardDataset(config.data.eval_path, labels="physical", key="data.eval_path")
+    check_metres(held_out, config.metric, "data.eval_path")
+    samples = config.data.eval_samples
+    return lambda model: metric_evaluation(model, held_out, samples, config.metric)
+
+
+def _identity(config: TrainConfig) -> dict[str, str]:
+    return {
+        "model.preset": config.model.preset,
+        "learns": "metres",
+        "metric.head": config.metric.head,
+    }
+
+
+TASK = Task(_check, _data, _model, _step, _evaluation, _identity)

@@ -1,10 +1,10 @@
-"""Training a segmentation model: its data, its step, its look at held-out photos."""
+"""Semantic segmentation: its data, its model, its step, its evaluation."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,19 +14,21 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dafast.data.colours import change_colours, draw_colours
+from dafast.data.colours import draw_colours
 from dafast.data.segmentation import IGNORE, READERS, SegmentationDataset
 from dafast.data.sources import SourceError
-from dafast.data.transforms import AugmentConfig, TrainTransform, sample_generator
+from dafast.data.transforms import TrainTransform, sample_generator
+from dafast.distributed import World
 from dafast.evaluation.segmentation import confusion_matrix, summarize
 from dafast.models.checkpoint import CheckpointError
 from dafast.models.depth_anything import DepthAnything
 from dafast.models.segmentation import SegmentationModel, is_segmentation
 from dafast.models.segmentation_inference import probabilities
 from dafast.profiling import annotate
-from dafast.training.config import ConfigError, TrainConfig, image_size
+from dafast.training.config import ConfigError, TrainConfig
 from dafast.training.data import Request
-from dafast.training.steps import Normalise, autocast, build_model
+from dafast.training.starts import UNUSED_UNIT, build_model
+from dafast.training.task import Step, Task, autocast
 
 logger = logging.getLogger(__name__)
 
@@ -36,10 +38,11 @@ class SegmentationBatch(NamedTuple):
 
     Attributes:
         image: (B, 3, H, W) uint8; colours are changed, and values normalised, on the device.
-        colours: (B, DRAWS) float64, what decides over the colours (`dafast.data.colours`).
+        colours: (B, DRAWS) float64, numbers that determine the colours (`dafast.data.colours`).
         classes: (B, H, W) uint8, class indices or `IGNORE`.
         keys: Names of the samples, for messages.
         skipped: Samples that could not be read: "key: reason".
+        unlabeled_skipped: Always empty.
     """
 
     image: Tensor
@@ -47,6 +50,7 @@ class SegmentationBatch(NamedTuple):
     classes: Tensor
     keys: list[str]
     skipped: list[str]
+    unlabeled_skipped: Sequence[str] = ()
 
 
 class SegmentationItem(NamedTuple):
@@ -84,7 +88,7 @@ class SegmentationTrainingData:
     unlabeled = None
 
     def __init__(self, samples: SegmentationDataset, transform: TrainTransform, seed: int) -> None:
-        self.shards, self.transform, self.seed = samples, transform, seed
+        self.labeled, self.transform, self.seed = samples, transform, seed
 
     @classmethod
     def open(cls, config: TrainConfig) -> SegmentationTrainingData:
@@ -97,20 +101,15 @@ class SegmentationTrainingData:
         samples.max_bad_fraction = config.data.max_bad_fraction
         return cls(samples, TrainTransform(config.augment), config.seed)
 
-    @property
-    def size(self) -> int:
-        """Number of samples."""
-        return len(self.shards)
-
     @annotate("sample")
     def __getitem__(self, request: Request) -> SegmentationItem:
-        sample = self.shards[request.sample]
+        sample = self.labeled[request.sample]
         rng = sample_generator(self.seed, request.position)
         counted = sample.classes != IGNORE
         image, classes, counted = self.transform(
             sample.image, sample.classes, counted, request.shape, rng
         )
-        # What lies outside of the photo, where a transform shows that, does not count either.
+        # What lies outside the photo, where a transform shows that, does not count either.
         classes = np.where(counted, classes, IGNORE).astype(np.uint8)
         return SegmentationItem(sample.key, sample.skipped, image, draw_colours(rng), classes)
 
@@ -132,10 +131,10 @@ def open_samples(
 def build_segmentation_model(
     classes: tuple[str, ...], config: TrainConfig, device: torch.device
 ) -> SegmentationModel:
-    """Puts the head that a configuration names on the encoder that it names, ready to be trained.
+    """Puts the configured head on the configured encoder, ready to be trained.
 
-    `model.init` may be a segmentation model: then the head starts from its own where it is of the
-    same kind and the classes are the same, else random.
+    `model.init` may be a segmentation model: the head then starts from its head where kind and
+    classes are the same, else random.
 
     Raises:
         ConfigError: If it cannot start from that.
@@ -151,7 +150,7 @@ def build_segmentation_model(
         start = DepthAnything(trained.config.encoder)
         start.pretrained = trained.pretrained
     depth = build_model(config.model, device, config.channels_last, start)
-    depth.config = dataclasses.replace(depth.config, image_size=image_size(config))
+    depth.config = dataclasses.replace(depth.config, image_size=config.data.image_size)
     model = SegmentationModel.from_depth(depth, classes, config.segmentation.head)
     if trained is not None:
         if (trained.config.head, trained.config.classes) == (model.config.head, tuple(classes)):
@@ -162,9 +161,8 @@ def build_segmentation_model(
                 config.model.init,
             )
     if config.segmentation.head == "dpt":
-        # As of the depth decoder: it has weights and never a gradient, which DDP would wait for.
-        unused = "head.scratch.refinenet4.resConfUnit1"
-        model.get_submodule(unused).requires_grad_(False)
+        # As in the depth decoder: it has weights and never a gradient, which DDP would wait for.
+        model.head.get_submodule(UNUSED_UNIT).requires_grad_(False)
     if config.channels_last:
         model.head.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if dist.is_initialized() and model.device.type == "cuda":
@@ -172,35 +170,27 @@ def build_segmentation_model(
     return model.train()
 
 
-class SegmentationStep(nn.Module):
-    """Loss of a batch: change colours, normalise, predict, cross entropy of what counts.
+class SegmentationStep(Step):
+    """Loss of a batch: change colours, normalise, predict, cross entropy of the pixels that count.
 
     Args:
         network: What predicts (the model, or what wraps it: DDP, torch.compile).
         model: The model itself.
-        augment: How colours are changed.
+        config: The run.
         dtype: Of autocast.
     """
 
     def __init__(
-        self,
-        network: nn.Module,
-        model: SegmentationModel,
-        augment: AugmentConfig,
-        dtype: torch.dtype,
+        self, network: nn.Module, model: SegmentationModel, config: TrainConfig, dtype: torch.dtype
     ) -> None:
-        super().__init__()
-        self.augment = augment
-        self.network, self.dtype, self.device = network, dtype, model.device
         encoder = model.config.encoder
-        self.normalise = Normalise(encoder.mean, encoder.std)
+        super().__init__(network, config.augment, model.device, dtype, encoder.mean, encoder.std)
 
     def begin(self, batches: Sequence[SegmentationBatch]) -> list[float]:
-        """The share of each piece of a step in its loss: that of the pixels that count.
+        """The weight of each piece in the loss of a step: its fraction of the pixels that count.
 
         So the loss is the mean over the pixels of the whole step, in all pieces and processes (of
-        which the mean will be taken). BatchNorm normalises by the statistics of a piece all the
-        same.
+        which the mean will be taken). BatchNorm still normalises by the statistics of a piece.
         """
         counts = [int((batch.classes != IGNORE).sum()) for batch in batches]
         total, processes = torch.tensor([float(sum(counts))], device=self.device), 1
@@ -211,13 +201,12 @@ class SegmentationStep(nn.Module):
 
     @annotate("segmentation_step")
     def forward(self, batch: SegmentationBatch) -> dict[str, Tensor]:
-        """Returns `loss`, and the share of the pixels that are right as `accuracy`.
+        """Returns `loss`, and the fraction of correct pixels as `accuracy`.
 
         A batch in which no pixel counts gives 0 and no gradient.
         """
-        image = batch.image.to(self.device, non_blocking=True)
-        image = self.normalise(change_colours(image, self.augment, batch.colours))
-        truth = batch.classes.to(self.device, non_blocking=True).long()
+        image = self.seen(batch)
+        truth = self.to_device(batch.classes)[0].long()
         with autocast(self.device, self.dtype):
             logits = self.network(image)
         counted = truth != IGNORE
@@ -230,11 +219,11 @@ class SegmentationStep(nn.Module):
 def open_segmentation_evaluation(
     config: TrainConfig,
 ) -> Callable[[SegmentationModel], dict[str, float]]:
-    """What a run's model is told of held-out photos.
+    """Opens the held-out photos of a run.
 
     Returns:
-        Takes the model and gives `loss` (cross entropy), `miou`, `pixel_accuracy` and
-        `mean_accuracy` of `data.eval_samples` photos of `data.eval_path`, evenly spread.
+        A function of the model that gives `loss` (cross entropy), `miou`, `pixel_accuracy` and
+        `mean_accuracy` on `data.eval_samples` photos of `data.eval_path`, evenly spread.
 
     Raises:
         ConfigError: If they cannot be used.
@@ -258,12 +247,12 @@ def open_segmentation_evaluation(
         losses = []
         for index in chosen:
             sample = samples[index]
-            shares = probabilities(model, torch.from_numpy(sample.image)).cpu()
+            chances = probabilities(model, torch.from_numpy(sample.image)).cpu()
             truth = torch.from_numpy(sample.classes)
-            matrix += confusion_matrix(shares.argmax(0), truth, len(names))
+            matrix += confusion_matrix(chances.argmax(0), truth, len(names))
             if (truth != IGNORE).any():
-                chances = shares.clamp(min=1e-12).log()[None]
-                losses.append(float(F.nll_loss(chances, truth[None].long(), ignore_index=IGNORE)))
+                logs = chances.clamp(min=1e-12).log()[None]
+                losses.append(float(F.nll_loss(logs, truth[None].long(), ignore_index=IGNORE)))
         model.train(was_training)
         result = summarize(matrix, names, "held-out", model.config.name, len(chosen))
         return {
@@ -274,3 +263,44 @@ def open_segmentation_evaluation(
         }
 
     return evaluate
+
+
+def _check(config: TrainConfig) -> Iterator[str]:
+    if config.metric.max_depth:
+        yield "metric.max_depth and segmentation.data exclude each other: a run learns one of them"
+    if config.unlabeled.path:
+        yield "segmentation.data and unlabeled.path exclude each other: a student learns depth"
+    if config.gradient_matching:
+        yield "gradient_matching does not work with segmentation.data"
+    if config.data.hold_out:
+        yield (
+            "data.hold_out does not divide lists of segmentation.data: name a second list in "
+            "data.eval_path"
+        )
+
+
+def _data(config: TrainConfig, world: World) -> tuple[TrainConfig, SegmentationTrainingData]:
+    return config, SegmentationTrainingData.open(config)  # lists of class maps are read as they are
+
+
+def _model(
+    config: TrainConfig, data: SegmentationTrainingData, device: torch.device
+) -> SegmentationModel:
+    return build_segmentation_model(data.labeled.classes, config, device)
+
+
+def _step(
+    network: nn.Module, model: SegmentationModel, config: TrainConfig, dtype: torch.dtype
+) -> Step:
+    return SegmentationStep(network, model, config, dtype).to(model.device)
+
+
+def _identity(config: TrainConfig) -> dict[str, str]:
+    return {
+        "model.preset": config.model.preset,
+        "learns": "classes",
+        "segmentation.head": config.segmentation.head,
+    }
+
+
+TASK = Task(_check, _data, _model, _step, open_segmentation_evaluation, _identity)
