@@ -33,7 +33,7 @@ def _load() -> tuple[ModuleType | None, str]:
         return None, f"the C++ extension was not built ({HOW_TO_BUILD})"
     try:
         return importlib.import_module("dafast._C"), ""
-    except (ImportError, OSError, RuntimeError) as error:
+    except Exception as error:  # a broken build raises anything
         reason = f"the C++ extension is there but does not load: {error}"
         if "DAFAST_CPU_CAPABILITY" not in str(error):
             # Built against a newer PyTorch than the one that runs, or for another system.
