@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import stat
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -91,7 +92,7 @@ def find_pictures(
                 elif path.is_file():
                     found += [path] * picture
                 elif picture or (recursive and path.is_symlink()):
-                    problems.append((path, _what_is_missing(path)))
+                    problems.append((path, why_no_file(path)))
             except OSError as error:
                 if picture or recursive:
                     problems.append((path, error.strerror or str(error)))
@@ -101,7 +102,7 @@ def find_pictures(
 _LINKED = "a link to a folder, which is not followed; name the folder itself to read it too"
 
 
-def _what_is_missing(path: Path) -> str:
+def why_no_file(path: Path) -> str:
     """Says of a path that is no file what it is instead."""
     if path.is_dir():
         return "is a folder"
@@ -112,7 +113,11 @@ def _what_is_missing(path: Path) -> str:
 
 def is_pipe(path: Path) -> bool:
     """Whether a path names a stream that can be read only once: a pipe, a terminal, ``<(...)``."""
-    return path.is_fifo() or path.is_char_device() or path.is_socket()
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISCHR(mode) or stat.S_ISSOCK(mode)
 
 
 def load_image(path: str | Path) -> np.ndarray:
@@ -134,7 +139,7 @@ def load_image(path: str | Path) -> np.ndarray:
     """
     path = Path(path)
     if not path.is_file() and not is_pipe(path):
-        raise ImageError(f"{path}: {_what_is_missing(path)}")
+        raise ImageError(f"{path}: {why_no_file(path)}")
     try:
         with path.open("rb") as file:
             # Pillow seeks, which a pipe cannot.

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 import dafast
-from dafast.cli import files, main
+from dafast.cli import main, photos
 from dafast.cli.doctor import collect
 from dafast.config import ModelConfig
 from dafast.images import load_image

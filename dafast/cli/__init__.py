@@ -8,30 +8,29 @@ codes: 0 done, 1 something failed, 2 a mistake in the command line, 130 interrup
 from __future__ import annotations
 
 import argparse
-import io
-import os
+import signal
 import sys
 from collections.abc import Sequence
 
 from .._version import __version__
-from . import data, doctor, evaluate, label, run, synth, train
+from ..files import explain
 from ._common import CommandError
+from ._process import interrupted, open_streams, silence, watch_interrupts
 
 DESCRIPTION = "Depth Anything, fast and trainable: depth from one photo."
-
-COMMANDS = (run, doctor, synth, data, label, train, evaluate)
-"""The modules of the commands, in the order of the help text."""
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Returns the parser of the whole command line."""
+    from . import data, doctor, evaluate, label, run, synth, train
+
     parser = argparse.ArgumentParser(prog="dafast", description=DESCRIPTION)
     parser.add_argument("--version", action="version", version=f"dafast {__version__}")
     parser.add_argument(
         "--traceback", action="store_true", help="show the Python traceback of an error"
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in COMMANDS:
+    for command in (run, doctor, synth, data, label, train, evaluate):
         command.add_parser(commands)
     return parser
 
@@ -42,30 +41,50 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: Arguments after the program's name; those of the process by default.
     """
-    args = build_parser().parse_args(argv)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # A file name may not be text that the terminal or the log can show.
-        sys.stdout.reconfigure(errors="backslashreplace")
+    open_streams()
+    args = argparse.Namespace(traceback=False)
     try:
-        code = args.function(args)
+        with watch_interrupts():
+            build_parser().parse_args(argv, args)
+            code = args.function(args)
+            sys.stdout.flush()
+    except BaseException as error:
+        code = _report(error, args.traceback)
+    if argv is None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback from the end of the process
+    return code
+
+
+def _report(error: BaseException, traceback: bool) -> int:
+    """Says why a command ended, and returns its exit code."""
+    if isinstance(error, KeyboardInterrupt) or interrupted():
+        return _say("dafast: interrupted", 130)
+    if isinstance(error, SystemExit):
+        raise error
+    try:
         sys.stdout.flush()
-        return code
-    except KeyboardInterrupt:
-        print("dafast: interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        # The reader of the output has gone (`| head`). Python would complain again on exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as failure:
+        silence(sys.stdout)
+        if isinstance(failure, BrokenPipeError):  # the reader of the output has gone (`| head`)
+            return 1
+        return _say(f"dafast: error: cannot write the output: {failure.strerror}", 1)
+    if isinstance(error, BrokenPipeError):
         return 1
-    except Exception as error:
-        if args.traceback:
-            raise
-        if isinstance(error, CommandError | OSError | ValueError | TypeError):
-            print(f"dafast: error: {error}", file=sys.stderr)
-        else:
-            print(
-                f"dafast: error: {type(error).__name__}: {error}\n"
-                "dafast: `dafast --traceback ...` shows where it came from",
-                file=sys.stderr,
-            )
-        return 1
+    if traceback or not isinstance(error, Exception):
+        raise error
+    text = explain(error)
+    if isinstance(error, CommandError | OSError | ValueError | TypeError | MemoryError):
+        return _say(f"dafast: error: {text}", 1)
+    return _say(
+        f"dafast: error: {type(error).__name__}: {text}\n"
+        "dafast: `dafast --traceback ...` shows where it came from",
+        1,
+    )
+
+
+def _say(text: str, code: int) -> int:
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except OSError:  # a log on a full disk, or a reader that has gone
+        silence(sys.stderr)
+    return code

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 SHOWN = 20
 """Failures listed in a summary; the rest are counted."""
@@ -48,12 +51,19 @@ def depth(text: str) -> float:
 
 
 def add_model(parser: argparse.ArgumentParser, default: str | None = None) -> None:
-    """Adds ``--model``, which is required where there is no default."""
+    """Adds ``--model``, which is required where there is no default, and ``--config``."""
     text = "preset, hub id, file or folder"
     if default is None:
         parser.add_argument("--model", required=True, help=text)
     else:
         parser.add_argument("--model", default=default, help=f"{text} (default: %(default)s)")
+    parser.add_argument(
+        "--config",
+        metavar="NAME|FILE",
+        help="what the weights are, for weights that do not say it: a preset, for example "
+        "v2-metric-hypersim-vits, or a config.json (default: read from the weights' folder and "
+        "names)",
+    )
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
@@ -76,6 +86,18 @@ def add_fit(parser: argparse.ArgumentParser) -> None:
         default="pad",
         choices=("pad", "official"),
         help="how a photo is scaled to the network's input (default: %(default)s)",
+    )
+
+
+def add_max_tokens(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--max-tokens``."""
+    parser.add_argument(
+        "--max-tokens",
+        type=positive,
+        default=8192,
+        metavar="N",
+        help="scale a photo down, with a warning, that would need more tokens than this "
+        "(patches of 14x14 pixels; default: %(default)s)",
     )
 
 
@@ -106,6 +128,35 @@ def add_workers(parser: argparse.ArgumentParser, what: str, default: int | None 
         metavar="N",
         help=f"{what} (default: {per_processor}%(default)s)",
     )
+
+
+def note_or_match(path: Path, what: str, wanted: dict[str, Any]) -> None:
+    """Notes what the results in a folder depend on, or checks that it has not changed.
+
+    Args:
+        path: File of the note: JSON, next to the results.
+        what: The results, for messages.
+        wanted: What they depend on.
+
+    Raises:
+        CommandError: If the results there depend on something else.
+    """
+    from ..data.remote import exists, read_text, write_text
+
+    if not exists(path):
+        # Processes that start together write the same.
+        write_text(path, json.dumps(wanted, indent=2) + "\n")
+        return
+    try:
+        found = dict(json.loads(read_text(path)))
+    except (ValueError, TypeError) as error:
+        raise CommandError(f"{path} cannot be read ({error}): remove it") from error
+    other = [f"{k} {found.get(k)}, not {v}" for k, v in wanted.items() if found.get(k) != v]
+    if other:
+        raise CommandError(
+            f"{path}: the {what} there were made with {'; '.join(other)}. Choose another folder, "
+            "or remove that one"
+        )
 
 
 def name_failures(failures: Sequence[tuple[str, str]], elsewhere: str) -> None:

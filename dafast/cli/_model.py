@@ -2,35 +2,67 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
+import json
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ._common import CommandError
 
 if TYPE_CHECKING:
+    from ..config import ModelConfig
     from ..models import DepthAnything
 
 
-def load_relative_model(name: str, device: str, dtype: str, command: str) -> DepthAnything:
-    """Loads a model whose output is disparity.
+def load_model(args: argparse.Namespace, device: str) -> DepthAnything:
+    """Loads the model of ``--model``, ``--config`` and ``--dtype``."""
+    from ..models import DepthAnything
+
+    config = None if args.config is None else _read_config(args.config)
+    return DepthAnything.from_pretrained(args.model, config=config, device=device, dtype=args.dtype)
+
+
+def _read_config(name: str) -> str | ModelConfig:
+    """What ``--config`` says: a preset, or the configuration in a file.
+
+    Raises:
+        CommandError: If it is neither.
+    """
+    from ..config import PRESETS, ModelConfig
+
+    if name in PRESETS:
+        return name
+    path = Path(name)
+    path = path / "config.json" if path.is_dir() else path
+    if not path.is_file():
+        raise CommandError(
+            f"--config {name}: neither a file nor a preset; the presets are {', '.join(PRESETS)}"
+        )
+    try:
+        return ModelConfig.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise CommandError(f"--config {name}: not the configuration of a model ({error})") from None
+
+
+def load_relative_model(args: argparse.Namespace, command: str) -> DepthAnything:
+    """Loads a model whose output is disparity; under torchrun on the process's own GPU.
 
     Raises:
         CommandError: If the model is metric; ``command`` is named in the message.
     """
-    from ..models import DepthAnything
-
-    model = DepthAnything.from_pretrained(name, device=device, dtype=dtype)
+    model = load_model(args, own_device(args.device))
     if model.config.is_metric:
         raise CommandError(
-            f"{name} predicts depth in metres, and `dafast {command}` handles relative disparity; "
-            "use `model.infer_metric` from Python"
+            f"{args.model} predicts depth in metres, and `dafast {command}` handles relative "
+            "disparity; use `model.infer_metric` from Python"
         )
     return model
 
 
 def own_device(name: str) -> str:
-    """What `--device` says; for `auto` under torchrun, the GPU that is this process's own."""
+    """The device of ``--device``; for ``auto`` under torchrun, this process's own GPU."""
     import torch
 
     local = os.environ.get("LOCAL_RANK")

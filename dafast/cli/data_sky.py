@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 
-from ._common import add_device, add_workers, name_failures, positive
+from ._common import add_device, add_workers, name_failures, note_or_match, positive
 
 DESCRIPTION = "sky.json"
 """File next to the masks of sky that says which network made them."""
@@ -54,7 +54,6 @@ def data_sky(args: argparse.Namespace) -> int:
     from ..data.tars import expand_shards
     from ..runtime import resolve_device, resolve_dtype
     from ._model import own_device
-    from .files import note_or_match
 
     shards = expand_shards(args.shards)
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))

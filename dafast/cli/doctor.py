@@ -4,35 +4,62 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
-import importlib.util
 import json
 import os
 import platform
 import textwrap
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-PACKAGES = (
-    ("torch", ""),
-    ("numpy", ""),
-    ("Pillow", ""),
-    ("safetensors", ""),
-    ("huggingface_hub", ""),
-    ("triton", "extra [triton]"),
-    ("xformers", "extra [xformers]"),
-    ("transformers", "extra [sky]"),
-    ("scikit-image", "extras [synth], [eval]"),
-    ("h5py", "extra [eval]"),
-    ("scipy", "extra [eval]"),
-    ("embreex", "extra [synth]"),
-    ("kornia", "extra [train]"),
-    ("tensorboard", "extra [train]"),
-    ("h5py", "extra [datasets]"),
-    ("OpenEXR", "extra [datasets]"),
-    ("lmdb", "extra [datasets]"),
-    ("fsspec", "extra [remote]"),
-    ("aiohttp", "extra [remote]"),
-    ("universal-pathlib", "extra [remote]"),
+if TYPE_CHECKING:
+    import torch
+
+
+class Package(NamedTuple):
+    """An optional package.
+
+    Attributes:
+        name: Its name for pip.
+        module: What is imported.
+        extras: The extras of dafast that install it.
+        cost: What does not work without it.
+    """
+
+    name: str
+    module: str
+    extras: tuple[str, ...]
+    cost: str
+
+
+REQUIRED = ("torch", "numpy", "Pillow", "safetensors", "huggingface_hub", "tqdm")
+OPTIONAL = (
+    Package("triton", "triton", ("triton",), "the Triton kernels are off: GPUs are slower"),
+    Package("xformers", "xformers", ("xformers",), "no comparison with its attention"),
+    Package("pillow-heif", "pillow_heif", ("heif",), "HEIC and HEIF photos cannot be read"),
+    Package("transformers", "transformers", ("sky",), "no `dafast data sky`"),
+    Package(
+        "scikit-image",
+        "skimage",
+        ("synth", "eval"),
+        "no `dafast synth`, and no picture `motorcycle` of `dafast eval`",
+    ),
+    Package(
+        "h5py",
+        "h5py",
+        ("eval", "datasets"),
+        "no megadepth in `dafast data`; no nyuv2 and hypersim in `dafast eval`",
+    ),
+    Package("scipy", "scipy.io", ("eval",), "no nyuv2, sunrgbd and ibims1 in `dafast eval`"),
+    Package("embreex", "embreex", ("synth",), "no `dafast synth`"),
+    Package("tyro", "tyro", ("train",), "no training"),
+    Package("kornia", "kornia", ("train",), "training cannot change the colours of pictures"),
+    Package("tensorboard", "tensorboard", ("train",), "training writes no TensorBoard files"),
+    Package("OpenEXR", "OpenEXR", ("datasets",), "no irs in `dafast data`"),
+    Package("lmdb", "lmdb", ("datasets",), "no lsun in `dafast data`"),
+    Package("fsspec", "fsspec", ("remote",), "no shards behind URLs"),
+    Package("aiohttp", "aiohttp", ("remote",), "no shards behind http URLs"),
+    Package("universal-pathlib", "upath", ("remote",), "no shards behind URLs"),
+    Package("nvtx", "nvtx", ("profile",), "no ranges in Nsight Systems (DAFAST_NVTX)"),
 )
 
 
@@ -88,13 +115,11 @@ def _backend_states() -> dict[str, tuple[bool, str]]:
     import torch
 
     from ..ops import _extension, _triton
+    from ..optional import why_no_module
 
     gpu = torch.cuda.is_available()
     no_gpu = "PyTorch sees no CUDA GPU here"
-    xformers_why = no_gpu
-    if gpu:
-        xformers_why = "" if importlib.util.find_spec("xformers") else "xformers is not installed"
-    # What the extension lacks is said also where there is no GPU: both may be wanted.
+    # What the extension lacks is reported also where there is no GPU: both may be wanted.
     lacks = [] if gpu else [no_gpu]
     if why := _extension.why_not("cuda"):
         lacks.append(why)
@@ -104,13 +129,21 @@ def _backend_states() -> dict[str, tuple[bool, str]]:
         "cpp": _extension.why_not("cpp"),
         "cuda": "; ".join(lacks),
         "triton": _triton.why_missing(),
-        "xformers": xformers_why,
+        "xformers": why_no_module("xformers.ops") if gpu else no_gpu,
     }
     return {name: (not why, why) for name, why in reasons.items()}
 
 
-def _missing(states: dict[str, tuple[bool, str]], ops: dict[str, list[str]]) -> list[dict]:
-    """Every part that is off, why, and what that costs in plain words."""
+def _part(part: str, why: str, cost: str) -> dict[str, str]:
+    return {"part": part, "why": why, "cost": cost}
+
+
+def _missing_backends(
+    states: dict[str, tuple[bool, str]], ops: dict[str, list[str]]
+) -> list[dict[str, str]]:
+    """The kinds of backends that are off, why, and what that costs in plain words."""
+    from ..ops import _extension
+
     names = {
         "cpp": "C++ extension",
         "cuda": "CUDA kernels",
@@ -129,7 +162,41 @@ def _missing(states: dict[str, tuple[bool, str]], ops: dict[str, list[str]]) -> 
             cost = "slower, with the same results: " + ", ".join(served)
             if "resize_bicubic" in served and backend == "cpp":
                 cost += " (fit='official' takes 0.3 s longer on a 50-megapixel photo)"
-        parts.append({"part": name, "why": why, "cost": cost})
+        parts.append(_part(name, why, cost))
+    # The entries of attention share a kernel.
+    compiled = {op: "flash_attention" if op.startswith("flash_attention") else op for op in ops}
+    stale = [op for op in ops if "cpp" in ops[op] and _extension.why_not("cpp", compiled[op])]
+    if states["cpp"][0] and stale:
+        why = _extension.why_not("cpp", compiled[stale[0]])
+        cost = "slower, with the same results: " + ", ".join(stale)
+        parts.append(_part("parts of the C++ extension", why, cost))
+    return parts
+
+
+def _missing_hardware(device: torch.device, dtype: torch.dtype) -> list[dict[str, str]]:
+    import torch
+
+    parts = []
+    if device.type == "cpu":
+        build = "" if torch.version.cuda or torch.version.hip else " (it is a CPU build)"
+        cost = "photos take longer, and training anything but `nano` is out of reach"
+        parts.append(_part("GPU", f"PyTorch sees none{build}", cost))
+    if dtype == torch.float32:
+        why = f"this {device.type.upper()} has no bfloat16 arithmetic"
+        cost = "the network runs in float32, which is slower and takes more memory"
+        parts.append(_part("bfloat16", why, cost))
+    return parts
+
+
+def _broken_packages() -> list[dict[str, str]]:
+    """Optional packages that are installed and cannot be imported."""
+    from ..optional import why_no_module
+
+    parts = []
+    for package in OPTIONAL:
+        why = why_no_module(package.module)
+        if why and (_version(package.name) or not why.endswith("is not installed")):
+            parts.append(_part(package.name, why, package.cost))
     return parts
 
 
@@ -144,8 +211,7 @@ def _shipped_weights() -> dict[str, Any]:
 
 
 def collect() -> dict[str, Any]:
-    """Returns everything that `doctor` prints, ready for JSON."""
-    import torch
+    """Returns the content of the report, ready for JSON."""
     from huggingface_hub import constants
 
     from .._version import __version__
@@ -154,52 +220,23 @@ def collect() -> dict[str, Any]:
 
     ops = available_backends()
     states = _backend_states()
-    missing = _missing(states, ops)
-    # The entries of attention share a kernel.
-    compiled = {op: "flash_attention" if op.startswith("flash_attention") else op for op in ops}
-    stale = [op for op in ops if "cpp" in ops[op] and _extension.why_not("cpp", compiled[op])]
-    if states["cpp"][0] and stale:
-        missing.append(
-            {
-                "part": "parts of the C++ extension",
-                "why": _extension.why_not("cpp", compiled[stale[0]]),
-                "cost": "slower, with the same results: " + ", ".join(stale),
-            }
-        )
     device = resolve_device("auto")
     dtype = resolve_dtype("auto", device)
-    if device.type == "cpu":
-        missing.append(
-            {
-                "part": "GPU",
-                "why": "PyTorch sees none"
-                + ("" if torch.version.cuda or torch.version.hip else " (it is a CPU build)"),
-                "cost": "photos take longer, and training anything but `nano` is out of reach",
-            }
-        )
-    if dtype == torch.float32:
-        missing.append(
-            {
-                "part": "bfloat16",
-                "why": f"this {device.type.upper()} has no bfloat16 arithmetic",
-                "cost": "the network runs in float32, which is slower and takes more memory",
-            }
-        )
+    missing = _missing_backends(states, ops) + _broken_packages()
+    missing += _missing_hardware(device, dtype)
     weights = _shipped_weights()
     if not weights["present"]:
-        missing.append(
-            {
-                "part": "nano weights",
-                "why": f"not in {weights['folder']}: {', '.join(weights['absent'])}",
-                "cost": "`dafast run` needs a --model that you have or that can be downloaded",
-            }
-        )
+        why = f"not in {weights['folder']}: {', '.join(weights['absent'])}"
+        cost = "`dafast run` needs a --model that you have or that can be downloaded"
+        missing.append(_part("nano weights", why, cost))
     extension = _extension.load()
     return {
         "dafast": __version__,
         "python": platform.python_version(),
         "system": platform.platform(),
-        "packages": {name: _version(name) for name, _ in PACKAGES},
+        "packages": {
+            name: _version(name) for name in (*REQUIRED, *(package.name for package in OPTIONAL))
+        },
         "extension": None
         if extension is None
         else {
@@ -226,16 +263,17 @@ def collect() -> dict[str, Any]:
 
 
 def format_report(report: dict[str, Any]) -> str:
-    """Formats what `collect` found for people."""
-    notes = dict(PACKAGES)
+    """Formats the report of `collect` as text."""
+    extras = {package.name: package.extras for package in OPTIONAL}
     lines = [
         f"dafast {report['dafast']}, Python {report['python']}, {report['system']}",
         "",
         "Packages",
     ]
     for name, version in report["packages"].items():
-        note = f"  ({notes[name]})" if notes[name] else ""
-        lines.append(f"  {name:16} {version or 'not installed'}{note}")
+        of = ", ".join(f"[{extra}]" for extra in extras.get(name, ()))
+        note = f"  (extra {of})" if of else ""
+        lines.append(f"  {name:17} {version or 'not installed'}{note}")
     extension = report["extension"]
     if extension is None:
         built = "missing"
@@ -243,7 +281,7 @@ def format_report(report: dict[str, Any]) -> str:
         cuda = "with" if extension["cuda"] else "without"
         built = f"{extension['compiler']}, torch {extension['torch']}, {cuda} CUDA, "
         built += f"CPU kernels for {extension['cpu_instructions']}"
-    lines += [f"  {'C++ extension':16} {built}", "", "Devices"]
+    lines += [f"  {'C++ extension':17} {built}", "", "Devices"]
     for device in report["devices"]:
         what = [device["name"]]
         if "threads" in device:
@@ -273,7 +311,7 @@ def format_report(report: dict[str, Any]) -> str:
         else "  nano             MISSING"
     )
     hub = report["hub"]
-    offline = "off line (HF_HUB_OFFLINE), " if hub["offline"] else ""
+    offline = "offline (HF_HUB_OFFLINE), " if hub["offline"] else ""
     endpoint = ", another endpoint (HF_ENDPOINT)" if hub["endpoint_changed"] else ""
     lines.append(f"  others           {offline}kept in {hub['cache']}{endpoint}")
     lines += ["", "Missing, and what it costs"]

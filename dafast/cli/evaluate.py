@@ -86,9 +86,9 @@ def evaluate(args: argparse.Namespace) -> int:
     """Runs ``dafast eval``, as one process or under torchrun as one of many."""
     from ..distributed import distributed_session
     from ..evaluation.benchmarks import evaluate as run_benchmarks
-    from ..models import DepthAnything
+    from ..files import write_file
     from ..models.segmentation import is_segmentation
-    from .files import write_atomically
+    from ._model import load_model
 
     if args.json and args.json.is_dir():
         raise CommandError(f"--json {args.json} is a folder; name a file")
@@ -101,7 +101,7 @@ def evaluate(args: argparse.Namespace) -> int:
         device = args.device
         if world.size > 1 and device == "auto":
             device = str(world.device)
-        model = DepthAnything.from_pretrained(args.model, device=device, dtype=args.dtype)
+        model = load_model(args, device)
         results = run_benchmarks(
             model,
             args.data,
@@ -121,5 +121,5 @@ def evaluate(args: argparse.Namespace) -> int:
             entries.append({**entry, **scores})
         text = json.dumps(entries, indent=2) + "\n"
         args.json.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(args.json, lambda file: file.write(text.encode()))
+        write_file(args.json, text)
     return 0

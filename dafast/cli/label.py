@@ -8,7 +8,15 @@ import sys
 import time
 from collections import Counter
 
-from ._common import CommandError, add_device, add_model, add_workers, name_failures, positive
+from ._common import (
+    CommandError,
+    add_device,
+    add_model,
+    add_workers,
+    name_failures,
+    note_or_match,
+    positive,
+)
 
 DESCRIPTION = "labels.json"
 """File next to the labeled shards that says which teacher made them."""
@@ -55,8 +63,7 @@ def label(args: argparse.Namespace) -> int:
     from ..data.remote import is_remote, place_of, plain_name, same_place
     from ..data.tars import expand_shards
     from ..models.inference import MAX_BATCH_TOKENS, check_options, predict_native
-    from ._model import digest_model, load_relative_model, own_device
-    from .files import note_or_match
+    from ._model import digest_model, load_relative_model
 
     shards, out = expand_shards(args.inputs), place_of(args.out)
     twice = [name for name, count in Counter(map(plain_name, shards)).items() if count > 1]
@@ -65,7 +72,7 @@ def label(args: argparse.Namespace) -> int:
     if same_place(out) in {same_place(shard.parent) for shard in shards}:
         raise CommandError(f"--out {out} is the folder of the images; choose another")
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    model = load_relative_model(args.model, own_device(args.device), args.dtype, "label")
+    model = load_relative_model(args, "label")
     tokens = args.batch_tokens or MAX_BATCH_TOKENS
     check_options(model.config, size=args.size, max_batch_tokens=tokens)
     if not is_remote(out):

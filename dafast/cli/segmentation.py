@@ -68,11 +68,11 @@ def evaluate_segmentation(args: argparse.Namespace) -> int:
     from ..distributed import distributed_session
     from ..evaluation.benchmarks import names_of
     from ..evaluation.segmentation import open_segmentation, score
+    from ..files import write_file
     from ..models import SegmentationModel
     from ..models.segmentation_inference import SegmentationOptions
-    from .files import write_atomically
 
-    depth_only = {"--align": args.align, "--cache": args.cache}
+    depth_only = {"--align": args.align, "--cache": args.cache, "--config": args.config}
     depth_only |= {"--protocol": args.protocol != "paper", "--fit": args.fit != "pad"}
     given = [name for name, value in depth_only.items() if value]
     if given:
@@ -103,5 +103,5 @@ def evaluate_segmentation(args: argparse.Namespace) -> int:
     if args.json:
         text = json.dumps([dataclasses.asdict(r) for r in results], indent=2) + "\n"
         args.json.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(args.json, lambda file: file.write(text.encode()))
+        write_file(args.json, text)
     return 0

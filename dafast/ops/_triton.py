@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
+import importlib
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..optional import why_no_module
 from ._dispatch import Backend, Check, tensors_of, transformed
 
 MIN_CAPABILITY = (8, 0)
@@ -19,13 +20,8 @@ MIN_CAPABILITY = (8, 0)
 @functools.cache
 def _import_reason() -> str:
     """Why Triton cannot be imported, an empty string where it can."""
-    if importlib.util.find_spec("triton") is None:
-        return "Triton is not installed; pip install 'dafast[triton]'"
-    try:
-        import triton  # noqa: F401
-    except Exception as error:  # a broken installation raises anything
-        return f"Triton does not import ({type(error).__name__}: {error}); reinstall it"
-    return ""
+    why = why_no_module("triton")
+    return f"{why}; pip install 'dafast[triton]'" if why else ""
 
 
 def _cpu_reason() -> str:

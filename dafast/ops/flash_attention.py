@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..optional import why_no_module
 from . import _extension, _triton
 from ._dispatch import Backend, BackendError, Op, no_backward, wrong_dtype
 from ._kernel_op import KernelOp
@@ -92,11 +93,8 @@ def _xformers_supports(q: Tensor, *_: Any) -> str:
         return f"has no operator for tensors on {q.device}"
     if reason := wrong_dtype(q.dtype):
         return reason
-    try:
-        import xformers.ops  # noqa: F401
-    except (ImportError, OSError) as error:  # OSError: built for another PyTorch
-        return f"xformers does not import ({error}); pip install 'dafast[xformers]'"
-    return ""
+    why = why_no_module("xformers.ops")  # fails where it was built for another PyTorch
+    return f"{why}; pip install 'dafast[xformers]'" if why else ""
 
 
 def _unit_stride(*tensors: Tensor) -> list[Tensor]:

@@ -60,6 +60,7 @@ def plan_geometry(
     multiple: int = 14,
     fit: str = "pad",
     max_tokens: int = MAX_TOKENS,
+    warn: bool = True,
 ) -> Geometry:
     """Works out the sizes without touching a pixel.
 
@@ -79,6 +80,7 @@ def plan_geometry(
         multiple: Patch size in pixels.
         fit: ``"pad"`` or ``"official"``.
         max_tokens: Upper bound on (H / multiple) * (W / multiple) + 1.
+        warn: Whether to log a warning for a photo that is scaled down.
 
     Returns:
         The geometry.
@@ -104,7 +106,7 @@ def plan_geometry(
         # A side at its floor of one patch stays; the other alone gives way.
         longest = (max_tokens - 1) * multiple
         sides = (min(shrunk[0], longest), min(shrunk[1], longest))
-    if wanted > max_tokens:
+    if wanted > max_tokens and warn:
         logger.warning(
             "an image of %dx%d pixels would take %d tokens; scaled down to %d (max_tokens=%d)",
             width,

@@ -1,0 +1,65 @@
+"""The process of a command: its standard streams, and Ctrl-C."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from typing import TextIO
+
+_pressed: list[int] = []
+
+
+def interrupted() -> bool:
+    """Whether Ctrl-C was pressed since the command began, also if a library swallowed it."""
+    return bool(_pressed)
+
+
+@contextlib.contextmanager
+def watch_interrupts() -> Iterator[None]:
+    """Notes Ctrl-C for `interrupted` within the block, and raises `KeyboardInterrupt` as ever."""
+    _pressed.clear()
+    before = signal.getsignal(signal.SIGINT)
+
+    def note(number: int, frame: object) -> None:
+        _pressed.append(number)
+        raise KeyboardInterrupt
+
+    # Leave it to a program that has its own handler, or that ignores it.
+    ours = before is signal.default_int_handler
+    ours = ours and threading.current_thread() is threading.main_thread()
+    if ours:
+        signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, before)
+
+
+def open_streams() -> None:
+    """Opens the standard streams that were closed (``2>&-``), so that output goes nowhere.
+
+    Without that the next file that is opened would take their number, and get what libraries
+    print.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            try:
+                os.fstat(number)
+            except OSError:
+                os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+            setattr(sys, name, open(os.devnull, "r" if number == 0 else "w"))  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A file name may not be text that the terminal or the log can show.
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def silence(stream: TextIO) -> None:
+    """Sends what a stream still holds nowhere: Python would complain again on exit."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
