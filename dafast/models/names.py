@@ -33,7 +33,7 @@ _V1 = re.compile(
     r"|depth-?anything-vi-?t-?[sbl]-?14"
     r"|depth-?anything-(?:small|base|large)-hf"
     r"|depth-?anything-metric-depth-(?:indoor|outdoor)"
-    r"|liheyoung"
+    r"|lihe-?young"
 )
 _METRIC = re.compile(
     r"(?<!geo)(?<!oto)(?<!sym)metric"

@@ -2,18 +2,25 @@
 
 import logging
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.utils.prune
 from safetensors.torch import load_file
 
-from dafast import DepthAnything, files
+from dafast import DepthAnything, SegmentationModel, files
 from dafast.config import PRESETS
 from dafast.models import checkpoint
 from dafast.models.checkpoint import CheckpointError, load_encoder, save_pretrained
 from dafast.models.conversion import ENCODER_LAYOUTS, LAYOUTS, from_official
+from tests.full_disk import limited
 from tests.models.checkpoints import TINY, assert_same, load
 from tests.tolerances import TOLERANCES
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize("layout", ["official", "transformers"])
@@ -107,6 +114,65 @@ def test_a_failed_save_leaves_the_earlier_one(model, tmp_path, monkeypatch):
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
 
 
+def test_a_full_disk_is_one_line_with_the_name_and_leaves_the_earlier_save(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    with limited(100_000), pytest.raises(OSError, match="cannot write") as info:
+        DepthAnything("nano").save_pretrained(tmp_path)
+    assert str(tmp_path) in str(info.value)
+    assert "\n" not in str(info.value)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+def add_lora(module):
+    class LoRA(torch.nn.Module):
+        def __init__(self, base_layer):
+            super().__init__()
+            self.base_layer = base_layer
+            self.lora_A = torch.nn.Linear(base_layer.in_features, 2, bias=False)
+
+    module.mlp.fc1 = LoRA(module.mlp.fc1)
+
+
+def widen(module):
+    module.mlp.fc1 = torch.nn.Linear(module.mlp.fc1.in_features, 8)
+
+
+@pytest.mark.parametrize(
+    ("change", "remedy"),
+    [
+        (lambda block: torch.nn.utils.parametrizations.weight_norm(block.mlp.fc1),
+         "remove_parametrizations"),
+        (lambda block: torch.nn.utils.spectral_norm(block.mlp.fc1), "remove_spectral_norm"),
+        (lambda block: torch.nn.utils.prune.l1_unstructured(block.mlp.fc1, "weight", 0.5),
+         "prune.remove"),
+        (add_lora, "merge"),
+        (widen, "restore the parts"),
+        (lambda block: block.register_buffer("count", torch.zeros(2)), "restore the parts"),
+        (lambda block: delattr(block.mlp, "fc2"), "restore the parts"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("kind", ["depth", "segmentation"])
+def test_weights_that_could_not_be_loaded_again_are_not_saved(
+    model, change, remedy, kind, tmp_path
+):
+    whole = model if kind == "depth" else SegmentationModel.from_depth(model, ["a", "b"])
+    change(whole.pretrained.blocks[1])
+    with pytest.raises(ValueError, match=rf"pretrained\.blocks\.1[\s\S]*{remedy}"):
+        whole.save_pretrained(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_removed_weight_norm_can_be_saved(model, tmp_path):
+    layer = model.pretrained.blocks[1].mlp.fc1
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    torch.nn.utils.parametrizations.weight_norm(layer)
+    torch.nn.utils.parametrize.remove_parametrizations(layer, "weight")
+    model.save_pretrained(tmp_path)
+    after = load(tmp_path).state_dict()
+    assert after.keys() == before.keys()
+
+
 @pytest.mark.parametrize(
     "options",
     [{"layout": "onnx"}, {"dtype": "int8"}, {"max_shard_size": "lots"}, {"max_shard_size": 0}],
@@ -151,6 +217,31 @@ def test_saved_files_have_ordinary_permissions(tmp_path):
     expected = (tmp_path / "plain").stat().st_mode
     for path in (tmp_path / "model").iterdir():
         assert path.stat().st_mode == expected, path.name
+
+
+def test_loading_and_inference_do_not_import_the_compiler():
+    script = """
+import sys
+import numpy as np
+import dafast
+from dafast.models.network import DepthNetwork
+from dafast.runtime import on_meta
+model = dafast.DepthAnything.from_pretrained("nano", device="cpu", dtype="float32")
+model.infer(np.zeros((56, 70, 3), np.uint8))
+with on_meta():
+    for preset in dafast.PRESETS:
+        DepthNetwork(preset)
+print("torch._dynamo" in sys.modules)
+"""
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    result = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert result.stdout.split() == ["False"]
 
 
 # ------------------------------------------------------------------------------------------ encoder

@@ -1,6 +1,7 @@
 """The configuration of weights: from the caller, a config.json or a name, never a guess."""
 
 import dataclasses
+import functools
 import json
 import logging
 import os
@@ -8,11 +9,22 @@ import os
 import pytest
 import torch
 
+from dafast import DepthAnything
 from dafast.config import PRESETS
 from dafast.models.checkpoint import CheckpointError
-from dafast.models.configurations import config_from_json
+from dafast.models.config_choice import choose_config
+from dafast.models.configurations import (
+    config_from_json,
+    config_to_json,
+    config_to_transformers,
+)
+from dafast.models.conversion import detect_layout
 from dafast.models.names import preset_from_name
-from tests.models.checkpoints import load, random_state
+from dafast.models.network import DepthNetwork
+from dafast.models.sources import Source
+from dafast.models.weight_files import unwrap
+from dafast.runtime import on_meta
+from tests.models.checkpoints import TINY, assert_same, load, random_state
 
 
 @pytest.mark.parametrize(
@@ -50,6 +62,237 @@ def test_configuration_from_the_name_or_the_caller(tmp_path, caplog):
             PRESETS["v2-vits"], position_embedding="transformers"
         )
         assert not caplog.records
+
+
+# Names of published files, and names as people give to their own fine-tunes of a ViT-S. What they
+# are read as, and whether a warning says so: "" is an error that names config=.
+FILE_NAMES = [
+    ("depth_anything_vits14.pth", "vits", False),
+    ("depth_anything_vits14_fp16.safetensors", "vits", False),
+    ("depth_anything_v2_vits.pth", "v2-vits", False),
+    ("depth_anything_v2_vits (1).pth", "v2-vits", False),
+    ("Depth-Anything-V2-Small-hf.safetensors", "v2-vits", False),
+    ("depth_anything_v2_metric_hypersim_vits.pth", "v2-metric-hypersim-vits", False),
+    ("Depth-Anything-V2-Metric-Outdoor-Small-hf.bin", "v2-metric-vkitti-vits", False),
+    ("depth_anything_vits14_finetuned.pth", "vits", True),
+    ("DepthAnythingV1_small_underwater.pt", "vits", True),
+    ("models--LiheYoung--depth-anything-small.pth", "vits", True),
+    ("depth_anything_v2_vits_finetuned.pth", "v2-vits", True),
+    ("model-DepthAnythingV2-small.pth", "v2-vits", True),
+    ("DepthAnythingV2_vits_endoscopy_epoch_12.pth", "v2-vits", True),
+    ("depthanythingv2-s.ckpt", "v2-vits", True),
+    ("depth_anything_vits_v2_best.pth", "v2-vits", True),
+    ("dav2_small_best.pt", "v2-vits", True),
+    ("DAv2-vits-step20000.ckpt", "v2-vits", True),
+    ("v2_vits_ema.pth", "v2-vits", True),
+    ("depth_anything_AC_vits.pth", "v2-vits", True),
+    ("dav2_vits_kitti_relative.pth", "v2-vits", True),
+    ("dav2_vits_photometric_loss.pth", "v2-vits", True),
+    ("depth_anything_v2_metric_hypersim_vits_epoch5.pth", "v2-metric-hypersim-vits", True),
+    ("DepthAnythingV2Metric-VKITTI-small.pth", "v2-metric-vkitti-vits", True),
+    ("my_depth_anything_v2_vits_finetuned_metric.pth", "", False),
+    ("depth_anything_v2_vits_hypersim.pth", "", False),
+    ("depth_anything_v2_vits_vkitti2_ft.pth", "", False),
+    ("depth_anything_v2_vits_nyuv2.pth", "", False),
+    ("DA2_small_NYUDepthV2.ckpt", "", False),
+    ("depth_anything_vits14_kitti.pth", "", False),
+    ("dav2_vits_outdoor_80m.pth", "", False),
+    ("dav2_metric_hypersim_vkitti_vits.pth", "", False),
+    ("depth_anything_vits14_v2.pth", "", False),
+    ("depth_anything_vits.pth", "", False),
+    ("dinov2_vits_depth.pth", "", False),
+    ("best_v2.pth", "", False),
+    ("latest.pth", "", False),
+]
+
+
+def choose(tensors, *names, **beside):
+    """The configuration of a file of these tensors, with these names from the file outward."""
+    source = Source("/".join(reversed(names)), [], names=names)
+    return choose_config(source, unwrap({"model": tensors, **beside}, "x"), detect_layout(tensors))
+
+
+@functools.cache
+def shapes(config) -> dict[str, torch.Tensor]:
+    """A state_dict without memory."""
+    with on_meta():
+        return DepthNetwork(config).state_dict()
+
+
+@pytest.mark.parametrize(("name", "preset", "warns"), FILE_NAMES)
+def test_names_of_files(name, preset, warns, caplog):
+    tensors = shapes("vits")
+    with caplog.at_level(logging.WARNING, "dafast"):
+        if preset:
+            assert choose(tensors, name) == PRESETS[preset]
+        else:
+            with pytest.raises(
+                CheckpointError, match=r"config='v2-vits'.*--config|--config.*v2-vits"
+            ):
+                choose(tensors, name)
+    assert bool(caplog.records) == warns
+    assert not warns or "config=" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("names", "preset", "warns"),
+    [
+        (("model.safetensors", "Depth-Anything-V2-Small"), "v2-vits", False),
+        (("pytorch_model.bin", "depth_anything_vits14", "LiheYoung"), "vits", False),
+        (("model.safetensors", "depth_anything_v2_metric_vkitti_vits"), "v2-metric-vkitti-vits", 0),
+        (("best.pth", "depth_anything_v2_finetune"), "v2-vits", True),
+        (("latest.pth", "checkpoints", "Depth-Anything-V2"), "v2-vits", True),
+        (("x.pth", "hypersim", "exp", "metric_depth", "Depth-Anything-V2"),
+         "v2-metric-hypersim-vits", True),
+        (("best.pth", "DepthAnythingV2_kitti"), "", False),
+        (("depth_anything_v2_vits.pth", "kitti"), "v2-vits", False),
+        (("depth_anything_v2_vits_ft.pth", "Depth-Anything-V1"), "v2-vits", True),
+        (("model.safetensors", "abcd", "snapshots", "models--LiheYoung--depth-anything-small-hf"),
+         "vits", True),
+        (("best.pth", "run"), "", False),
+    ],
+)  # fmt: skip
+def test_names_of_folders(names, preset, warns, caplog):
+    with caplog.at_level(logging.WARNING, "dafast"):
+        if preset:
+            assert choose(shapes("vits"), *names) == PRESETS[preset]
+        else:
+            with pytest.raises(CheckpointError, match="config="):
+                choose(shapes("vits"), *names)
+    assert bool(caplog.records) == bool(warns)
+
+
+def test_folders_count_in_a_path(tmp_path, caplog):
+    folder = tmp_path / "DepthAnythingV2"
+    folder.mkdir()
+    torch.save(random_state("vits"), folder / "best.pth")
+    with caplog.at_level(logging.WARNING, "dafast"):
+        assert load(folder / "best.pth").config == PRESETS["v2-vits"]
+    assert "blocks (2, 5, 8, 11)" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["depth_anything_v2_vits.pth", "mine_dav2_small.pth", "best.pth"])
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"previous_best": {"d1": 0.9, "rmse": 1.2, "silog": 9.0}, "epoch": 3},
+        {"best_abs_rel": 0.07},
+        {"args": {"max_depth": 20.0}},
+    ],
+)
+def test_metric_scores_next_to_the_weights(name, beside):
+    with pytest.raises(CheckpointError, match=r"saved with the weights.*v2-metric-hypersim-vits"):
+        choose(shapes("vits"), name, **beside)
+    metric = choose(shapes("vits"), "depth_anything_v2_metric_hypersim_vits.pth", **beside)
+    assert metric == PRESETS["v2-metric-hypersim-vits"]
+
+
+def test_the_size_of_nano_is_its_own(caplog):
+    with caplog.at_level(logging.WARNING, "dafast"):
+        assert choose(shapes("nano"), "best.pth") == PRESETS["nano"]
+        assert "config=" in caplog.text
+    with pytest.raises(CheckpointError, match="probably a metric model"):
+        choose(shapes("nano"), "nano_kitti_metric.pth")
+
+
+def test_sizes_that_were_never_published():
+    tensors = shapes(TINY)
+    for name in ("dav2.pth", "best.pth"):
+        with pytest.raises(CheckpointError, match="ModelConfig with out_indices"):
+            choose(tensors, name)
+    wider = dataclasses.replace(PRESETS["v2-vits"], name="custom", features=96, hub_id="",
+                                hub_file="", license="")  # fmt: skip
+    assert choose(shapes(wider), "dav2_wide.pth") == wider
+
+
+def config_of_80_metres(form: str) -> dict:
+    config = PRESETS["v2-metric-vkitti-vits"]
+    if form == "dafast":
+        return config_to_json(config, "1")
+    if form == "transformers":
+        return config_to_transformers(config, "float32")
+    return {"encoder": "vits", "features": 64, "out_channels": [48, 96, 192, 384], "max_depth": 80}
+
+
+@pytest.mark.parametrize("form", ["dafast", "transformers", "official"])
+def test_config_json_next_to_a_file_of_any_name(form, tmp_path, caplog):
+    torch.save(random_state("vits"), tmp_path / "best.pth")
+    (tmp_path / "config.json").write_text(json.dumps(config_of_80_metres(form)))
+    with caplog.at_level(logging.WARNING, "dafast"):
+        for path, options in (
+            (tmp_path / "best.pth", {}),
+            (tmp_path, {}),
+            (tmp_path, {"filename": "best.pth"}),
+        ):
+            assert load(path, **options).config == PRESETS["v2-metric-vkitti-vits"]
+    assert not caplog.records
+    (tmp_path / "weights").mkdir()
+    os.link(tmp_path / "best.pth", tmp_path / "weights" / "best.pth")
+    inner = load(tmp_path, filename="weights/best.pth")
+    assert inner.config == PRESETS["v2-metric-vkitti-vits"]
+
+
+def test_config_json_of_something_else(tmp_path, caplog):
+    torch.save(random_state("vits"), tmp_path / "depth_anything_v2_vits.pth")
+    path = tmp_path / "config.json"
+    for text in (
+        json.dumps({"lr": 1e-4, "model": {"preset": "vits"}}),
+        "{",
+        json.dumps(config_to_json(PRESETS["nano"], "1")),
+    ):
+        path.write_text(text)
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, "dafast"):
+            loaded = load(tmp_path / "depth_anything_v2_vits.pth")
+        assert loaded.config == PRESETS["v2-vits"]
+        assert f"{path}: " in caplog.text
+        assert "not used" in caplog.text
+    path.write_text(json.dumps({"encoder": "vitg"}))
+    with pytest.raises(CheckpointError, match=r"config\.json: encoder 'vitg'"):
+        load(tmp_path / "depth_anything_v2_vits.pth")
+
+
+def test_a_relative_config_json_next_to_a_metric_name(tmp_path, caplog):
+    torch.save(random_state("vits"), tmp_path / "best_metric.pth")
+    (tmp_path / "config.json").write_text(json.dumps(config_to_json(PRESETS["v2-vits"], "1")))
+    with caplog.at_level(logging.WARNING, "dafast"):
+        assert load(tmp_path / "best_metric.pth").config == PRESETS["v2-vits"]
+    assert "its name says 'metric', but its configuration is that of a relative" in caplog.text
+
+
+def training_state(model, ema=None) -> dict:
+    """A checkpoint as `dafast.training.state` writes it."""
+    return {
+        "model": model.state_dict(),
+        "ema": ema.state_dict() if ema else None,
+        "optimizer": {"state": {0: {"exp_avg": torch.randn(3)}}, "param_groups": [{"lr": 0.1}]},
+        "random": {"torch": torch.get_rng_state(), "python": (3, (1, 2), None)},
+        "step": 7,
+        "position": 28,
+        "best_score": 0.5,
+        "config": json.dumps({"model": {"preset": "vits"}}),
+    }
+
+
+@pytest.mark.parametrize("averaged", [False, True])
+def test_checkpoint_of_a_training_run(model, averaged, tmp_path):
+    ema = DepthAnything(TINY) if averaged else None
+    path = tmp_path / "checkpoints" / "step-00000007.pt"
+    path.parent.mkdir()
+    torch.save(training_state(model, ema), path)
+    with pytest.raises(CheckpointError, match="load the run's export/ folder"):
+        load(path)
+    assert_same(load(path, config=TINY), ema or model)
+    (ema or model).save_pretrained(tmp_path / "export")
+    loaded = load(path)
+    assert loaded.config == TINY
+    assert_same(loaded, ema or model)
+    aside = tmp_path / "set-aside-1" / "checkpoints" / path.name
+    aside.parent.mkdir(parents=True)
+    os.link(path, aside)
+    assert load(aside).config == TINY
+    with pytest.raises(CheckpointError, match=r"The model of this training run is in .*export"):
+        load(tmp_path)
 
 
 def test_official_folder_with_its_config(tmp_path, seed):

@@ -1,11 +1,17 @@
 """Files as trainers write them, files that are damaged, and files that hold other things."""
 
+import argparse
 import dataclasses
+import datetime
 import json
+import logging
 import os
 import pickle
 import zipfile
+from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -33,6 +39,89 @@ def test_wrappings_of_trainers(model, layout, wrap, tmp_path):
     state = from_official(model.state_dict(), LAYOUTS[layout])
     torch.save(wrap(state), tmp_path / "checkpoint.pth")
     assert_same(load(tmp_path / "checkpoint.pth", config=TINY), model)
+
+
+def ones(state):
+    """The same names with other values."""
+    return {name: torch.ones_like(tensor) for name, tensor in state.items()}
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda s: {"state_dict": s, "best_acc1": torch.tensor(0.3), "epoch": torch.tensor(3)},
+        lambda s: {**s, "epoch": torch.tensor(3)},
+        lambda s: {"params": s},
+        lambda s: {"params": ones(s), "params_ema": s},
+        lambda s: {"net": s, "opt": {"state": {0: {"exp_avg": torch.ones(3)}}}},
+        lambda s: {"student": s, "teacher": ones(s)},
+        lambda s: {"model": ones(s), "ema": s},
+        lambda s: {"model": s, "ema": None},
+        lambda s: {"model": ones(s), "model_ema": {f"module.{k}": v for k, v in s.items()}},
+        lambda s: {"ema": {"decay": 0.99, "updates": torch.tensor(5), "shadow": s}, "net": ones(s)},
+        lambda s: {"state_dict": {f"net.depth.{k}": v for k, v in s.items()}},
+        lambda s: {
+            "state_dict": {f"student.{k}": v for k, v in s.items()}
+            | {f"teacher.{k}": v for k, v in ones(s).items()}
+        },
+        lambda s: {"n_averaged": torch.tensor(9)} | {f"module.{k}": v for k, v in s.items()},
+        lambda s: {"checkpoint": {"weights": {f"_orig_mod.{k}": v for k, v in s.items()}}},
+        lambda s: {
+            k.replace("blocks.1.", "blocks.1._checkpoint_wrapped_module."): v for k, v in s.items()
+        },
+    ],
+)
+@pytest.mark.parametrize("layout", ["official", "transformers", "zoedepth"])
+def test_the_network_is_found_in_any_wrapping(model, layout, wrap, tmp_path, caplog):
+    if layout == "zoedepth":
+        model = DepthAnything(dataclasses.replace(TINY, max_depth=10.0, bin_centers="softplus"))
+    torch.save(wrap(from_official(model.state_dict(), LAYOUTS[layout])), tmp_path / "x.pth")
+    with caplog.at_level(logging.WARNING, "dafast"):
+        assert_same(load(tmp_path / "x.pth", config=model.config), model)
+    assert not caplog.records
+
+
+def test_tensors_outside_of_the_prefix_are_named(model, tmp_path, caplog):
+    state = {f"model.{k}": v for k, v in model.state_dict().items()}
+    torch.save({"state_dict": state | {"loss.weight": torch.ones(3)}}, tmp_path / "x.ckpt")
+    assert_same(load(tmp_path / "x.ckpt", config=TINY), model)
+    assert "1 tensors outside of 'state_dict.model' are not read: loss.weight" in caplog.text
+
+
+def test_two_networks_of_equal_rank_are_an_error(model, tmp_path):
+    state = model.state_dict()
+    torch.save({"left": state, "right": ones(state)}, tmp_path / "x.pth")
+    text = error_of(tmp_path / "x.pth", config=TINY)
+    assert "several networks ('left', 'right'): save the state_dict of one" in text
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_harmless_values_next_to_the_weights(model, legacy, tmp_path):
+    beside = {
+        "loss": np.float64(0.25),
+        "best": np.float32(1.5),
+        "step": np.int64(3),
+        "done": np.bool_(True),
+        "history": np.arange(6.0).reshape(2, 3),
+        "dtype": np.dtype("float16"),
+        "args": argparse.Namespace(lr=np.float32(0.1), out=Path("runs")),
+        "when": datetime.datetime(2024, 6, 13, 12, 0, 0),
+    }
+    path = tmp_path / "x.pth"
+    torch.save(
+        {"model": model.state_dict(), **beside}, path, _use_new_zipfile_serialization=not legacy
+    )
+    allowed = torch.serialization.get_safe_globals()
+    assert_same(load(path, config=TINY), model)
+    assert torch.serialization.get_safe_globals() == allowed
+
+
+def test_a_refused_file_says_the_way_out(model, tmp_path):
+    torch.save({"model": model.state_dict(), "config": SimpleNamespace(lr=1)}, tmp_path / "x.pth")
+    text = error_of(tmp_path / "x.pth", config=TINY)
+    assert "types.SimpleNamespace" in text
+    assert "Save only the model's state_dict" in text
+    assert "weights_only=False" in text
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".bin", ".pt"])
@@ -257,11 +346,42 @@ def test_an_empty_name_is_not_the_current_folder(model, tmp_path, monkeypatch):
     DepthAnything.from_pretrained(".", device="cpu")
 
 
+@pytest.mark.parametrize(
+    ("keys", "kind"),
+    [
+        (["pretrained.cls_token", "head.motion_modules.0.weight"], "Video-Depth-Anything"),
+        (["model.backbone.pretrained.cls_token", "model.head.scratch.sky_output_conv2.0.weight"],
+         "Depth Anything 3"),
+        (["model.backbone.pretrained.camera_token", "model.cam_dec.fc.weight"], "Depth Anything 3"),
+        (["pipeline.pretrained.cls_token",
+          "pipeline.depth_head.scratch.refinenet1.resConfUnit_depth.0.weight"],
+         "Prompt Depth Anything"),
+        (["backbone.cls_token", "backbone.blocks.0.0.norm1.weight", "depth_head.projects.0.weight"],
+         "in chunks"),
+        (["pretrained.cls_token", "pretrained.blocks.0.mlp.w12.weight", "depth_head.x"], "ViT-g"),
+        (["core.core.pretrained.model.cls_token", "attractors.0._net.0.weight"], "ZoeDepth"),
+        (["pretrained.model.cls_token", "pretrained.model.blocks.0.attn.relative_position_index",
+          "pretrained.model.blocks.0.norm1.weight", "scratch.layer1_rn.weight"], "MiDaS"),
+        (["conv1.weight", "bn1.num_batches_tracked.x"], "something else than Depth Anything"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("config", [None, "vits"])
+def test_relatives_are_named_even_with_integers_in_them(keys, kind, config, tmp_path):
+    state = {key: torch.randn(2, 3, 4) for key in keys}
+    state["norm.position_ids"] = torch.arange(4).view(1, 4)
+    torch.save({"model": state}, tmp_path / "x.pth")
+    text = error_of(tmp_path / "x.pth", config=config)
+    assert kind in text
+    assert "quantised" not in text
+
+
 def test_quantised_weights_are_refused(model, tmp_path):
     state = model.state_dict()
     state["pretrained.blocks.0.mlp.fc1.weight"] = torch.ones(256, 64, dtype=torch.int8)
     torch.save(state, tmp_path / "x.pth")
-    assert "not floating point" in error_of(tmp_path / "x.pth", config=TINY)
+    text = error_of(tmp_path / "x.pth", config=TINY)
+    assert "not floating point (int8; quantised?): pretrained.blocks.0.mlp.fc1.weight" in text
+    assert "it looks like a Depth Anything checkpoint" in text
 
 
 def test_folders_without_weights(model, tmp_path):
