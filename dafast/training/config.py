@@ -403,6 +403,6 @@ def augment_problems(augment: AugmentConfig, name: str, used: bool = True) -> It
     why = why_no_module("kornia") if used and augment.changes_colours else ""
     if why:
         yield (
-            f"{name} changes colours, which needs kornia: pip install 'dafast[train]' ({why}); or set "
-            f"jitter, grayscale, blur and noise of {name} to 0"
+            f"{name} changes colours, which needs kornia: pip install 'dafast[train]' ({why}); or "
+            f"set jitter, grayscale, blur and noise of {name} to 0"
         )

@@ -1,6 +1,7 @@
 """What a training starts from, and with which optimizer."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
