@@ -77,8 +77,7 @@ def load_pretrained(
             (docs/checkpoints.md). The weights do not tell V1 from V2 nor relative from metric, so
             names that do not say V1 or V2 are an error, and so are names that say metric without
             a known largest depth.
-        unnamed: The configuration of weights that nothing describes, if they fit it; without it
-            they are an error.
+        unnamed: The configuration of weights that nothing describes; without it they are an error.
         device: ``"auto"`` (CUDA, else MPS, else the CPU) or a value that `torch.device` takes.
         dtype: ``"auto"`` (bfloat16 where the device has it in hardware, else float32),
             ``"float32"``, ``"bfloat16"``, ``"float16"`` or a `torch.dtype`.
@@ -109,7 +108,12 @@ def load_pretrained(
             "official Depth Anything (pretrained.*, depth_head.*) or of transformers (backbone.*, "
             f"neck.*, head.*); found: {some(sorted(weights.names))}"
         )
-    chosen = given or _choose(cls, source, weights, layout, unnamed)
+    try:
+        chosen = given or choose_config(source, weights, layout)
+    except CheckpointError:
+        if unnamed is None:
+            raise
+        chosen = unnamed
     kind = bin_centers(weights.tensors, layout)
     if layout is LAYOUTS["zoedepth"] and kind and chosen.is_metric:
         # The kind of bins is not in the name of a published file; the shapes have it.
@@ -130,27 +134,6 @@ def load_pretrained(
     model.load_state_dict(state, strict=True, assign=True)
     _warn_of_license(chosen)
     return model.eval()
-
-
-def _choose(
-    cls: type[Network],
-    source: Source,
-    weights: Weights,
-    layout: Layout,
-    unnamed: ModelConfig | None,
-) -> ModelConfig:
-    """`choose_config`, or ``unnamed`` where nothing describes the weights and it fits them."""
-    try:
-        return choose_config(source, weights, layout)
-    except CheckpointError:
-        if unnamed is None:
-            raise
-        with on_meta():
-            expected = cls(unnamed).state_dict()
-        shapes = {key: tuple(tensor.shape) for key, tensor in expected.items()}
-        if not to_official(weights.tensors, layout, shapes).ok:
-            raise
-        return unnamed
 
 
 def _read(

@@ -88,9 +88,9 @@ def test_photos_of_many_sizes_do_not_pile_up(model):
     options = inference.InferenceOptions(size=56, max_batch_tokens=40)
     with torch.no_grad():
         results = inference._Predictor(model, options).run(Photos([None] * 40))
-        first = next(results).index
+        first = next(results).place
         assert read < 10
-        assert sorted([first, *(done.index for done in results)]) == list(range(40))
+        assert sorted([first, *(done.place for done in results)]) == list(range(40))
 
 
 def test_return_tensors(model, seed):
