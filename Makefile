@@ -24,8 +24,7 @@ demo: $(STAMPS)/install
 	@echo
 	@echo "The pictures are in depth/: NAME_color.png, NAME_depth.png (16 bit) and NAME_side.png."
 
-# Tests that share a module's fixture stay in one process (loadgroup).
-PYTEST := $(BIN)/python -m pytest -n auto --dist loadgroup
+PYTEST := $(BIN)/python -m pytest -n auto
 
 test: $(STAMPS)/test
 	$(PYTEST)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 import secrets
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +16,8 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from tests.interpreter import patch_language_once_per_launch
+
+ROOT = Path(__file__).resolve().parents[1]
 
 # One thread per process: the tests' networks are too small to gain from more, and pytest-xdist
 # runs a process per core. The processes that tests start inherit it.
@@ -157,18 +162,30 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason=reason))
-    if hasattr(config, "workerinput"):
-        _distribute(items)
+    if hasattr(config, "workerinput"):  # slow tests first, so that none is left at the end
+        slow = {_unit(item.nodeid) for item in items if item.get_closest_marker("slow")}
+        items.sort(key=lambda item: _unit(item.nodeid) not in slow)
 
 
-def _distribute(items: list[pytest.Item]) -> None:
-    """Arranges the tests for pytest-xdist with ``--dist loadgroup``.
+@functools.cache
+def _shares_fixtures(path: str) -> bool:
+    return 'scope="module"' in (ROOT / path).read_text(encoding="utf-8")
 
-    Tests that share a fixture of their module run in one process, in their order, so that it is
-    made once; slow ones start first, so that none is left at the end.
-    """
-    for item in items:
-        fixtures = item._fixtureinfo.name2fixturedefs.values()
-        if any(definitions[-1].scope == "module" for definitions in fixtures):
-            item.add_marker(pytest.mark.xdist_group(item.location[0]))
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+def _unit(nodeid: str) -> str:
+    """What one process of pytest-xdist takes at a time: a test, or a file with shared fixtures."""
+    path = nodeid.partition("::")[0]
+    return path if _shares_fixtures(path) else nodeid
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Fixtures of a module are made once: its tests run in one process, in their order."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduler(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return _unit(nodeid)
+
+    config.option.loadscopereorder = False  # in the order of collection
+    return Scheduler(config, log)
