@@ -44,8 +44,8 @@ def drawn(pytester: pytest.Pytester, *arguments: str) -> str:
 def test_seed_repeats_a_run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch):
     root = Path(__file__).parents[1]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(root), os.environ.get("PYTHONPATH", ""))))
-    pytester.makeconftest((root / "tests" / "conftest.py").read_text(encoding="utf-8"))
-    pytester.makepyfile(CASES)
+    conftest = (root / "tests" / "conftest.py").read_text(encoding="utf-8")
+    pytester.makepyfile(**{"tests/conftest": conftest, "tests/test_cases": CASES})
     whole = pytester.runpytest_subprocess("-rP", "-p", "xdist", "-n", "1")
     (seed,) = set(re.findall(r"repeat with --seed=(\d+)", whole.stdout.str()))
     (line,) = re.findall("SECOND.*", whole.stdout.str())
