@@ -176,6 +176,7 @@ def test_source_distribution_holds_the_extension(checkout, tmp_path):
     assert "dafast/weights/probe/deep/model.safetensors" in files
 
 
+@pytest.mark.slow
 def test_installs_without_a_compiler(checkout, tmp_path):
     """A compiler that fails is a sentence in the log, not a failed installation."""
     broken = tmp_path / "broken-c++"
@@ -190,6 +191,7 @@ def test_installs_without_a_compiler(checkout, tmp_path):
     assert not [n for n in names if "_C." in n]
 
 
+@pytest.mark.slow
 def test_wheel_with_extension_works(checkout, tmp_path):
     if shutil.which("c++") is None and shutil.which("g++") is None:
         pytest.skip("no C++ compiler on this machine")

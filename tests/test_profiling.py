@@ -38,6 +38,7 @@ print(json.dumps(seen))
 """
 
 
+@pytest.mark.slow
 def test_on_marks_blocks_head_and_losses():
     env = {**os.environ, "DAFAST_NVTX": "1"}
     done = subprocess.run([sys.executable, "-c", CODE], env=env, capture_output=True, text=True)

@@ -68,6 +68,7 @@ def _compare(got, expected, bound):
         assert (p - q).abs().max() <= 10 * bound * max(q.abs().max().item(), 1.0), name
 
 
+@pytest.mark.slow
 def test_forward_and_training_step(model, seed):
     batch = _batch(seed)
     _compare(_step(model, batch, "triton"), _step(model, batch, "reference"), 1e-4)

@@ -99,6 +99,7 @@ def test_the_ends_are_in_order() -> None:
     assert 0 < low < high
 
 
+@pytest.mark.slow
 def test_holds_itself_against_this_machine(tmp_path: Path, capsys, monkeypatch) -> None:
     threads = torch.get_num_threads()
     monkeypatch.setattr(estimate, "CROP", (28, 42))

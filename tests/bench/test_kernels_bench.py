@@ -22,6 +22,7 @@ def test_every_op_has_a_case():
     assert {case.op for case in STATIC_CASES} == with_triton
 
 
+@pytest.mark.slow
 def test_small_run_writes_json(tmp_path, seed):
     path = tmp_path / "out.json"
     options = ["--small", "--rounds", "2", "--seed", str(seed % 1000), "--json", str(path)]

@@ -9,6 +9,7 @@ import torch
 from bench import model, peers, targets
 
 
+@pytest.mark.slow
 def test_runs_and_writes_json(tmp_path, seed):
     path = tmp_path / "out.json"
     model.main([

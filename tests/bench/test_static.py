@@ -92,6 +92,7 @@ def check(records: list[dict], arch: str) -> None:
     assert not found, "\n".join(found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
 def test_sample_keeps_its_budget(arch, tmp_path):
     records = report(arch, tmp_path, *SAMPLE)

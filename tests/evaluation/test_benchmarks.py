@@ -270,6 +270,7 @@ def _write_list(folder, count, rng):
     return f"list={folder / 'list.json'}"
 
 
+@pytest.mark.slow
 def test_two_processes_score_like_one(seed, tmp_path, rng):
     """Five photos shared by two: the same numbers, in a table that is printed once."""
     _model(seed).save_pretrained(tmp_path / "model")

@@ -166,6 +166,7 @@ def total(model: DepthAnything) -> float:
     return sum(half)
 
 
+@pytest.mark.slow
 def test_download_then_the_cache(hub, nano, tmp_path):
     calls = [
         ("someone/own", {}),

@@ -16,7 +16,14 @@ from tests.tolerances import TOLERANCES
 
 TOLERANCE = TOLERANCES[torch.float32].model
 SIZES = ["vits", "vitb", "vitl"]
-MODELS = [*SIZES, *(f"v2-{size}" for size in SIZES), "v2-metric-hypersim-vits"]
+MODELS = [
+    *(
+        pytest.param(prefix + size, marks=[] if size == "vits" else pytest.mark.slow)
+        for prefix in ("", "v2-")
+        for size in SIZES
+    ),
+    "v2-metric-hypersim-vits",
+]
 
 
 def our_layers(model: DepthAnything) -> dict[str, nn.Module]:
@@ -144,7 +151,7 @@ def test_every_layer_agrees_with_transformers(name, seed, transformers, randomis
     assert_close(got, expected)
 
 
-@pytest.mark.parametrize("name", ["vits", "v2-vitb"])
+@pytest.mark.parametrize("name", ["vits", pytest.param("v2-vitb", marks=pytest.mark.slow)])
 def test_taps_agree_with_transformers(name, seed, transformers, randomise, calibrate):
     sizes = trained_for(name)
     side = sizes.get("image_size", 518)
@@ -248,6 +255,7 @@ def test_position_embeddings_at_the_trained_size_are_the_weights(seed):
     assert torch.equal(encoder.interpolate_pos_embed(37, 37), encoder.pos_embed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vits", "v2-metric-hypersim-vits"])
 def test_weights_of_transformers_through_their_files(
     name, seed, transformers, randomise, calibrate, tmp_path

@@ -94,6 +94,7 @@ def test_gpu_tf32(head_dim, seed, tf32, poisoned):
     parity.assert_all_within(got, exact, names=NAMES, steps=16, dtype=torch.float16)
 
 
+@pytest.mark.slow
 def test_triton_at_the_models_length(seed):
     dtype = torch.bfloat16
     generator = torch.Generator().manual_seed(seed)

@@ -50,6 +50,7 @@ def load(folder: Path) -> DepthAnything:
     return DepthAnything.from_pretrained(folder, device="cpu", dtype="float32")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", HEADS)
 def test_learns_and_exports_metres(head: str, shards: Path, tmp_path: Path, seed: int) -> None:
     config = metric_run(shards, tmp_path / "run", head, steps=60, seed=seed, checkpoint_every=0)
@@ -71,6 +72,7 @@ def test_learns_and_exports_metres(head: str, shards: Path, tmp_path: Path, seed
     assert again["abs_rel"] == pytest.approx(lines[-1]["eval/abs_rel"], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_resume_is_exact(shards: Path, tmp_path: Path, seed: int) -> None:
     whole = metric_run(shards, tmp_path / "whole", seed=seed, ema=0.9)
     broken = dataclasses.replace(whole, out=str(tmp_path / "broken"))
@@ -137,6 +139,7 @@ def test_accumulation_is_the_larger_batch(
     assert (found - expected).norm() < tolerance * expected.norm()
 
 
+@pytest.mark.slow
 def test_a_run_that_accumulates(shards: Path, tmp_path: Path, seed: int) -> None:
     """The first loss is that of the run that does not; a resume is exact."""
     config = metric_run(

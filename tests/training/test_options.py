@@ -211,6 +211,7 @@ def scripted_scores(
     return seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("best_by", ["abs_rel", "loss"])
 @pytest.mark.parametrize("ema", [0.0, 0.9])
 def test_the_best_model_is_kept_across_a_resume(

@@ -62,6 +62,7 @@ def steps_of(folder: Path) -> list[int]:
     return [int(p.stem.removeprefix("step-")) for p in list_checkpoints(checkpoint_folder(folder))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_evaluation", [False, True])
 def test_a_finished_run_given_again_stays_as_it_is(
     with_evaluation: bool, shards: Path, tmp_path: Path, seed: int, capsys: pytest.CaptureFixture
@@ -270,6 +271,7 @@ def full(*args: object, **options: object) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["metrics.jsonl", "export", "best", "config.json"])
 def test_a_full_disk_is_named_and_loses_nothing(
     place: str, shards: Path, tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
@@ -337,6 +339,7 @@ def test_a_full_disk_is_named_and_loses_nothing(
     runs.assert_same_weights(out, tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_limit_of_the_system_is_one_line(shards: Path, tmp_path: Path, seed: int) -> None:
     """The command itself, under a limit on the size of files that the checkpoint does not pass."""
     config = tiny_config(shards, tmp_path / "run", seed=seed, steps=2, optim=OPTIM)

@@ -99,6 +99,7 @@ def exported(run: Path) -> SegmentationModel:
     return SegmentationModel.from_pretrained(run / "export", device="cpu", dtype="float32")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", ["linear", "linear4", "dpt"])
 def test_it_learns(head: str, photos: Path, tmp_path: Path, seed: int) -> None:
     """Colours are no secret to any encoder: the scores of held-out photos pass the constant's."""

@@ -348,6 +348,7 @@ def test_the_switches_change_no_other_draw(
     assert bool(plain.region.all())
 
 
+@pytest.mark.slow
 def test_resume_after_kill_is_exact(
     shards: Path, photos: Path, teacher: str, tmp_path: Path, seed: int
 ) -> None:

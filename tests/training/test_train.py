@@ -42,6 +42,7 @@ from tests.training.runs import (
 ONE = World(0, 1, torch.device("cpu"))
 
 
+@pytest.mark.slow
 def test_resume_after_kill_is_exact(shards: Path, tmp_path: Path, seed: int) -> None:
     config = tiny_config(shards, tmp_path / "whole", steps=400, seed=seed, checkpoint_every=10)
     chance = random.Random(seed)
@@ -72,6 +73,7 @@ def test_resume_after_kill_is_exact(shards: Path, tmp_path: Path, seed: int) -> 
     assert_same_weights(Path(config.out), Path(broken.out))
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(shards: Path, tmp_path: Path, seed: int) -> None:
     # From weights that have learned something: an untrained model's prediction is so flat that the
     # division by its deviation blows rounding up within a few steps.

@@ -94,6 +94,7 @@ def test_of_an_early_checkpoint_is_counted_anew() -> None:
     counted.add({}, ONE)
 
 
+@pytest.mark.slow
 def test_two_processes_count_together(tmp_path: Path, seed: int) -> None:
     """Four of ten are damaged, three allowed: half of the set, as one process sees it, has two."""
     shards = tiny.write_shards(tmp_path / "shards", 1, 10, seed, broken=range(4))
