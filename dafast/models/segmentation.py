@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import ModelConfig
+from ..ops.resize_bilinear import interpolate
 from ..profiling import annotate
 from ..runtime import resolve_device, resolve_dtype
 from .checkpoint import CheckpointError
@@ -107,7 +107,7 @@ class _SegmentationScratch(Scratch):
         del self.output_conv2
 
     def _tail(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        return F.interpolate(x, size, mode="bilinear", align_corners=True)
+        return interpolate(x, size, align_corners=True)
 
 
 class DPTSegmentationHead(DPTHead):
@@ -200,7 +200,7 @@ class SegmentationModel(nn.Module):
         if logits.dtype != torch.float64:
             logits = logits.float()
         if logits.shape[2:] != x.shape[2:]:
-            logits = F.interpolate(logits, x.shape[2:], mode="bilinear", align_corners=False)
+            logits = interpolate(logits, x.shape[2:], align_corners=False)
         return logits
 
     def segment(self, images: Any, options: SegmentationOptions | None = None) -> Any:

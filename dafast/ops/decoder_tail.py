@@ -12,6 +12,7 @@ from torch import Tensor
 from . import _extension, _triton
 from ._dispatch import Op, no_backward, wrong_dtype
 from ._kernel_op import KernelOp
+from .resize_bilinear import interpolate
 
 ACTIVATIONS = ("relu", "sigmoid")
 _CPP_CHANNELS = 16  # the C++ kernel takes a multiple
@@ -30,7 +31,7 @@ def decoder_tail_reference(
     """
     compute = torch.float64 if x.dtype == torch.float64 else torch.float32
     with torch.autocast(x.device.type, enabled=False):
-        x = F.interpolate(x, size, mode="bilinear", align_corners=True)
+        x = interpolate(x, size, align_corners=True)
         x = F.relu(F.conv2d(x, weight1.to(x.dtype), bias1.to(x.dtype), padding=1))
         x = F.conv2d(x.to(compute), weight2.to(compute), bias2.to(compute))
     return x.sigmoid() if activation == "sigmoid" else x.relu()

@@ -15,14 +15,8 @@ A = -0.75
 """The parameter of the cubic kernel; PyTorch's bicubic has the same, Pillow's is -0.5."""
 
 
-def _cubic_axis(source: int, target: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Source indices (target, 4) and float64 weights (target, 4) of every target pixel.
-
-    Coordinates are computed in float64: in float32 those of a large photo lose the digits that
-    the weights consist of (errors of 3e-4).
-    """
-    x = torch.arange(target, dtype=torch.float64, device=device)
-    x = (x + 0.5) * (source / target) - 0.5
+def cubic_taps(x: Tensor, source: int) -> tuple[Tensor, Tensor]:
+    """Source indices (target, 4) and weights (target, 4) of the places ``x`` (target) in a row."""
     below = x.floor()
     t = x - below
     u = 1 - t
@@ -30,8 +24,18 @@ def _cubic_axis(source: int, target: int, device: torch.device) -> tuple[Tensor,
     w1 = ((A + 2) * t - (A + 3)) * t * t + 1
     w2 = ((A + 2) * u - (A + 3)) * u * u + 1
     weights = torch.stack([w0, w1, w2, 1 - w0 - w1 - w2], dim=1)
-    taps = below.long()[:, None] + torch.arange(-1, 3, device=device)
+    taps = below.long()[:, None] + torch.arange(-1, 3, device=x.device)
     return taps.clamp(0, source - 1), weights
+
+
+def _cubic_axis(source: int, target: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """`cubic_taps` of every target pixel, in float64.
+
+    Coordinates are computed in float64: in float32 those of a large photo lose the digits that
+    the weights consist of (errors of 3e-4).
+    """
+    x = torch.arange(target, dtype=torch.float64, device=device)
+    return cubic_taps((x + 0.5) * (source / target) - 0.5, source)
 
 
 def resize_bicubic_reference(x: Tensor, size: tuple[int, int]) -> Tensor:

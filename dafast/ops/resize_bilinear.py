@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,6 +12,65 @@ from torch import Tensor
 from ._dispatch import Op
 from ._images import dense_rows, empty_images, extension_backends
 from ._kernel_op import KernelOp
+
+
+def _interpolate(x: Tensor, height: int, width: int, *options: bool) -> Tensor:
+    align_corners, antialias = options
+    return F.interpolate(
+        x, (height, width), mode="bilinear", align_corners=align_corners, antialias=antialias
+    )
+
+
+def _interpolate_backward(grad: Tensor, *args: Any) -> Tensor:
+    height, width, *size, align_corners, antialias = args
+    aten = torch.ops.aten
+    backward = (
+        aten._upsample_bilinear2d_aa_backward if antialias else aten.upsample_bilinear2d_backward
+    )
+    return backward(grad, [height, width], size, align_corners, None, None)
+
+
+_interpolate_op = KernelOp(
+    "interpolate_bilinear(Tensor x, SymInt height, SymInt width, bool align_corners,"
+    " bool antialias) -> Tensor",
+    fake=_interpolate,
+    torch=_interpolate,
+)
+_interpolate_backward_op = KernelOp(
+    "interpolate_bilinear_backward(Tensor grad, SymInt height, SymInt width, SymInt batch,"
+    " SymInt channels, SymInt source_height, SymInt source_width, bool align_corners,"
+    " bool antialias) -> Tensor",
+    fake=_interpolate_backward,
+    torch=_interpolate_backward,
+)
+
+
+def _setup_interpolate(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, height, width, *options = inputs
+    ctx.args = (height, width, *x.shape, *options)
+
+
+_interpolate_op.register_autograd(
+    lambda ctx, grad: (_interpolate_backward_op(grad, *ctx.args), None, None, None, None),
+    _setup_interpolate,
+)
+
+
+def interpolate(
+    x: Tensor, size: Sequence[int], *, align_corners: bool, antialias: bool = False
+) -> Tensor:
+    """`F.interpolate` in bilinear mode, with right gradients under `torch.compile` too.
+
+    Of the backward that inductor makes from its decomposition, a scatter, PyTorch 2.13 can move
+    the reader before the writer on a CPU: every gradient that passes is then 0. A custom op keeps
+    PyTorch's own kernel.
+    """
+    compiled = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+    if compiled and torch.is_grad_enabled():
+        return _interpolate_op(x, size[0], size[1], align_corners, antialias)
+    return F.interpolate(
+        x, tuple(size), mode="bilinear", align_corners=align_corners, antialias=antialias
+    )
 
 
 def resize_bilinear_reference(
@@ -23,9 +83,7 @@ def resize_bilinear_reference(
             x.mT, (1, size[0]), align_corners=align_corners, antialias=True
         ).mT
     compute = torch.float64 if x.dtype == torch.float64 else torch.float32
-    out = F.interpolate(
-        x.to(compute), size, mode="bilinear", align_corners=align_corners, antialias=antialias
-    )
+    out = interpolate(x.to(compute), size, align_corners=align_corners, antialias=antialias)
     return out.to(x.dtype)
 
 
