@@ -150,7 +150,8 @@ def decoder_tail(
         raise ValueError(f"floating point expected; got {x.dtype}")
     if len(size) != 2:
         raise ValueError(f"size must be (height, width); got {tuple(size)}")
-    if min(*size, *x.shape[1:], hidden) < 1:
+    # Not `min`, which compares symbolic sizes with each other.
+    if any(side < 1 for side in (*size, *x.shape[1:], hidden)):
         raise ValueError(
             f"no side may be empty; got {tuple(x.shape)} to {tuple(size)}, {hidden} hidden channels"
         )

@@ -111,6 +111,6 @@ def resize_bicubic(x: Tensor, size: tuple[int, int]) -> Tensor:
         )
     if not x.is_floating_point() and x.dtype != torch.uint8:
         raise ValueError(f"resize_bicubic needs floating point or uint8; got {x.dtype}")
-    if len(size) != 2 or min(size) < 1:
+    if len(size) != 2 or size[0] < 1 or size[1] < 1:
         raise ValueError(f"size must be (height, width), both at least 1; got {size}")
     return _resize_bicubic(x, (size[0], size[1]))

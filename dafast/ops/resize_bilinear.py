@@ -140,6 +140,6 @@ def resize_bilinear(
         raise ValueError(f"resize_bilinear needs (B, C, H, W), H and W > 0; got {tuple(x.shape)}")
     if not x.is_floating_point():
         raise ValueError(f"resize_bilinear needs floating point; got {x.dtype}")
-    if len(size) != 2 or min(size) < 1:
+    if len(size) != 2 or size[0] < 1 or size[1] < 1:
         raise ValueError(f"size must be (height, width), both at least 1; got {size}")
     return _resize_bilinear(x, (size[0], size[1]), align_corners, antialias)
