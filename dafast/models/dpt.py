@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from ..config import ModelConfig
 from ..layers.mlp import is_plain
 from ..ops import decoder_tail
+from ..ops.resize_bilinear import interpolate
 from ..profiling import annotate
 
 _TAIL_CHANNELS = 32
 
 
 def _upsample(x: Tensor, size: tuple[int, int]) -> Tensor:
-    return F.interpolate(x, size, mode="bilinear", align_corners=True)
+    return interpolate(x, size, align_corners=True)
 
 
 class ResidualConvUnit(nn.Module):
@@ -88,6 +89,9 @@ class Scratch(nn.Module):
         self.refinenet2 = FeatureFusionBlock(features)
         self.refinenet3 = FeatureFusionBlock(features)
         self.refinenet4 = FeatureFusionBlock(features)
+        # The deepest block has no skip: the unit has weights in every checkpoint but never a
+        # gradient, which DDP would wait for.
+        self.refinenet4.resConfUnit1.requires_grad_(False)
         self.output_conv1 = nn.Conv2d(features, features // 2, 3, padding=1)
         last = _Float32Conv2d(_TAIL_CHANNELS, 1, 1)
         # A random head must start above zero: where the last ReLU is flat nothing is learned.

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..ops.resize_bilinear import interpolate
 from .network import DepthNetwork
 
 REDUCTIONS = (4, 8, 16, 32)
@@ -121,9 +121,7 @@ class FeaturePyramid(nn.Module):
             )
         rows, columns = x.shape[2] // 16, x.shape[3] // 16
         patch = self.config.patch_size
-        small = F.interpolate(
-            x, (rows * patch, columns * patch), mode="bilinear", align_corners=False, antialias=True
-        )
+        small = interpolate(x, (rows * patch, columns * patch), align_corners=False, antialias=True)
         taps = self.pretrained.get_intermediate_layers(small, self.config.out_indices)
         return [
             rescale(tap.transpose(1, 2).unflatten(2, (rows, columns)))

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import ModelConfig
+from ..ops.resize_bilinear import interpolate
 from ..profiling import annotate
 from .dpt import DPTHead, Scratch
 from .vision_transformer import VisionTransformer
@@ -94,7 +94,7 @@ class _SegmentationScratch(Scratch):
         del self.output_conv2
 
     def _tail(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        return F.interpolate(x, size, mode="bilinear", align_corners=True)
+        return interpolate(x, size, align_corners=True)
 
 
 class DPTSegmentationHead(DPTHead):
@@ -167,5 +167,5 @@ class SegmentationNetwork(nn.Module):
         if logits.dtype != torch.float64:
             logits = logits.float()
         if logits.shape[2:] != x.shape[2:]:
-            logits = F.interpolate(logits, x.shape[2:], mode="bilinear", align_corners=False)
+            logits = interpolate(logits, x.shape[2:], align_corners=False)
         return logits

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..config import ModelConfig
 from ..layers import Block, LayerNorm, PatchEmbed
+from ..ops.resize_bicubic import cubic_taps
 
 # DINOv2 adds it to the grid before dividing by the trained one, against rounding in the
 # interpolation; the published weights were used with it, so it is part of the function.
@@ -60,9 +61,13 @@ class VisionTransformer(nn.Module):
     def interpolate_pos_embed(self, rows: int, columns: int) -> Tensor:
         """Position embeddings (1, 1 + rows * columns, C) for a grid of patches.
 
-        Bicubic in float32 without antialiasing, unless the grid is the trained one.
+        Bicubic in float32 without antialiasing, unless the grid is the trained one. A program
+        that is traced or compiled gets the same values, within rounding, from matrix products,
+        which hold for every size.
         """
         grid = self.grid_size
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return self._traceable_pos_embed(rows, columns)
         if (rows, columns) == (grid, grid):
             return self.pos_embed
         cls_pos, patch_pos = self.pos_embed[:, :1], self.pos_embed[:, 1:]
@@ -75,6 +80,26 @@ class VisionTransformer(nn.Module):
             patch_pos = F.interpolate(patch_pos, size=(rows, columns), mode="bicubic")
         patch_pos = patch_pos.permute(0, 2, 3, 1).flatten(1, 2)
         return torch.cat([cls_pos, patch_pos.to(cls_pos.dtype)], dim=1)
+
+    def _traceable_pos_embed(self, rows: int, columns: int) -> Tensor:
+        grid, device = self.grid_size, self.pos_embed.device
+        places = [torch.arange(n, dtype=torch.float32, device=device) for n in (rows, columns)]
+        counts = [place[-1] + 1 for place in places]  # a Python float would hold for one size only
+        offset = torch.zeros((), device=device)
+        if self.position_embedding == "official":
+            trained = (counts[0] == grid) & (counts[1] == grid)
+            offset = torch.where(trained, 0.0, _OFFICIAL_OFFSET)
+        matrices = []
+        for place, count in zip(places, counts, strict=True):
+            taps, weights = cubic_taps((place + 0.5) * (grid / (count + offset)) - 0.5, grid)
+            chosen = taps[:, :, None] == torch.arange(grid, device=device)
+            matrices.append((chosen * weights[:, :, None]).sum(1))
+        cls_pos, patch_pos = self.pos_embed[:, :1], self.pos_embed[:, 1:]
+        with torch.autocast(device.type, enabled=False):
+            square = patch_pos.float().unflatten(1, (grid, grid))
+            down = torch.einsum("yi,bijc->byjc", matrices[0], square)
+            both = torch.einsum("xj,byjc->byxc", matrices[1], down).flatten(1, 2)
+        return torch.cat([cls_pos, both.to(cls_pos.dtype)], dim=1)
 
     def check_images(self, x: Tensor) -> Tensor:
         """Returns x, if it is a batch of images that the encoder takes.
@@ -113,7 +138,7 @@ class VisionTransformer(nn.Module):
         self.check_images(x)
         rows, columns = x.shape[2] // self.patch_size, x.shape[3] // self.patch_size
         tokens = self.patch_embed(x)
-        tokens = torch.cat([self.cls_token.expand(len(x), -1, -1), tokens], dim=1)
+        tokens = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), tokens], dim=1)
         return tokens + self.interpolate_pos_embed(rows, columns)
 
     def pack_tokens(self, images: Sequence[Tensor]) -> tuple[Tensor, list[int]]:

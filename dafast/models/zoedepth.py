@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import ModelConfig
+from ..ops.resize_bilinear import interpolate
 from ..profiling import annotate
 
 BINS = 64
@@ -141,7 +142,7 @@ def attract(centers: Tensor, attractors: Tensor) -> Tensor:
 
 
 def _resize(x: Tensor, like: Tensor) -> Tensor:
-    return F.interpolate(x, like.shape[2:], mode="bilinear", align_corners=True)
+    return interpolate(x, like.shape[2:], align_corners=True)
 
 
 class MetricBinsHead(nn.Module):

@@ -38,6 +38,14 @@ def _forced_backend() -> str | None:
 _forced_backend._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
+def _is_exported() -> bool:
+    """Whether the call becomes part of a program that has to run without dafast's kernels."""
+    return torch._C._get_tracing_state() is not None or torch.compiler.is_exporting()
+
+
+_is_exported._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 class BackendError(RuntimeError):
     """A backend that was asked for by name cannot serve the call."""
 
@@ -97,6 +105,8 @@ class Op:
             if supports and (reason := supports(*args)):
                 raise BackendError(f"dafast.ops.{self.name}: backend {forced!r}: {reason}")
             return forced
+        if _is_exported():
+            return "sdpa" if "sdpa" in self.backends else "reference"
         for name, backend in self.backends.items():
             reason = backend.preferred(*args) if backend.preferred else ""
             if not reason and backend.supports:

@@ -12,6 +12,7 @@ from torch import Tensor
 from . import _extension, _triton
 from ._dispatch import Op, no_backward, wrong_dtype
 from ._kernel_op import KernelOp
+from .resize_bilinear import interpolate
 
 ACTIVATIONS = ("relu", "sigmoid")
 _CPP_CHANNELS = 16  # the C++ kernel takes a multiple
@@ -30,7 +31,7 @@ def decoder_tail_reference(
     """
     compute = torch.float64 if x.dtype == torch.float64 else torch.float32
     with torch.autocast(x.device.type, enabled=False):
-        x = F.interpolate(x, size, mode="bilinear", align_corners=True)
+        x = interpolate(x, size, align_corners=True)
         x = F.relu(F.conv2d(x, weight1.to(x.dtype), bias1.to(x.dtype), padding=1))
         x = F.conv2d(x.to(compute), weight2.to(compute), bias2.to(compute))
     return x.sigmoid() if activation == "sigmoid" else x.relu()
@@ -149,7 +150,8 @@ def decoder_tail(
         raise ValueError(f"floating point expected; got {x.dtype}")
     if len(size) != 2:
         raise ValueError(f"size must be (height, width); got {tuple(size)}")
-    if min(*size, *x.shape[1:], hidden) < 1:
+    # Not `min`, which compares symbolic sizes with each other.
+    if any(side < 1 for side in (*size, *x.shape[1:], hidden)):
         raise ValueError(
             f"no side may be empty; got {tuple(x.shape)} to {tuple(size)}, {hidden} hidden channels"
         )

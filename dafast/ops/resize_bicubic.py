@@ -15,17 +15,8 @@ A = -0.75
 """The parameter of the cubic kernel; PyTorch's bicubic has the same, Pillow's is -0.5."""
 
 
-def _cubic_axis(
-    source: int, target: int, device: torch.device, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """Source indices (target, 4) and weights (target, 4) of every target pixel.
-
-    Coordinates are computed in float64: in float32 those of a large photo lack the digits that
-    determine the weights (errors of 3e-4). They are computed on the CPU, as Apple's GPUs have no
-    float64.
-    """
-    x = torch.arange(target, dtype=torch.float64, device="cpu")
-    x = (x + 0.5) * (source / target) - 0.5
+def cubic_taps(x: Tensor, source: int) -> tuple[Tensor, Tensor]:
+    """Source indices (target, 4) and weights (target, 4) of the places ``x`` (target) in a row."""
     below = x.floor()
     t = x - below
     u = 1 - t
@@ -33,8 +24,22 @@ def _cubic_axis(
     w1 = ((A + 2) * t - (A + 3)) * t * t + 1
     w2 = ((A + 2) * u - (A + 3)) * u * u + 1
     weights = torch.stack([w0, w1, w2, 1 - w0 - w1 - w2], dim=1)
-    taps = below.long()[:, None] + torch.arange(-1, 3, device="cpu")
-    return taps.clamp(0, source - 1).to(device), weights.to(dtype).to(device)
+    taps = below.long()[:, None] + torch.arange(-1, 3, device=x.device)
+    return taps.clamp(0, source - 1), weights
+
+
+def _cubic_axis(
+    source: int, target: int, device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """`cubic_taps` of every target pixel, on ``device``.
+
+    Coordinates are computed in float64: in float32 those of a large photo lose the digits that
+    the weights consist of (errors of 3e-4). They are computed on the CPU, as Apple's GPUs have no
+    float64.
+    """
+    x = torch.arange(target, dtype=torch.float64, device="cpu")
+    taps, weights = cubic_taps((x + 0.5) * (source / target) - 0.5, source)
+    return taps.to(device), weights.to(dtype).to(device)
 
 
 def resize_bicubic_reference(x: Tensor, size: tuple[int, int]) -> Tensor:
@@ -109,6 +114,6 @@ def resize_bicubic(x: Tensor, size: tuple[int, int]) -> Tensor:
         )
     if not x.is_floating_point() and x.dtype != torch.uint8:
         raise ValueError(f"resize_bicubic needs floating point or uint8; got {x.dtype}")
-    if len(size) != 2 or min(size) < 1:
+    if len(size) != 2 or size[0] < 1 or size[1] < 1:
         raise ValueError(f"size must be (height, width), both at least 1; got {size}")
     return _resize_bicubic(x, (size[0], size[1]))

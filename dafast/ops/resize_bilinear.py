@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +12,62 @@ from torch import Tensor
 from ._dispatch import Op
 from ._images import dense_rows, empty_images, extension_backends
 from ._kernel_op import KernelOp
+
+
+def _linear_op(
+    name: str, forward: Callable[..., Tensor], backward: Callable[..., Tensor]
+) -> KernelOp:
+    """The custom op of a resize. It is linear, so it and its backward are each other's backward."""
+
+    def fake(x: Tensor, height: int, width: int, *_: bool) -> Tensor:
+        return empty_images(x, height, width)
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.size, ctx.options = inputs[0].shape[-2:], inputs[3:]
+
+    arguments = "(Tensor x, SymInt height, SymInt width, bool align_corners, bool antialias)"
+    op = KernelOp(f"{name}{arguments} -> Tensor", fake, kernel=forward)
+    backward_op = KernelOp(f"{name}_backward{arguments} -> Tensor", fake, kernel=backward)
+    for one, other in ((op, backward_op), (backward_op, op)):
+
+        def differentiate(ctx: Any, grad: Tensor, other: KernelOp = other) -> tuple[Any, ...]:
+            return other(grad, *ctx.size, *ctx.options), None, None, None, None
+
+        one.register_autograd(differentiate, setup_context)
+    return op
+
+
+def _interpolate(x: Tensor, height: int, width: int, *options: bool) -> Tensor:
+    corners, antialias = options
+    return F.interpolate(
+        x, (height, width), mode="bilinear", align_corners=corners, antialias=antialias
+    )
+
+
+def _interpolate_backward(grad: Tensor, height: int, width: int, *options: bool) -> Tensor:
+    corners, antialias = options
+    aten, source = torch.ops.aten, [*grad.shape[:2], height, width]
+    kernel = (
+        aten._upsample_bilinear2d_aa_backward if antialias else aten.upsample_bilinear2d_backward
+    )
+    return kernel(grad, grad.shape[2:], source, corners, None, None)
+
+
+_interpolate_op = _linear_op("interpolate_bilinear", _interpolate, _interpolate_backward)
+
+
+def interpolate(
+    x: Tensor, size: Sequence[int], *, align_corners: bool, antialias: bool = False
+) -> Tensor:
+    """`F.interpolate` in bilinear mode, with right gradients under `torch.compile` too.
+
+    Inductor decomposes the backward into a scatter, and PyTorch 2.13 can schedule its reader
+    before it on a CPU: all gradients behind it are then 0. A custom op keeps PyTorch's own kernel.
+    """
+    compiled = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+    if compiled and torch.is_grad_enabled():
+        return _interpolate_op(x, size[0], size[1], align_corners, antialias)
+    return _interpolate(x, size[0], size[1], align_corners, antialias)
 
 
 def resize_bilinear_reference(
@@ -23,60 +80,23 @@ def resize_bilinear_reference(
             x.mT, (1, size[0]), align_corners=align_corners, antialias=True
         ).mT
     compute = torch.float64 if x.dtype == torch.float64 else torch.float32
-    out = F.interpolate(
-        x.to(compute), size, mode="bilinear", align_corners=align_corners, antialias=antialias
-    )
+    out = interpolate(x.to(compute), size, align_corners=align_corners, antialias=antialias)
     return out.to(x.dtype)
 
 
-def _empty(x: Tensor, height: int, width: int, *_: Any) -> Tensor:
-    return empty_images(x, height, width)
-
-
-def _forward(x: Tensor, height: int, width: int, *options: Any) -> Tensor:
+def _forward(x: Tensor, height: int, width: int, *options: bool) -> Tensor:
     out = empty_images(x, height, width)
     torch.ops.dafast_C.resize_bilinear(dense_rows(x), out, *options)
     return out
 
 
-_op = KernelOp(
-    "resize_bilinear(Tensor x, SymInt height, SymInt width, bool align_corners, bool antialias)"
-    " -> Tensor",
-    fake=_empty,
-    extension=_forward,
-)
-
-
-def _backward_kernel(grad: Tensor, height: int, width: int, *options: Any) -> Tensor:
+def _backward(grad: Tensor, height: int, width: int, *options: bool) -> Tensor:
     out = empty_images(grad, height, width)
     torch.ops.dafast_C.resize_bilinear_backward(dense_rows(grad), out, *options)
     return out
 
 
-_backward_op = KernelOp(
-    "resize_bilinear_backward(Tensor grad, SymInt height, SymInt width, bool align_corners,"
-    " bool antialias) -> Tensor",
-    fake=_empty,
-    extension=_backward_kernel,
-)
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.size = inputs[0].shape[-2:]
-    ctx.options = inputs[3:]
-
-
-# The op is linear, so either is the other's backward.
-def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    return _backward_op(grad, *ctx.size, *ctx.options), None, None, None, None
-
-
-def _backward_of_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    return _op(grad, *ctx.size, *ctx.options), None, None, None, None
-
-
-_op.register_autograd(_backward, _setup_context)
-_backward_op.register_autograd(_backward_of_backward, _setup_context)
+_op = _linear_op("resize_bilinear", _forward, _backward)
 
 
 def _cpp_preferred(x: Tensor, _size: Any, _align_corners: bool, antialias: bool) -> str:
@@ -120,6 +140,6 @@ def resize_bilinear(
         raise ValueError(f"resize_bilinear needs (B, C, H, W), H and W > 0; got {tuple(x.shape)}")
     if not x.is_floating_point():
         raise ValueError(f"resize_bilinear needs floating point; got {x.dtype}")
-    if len(size) != 2 or min(size) < 1:
+    if len(size) != 2 or size[0] < 1 or size[1] < 1:
         raise ValueError(f"size must be (height, width), both at least 1; got {size}")
     return _resize_bilinear(x, (size[0], size[1]), align_corners, antialias)
