@@ -205,3 +205,15 @@ def test_windows_has_no_locks_and_still_writes(
     with whole_files(tmp_path) as folder:
         (folder / "b").write_text("b")
     assert names(tmp_path) == ["a", "b"]
+
+
+def test_no_message_takes_the_text_of_an_exception_as_it_is():
+    """It can be empty, as a MemoryError's is; `explain` never is."""
+    package = Path(__file__).resolve().parent.parent / "dafast"
+    bare = [
+        f"{path.relative_to(package)}:{number}"
+        for path in sorted(package.rglob("*.py"))
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if "({error})" in line
+    ]
+    assert not bare

@@ -2,13 +2,20 @@
 
 import dataclasses
 import math
+import re
 
 import numpy as np
 import pytest
 import torch
 
 import dafast
-from dafast.pointcloud import Intrinsics, check_intrinsics, intrinsics_from_fov, point_cloud
+from dafast.pointcloud import (
+    Intrinsics,
+    _warn_of_camera,
+    check_intrinsics,
+    intrinsics_from_fov,
+    point_cloud,
+)
 from tests.tiny import tiny
 
 METRIC = tiny(image_size=56, grid_size=4, max_depth=10.0)
@@ -128,3 +135,78 @@ def test_cameras_that_cannot_be(options, message, seed):
 def test_depth_and_image_must_fit():
     with pytest.raises(ValueError, match="of one size"):
         point_cloud(np.ones((3, 4)), np.zeros((4, 3, 3), np.uint8), (1, 1, 1, 1))
+
+
+GOOD = np.array([[30.0, 0, 8], [0, 31, 6], [0, 0, 1]])
+
+
+@pytest.mark.parametrize(
+    ("matrix", "message"),
+    [
+        (GOOD.T, "the matrix is transposed"),
+        (2 * GOOD, r"last row of the matrix is not \(0, 0, 1\)"),
+        ([[30, 31, 8], [30, 31, 8], [30, 31, 8]], "last row"),
+        ([[30, 0, 8], [5, 31, 6], [0, 0, 1]], "below its diagonal"),
+        ([[30, 4, 8], [0, 31, 6], [0, 0, 1]], "skew, which is not supported"),
+        (np.where(GOOD == 8, np.nan, GOOD), "not finite"),
+        (np.diag([-30.0, 30, 1]), "fx and fy above 0"),
+        (np.eye(4), "intrinsics are"),
+        ("30 30 8 6", "intrinsics are"),
+        ({"fx": 1}, "intrinsics are"),
+    ],
+    ids=["transposed", "doubled", "triples", "below", "skew", "nan", "negative", "4x4", "text",
+         "dict"],
+)  # fmt: skip
+def test_matrices_that_are_no_camera(matrix, message):
+    assert check_intrinsics(GOOD) == (30, 31, 8, 6)
+    assert check_intrinsics([[30, 1e-3, 8], [0, 31, 6], [0, 0, 1]]) == (30, 31, 8, 6)
+    with pytest.raises(ValueError, match=message):
+        check_intrinsics(matrix)
+
+
+@pytest.mark.parametrize(
+    ("camera", "message"),
+    [
+        ((1.5, 1.5, 8, 6), "under a tenth of the picture.*millimetres"),
+        ((30, 1.2, 8, 6), "under a tenth"),
+        ((0.9, 0.9, 0.5, 0.5), "relative to the width"),
+        ((30, 30, 40, 6), r"the centre \(40, 6\) is outside"),
+        ((30, 30, 8, -1), "is outside"),
+        ((600, 600, 8, 6), "field of view is 1.62 degrees.*radians"),
+    ],
+)
+def test_unlikely_cameras_give_one_warning(camera, message, rng, caplog):
+    _warn_of_camera.cache_clear()
+    depth, image = random_scene(rng)  # 17 x 13
+    point_cloud(depth, image, (30, 30, 8, 6))
+    point_cloud(depth, image, intrinsics_from_fov(90, 13, 17))
+    assert caplog.messages == []
+    for _ in range(3):  # the frames of a video
+        point_cloud(depth, image, camera)
+    assert len(caplog.messages) == 1
+    assert re.search(message, caplog.messages[0]) and "17x13" in caplog.messages[0]
+
+
+def test_a_field_of_view_in_radians(seed, caplog):
+    _warn_of_camera.cache_clear()
+    model = dafast.DepthAnything(METRIC).eval()
+    photos = [np.zeros((20, 30, 3), np.uint8)] * 2
+    model.infer_metric(photos, fov=math.pi / 3)
+    (message,) = [m for m in caplog.messages if m.startswith("camera of")]
+    assert "1.05 degrees; was it given in radians" in message
+
+
+@pytest.mark.parametrize("fov", ["wide", None, [60], -1, 200, float("nan")])
+def test_a_field_of_view_that_is_no_angle(fov):
+    with pytest.raises(ValueError, match="fov is the horizontal angle in degrees"):
+        intrinsics_from_fov(fov, 4, 5)
+
+
+@pytest.mark.parametrize("name", ["c.xyz", "c.pcd", "c.las", "c", "ply", "c.ply.gz"])
+def test_other_suffixes_are_refused(name, rng, tmp_path):
+    cloud = point_cloud(*random_scene(rng), (30, 30, 8, 6))
+    with pytest.raises(ValueError, match=rf"{name}: point clouds are written as \.ply, not as"):
+        cloud.save(tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+    cloud.save(tmp_path / "c.PLY")
+    assert len(read_ply(tmp_path / "c.PLY")) == 13 * 17

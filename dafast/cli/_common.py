@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..files import explain
+
 SHOWN = 20
 """Failures listed in a summary; the rest are counted."""
 
@@ -150,7 +152,7 @@ def note_or_match(path: Path, what: str, wanted: dict[str, Any]) -> None:
     try:
         found = dict(json.loads(read_text(path)))
     except (ValueError, TypeError) as error:
-        raise CommandError(f"{path} cannot be read ({error}): remove it") from error
+        raise CommandError(f"{path} cannot be read ({explain(error)}): remove it") from error
     other = [f"{k} {found.get(k)}, not {v}" for k, v in wanted.items() if found.get(k) != v]
     if other:
         raise CommandError(

@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..files import explain
 from ._common import CommandError
 
 if TYPE_CHECKING:
@@ -43,7 +44,9 @@ def _read_config(name: str) -> str | ModelConfig:
     try:
         return ModelConfig.from_dict(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError, AttributeError) as error:
-        raise CommandError(f"--config {name}: not the configuration of a model ({error})") from None
+        raise CommandError(
+            f"--config {name}: not the configuration of a model ({explain(error)})"
+        ) from None
 
 
 def load_relative_model(args: argparse.Namespace, command: str) -> DepthAnything:

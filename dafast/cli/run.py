@@ -87,6 +87,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs ``dafast run``."""
+    from ..files import explain
     from .photos import find_photos
 
     found = find_photos(args.photos, args.recursive)
@@ -98,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
         with tempfile.TemporaryFile(dir=args.out):
             pass  # fails now and not after the first prediction
     except OSError as error:
-        raise CommandError(f"--out {args.out}: cannot be written to ({error})") from error
+        raise CommandError(f"--out {args.out}: cannot be written to ({explain(error)})") from error
     start = time.perf_counter()
     model, settings = _load(args)
     progress = _Progress()

@@ -24,7 +24,7 @@ from dafast.data.remote import (
 )
 from dafast.data.sources import Item, SourceError, name_coarse
 from dafast.data.writing import add_sample, claim, locked, read_failures, write_failures
-from dafast.files import explain_kind
+from dafast.files import explain, explain_kind
 
 logger = logging.getLogger(__name__)
 
@@ -214,7 +214,7 @@ def _read_manifest(out: Path) -> dict[str, Any] | None:
                 found[key] = dict(found[key])
         return {"shards": {}, **found}
     except (ValueError, TypeError) as error:
-        raise SourceError(f"{path} cannot be read ({error}): remove the folder") from error
+        raise SourceError(f"{path} cannot be read ({explain(error)}): remove the folder") from error
 
 
 def _describe(file: BinaryIO) -> dict[str, Any]:

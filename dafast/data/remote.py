@@ -23,7 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from dafast.files import FULL, write_file
+from dafast.files import FULL, explain, write_file
 from dafast.optional import why_no_module
 
 logger = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ def place_of(text: str | os.PathLike[str]) -> Path:
         place = UPath(text)
         _file_system(place)
     except (ImportError, ValueError) as error:  # ValueError: fsspec knows no such protocol
-        raise RemoteError(f"{text} cannot be opened: {error}") from error
+        raise RemoteError(f"{text} cannot be opened: {explain(error)}") from error
     return cast(Path, place)
 
 
@@ -235,7 +235,7 @@ def _unpack(source: Path, target: Path, place: Path) -> Path:
         with gzip.open(source) as packed, open(target, "wb") as plain:
             shutil.copyfileobj(packed, plain, 1 << 20)
     except (OSError, EOFError, zlib.error) as error:
-        raise ShardError(f"{place} cannot be unpacked: {error}") from error
+        raise ShardError(f"{place} cannot be unpacked: {explain(error)}") from error
     return target
 
 

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..files import explain
 from .alignment import align, constant_baseline, plane_baseline
 from .builtin import aloe, builtin, motorcycle, synthetic
 from .cache import PredictionCache
@@ -238,7 +239,7 @@ def score(
             try:
                 scores = score_sample(model.config.name, prediction, sample, mask, preset)
             except ValueError as error:
-                raise ValueError(f"{data}/{sample.name}: {error}") from error
+                raise ValueError(f"{data}/{sample.name}: {explain(error)}") from error
             rows.append((sample.name, scores))
     if size > 1:
         gathered: list[Any] = [None] * size

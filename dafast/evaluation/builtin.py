@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..files import explain
 from ..optional import why_no_module
 from .samples import DataMissingError, EvaluationSample, Samples
 
@@ -126,13 +127,13 @@ def synthetic(scenes: int = SYNTHETIC_SCENES) -> Samples:
     try:
         from ..synthetic import HELD_OUT_SEED, render_scene
     except ImportError as error:
-        raise DataMissingError(f"synthetic scenes: {error}") from error
+        raise DataMissingError(f"synthetic scenes: {explain(error)}") from error
 
     def render(seed: int) -> EvaluationSample:
         try:
             sample = render_scene(seed)
         except ImportError as error:
-            raise DataMissingError(f"synthetic scenes: {error}") from error
+            raise DataMissingError(f"synthetic scenes: {explain(error)}") from error
         return EvaluationSample(
             str(seed), sample.image, sample.depth, SYNTHETIC_MAX_DEPTH, sharp=True
         )

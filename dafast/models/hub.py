@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from ..files import explain
+
 logger = logging.getLogger("dafast")
 
 WEIGHT_FILES = (
@@ -149,7 +151,7 @@ def fetch_file(repo_id: str, filename: str, options: HubOptions, *, config: str 
         raise HubError(f"{repo_id}: the repository has no file {filename!r}") from error
     except HubError as error:
         hand = _by_hand(repo_id, [filename], options.revision, config)
-        raise HubError(f"{repo_id}: {filename}: {error}. {hand}") from error
+        raise HubError(f"{repo_id}: {filename}: {explain(error)}. {hand}") from error
 
 
 def fetch_model(repo_id: str, options: HubOptions) -> tuple[Path | None, list[Path]]:
@@ -222,7 +224,7 @@ def shard_names(index: Path) -> list[str]:
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         names = sorted(set(weight_map.values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{index}: not an index of shards ({error})") from error
+        raise ValueError(f"{index}: not an index of shards ({explain(error)})") from error
     for name in names:
         if Path(name).name != name:
             raise ValueError(f"{index}: shard {name!r} is not a plain file name")

@@ -77,7 +77,7 @@ class InferenceOptions:
 class _Input(NamedTuple):
     """A photo that waits for its batch."""
 
-    place: int
+    position: int  # in the list of images
     x: Tensor  # (1, 3, H, W), preprocessed
     geometry: Geometry
 
@@ -85,7 +85,7 @@ class _Input(NamedTuple):
 class _Prediction(NamedTuple):
     """The map of one photo."""
 
-    place: int
+    position: int  # in the list of images
     map: Tensor
     finite: Tensor  # bool scalar on the model's device
 

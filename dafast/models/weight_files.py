@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..files import explain
 from .conversion import ANCHORS, LAYOUTS, detect_layout
 
 logger = logging.getLogger("dafast")
@@ -166,7 +167,9 @@ def read_file(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
                     names = file.keys()
                     return {k: file.get_tensor(k) for k in names}, file.metadata() or {}
             except SafetensorError as error:
-                raise CheckpointError(f"{path}: a damaged safetensors file ({error})") from error
+                raise CheckpointError(
+                    f"{path}: a damaged safetensors file ({explain(error)})"
+                ) from error
         zipped = zipfile.is_zipfile(path)
         with open(path, "rb") as file_head:
             magic = file_head.read(2)
@@ -185,7 +188,7 @@ def read_file(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
                     "the model's state_dict, or use safetensors; if you trust the file, "
                     "torch.load(path, weights_only=False) reads it for that."
                 ) from error
-            raise CheckpointError(f"{path}: a damaged pickle ({error})") from error
+            raise CheckpointError(f"{path}: a damaged pickle ({explain(error)})") from error
         except _DAMAGE as error:
             first = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise CheckpointError(

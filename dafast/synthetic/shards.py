@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image
 
 from dafast._version import __version__
-from dafast.files import remove_leftovers, whole_file, write_file
+from dafast.files import explain, remove_leftovers, whole_file, write_file
 from dafast.synthetic.sample import HELD_OUT_SEED, KINDS, SyntheticSample, render_scene
 from dafast.synthetic.textures import texture_digest
 
@@ -247,7 +247,7 @@ def _check_description(folder: Path, wanted: dict[str, Any]) -> None:
         try:
             found = dict(json.loads(path.read_text()))
         except (ValueError, TypeError) as error:
-            raise ValueError(f"{path} cannot be read ({error}): remove it") from error
+            raise ValueError(f"{path} cannot be read ({explain(error)}): remove it") from error
         other = [f"{k} {found.get(k)}, not {v}" for k, v in wanted.items() if found.get(k) != v]
         if other:
             raise ValueError(

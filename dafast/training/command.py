@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from dafast.files import explain
 from dafast.training.config import ConfigError, TrainConfig
 from dafast.training.config_files import load_toml, shipped_configs
 from dafast.training.tasks import check
@@ -46,7 +47,9 @@ def parse_args(argv: Sequence[str] | None = None) -> TrainConfig:
     try:
         import tyro
     except ImportError as error:
-        raise ConfigError(f"training needs tyro ({error}): pip install 'dafast[train]'") from error
+        raise ConfigError(
+            f"training needs tyro ({explain(error)}): pip install 'dafast[train]'"
+        ) from error
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument("--config")
     early.add_argument("--list-configs", action="store_true")

@@ -146,7 +146,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the checksum matches: a file of another program or version
-        raise TrainingStateError(f"{path} cannot be read: {error}") from error
+        raise TrainingStateError(f"{path} cannot be read: {explain(error)}") from error
 
 
 def load_newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:

@@ -1,7 +1,9 @@
 """`infer`: every kind of image, batching, errors."""
 
+import contextlib
 import dataclasses
 import io
+import os
 import struct
 import subprocess
 import sys
@@ -11,6 +13,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
 
 import dafast
 from dafast import images
@@ -88,9 +92,9 @@ def test_photos_of_many_sizes_do_not_pile_up(model):
     options = inference.InferenceOptions(size=56, max_batch_tokens=40)
     with torch.no_grad():
         results = inference._Predictor(model, options).run(Photos([None] * 40))
-        first = next(results).place
+        first = next(results).position
         assert read < 10
-        assert sorted([first, *(done.place for done in results)]) == list(range(40))
+        assert sorted([first, *(done.position for done in results)]) == list(range(40))
 
 
 def test_return_tensors(model, seed):
@@ -380,3 +384,205 @@ def test_flip_is_the_mean_over_the_mirror_image(metric, fit, seed):
         assert not np.allclose(plain, mirrored, rtol=1e-4)
     turned = infer(photos[0][:, ::-1], flip=True, fit=fit)
     np.testing.assert_allclose(turned[:, ::-1], got[0], rtol=1e-4, atol=1e-5)
+
+
+# -------------------------------------------------------------------------------- what infer says
+
+
+def test_one_picture_gives_a_map_and_a_list_a_list(model, seed):
+    photo = _photo(seed)
+    assert isinstance(model.infer(photo), np.ndarray)
+    assert isinstance(model.infer([photo]), list) and isinstance(model.infer((photo,)), list)
+    assert isinstance(model.infer(photo, return_tensors=True), torch.Tensor)
+    assert isinstance(model.infer([photo], return_tensors=True)[0], torch.Tensor)
+
+
+def test_types_of_infer(tmp_path):
+    """What a type checker sees."""
+    api = pytest.importorskip("mypy.api")
+    (tmp_path / "user.py").write_text(
+        "import numpy as np\n"
+        "from dafast import DepthAnything\n"
+        "model = DepthAnything('nano')\n"
+        "reveal_type(model.infer('a.jpg'))\n"
+        "reveal_type(model.infer(['a.jpg'], size=70))\n"
+        "reveal_type(model.infer(np.zeros((4, 5)), return_tensors=True))\n"
+        "reveal_type(model.infer(('a.jpg',), fit='pad', return_tensors=True))\n"
+        "model.infer('a.jpg', siez=70)\n"
+    )
+    options = ["--cache-dir", str(tmp_path / "cache"), "--follow-imports", "silent"]
+    out, errors, _ = api.run([*options, str(tmp_path / "user.py")])
+    lines = [line.split(": ", 2)[-1] for line in out.splitlines() if "user.py" in line]
+    assert "numpy.ndarray" in lines[0] and "list" not in lines[0], out + errors
+    assert "list[numpy.ndarray" in lines[1]
+    assert "Tensor" in lines[2] and "list" not in lines[2]
+    assert "list[torch" in lines[3]
+    assert any("error" in line and "user.py:8" in line for line in out.splitlines())
+
+
+def test_functions_take_the_options_as_keywords(model, seed):
+    photo = _photo(seed)
+    expected = model.infer(photo, size=70, flip=True)
+    for function in (dafast.inference.infer, dafast.inference.predict):
+        np.testing.assert_array_equal(function(model, photo, size=70, flip=True), expected)
+    with pytest.raises(TypeError, match="siez"):
+        dafast.inference.infer(model, photo, siez=70)
+
+
+@pytest.mark.parametrize("bins", ["", "softplus"])
+def test_a_float64_model_gives_float32(bins, seed):
+    config = dataclasses.replace(TINY, max_depth=10.0 if bins else None, bin_centers=bins)
+    model = dafast.DepthAnything(config).double().eval()
+    infer = model.infer_metric if bins else model.infer
+    photo = _photo(seed)
+    assert infer(photo).dtype == np.float32
+    assert infer([photo], flip=True)[0].dtype == np.float32
+    assert infer(photo, return_tensors=True).dtype == torch.float32
+    assert inference.predict_native(model, [photo])[0].dtype == np.float32
+
+
+def test_a_map_that_is_not_finite_gives_a_warning(model, seed, caplog):
+    """Once, with the images and the reason."""
+    photos = [_photo(seed), _photo(seed + 1, (83, 60, 3))]
+    model.infer(photos, flip=True)
+    assert caplog.messages == []
+    with torch.no_grad():
+        model.depth_head.scratch.output_conv2[2].bias.fill_(torch.inf)
+    assert not np.isfinite(model.infer(photos)[0]).any()
+    (message,) = caplog.messages
+    assert "the prediction of image 0, 1 is not finite" in message
+    assert "the weight depth_head.scratch.output_conv2.2.bias holds NaN or infinity" in message
+    assert "dtype" not in message
+
+
+@pytest.mark.parametrize(
+    ("dtype", "message"),
+    [
+        (torch.float32, "overflow in float32"),
+        (torch.float16, r"load the model with dtype='float32'"),
+    ],
+)
+def test_the_reason_for_infinity_fits_the_dtype(dtype, message, model, seed, caplog):
+    with torch.no_grad():
+        model.pretrained.patch_embed.proj.weight.fill_(6e4 if dtype == torch.float16 else 1e38)
+    model.to(dtype)
+    assert not np.isfinite(model.infer(_photo(seed))).all()
+    (warning,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert "the prediction of the image is not finite" in warning
+    assert message in warning
+
+
+# --------------------------------------------------------------------- devices without float64
+
+
+class _NoFloat64(TorchDispatchMode):
+    """Makes "meta" a device: copies from it succeed, float64 on it is refused."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        leaves, _ = tree_flatten((args, kwargs))
+        if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
+            return 1
+        there = any(isinstance(x, torch.Tensor) and x.is_meta for x in leaves)
+        target = kwargs.get("device")
+        if func is torch.ops.aten._to_copy.default and there and str(target) == "cpu":
+            return torch.zeros(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
+        out = func(*args, **kwargs)
+        for x in tree_flatten(out)[0]:
+            if isinstance(x, torch.Tensor) and x.is_meta:
+                assert x.dtype != torch.float64, f"{func} makes float64 on the device"
+        return out
+
+
+@pytest.mark.parametrize(
+    ("kind", "fit", "dtype"),
+    [
+        ("relative", "pad", torch.float32),
+        ("relative", "official", torch.float16),
+        ("sigmoid", "official", torch.float32),
+        ("softplus", "pad", torch.float16),
+        ("softplus", "official", torch.float32),
+        ("normed", "pad", torch.float32),
+    ],
+)
+def test_no_float64_on_the_device(kind, fit, dtype, seed, monkeypatch):
+    """Apple's GPUs have none."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # not "meta"
+    config = dataclasses.replace(
+        TINY, max_depth=None if kind == "relative" else 10.0,
+        bin_centers=kind if kind in ("softplus", "normed") else "",
+        position_embedding="official" if fit == "pad" else "transformers",
+    )  # fmt: skip
+    model = dafast.DepthAnything(config).eval().to(dtype)
+    photos = [_photo(seed), _photo(seed + 1, (150, 90, 3)).astype(np.float32) / 255]
+    photos += [_photo(seed, (20, 30, 3)).astype(np.uint16) * 257, _photo(seed, (60, 83, 4)) / 255.0]
+    with _NoFloat64():
+        model.to("meta")
+        infer = model.infer if kind == "relative" else model.infer_metric
+        for padding in ("replicate", "reflect", "constant"):
+            maps = infer(photos, fit=fit, padding=padding, flip=padding == "reflect")
+            assert [m.shape for m in maps] == [p.shape[:2] for p in photos]
+        infer(photos[0], fit=fit, size=112, max_tokens=30, return_tensors=True)
+        if kind != "relative":
+            infer(photos[:2], fit=fit, fov=60)
+
+
+def test_the_mode_refuses_float64():
+    with _NoFloat64(), pytest.raises(AssertionError, match="makes float64"):
+        torch.zeros(3, dtype=torch.float32, device="meta").double()
+
+
+# ---------------------------------------------------------------------- threads and processes
+
+_SHARED = """
+import concurrent.futures, os, sys, time
+import numpy as np, torch
+import dafast
+
+torch.set_num_threads(2)
+model = dafast.DepthAnything("nano").eval()
+photos = [np.random.default_rng(i).integers(0, 256, (56, 70, 3), dtype=np.uint8) for i in range(6)]
+
+class Data(torch.utils.data.Dataset):
+    def __init__(self, model):
+        self.model = model
+    def __len__(self):
+        return len(photos)
+    def __getitem__(self, index):
+        return self.model.infer(photos[index], size=56)
+
+def same(maps):
+    return all(np.allclose(a, b, atol=1e-5) for a, b in zip(maps, expected, strict=True))
+
+if __name__ == "__main__":
+    expected = [model.infer(photo, size=56) for photo in photos]
+    if sys.argv[1] == "threads":
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            assert same(list(pool.map(lambda photo: model.infer(photo, size=56), photos)))
+    elif sys.argv[1] == "fork":
+        child = os.fork()
+        if not child:
+            torch.set_num_threads(1)
+            os._exit(0 if same([model.infer(photo, size=56) for photo in photos]) else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    else:
+        loader = torch.utils.data.DataLoader(
+            Data(model), batch_size=None, num_workers=2, multiprocessing_context=sys.argv[1][7:]
+        )
+        assert same(list(loader))
+    print("good")
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+@pytest.mark.parametrize("how", ["threads", "fork", "loader-fork", "loader-spawn"])
+def test_threads_and_processes_share_a_model(how, tmp_path):
+    """After `infer`, as its documentation says; in a process of its own, where it could hang."""
+    (tmp_path / "shared.py").write_text(_SHARED)
+    root = str(Path(__file__).resolve().parents[2])
+    environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "2"}
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "shared.py"), how],
+        capture_output=True, text=True, env=environment, timeout=300,
+    )  # fmt: skip
+    assert done.stdout.split() == ["good"], done.stderr

@@ -16,6 +16,7 @@ import numpy as np
 
 from dafast.data.readers._reader import Example, Reader
 from dafast.data.sources import SourceError
+from dafast.files import explain
 
 
 def _find(root: Path) -> Iterator[Example]:
@@ -37,7 +38,7 @@ def read_exr(path: Path) -> np.ndarray:
         with OpenEXR.File(str(path), separate_channels=True) as file:
             channels = {name: np.array(c.pixels) for name, c in file.channels().items()}
     except (RuntimeError, ValueError, OSError, TypeError) as error:
-        raise SourceError(f"{path.name}: {error}") from error
+        raise SourceError(f"{path.name}: {explain(error)}") from error
     if len(channels) != 1:
         raise SourceError(f"{path.name}: the channels {sorted(channels)}; one is expected")
     return next(iter(channels.values())).astype(np.float64)

@@ -17,6 +17,7 @@ from typing import Any
 
 from dafast.data.readers._pictures import PictureReader
 from dafast.data.sources import SourceError
+from dafast.files import explain
 
 
 @functools.cache
@@ -26,7 +27,7 @@ def _open(folder: Path) -> Any:
     try:
         return lmdb.open(str(folder), readonly=True, lock=False, readahead=False)
     except lmdb.Error as error:
-        raise SourceError(f"{folder} is no LMDB that can be read: {error}") from error
+        raise SourceError(f"{folder} is no LMDB that can be read: {explain(error)}") from error
 
 
 def _find(root: Path) -> Iterator[str]:

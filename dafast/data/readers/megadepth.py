@@ -20,6 +20,7 @@ import numpy as np
 from dafast.data.maps import invert_depth
 from dafast.data.readers._reader import Example, Reader
 from dafast.data.sources import SourceError, Unlabeled
+from dafast.files import explain
 
 
 def _find(root: Path) -> Iterator[Example]:
@@ -42,7 +43,7 @@ def _read(example: Example, min_depth: float = 0.0) -> tuple[np.ndarray, np.ndar
     except (OSError, RuntimeError, TypeError, KeyError) as error:
         if isinstance(error, FileNotFoundError):
             raise
-        raise SourceError(f"{example.label.name}: {error}") from error
+        raise SourceError(f"{example.label.name}: {explain(error)}") from error
     if depth.ndim != 2 or depth.dtype.kind not in "iuf":
         raise SourceError(f"{example.label.name}: depth of the shape {depth.shape}, {depth.dtype}")
     if depth.size and np.nanmin(depth) < 0:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from ...files import explain
 from ..samples import EvaluationSample, Samples
 from ._files import missing, read_image, warn_of_count
 
@@ -48,7 +49,7 @@ def ddad(root: Path) -> Samples:
     try:
         scenes = json.loads(index.read_text())["scene_splits"][VALIDATION]["filenames"]
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{index}: has no validation split ({error})") from error
+        raise ValueError(f"{index}: has no validation split ({explain(error)})") from error
     entries = []
     for name in scenes:
         path = root / name

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ...files import explain
 from ...optional import why_no_module
 from ..samples import DataMissingError, EvaluationSample, Samples
 from ._files import missing, warn_of_count
@@ -49,5 +50,5 @@ def _load(file: Path) -> EvaluationSample:
         image, depth = data["rgb"], data["depth"].astype(np.float32)
         valid = (data["mask_invalid"] != 0) & (data["mask_transp"] != 0)
     except (KeyError, IndexError, ValueError, NotImplementedError) as error:
-        raise ValueError(f"{file}: is not a file of iBims-1 ({error})") from error
+        raise ValueError(f"{file}: is not a file of iBims-1 ({explain(error)})") from error
     return EvaluationSample(file.stem, image, np.where(valid, depth, np.nan), MAX_DEPTH)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ...files import explain
 from ...optional import why_no_module
 from ..samples import DataMissingError, EvaluationSample, Samples
 from ._files import missing, warn_of_count
@@ -54,7 +55,9 @@ def nyuv2(root: Path) -> Samples:
         with h5py.File(file) as data:
             count, shape = data["rawDepths"].shape[0], data["images"].shape
     except (OSError, KeyError) as error:
-        raise ValueError(f"{file}: is not the labeled set, a MATLAB 7.3 file ({error})") from error
+        raise ValueError(
+            f"{file}: is not the labeled set, a MATLAB 7.3 file ({explain(error)})"
+        ) from error
     if len(shape) != 4 or shape[1] != 3 or not all(1 <= n <= count for n in numbers):
         raise ValueError(f"{file}: {count} depth maps and images {shape} do not fit {splits}")
     warn_of_count("nyuv2", len(numbers), IMAGES)

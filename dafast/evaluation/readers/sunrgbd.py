@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ...files import explain
 from ...optional import why_no_module
 from ..samples import DataMissingError, EvaluationSample, Samples
 from ._files import missing, read_image, read_png16, warn_of_count
@@ -46,7 +47,9 @@ def sunrgbd(root: Path) -> Samples:
         folders = [str(cell.item()) for cell in loadmat(split)["alltest"].ravel()]
         names = [folder.rstrip("/").split("SUNRGBD/", 1)[1] for folder in folders]
     except (KeyError, IndexError, ValueError, AttributeError) as error:
-        raise ValueError(f"{split}: has no alltest as the toolbox does ({error})") from error
+        raise ValueError(
+            f"{split}: has no alltest as the toolbox does ({explain(error)})"
+        ) from error
     entries = []
     for name in names:
         paths = []
