@@ -23,7 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from dafast.files import FULL, write_file
+from dafast.files import FULL, explain, explain_kind, write_file, writing
 from dafast.optional import why_no_module
 
 logger = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ def place_of(text: str | os.PathLike[str]) -> Path:
         place = UPath(text)
         _file_system(place)
     except (ImportError, ValueError) as error:  # ValueError: fsspec knows no such protocol
-        raise RemoteError(f"{text} cannot be opened: {error}") from error
+        raise RemoteError(f"{text} cannot be opened: {explain(error)}") from error
     return cast(Path, place)
 
 
@@ -151,7 +151,7 @@ def retried(action: Callable[[], T], what: str) -> T:
         except ShardError:
             raise
         except Exception as error:  # file systems raise what they like
-            message = f"{what}: {type(error).__name__}: {str(error) or 'no reason given'}"
+            message = f"{what}: {explain_kind(error)}"
             if _is_final(error):
                 raise RemoteError(message) from error
             if wait is None:
@@ -215,18 +215,22 @@ def local_copy(place: Path) -> Iterator[Path]:
     Raises:
         RemoteError: If it cannot be fetched.
         ShardError: If it cannot be unpacked.
+        DiskFullError: If there is no room for the copy.
     """
     if not (is_remote(place) or is_gzipped(place)):
         yield place
         return
+    what = f"the copy of {place} in {tempfile.gettempdir()} (TMPDIR)"
     with tempfile.TemporaryDirectory(prefix="dafast-") as folder:
         copy = place
         if is_remote(place):
             copy = Path(folder) / name_of(place)
             fetch = partial(_file_system(place).get_file, _path(place), str(copy))
-            retried(fetch, f"cannot read {place}")
+            with writing(what):
+                retried(fetch, f"cannot read {place}")
         if is_gzipped(place):
-            copy = _unpack(copy, Path(folder) / plain_name(place), place)
+            with writing(what):
+                copy = _unpack(copy, Path(folder) / plain_name(place), place)
         yield copy
 
 
@@ -235,7 +239,7 @@ def _unpack(source: Path, target: Path, place: Path) -> Path:
         with gzip.open(source) as packed, open(target, "wb") as plain:
             shutil.copyfileobj(packed, plain, 1 << 20)
     except (OSError, EOFError, zlib.error) as error:
-        raise ShardError(f"{place} cannot be unpacked: {error}") from error
+        raise ShardError(f"{place} cannot be unpacked: {explain(error)}") from error
     return target
 
 

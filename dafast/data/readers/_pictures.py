@@ -23,13 +23,13 @@ logger = logging.getLogger(__name__)
 
 
 def picture_file(root: Path, name: str) -> Path:
-    """The file that a picture which `find_pictures` found is in: its own, or the archive."""
+    """The file that a picture which `find_names` found is in: its own, or the archive."""
     archive, tar, _ = name.partition(".tar/")
     return root / (f"{archive}.tar" if tar else name)
 
 
 def read_picture(root: Path, name: str) -> bytes:
-    """The content of a picture that `find_pictures` found."""
+    """The content of a picture that `find_names` found."""
     path, (_, tar, member) = picture_file(root, name), name.partition(".tar/")
     if not tar:
         return path.read_bytes()
@@ -42,7 +42,7 @@ def read_picture(root: Path, name: str) -> bytes:
     return data
 
 
-def find_pictures(root: Path, pattern: re.Pattern[str]) -> Iterator[str]:
+def find_names(root: Path, pattern: re.Pattern[str]) -> Iterator[str]:
     """Names, relative to `root`, that a pattern finds, of files and of members of tar archives.
 
     An archive that cannot be read to its end is named in a warning; what is before that counts.
@@ -135,4 +135,4 @@ class PictureReader:
 
 def by_name(pattern: str) -> Callable[[Path], Iterable[str]]:
     """Finds pictures whose path, from the end, is as `pattern` (a regular expression) has it."""
-    return functools.partial(find_pictures, pattern=re.compile(rf"(?:^|/){pattern}$"))
+    return functools.partial(find_names, pattern=re.compile(rf"(?:^|/){pattern}$"))
