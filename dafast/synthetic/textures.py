@@ -17,6 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from dafast.files import explain
+
 SIZE = 256
 LEVELS = 9
 LEVEL_SIZE = np.array([SIZE >> k for k in range(LEVELS)], np.int32)
@@ -329,7 +331,7 @@ class TextureBank:
                 image.draft("RGB", (768, 768))
                 photo = image.convert("RGB")
         except OSError as error:
-            raise OSError(f"texture {self._paths[k]} cannot be read: {error}") from error
+            raise OSError(f"texture {self._paths[k]} cannot be read: {explain(error)}") from error
         photo.thumbnail((512, 512), Image.Resampling.BILINEAR)
         w, h = photo.size
         s = int(min(w, h) * rng.uniform(0.4, 0.7))
@@ -363,7 +365,7 @@ def shipped_photos() -> list[Path]:
 
 
 def texture_digest(folder: str | Path | None = None) -> str:
-    """Tells sets of photographs apart, by their names and sizes in bytes.
+    """A digest of a set of photographs, from their names and sizes in bytes.
 
     Raises:
         FileNotFoundError: the folder is missing or holds no picture.
