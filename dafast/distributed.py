@@ -1,4 +1,4 @@
-"""One process or many: what torchrun says, and a process group that is closed again."""
+"""One process or many: the process group that torchrun describes."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
-# The others wait while the main process packs a list or evaluates, longer than the ten minutes
-# after which NCCL would give up.
+# The main process may pack a list or evaluate for longer than NCCL's default of ten minutes, while
+# the others wait.
 _TIMEOUT = timedelta(hours=3)
 
 
 @dataclass(frozen=True)
 class World:
-    """This process among the others.
+    """This process and the number of all processes.
 
     Attributes:
         rank: Number of this process.
         size: Number of processes.
-        device: Where this process computes.
+        device: Device of this process.
     """
 
     rank: int
@@ -61,18 +61,18 @@ class World:
         return values
 
     def barrier(self) -> None:
-        """Waits until every process is here."""
+        """Waits for all processes."""
         if self.size > 1:
             dist.barrier()
 
 
 def _store_of_this_start() -> dist.Store | None:
-    """Where the processes find one another; None is what torchrun's environment says.
+    """The store in which the processes find one another; None is torchrun's default.
 
-    torchrun keeps its store when it starts the processes again (`--max-restarts`), and what the
-    dead ones wrote there, their addresses, would be believed. So each start on one machine has
-    names of its own. Several machines count their restarts apart and cannot agree on a name:
-    there torchrun has to be told to open a new store, with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1.
+    torchrun keeps its store when it restarts the processes (`--max-restarts`), with the addresses
+    of the dead ones. So each start on one machine uses its own prefix. Several machines count their
+    restarts separately and cannot agree on a prefix: set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
+    there, so that torchrun opens a new store.
     """
     restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     if restarts == "0" or os.environ.get("LOCAL_WORLD_SIZE") != os.environ["WORLD_SIZE"]:

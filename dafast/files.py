@@ -1,6 +1,6 @@
-"""Files that are written whole, locks on files, what a file is, and errors in one line.
+"""Writes files whole, locks them, recognises their kind, and explains errors in one line.
 
-A file gets its name only when it is complete: an interrupted run never leaves a partial one.
+A file gets its name only when it is complete: an interrupted run never leaves a partial file.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def explain_kind(error: BaseException) -> str:
 
 
 def file_kind(head: bytes) -> str:
-    """What a file is by its first bytes, 512 or more; "" if that is not known."""
+    """The kind of a file by its first bytes, 512 or more; "" if it is unknown."""
     text = head.lstrip().lower()
     if not head:
         return "an empty file"
@@ -143,7 +143,7 @@ def whole_file(path: str | Path) -> Iterator[BinaryIO]:
     """An open file that appears as `path` when the block ends without an error.
 
     It is written under a temporary name in the same folder, which no other process, host or
-    container uses. Whatever stops the block, the file that was there before stays.
+    container uses. If the block fails or is interrupted, an earlier file stays.
 
     Raises:
         DiskFullError: If there is no room for it.
@@ -170,8 +170,8 @@ def whole_files(folder: str | Path) -> Iterator[Path]:
     """A temporary folder whose files move to `folder` when the block ends without an error.
 
     For files that belong together, and for libraries that open a file by its name. The files get
-    the permissions that new files have here. Other files in `folder` stay. What an earlier,
-    killed process left unfinished there is removed.
+    the permissions that new files have here. Other files in `folder` stay. Unfinished
+    files of killed processes are removed.
 
     Args:
         folder: Created if missing.
@@ -212,7 +212,7 @@ def write_file(path: str | Path, content: bytes | str) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Removes what killed processes left of unfinished files in a folder.
+    """Removes unfinished files of killed processes from a folder.
 
     The writer of a temporary file holds a lock on it until it ends, so a file without a lock has
     no writer. Where locks are not supported, leftovers stay.
@@ -333,13 +333,13 @@ def _sync(descriptor: int) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # the file system has no such call
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # not supported by this file system
             raise
 
 
 @contextlib.contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """Errors about a temporary file name the file that was meant."""
+    """Makes errors about a temporary file name its final file."""
     try:
         yield
     except DiskFullError:

@@ -29,13 +29,12 @@ class CheckReport:
     """What `check` found.
 
     Attributes:
-        total: Items that were read or tried.
+        total: Number of items that were tried.
         corrupt: (name, reason) of those that cannot be read.
         unlabeled: (name, reason) of labels without a valid pixel.
-        bare: How many have no label, and need none.
+        bare: Number of items without a label that need none.
         coarse: (name, half a step) of coarse labels (`Labeled.half_step`).
-        valid_share: Mean share of pixels with a label, of labels that can be read; 0 where there
-            are none.
+        valid_share: Mean fraction of pixels with a label, over the readable labels; 0 without any.
         shown: (name, picture) for the sheet, in order.
     """
 
@@ -51,13 +50,13 @@ class CheckReport:
 def check(
     items: Sequence[Item], *, shown: int = 16, limit: int | None = None, workers: int = 2
 ) -> CheckReport:
-    """Reads items, all of them or `limit` evenly spread ones.
+    """Reads all items, or `limit` evenly spread ones.
 
     Args:
         items: The samples; those without labels are decoded.
-        shown: How many, evenly spread, are kept for the sheet; as many less as cannot be read.
-        limit: How many to read at most.
-        workers: Threads that read.
+        shown: Number of evenly spread items for the sheet; unreadable ones are left out of it.
+        limit: Largest number of items to read.
+        workers: Number of reading threads.
     """
     chosen = [items[i] for i in _spread(len(items), limit or len(items))]
     kept = set(_spread(len(chosen), shown))
@@ -73,7 +72,7 @@ def check(
                 return None, picture, None, ""
             labeled = item.read()
         except (SourceError, *DECODE_ERRORS) as error:
-            # Its text alone: the error itself would hold on to the arrays.
+            # Only its text: the error itself would keep the arrays in memory.
             found = unlabeled if isinstance(error, Unlabeled) else corrupt
             return 0.0, None, found, explain_kind(error)
         if labeled.half_step:
@@ -120,7 +119,7 @@ def sheet(pictures: Sequence[tuple[str, Image.Image]]) -> Image.Image:
 
 
 def _triple(labeled: Labeled) -> Image.Image:
-    """Picture, disparity and mask beside one another, small."""
+    """Picture, disparity and mask side by side, small."""
     height, width = labeled.image.shape[:2]
     scale = min(_HEIGHT / height, _WIDTH / width)
     shape = max(1, round(height * scale)), max(1, round(width * scale))
@@ -132,7 +131,7 @@ def _triple(labeled: Labeled) -> Image.Image:
 
 
 def _row(*parts: Image.Image) -> Image.Image:
-    """Up to three pictures beside one another, those that are too large made small."""
+    """Up to three pictures side by side; large ones are scaled down."""
     row = Image.new("RGB", (3 * _WIDTH + 2 * _GAP, _HEIGHT), _PAPER)
     for column, part in enumerate(parts):
         scale = min(1.0, _HEIGHT / part.height, _WIDTH / part.width)

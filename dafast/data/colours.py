@@ -3,7 +3,7 @@
 What happens to an image is decided by `DRAWS` numbers in [0, 1), drawn where the image is made: by
 a loader process with the generator of the image's position, or for a whole batch
 (`dafast.data.resident`). `change_colours` turns them into factors and applies them to the batch.
-So an image's colours are a function of its own numbers, whatever else is in the batch.
+So an image's colours depend only on its own numbers, not on the rest of the batch.
 
 The definitions are those of torchvision's ColorJitter, in whose terms UniMatch gives its strong
 view, in this order (torchvision shuffles the first four):

@@ -23,7 +23,7 @@ def cutmix_region(
 
     Args:
         shape: Height and width.
-        rng: Source of everything random; the same numbers are drawn whatever the options.
+        rng: Random generator; the number of draws does not depend on the options.
         probability: That there is a box at all.
         area: Range of the box's share of the image.
         aspect: Least aspect, in (0, 1].

@@ -1,4 +1,4 @@
-"""Decoding the pictures of data sets: whatever a decoder raises, the error says what is wrong."""
+"""Decodes the pictures of data sets; an error always says what is wrong."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image, UnidentifiedImageError
 from dafast.files import explain, file_kind
 
 DECODE_ERRORS = (OSError, ValueError, SyntaxError)
-"""What decoding a damaged picture raises. Lack of memory is another thing: no file is damaged."""
+"""Errors of a damaged picture. `MemoryError` is not one of them: the file may be good."""
 
 _ORIENTATION = 0x0112  # EXIF tag
 
@@ -30,7 +30,7 @@ def open_picture(file: bytes | Path) -> Iterator[Image.Image]:
         file: Its content, or its path, which errors then name.
 
     Raises:
-        PictureError: If it is damaged or no picture.
+        PictureError: If it is damaged or not a picture.
         OSError: If the file cannot be opened.
     """
     with io.BytesIO(file) if isinstance(file, bytes) else file.open("rb") as opened:

@@ -1,4 +1,4 @@
-"""A teacher's labels for shards of images, written so that nothing finished is ever lost.
+"""Writes a teacher's labels for shards of images.
 
 Each shard of images becomes one of the same name: images as they were, and per image
 
@@ -6,11 +6,11 @@ Each shard of images becomes one of the same name: images as they were, and per 
     KEY.json            {"disparity_scale": ..., "disparity_offset": ..., "disparity_size": ...,
                          "disparity_unit": "relative"}
 
-with disparity = offset + scale * value. A shard is written under a temporary name, which is locked
-while somebody writes it, and renamed when it is whole. So a killed run loses the shard in flight,
-a second run skips what is there, and no two write the same. At most two chunks of images are in
-memory at a time. A shard behind a URL is fetched whole, while the one before it is labeled, and one
-that cannot be fetched or put is a failure of its own: the others go on.
+with disparity = offset + scale * value. A shard is written under a temporary name that is locked
+while a process writes it, and renamed when it is complete. So a killed run loses only the shard
+that it was writing, a second run skips existing shards, and no two processes write the same one. At
+most two chunks of images are in memory. A shard behind a URL is fetched whole while the previous
+one is labeled. If it cannot be fetched or uploaded, it is reported and the run continues.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ Predict = Callable[[Sequence[np.ndarray]], list[np.ndarray]]
 """Images (H, W, 3) uint8 to disparity maps (h, w) float32, in any resolution."""
 
 CHUNK = 32
-"""Images that are decoded, predicted and encoded together."""
+"""Number of images that are decoded, predicted and encoded together."""
 
 
 @dataclass
 class LabelReport:
-    """What became of the shards.
+    """Result of `label_shards`.
 
     Attributes:
-        shards: Shards written.
-        images: Images labeled.
-        kept: Shards that were there.
-        busy: Shards that another process was writing.
-        failures: "shard/key" or "shard", and why; of all shards, those that were there too.
+        shards: Number of shards written.
+        images: Number of images labeled.
+        kept: Number of shards that existed already.
+        busy: Number of shards that another process was writing.
+        failures: ("shard/key" or "shard", reason), also of shards that existed already.
     """
 
     shards: int = 0
@@ -68,17 +68,17 @@ def label_shards(
     workers: int = 2,
     say: Callable[[str], None] = lambda line: None,
 ) -> LabelReport:
-    """Labels shards one after the other.
+    """Labels shards in order.
 
     Args:
         predict: The teacher.
         shards: The shards of images; their names must differ.
-        out: Folder of the labeled shards; it exists, or is behind a URL.
-        workers: Threads that decode and encode.
+        out: Existing folder for the labeled shards, or a URL.
+        workers: Number of threads that decode and encode.
         say: Takes a line after each shard: throughput and time left.
 
     Returns:
-        What was done. A shard that cannot be read is a failure and does not stop the others.
+        The result. A shard that cannot be read is a failure and does not stop the others.
     """
     report, began = LabelReport(), time.monotonic()
 
@@ -130,7 +130,7 @@ def _label_shard(
     with contextlib.closing(data), tarfile.open(fileobj=file, mode="w") as tar:
         ahead = read(0)
         for first in range(0, len(data), CHUNK):
-            chunk, ahead = ahead, read(first + CHUNK)  # decoded while this one is predicted
+            chunk, ahead = ahead, read(first + CHUNK)  # decoded while this chunk is predicted
             readable: list[tuple[int, bytes, np.ndarray]] = []
             for index, raw, future in chunk:
                 try:
@@ -146,7 +146,7 @@ def _label_shard(
                     failures.append((data.name(index), str(error)))
                     continue
                 if label is None:
-                    reason = "the teacher gave NaN or infinity; try --dtype float32"
+                    reason = "the teacher predicted NaN or infinity; try --dtype float32"
                     failures.append((data.name(index), reason))
                     continue
                 png, numbers = label
@@ -165,7 +165,7 @@ def _suffix(image: bytes) -> str:
 
 
 def encode_label(disparity: np.ndarray) -> tuple[bytes, dict[str, Any]] | None:
-    """A map as a 16-bit PNG and what its values mean; None where it is not finite.
+    """Encodes a map as a 16-bit PNG with the meaning of its values; None if it is not finite.
 
     The values read back are off by at most half a step: (max - min) / 65535 / 2.
     """

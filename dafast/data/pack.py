@@ -29,7 +29,7 @@ from dafast.files import explain, explain_kind
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
-"""File beside the shards: their samples and checksums, and what they were packed from."""
+"""File next to the shards: their samples, checksums and sources."""
 
 
 def pack(
@@ -41,24 +41,24 @@ def pack(
     workers: int = 2,
     say: Callable[[str], None] = lambda line: None,
 ) -> tuple[int, list[tuple[str, str]]]:
-    """Writes items into `shard-000000.tar` and so on, those that are there left alone.
+    """Writes items into `shard-000000.tar` and so on; existing shards are kept.
 
     Args:
         items: The samples; item i gets the key `%08d` of i.
-        out: The folder, created if missing; it may be behind a URL.
-        description: What the items depend on beside their names; noted in the manifest.
+        out: The folder, created if missing, or a URL.
+        description: What the items depend on apart from their names; stored in the manifest.
         shard_size: Items in a shard.
         workers: Threads, each with a shard of its own.
         say: Takes a line for each shard.
 
     Returns:
-        Samples in the shards, and (item, reason) of those that could not be read.
+        The number of samples in the shards, and (item, reason) of items that could not be read.
 
     Raises:
         SourceError: If the folder holds shards of other items, or of files that have changed since.
-        RemoteError: If it is behind a URL and cannot be read or written. The shards that are there
-            stay, and the next run goes on from them.
-        DiskFullError: If there is no room for a shard; likewise.
+        RemoteError: If a URL cannot be read or written. Existing shards stay, and the next run
+            continues from them.
+        DiskFullError: If there is no room for a shard; existing ones stay likewise.
     """
     starts = range(0, len(items), shard_size)
     targets = [out / f"shard-{number:06d}.tar" for number in range(len(starts))]
@@ -74,7 +74,7 @@ def pack(
     if not is_remote(out):
         out.mkdir(parents=True, exist_ok=True)
     _begin(out, wanted)
-    written: dict[str, dict[str, Any]] = {}  # what the manifest is to say of them
+    written: dict[str, dict[str, Any]] = {}  # their entries in the manifest
     coarse: list[tuple[str, float]] = []
 
     def write(target: Path, first: int) -> None:
@@ -102,8 +102,8 @@ def pack(
         for _ in pool.map(write, targets, starts):
             pass
     shards = _end(out, wanted, written)
-    if len(shards) < len(targets):  # another process is at it; the one that ends last has them all
-        say(f"{len(targets) - len(shards)} shards in work elsewhere")
+    if len(shards) < len(targets):  # the process that ends last records them
+        say(f"{len(targets) - len(shards)} shards are being written by another process")
     if coarse:
         logger.warning("%s: %s", out, name_coarse(coarse))
     failures = [failure for target in targets for failure in read_failures(target)]
@@ -112,13 +112,13 @@ def pack(
 
 def _names(items: Sequence[Item]) -> str:
     digest = hashlib.sha256()
-    for number, item in enumerate(items):  # not joined: there may be millions
+    for number, item in enumerate(items):  # one by one: there may be millions
         digest.update(f"{chr(10) if number else ''}{item.name}{item.described}".encode())
     return digest.hexdigest()
 
 
 def _sources(items: Sequence[Item], shard_size: int, workers: int) -> list[str]:
-    """What tells the files of each shard's items from others of their names: size and date."""
+    """A digest of the sizes and dates of the files of each shard's items."""
 
     @functools.lru_cache(maxsize=1024)  # many pictures may be in one archive
     def look(path: Path) -> str:
@@ -134,12 +134,12 @@ def _sources(items: Sequence[Item], shard_size: int, workers: int) -> list[str]:
             found.update(" ".join([*map(look, items[index].files), "\n"]).encode())
         return found.hexdigest()[:16]
 
-    with ThreadPoolExecutor(workers) as pool:  # a network's file system takes its time
+    with ThreadPoolExecutor(workers) as pool:  # a network file system is slow
         return list(pool.map(digest, range(0, len(items), shard_size)))
 
 
 def _begin(out: Path, wanted: dict[str, Any]) -> None:
-    """Holds a folder to what is to be in it, and notes that in the manifest."""
+    """Checks that a folder is for these items, and records them in the manifest."""
     with locked(out / MANIFEST):
         there = _shards(out, wanted)
         found = _read_manifest(out)
@@ -158,17 +158,17 @@ def _begin(out: Path, wanted: dict[str, Any]) -> None:
         before, now = found.get("sources"), wanted["sources"]
         if before is None and there:
             logger.warning(
-                "%s does not say what files its shards are of, being of an earlier version: taken "
-                "to be those that are there now", out / MANIFEST,
+                "%s, of an earlier version, does not record the files of its shards: the present "
+                "files are assumed to be the same", out / MANIFEST,
             )  # fmt: skip
         stale = [name for name in there if before is not None and before.get(name) != now[name]]
         if stale:
             named = ", ".join(stale[:3]) + (", ..." if len(stale) > 3 else "")
             raise SourceError(
                 f"{out}: the files that {len(stale)} of {len(there)} shards were packed from "
-                f"({named}) are others now, by size or date. If this is another data set choose "
-                "another folder. If files were changed, remove those shards: the same command "
-                "packs them anew. If they were copied, copy their dates too (cp -a, rsync -a)"
+                f"({named}) have changed in size or date. For another data set choose another "
+                "folder. If files were changed, remove those shards: the same command packs them "
+                "again. If files were copied, copy their dates too (cp -a, rsync -a)"
             )
         shards = {name: found["shards"][name] for name in there if name in found["shards"]}
         if {**wanted, "shards": shards} != found:
@@ -178,7 +178,7 @@ def _begin(out: Path, wanted: dict[str, Any]) -> None:
 def _end(
     out: Path, wanted: dict[str, Any], written: dict[str, dict[str, Any]]
 ) -> dict[str, dict[str, Any]]:
-    """Notes in the manifest what is there, also what other processes have written; returns it."""
+    """Records all existing shards in the manifest, also those of other processes; returns them."""
     described = dict(written)
     while True:
         with locked(out / MANIFEST):
@@ -190,20 +190,20 @@ def _end(
                 if shards != found["shards"]:
                     _write_manifest(out, {**found, "shards": shards})
                 return shards
-        for name in there:  # by a process that was killed, or is not at its end
+        for name in there:  # by a process that was killed or still runs
             if name not in known:
                 with local_copy(out / name) as copy, open(copy, "rb") as file:
                     described[name] = _describe(file)
 
 
 def _shards(out: Path, wanted: dict[str, Any]) -> list[str]:
-    """The names of the shards that are there."""
+    """The names of the existing shards."""
     there = {name_of(path) for path in list_folder(out, "shard-*.tar")}
     return [name for name in wanted["sources"] if name in there]
 
 
 def _read_manifest(out: Path) -> dict[str, Any] | None:
-    """What the manifest says; None where there is none."""
+    """The manifest; None if it is missing."""
     path = out / MANIFEST
     if not exists(path):
         return None
@@ -218,7 +218,7 @@ def _read_manifest(out: Path) -> dict[str, Any] | None:
 
 
 def _describe(file: BinaryIO) -> dict[str, Any]:
-    """What the manifest says of a shard, from its file."""
+    """The manifest's entry of a shard, from its file."""
     file.flush()
     file.seek(0)
     with tarfile.open(fileobj=file) as tar:

@@ -1,7 +1,7 @@
 """16-bit gray PNG files of smooth maps, quickly.
 
 Pillow tries the five filters of a PNG on every row. On maps of disparity the difference to the row
-above is nearly always the one to take: taking it alone costs half the time and gives files of the
+above is nearly always the best: trying only this one takes half the time and gives files of the
 same size. (PNG specification, W3C, third edition: 5.2 signature, 5.3 chunks, 9.2 filters, 11.2.1.)
 """
 
@@ -17,7 +17,7 @@ _GRAY, _UP = 0, 2
 
 
 def encode_png16(values: np.ndarray) -> bytes:
-    """A map as a PNG file that any reader reads.
+    """Encodes a map as a standard PNG file.
 
     Args:
         values: (H, W) uint16, not empty.

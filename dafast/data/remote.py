@@ -1,8 +1,8 @@
-"""Files that may lie behind a URL: anything that fsspec opens (http, s3, gs, hf, memory, ...).
+"""Files on disks and behind URLs: everything that fsspec opens (http, s3, gs, hf, memory, ...).
 
 A place is a `pathlib.Path`, or for a URL a `UPath` of universal-pathlib, which has the same
-methods. Both are annotated as `Path`. What goes over a network is tried a few times and then
-raises `RemoteError`, which names the URL: a store that is down is no damaged sample.
+methods. Both are annotated as `Path`. Network accesses are retried a few times and then raise
+`RemoteError` with the URL: a store that is down is not a damaged sample.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from dafast.files import FULL, explain, write_file
+from dafast.files import FULL, explain, explain_kind, write_file, writing
 from dafast.optional import why_no_module
 
 logger = logging.getLogger(__name__)
 
 WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)
-"""Seconds between the tries of what goes over a network."""
+"""Seconds between the tries of a network access."""
 
-# Tried again, these would fail again. Some file systems tell by an HTTP status alone.
+# These would fail again. Some file systems only give an HTTP status.
 _FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ImportError)
 _FINAL_STATUS = (400, 401, 403, 404, 410)
 
@@ -50,7 +50,7 @@ class RemoteError(ShardError):
 
 
 def is_url(text: str) -> bool:
-    """Whether a text names something that is not on this machine's file systems."""
+    """Whether a text is a URL, apart from file:// URLs."""
     return re.match(r"(?!file://)[A-Za-z][A-Za-z0-9+.-]*://", text) is not None
 
 
@@ -58,7 +58,7 @@ def place_of(text: str | os.PathLike[str]) -> Path:
     """The place that a path or URL names.
 
     Raises:
-        RemoteError: If it is a URL of a kind that nothing installed here opens.
+        RemoteError: If no installed package opens URLs of this kind.
     """
     text = str(text)
     if not is_url(text):
@@ -76,7 +76,7 @@ def place_of(text: str | os.PathLike[str]) -> Path:
 
 
 def _file_system(place: Any) -> Any:
-    """fsspec's own object for a place; one of a process before a fork must not be used after it."""
+    """fsspec's object for a place; it must not be used after a fork."""
     import fsspec
 
     return fsspec.filesystem(place.protocol, **place.storage_options)
@@ -108,12 +108,12 @@ def plain_name(place: Path) -> str:
 
 
 def same_place(place: Path) -> str:
-    """A text that is the same for the same folder, however it was written."""
+    """A text that is equal for equal folders, however they are spelled."""
     return str(place).rstrip("/") if is_remote(place) else str(place.resolve())
 
 
 def expand_braces(text: str) -> list[str]:
-    """`a-{00..12}.tar` and `{x,y}.tar` as the names that they stand for, in order.
+    """Expands `a-{00..12}.tar` and `{x,y}.tar` to all names, in order.
 
     Raises:
         ShardError: If a range is empty.
@@ -127,7 +127,7 @@ def expand_braces(text: str) -> list[str]:
         width = len(first) if first.startswith("0") else 0
         choices = [f"{i:0{width}d}" for i in range(int(first), int(last) + 1)]
         if not choices:
-            raise ShardError(f"{text}: nothing is from {first} to {last}")
+            raise ShardError(f"{text}: the range from {first} to {last} is empty")
     elif "," in found[1]:
         choices = found[1].split(",")
     else:
@@ -140,18 +140,18 @@ def expand_braces(text: str) -> list[str]:
 
 
 def retried(action: Callable[[], T], what: str) -> T:
-    """What `action` returns, tried again while it fails as networks do.
+    """Calls `action`, and repeats it after failures that may be temporary.
 
     Raises:
-        RemoteError: If it fails for good; `what` begins the message.
+        RemoteError: If it keeps failing; the message begins with `what`.
     """
     for wait in (*WAITS, None):
         try:
             return action()
         except ShardError:
             raise
-        except Exception as error:  # file systems raise what they like
-            message = f"{what}: {type(error).__name__}: {str(error) or 'no reason given'}"
+        except Exception as error:  # file systems raise many kinds
+            message = f"{what}: {explain_kind(error)}"
             if _is_final(error):
                 raise RemoteError(message) from error
             if wait is None:
@@ -162,7 +162,7 @@ def retried(action: Callable[[], T], what: str) -> T:
 
 
 def _is_final(error: Exception) -> bool:
-    """Whether the same would fail again."""
+    """Whether a repetition would fail too."""
     cause = error.__cause__
     if isinstance(cause, Exception):  # fsspec calls a server that does not answer a missing file
         return _is_final(cause)
@@ -185,18 +185,18 @@ def read_range(place: Path, offset: int, size: int) -> bytes:
                 f"{place}: the server does not send parts of a file (byte ranges); copy the shards"
             )
         if len(data) < size:
-            raise OSError(f"{len(data)} bytes of {size} came")
+            raise OSError(f"received {len(data)} bytes of {size}")
         return data
 
     return retried(read, f"cannot read {place}")
 
 
 def fingerprint(place: Path) -> str:
-    """What tells a file from an earlier one of its name: size, and date or checksum.
+    """A text that changes with a file: its size, and date or checksum.
 
     Raises:
-        RemoteError: If it is remote and cannot be looked at.
-        OSError: If it is local and cannot be looked at.
+        RemoteError: If it is remote and cannot be examined.
+        OSError: If it is local and cannot be examined.
     """
     if not is_remote(place):
         status = place.stat()
@@ -210,23 +210,27 @@ def fingerprint(place: Path) -> str:
 
 @contextlib.contextmanager
 def local_copy(place: Path) -> Iterator[Path]:
-    """A remote or compressed file as a temporary plain one; a local plain one as it is.
+    """A temporary local copy of a remote or compressed file; a plain local file itself.
 
     Raises:
         RemoteError: If it cannot be fetched.
         ShardError: If it cannot be unpacked.
+        DiskFullError: If there is no room for the copy.
     """
     if not (is_remote(place) or is_gzipped(place)):
         yield place
         return
+    what = f"the copy of {place} in {tempfile.gettempdir()} (TMPDIR)"
     with tempfile.TemporaryDirectory(prefix="dafast-") as folder:
         copy = place
         if is_remote(place):
             copy = Path(folder) / name_of(place)
             fetch = partial(_file_system(place).get_file, _path(place), str(copy))
-            retried(fetch, f"cannot read {place}")
+            with writing(what):
+                retried(fetch, f"cannot read {place}")
         if is_gzipped(place):
-            copy = _unpack(copy, Path(folder) / plain_name(place), place)
+            with writing(what):
+                copy = _unpack(copy, Path(folder) / plain_name(place), place)
         yield copy
 
 
@@ -240,10 +244,10 @@ def _unpack(source: Path, target: Path, place: Path) -> Path:
 
 
 class Fetcher:
-    """Local copies of remote files, each fetched while the one before it is in use.
+    """Local copies of remote files, each fetched while the previous one is in use.
 
     Args:
-        places: The files in order; local ones are given as they are.
+        places: The files in order; local ones are used without a copy.
         wanted: Whether a file is worth fetching ahead.
     """
 
@@ -261,7 +265,7 @@ class Fetcher:
 
     @contextlib.contextmanager
     def local(self, number: int) -> Iterator[Path]:
-        """The copy of a file; it is gone after the block.
+        """The copy of a file; it is removed after the block.
 
         Raises:
             RemoteError: If it cannot be fetched.
@@ -282,7 +286,7 @@ class Fetcher:
         return stack, stack.enter_context(local_copy(place))
 
     def _drop(self, before: int) -> None:
-        """Removes what was fetched and not asked for."""
+        """Removes copies that were fetched and not used."""
         for number in [n for n in self._ahead if n < before]:
             future = self._ahead.pop(number)
             if not future.cancel() and future.exception() is None:
@@ -290,7 +294,7 @@ class Fetcher:
 
 
 def upload(source: Path, target: Path) -> None:
-    """Puts a local file where a URL says; stores show it when it is whole.
+    """Uploads a local file; stores show it when it is complete.
 
     Raises:
         RemoteError: If it cannot be written.
@@ -315,14 +319,14 @@ def write_text(place: Path, text: str) -> None:
 
 
 def exists(place: Path) -> bool:
-    """Whether a file is there.
+    """Whether a file exists.
 
     Raises:
-        RemoteError: If a store does not say.
+        RemoteError: If a store does not answer.
     """
     if not is_remote(place):
         return place.exists()
-    # `fs.exists` takes an unreachable store for a missing file: a run would begin anew.
+    # `fs.exists` treats an unreachable store as a missing file: a run would start again.
     system = _file_system(place)
     system.invalidate_cache()
 
@@ -339,7 +343,7 @@ def exists(place: Path) -> bool:
 
 
 def read_text(place: Path) -> str:
-    """A small text file.
+    """Reads a small text file.
 
     Raises:
         RemoteError: If it is remote and cannot be read.
@@ -352,7 +356,7 @@ def read_text(place: Path) -> str:
 
 
 def remove(place: Path) -> None:
-    """Removes a file if it is there.
+    """Removes a file if it exists.
 
     Raises:
         RemoteError: If it is remote and cannot be removed.
@@ -364,7 +368,7 @@ def remove(place: Path) -> None:
 
 
 def list_folder(folder: Path, pattern: str = "*") -> list[Path]:
-    """The files of a folder whose names fit a pattern, sorted; none where there is no folder.
+    """The files of a folder that match a pattern, sorted; none if there is no folder.
 
     Raises:
         RemoteError: If it is remote and cannot be listed.
@@ -387,7 +391,7 @@ def list_folder(folder: Path, pattern: str = "*") -> list[Path]:
 
 
 def cache_folder() -> Path:
-    """Where small things about remote files are kept: `DAFAST_CACHE`, or the user's cache."""
+    """Folder for what is known about remote files: `DAFAST_CACHE`, or the user's cache."""
     named = os.environ.get("DAFAST_CACHE")
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(named) if named else Path(base) / "dafast"

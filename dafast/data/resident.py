@@ -45,7 +45,7 @@ class ResidentSet:
     """A data set in the memory of a device.
 
     Args:
-        data: The shards; with ``labels="none"`` pictures alone are kept.
+        data: The shards; with ``labels="none"`` only pictures are kept.
         device: Where to keep them.
         shape: Height and width that all samples are brought to; those of the first by default.
         indices: The samples to keep; all by default.

@@ -9,20 +9,20 @@ A shard is a plain tar. Per sample, under one key:
 
 The JSON of a label that 16 bits hold coarsely has `half_step` (`dafast.data.sources.Labeled`).
 
-Unlabeled samples have the image alone. A teacher's labels (`dafast label`) need not have the
+Unlabeled samples have only the image. A teacher's labels (`dafast label`) need not have the
 image's resolution and do not start at 0: their JSON has `disparity_scale`, `disparity_offset`
 (disparity = offset + scale * value) and `disparity_size` [rows, columns].
 
-Other members (.cls, .txt, ...) are left aside.
-The JSON may say `disparity_unit`: "1/metre", or "relative" where scale and shift mean nothing.
+Other members (.cls, .txt, ...) are ignored.
+The JSON may say `disparity_unit`: "1/metre", or "relative" without scale and shift.
 
-Beside a shard NAME.tar there may be NAME.sky.tar with KEY.png: where SegFormer sees sky
+Next to a shard NAME.tar there may be NAME.sky.tar with KEY.png: where SegFormer sees sky
 (`dafast data sky`), nonzero, at the image's resolution. An image without one has no sky.
 
 The headers are scanned once; after that a sample is three `pread`s at known offsets, in any order
 and from any number of worker processes (`pread` has no shared file position to fight over). Behind
 a URL a sample is one request for a part of the shard; for the scan a shard is fetched once, and
-what was found is kept in the user's cache.
+the result is kept in the user's cache.
 """
 
 from __future__ import annotations
@@ -79,10 +79,10 @@ class Sample(NamedTuple):
     Attributes:
         key: `shard name/sample key`, as messages and logs name it.
         image: (H, W, 3) uint8 RGB.
-        disparity: (H, W) float32; in [0, 1] per map, or physical, as the data set was told. A
-            teacher's may have another resolution; where there is none it is a single 0.
+        disparity: (H, W) float32; in [0, 1] per map, or physical, as `labels` of the data set says.
+            A teacher's may have another resolution; without a label it is a single 0.
         mask: bool, of the disparity's shape: True where the label is valid.
-        skipped: Samples that could not be read and that this one stands in for: "key: reason".
+        skipped: Unreadable samples that this one replaces: "key: reason".
     """
 
     key: str
@@ -95,16 +95,16 @@ class Sample(NamedTuple):
 def fill_sky(
     disparity: np.ndarray, mask: np.ndarray, sky: np.ndarray, labeled_too: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The farthest there is where there is sky: disparity 0, and a valid label.
+    """Labels sky as the farthest depth: disparity 0, and valid.
 
     Args:
         disparity: (H, W) float32, physical, not from minimum to maximum.
-        mask: (H, W) bool, where it is valid.
+        mask: (H, W) bool, its valid pixels.
         sky: (H, W) bool.
-        labeled_too: Whether sky that has a label loses it to the 0.
+        labeled_too: Whether the 0 replaces existing labels of sky.
 
     Returns:
-        The disparity and the mask, new ones.
+        New disparity and mask.
     """
     zero = sky if labeled_too else sky & ~mask
     return np.where(zero, np.float32(0), disparity), mask | zero
@@ -136,11 +136,11 @@ class ShardDataset(Dataset[Sample]):
         labels: `"minmax"` gives disparity in [0, 1] per map (what training wants); `"physical"`
             gives disparity in the unit of the file, 1/metre for the synthetic set (what evaluation
             wants); `"none"` reads no label, and takes samples that have none.
-        max_bad_fraction: A sample that cannot be decoded is named, counted and replaced by the
-            next; once more than this share of the set has failed (in this process) reading raises.
+        max_bad_fraction: Largest tolerated fraction of unreadable samples (in this process). Each
+            is named and replaced by the next.
         sky: What the masks of sky, where there are any, do to labels (`fill_sky`): `"missing"`
             gives disparity 0 to sky without a label, `"all"` to all of it, `"off"` reads none.
-        key: The setting that the path came from, for messages.
+        key: The setting with the path, for messages.
     """
 
     def __init__(
@@ -191,7 +191,7 @@ class ShardDataset(Dataset[Sample]):
 
     @property
     def labeled(self) -> bool:
-        """Whether every sample has a label, read or not."""
+        """Whether every sample has a label, even if labels are not read."""
         return bool((self._places[:, [DISPARITY, META], 0] >= 0).all())
 
     def has_label(self, index: int) -> bool:
@@ -267,7 +267,7 @@ class ShardDataset(Dataset[Sample]):
         return Sample(self.name(index), image, disparity, mask)
 
     def meta(self, index: int) -> dict[str, Any]:
-        """The sample's JSON; empty where there is none."""
+        """The sample's JSON; empty if it is missing."""
         if self._places[index, META, 0] < 0:
             return {}
         try:
@@ -277,13 +277,13 @@ class ShardDataset(Dataset[Sample]):
         return meta if isinstance(meta, dict) else {"json": meta}
 
     def unit(self, index: int) -> str:
-        """What the sample's disparity is in: "1/metre", "relative", or "" where nothing says.
+        """The unit of the sample's disparity: "1/metre", "relative", or "" if it is not stored.
 
         Raises:
             SampleError: If its JSON cannot be read.
         """
         meta = self.meta(index)
-        # Shards that `dafast label` wrote before it said so have these numbers of a teacher's.
+        # Shards of earlier versions of `dafast label` have no unit, but these numbers.
         return str(meta.get("disparity_unit", "relative" if "disparity_scale" in meta else ""))
 
     def key(self, index: int) -> str:
@@ -295,7 +295,7 @@ class ShardDataset(Dataset[Sample]):
         return self._member(index, IMAGE)
 
     def _sky_of(self, index: int, shape: tuple[int, ...]) -> np.ndarray | None:
-        """Where the image has sky; None where it has none, or nobody looked."""
+        """Where the image has sky; None without a mask."""
         if self._places[index, SKY, 0] < 0:
             return None
         with open_picture(self._member(index, SKY)) as picture:
@@ -366,9 +366,9 @@ class ShardDataset(Dataset[Sample]):
 
 
 def read_again(shard: Path, read: Callable[[], bytes], size: int) -> bytes:
-    """What `read` gives of a local shard that was there before; tried a few times.
+    """Calls `read` for a part of a local shard that was scanned before; repeats it after failures.
 
-    A shard that is gone, or a disk that fails, is no damaged sample: all in it would be.
+    A missing shard or a failing disk is not a damaged sample: it would damage all of its samples.
 
     Args:
         shard: The file.
@@ -379,15 +379,15 @@ def read_again(shard: Path, read: Callable[[], bytes], size: int) -> bytes:
         ShardError: If it cannot be read, or has become shorter; the message names it.
     """
     remedy = (
-        "It was there when its samples were listed: put it back, or mend its disk, and give the "
-        "same command again"
+        "It existed when its samples were listed: restore it, or check the disk, and run the same "
+        "command again"
     )
 
     def there() -> bytes:
         try:
             return read()
         except FileNotFoundError:  # tried again too: a file system may come back
-            raise OSError("it is gone") from None
+            raise OSError("it no longer exists") from None
 
     try:
         data = retried(there, f"cannot read the shard {shard}")
@@ -395,7 +395,7 @@ def read_again(shard: Path, read: Callable[[], bytes], size: int) -> bytes:
         raise ShardError(f"{error}. {remedy}") from error
     if len(data) != size:
         raise ShardError(
-            f"the shard {shard} has become another file: {len(data)} bytes of {size} read. {remedy}"
+            f"the shard {shard} has changed: {len(data)} bytes of {size} read. {remedy}"
         )
     return data
 
@@ -406,5 +406,5 @@ def check_bad_share(reasons: Any, total: int, max_bad_fraction: float) -> None:
     if len(reasons) > max_bad_fraction * total:
         raise ShardError(
             f"{len(reasons)} of {total} samples cannot be read, more than the allowed "
-            f"{max_bad_fraction:.1%}. Make these shards anew. The last: {'; '.join(reasons[-3:])}"
+            f"{max_bad_fraction:.1%}. Write these shards again. The last: {'; '.join(reasons[-3:])}"
         )

@@ -1,12 +1,12 @@
-"""Where a picture has sky: found by a SegFormer, kept beside shards, taken up by `ShardDataset`.
+"""Masks of sky: found by a SegFormer, stored next to shards, read by `ShardDataset`.
 
-Depth Anything has a SegFormer trained on ADE20K find sky, and sets its disparity to 0, the
-farthest. Which SegFormer and at which resolution the paper does not say. Here a picture's shorter
-side is scaled to the side of the published checkpoints' training crops, its proportions kept.
+Depth Anything finds sky with a SegFormer trained on ADE20K and sets its disparity to 0, the
+farthest. The paper does not name the SegFormer or the resolution. Here a picture's shorter side is
+scaled to that of the published checkpoints' training crops, with its aspect ratio kept.
 
 A pixel is sky where the class's logit is the largest. The logits are four times coarser than the
-picture; what is interpolated is the lead of sky over the best other class (bilinear), not each of
-the 150 classes: never more sky than that would give, and a hundredth of the memory.
+picture. The lead of sky over the best other class is interpolated (bilinear), not each of the 150
+classes: that never gives more sky, and takes a hundredth of the memory.
 """
 
 from __future__ import annotations
@@ -68,15 +68,15 @@ def sky_from_logits(logits: Tensor, sky: int, shape: tuple[int, int]) -> Tensor:
 
 
 class SkyReport(NamedTuple):
-    """What became of shards.
+    """Result of `write_sky`.
 
     Attributes:
         written: Shards whose masks were written.
-        kept: Shards whose masks were there, or are being written elsewhere.
-        pictures: Pictures looked at.
-        with_sky: Those that have sky.
-        failures: (shard/key or shard, reason) of what could not be read, of shards that were
-            done before too.
+        kept: Shards whose masks exist or are being written by another process.
+        pictures: Number of examined pictures.
+        with_sky: Number of pictures with sky.
+        failures: (shard/key or shard, reason) of unreadable samples, also of shards that were done
+            before.
     """
 
     written: int
@@ -91,11 +91,11 @@ class SkyFinder:
 
     Args:
         model: A `SegformerForSemanticSegmentation` of transformers; one of its classes is "sky".
-        side: Shorter side that it sees, in pixels.
-        batch: Pictures of one shape that go through it together.
+        side: Shorter side of its input, in pixels.
+        batch: Number of pictures of one shape in a forward.
 
     Raises:
-        SkyError: If the model has no such class.
+        SkyError: If the model has no class "sky".
     """
 
     def __init__(self, model: Any, side: int = SIDE, batch: int = 8) -> None:
@@ -103,8 +103,8 @@ class SkyFinder:
         classes = [i for i, label in labels.items() if label == _LABEL]
         if len(classes) != 1:
             raise SkyError(
-                f"the model has {len(labels)} classes and {len(classes)} called sky; one that was "
-                f"trained on ADE20K is needed, such as {MODEL}"
+                f"the model has {len(labels)} classes and {len(classes)} named sky; use one "
+                f"trained on ADE20K, for example {MODEL}"
             )
         self.model, self.sky, self.side, self.batch = model.eval(), classes[0], side, batch
 
@@ -171,14 +171,14 @@ def write_sky(
     workers: int = 2,
     say: Callable[[str], None] = lambda line: None,
 ) -> SkyReport:
-    """Writes beside each shard NAME.tar a NAME.sky.tar with the masks of pictures that have sky.
+    """Writes next to each shard NAME.tar a NAME.sky.tar with the masks of pictures that have sky.
 
-    A mask is KEY.png, 1 bit. The files appear when they are whole, those that are there are left
-    alone, and of two processes at once no two write one (`dafast.data.writing.claim`).
+    A mask is KEY.png, 1 bit. A file appears when it is complete; existing files are kept, and two
+    processes never write the same one (`dafast.data.writing.claim`).
 
     Args:
         find: Gives the masks of images, as `SkyFinder` does.
-        shards: The shards; behind URLs too.
+        shards: The shards, also behind URLs.
         workers: Threads that decode and encode.
         say: Takes a line after each shard.
     """

@@ -1,7 +1,7 @@
 """Pictures on disk, with or without depth, as the samples of shards.
 
-A source lists its items without opening them; `Item.load` then gives the files of one sample as
-`dafast.data.shards` has them. Here are folders of photographs and shards; `dafast.data.lists` has
+A source lists its items without opening them; `Item.load` returns the files of one sample as in
+`dafast.data.shards`. Here are folders of photographs and shards; `dafast.data.lists` has
 lists of pictures with depth or disparity, `dafast.data.readers` the published data sets.
 """
 
@@ -31,10 +31,10 @@ from dafast.images import PHOTO_SUFFIXES, find_pictures, register_heif
 _JPEG_QUALITY = 95
 
 COARSE = 0.005
-"""A label is called coarse where half a step of its 16 bits is more than this share of its median.
+"""A label is coarse if half a step of its 16 bits is more than this fraction of its median.
 
-A step is 1/65535 of the map's largest disparity, so that one pixel that is much too near costs all
-others their precision.
+A step is 1/65535 of the map's largest disparity: one pixel that is much too near takes the
+precision of all others.
 """
 
 
@@ -42,8 +42,8 @@ class SourceError(ValueError):
     """A source or one of its items cannot be read; the message names it and the remedy."""
 
 
-class Unlabeled(SourceError):  # noqa: N818 (it is named in failures as what it says)
-    """A whole item without a single valid label: left out and named, but no damage."""
+class Unlabeled(SourceError):  # noqa: N818 (failures show this name)
+    """An item without a valid pixel in its label: it is left out and named, but not damaged."""
 
 
 class Labeled(NamedTuple):
@@ -51,10 +51,10 @@ class Labeled(NamedTuple):
 
     Attributes:
         image: (H, W, 3) uint8 RGB.
-        disparity: (H, W) float32 in [0, 1], min to max of the map; 0 where it is not valid.
+        disparity: (H, W) float32 in [0, 1], min to max of the map; 0 where invalid.
         mask: (H, W) bool, True where the label is valid.
-        half_step: Half a step of 16 bits, by which the disparity of a shard is off at most, as a
-            share of the map's median; given where it is more than `COARSE`, else 0.
+        half_step: Half a step of 16 bits, the largest error of the disparity in a shard, as a
+            fraction of the map's median; 0 if it is not above `COARSE`.
     """
 
     image: np.ndarray
@@ -65,14 +65,14 @@ class Labeled(NamedTuple):
 
 @dataclass(frozen=True)
 class Item:
-    """One sample to be.
+    """One future sample.
 
     Attributes:
-        name: What it is called in messages; the same source gives the same names in order.
-        load: Its files by suffix; raises `SourceError` or what Pillow raises.
-        read: The same as arrays, where it is labeled; raises likewise.
-        described: What else makes it what it is, so that shards of another are told from its own.
-        files: What it is read from; shards whose files have changed since are told from others.
+        name: Its name in messages; the same source gives the same names in the same order.
+        load: Returns its files by suffix; raises `SourceError` or one of `DECODE_ERRORS`.
+        read: Returns the same as arrays if it is labeled; raises the same.
+        described: Everything else that determines it, to recognise shards of another one.
+        files: The files that it is read from, to recognise shards of files that have changed.
     """
 
     name: str
@@ -83,12 +83,12 @@ class Item:
 
 
 class Pictures(Sequence[Item]):
-    """Unlabeled pictures by name. There may be millions: an item is made when it is asked for.
+    """Unlabeled pictures by name. There may be millions: items are created on access.
 
     Args:
         names: Their names.
-        read: The content of a picture, by its name; raises `SourceError` or `OSError`.
-        file: The file that it is in, by its name.
+        read: Returns the content of a picture by its name; raises `SourceError` or `OSError`.
+        file: Returns the file that contains it, by its name.
         size: Pictures whose shorter side is longer than this are scaled down to it; 0 keeps them.
     """
 
@@ -133,11 +133,10 @@ def labeled_item(
     Args:
         name: The item's name.
         image: The picture.
-        label: Gives disparity (H, W), in any unit, and the mask (H, W) of where it is known.
-            Disparity that is not finite is taken as unknown, whatever the mask says.
+        label: Returns disparity (H, W), in any unit, and the mask (H, W) of known pixels. Disparity
+            that is not finite is unknown in any case.
         described: As in `Item`.
-        disparity_unit: What the shard will say of the label: "1/metre" or "relative"; nothing where
-            it is not known.
+        disparity_unit: Unit that the shard stores: "1/metre" or "relative"; "" if it is not known.
         files: Those of the label.
     """
 
@@ -180,8 +179,8 @@ def labeled_item(
 def half_step(disparity: np.ndarray, mask: np.ndarray) -> float:
     """How coarse a map is in 16 bits: `Labeled.half_step`.
 
-    Disparity 0, which is held exactly, does not count. Of a large map every n-th pixel makes the
-    median.
+    Disparity 0, which is exact, does not count. The median of a large map is that of every n-th
+    pixel.
     """
     valid = disparity[mask & (disparity > 0)]
     if not valid.size:
@@ -191,12 +190,12 @@ def half_step(disparity: np.ndarray, mask: np.ndarray) -> float:
 
 
 def name_coarse(coarse: Sequence[tuple[str, float]]) -> str:
-    """A line about coarse labels, (name, half a step) each, with the remedy."""
+    """A line about coarse labels, given as (name, half a step), with the remedy."""
     name, share = max(coarse, key=lambda pair: pair[1])
     return (
         f"{len(coarse)} with a coarse label: something in it is so near that half a step of 16 "
         f"bits is more than {COARSE:.1%} of the median disparity ({name}: {share:.1%}). If that is "
-        "no true depth make it unknown: min_depth (a list's column, or --min-depth), or the mask"
+        "not true depth, make it unknown: min_depth (a list's column, or --min-depth), or the mask"
     )
 
 
@@ -231,9 +230,9 @@ def folder_source(folder: Path, size: int = 0) -> Pictures:
 
 
 def shard_source(data: ShardDataset) -> list[Item]:
-    """Samples of shards as they are, for `check`, each with its label where it has one.
+    """Samples of shards for `check`, each with its label if it has one.
 
-    `data` was opened without labels, which takes samples of both kinds.
+    `data` is opened without labels, which accepts samples of both kinds.
     """
     data = copy.copy(data)
     data.labels = "minmax"
@@ -266,7 +265,7 @@ def shard_source(data: ShardDataset) -> list[Item]:
 def label_members(
     disparity: np.ndarray, mask: np.ndarray, meta: dict[str, Any]
 ) -> dict[str, bytes]:
-    """The label's files: `disparity.png`, `json`, and `mask.png` where not all is valid.
+    """The label's files: `disparity.png`, `json`, and `mask.png` if not all pixels are valid.
 
     The JSON of a coarse label has `half_step` (`Labeled`).
 
@@ -293,15 +292,15 @@ def label_members(
 
 
 def image_members(raw: bytes, size: int) -> dict[str, bytes]:
-    """The picture as it is stored: a plain JPEG as it is, anything else upright and as a JPEG.
+    """The picture for a shard: a plain JPEG unchanged, any other upright and as a JPEG.
 
     Args:
         raw: Its file.
         size: Scaled down if its shorter side is longer than this; 0 keeps it.
 
     Raises:
-        SourceError: If its pixels are numbers and not colours.
-        PictureError: If it is damaged, or no picture.
+        SourceError: If its pixels are not colours.
+        PictureError: If it is damaged or not a picture.
     """
     with open_picture(raw) as picture:
         return _image_members(picture, raw, size)

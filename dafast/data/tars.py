@@ -1,4 +1,4 @@
-"""Which shards a path or URL means, and where in a tar the members of its samples are."""
+"""Lists the shards of a path or URL, and locates the members of samples in a tar."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ from dafast.files import explain, file_kind
 logger = logging.getLogger(__name__)
 
 Places = list[tuple[int, int]]
-"""(offset, size) of each column of a sample; `NOWHERE` of what it lacks."""
+"""(offset, size) of each column of a sample; `NOWHERE` for a missing one."""
 
 IMAGE, DISPARITY, META, MASK, SKY = range(5)
-"""The columns: what a sample is made of. The last is in a tar of its own."""
+"""The columns of a sample. The last one is in another tar."""
 
 NOWHERE = (-1, 0)
 SKY_SUFFIX = ".sky.tar"
 
-_PICTURES = ("jpg", "jpeg", "webp", "png")  # of several in a sample the first of these counts
+_PICTURES = ("jpg", "jpeg", "webp", "png")  # the first of these that a sample has counts
 _COLUMN = {
     **dict.fromkeys(_PICTURES, IMAGE),
     "disparity.png": DISPARITY,
@@ -52,12 +52,12 @@ _LABEL = {DISPARITY: "disparity.png", META: "json"}
 _LIST_SUFFIXES = (".csv", ".txt", ".json", ".jsonl")
 
 _FETCHES = 8  # remote shards fetched at a time, to be scanned
-_INDEX_FORMAT = 2  # of what is kept: to be raised where `_read_headers` finds other members
-_MANY = 256  # local shards, from which on what was found in them is kept: a second start is quick
+_INDEX_FORMAT = 2  # of the cache: raise it when `_read_headers` finds other members
+_MANY = 256  # local shards: from this number on their headers are cached, for a quick second start
 
 
 def is_list(path_or_url: str) -> bool:
-    """Whether a name is that of a list of pictures, which is no shard."""
+    """Whether a name is that of a list of pictures, not of a shard."""
     return path_or_url.partition("?")[0].lower().endswith(_LIST_SUFFIXES)
 
 
@@ -76,13 +76,13 @@ def expand_shards(
         return [shard for item in path_or_glob for shard in expand_shards(item, key)]
     text = str(path_or_glob).removeprefix("file://")
     if text.startswith("pipe:"):
-        raise ShardError(f"{text}: commands are not run; name the file or URL that it reads")
+        raise ShardError(f"{text}: commands are not run; name a file or URL")
     if "::" in text and not os.path.exists(text):
         return expand_shards([part for part in text.split("::") if part], key)
     if is_list(text):
         here = " on the machine that has the pictures" if is_url(text) else ""
         raise ShardError(
-            f"{text} is a list of pictures; shards are needed here. Make them of it{here}: "
+            f"{text} is a list of pictures; shards are needed here. Pack it{here}: "
             f"`dafast data pack {Path(text).name} --out FOLDER`"
         )
     if is_url(text):
@@ -137,7 +137,7 @@ def _expand_url(text: str) -> list[Path]:
 
 
 def _one_of_each(shards: Iterable[Path]) -> list[Path]:
-    """Sorted; a compressed shard that lies beside its unpacked self is left out."""
+    """Sorted, without compressed shards that are also there unpacked."""
     every = sorted(shards)
     plain = {name_of(shard) for shard in every if not is_gzipped(shard)}
     return [shard for shard in every if not is_gzipped(shard) or plain_name(shard) not in plain]
@@ -150,7 +150,7 @@ def _is_shard(place: Path) -> bool:
 
 
 def sky_path(shard: Path) -> Path:
-    """Where the masks of a shard's sky are."""
+    """The file with the masks of a shard's sky."""
     return shard.with_name(plain_name(shard).removesuffix(".tar") + SKY_SUFFIX)
 
 
@@ -164,11 +164,11 @@ def scan_all(shards: Sequence[Path], labeled: bool) -> Iterator[dict[str, Places
         yield from pool.map(lambda shard: _scan(shard, labeled), shards)
 
 
-_REMEDY = "Delete it and make it anew (`dafast synth` rewrites missing shards), or copy it again."
+_REMEDY = "Delete it and write it again (`dafast synth` writes missing shards), or copy it again."
 
 
 def _scan(shard: Path, labeled: bool, keep: bool = False) -> dict[str, Places]:
-    """Where the members of a shard are, once it is clear that all are there that are needed."""
+    """Locates the members of a shard and checks that none is missing."""
     samples, remedy = headers(shard, keep), _REMEDY
     required = {IMAGE: "jpg", **(_LABEL if labeled else {})}
     for key, place in samples.items():
@@ -185,16 +185,16 @@ def _scan(shard: Path, labeled: bool, keep: bool = False) -> dict[str, Places]:
 def headers(shard: Path, keep: bool = False) -> dict[str, Places]:
     """Key -> (offset, size) per column of a tar, (-1, 0) where absent.
 
-    What was found in a remote one is kept in the user's cache; in a local one if `keep` says so.
+    The result is cached for a remote shard, and for a local one if `keep` is true.
 
     Raises:
-        ShardError: If it is damaged, or compressed: then nothing in it has a place of its own.
+        ShardError: If it is damaged, or compressed and has no fixed offsets.
     """
     if is_gzipped(shard):
         raise ShardError(
-            f"the shard {shard} is compressed, and its samples are read one by one in any order: "
-            f"unpack it (gunzip {name_of(shard)}), which costs little room, for pictures are "
-            "compressed themselves. `dafast label` and `dafast data sky` take it as it is."
+            f"the shard {shard} is compressed, but its samples are read in any order: unpack it "
+            f"(gunzip {name_of(shard)}). Pictures are compressed themselves, so it grows little. "
+            "`dafast label` and `dafast data sky` read it without unpacking."
         )
     remote = is_remote(shard)
     if not (remote or keep):
@@ -213,7 +213,7 @@ def headers(shard: Path, keep: bool = False) -> dict[str, Places]:
             key: list(zip(place[::2], place[1::2], strict=True)) for key, place in found.items()
         }
     except (OSError, ValueError, TypeError, AttributeError):
-        pass  # not there, or not whole
+        pass  # missing or damaged
     with local_copy(shard) as copy:
         samples = _read_headers(copy, shard)
     flat = {key: [n for pair in place for n in pair] for key, place in samples.items()}
@@ -221,15 +221,15 @@ def headers(shard: Path, keep: bool = False) -> dict[str, Places]:
         kept.parent.mkdir(parents=True, exist_ok=True)
         write_text(kept, json.dumps(flat, separators=(",", ":")))
     except OSError as error:
-        logger.warning("%s is not kept: %s", kept, error)
+        logger.warning("%s cannot be written: %s", kept, explain(error))
     return samples
 
 
 def _check_tar(path: Path, shard: Path) -> None:
-    """Refuses a local file that is no tar, and says what it is instead.
+    """Checks that a local file is a tar.
 
     Raises:
-        ShardError: If it is no tar, or cannot be read.
+        ShardError: If it is not a tar, with the kind of file that it is, or cannot be read.
     """
     try:
         with path.open("rb") as file:
@@ -261,7 +261,7 @@ def _check_tar(path: Path, shard: Path) -> None:
 
 
 def _read_headers(path: Path, shard: Path) -> dict[str, Places]:
-    """Reads the headers of a local tar; `shard` is what it is called in messages."""
+    """Reads the headers of a local tar; `shard` is its name in messages."""
     samples: dict[str, Places] = {}
     pictures: dict[str, int] = {}  # which of `_PICTURES` a sample has
     _check_tar(path, shard)
@@ -290,7 +290,7 @@ def _read_headers(path: Path, shard: Path) -> dict[str, Places]:
                     pictures[key] = rank
                 samples.setdefault(key, [NOWHERE] * 4)[column] = (member.offset_data, member.size)
         # A cut exactly between two members leaves a tar that reads without complaint and has lost
-        # samples; what is missing is the zero block that ends every archive.
+        # samples; only the zero block that ends every archive is missing.
         if length < end + 512:
             raise ShardError(
                 f"the shard {shard} is truncated: it has no end-of-archive block. {_REMEDY}"

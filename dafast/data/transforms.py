@@ -32,9 +32,9 @@ class AugmentConfig:
             the output's aspect, covering a random share of the largest such box, is scaled to the
             output.
         area: For `"resized"`: range of that share.
-        aspect_jitter: For `"resized"`: the box's aspect is off by a factor in [1/a, a]; 1 is none.
-        rotate: The picture is turned by up to so many degrees first; what comes from outside of it
-            is black and not valid.
+        aspect_jitter: For `"resized"`: largest factor by which the box's aspect varies; 1 keeps it.
+        rotate: Largest angle in degrees by which the picture is turned first; pixels from outside
+            of it are black and not valid.
         flip: Probability of a horizontal flip.
         jitter: Probability that the colours are jittered, by the five strengths that follow.
         brightness: Factor in 1 +- this; so are contrast and saturation.
@@ -88,7 +88,7 @@ class TrainTransform:
     """Crops, turns and flips one sample.
 
     Args:
-        config: What to do; see `AugmentConfig`, whose colours are left aside.
+        config: What to do; see `AugmentConfig`, whose colours are ignored here.
     """
 
     def __init__(self, config: AugmentConfig | None = None) -> None:
@@ -115,7 +115,7 @@ class TrainTransform:
             Image (*shape, 3) uint8, disparity float32 and mask bool of that shape, each contiguous.
         """
         picture = Image.fromarray(image)
-        if self.config.rotate:  # without it nothing is drawn: older runs stay what they are
+        if self.config.rotate:  # otherwise nothing is drawn, so that older runs can be repeated
             angle = rng.uniform(-self.config.rotate, self.config.rotate)
             picture = picture.rotate(angle, Image.Resampling.BILINEAR)
             disparity = _rotate(disparity.astype(np.float32), angle)

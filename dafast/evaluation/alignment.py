@@ -1,9 +1,9 @@
 """Fitting an affine-invariant prediction to the truth, and baselines that see no image.
 
-A relative model's map means something only up to a scale and a shift; each benchmark fits them to
-the truth, image by image, before it measures. `align` does so for a batch, on the tensors' own
-device, each method in closed form. Moments and medians are taken in float64 (float32 on MPS,
-which has no float64) over the valid pixels alone.
+A relative model predicts disparity up to a scale and a shift; each benchmark fits them to the
+truth, image by image, before it measures. `align` does this for a batch on the tensors' device,
+each method in closed form. Moments and medians are taken in float64 (float32 on MPS, which has no
+float64) over the valid pixels.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ Array = np.ndarray
 
 ALIGNMENTS = {
     "scale_shift": "scale and shift by least squares in disparity (MiDaS, Depth Anything)",
-    "scale": "scale alone by least squares in disparity",
-    "median": "scale alone: the ratio of the medians of disparity",
+    "scale": "only the scale, by least squares in disparity",
+    "median": "only the scale: the ratio of the medians of disparity",
     "robust": "scale and shift that match median and mean absolute deviation of disparity (MiDaS)",
     "depth_scale_shift": "scale and shift by least squares in depth, after inverting",
     "none": "nothing: the prediction is disparity in 1/m already",
 }
-"""The methods and what they do."""
+"""The methods by name."""
 
 DEPTH_RANGE = 1000.0
 """`depth_scale_shift` inverts before it fits: there a disparity below this fraction of the largest
@@ -74,7 +74,7 @@ def align(
     """Fits predictions to the truth, image by image, and gives their depth.
 
     Clamping: the aligned disparity is raised to at least 1 / ``max_depth`` and then inverted, so
-    that what lands behind infinity lies at the cap. There is no other bound; a disparity that is
+    that a disparity of 0 or less gives the cap. There is no other bound; a disparity that is
     too large gives a depth that is too small. ``depth_scale_shift`` yields depth itself, which is
     clamped to 1 / `DEPTH_RANGE` of the cap from below and the cap from above.
 

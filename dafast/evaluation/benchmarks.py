@@ -1,4 +1,4 @@
-"""Data sets by name, and the score of a model on them beside two baselines."""
+"""Data sets by name, and the scores of a model and two baselines on them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("dafast")
 
 BATCH_IMAGES, BATCH_PIXELS = 16, 8_000_000
-"""How much is held at a time: this many samples, or samples of this many pixels together."""
+"""Largest batch: number of samples, and number of their pixels."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,8 @@ def open_benchmark(spec: str) -> Sequence[EvaluationSample]:
     """The data set that ``NAME`` or ``NAME=PATH`` means.
 
     Raises:
-        DataMissingError: If it is not there, or the folder is laid out otherwise than expected.
-        ValueError: If the name is unknown, or a path is missing or too much.
+        DataMissingError: If it is missing, or the folder has another layout.
+        ValueError: If the name is unknown, a path is missing, or there must be none.
     """
     name, equals, path = spec.partition("=")
     if name in READERS:
@@ -81,7 +81,7 @@ def open_benchmark(spec: str) -> Sequence[EvaluationSample]:
 
 
 def names_of(specs: Sequence[str]) -> list[str]:
-    """What data sets ``NAME=PATH`` are called in results: by their name, where two share one whole.
+    """Names of the data sets in results: NAME, or ``NAME=PATH`` where two share a name.
 
     Args:
         specs: As `open_benchmark` takes them.
@@ -95,7 +95,7 @@ def names_of(specs: Sequence[str]) -> list[str]:
 def _batches(
     samples: Iterable[EvaluationSample], protocol: Protocol, data: str
 ) -> Iterator[list[tuple[EvaluationSample, np.ndarray]]]:
-    """Samples with the pixels that count, as many at a time as may be held."""
+    """Batches of samples with the pixels that count."""
     batch: list[tuple[EvaluationSample, np.ndarray]] = []
     for sample in samples:
         mask = protocol.mask(sample)
@@ -116,7 +116,7 @@ def _predict(
     cache: PredictionCache | None,
     options: dict[str, Any],
 ) -> list[Tensor]:
-    """Disparity of each photo; what the model gives is taken from the cache where it is there."""
+    """Disparity of each photo, from the cache if it is there."""
     found = [cache.read(image) if cache else None for image in images]
     new = [i for i, prediction in enumerate(found) if prediction is None]
     results = {
@@ -153,7 +153,7 @@ def score_sample(
     valid = torch.from_numpy(mask).to(device)[None]
 
     def pick(x: Tensor) -> Tensor:
-        """The pixels that count alone, where no neighbours are asked for: often they are few."""
+        """Only the pixels that count, often few, unless neighbours are needed."""
         return x if sample.sharp else x[valid][None, None]
 
     truth, counted = pick(torch.from_numpy(sample.depth).to(device)[None]), pick(valid)
@@ -203,10 +203,10 @@ def score(
         samples: Photos with truth; one without a valid pixel is left out with a warning.
         data: Name for the results.
         protocol: One of `PROTOCOLS`.
-        alignment: One of `ALIGNMENTS` in place of the protocol's; the results name it.
-        cache: Folder for predictions; those that are there are not made again.
+        alignment: One of `ALIGNMENTS` instead of the protocol's; the results name it.
+        cache: Folder for predictions; existing ones are reused.
         fit: The size rule of `infer`.
-        flip: Whether the photo's mirror image is predicted too and the two maps averaged.
+        flip: Whether to predict the photo's mirror image too and average the two maps.
 
     Returns:
         The mean results of the model, the plane and the constant; and the metrics per image,
@@ -228,7 +228,7 @@ def score(
     if dist.is_available() and dist.is_initialized():
         rank, size = dist.get_rank(), dist.get_world_size()
     if size > 1 and not isinstance(samples, Sequence):
-        raise ValueError("many processes can share a sequence of samples, not an iterator")
+        raise ValueError("several processes can share a sequence of samples, not an iterator")
     share: Any = samples[rank::size] if isinstance(samples, Sequence) else samples
     rows: list[tuple[str, dict[str, dict[str, float]]]] = []
     # A bar on a terminal, nothing in a log.
@@ -272,11 +272,11 @@ def evaluate(model: DepthAnything, data: Iterable[str], **options: Any) -> list[
         One result per data set and predictor.
 
     Raises:
-        DataMissingError: If a data set is not there, or its folder is laid out otherwise.
+        DataMissingError: If a data set is missing, or its folder has another layout.
         ValueError: If a name or an option is unknown.
     """
     get_protocol(options.get("protocol", "paper"), options.get("alignment"))
-    # All before any is scored: a wrong path shows at once, not after hours.
+    # Open all of them first: a wrong path shows at once, not after hours.
     specs = list(data)
     opened = [
         (name, open_benchmark(spec)) for name, spec in zip(names_of(specs), specs, strict=True)

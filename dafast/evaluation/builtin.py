@@ -82,7 +82,7 @@ def aloe() -> Sequence[EvaluationSample]:
     (the set's dmin.txt).
 
     Raises:
-        DataMissingError: If the files are nowhere.
+        DataMissingError: If the files are not found.
     """
     from ..images import load_image
 
@@ -100,10 +100,10 @@ def aloe() -> Sequence[EvaluationSample]:
 
 
 def builtin() -> Sequence[EvaluationSample]:
-    """The real photographs with measured disparity; one that is missing is named and left out.
+    """The real photographs with measured disparity; a missing one is named and left out.
 
     Raises:
-        DataMissingError: If none is there.
+        DataMissingError: If all are missing.
     """
     samples: list[EvaluationSample] = []
     missing = []

@@ -21,7 +21,7 @@ BOUNDARY_THRESHOLDS = tuple(np.linspace(1.05, 1.25, 10).tolist())
 
 
 def valid_depth(depth: np.ndarray, max_depth: float) -> np.ndarray:
-    """Pixels (H, W), bool, whose true depth lies between `MIN_DEPTH` and ``max_depth`` metres."""
+    """Pixels (H, W), bool, whose true depth is between `MIN_DEPTH` and ``max_depth`` metres."""
     return np.isfinite(depth) & (depth > MIN_DEPTH) & (depth < max_depth)
 
 

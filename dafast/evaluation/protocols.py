@@ -1,6 +1,6 @@
-"""Protocols: how published tables turn the same predictions into scores.
+"""Protocols: how published tables turn predictions into scores.
 
-docs/evaluation.md says where each is published and what its publication leaves open.
+docs/evaluation.md has the sources, and what they do not specify.
 """
 
 from __future__ import annotations
@@ -48,10 +48,9 @@ class Protocol:
     def max_depth(
         self, sample: EvaluationSample, mask: np.ndarray, *, fitted: bool = True
     ) -> float:
-        """Where predictions are clamped, metres: the largest true depth where there is no cap.
+        """The depth that predictions are clamped to, metres: the largest true depth without a cap.
 
-        What is not fitted to the truth, metres as they come, is not clamped to it either: how far
-        the scene reaches is then the prediction's to say.
+        Predictions that are not fitted to the truth are not clamped to its largest depth.
         """
         if self.cap == "data" and math.isfinite(sample.max_depth):
             return sample.max_depth
@@ -75,7 +74,7 @@ def get_protocol(name: str, alignment: str | None = None) -> Protocol:
     """The preset of this name, with another alignment if one is given: "paper+median".
 
     Raises:
-        ValueError: If there is no such preset or alignment.
+        ValueError: If the preset or the alignment is unknown.
     """
     if name not in PROTOCOLS:
         raise ValueError(f"no protocol {name!r}; there are: {', '.join(PROTOCOLS)}")

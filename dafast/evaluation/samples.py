@@ -1,4 +1,4 @@
-"""What is evaluated: photos with their truth, read one at a time."""
+"""Photos with their truth, read one at a time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 
 class DataMissingError(FileNotFoundError):
-    """A data set is not on this machine; the message says how to get it, or how it should lie."""
+    """A data set is missing; the message says how to get it, or its layout."""
 
 
 @dataclass(frozen=True)
@@ -21,9 +21,9 @@ class EvaluationSample:
         name: Key within its data set.
         image: uint8 (H, W, 3), RGB.
         depth: float32 (H, W), metres; 0, inf or NaN where unknown or infinitely far.
-        max_depth: Cap in metres that the data set is used with; inf where there is none.
-        crop: (top, bottom, left, right) in pixels, bottom and right exclusive: what benchmarks of
-            this data set measure; ``None`` for all of it.
+        max_depth: Usual cap of the data set in metres; inf without one.
+        crop: (top, bottom, left, right) in pixels, bottom and right exclusive: the part that
+            benchmarks of this data set measure; ``None`` for all of it.
         sharp: Whether the truth is dense and sharp enough to measure boundaries by.
     """
 
@@ -36,7 +36,7 @@ class EvaluationSample:
 
 
 class Samples(Sequence[EvaluationSample]):
-    """A data set whose samples are read when they are asked for, and not kept.
+    """A data set whose samples are read on access and not kept.
 
     Args:
         entries: What identifies each sample, in order.

@@ -1,4 +1,4 @@
-"""How good a segmentation is: mean intersection over union, beside a guess that sees no image."""
+"""Scores of segmentation: mean intersection over union, also of a constant guess."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def confusion_matrix(predicted: Tensor, truth: Tensor, classes: int) -> Tensor:
 
     Args:
         predicted: Class indices, any shape and integer dtype.
-        truth: The same, with `IGNORE` (255) where nothing counts.
+        truth: The same, with `IGNORE` (255) where pixels do not count.
         classes: How many there are.
 
     Returns:
@@ -74,7 +74,7 @@ def confusion_matrix(predicted: Tensor, truth: Tensor, classes: int) -> Tensor:
 def iou(matrix: Tensor) -> Tensor:
     """Intersection over union of each class, of the whole set's confusion matrix.
 
-    As `torchmetrics`' Jaccard index, Cityscapes and ADE20K have it: true positives by true
+    As in `torchmetrics`' Jaccard index, Cityscapes and ADE20K: true positives by true
     positives, false positives and false negatives, over all images together.
 
     Args:
@@ -199,7 +199,7 @@ def open_segmentation(spec: str) -> SegmentationDataset:
     """The data set that ``NAME=PATH`` or ``synthetic`` means: its validation split.
 
     Raises:
-        SourceError: If it is not there, or the folder is laid out otherwise than expected.
+        SourceError: If it is missing, or the folder has another layout.
         ValueError: If the name is unknown or a path is missing.
     """
     name, _, path = spec.partition("=")

@@ -1,4 +1,4 @@
-"""Two-wheelers and what stands about in a garage."""
+"""Two-wheelers and the clutter of a garage."""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ class Tracer:
     def occluded(
         self, origins: F32, directions: F32, reach: F32 | None = None
     ) -> NDArray[np.bool_]:
-        """Whether anything lies on the rays (within ``reach``, in units of the directions)."""
+        """Whether a surface is on the rays (within ``reach``, in units of the directions)."""
         args = (origins, directions) if reach is None else (origins, directions, reach)
         return np.asarray(self.scene.run(*args, query="OCCLUDED")) == 0
 

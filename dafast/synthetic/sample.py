@@ -36,12 +36,12 @@ class SyntheticSample:
 
     Attributes:
         image: uint8 (H, W, 3), RGB.
-        depth: float32 (H, W), metres along the optical axis; inf where there is sky.
+        depth: float32 (H, W), metres along the optical axis; inf for sky.
         objects: int16 (H, W), the number of the object seen, 0 for sky.
         classes: uint8 (H, W), what is seen: index into ``CLASSES``.
         kind: one of ``KINDS``.
-        fx, fy, cx, cy: intrinsics in pixels; pixel centres lie at (column + 0.5, row + 0.5).
-        seed: what it was rendered from.
+        fx, fy, cx, cy: intrinsics in pixels; pixel centres are at (column + 0.5, row + 0.5).
+        seed: the seed of the scene.
     """
 
     image: NDArray[np.uint8]
@@ -57,7 +57,7 @@ class SyntheticSample:
 
     @property
     def disparity(self) -> NDArray[np.float32]:
-        """1 / depth in 1/m, float32 (H, W), exactly 0 where there is sky."""
+        """1 / depth in 1/m, float32 (H, W), exactly 0 for sky."""
         return (1.0 / self.depth).astype(np.float32)
 
 
@@ -151,7 +151,7 @@ def _acceptable(g: Geometry, camera: Camera, hits: Hits) -> bool:
         return False  # one plane
     objects = g.object[hits.face[hit]]
     if np.bincount(objects).max() > 0.95 * len(hit):
-        return False  # one object alone
+        return False  # a single object
     if near > 7 * np.median(1 / hits.depth[hit]):
         return False  # something right before the camera flattens all the rest
     close = np.percentile(hits.depth[hit], 2)

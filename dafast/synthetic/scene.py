@@ -14,8 +14,8 @@ from numpy.typing import ArrayLike, NDArray
 from dafast.synthetic.meshes import F32, I32, Mesh, rotation
 from dafast.synthetic.textures import TextureBank
 
-#: What a surface can be; the index is its number in class maps. Ground is what one walks on, and
-#: water; wall takes in ceilings, doors, windows and what hangs there; the rest are things.
+#: Classes of surfaces; the index is the number in class maps. Ground includes water; wall includes
+#: ceilings, doors, windows and pictures; the rest are things.
 CLASSES = (
     "sky", "ground", "wall", "building", "furniture", "thing", "plant", "person", "vehicle",
 )  # fmt: skip

@@ -384,7 +384,7 @@ def topdown(w: Scene) -> None:
 
 
 def plants(w: Scene) -> None:
-    """Plants with many leaves in front of cloth, wall or clutter, and other things beside."""
+    """Plants with many leaves in front of cloth, wall or clutter, and other things."""
     indoor_light(w, 4, 4, 2.6)
     d, h = w.lu(0.5, 2.5), w.lu(0.3, 1.4)
     w.add(ms.floor(6), w.paint(scale=(0.3, 3)) if w.chance(0.6) else w.wood(), of="ground")

@@ -1,4 +1,4 @@
-"""Writing a synthetic data set as WebDataset tar shards."""
+"""Writes a synthetic data set as WebDataset tar shards."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ import numpy as np
 from PIL import Image
 
 from dafast._version import __version__
-from dafast.files import explain, remove_leftovers, whole_file, write_file
+from dafast.files import explain, explain_kind, remove_leftovers, whole_file, write_file
 from dafast.synthetic.sample import HELD_OUT_SEED, KINDS, SyntheticSample, render_scene
 from dafast.synthetic.textures import texture_digest
 
 DESCRIPTION = "synthetic.json"
-"""File beside the shards that says what, with the number of a scene, determines it."""
+"""File next to the shards with everything that, with its number, determines a scene."""
 
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -81,7 +81,9 @@ def _write_shard(task: _Task) -> tuple[str, int]:
                 scene = render_scene(seed, size=task.size, kind=kind, textures=task.textures)
                 members = encode(scene)
             except Exception as error:
-                raise RuntimeError(f"scene with seed {seed} failed: {error!r}") from error
+                raise RuntimeError(
+                    f"scene with seed {seed} failed: {explain_kind(error)}"
+                ) from error
             for suffix, data in members.items():
                 info = tarfile.TarInfo(f"{index:08d}.{suffix}")
                 info.size, info.mode = len(data), 0o644
@@ -108,8 +110,8 @@ def write_shards(
     ``.classes.png`` (uint8, index into ``CLASSES``) and ``.json`` (seed, kind, disparity_max in
     1/m, fx, fy, cx, cy in pixels). A shard appears under its name
     only when it is finished; a second run skips finished shards. The same arguments give the same
-    bytes on the same machine, whatever the number of workers. ``synthetic.json`` holds what
-    defines the set; a folder that has shards but no such file is taken as it is.
+    bytes on the same machine for any number of workers. ``synthetic.json`` holds what defines the
+    set; a folder with shards but without this file is accepted.
 
     Args:
         out: the folder, created if missing.
@@ -235,7 +237,7 @@ def _sigterm_unwinds() -> Iterator[None]:
 
 
 def _check_description(folder: Path, wanted: dict[str, Any]) -> None:
-    """Writes what defines a new set; compares it with that of a set which is there.
+    """Writes what defines a new set, or compares it with an existing set.
 
     Raises:
         ValueError: the folder holds scenes of another set.
@@ -260,7 +262,7 @@ def _scenes_by_shard(folder: Path, seed: int, shard_size: int) -> dict[str, int]
     """Counts the scenes in each shard that a folder has.
 
     Raises:
-        ValueError: a shard does not hold the scenes that its name stands for, or is none.
+        ValueError: a file is not a shard, or does not hold the scenes that its name stands for.
     """
     counts = {}
     for path in sorted(folder.glob(f"synthetic-{'[0-9]' * 6}.tar")):
@@ -287,7 +289,7 @@ def _scenes_by_shard(folder: Path, seed: int, shard_size: int) -> dict[str, int]
 
 def _work(connection: Connection) -> None:
     """Body of a worker process: shards in, results or errors out, until the parent hangs up."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent answers Ctrl-C
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     try:
         while True:
             task = connection.recv()

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..files import explain
+from dafast.files import explain
 
 SIZE = 256
 LEVELS = 9
@@ -365,7 +365,7 @@ def shipped_photos() -> list[Path]:
 
 
 def texture_digest(folder: str | Path | None = None) -> str:
-    """Tells sets of photographs apart, by their names and sizes in bytes.
+    """A digest of a set of photographs, from their names and sizes in bytes.
 
     Raises:
         FileNotFoundError: the folder is missing or holds no picture.

@@ -299,7 +299,7 @@ def depth_list(folder: Path, rng: np.random.Generator, count: int = 5) -> Path:
     return folder / "list.csv"
 
 
-def same_as_packed_anew(out: Path, source: Path, again: Path, *options: str) -> None:
+def same_as_packed_again(out: Path, source: Path, again: Path, *options: str) -> None:
     assert pack(source, again, *options) == 0
     shards = sorted(path.name for path in again.glob("*.tar"))
     assert sorted(path.name for path in out.glob("*.tar")) == shards
@@ -325,13 +325,15 @@ def test_another_set_of_the_same_names_is_told(
     capsys.readouterr()
     assert pack(sources[1], out) == 1
     message = capsys.readouterr().err
-    assert "1 of 1 shards were packed from (shard-000000.tar) are others now" in message
+    assert (
+        "1 of 1 shards were packed from (shard-000000.tar) have changed in size or date" in message
+    )
     assert (out / "shard-000000.tar").read_bytes() == before
     assert pack(sources[0], out) == 0, "its own files are as they were"
 
 
 @pytest.mark.parametrize("changed", ["3.png", "3.npy", "mask-3.png"])
-def test_a_corrected_file_is_packed_anew(
+def test_a_corrected_file_is_packed_again(
     changed: str, tmp_path: Path, rng: np.random.Generator, capsys: pytest.CaptureFixture
 ) -> None:
     table, out = depth_list(tmp_path / "in", rng), tmp_path / "out"
@@ -342,16 +344,18 @@ def test_a_corrected_file_is_packed_anew(
     capsys.readouterr()
     assert pack(table, out, *options) == 1
     message = capsys.readouterr().err
-    assert "1 of 3 shards were packed from (shard-000001.tar) are others now" in message
+    assert (
+        "1 of 3 shards were packed from (shard-000001.tar) have changed in size or date" in message
+    )
     assert "remove those shards" in message
     kept = (out / "shard-000000.tar").stat().st_mtime_ns
     (out / "shard-000001.tar").unlink()
     assert pack(table, out, *options) == 0
     assert (out / "shard-000000.tar").stat().st_mtime_ns == kept
-    same_as_packed_anew(out, table, tmp_path / "again", *options)
+    same_as_packed_again(out, table, tmp_path / "again", *options)
 
 
-def test_a_mended_file_is_told(
+def test_a_fixed_file_is_noticed(
     photos: Path, tmp_path: Path, rng: np.random.Generator, capsys: pytest.CaptureFixture
 ) -> None:
     (photos / "3.jpg").write_bytes(b"no picture")
@@ -360,11 +364,11 @@ def test_a_mended_file_is_told(
     picture(photos / "3.jpg", rng, quality=90)
     capsys.readouterr()
     assert pack(photos, out) == 1
-    assert "(shard-000000.tar) are others now" in capsys.readouterr().err
+    assert "(shard-000000.tar) have changed in size or date" in capsys.readouterr().err
     (out / "shard-000000.tar").unlink()
     assert pack(photos, out) == 0
     assert "6 samples of 6" in capsys.readouterr().out
-    same_as_packed_anew(out, photos, tmp_path / "again")
+    same_as_packed_again(out, photos, tmp_path / "again")
 
 
 @pytest.mark.parametrize("name", ["irs", "diml", "hrwsi"])
@@ -397,7 +401,7 @@ def test_pictures_in_an_archive_that_changed(
     archive.unlink()
     archive.write_bytes(content)
     assert main(command) == 1
-    assert "are others now" in capsys.readouterr().err
+    assert "have changed in size or date" in capsys.readouterr().err
 
 
 def test_a_copy_with_its_dates_goes_on(tmp_path: Path, rng: np.random.Generator) -> None:
@@ -408,7 +412,7 @@ def test_a_copy_with_its_dates_goes_on(tmp_path: Path, rng: np.random.Generator)
     (out / "shard-000002.tar").unlink()
     copy = tmp_path / "b" / "in" / "list.csv"
     assert pack(copy, out, "--shard-size", "2") == 0
-    same_as_packed_anew(out, copy, tmp_path / "again", "--shard-size", "2")
+    same_as_packed_again(out, copy, tmp_path / "again", "--shard-size", "2")
 
 
 def test_a_manifest_of_an_earlier_version(
@@ -421,7 +425,7 @@ def test_a_manifest_of_an_earlier_version(
     (out / "manifest.json").write_text(json.dumps(earlier))
     assert not caplog.records
     assert pack(photos, out) == 0
-    assert "does not say what files its shards are of" in caplog.text
+    assert "does not record the files of its shards" in caplog.text
     assert json.loads((out / "manifest.json").read_text()) == manifest
 
 

@@ -425,7 +425,7 @@ def test_kitti_in_both_forms_and_places(tmp_path: Path, rng: np.random.Generator
     whole = [item.name for item in get_reader("kitti").items(tmp_path)]
     assert len(whole) == len(made)
     (tmp_path / "eigen_train_files_with_gt.txt").unlink()
-    with pytest.raises(SourceError, match="no pictures of kitti there"):
+    with pytest.raises(SourceError, match="no pictures of kitti found"):
         get_reader("kitti").items(tmp_path)
     folder = made[0].image.parts[-4]
     (tmp_path / "train_files.txt").write_text(f"2011_09_26/{folder} 0 l\n2011_09_26/{folder} 1 l\n")

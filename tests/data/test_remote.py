@@ -151,7 +151,7 @@ def test_braces(text: str, names: list[str]) -> None:
 
 
 def test_braces_of_nothing() -> None:
-    with pytest.raises(ShardError, match="nothing is from 5 to 4"):
+    with pytest.raises(ShardError, match="the range from 5 to 4 is empty"):
         ShardDataset("memory://a/{5..4}.tar")
 
 
@@ -473,5 +473,5 @@ def test_parts(server: Server, shards: Path, rng: np.random.Generator) -> None:
     for _ in range(10):
         first, last = sorted(int(i) for i in rng.choice(len(data), 2, replace=False))
         assert read_range(place, first, last - first) == data[first:last]
-    with pytest.raises(RemoteError, match="10 bytes of 20 came"):
+    with pytest.raises(RemoteError, match="received 10 bytes of 20"):
         read_range(place, len(data) - 10, 20)

@@ -176,7 +176,7 @@ def test_finds_sky_at_every_size(rng: np.random.Generator) -> None:
 def test_networks_that_cannot_be_used(tmp_path: Path) -> None:
     other = Blue()
     other.config = SimpleNamespace(id2label={0: "LABEL_0", 1: "LABEL_1"})
-    with pytest.raises(SkyError, match=r"2 classes and 0 called sky.*ADE20K"):
+    with pytest.raises(SkyError, match=r"2 classes and 0 named sky.*ADE20K"):
         SkyFinder(other)
 
     class Overflowing(Blue):

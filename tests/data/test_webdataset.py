@@ -206,7 +206,7 @@ def test_names_of_shards(tmp_path: Path, rng: np.random.Generator) -> None:
     ]
     marker = tmp_path / "ran"
     for text in (f"pipe:touch {marker}", f"pipe:cat {shards[0]}::pipe:touch {marker}"):
-        with pytest.raises(ShardError, match="commands are not run; name the file or URL"):
+        with pytest.raises(ShardError, match="commands are not run; name a file or URL"):
             expand_shards(text)
     assert not marker.exists()
 

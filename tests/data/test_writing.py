@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,8 +13,12 @@ from PIL import Image
 
 from dafast.cli import main
 from dafast.data.labeling import label_shards
+from dafast.data.remote import local_copy, place_of
 from dafast.data.writing import claim, locked, read_failures, write_failures
+from dafast.evaluation.cache import PredictionCache
 from dafast.files import DiskFullError
+from dafast.models import DepthAnything
+from dafast.pointcloud import intrinsics_from_fov, point_cloud
 from tests.full_disk import limited
 
 
@@ -91,6 +96,59 @@ def test_a_full_disk_leaves_what_is_finished(
     assert label() == 1
     with tarfile.open(labeled / "shard-000001.tar") as tar:
         assert len(tar.getnames()) == 3
+
+
+def test_a_full_disk_names_the_cached_prediction(tmp_path: Path, rng: np.random.Generator) -> None:
+    model = DepthAnything("nano").eval()
+    cache = PredictionCache(tmp_path, model, {})
+    image = rng.integers(0, 256, (300, 400, 3), np.uint8)
+    prediction = rng.random((300, 400), np.float32)
+    with limited(100_000), pytest.raises(DiskFullError, match=r"cannot write .*\.npy: File too"):
+        cache.write(image, prediction)
+    assert [p.name for p in cache.folder.iterdir()] == ["settings.json"]
+    assert cache.read(image) is None
+    cache.write(image, prediction)
+    assert np.array_equal(cache.read(image), prediction)
+
+
+def test_a_full_disk_names_the_point_cloud(tmp_path: Path, rng: np.random.Generator) -> None:
+    depth = rng.uniform(1, 9, (100, 120)).astype(np.float32)
+    image = rng.integers(0, 256, (100, 120, 3), np.uint8)
+    cloud = point_cloud(depth, image, intrinsics_from_fov(60, 100, 120))
+    with limited(100_000), pytest.raises(DiskFullError, match=r"cannot write .*c\.ply: File too"):
+        cloud.save(tmp_path / "c.ply")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_names_the_synthetic_shard(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    command = ["synth", "--scenes", "1", "--workers", "1", "--out", str(tmp_path)]
+    command += ["--size", "64", "48"]
+    with limited(2000):
+        assert main(command) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert f"cannot write {tmp_path / 'synthetic-000000.tar'}: " in error
+    assert [p.name for p in tmp_path.iterdir()] == ["synthetic.json"]
+
+
+@pytest.mark.parametrize("name", ["a.tar.gz", "memory"])
+def test_a_full_disk_for_temporary_copies_is_named(name: str, tmp_path: Path) -> None:
+    content = b"x" * 200_000
+    if name == "memory":
+        place = place_of(f"memory://{tmp_path.name}/a.tar")
+        place.write_bytes(content)
+    else:
+        place = tmp_path / name
+        place.write_bytes(gzip.compress(content))
+    with (
+        limited(100_000),
+        pytest.raises(DiskFullError, match=r"a\.tar.*\(TMPDIR\)"),
+        local_copy(place),
+    ):
+        pass
+    with local_copy(place) as copy:
+        assert copy.read_bytes() == content
 
 
 def test_a_lock_has_one_holder(tmp_path: Path) -> None:

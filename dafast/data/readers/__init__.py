@@ -1,6 +1,6 @@
-"""Data sets in the form they are published in, one file each.
+"""Data sets in their published form, one file each.
 
-Nothing but the names is imported before a reader is asked for.
+A reader is imported when it is used; importing this package gives only the names.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def get_reader(name: str) -> Reader:
     """The reader of a labeled data set.
 
     Raises:
-        ValueError: If `name` is none of `NAMES`.
+        ValueError: If `name` is not in `NAMES`.
     """
     return _get(name, NAMES)
 
@@ -35,7 +35,7 @@ def get_picture_reader(name: str) -> PictureReader:
     """The reader of an unlabeled data set.
 
     Raises:
-        ValueError: If `name` is none of `PICTURE_NAMES`.
+        ValueError: If `name` is not in `PICTURE_NAMES`.
     """
     return _get(name, PICTURE_NAMES)
 

@@ -1,8 +1,8 @@
-"""What a set of unlabeled pictures is: facts about it, how its files are found and read.
+"""A set of unlabeled pictures: facts about it, and how to find and read its files.
 
-Pictures are read where they are published in: files in folders, and files in tar archives, which
-need not be unpacked. A picture in a tar is called `ARCHIVE.tar/MEMBER`. What is kept of a set is
-its names, about 100 bytes each.
+Pictures are read in their published form: files in folders, and members of tar archives without
+unpacking. A picture in a tar is named `ARCHIVE.tar/MEMBER`. Only the names are kept in memory,
+about 100 bytes each.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ logger = logging.getLogger(__name__)
 
 
 def picture_file(root: Path, name: str) -> Path:
-    """The file that a picture which `find_pictures` found is in: its own, or the archive."""
+    """The file of a picture that `find_names` found: its own, or the archive."""
     archive, tar, _ = name.partition(".tar/")
     return root / (f"{archive}.tar" if tar else name)
 
 
 def read_picture(root: Path, name: str) -> bytes:
-    """The content of a picture that `find_pictures` found."""
+    """The content of a picture that `find_names` found."""
     path, (_, tar, member) = picture_file(root, name), name.partition(".tar/")
     if not tar:
         return path.read_bytes()
@@ -42,10 +42,10 @@ def read_picture(root: Path, name: str) -> bytes:
     return data
 
 
-def find_pictures(root: Path, pattern: re.Pattern[str]) -> Iterator[str]:
-    """Names, relative to `root`, that a pattern finds, of files and of members of tar archives.
+def find_names(root: Path, pattern: re.Pattern[str]) -> Iterator[str]:
+    """Names of files and of members of tar archives, relative to `root`, that match a pattern.
 
-    An archive that cannot be read to its end is named in a warning; what is before that counts.
+    A warning names an archive that cannot be read to its end; the members before that count.
     """
     for folder, folders, files in os.walk(root):
         folders[:] = [f for f in folders if not f.startswith(".")]
@@ -61,7 +61,7 @@ def find_pictures(root: Path, pattern: re.Pattern[str]) -> Iterator[str]:
 
 @functools.lru_cache(maxsize=16)
 def _members(path: Path) -> dict[str, tuple[int, int]]:
-    """Name -> (offset, size) of the files in a tar, of those that are whole."""
+    """Name -> (offset, size) of the complete files in a tar."""
     members: dict[str, tuple[int, int]] = {}
     length, end = path.stat().st_size, 0
     try:
@@ -70,8 +70,8 @@ def _members(path: Path) -> dict[str, tuple[int, int]]:
                 end = member.offset_data + -(-member.size // 512) * 512
                 if member.isfile() and end <= length:
                     members[member.name.removeprefix("./")] = (member.offset_data, member.size)
-        if length < end + 512:  # tarfile takes a cut for the end
-            raise EOFError("it is cut: it has no end-of-archive block")
+        if length < end + 512:  # tarfile does not notice a cut between members
+            raise EOFError("it is truncated: it has no end-of-archive block")
     except (tarfile.TarError, OSError, EOFError) as error:
         logger.warning("%s cannot be read after %d files: %s", path, len(members), error)
     return members
@@ -84,13 +84,13 @@ class PictureReader:
     Attributes:
         name: As on the command line.
         licence: Of the pictures.
-        published: How many there are, and who says so.
-        counts: The same as ranges (least, most), one for each way to have the set.
+        published: The number of pictures, with its source.
+        counts: The same as ranges (least, most), one for each form of the set.
         layout: The folders and files, for messages.
         find: Lists the names of a folder's pictures, in any order.
         read: A picture's content, by folder and name; raises `SourceError` or `OSError`.
         file: The file that it is in, by folder and name.
-        requires: The module that reading needs beside the package's own dependencies.
+        requires: A module that reading needs and that is not a dependency of the package.
     """
 
     name: str
@@ -104,15 +104,15 @@ class PictureReader:
     requires: str = ""
 
     def items(self, root: Path, size: int = 0) -> Pictures:
-        """The set's pictures in order of name; warns if they are not as many as published.
+        """The set's pictures in order of name; warns if their number is not the published one.
 
         Args:
             root: The set's folder, or one within it for a part of the set.
             size: Pictures whose shorter side is longer are scaled down to it; 0 keeps them.
 
         Raises:
-            SourceError: If there is no such folder, nothing in it is laid out as the set is, or
-                the module is missing that reads it.
+            SourceError: If the folder or a required module is missing, or the folder has another
+                layout.
         """
         if not root.is_dir():
             raise SourceError(f"{root}: no such folder")
@@ -123,7 +123,7 @@ class PictureReader:
         names = sorted(self.find(root))
         if not names:
             raise SourceError(
-                f"{root}: no pictures of {self.name} there; expected\n{self.layout.strip()}"
+                f"{root}: no pictures of {self.name} found; expected\n{self.layout.strip()}"
             )
         if not any(least <= len(names) <= most for least, most in self.counts):
             logger.warning(
@@ -134,5 +134,5 @@ class PictureReader:
 
 
 def by_name(pattern: str) -> Callable[[Path], Iterable[str]]:
-    """Finds pictures whose path, from the end, is as `pattern` (a regular expression) has it."""
-    return functools.partial(find_pictures, pattern=re.compile(rf"(?:^|/){pattern}$"))
+    """Finds pictures whose path ends as `pattern`, a regular expression, says."""
+    return functools.partial(find_names, pattern=re.compile(rf"(?:^|/){pattern}$"))

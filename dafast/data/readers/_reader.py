@@ -1,4 +1,4 @@
-"""What a reader is: facts about a data set, how its files are found, how a label is read."""
+"""A reader: facts about a data set, and how to find its files and read a label."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Example:
     Attributes:
         image: The picture.
         label: Its depth or disparity.
-        mask: What says where that is valid, for data sets that have it.
+        mask: File with the valid pixels, for data sets that have one.
     """
 
     image: Path
@@ -38,19 +38,19 @@ class Reader:
 
     Attributes:
         name: As on the command line.
-        units: What the label's numbers are.
-        disparity_unit: What the disparity that `read` gives is in: "1/metre", or "relative" where
-            the set knows no metres. Shards say it of their labels.
-        invalid: What marks a pixel without a label.
+        units: The meaning of the label's numbers.
+        disparity_unit: Unit of the disparity that `read` returns: "1/metre", or "relative" if the
+            set has no metric scale. Shards store it with their labels.
+        invalid: The value of a pixel without a label.
         licence: Of the data.
-        published: How many pictures there are, and who says so.
-        counts: The same as ranges (least, most), one for each way to have the set; a figure that
-            is published rounded is a wide one.
+        published: The number of pictures, with its source.
+        counts: The same as ranges (least, most), one for each form of the set; a rounded figure
+            gives a wide range.
         layout: The folders and files, for messages.
         find: Lists the samples of a folder, in any order, without opening a file.
-        read: Reads one label: disparity (H, W) in any unit, and the mask (H, W) of where it is
-            known. Where the label is depth it also takes `min_depth`, below which it is unknown.
-        requires: The module that reading needs beside the package's own dependencies.
+        read: Reads one label: disparity (H, W) in any unit, and the mask (H, W) of known pixels.
+            If the label is depth it also takes `min_depth`: depth below it is unknown.
+        requires: A module that reading needs and that is not a dependency of the package.
     """
 
     name: str
@@ -66,7 +66,7 @@ class Reader:
     requires: str = ""
 
     def items(self, root: Path, min_depth: float = 0.0) -> list[Item]:
-        """The set's samples in order of name; warns if they are not as many as published.
+        """The set's samples in order of name; warns if their number is not the published one.
 
         Args:
             root: The set's folder, or one within it for a part of the set.
@@ -74,8 +74,8 @@ class Reader:
                 unknown; 0 keeps all.
 
         Raises:
-            SourceError: If there is no such folder, nothing in it is laid out as the set is, the
-                module is missing that reads it, or the set has disparity and `min_depth` is given.
+            SourceError: If the folder or a required module is missing, the folder has another
+                layout, or `min_depth` is given for a set with disparity.
         """
         if not root.is_dir():
             raise SourceError(f"{root}: no such folder")
@@ -84,11 +84,11 @@ class Reader:
                 f"{self.name} needs {self.requires}: pip install 'dafast[datasets]' ({why})"
             )
         if min_depth and not self.units.startswith("depth"):
-            raise SourceError(f"{self.name} has {self.units}; a least depth does not go with it")
+            raise SourceError(f"{self.name} has {self.units}; min_depth cannot be used")
         examples = sorted(self.find(root), key=lambda example: example.image)
         if not examples:
             raise SourceError(
-                f"{root}: no pictures of {self.name} there; expected\n{self.layout.strip()}"
+                f"{root}: no pictures of {self.name} found; expected\n{self.layout.strip()}"
             )
         if not any(least <= len(examples) <= most for least, most in self.counts):
             logger.warning(

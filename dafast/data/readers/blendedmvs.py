@@ -1,8 +1,8 @@
 """BlendedMVS, and BlendedMVG that includes it: photographs blended with renderings of their scene.
 
-Read are `blended_images/NNNNNNNN.jpg` (not the `_masked` ones) and the depth rendered for it, a PFM
-file in the scene's own unit. Pixels that the scene's mesh does not cover are 0. "The rendered depth
-map and blended images might be empty": such a picture is left out as one without labels.
+It takes `blended_images/NNNNNNNN.jpg` (not the `_masked` ones) and its rendered depth, a PFM file
+in the scene's own unit. Pixels that the scene's mesh does not cover are 0. "The rendered depth
+map and blended images might be empty": that picture is left out as one without labels.
 
 Source: README.md of https://github.com/YoYo000/BlendedMVS, which refers to MVSNet for the formats;
 PFM: https://www.pauldebevec.com/Research/HDR/PFM. The 0 is not in the README: it is what readers
@@ -28,7 +28,7 @@ def read_pfm(path: Path) -> np.ndarray:
     """A gray PFM file as (H, W) float32, top row first (the file has the bottom row first).
 
     Raises:
-        SourceError: If it is no gray PFM, or not of the size that its header says.
+        SourceError: If it is not a gray PFM, or its size differs from its header.
     """
     data = path.read_bytes()
     header = _HEADER.match(data[:100])

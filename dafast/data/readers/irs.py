@@ -1,7 +1,7 @@
 """IRS: rendered homes, offices, restaurants and stores, with exact disparity.
 
-Read are the left picture `l_NNNNN.png` and its disparity `d_NNNNN.exr`, an OpenEXR file of one
-channel, in pixels. What disparity 0 means is not said; it is taken as unknown.
+The reader takes the left picture `l_NNNNN.png` and its disparity `d_NNNNN.exr`, an OpenEXR file of
+one channel, in pixels. The meaning of disparity 0 is not documented; it is read as unknown.
 
 Source: README.md, lists/*.list, dataloader/IRSLoader.py and dataloader/scripts/EXRloader.py of
 https://github.com/HKBU-HPML/IRS.
@@ -28,7 +28,7 @@ def read_exr(path: Path) -> np.ndarray:
     """The only channel of an OpenEXR file as (H, W) float64.
 
     Raises:
-        SourceError: If it is no whole OpenEXR file, or has several channels.
+        SourceError: If it is damaged, not an OpenEXR file, or has several channels.
     """
     import OpenEXR
 

@@ -1,9 +1,9 @@
-"""KITTI with improved ground truth, a training split: what outdoor metric models are tuned on.
+"""KITTI with improved ground truth, a training split on which outdoor metric models are tuned.
 
-Read are the pictures of the raw data and the accumulated lidar depth of Uhrig et al. (3DV 2017),
-16-bit PNG: metres are the value / 256, 0 is unknown, as the development kit's readme.txt has it.
-Which frames train is Eigen's split (NIPS 2014), in a list that is not shipped: either published
-form is read. Frames of the list without ground truth are left out.
+The reader takes the pictures of the raw data and the accumulated lidar depth of Uhrig et al. (3DV
+2017), 16-bit PNG: metres are the value / 256, 0 is unknown, as in the development kit's readme.txt.
+The training frames are those of Eigen's split (NIPS 2014), in a list that is not shipped: either
+published form is read. Frames of the list without ground truth are left out.
 
 Source of the list's second form, and of the cut: https://github.com/LiheYoung/Depth-Anything,
 metric_depth/train_test_inputs/kitti_eigen_train_files_with_gt.txt and
@@ -89,14 +89,14 @@ def parse_split(path: Path) -> list[Frame]:
 
 
 def truth_file(root: Path, frame: Frame) -> Path | None:
-    """The improved ground truth of a frame, wherever it lies; None where there is none."""
+    """The improved ground truth of a frame, from any known folder; None if it is missing."""
     bases = ("", "depth", "data_depth_annotated")
     places = [root / base / part for base in bases for part in ("val", "train", "")]
     return next((p / frame.truth for p in places if (p / frame.truth).is_file()), None)
 
 
 def image_file(root: Path, frame: Frame) -> Path | None:
-    """The picture of a frame, wherever it lies; None where there is none."""
+    """The picture of a frame, from any known folder; None if it is missing."""
     files = [root / base / (frame.image + end) for base in ("", "raw") for end in (".png", ".jpg")]
     return next((file for file in files if file.is_file()), None)
 

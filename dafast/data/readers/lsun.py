@@ -2,7 +2,7 @@
 
 `CATEGORY_train_lmdb/data.mdb` has keys of 40 hexadecimal digits and a picture's file as value, its
 shorter side 256 pixels. The authors' README calls the files JPEG, their own tool names them .webp;
-whatever Pillow reads is taken.
+any format that Pillow reads is accepted.
 
 Source: https://github.com/fyu/lsun (README.md, data.py: one LMDB for each category, opened
 read-only, key and file). The counts are those of the TensorFlow data sets' catalogue.

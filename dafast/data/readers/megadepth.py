@@ -2,7 +2,7 @@
 
 A label is an HDF5 file with one array, `depth`, in the scene's own unit; 0 is unknown. Part of the
 files hold ordinal labels (classes of near and far) under the same name; they have negative values
-and no disparity can be made of them: such a picture is left out as one without labels.
+and give no disparity: their pictures are left out as pictures without labels.
 
 Source: https://github.com/zhengqili/MegaDepth (README.md; issue 1, in which the author says that
 dense and ordinal maps are stored under one name) and, for folders and negative values, the

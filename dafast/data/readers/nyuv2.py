@@ -1,7 +1,7 @@
-"""NYU Depth V2, frames of the raw training scenes: what indoor metric models are tuned on.
+"""NYU Depth V2, frames of the raw training scenes, on which indoor metric models are tuned.
 
-Read is the form that BTS prepared from the raw data with the set's own toolbox (pictures and depth
-synchronised and aligned), and that later works train on: a folder for each scene with
+The reader takes the form that BTS prepared from the raw data with the set's own toolbox (pictures
+and depth synchronised and aligned), and that later works train on: a folder for each scene with
 `rgb_00045.jpg` and `sync_depth_00045.png`, 16-bit, in millimetres. 0 is unknown, and so is 10 m:
 the toolbox cuts what is farther to that, and published trainings leave it out. Where the list that
 they use (24,231 pairs) lies in the folder it says which frames are taken, otherwise all are. The
@@ -27,7 +27,7 @@ from dafast.data.maps import invert_depth, read_map
 from dafast.data.readers._reader import Example, Reader
 from dafast.data.sources import SourceError
 
-_FARTHEST = 10.0  # metres; what the toolbox gives to all that is farther
+_FARTHEST = 10.0  # metres; the toolbox cuts farther depth to this
 SPLITS = ("nyudepthv2_train_files_with_gt.txt", "nyudepthv2_train_files.txt")
 
 

@@ -1,12 +1,12 @@
 """TartanAir (V1): renderings of flights through 18 environments, with exact depth.
 
-Read are the left camera's picture (8-bit PNG) and depth (.npy, metres along the optical axis). "In
-the Unreal Engine, the environment usually has a sky sphere at a large distance. So the infinite
-distant object such as the sky has a large depth value (e.g. 10000) instead of an infinite number":
-its disparity is then as good as 0, a valid label, and nothing is masked.
+The reader takes the left camera's picture (8-bit PNG) and depth (.npy, metres along the optical
+axis). "In the Unreal Engine, the environment usually has a sky sphere at a large distance. So the
+infinite distant object such as the sky has a large depth value (e.g. 10000) instead of an infinite
+number": its disparity is then as good as 0, a valid label, and nothing is masked.
 
 Source: README.md and data_type.md of https://github.com/castacks/tartanair_tools. The latter calls
-the array 16-bit; others who read the set find float32. Whatever the file's header says is taken.
+the array 16-bit; other readers find float32. Both types are read.
 TartanAir V2 stores its depth in another way and is not read.
 """
 

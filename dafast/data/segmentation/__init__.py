@@ -1,8 +1,7 @@
 """Data sets with a class for every pixel, one file each; `READERS` has them by name.
 
-A reader takes the data set's folder (or a file) and gives a `SegmentationDataset`; a folder that is
-laid out otherwise is refused with the layout that was expected. Only file names are read until a
-sample is asked for.
+A reader takes the data set's folder (or a file) and returns a `SegmentationDataset`. It refuses a
+folder with another layout and shows the expected one. Samples are read on access.
 """
 
 from __future__ import annotations

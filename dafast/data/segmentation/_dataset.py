@@ -17,7 +17,7 @@ from dafast.files import explain_kind
 logger = logging.getLogger(__name__)
 
 IGNORE = 255
-"""In a class map: this pixel is of no class, or of none that is learned and scored."""
+"""In a class map: a pixel that is neither learned nor scored."""
 
 
 class SegmentationSample(NamedTuple):
@@ -27,7 +27,7 @@ class SegmentationSample(NamedTuple):
         key: Its name in the data set.
         image: (H, W, 3) uint8 RGB, as it is stored.
         classes: (H, W) uint8: index into the data set's classes, or `IGNORE`.
-        skipped: Samples that could not be read and that this one stands in for: "key: reason".
+        skipped: Unreadable samples that this one replaces: "key: reason".
     """
 
     key: str
@@ -37,14 +37,14 @@ class SegmentationSample(NamedTuple):
 
 
 class SegmentationDataset(Sequence[SegmentationSample]):
-    """A data set whose samples are read when they are asked for, and not kept.
+    """A data set whose samples are read on access and not kept.
 
     Args:
         classes: Names, in order of index.
         keys: Names of the samples.
         load: Reads image and class map of sample i.
-        max_bad_fraction: A sample that cannot be read is named, counted and replaced by the next;
-            once more than this share of the set has failed (in this process) reading raises.
+        max_bad_fraction: Largest tolerated fraction of unreadable samples (in this process). Each
+            is named and replaced by the next.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class SegmentationDataset(Sequence[SegmentationSample]):
         """Reads exactly this sample.
 
         Raises:
-            SampleError: If it cannot be read, or photo and map do not belong together.
+            SampleError: If it cannot be read, or photo and map differ in size.
         """
         key = self.keys[index]
         try:
@@ -152,13 +152,13 @@ def read_indices(path: Path | bytes) -> np.ndarray:
 
 
 def wrong_folder(root: Path, what: str, layout: str) -> SourceError:
-    """The error of a folder that is not laid out as the reader expects."""
+    """The error for a folder with another layout than the reader expects."""
     if not root.exists():
         what = "does not exist"
     return SourceError(f"{root}: {what}; expected\n{layout.strip()}")
 
 
 def warn_of_count(name: str, root: Path, count: int, published: int) -> None:
-    """Says when a data set is not complete."""
+    """Warns if a data set is not complete."""
     if count != published:
         logger.warning("%s: %d photos in %s; published: %d", name, count, root, published)

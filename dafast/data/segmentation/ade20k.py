@@ -1,7 +1,7 @@
 """ADE20K in the form of the scene parsing challenge of 2016: 150 classes.
 
 Annotations hold 1 to 150; 0 is "other objects", which the challenge leaves out. Names are read from
-`objectInfo150.txt`, which lies in the archive; without it the classes are called by their numbers.
+`objectInfo150.txt` of the archive; without it the classes are named by their numbers.
 
 Source: README.md (folders, names, counts, the meaning of 0) and objectInfo150.txt of
 https://github.com/CSAILVision/sceneparsing.
@@ -57,7 +57,7 @@ def ade20k(root: Path, training: bool) -> SegmentationDataset:
         training: Which split.
 
     Raises:
-        SourceError: If the folder is laid out otherwise.
+        SourceError: If the folder has another layout.
     """
     if (root / "ADEChallengeData2016").is_dir():
         root = root / "ADEChallengeData2016"

@@ -1,7 +1,7 @@
 """Cityscapes: street scenes with fine annotations, the 19 classes of its benchmark.
 
-Read are `leftImg8bit` and of `gtFine` the pictures of label ids, which come with the data, or those
-of train ids where the data set's own `createTrainIdLabelImgs` has written them.
+The reader takes `leftImg8bit` and from `gtFine` the pictures of label ids, which come with the
+data, or those of train ids where the data set's own `createTrainIdLabelImgs` has written them.
 
 Source: README.md (folders, names, counts) and cityscapesscripts/helpers/labels.py (ids, train ids)
 of https://github.com/mcordts/cityscapesScripts.
@@ -35,7 +35,7 @@ PUBLISHED = {"train": 2975, "val": 500}
 LAYOUT = """
   PATH/leftImg8bit/train/CITY/CITY_000000_000019_leftImg8bit.png   leftImg8bit_trainvaltest.zip
   PATH/gtFine/train/CITY/CITY_000000_000019_gtFine_labelIds.png    gtFine_trainvaltest.zip
-  and the same under val; or _gtFine_labelTrainIds.png in place of _labelIds.png
+  and the same under val; or _gtFine_labelTrainIds.png instead of _labelIds.png
 """
 
 _TRAIN_ID = np.full(256, IGNORE, np.uint8)
@@ -53,7 +53,7 @@ def from_train_ids(ids: np.ndarray) -> np.ndarray:
 
 
 def read_classes(path: Path) -> np.ndarray:
-    """The class map (H, W) of a label picture of either kind, told by its name."""
+    """The class map (H, W) of a label picture; its name says which ids it has."""
     ids = read_indices(path)
     return from_train_ids(ids) if path.name.endswith("TrainIds.png") else from_label_ids(ids)
 
@@ -66,7 +66,7 @@ def cityscapes(root: Path, training: bool) -> SegmentationDataset:
         training: Which split.
 
     Raises:
-        SourceError: If the folder is laid out otherwise.
+        SourceError: If the folder has another layout.
     """
     split = "train" if training else "val"
     base = root / "leftImg8bit" / split

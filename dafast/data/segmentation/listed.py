@@ -18,7 +18,7 @@ LAYOUT = """
                   image    the photo, relative to the list's folder
                   label    its class map: an 8-bit gray or palette picture of class indices; 255
                            does not count
-  classes.txt   beside it: the names of the classes, one a line, the first is class 0
+  classes.txt   next to it: the names of the classes, one a line, the first is class 0
 """
 
 
@@ -27,7 +27,7 @@ def listed(path: Path, training: bool = True) -> SegmentationDataset:
 
     Args:
         path: The list.
-        training: Without effect: a list has no splits.
+        training: Has no effect: a list has no splits.
 
     Raises:
         SourceError: If the list or `classes.txt` cannot be used; the message names the row.

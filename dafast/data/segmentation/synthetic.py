@@ -1,4 +1,4 @@
-"""Shards of synthetic scenes, whose class maps `dafast synth` writes beside the depth."""
+"""Shards of synthetic scenes, with the class maps that `dafast synth` writes."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def synthetic(path: Path, training: bool = True) -> SegmentationDataset:
 
     Args:
         path: Folder, file or glob pattern.
-        training: Without effect: held-out scenes lie in a folder of their own.
+        training: Has no effect: held-out scenes are in another folder.
 
     Raises:
         SourceError: If there are no shards, or no class maps in them.

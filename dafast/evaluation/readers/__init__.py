@@ -1,7 +1,7 @@
 """Readers of data sets with true depth, one file for each; `READERS` has them by name.
 
-A reader takes the data set's folder and gives its `Samples`; a folder that is laid out otherwise
-is refused with the layout that was expected. Only file names are read until a sample is asked for.
+A reader takes the data set's folder and returns its `Samples`. It refuses a folder with another
+layout and shows the expected one. Samples are read on access.
 """
 
 from __future__ import annotations

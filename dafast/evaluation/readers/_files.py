@@ -1,4 +1,4 @@
-"""What the readers share: images as they are stored, and what to say of a wrong folder."""
+"""Shared by the readers: images as they are stored, and errors about a wrong folder."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ logger = logging.getLogger("dafast")
 
 
 def missing(root: Path, what: str, layout: str) -> DataMissingError:
-    """The error of a folder that is not laid out as the reader expects."""
+    """The error for a folder with another layout than the reader expects."""
     if not root.exists():
         what = "does not exist"
     return DataMissingError(f"{root}: {what}; expected:\n{layout.rstrip()}")
@@ -27,7 +27,7 @@ def first_file(candidates: Iterable[Path]) -> Path | None:
 
 
 def warn_of_count(name: str, count: int, published: int, unit: str = "images") -> None:
-    """Says when a data set is not complete: its score is then not the published benchmark's."""
+    """Warns of an incomplete data set, whose score is not the published benchmark's."""
     if count != published:
         logger.warning(
             "%s: %d %s found; the published benchmark has %d", name, count, unit, published
@@ -35,10 +35,10 @@ def warn_of_count(name: str, count: int, published: int, unit: str = "images") -
 
 
 def read_image(path: Path) -> np.ndarray:
-    """RGB as it is stored, uint8 (H, W, 3): an EXIF orientation would turn it off its truth.
+    """RGB as it is stored, uint8 (H, W, 3); EXIF orientation is ignored, as the truth has none.
 
     Raises:
-        PictureError: If it is damaged, or no picture.
+        PictureError: If it is damaged or not a picture.
     """
     with open_picture(path) as picture:
         return np.asarray(picture.convert("RGB"))
@@ -48,7 +48,7 @@ def read_png16(path: Path) -> np.ndarray:
     """A 16-bit single-channel PNG, uint16 (H, W).
 
     Raises:
-        ValueError: If it is something else, such as an 8-bit picture of a depth map.
+        ValueError: If it is something else, for example an 8-bit picture of a depth map.
     """
     with open_picture(path) as picture:
         if picture.mode not in ("I;16", "I;16B", "I;16L", "I"):

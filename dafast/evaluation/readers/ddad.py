@@ -2,7 +2,7 @@
 
 Sources: the README of TRI-ML/DDAD and the message definitions and depth projection of TRI-ML/dgp
 (proto/*.proto, utils/camera.py). Depth is the lidar's points seen from the camera: each point
-marks the pixel that it falls into, a later point in place of an earlier one, as dgp has it. Lens
+marks the pixel that it falls into, a later point replaces an earlier one, as in dgp. Lens
 distortion is not modelled (dgp's projection does not either). The cap, 80 m, is common but not the
 set's own: its lidar reaches 250 m.
 """
@@ -40,7 +40,7 @@ def ddad(root: Path) -> Samples:
         root: The folder of ddad.json, as in `LAYOUT`.
 
     Raises:
-        DataMissingError: If the folder is laid out otherwise.
+        DataMissingError: If the folder has another layout.
         ValueError: If a file is not as dgp's definitions have it.
     """
     index = root / "ddad.json"

@@ -33,7 +33,7 @@ def diode(root: Path, parts: tuple[str, ...] = ("indoors", "outdoor")) -> Sample
         parts: "indoors", "outdoor" or both.
 
     Raises:
-        DataMissingError: If the folder is laid out otherwise.
+        DataMissingError: If the folder has another layout.
     """
     base = root / "val" if (root / "val").is_dir() else root
     truths = []

@@ -30,7 +30,7 @@ def eth3d(root: Path) -> Samples:
         root: Folder as in `LAYOUT`.
 
     Raises:
-        DataMissingError: If the folder is laid out otherwise.
+        DataMissingError: If the folder has another layout.
     """
     truths = sorted(root.glob("*/ground_truth_depth/dslr_images/*.JPG"))
     if not truths:

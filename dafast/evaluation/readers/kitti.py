@@ -55,7 +55,7 @@ def kitti(root: Path) -> Samples:
         root: Folder as in `LAYOUT`.
 
     Raises:
-        DataMissingError: If the folder is laid out otherwise.
+        DataMissingError: If the folder has another layout.
         ValueError: If the split cannot be read.
     """
     return Samples(_entries(root), _load)

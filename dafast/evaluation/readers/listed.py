@@ -17,8 +17,8 @@ def listed(path: Path) -> Samples:
         path: The list, as `dafast.data.lists.LAYOUT` says.
 
     Raises:
-        DataMissingError: If the file is not there.
-        ValueError: If it is no such list, or names a file that is not there.
+        DataMissingError: If the file is missing.
+        ValueError: If the list cannot be used, or names a missing file.
     """
     if not path.is_file():
         raise missing(path, "is not a file", LAYOUT)

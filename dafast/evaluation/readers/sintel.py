@@ -46,7 +46,7 @@ def sintel(root: Path) -> Samples:
         root: Folder as in `LAYOUT`.
 
     Raises:
-        DataMissingError: If the folder is laid out otherwise.
+        DataMissingError: If the folder has another layout.
     """
     base = root / "training"
     truths = sorted(base.glob("depth/*/frame_*.dpt"))

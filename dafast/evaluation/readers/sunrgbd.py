@@ -2,7 +2,7 @@
 
 Source: SUNRGBDtoolbox: a 16-bit PNG in depth_bfx holds millimetres, turned left by three bits
 (read3dPoints.m); values beyond 8 m are not trusted there; ``alltest`` of allsplit.mat is the split,
-folders as they lay on its authors' machine.
+with folders of its authors' machine.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ def vkitti2(root: Path) -> Samples:
         root: Folder as in `LAYOUT`.
 
     Raises:
-        DataMissingError: If the folder is laid out otherwise.
+        DataMissingError: If the folder has another layout.
     """
     truths = sorted(root.glob("Scene*/clone/frames/depth/Camera_0/depth_*.png"))
     if not truths:
