@@ -1,4 +1,8 @@
-"""``dafast run``: photos in, depth pictures out."""
+"""``dafast run``: photos in, depth pictures out.
+
+Memory at its peak, next to that of the model: 11 bytes a pixel of an 8-bit photo as `infer`, and 14
+with ``--side-by-side``.
+"""
 
 from __future__ import annotations
 
