@@ -8,12 +8,13 @@ codes: 0 done, 1 something failed, 2 a mistake in the command line, 130 interrup
 from __future__ import annotations
 
 import argparse
+import errno
 import signal
 import sys
 from collections.abc import Sequence
 
 from .._version import __version__
-from ..files import explain
+from ..files import FULL, explain
 from ._common import CommandError
 from ._process import interrupted, open_streams, silence, watch_interrupts
 
@@ -58,18 +59,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _report(error: BaseException, traceback: bool) -> int:
     """Says why a command ended, and returns its exit code."""
     if isinstance(error, KeyboardInterrupt) or interrupted():
+        exec("")  # or Python ends with a signal if the interrupt came within `exec` of a text
         return _say("dafast: interrupted", 130)
     if isinstance(error, SystemExit):
         raise error
-    try:
-        sys.stdout.flush()
-    except OSError as failure:
+    if isinstance(error, OSError) and not error.filename and error.errno in (errno.EPIPE, *FULL):
         silence(sys.stdout)
-        if isinstance(failure, BrokenPipeError):  # the reader of the output has gone (`| head`)
+        if error.errno == errno.EPIPE:  # the reader of the output has gone (`| head`)
             return 1
-        return _say(f"dafast: error: cannot write the output: {failure.strerror}", 1)
-    if isinstance(error, BrokenPipeError):
-        return 1
+        return _say(f"dafast: error: cannot write the output: {error.strerror}", 1)
     if traceback or not isinstance(error, Exception):
         raise error
     text = explain(error)

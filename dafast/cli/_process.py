@@ -27,6 +27,11 @@ def watch_interrupts() -> Iterator[None]:
 
     def note(number: int, frame: object) -> None:
         _pressed.append(number)
+        spec = getattr(sys.modules.get("torch"), "__spec__", None)
+        if getattr(spec, "_initializing", False):
+            # An exception within its C++ would abort the process. Nothing is written yet.
+            os.write(2, b"dafast: interrupted\n")
+            os._exit(130)
         raise KeyboardInterrupt
 
     # Leave it to a program that has its own handler, or that ignores it.

@@ -239,7 +239,7 @@ def strays(outputs: list[Output]) -> list[Path]:
     found = []
     if not side.wanted and (settings := read_settings(side.path)):
         map_of = read_settings(depth.path) or {}
-        if any(settings.get(key) != map_of.get(key) for key in (*side.settings, *_EXTENT)):
+        if any(settings.get(key) != map_of.get(key) for key in (*depth.settings, *_EXTENT)):
             found.append(side.path)
     if not array.wanted and array.path.exists() and not _is_array_of(array.path, depth.path):
         found.append(array.path)

@@ -197,7 +197,10 @@ def result_names(names: Sequence[str]) -> list[str]:
     results = [path.stem for path in paths]
     depth = max((len(path.parts) for path in paths), default=0)
     for folders, suffix in itertools.product(range(depth), (False, True)):
-        for group in _collisions(results):
+        groups = _collisions(results)
+        if not groups:
+            break
+        for group in groups:
             longer = [_longer_name(paths[i], folders, suffix) for i in group]
             if len({_key(name) for name in longer}) == len(group):
                 for i, name in zip(group, longer, strict=True):

@@ -1,4 +1,8 @@
-"""``dafast run``: photos in, depth pictures out."""
+"""``dafast run``: photos in, depth pictures out.
+
+Memory at its peak, next to that of the model: 11 bytes a pixel of an 8-bit photo as `infer`, and 14
+with ``--side-by-side``.
+"""
 
 from __future__ import annotations
 
@@ -282,13 +286,14 @@ def _true_size(
 def _reason(error: Exception, photo: Path) -> str:
     """The message of an error on one line, without the photo's name, which stands before it."""
     from ..files import explain, file_kind
-    from ..images import ImageError
+    from ..images import PHOTO_SUFFIXES, ImageError
     from .outputs import ResultExistsError
 
     text = explain(error).removeprefix(f"{photo}: ")
     if isinstance(error, ResultExistsError):
         return f"{text}; --overwrite replaces it" if "--out" not in text else text
-    if isinstance(error, ImageError) and photo.is_file():
+    named_as_photo = photo.suffix.lower() in PHOTO_SUFFIXES
+    if isinstance(error, ImageError) and photo.is_file() and not named_as_photo:
         with photo.open("rb") as file:
             if file_kind(file.read(512)) in ("a text file", "a JSON file"):
                 text += "; for a list of photos: xargs -d '\\n' dafast run --out DIR < LIST"

@@ -1,0 +1,111 @@
+"""The root of the command line: mistakes, streams, Ctrl-C."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import dafast
+from dafast.cli import main
+from tests.cli.helpers import contents, photo
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "COMMAND"),
+        (["run", "a.jpg"], "--out"),
+        (["run", "a.jpg", "--out", "x", "--palette", "nope"], "inferno"),
+        (["run", "a.jpg", "--out", "x", "--size", "0"], "at least 1"),
+        (["run", "a.jpg", "--out", "x", "--size", "big"], "whole number"),
+        (["synth", "--out", "x"], "--scenes"),
+    ],
+)
+def test_mistakes_exit_with_2(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["--version"])
+    assert stopped.value.code == 0
+    assert capsys.readouterr().out == f"dafast {dafast.__version__}\n"
+
+
+def dafast_in_bash(arguments: str, redirect: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["bash", "-c", f"{sys.executable} -m dafast {arguments} {redirect}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.skipif(os.name == "nt", reason="redirects in bash")
+@pytest.mark.parametrize("redirect", ["2>&-", "<&- >&- 2>&-"])
+def test_closed_streams(redirect, run, tmp_path, rng, model_folder):
+    """Everything is done, and nothing that is printed ends in a file that took the number."""
+    source, gone = photo(tmp_path / "a.png", rng), tmp_path / "gone.png"
+    assert run(source, gone, "--npy")[0] == 1
+    options = f"--model {model_folder} --device cpu --dtype float32 --npy --out {tmp_path / 'new'}"
+    result = dafast_in_bash(f"run {source} {gone} {options}", redirect)
+    assert result.returncode == 1 and not result.stderr
+    assert ("FAILED" in result.stdout) == (redirect == "2>&-")
+    assert contents(tmp_path / "new") == contents(tmp_path / "out")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
+def test_output_that_cannot_be_written(tmp_path):
+    command = f"run {tmp_path} --out {tmp_path / 'out'}"  # no photos there: it says so
+    result = dafast_in_bash(command, "> /dev/full")
+    assert result.returncode == 1
+    assert result.stderr == "dafast: error: cannot write the output: No space left on device\n"
+    result = dafast_in_bash("--version", "> /dev/full")
+    assert "Traceback" not in result.stderr
+    result = dafast_in_bash("eval --json .", "2> /dev/full")
+    assert result.returncode == 1 and not result.stdout
+    assert not dafast_in_bash(command, "| true").stderr
+
+
+INTERRUPTED = """if True:
+    import os, signal, sys
+    from dafast.cli import doctor, main
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    def press():
+        os.kill(os.getpid(), signal.SIGINT)
+    class Descriptor:
+        def __set_name__(self, owner, name):
+            press()
+    def command(args):
+        {}
+    doctor.doctor = command
+    sys.argv[1:] = ["doctor"]
+    sys.exit(main())
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="sends SIGINT to one process")
+@pytest.mark.parametrize(
+    "code",
+    [
+        "press()",
+        "exec('press()')",  # of a text: Python would then end with a signal
+        "type('Class', (), {'name': Descriptor()})",  # a RuntimeError in Python 3.11
+        "\n        try: press()\n        except BaseException: raise ImportError('swallowed')",
+        "\n        import torch\n        torch.__spec__._initializing = True\n        press()",
+    ],
+)
+def test_an_interrupt_at_any_moment_ends_in_one_line(code):
+    result = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED.format(code)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert (result.returncode, result.stdout, result.stderr) == (130, "", "dafast: interrupted\n")

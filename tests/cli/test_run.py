@@ -1,0 +1,162 @@
+"""`dafast run`, on a small network with random weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+from PIL import Image
+
+import dafast
+from dafast.images import load_image
+from dafast.palettes import PALETTES, colorize
+from tests.cli.helpers import contents, photo, save_model
+from tests.tiny import TINY
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_run_writes_what_the_model_predicts(run, tmp_path, rng, model_folder):
+    source = photo(tmp_path / "in" / "a.png", rng)
+    code, text = run(source, "--npy", "--side-by-side")
+    assert code == 0, text
+    out = tmp_path / "out"
+    assert sorted(contents(out)) == ["a.npy", "a_color.png", "a_depth.png", "a_side.png"]
+
+    model = dafast.DepthAnything.from_pretrained(model_folder, device="cpu", dtype="float32")
+    disparity = model.infer(load_image(source))
+    assert np.ptp(disparity) > 0
+    saved = np.load(out / "a.npy")
+    assert saved.dtype == np.float32
+    np.testing.assert_allclose(saved, disparity, rtol=1e-5, atol=1e-6)
+
+    with Image.open(out / "a_depth.png") as image:
+        assert image.mode.startswith("I;16")
+        depth = np.asarray(image).astype(np.int64)
+        extent = json.loads(image.text["dafast"])
+    assert (depth.min(), depth.max()) == (0, 65535)
+    low, high = saved.min(), saved.max()
+    np.testing.assert_allclose(depth, (saved - low) / (high - low) * 65535, atol=0.6)
+    # and back again, from the range in the file
+    span = extent["disparity_max"] - extent["disparity_min"]
+    restored = depth / 65535 * span + extent["disparity_min"]
+    np.testing.assert_allclose(restored, saved, atol=span / 65535)
+
+    expected = matplotlib.colormaps["Spectral_r"](((saved - low) / (high - low)), bytes=True)
+    color = np.asarray(Image.open(out / "a_color.png"))
+    assert color.shape == (37, 53, 3)
+    # float32 here, float64 there: a value on the border of two colours may fall to either side
+    assert (color == expected[..., :3]).all(axis=-1).mean() > 0.99
+    side = np.asarray(Image.open(out / "a_side.png"))
+    assert (side[:, :53] == load_image(source)).all()
+    assert (side[:, 53:] == color).all()
+
+
+def test_palettes_are_matplotlibs(rng):
+    values = np.concatenate([rng.random(2000), np.arange(257) / 256, [-0.5, 1.5]])
+    for name in PALETTES:
+        expected = matplotlib.colormaps[name](np.clip(values, 0, 1), bytes=True)[:, :3]
+        np.testing.assert_array_equal(colorize(values, name), expected, err_msg=name)
+    with pytest.raises(ValueError, match="Spectral_r"):
+        colorize(values, "nope")
+
+
+def test_palette_option(run, tmp_path, rng):
+    source = photo(tmp_path / "a.png", rng)
+    for name in ("inferno", "viridis"):
+        assert run(source, "--palette", name, out=tmp_path / name)[0] == 0
+        with Image.open(tmp_path / name / "a_depth.png") as depth:
+            expected = colorize(np.asarray(depth) / 65535, name)
+        color = np.asarray(Image.open(tmp_path / name / "a_color.png"))
+        assert (color == expected).all(axis=-1).mean() > 0.99
+
+
+@pytest.mark.skipif(os.name == "nt", reason="sends SIGINT to one process")
+def test_interrupt_leaves_whole_files(tmp_path, rng, model_folder):
+    for i in range(60):
+        photo(tmp_path / "in" / f"{i:02}.png", rng, (300, 400))
+    out = tmp_path / "out"
+    command = ["run", str(tmp_path / "in"), "--out", str(out), "--model", model_folder, "--npy"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dafast", *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        # A test run in the background may have been told to ignore Ctrl-C, and hands that on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while not list(out.glob("*.npy")) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        text, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130, text + errors
+    assert "Traceback" not in errors
+    assert "interrupted with" in text
+    files_there = contents(out)
+    assert 0 < len(files_there) < 3 * 60
+    assert not [name for name in files_there if name.endswith(".part")]
+    for name in files_there:
+        if name.endswith(".npy"):
+            assert np.load(out / name).shape == (300, 400)
+        else:
+            with Image.open(out / name) as image:
+                image.load()
+
+
+def test_grayscale_alpha_and_16_bit(run, tmp_path, rng):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    Image.fromarray(rng.integers(0, 256, (20, 30), dtype=np.uint8)).save(folder / "gray.png")
+    Image.fromarray(rng.integers(0, 256, (20, 30, 4), dtype=np.uint8)).save(folder / "rgba.png")
+    Image.fromarray(rng.integers(0, 65536, (20, 30)).astype(np.uint16)).save(folder / "deep.png")
+    code, text = run(folder, "--side-by-side")
+    assert code == 0, text
+    for name in ("gray", "rgba", "deep"):
+        assert np.asarray(Image.open(tmp_path / "out" / f"{name}_side.png")).shape == (20, 60, 3)
+
+
+def test_a_model_that_is_not_there(run, tmp_path, rng):
+    code, text = run(photo(tmp_path / "a.png", rng), model=str(tmp_path / "no-model"))
+    assert code == 1
+    assert "no-model" in text
+    assert "Traceback" not in text
+
+
+def test_metric_models_are_refused(run, tmp_path, rng):
+    folder = save_model(tmp_path / "metric", dataclasses.replace(TINY, max_depth=20.0))
+    code, text = run(photo(tmp_path / "a.png", rng), model=folder)
+    assert code == 1
+    assert "infer_metric" in text
+
+
+def test_size_under_a_patch_ends_it_before_any_photo(run, tmp_path, rng):
+    code, text = run(photo(tmp_path / "a.png", rng), "--size", "5")
+    assert code == 1
+    assert "smaller than a patch" in text
+
+
+def test_no_warning_of_a_photo_that_nobody_gave(run, tmp_path, caplog):
+    (tmp_path / "a.png").touch()
+    assert run(tmp_path / "a.png", "--size", "1400")[0] == 1
+    assert "tokens" not in caplog.text
+
+
+def test_out_that_is_a_file(run, tmp_path, rng):
+    (tmp_path / "out").touch()
+    code, text = run(photo(tmp_path / "a.png", rng))
+    assert code == 1
+    assert "--out" in text

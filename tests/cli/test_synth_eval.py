@@ -1,0 +1,45 @@
+"""`dafast synth` and `dafast eval`; the data sets have their own tests."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from dafast.cli import main
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_synth_writes_shards(tmp_path, capsys):
+    command = ["synth", "--scenes", "2", "--out", str(tmp_path), "--seed", "3", "--workers", "1"]
+    assert main(command) == 0
+    assert list(tmp_path.glob("*.tar"))
+
+
+def test_eval_prints_and_writes(tmp_path, capsys, monkeypatch, model_folder, rng):
+    from dafast.evaluation import benchmarks
+
+    depth = rng.uniform(1, 5, (30, 40)).astype(np.float32)
+    image = rng.integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    sample = benchmarks.EvaluationSample("one", image, depth, 10.0)
+    monkeypatch.setitem(benchmarks.DATA, "mine", lambda: [sample])
+    path = tmp_path / "new" / "scores.json"
+    command = ["eval", "--model", model_folder, "--data", "mine", "--json", str(path), "--md"]
+    assert main(command) == 0
+    results = json.loads(path.read_text())
+    assert {r["predictor"] for r in results} == {"tiny", "constant", "plane"}
+    assert {r["protocol"] for r in results} == {"paper"} and results[0]["count"] == 1
+    table = capsys.readouterr().out.strip().splitlines()
+    assert len(table) == 2 + len(results)
+    assert len({line.count("|") for line in table}) == 1
+    for result in results:
+        row = next(line for line in table if f"| {result['predictor']} |" in line)
+        assert f"{result['abs_rel']:.4f}" in row
+
+    assert main(["eval", "--model", model_folder, "--data", "nope"]) == 1
+    assert "mine" in capsys.readouterr().err
+    assert main(["eval", "--model", model_folder, "--data", "mine", f"kitti={tmp_path}"]) == 1
+    error = capsys.readouterr().err
+    assert "no split file; expected:" in error and "eigen_test_files.txt" in error
