@@ -77,7 +77,8 @@ def load_pretrained(
             (docs/checkpoints.md). The weights do not tell V1 from V2 nor relative from metric, so
             names that do not say V1 or V2 are an error, and so are names that say metric without
             a known largest depth.
-        unnamed: The configuration of weights that nothing describes; without it they are an error.
+        unnamed: The configuration of weights that neither a config.json nor a published name
+            describes, if their sizes fit.
         device: ``"auto"`` (CUDA, else MPS, else the CPU) or a value that `torch.device` takes.
         dtype: ``"auto"`` (bfloat16 where the device has it in hardware, else float32),
             ``"float32"``, ``"bfloat16"``, ``"float16"`` or a `torch.dtype`.
@@ -108,12 +109,7 @@ def load_pretrained(
             "official Depth Anything (pretrained.*, depth_head.*) or of transformers (backbone.*, "
             f"neck.*, head.*); found: {some(sorted(weights.names))}"
         )
-    try:
-        chosen = given or choose_config(source, weights, layout)
-    except CheckpointError:
-        if unnamed is None:
-            raise
-        chosen = unnamed
+    chosen = given or choose_config(source, weights, layout, unnamed)
     kind = bin_centers(weights.tensors, layout)
     if layout is LAYOUTS["zoedepth"] and kind and chosen.is_metric:
         # The kind of bins is not in the name of a published file; the shapes have it.
@@ -136,27 +132,6 @@ def load_pretrained(
     return model.eval()
 
 
-def _read(
-    name_or_path: str | Path,
-    filename: str | None,
-    revision: str | None,
-    cache_dir: str | Path | None,
-    local_files_only: bool,
-) -> tuple[Source, Weights]:
-    """Finds the files that the user named and reads the tensors of their network."""
-    options = HubOptions(revision, cache_dir, local_files_only)
-    try:
-        source = locate(name_or_path, filename, options)
-    except HubError as error:
-        raise CheckpointError(str(error)) from error
-    data: dict[str, Any] = {}
-    metadata: dict[str, str] = {}
-    for file in source.files:
-        entries, extra = read_file(file)
-        data.update(entries)
-        metadata.update(extra)
-    weights = unwrap(data, source.label)
-    weights.metadata = metadata
     for name in zoedepth_constants():
         weights.tensors.pop(name, None)
     return source, weights
