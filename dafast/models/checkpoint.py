@@ -132,6 +132,27 @@ def load_pretrained(
     return model.eval()
 
 
+def _read(
+    name_or_path: str | Path,
+    filename: str | None,
+    revision: str | None,
+    cache_dir: str | Path | None,
+    local_files_only: bool,
+) -> tuple[Source, Weights]:
+    """Finds the files that the user named and reads the tensors of their network."""
+    options = HubOptions(revision, cache_dir, local_files_only)
+    try:
+        source = locate(name_or_path, filename, options)
+    except HubError as error:
+        raise CheckpointError(str(error)) from error
+    data: dict[str, Any] = {}
+    metadata: dict[str, str] = {}
+    for file in source.files:
+        entries, extra = read_file(file)
+        data.update(entries)
+        metadata.update(extra)
+    weights = unwrap(data, source.label)
+    weights.metadata = metadata
     for name in zoedepth_constants():
         weights.tensors.pop(name, None)
     return source, weights
