@@ -77,8 +77,7 @@ def load_pretrained(
             (docs/checkpoints.md). The weights do not tell V1 from V2 nor relative from metric, so
             names that do not say V1 or V2 are an error, and so are names that say metric without
             a known largest depth.
-        unnamed: The configuration of weights that neither a config.json nor a published name
-            describes, if their sizes fit.
+        unnamed: The configuration of weights that nothing describes; without it they are an error.
         device: ``"auto"`` (CUDA, else MPS, else the CPU) or a value that `torch.device` takes.
         dtype: ``"auto"`` (bfloat16 where the device has it in hardware, else float32),
             ``"float32"``, ``"bfloat16"``, ``"float16"`` or a `torch.dtype`.

@@ -52,8 +52,7 @@ def choose_config(
         source: Where they are from.
         weights: The tensors.
         layout: Of the tensors.
-        unnamed: The configuration of weights that neither a config.json nor a published name
-            describes, if their sizes fit.
+        unnamed: The configuration of weights that nothing describes; without it they are an error.
 
     Raises:
         CheckpointError: If nothing says it, or a config.json is not readable.
@@ -69,10 +68,10 @@ def choose_config(
     if source.preset is not None:
         return source.preset
     sizes = _sizes(weights, layout, source.label)
-    if unnamed is not None and claim.preset is None and _same_sizes(sizes, unnamed):
-        return unnamed
     if sizes.bin_centers:
         return _with_bins(claim, sizes, source.label)
+    if unnamed is not None and not _is_decided(claim, weights):
+        return unnamed
     if weights.is_training_state:
         raise CheckpointError(
             f"{source.label}: a checkpoint of a training run, without the run's export/config.json "
@@ -149,6 +148,14 @@ def _sizes(weights: Weights, layout: Layout, label: str) -> ModelConfig:
         ) from error
     except (ValueError, IndexError, ZeroDivisionError) as error:
         raise CheckpointError(f"{label}: {error}; it looks like {looks_like(weights)}") from error
+
+
+def _is_decided(claim: NameClaim, weights: Weights) -> bool:
+    """Whether names say what weights without bins are."""
+    metric = bool(claim.metric or weights.scores) and not claim.relative
+    if claim.preset is not None:
+        return claim.preset.is_metric or not weights.scores
+    return claim.version in ("v1", "v2") and (not metric or claim.data != "")
 
 
 def _same_sizes(sizes: ModelConfig, config: ModelConfig) -> bool:

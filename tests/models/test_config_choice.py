@@ -174,6 +174,7 @@ def test_folders_count_in_a_path(tmp_path, caplog):
 def test_unnamed_weights_are_what_the_caller_expects(tmp_path, caplog):
     torch.save(random_state("vits"), tmp_path / "best.pth")
     os.link(tmp_path / "best.pth", tmp_path / "depth_anything_v2_vits.pth")
+    os.link(tmp_path / "best.pth", tmp_path / "dav2_nyu.pth")
     expected = PRESETS["v2-metric-vkitti-vits"]
 
     def start(name, unnamed):
@@ -183,7 +184,8 @@ def test_unnamed_weights_are_what_the_caller_expects(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "dafast"):
         assert start("best.pth", expected) == expected
         assert start("depth_anything_v2_vits.pth", expected) == PRESETS["v2-vits"]
-        with pytest.raises(CheckpointError, match="no name that says V1 or V2"):
+        assert start("dav2_nyu.pth", expected) == expected
+        with pytest.raises(CheckpointError, match="do not fit the configuration 'vitb'"):
             start("best.pth", PRESETS["vitb"])
     assert not caplog.records
 
