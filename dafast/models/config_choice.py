@@ -21,7 +21,7 @@ from .configurations import (
     is_model_config,
     matching_preset,
 )
-from .conversion import Layout
+from .conversion import STRUCTURE, Layout
 from .identify import looks_like
 from .names import NameClaim, read_names
 from .sources import Source
@@ -29,7 +29,7 @@ from .weight_files import CheckpointError, Weights
 
 logger = logging.getLogger("dafast")
 
-_SIZES = ("embed_dim", "num_layers", "features", "out_channels", "grid_size", "patch_size")
+_SIZES = (*(name for name in STRUCTURE if name not in ("out_indices", "num_heads")), "bin_centers")
 _HOW_TO_SAY = (
     "The weights say neither which blocks the decoder reads nor whether the output is metric. Say "
     "it with config= (--config on the command line): config='v2-{0}' or '{0}' (V1) for relative "
@@ -43,8 +43,16 @@ _HOW_TO_SAY_CUSTOM = (
 )
 
 
-def choose_config(source: Source, weights: Weights, layout: Layout) -> ModelConfig:
+def choose_config(
+    source: Source, weights: Weights, layout: Layout, unnamed: ModelConfig | None = None
+) -> ModelConfig:
     """The configuration of weights for which the caller named none.
+
+    Args:
+        source: Where they are from.
+        weights: The tensors.
+        layout: Of the tensors.
+        unnamed: The configuration of weights that nothing describes; without it they are an error.
 
     Raises:
         CheckpointError: If nothing says it, or a config.json is not readable.
@@ -62,6 +70,8 @@ def choose_config(source: Source, weights: Weights, layout: Layout) -> ModelConf
     sizes = _sizes(weights, layout, source.label)
     if sizes.bin_centers:
         return _with_bins(claim, sizes, source.label)
+    if unnamed is not None and not _is_decided(claim, weights):
+        return unnamed
     if weights.is_training_state:
         raise CheckpointError(
             f"{source.label}: a checkpoint of a training run, without the run's export/config.json "
@@ -88,7 +98,7 @@ def _from_config_json(source: Source, weights: Weights, layout: Layout) -> Model
         raise CheckpointError(f"{source.config}: {error}") from error
     if not source.own_config:
         sizes = _sizes(weights, layout, source.label)
-        if any(getattr(sizes, name) != getattr(config, name) for name in _SIZES):
+        if not _same_sizes(sizes, config):
             logger.warning(
                 "%s: describes a model of another size (%s) than %s has; it is not used",
                 source.config,
@@ -138,6 +148,18 @@ def _sizes(weights: Weights, layout: Layout, label: str) -> ModelConfig:
         ) from error
     except (ValueError, IndexError, ZeroDivisionError) as error:
         raise CheckpointError(f"{label}: {error}; it looks like {looks_like(weights)}") from error
+
+
+def _is_decided(claim: NameClaim, weights: Weights) -> bool:
+    """Whether names say what weights without bins are."""
+    metric = bool(claim.metric or weights.scores) and not claim.relative
+    if claim.preset is not None:
+        return claim.preset.is_metric or not weights.scores
+    return claim.version in ("v1", "v2") and (not metric or claim.data != "")
+
+
+def _same_sizes(sizes: ModelConfig, config: ModelConfig) -> bool:
+    return all(getattr(sizes, name) == getattr(config, name) for name in _SIZES)
 
 
 def _with_bins(claim: NameClaim, sizes: ModelConfig, label: str) -> ModelConfig:

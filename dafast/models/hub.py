@@ -210,7 +210,7 @@ def fetch_config(repo_id: str, filename: str, options: HubOptions) -> Path | Non
             continue
         except HubError as error:
             logger.info("%s: no config.json (%s)", repo_id, error)
-            return None
+            options = dataclasses.replace(options, local_files_only=True)  # do not wait again
     return None
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..files import explain
+from ..files import explain, file_kind
 from .conversion import ANCHORS, LAYOUTS, detect_layout
 
 logger = logging.getLogger("dafast")
@@ -82,39 +82,13 @@ def _describe_file(path: Path) -> str:
     """Tells from its first bytes what a file without readable weights is."""
     with open(path, "rb") as file:
         head = file.read(512)
-    text = head.lstrip().lower()
-    if not head:
-        return "an empty file"
-    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
-        return "an HTML page, probably from a failed download"
-    if head.startswith(b"version https://git-lfs"):
-        return "a Git LFS pointer; `git lfs pull` fetches the file itself"
-    for magic, kind in (
-        (b"\x89PNG", "a PNG image"),
-        (b"\xff\xd8\xff", "a JPEG image"),
-        (b"GIF8", "a GIF image"),
-        (b"RIFF", "a RIFF file (WebP image, audio or video)"),
-        (b"II*\0", "a TIFF image"),
-        (b"MM\0*", "a TIFF image"),
-        (b"\x1f\x8b", "a gzip archive"),
-        (b"%PDF", "a PDF document"),
-        (b"GGUF", "a GGUF model"),
-        (b"\x89HDF", "an HDF5 file"),
-        (b"\x93NUMPY", "a NumPy array"),
-    ):
-        if head.startswith(magic):
-            return kind
     if head.startswith(b"PK\x03\x04"):
         if not zipfile.is_zipfile(path):
             return "a truncated PyTorch file (a zip archive without its end)"
         return "a zip archive, but no PyTorch checkpoint"
-    if head[257:262] == b"ustar":
-        return "a tar archive"
-    if text.startswith(b"{"):
-        return "a JSON file"
-    if head[:1] == b"\x80":
-        return "a pickle"
-    return f"neither safetensors nor a PyTorch file (it starts with {head[:8]!r})"
+    return file_kind(head) or (
+        f"neither safetensors nor a PyTorch file (it starts with {head[:8]!r})"
+    )
 
 
 def _safetensors_problem(path: Path) -> str | None:

@@ -11,7 +11,7 @@ import torch
 
 from dafast import DepthAnything
 from dafast.config import PRESETS
-from dafast.models.checkpoint import CheckpointError
+from dafast.models.checkpoint import CheckpointError, load_pretrained
 from dafast.models.config_choice import choose_config
 from dafast.models.configurations import (
     config_from_json,
@@ -169,6 +169,25 @@ def test_folders_count_in_a_path(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "dafast"):
         assert load(folder / "best.pth").config == PRESETS["v2-vits"]
     assert "blocks (2, 5, 8, 11)" in caplog.text
+
+
+def test_unnamed_weights_are_what_the_caller_expects(tmp_path, caplog):
+    torch.save(random_state("vits"), tmp_path / "best.pth")
+    os.link(tmp_path / "best.pth", tmp_path / "depth_anything_v2_vits.pth")
+    os.link(tmp_path / "best.pth", tmp_path / "dav2_nyu.pth")
+    expected = PRESETS["v2-metric-vkitti-vits"]
+
+    def start(name, unnamed):
+        path = tmp_path / name
+        return load_pretrained(DepthNetwork, path, unnamed=unnamed, device="cpu").config
+
+    with caplog.at_level(logging.WARNING, "dafast"):
+        assert start("best.pth", expected) == expected
+        assert start("depth_anything_v2_vits.pth", expected) == PRESETS["v2-vits"]
+        assert start("dav2_nyu.pth", expected) == expected
+        with pytest.raises(CheckpointError, match="do not fit the configuration 'vitb'"):
+            start("best.pth", PRESETS["vitb"])
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("name", ["depth_anything_v2_vits.pth", "mine_dav2_small.pth", "best.pth"])

@@ -86,6 +86,11 @@ def repositories(nano, tmp_path_factory) -> Path:
     other = root / "someone/odd-name"
     other.mkdir()
     torch.save(from_official(nano.state_dict(), LAYOUTS["official"]), other / "best.pth")
+    described = root / "someone/described/weights"
+    described.mkdir(parents=True)
+    os.link(other / "best.pth", described / "best.pth")
+    own = (root / "someone/own/config.json").read_text()
+    (described.parent / "config.json").write_text(own.replace('"nano"', '"described"'))
     (root / "someone/empty").mkdir()
     (root / "someone/empty/README.md").write_text("nothing yet")
     with torch.device("meta"):
@@ -173,6 +178,7 @@ def test_download_then_the_cache(hub, nano, tmp_path):
         ("someone/nano-hf", {}),
         ("someone/sharded", {}),
         ("someone/own", {"revision": COMMIT}),
+        ("someone/described", {"filename": "weights/best.pth"}),
         ("vits", {}),
         ("depth-anything/Depth-Anything-V2-Small", {}),
     ]
@@ -180,6 +186,7 @@ def test_download_then_the_cache(hub, nano, tmp_path):
 
     assert [a.get("config") for a in answers] == [
         *["nano"] * 4,
+        "described",
         "vits",
         "v2-vits",
     ], answers

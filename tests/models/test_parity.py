@@ -11,7 +11,8 @@ from torch import nn
 from dafast import DepthAnything
 from dafast.config import PRESETS, ModelConfig
 from dafast.models.checkpoint import save_pretrained
-from dafast.models.conversion import LAYOUTS, config_to_transformers, from_official
+from dafast.models.configurations import config_to_transformers
+from dafast.models.conversion import LAYOUTS, from_official
 from tests.tolerances import TOLERANCES
 
 TOLERANCE = TOLERANCES[torch.float32].model

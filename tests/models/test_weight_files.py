@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import datetime
+import itertools
 import json
 import logging
 import os
@@ -24,54 +25,44 @@ from dafast.models.conversion import LAYOUTS, from_official
 from tests.models.checkpoints import TINY, assert_same, error_of, load, random_state
 
 
-@pytest.mark.parametrize("layout", ["official", "transformers", "transformers_live"])
-@pytest.mark.parametrize(
-    "wrap",
-    [
-        lambda s: s,
-        lambda s: {"model": s, "optimizer": {"state": {}, "param_groups": []}, "epoch": 3},
-        lambda s: {"state_dict": {f"module.{k}": v for k, v in s.items()}},
-        lambda s: {"model": {f"module._orig_mod.{k}": v for k, v in s.items()}},
-        lambda s: {f"model.{k}": v for k, v in s.items()},
-    ],
-)
-def test_wrappings_of_trainers(model, layout, wrap, tmp_path):
-    state = from_official(model.state_dict(), LAYOUTS[layout])
-    torch.save(wrap(state), tmp_path / "checkpoint.pth")
-    assert_same(load(tmp_path / "checkpoint.pth", config=TINY), model)
-
-
 def ones(state):
     """The same names with other values."""
     return {name: torch.ones_like(tensor) for name, tensor in state.items()}
 
 
+WRAPPINGS = [
+    lambda s: s,
+    lambda s: {"model": s, "optimizer": {"state": {}, "param_groups": []}, "epoch": 3},
+    lambda s: {"state_dict": {f"module.{k}": v for k, v in s.items()}},
+    lambda s: {"model": {f"module._orig_mod.{k}": v for k, v in s.items()}},
+    lambda s: {f"model.{k}": v for k, v in s.items()},
+    lambda s: {"state_dict": s, "best_acc1": torch.tensor(0.3), "epoch": torch.tensor(3)},
+    lambda s: {**s, "epoch": torch.tensor(3)},
+    lambda s: {"params": s},
+    lambda s: {"params": ones(s), "params_ema": s},
+    lambda s: {"net": s, "opt": {"state": {0: {"exp_avg": torch.ones(3)}}}},
+    lambda s: {"student": s, "teacher": ones(s)},
+    lambda s: {"model": ones(s), "ema": s},
+    lambda s: {"model": s, "ema": None},
+    lambda s: {"model": ones(s), "model_ema": {f"module.{k}": v for k, v in s.items()}},
+    lambda s: {"ema": {"decay": 0.99, "updates": torch.tensor(5), "shadow": s}, "net": ones(s)},
+    lambda s: {"state_dict": {f"net.depth.{k}": v for k, v in s.items()}},
+    lambda s: {
+        "state_dict": {f"student.{k}": v for k, v in s.items()}
+        | {f"teacher.{k}": v for k, v in ones(s).items()}
+    },
+    lambda s: {"n_averaged": torch.tensor(9)} | {f"module.{k}": v for k, v in s.items()},
+    lambda s: {"checkpoint": {"weights": {f"_orig_mod.{k}": v for k, v in s.items()}}},
+    lambda s: {
+        k.replace("blocks.1.", "blocks.1._checkpoint_wrapped_module."): v for k, v in s.items()
+    },
+]
+
+
+# Each layout with every fourth wrapping: they are found in two steps that share nothing.
 @pytest.mark.parametrize(
-    "wrap",
-    [
-        lambda s: {"state_dict": s, "best_acc1": torch.tensor(0.3), "epoch": torch.tensor(3)},
-        lambda s: {**s, "epoch": torch.tensor(3)},
-        lambda s: {"params": s},
-        lambda s: {"params": ones(s), "params_ema": s},
-        lambda s: {"net": s, "opt": {"state": {0: {"exp_avg": torch.ones(3)}}}},
-        lambda s: {"student": s, "teacher": ones(s)},
-        lambda s: {"model": ones(s), "ema": s},
-        lambda s: {"model": s, "ema": None},
-        lambda s: {"model": ones(s), "model_ema": {f"module.{k}": v for k, v in s.items()}},
-        lambda s: {"ema": {"decay": 0.99, "updates": torch.tensor(5), "shadow": s}, "net": ones(s)},
-        lambda s: {"state_dict": {f"net.depth.{k}": v for k, v in s.items()}},
-        lambda s: {
-            "state_dict": {f"student.{k}": v for k, v in s.items()}
-            | {f"teacher.{k}": v for k, v in ones(s).items()}
-        },
-        lambda s: {"n_averaged": torch.tensor(9)} | {f"module.{k}": v for k, v in s.items()},
-        lambda s: {"checkpoint": {"weights": {f"_orig_mod.{k}": v for k, v in s.items()}}},
-        lambda s: {
-            k.replace("blocks.1.", "blocks.1._checkpoint_wrapped_module."): v for k, v in s.items()
-        },
-    ],
+    ("wrap", "layout"), list(zip(WRAPPINGS, itertools.cycle(LAYOUTS), strict=False))
 )
-@pytest.mark.parametrize("layout", ["official", "transformers", "zoedepth"])
 def test_the_network_is_found_in_any_wrapping(model, layout, wrap, tmp_path, caplog):
     if layout == "zoedepth":
         model = DepthAnything(dataclasses.replace(TINY, max_depth=10.0, bin_centers="softplus"))
