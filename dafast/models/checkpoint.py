@@ -108,12 +108,7 @@ def load_pretrained(
             "official Depth Anything (pretrained.*, depth_head.*) or of transformers (backbone.*, "
             f"neck.*, head.*); found: {some(sorted(weights.names))}"
         )
-    try:
-        chosen = given or choose_config(source, weights, layout)
-    except CheckpointError:
-        if unnamed is None:
-            raise
-        chosen = unnamed
+    chosen = given or choose_config(source, weights, layout, unnamed)
     kind = bin_centers(weights.tensors, layout)
     if layout is LAYOUTS["zoedepth"] and kind and chosen.is_metric:
         # The kind of bins is not in the name of a published file; the shapes have it.
