@@ -49,10 +49,10 @@ def choose_config(
     """The configuration of weights for which the caller named none.
 
     Args:
-        source: Where they are from.
-        weights: The tensors.
-        layout: Of the tensors.
-        unnamed: The configuration of weights that nothing describes; without it they are an error.
+        source: Where the weights are from.
+        weights: The tensors, and what is saved with them.
+        layout: Their layout.
+        unnamed: The configuration of weights that neither a file nor a name describes.
 
     Raises:
         CheckpointError: If nothing says it, or a config.json is not readable.
@@ -77,6 +77,10 @@ def choose_config(
             f"{source.label}: a checkpoint of a training run, without the run's export/config.json "
             "that says which model it is: load the run's export/ folder, or pass config="
         )
+    if unnamed is not None and not (claim.preset or claim.version):
+        says_metric = (claim.metric or weights.scores) and not claim.relative
+        if unnamed.is_metric or not says_metric:
+            return unnamed
     return _from_names(claim, weights, sizes, source.label)
 
 

@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dafast.files import explain
+from dafast.optional import why_no_module
 from dafast.training.config import ConfigError, TrainConfig
 from dafast.training.config_files import load_toml, shipped_configs
 from dafast.training.tasks import check
@@ -44,12 +44,10 @@ def parse_args(argv: Sequence[str] | None = None) -> TrainConfig:
         ConfigError: If tyro is missing, or the configuration cannot be used.
         SystemExit: After `--help` and `--list-configs`, and for an unknown option.
     """
-    try:
-        import tyro
-    except ImportError as error:
-        raise ConfigError(
-            f"training needs tyro ({explain(error)}): pip install 'dafast[train]'"
-        ) from error
+    if why := why_no_module("tyro"):
+        raise ConfigError(f"training needs tyro ({why}): pip install 'dafast[train]'")
+    import tyro
+
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument("--config")
     early.add_argument("--list-configs", action="store_true")

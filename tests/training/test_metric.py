@@ -289,7 +289,7 @@ def test_published_settings(place: str) -> None:
         ("--metric.beta 2", r"metric\.beta must be in \[0, 1\]"),
         ("--metric.max-depth 5 --unlabeled.path x", "exclude each other"),
         ("--augment.rotate -1", r"augment\.rotate must be in"),
-        ("--model.preset v2-metric-vkitti-vits", "metres with metric.max_depth"),
+        ("--model.preset v2-metric-vkitti-vits", "Set metric.max_depth to train metres"),
     ],
 )
 def test_values_that_cannot_work(option: str, message: str) -> None:
@@ -327,5 +327,5 @@ def test_labels_of_a_teacher_are_refused(
 def test_labels_that_are_no_metres_are_refused(shards: Path, tmp_path: Path) -> None:
     config = metric_run(shards, tmp_path / "run")
     near = dataclasses.replace(config.metric, min_depth=1e-6, max_depth=1e-5)
-    with pytest.raises(ConfigError, match="none has a depth between"):
+    with pytest.raises(ConfigError, match="none of 36 samples has a depth between"):
         train(dataclasses.replace(config, metric=near), ONE)

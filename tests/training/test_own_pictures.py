@@ -130,7 +130,7 @@ def test_mistakes_are_named(tmp_path: Path, rng: np.random.Generator) -> None:
         pack_lists(config_of(tmp_path / "nowhere.csv"), ONE)
     config = config_of(path)
     remote = dataclasses.replace(config.data, path="http://127.0.0.1:9/list.csv")
-    with pytest.raises(ConfigError, match=r"data\.path: lists are read on the machine.*shards"):
+    with pytest.raises(ConfigError, match=r"data\.path: a list must be a local file, not .*shards"):
         pack_lists(dataclasses.replace(config, data=remote), ONE)
     with pytest.raises(ConfigError, match=r"data\.path: no picture is left.*data\.hold_out"):
         pack_lists(config_of(path, hold_out=0.9), ONE)

@@ -322,7 +322,7 @@ def test_a_full_disk_is_named_and_loses_nothing(
         with pytest.raises((DiskFullError, TrainingStateError)) as caught:
             train(config, ONE)
     text = str(caught.value)
-    assert place in text and "No space left on device" in text and "continues from" in text
+    assert place in text and "No space left on device" in text and "same command" in text
     assert "\n" not in text
     kept = tree(out)
     for name, (_, content) in before.items():

@@ -140,5 +140,8 @@ def test_bare_weights_are_what_the_preset_says(suffix, seed, tmp_path, monkeypat
     guesses = [r.message for r in caplog.records if r.levelno >= logging.WARNING]
     assert not guesses
     monkeypatch.setitem(PRESETS, "wider", dataclasses.replace(taps, name="wider", features=48))
-    with pytest.raises(ConfigError, match="model.init: .* do not fit the configuration 'wider'"):
+    with pytest.raises(ConfigError, match=r"model\.init: .* do not fit the configuration 'wider'"):
         build_model(ModelSection("wider", init=str(path)), CPU, False)
+    metric = path.rename(tmp_path / f"mine_metric.{suffix}")
+    with pytest.raises(ConfigError, match=r"model\.init: .*probably a metric model"):
+        build_model(ModelSection("taps", init=str(metric)), CPU, False)

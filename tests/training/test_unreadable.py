@@ -49,7 +49,7 @@ class Pictures:
 
 def of_sizes(labeled: int, unlabeled: int | None, broken: str = "abcdefgh") -> Any:
     return SimpleNamespace(
-        shards=Pictures(labeled, broken),
+        labeled=Pictures(labeled, broken),
         unlabeled=None if unlabeled is None else Pictures(unlabeled),
     )
 

@@ -135,6 +135,7 @@ def poisoned_loss(bad_calls: Container[int]) -> Callable[..., torch.Tensor]:
 
 if __name__ == "__main__":
     from dafast.cli import main
+    from dafast.training.loop import train  # noqa: F401 (before anything is replaced)
     from dafast.training.progress import RunLog
 
     # "RANK CALL": the loss of one call in one process alone is NaN.
