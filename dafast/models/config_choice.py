@@ -71,16 +71,14 @@ def choose_config(
     if sizes.bin_centers:
         return _with_bins(claim, sizes, source.label)
     if unnamed is not None and not _is_decided(claim, weights):
-        return unnamed
+        says_metric = (claim.metric or weights.scores) and not claim.relative
+        if unnamed.is_metric or not says_metric:
+            return unnamed
     if weights.is_training_state:
         raise CheckpointError(
             f"{source.label}: a checkpoint of a training run, without the run's export/config.json "
             "that says which model it is: load the run's export/ folder, or pass config="
         )
-    if unnamed is not None and not (claim.preset or claim.version):
-        says_metric = (claim.metric or weights.scores) and not claim.relative
-        if unnamed.is_metric or not says_metric:
-            return unnamed
     return _from_names(claim, weights, sizes, source.label)
 
 
