@@ -71,7 +71,7 @@ class _Float32Conv2d(nn.Conv2d):
 
 
 class Scratch(nn.Module):
-    """The decoder behind the reassembly; a module of its own for the checkpoint's names.
+    """The decoder after the reassembly; a module of its own for the checkpoint's names.
 
     Args:
         channels: Of the four reassembled maps.

@@ -10,7 +10,7 @@ from torch.export import Dim
 from dafast import DepthAnything
 from dafast.config import get_preset
 from dafast.models.dpt import DPTHead
-from dafast.models.segmentation import DPTSegmentationHead
+from dafast.models.segmentation_network import DPTSegmentationHead
 from dafast.models.zoedepth import MetricBinsHead
 
 TINY = {
