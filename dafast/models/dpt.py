@@ -134,9 +134,11 @@ class Scratch(nn.Module):
         layer) or has hooks.
         """
         conv, relu, last, activation = self.output_conv2
-        kinds = (nn.Conv2d, nn.ReLU, _Float32Conv2d, type(activation))
-        modules = zip((conv, relu, last, activation), kinds, strict=True)
-        if not torch.is_grad_enabled() and all(is_plain(m, kind) for m, kind in modules):
+        plain = (
+            is_plain(conv, nn.Conv2d) and is_plain(relu, nn.ReLU)
+            and is_plain(last, _Float32Conv2d) and is_plain(activation, type(activation))
+        )  # fmt: skip
+        if not torch.is_grad_enabled() and plain:
             name = "sigmoid" if isinstance(activation, nn.Sigmoid) else "relu"
             parameters = (conv.weight, conv.bias, last.weight, last.bias)
             return decoder_tail(x, size, *parameters, activation=name)  # type: ignore[arg-type]
