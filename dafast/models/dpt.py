@@ -56,7 +56,7 @@ class FeatureFusionBlock(nn.Module):
 
 
 class _Float32Conv2d(nn.Conv2d):
-    """A convolution in float32, whatever the dtype of weights, input and autocast.
+    """A convolution in float32 for any dtype of weights, input and autocast.
 
     Last in the network: its output in bfloat16 would have 256 steps where people look for
     thousands.
@@ -180,7 +180,7 @@ class DPTHead(nn.Module):
             columns: Width of the image in patches.
 
         Returns:
-            (B, 1, rows * 14, columns * 14), float32 whatever the dtype of the weights (float64 for
+            (B, 1, rows * 14, columns * 14), float32 for any dtype of the weights (float64 for
             float64 weights).
         """
         out = self.scratch(self.reassemble(taps, rows, columns), self.size(rows, columns))

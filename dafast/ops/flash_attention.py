@@ -39,7 +39,7 @@ def flash_attention_reference(
 
 def flash_attention_qkvpacked_reference(qkv: Tensor, scale: float | None = None) -> Tensor:
     """Specification of `flash_attention_qkvpacked`."""
-    return flash_attention_reference(*qkv.unbind(2), scale=scale)  # type: ignore[arg-type]
+    return flash_attention_reference(*qkv.unbind(2), scale=scale)  # type: ignore[misc,arg-type]
 
 
 def _one_by_one(attend: Callable[..., Tensor], *args: Any) -> Tensor:
