@@ -114,7 +114,7 @@ def normalise_maps(disparity: Tensor, mask: Tensor) -> Tensor:
     middle = middle.where(count > 0, 0.0)
     ties = mask & (disparity == middle)
     share = ties.to(disparity.dtype) / ties.sum(dim=(1, 2), keepdim=True).clamp_min(1)
-    # The sum is 0, whatever the rounding; it is there for its gradient.
+    # The sum is exactly 0; it is there for its gradient.
     shift = middle + (share * (disparity - middle)).sum(dim=(1, 2), keepdim=True)
     centred = (disparity - shift).where(mask, 0.0)
     scale = centred.abs().sum(dim=(1, 2), keepdim=True) / count.clamp_min(1)
@@ -126,7 +126,7 @@ class SILogLoss(nn.Module):
 
     With g = ln prediction - ln target over all valid pixels of the batch together:
     weight * sqrt(var(g) + beta * mean(g)^2), as AdaBins and ZoeDepth have it. (Their variance is
-    divided by n - 1, here by n, so that one pixel alone is no NaN.) A batch without a valid pixel
+    divided by n - 1, here by n, so that a single pixel gives no NaN.) A batch without a valid pixel
     counts as 0, and so does a perfect one, with a gradient of 0.
 
     The loss of a batch is no mean of the losses of its pieces, but a function of three sums over
@@ -176,7 +176,7 @@ class SILogLoss(nn.Module):
         return torch.where(mask, ratio, 0.0)  # what is invalid gives no gradient, NaN neither
 
     def _root(self, squared: Tensor) -> Tensor:
-        zero = squared <= 0  # where the root has no slope; below 0 by rounding alone
+        zero = squared <= 0  # where the root has no slope; below 0 only by rounding
         return self.weight * torch.where(zero, 0.0, torch.where(zero, 1.0, squared).sqrt())
 
 
@@ -194,7 +194,7 @@ class FeatureAlignmentLoss(nn.Module):
 
     @annotate("feature_alignment_loss")
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Compares (B, N, C) features; the gradient goes to the student alone."""
+        """Compares (B, N, C) features; only the student gets a gradient."""
         return feature_alignment_loss(
             student, teacher, margin=self.margin, reduction=self.reduction
         )

@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import logging
 import sys
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
+
+logger = logging.getLogger("dafast")
 
 _DTYPES = {
     "float32": torch.float32,
@@ -34,7 +37,7 @@ def device_has_bfloat16(device: torch.device) -> bool:
     """Whether ``device`` multiplies bfloat16 in hardware.
 
     NVIDIA GPUs do from compute capability 8.0 on, and so do the AMD GPUs that PyTorch supports.
-    Of an Apple GPU nobody can ask it, and the first generation has none: False.
+    False for Apple GPUs: they cannot be queried, and the first generation has none.
     """
     if device.type == "cpu":
         return cpu_has_bfloat16()
@@ -67,7 +70,7 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
     """Turns a device or its name into a device that exists here.
 
     Args:
-        device: ``"auto"`` (CUDA, else MPS, else the CPU) or whatever `torch.device` takes.
+        device: ``"auto"`` (CUDA, else MPS, else the CPU) or an argument of `torch.device`.
 
     Raises:
         ValueError: If there is no such device on this machine, or PyTorch knows none so called.
@@ -133,3 +136,17 @@ def on_meta() -> Iterator[None]:
     """
     with torch.device("meta"), _SkipInitialization():
         yield
+
+
+@functools.cache
+def warn_if_slow(dtype: torch.dtype, device: torch.device) -> None:
+    """Logs once that a model of this dtype runs slower than in float32 on this device."""
+    if device.type != "cpu":
+        return
+    if dtype == torch.float16:
+        logger.warning("float16 on a CPU takes 17 to 28 times as long as float32; use float32")
+    elif dtype == torch.bfloat16 and not cpu_has_bfloat16():
+        logger.warning(
+            "this CPU has no bfloat16 arithmetic: bfloat16 takes 3 times as long as float32; "
+            "use float32"
+        )

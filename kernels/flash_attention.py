@@ -19,7 +19,7 @@ from torch import Tensor
 from .runtime import INTERPRET, cdiv, dot, float32_precision, next_power_of_2, on_its_device, target
 
 LOG2E = math.log2(math.e)
-_SIZES = ["heads", "q_length", "k_length", "lse_rows"]  # a new length compiles nothing anew
+_SIZES = ["heads", "q_length", "k_length", "lse_rows"]  # a new length needs no compilation
 _DELTA_ROWS = 64
 _MAX_ROW_STRIDE = 2**23  # within a tile of at most 128 rows, offsets are int32
 

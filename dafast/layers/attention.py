@@ -24,8 +24,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, cu_seqlens: Tensor | None = None, max_seqlen: int = 0) -> Tensor:
         """(B, N, C) to (B, N, C).
 
-        With ``cu_seqlens`` x is (1, T, C), several sequences one after the other, and each attends
-        to itself alone; see `dafast.ops.flash_attention_varlen`.
+        With ``cu_seqlens`` x is (1, T, C), several packed sequences, and each attends only to
+        itself; see `dafast.ops.flash_attention_varlen`.
         """
         qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))
         if cu_seqlens is None:

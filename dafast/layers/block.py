@@ -15,7 +15,7 @@ class Block(nn.Module):
     """x + ls1(attn(norm1(x))), then x + ls2(mlp(norm2(x))).
 
     A residual add is fused with the LayerNorm that follows it. The last one of a block is followed
-    by the norm of whatever comes next, so the encoder passes that in and hands its output on.
+    by the norm of the next module, so the encoder passes that norm in and its output on.
 
     Args:
         embed_dim: Width C of the tokens.
@@ -49,7 +49,7 @@ class Block(nn.Module):
             cu_seqlens: As for `Attention.forward`.
             max_seqlen: As for `Attention.forward`.
             normed: norm1(x), where the block before has computed it.
-            next_norm: Norm of the output that is wanted beside it.
+            next_norm: Norm of the output, to be returned as well.
 
         Returns:
             The tokens (B, N, C), or with ``next_norm`` the tokens and their norm.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..config import PRESETS, ModelConfig, get_preset
-from ..runtime import on_meta, resolve_device, resolve_dtype
+from ..runtime import on_meta, resolve_device, resolve_dtype, warn_if_slow
 from .config_choice import choose_config
 from .configurations import matching_preset
 from .conversion import (
@@ -99,6 +99,7 @@ def load_pretrained(
     """
     target = resolve_device(device)
     target_dtype = resolve_dtype(dtype, target)
+    warn_if_slow(target_dtype, target)
     given = get_preset(config) if isinstance(config, str) else config
     source, weights = _read(name_or_path, filename, revision, cache_dir, local_files_only)
     layout = detect_layout(weights.tensors)

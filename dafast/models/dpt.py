@@ -56,7 +56,7 @@ class FeatureFusionBlock(nn.Module):
 
 
 class _Float32Conv2d(nn.Conv2d):
-    """A convolution in float32, whatever the dtype of weights, input and autocast.
+    """A convolution in float32 for any dtype of weights, input and autocast.
 
     Last in the network: its output in bfloat16 would have 256 steps where people look for
     thousands.
@@ -71,7 +71,7 @@ class _Float32Conv2d(nn.Conv2d):
 
 
 class Scratch(nn.Module):
-    """The decoder behind the reassembly; a module of its own for the checkpoint's names.
+    """The decoder after the reassembly; a module of its own for the checkpoint's names.
 
     Args:
         channels: Of the four reassembled maps.
@@ -134,9 +134,11 @@ class Scratch(nn.Module):
         layer) or has hooks.
         """
         conv, relu, last, activation = self.output_conv2
-        kinds = (nn.Conv2d, nn.ReLU, _Float32Conv2d, type(activation))
-        modules = zip((conv, relu, last, activation), kinds, strict=True)
-        if not torch.is_grad_enabled() and all(is_plain(m, kind) for m, kind in modules):
+        plain = (
+            is_plain(conv, nn.Conv2d) and is_plain(relu, nn.ReLU)
+            and is_plain(last, _Float32Conv2d) and is_plain(activation, type(activation))
+        )  # fmt: skip
+        if not torch.is_grad_enabled() and plain:
             name = "sigmoid" if isinstance(activation, nn.Sigmoid) else "relu"
             parameters = (conv.weight, conv.bias, last.weight, last.bias)
             return decoder_tail(x, size, *parameters, activation=name)  # type: ignore[arg-type]
@@ -178,7 +180,7 @@ class DPTHead(nn.Module):
             columns: Width of the image in patches.
 
         Returns:
-            (B, 1, rows * 14, columns * 14), float32 whatever the dtype of the weights (float64 for
+            (B, 1, rows * 14, columns * 14), float32 for any dtype of the weights (float64 for
             float64 weights).
         """
         out = self.scratch(self.reassemble(taps, rows, columns), self.size(rows, columns))

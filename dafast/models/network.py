@@ -45,7 +45,7 @@ class DepthNetwork(nn.Module):
         """Floating-point type of the weights."""
         return self.pretrained.cls_token.dtype
 
-    def forward(self, x: Tensor | Sequence[Tensor], *, features: bool = False) -> Any:
+    def forward(self, x: Tensor | Sequence[Tensor], features: bool = False) -> Any:
         """Predicts disparity (relative models) or depth in metres (metric models).
 
         Args:

@@ -13,7 +13,7 @@ import torch
 from .._version import __version__
 from ..config import ModelConfig
 from ..files import explain, whole_files
-from ..runtime import on_meta, resolve_device, resolve_dtype
+from ..runtime import on_meta, resolve_device, resolve_dtype, warn_if_slow
 from .network import DepthNetwork
 from .saving import check_state
 from .segmentation_inference import SegmentationOptions, segment
@@ -141,7 +141,9 @@ class SegmentationModel(SegmentationNetwork):
             model.load_state_dict(read_file(folder / "model.safetensors")[0])
         except RuntimeError as error:
             raise CheckpointError(f"{folder}: the weights do not fit: {explain(error)}") from error
-        return model.to(target, resolve_dtype(dtype, target)).eval()
+        target_dtype = resolve_dtype(dtype, target)
+        warn_if_slow(target_dtype, target)
+        return model.to(target, target_dtype).eval()
 
 
 def is_segmentation(name_or_path: str | Path) -> bool:

@@ -163,7 +163,7 @@ class VisionTransformer(nn.Module):
         Args:
             x: Normalised images (B, 3, H, W); H and W multiples of the patch size. Or a list of
                 (3, H_i, W_i): they go through the blocks as one sequence without padding, and
-                each attends to itself alone.
+                each attends only to itself.
             indices: Blocks, counted from 0.
 
         Returns:
@@ -174,7 +174,7 @@ class VisionTransformer(nn.Module):
         if missing:
             raise ValueError(f"no block {missing}; the encoder has 0..{len(self.blocks) - 1}")
         lengths: list[int] = []
-        packing: tuple[Any, ...] = ()  # what attention has to know beside the tokens
+        packing: tuple[Any, ...] = ()  # what attention needs besides the tokens
         if isinstance(x, Tensor):
             tokens = self.prepare_tokens(x)
         else:
@@ -189,7 +189,7 @@ class VisionTransformer(nn.Module):
                 block = functools.partial(
                     checkpoint, module, use_reentrant=False, preserve_rng_state=False
                 )
-            # A tap's norm is computed in the place of the next block's, which then does its own.
+            # A tap's norm is computed instead of the next block's, which then computes its own.
             if i in indices:
                 tokens, tap = block(tokens, *packing, normed=normed, next_norm=self.norm)
                 taps.append(tap)

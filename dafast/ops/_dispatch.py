@@ -80,10 +80,7 @@ class Op:
     """
 
     def __init__(
-        self,
-        name: str,
-        reference: Callable[..., Any],
-        backends: dict[str, Backend] | None = None,
+        self, name: str, reference: Callable[..., Any], backends: dict[str, Backend] | None = None
     ) -> None:
         self.name = name
         self.backends = {**(backends or {}), "reference": Backend(reference)}

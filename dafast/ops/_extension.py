@@ -88,11 +88,7 @@ cpu_capability._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def backend(
-    kind: str,
-    op: str,
-    fn: Callable[..., Any],
-    limits: Check,
-    preferred: Check | None = None,
+    kind: str, op: str, fn: Callable[..., Any], limits: Check, preferred: Check | None = None
 ) -> Backend:
     """A backend of kernels of the extension.
 

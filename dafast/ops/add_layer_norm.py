@@ -31,7 +31,7 @@ def add_layer_norm_reference(
     s = torch.addcmul(x, branch, gamma)
     dtype = dtype or s.dtype
     compute = torch.promote_types(torch.promote_types(s.dtype, weight.dtype), dtype)
-    n = F.layer_norm(s.to(compute), s.shape[-1:], weight.to(compute), bias.to(compute), eps)
+    n = F.layer_norm(s.to(compute), weight.shape, weight.to(compute), bias.to(compute), eps)
     return s, n.to(dtype)
 
 

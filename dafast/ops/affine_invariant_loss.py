@@ -32,10 +32,7 @@ def _map_loss(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
 
 
 def affine_invariant_loss_reference(
-    prediction: Tensor,
-    target: Tensor,
-    mask: Tensor | None = None,
-    regions: Tensor | None = None,
+    prediction: Tensor, target: Tensor, mask: Tensor | None = None, regions: Tensor | None = None
 ) -> Tensor:
     """Specification of `affine_invariant_loss`, one map after the other, in float32 inside.
 
@@ -142,11 +139,7 @@ _affine_invariant_loss = Op(
 
 
 def affine_invariant_loss(
-    prediction: Tensor,
-    target: Tensor,
-    mask: Tensor | None = None,
-    *,
-    regions: Tensor | None = None,
+    prediction: Tensor, target: Tensor, mask: Tensor | None = None, *, regions: Tensor | None = None
 ) -> Tensor:
     """Mean over the batch of the affine-invariant loss of each map.
 

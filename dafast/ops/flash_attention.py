@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import reprlib
 from collections.abc import Callable
 from typing import Any
 
@@ -38,35 +39,23 @@ def flash_attention_reference(
 
 def flash_attention_qkvpacked_reference(qkv: Tensor, scale: float | None = None) -> Tensor:
     """Specification of `flash_attention_qkvpacked`."""
-    q, k, v = qkv.unbind(2)
-    return flash_attention_reference(q, k, v, scale)
+    return flash_attention_reference(*qkv.unbind(2), scale=scale)  # type: ignore[misc,arg-type]
 
 
-def _one_by_one(
-    attend: Callable[..., Tensor],
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    cu_seqlens: Tensor,
-    scale: float | None,
-) -> Tensor:
+def _one_by_one(attend: Callable[..., Tensor], *args: Any) -> Tensor:
     """Dense attention on each of several packed sequences; waits for their lengths."""
+    *qkv, cu_seqlens, _max_seqlen, scale = args
     lengths = cu_seqlens.diff().tolist()
-    parts = zip(*(x.split(lengths) for x in (q, k, v)), strict=True)
+    parts = zip(*(x.split(lengths) for x in qkv), strict=True)
     outputs = [attend(*(x[None] for x in part), scale)[0] for part in parts]
-    return torch.cat(outputs) if outputs else q + k + v  # empty, with a graph
+    return torch.cat(outputs) if outputs else sum(qkv)  # empty, with a graph
 
 
 def flash_attention_varlen_reference(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    cu_seqlens: Tensor,
-    max_seqlen: int,
-    scale: float | None = None,
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int, scale: float | None = None
 ) -> Tensor:
     """Specification of `flash_attention_varlen`: one sequence after the other."""
-    return _one_by_one(flash_attention_reference, q, k, v, cu_seqlens, scale)
+    return _one_by_one(flash_attention_reference, q, k, v, cu_seqlens, max_seqlen, scale)
 
 
 # PyTorch's own.
@@ -77,12 +66,6 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
         return flash_attention_reference(q, k, v, scale)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2)
-
-
-def _sdpa_varlen(
-    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, _max_seqlen: int, scale: float | None
-) -> Tensor:
-    return _one_by_one(_sdpa, q, k, v, cu_seqlens, scale)
 
 
 # xformers: only by request, for comparisons.
@@ -178,7 +161,8 @@ _backward_op = KernelOp(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, ctx.max_seqlen, ctx.scale, _backend = inputs
+    tensors = [x for x in inputs if x is None or isinstance(x, Tensor)]
+    ctx.options = inputs[len(tensors) :]
     ctx.save_for_backward(*tensors, *output)
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
@@ -187,8 +171,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 def _backward(ctx: Any, grad: Tensor | None, _lse: None) -> tuple[Tensor | None, ...]:
     if grad is None:
         return (None,) * 7
-    grads = _backward_op(grad, *ctx.saved_tensors, ctx.max_seqlen, ctx.scale)
-    return *grads, None, None, None, None
+    return *_backward_op(grad, *ctx.saved_tensors, *ctx.options[:2]), None, None, None, None
 
 
 _op.register_autograd(_backward, _setup_context)
@@ -198,15 +181,10 @@ _backward_op.no_second_derivative()
 # Packed queries, keys and values on a GPU: their gradient is written as one tensor.
 
 
-def _packed_forward(qkv: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    q, k, v = qkv.unbind(2)
-    return _launch_forward(q, k, v, scale)
-
-
 _packed_op = KernelOp(
     "flash_attention_qkvpacked(Tensor qkv, float scale) -> (Tensor, Tensor)",
     fake=lambda qkv, scale: _empty_results(qkv.select(2, 0), "triton"),
-    triton=_packed_forward,
+    triton=lambda qkv, scale: _launch_forward(*qkv.unbind(2), scale),
 )
 
 
@@ -226,20 +204,13 @@ _packed_backward_op = KernelOp(
 )
 
 
-def _packed_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    qkv, ctx.scale = inputs
-    ctx.save_for_backward(qkv, *output)
-    ctx.mark_non_differentiable(output[1])
-    ctx.set_materialize_grads(False)
-
-
 def _packed_backward(ctx: Any, grad: Tensor | None, _lse: None) -> tuple[Tensor | None, None]:
     if grad is None:
         return None, None
-    return _packed_backward_op(grad, *ctx.saved_tensors, ctx.scale), None
+    return _packed_backward_op(grad, *ctx.saved_tensors, *ctx.options), None
 
 
-_packed_op.register_autograd(_packed_backward, _packed_setup)
+_packed_op.register_autograd(_packed_backward, _setup_context)
 _packed_backward_op.no_second_derivative()
 
 
@@ -319,7 +290,9 @@ _flash_attention_qkvpacked = Op(
 _flash_attention_varlen = Op(
     "flash_attention_varlen",
     flash_attention_varlen_reference,
-    _backends(_varlen("triton"), _varlen("cpp"), _xformers_varlen, _sdpa_varlen),
+    _backends(
+        _varlen("triton"), _varlen("cpp"), _xformers_varlen, lambda *args: _one_by_one(_sdpa, *args)
+    ),
 )
 
 
@@ -400,15 +373,10 @@ def _check_seqlens(cu_seqlens: Tensor, max_seqlen: int, tokens: int) -> None:
     lengths = [b - a for a, b in itertools.pairwise(ends)]
     if ends[0] != 0 or ends[-1] != tokens or min(lengths, default=0) < 0:
         raise ValueError(
-            f"cu_seqlens must rise from 0 to the {tokens} rows of q; got {_shortened(ends)}"
+            f"cu_seqlens must rise from 0 to the {tokens} rows of q; got {reprlib.repr(ends)}"
         )
     if max(lengths, default=0) > max_seqlen:
         raise ValueError(f"a sequence has {max(lengths)} tokens; max_seqlen is {max_seqlen}")
-
-
-def _shortened(values: list[int]) -> str:
-    shown = ", ".join(map(str, values[:8]))
-    return f"[{shown}, ...]" if len(values) > 8 else f"[{shown}]"
 
 
 def flash_attention_varlen(

@@ -45,7 +45,7 @@ def check_count(name: str, value: int, least: int, why: str) -> None:
 
 
 def check_geometry(*, size: int, multiple: int, fit: str, max_tokens: int) -> None:
-    """Raises the ValueError that `plan_geometry` raises for these options whatever the photo."""
+    """Raises the ValueError that `plan_geometry` raises for these options with any photo."""
     if fit not in FITS:
         raise ValueError(f"fit={fit!r}; use one of {', '.join(FITS)}")
     check_count("size", size, multiple, f"it is smaller than a patch of {multiple} pixels")
@@ -103,7 +103,7 @@ def plan_geometry(
         # sqrt would do for a continuous size; rounding up to patches may need a few steps more.
         scale *= min(0.995, math.sqrt(max_tokens / tokens(sides)))
         shrunk = _sides(height, width, scale, 0, multiple, fit)
-        # A side at its floor of one patch stays; the other alone gives way.
+        # A side at its floor of one patch stays; only the other one shrinks.
         longest = (max_tokens - 1) * multiple
         sides = (min(shrunk[0], longest), min(shrunk[1], longest))
     if wanted > max_tokens and warn:

@@ -5,11 +5,12 @@ import dataclasses
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.export import Dim
 
 from dafast import DepthAnything
 from dafast.config import get_preset
 from dafast.models.dpt import DPTHead
-from dafast.models.segmentation import DPTSegmentationHead
+from dafast.models.segmentation_network import DPTSegmentationHead
 from dafast.models.zoedepth import MetricBinsHead
 
 TINY = {
@@ -76,10 +77,9 @@ def test_inductor_gives_every_gradient(kind, seed):
     check(gradients(lambda x: compiled(x, 5, 4), decoder, taps), expected)
 
 
-@pytest.mark.parametrize("rule", ["official", "transformers"])
-def test_nine_sizes_are_few_graphs(rule, seed):
-    config = dataclasses.replace(tiny("relu"), position_embedding=rule)
-    model = DepthAnything(config).train()
+@pytest.mark.slow  # five traces of the whole network
+def test_nine_sizes_are_few_graphs(seed):
+    model = DepthAnything(tiny("relu")).train()
     torch._dynamo.reset()
     graphs = CompileCounterWithBackend("eager")
     compiled = torch.compile(model, backend=graphs, fullgraph=True)
@@ -90,3 +90,52 @@ def test_nine_sizes_are_few_graphs(rule, seed):
         expected = gradients(lambda x: model(x[0]), model, [x])
         check(gradients(lambda x: compiled(x[0]), model, [x]), expected)
     assert graphs.frame_count <= 6, "a graph for each size ends at PyTorch's limit of 8"
+
+
+def random_model(rule="official"):
+    model = DepthAnything(dataclasses.replace(tiny("relu"), position_embedding=rule)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(0, 0.2)
+    return model
+
+
+def check_sizes(program, model):
+    """The trained grid of 37 is one of the sizes: it has position embeddings of its own."""
+    for batch, rows, columns in ((2, 4, 3), (1, 3, 5), (3, 4, 4), (1, 37, 37)):
+        x = torch.randn(batch, 3, 14 * rows, 14 * columns)
+        expected = model(x)
+        error = (program(x) - expected).abs().max()
+        assert error <= 1e-5 * expected.abs().max(), (batch, rows, columns)
+
+
+def test_an_export_holds_for_every_batch_and_size(seed):
+    model = random_model()
+    sides = [14 * Dim(name, min=2, max=100) for name in ("rows", "columns")]
+    with torch.no_grad():
+        x = torch.randn(2, 3, 56, 70)
+        shapes = {"x": {0: Dim("batch", min=1, max=16), 2: sides[0], 3: sides[1]}}
+        program = torch.export.export(model, (x,), dynamic_shapes=shapes)
+        targets = {str(node.target) for node in program.graph.nodes}
+        assert not any("dafast" in name for name in targets), "it runs where dafast is missing"
+        check_sizes(program.module(), model)
+
+
+@pytest.mark.parametrize("rule", ["official", "transformers"])
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_a_trace_holds_for_every_batch_and_size(rule, seed):
+    model = random_model(rule)
+    with torch.no_grad():
+        traced = torch.jit.trace(model, torch.randn(2, 3, 56, 70), check_trace=False)
+        check_sizes(traced, model)
+
+
+def test_the_unused_unit_waits_for_no_gradient(seed):
+    """In a loop of the user's own, `DistributedDataParallel` would wait for it."""
+    for kind in METRIC:
+        model = DepthAnything(tiny(kind)).train()
+        model(torch.randn(1, 3, 56, 70)).sum().backward()
+        for name, parameter in model.named_parameters():
+            assert (parameter.grad is not None) == parameter.requires_grad, name
+            assert parameter.requires_grad != ("refinenet4.resConfUnit1" in name), name

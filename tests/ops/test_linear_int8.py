@@ -125,3 +125,17 @@ def test_bad_input():
     for wrong in (torch.randn(3), torch.randn(3, 0), torch.ones(3, 8, dtype=torch.int32)):
         with pytest.raises(ValueError, match="quantize_weight needs"):
             quantize_weight(wrong)
+
+
+@fast
+def test_custom_op(seed):
+    x, weight, bias = inputs((4, 64), 33)
+    quantised = quantize_weight(weight)
+    arguments = (x, quantised.packed, quantised.sums, quantised.scale, bias)
+    torch.library.opcheck(torch.ops.dafast.linear_int8.default, arguments)
+    torch._dynamo.reset()
+    with use_backend("cpp"):
+        compiled = torch.compile(
+            lambda x: linear_int8(x, quantised, bias), fullgraph=True, backend="aot_eager"
+        )
+        assert torch.equal(compiled(x), linear_int8(x, quantised, bias))

@@ -194,3 +194,18 @@ def test_extension_refuses_what_it_cannot_do():
         op(torch.zeros(1, 3, 8, 8), 0, 4)
     with pytest.raises(RuntimeError, match="B, C, H, W"):
         op(torch.zeros(3, 8, 8), 4, 4)
+
+
+def test_custom_op(rng):
+    if _extension.load() is None:
+        pytest.skip(_extension.why_missing())
+    for image in (rng.random((2, 3, 9, 8), dtype=np.float32), np.zeros((1, 1, 4, 4), np.uint8)):
+        images = torch.from_numpy(image)
+        torch.library.opcheck(torch.ops.dafast.resize_bicubic.default, (images, 5, 7))
+        with use_backend("cpp"):
+            expected = resize_bicubic(images, (5, 7))
+            torch._dynamo.reset()
+            compiled = torch.compile(
+                lambda x: resize_bicubic(x, (5, 7)), fullgraph=True, backend="aot_eager"
+            )
+            assert torch.equal(compiled(images), expected)
