@@ -127,8 +127,8 @@ def load_image(path: str | Path) -> np.ndarray:
     sets another limit (in pixels; 0 for none), as `PIL.Image.MAX_IMAGE_PIXELS` does in Python.
 
     Args:
-        path: A file in any format that Pillow reads. Of several pages or frames the first full
-            one is used, with a warning.
+        path: A file in any format that Pillow reads, or a pipe. A file with several pages or
+            frames gives a warning, and the first full page is used.
 
     Returns:
         uint8 (H, W, 3), or float32 (H, W, 3) in 0..1 for a gray file with 16 or 32 bits.

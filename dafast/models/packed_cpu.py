@@ -153,7 +153,7 @@ class _Conv3x3:
         conv: With padding 1 and stride 1.
         side: Height and width to lay the weights out for; without a hint, the layout that oneDNN
             takes can be that of a slower kernel.
-        activation: Of the result.
+        activation: Activation of the result.
     """
 
     def __init__(self, conv: nn.Conv2d, side: int, activation: str = "none") -> None:
