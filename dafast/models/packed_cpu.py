@@ -176,11 +176,6 @@ class _Conv3x3:
         )
 
 
-def _as_map(tokens: Tensor, rows: int, columns: int) -> Tensor:
-    """(B, rows * columns, C) to (B, C, rows, columns), channels last: the same memory."""
-    return tokens.unflatten(1, (rows, columns)).permute(0, 3, 1, 2)
-
-
 def _conv1x1(conv: nn.Conv2d, rows: int) -> _Linear:
     bias = None if conv.bias is None else conv.bias.detach()
     return _Linear(conv.weight.detach().flatten(1), bias, rows)
