@@ -18,7 +18,7 @@ class ModelConfig:
     """Everything that determines a Depth Anything network (DINOv2 ViT + DPT head).
 
     Attributes:
-        name: Preset name, or any label for a configuration of your own.
+        name: Preset name, or any label for your own configuration.
         embed_dim: Width of the encoder.
         num_layers: Number of transformer blocks.
         num_heads: Attention heads; must divide ``embed_dim``.
@@ -29,10 +29,10 @@ class ModelConfig:
         image_size: Shorter side in pixels that the weights were trained for; `infer` uses it.
         grid_size: Side of the square grid of position embeddings.
         patch_size: Side of a patch in pixels.
-        max_depth: Metric models only: the largest depth in metres. ``None`` for the relative
-            models, whose output is disparity.
-        bin_centers: Metric models only: ``""`` for V2's output, ``sigmoid(.) * max_depth``;
-            ``"softplus"`` (unbounded) or ``"normed"`` (within the range) for the bins of ZoeDepth,
+        max_depth: The largest depth in metres of a metric model; ``None`` for a relative model,
+            whose output is disparity.
+        bin_centers: Output of a metric model: ``""`` for that of V2, ``sigmoid(.) * max_depth``;
+            ``"softplus"`` (unbounded) or ``"normed"`` (within the range) for ZoeDepth's bins,
             `dafast.models.zoedepth.MetricBinsHead`.
         output_align_corners: How the prediction is resized to the photo; False in V1, True in V2.
         position_embedding: ``"official"`` (bicubic with ``scale_factor`` and the 0.1 offset) or
@@ -86,7 +86,7 @@ class ModelConfig:
         if self.max_depth is not None and self.max_depth <= 0:
             problems.append(f"max_depth={self.max_depth} must be positive")
         if self.bin_centers and self.max_depth is None:
-            problems.append("bin_centers need a max_depth: they are of a metric model")
+            problems.append("bin_centers need a max_depth, as only metric models have them")
         if self.features % 2:
             problems.append(f"features={self.features} must be even")
         if problems:
@@ -165,7 +165,7 @@ def _presets() -> dict[str, ModelConfig]:
                 hub_file=f"depth_anything_v2_metric_{data}_{encoder}.pth",
             )
             presets[metric.name] = metric
-    # V1's metric models: ViT-L with ZoeDepth's bins, fine-tuned on NYUv2 and on KITTI. They lie in
+    # V1's metric models: ViT-L with ZoeDepth's bins, fine-tuned on NYUv2 and on KITTI. They are in
     # the files of a space on the hub, one file each.
     for place, max_depth, image_size in (("indoor", 10.0, 392), ("outdoor", 80.0, 378)):
         presets[f"metric-{place}-vitl"] = dataclasses.replace(
@@ -203,7 +203,7 @@ def get_preset(name: str) -> ModelConfig:
     """Returns the preset called ``name``.
 
     Raises:
-        ValueError: If there is none; the message lists those there are.
+        ValueError: If it is unknown; the message lists all presets.
     """
     if name not in PRESETS:
         raise ValueError(f"no preset {name!r}; there are: {', '.join(PRESETS)}")

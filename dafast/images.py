@@ -127,8 +127,8 @@ def load_image(path: str | Path) -> np.ndarray:
     sets another limit (in pixels; 0 for none), as `PIL.Image.MAX_IMAGE_PIXELS` does in Python.
 
     Args:
-        path: A file in any format that Pillow reads. Of several pages or frames the first full
-            one is used, with a warning.
+        path: A file in any format that Pillow reads, or a pipe. A file with several pages or
+            frames gives a warning, and the first full page is used.
 
     Returns:
         uint8 (H, W, 3), or float32 (H, W, 3) in 0..1 for a gray file with 16 or 32 bits.
@@ -304,7 +304,12 @@ def as_pixels(image: Any, name: str) -> Tensor:
     """
     if isinstance(image, Tensor):
         if image.ndim != 3 or image.shape[0] not in (1, 2, 3, 4):
-            raise ImageError(f"{name}: a tensor must be (C, H, W); got {tuple(image.shape)}")
+            hint = ""
+            if image.ndim == 4:
+                hint = "; for a batch pass list(images)"
+            elif image.ndim == 3 and image.shape[2] in (1, 2, 3, 4):
+                hint = "; use image.permute(2, 0, 1)"
+            raise ImageError(f"{name}: a tensor must be (C, H, W); got {tuple(image.shape)}{hint}")
         if image.is_floating_point() and image.dtype != torch.float64:
             image = image.float()
         array = from_array(image.detach().permute(1, 2, 0).cpu().numpy(), name)
@@ -314,6 +319,8 @@ def as_pixels(image: Any, name: str) -> Tensor:
         array = from_array(image, name)
     elif hasattr(image, "convert") and hasattr(image, "getbands"):
         try:
+            if reason := pillow_error(image):
+                raise ImageError(f"{getattr(image, 'filename', '') or name}: {reason}")
             array = from_pil(_upright(image), name)
         except ImageError:
             raise
@@ -323,7 +330,7 @@ def as_pixels(image: Any, name: str) -> Tensor:
     else:
         raise ImageError(
             f"{name}: {type(image).__name__} is not an image; pass a path, a PIL image, a numpy "
-            "array (H, W, C) or a tensor (C, H, W)"
+            "array (H, W, C) or a tensor (C, H, W), or a list of them"
         )
     # torch needs writable memory with positive strides; Pillow's may have neither.
     tensor = torch.from_numpy(np.require(array, requirements=["C", "W"]))

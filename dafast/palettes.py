@@ -18,20 +18,20 @@ def colorize(values: np.ndarray, palette: str = "Spectral_r") -> np.ndarray:
     """Colours values in 0..1.
 
     Args:
-        values: Floats of any shape; what lies outside 0..1 takes the colour of the nearer end.
+        values: Floats of any shape; values outside 0..1 get the colour of the nearer end.
         palette: One of `PALETTES`.
 
     Returns:
         RGB, uint8, of shape ``(*values.shape, 3)``.
 
     Raises:
-        ValueError: If there is no such palette.
+        ValueError: If the palette is unknown.
     """
     import numpy as np
 
     if palette not in PALETTES:
         raise ValueError(f"no palette {palette!r}; there are: {', '.join(PALETTES)}")
-    # As matplotlib does it: 256 bins of equal width, the last one closed.
+    # As in matplotlib: 256 bins of equal width, the last one closed.
     index = np.clip(np.floor(np.asarray(values, np.float64) * 256), 0, 255).astype(np.uint8)
     return _table(palette)[index]
 

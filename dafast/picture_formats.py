@@ -33,8 +33,6 @@ _SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
     (0, b"\x93NUMPY", "a numpy array; pass np.load(path), as an RGB array (H, W, 3)"),
     (0, b"\xff\x0a", f"a JPEG XL picture; {_PIXELS}"),
     (4, b"JXL ", f"a JPEG XL picture; {_PIXELS}"),
-    (4, b"ftypavif", "an AVIF picture, which needs Pillow 11.3 or later with AVIF support"),
-    (4, b"ftypavis", "an AVIF picture, which needs Pillow 11.3 or later with AVIF support"),
     (4, b"ftypcrx", _RAW),
     (8, b"CR\x02", _RAW),
     (0, b"FUJIFILMCCD-RAW", _RAW),
@@ -100,6 +98,12 @@ def describe_file(file: BinaryIO) -> str:
                 f"or pip install pillow-heif ({why})"
             )
         return "a damaged HEIC or HEIF photo"
+    if head[4:12] in (b"ftypavif", b"ftypavis"):
+        from PIL import features
+
+        if features.check("avif"):
+            return "a damaged AVIF picture"
+        return "an AVIF picture, which needs Pillow 11.3 or later with AVIF support"
     if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+") and head[8:11] != b"CR\x02":
         return _describe_tiff(file)
     if head[:1] == head[188:189] == head[376:377] == b"G":  # packets of an MPEG stream
@@ -144,13 +148,13 @@ def _describe_tiff(file: BinaryIO) -> str:
 _CONVERT = "convert it to PNG, or read it with another library and pass the array"
 
 
-def pillow_error(image: Image, head: bytes, file: BinaryIO) -> str:
+def pillow_error(image: Image, head: bytes = b"", file: BinaryIO | None = None) -> str:
     """Why the pixels that Pillow reads from an opened file would be wrong; "" if they are right.
 
     Args:
         image: The opened image.
         head: The first bytes of the file.
-        file: The file; its position is kept.
+        file: The file; its position is kept. By default that of the image, if it is still open.
     """
     tags: Mapping[int, Any] = getattr(image, "tag_v2", {})
     raw = tags.get(SUBFILE_TYPE, 0) & 1 and _SUBFILES in tags  # DNG, NEF, ARW
@@ -162,7 +166,8 @@ def pillow_error(image: Image, head: bytes, file: BinaryIO) -> str:
     if bits == 8 and tags.get(_SAMPLE_FORMAT, (1,))[0] == 2:
         return f"a TIFF of signed 8-bit values, which Pillow reads wrongly; {_CONVERT}"
     if image.format == "JPEG2000" and len(image.getbands()) > 1:
-        depth = _jpeg2000_bits(file)
+        file = file or getattr(image, "fp", None)
+        depth = 8 if file is None or file.closed else _jpeg2000_bits(file)
         if depth > 8:  # rounding makes the brightest values overflow to black
             return (
                 f"a JPEG 2000 of {depth} bits in several bands, which Pillow reads wrongly "

@@ -1,4 +1,4 @@
-"""NVTX ranges for Nsight Systems: on with ``DAFAST_NVTX=1`` and the package nvtx, else free."""
+"""NVTX ranges for Nsight Systems: on with ``DAFAST_NVTX=1`` and the package nvtx, else no-ops."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 ENABLED = os.environ.get("DAFAST_NVTX", "0") not in ("", "0")
-"""Whether ranges are recorded; fixed at import, so that off means not there at all."""
+"""Whether ranges are recorded; fixed at import, so that functions stay undecorated if not."""
 
 if ENABLED and (_why := why_no_module("nvtx")):
     raise ImportError(f"DAFAST_NVTX is set, which takes nvtx: pip install nvtx ({_why})")
@@ -22,8 +22,8 @@ if ENABLED and (_why := why_no_module("nvtx")):
 def annotate(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Decorator: a range of this name, in the domain ``dafast``, around every call.
 
-    The function itself comes back where ranges are off. Code that `torch.compile` traces gets
-    none: a range would break its graph.
+    Returns the function itself if ranges are off. Code that `torch.compile` traces gets no range,
+    which would break its graph.
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:

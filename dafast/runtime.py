@@ -1,4 +1,4 @@
-"""Where the model runs and in which floating-point type."""
+"""The device and the floating-point type that a model runs in."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ _DTYPES = {
 def cpu_has_bfloat16() -> bool:
     """Whether this CPU multiplies bfloat16 in hardware.
 
-    On x86 that is AVX512_BF16 or AMX_BF16, on ARM the BF16 extension; a CPU without them
-    converts to float32 and back and is slower than with float32 (`torch.cpu.get_capabilities`).
+    On x86 that is AVX512_BF16 or AMX_BF16, on ARM the BF16 extension. A CPU without them converts
+    to float32 and back, which is slower than float32 (`torch.cpu.get_capabilities`).
     """
     capabilities = torch.cpu.get_capabilities()
     return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
@@ -37,7 +37,7 @@ def device_has_bfloat16(device: torch.device) -> bool:
     """Whether ``device`` multiplies bfloat16 in hardware.
 
     NVIDIA GPUs do from compute capability 8.0 on, and so do the AMD GPUs that PyTorch supports.
-    False for Apple GPUs: they cannot be queried, and the first generation has none.
+    False for Apple GPUs: the first generation does not, and there is no query for it.
     """
     if device.type == "cpu":
         return cpu_has_bfloat16()
@@ -46,15 +46,28 @@ def device_has_bfloat16(device: torch.device) -> bool:
     return False
 
 
+@functools.cache  # a warning once per process
+def warn_of_slow_dtype(device: str, dtype: torch.dtype) -> None:
+    """Logs a warning, once, if a device type is much slower in ``dtype`` than in float32."""
+    slow = dtype == torch.float16 or (dtype == torch.bfloat16 and not cpu_has_bfloat16())
+    if device == "cpu" and slow:
+        name = str(dtype).removeprefix("torch.")
+        logger.warning(
+            "%s on this CPU is several times slower than float32; load the model with "
+            "dtype='float32' (--dtype float32)",
+            name,
+        )
+
+
 @functools.cache
 def keep_freed_memory() -> bool:
     """Makes glibc's malloc keep freed memory for the next allocation, up to 1 GiB at its top.
 
-    By default it returns what lies at the heap's top to the system and maps large blocks anew each
-    time; of the network's activations that is thousands of page faults a forward.
+    By default it returns memory at the top of the heap to the system and maps large blocks again
+    each time. For the network's activations these are thousands of page faults in each forward.
 
     Returns:
-        Whether it could: False with another C library.
+        Whether it succeeded: False with another C library.
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -62,7 +75,7 @@ def keep_freed_memory() -> bool:
     if mallopt is None:  # musl
         return False
     trim_threshold, mmap_threshold = -1, -3
-    # The second is refused above half a heap, 32 MiB; maps larger than that stay mapped anew.
+    # The second is limited to half a heap, 32 MiB; larger blocks are still mapped each time.
     return bool(mallopt(trim_threshold, 2**30) and mallopt(mmap_threshold, 2**25))
 
 
@@ -70,10 +83,10 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
     """Turns a device or its name into a device that exists here.
 
     Args:
-        device: ``"auto"`` (CUDA, else MPS, else the CPU) or an argument of `torch.device`.
+        device: ``"auto"`` (CUDA, else MPS, else the CPU), or anything that `torch.device` takes.
 
     Raises:
-        ValueError: If there is no such device on this machine, or PyTorch knows none so called.
+        ValueError: If this machine does not have the device, or PyTorch does not know its name.
     """
     if device == "auto":
         if torch.cuda.is_available():
@@ -103,7 +116,7 @@ def resolve_dtype(
     Args:
         dtype: ``"auto"`` (bfloat16 where ``device`` has it in hardware, else float32),
             ``"float32"``, ``"bfloat16"``, ``"float16"``, or one of these as `torch.dtype`.
-        device: Only ``"auto"`` asks for it.
+        device: The device that ``"auto"`` chooses for.
 
     Raises:
         ValueError: For any other type.

@@ -288,8 +288,11 @@ def test_jpeg_2000_of_16_bits(bands, rng, tmp_path):
     if bands == 1:
         np.testing.assert_allclose(load_image(path)[..., 0], deep[..., 0] / 65535, atol=1e-4)
         return
-    with pytest.raises(ImageError, match=r"a\.jp2: a JPEG 2000 of 16 bits.*white becomes black"):
-        load_image(path)
+    for source in (path, Image.open(path)):
+        with pytest.raises(
+            ImageError, match=r"a\.jp2: a JPEG 2000 of 16 bits.*white becomes black"
+        ):
+            as_pixels(source, "image")
     cv2.imwrite(str(path), (deep >> 8).astype(np.uint8), quality)
     np.testing.assert_array_equal(load_image(path)[..., ::-1], deep >> 8)
 
@@ -307,6 +310,7 @@ def test_jpeg_2000_of_16_bits(bands, rng, tmp_path):
         (b"\x1aE\xdf\xa3\x01\0", "a video"),
         (b"RIFF\0\0\0\0AVI LIST", "a video"),
         (b"G" + bytes(187) + b"G" + bytes(187) + b"G", "a video"),
+        (b"\0\0\0\x1cftypavif\0\0\0\0", "AVIF picture"),
         (b"%PDF-1.7\n", "PDF document"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "SVG drawing"),
         (b"PK\x03\x04", "ZIP archive"),
@@ -429,6 +433,15 @@ def test_paths_that_lead_nowhere(tmp_path):
     ):
         with pytest.raises(ImageError, match=message):
             load_image(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("shape", "hint"),
+    [((2, 3, 4, 5), r"pass list\(images\)"), ((40, 50, 3), r"image\.permute\(2, 0, 1\)")],
+)
+def test_tensors_of_other_layouts(shape, hint):
+    with pytest.raises(ImageError, match=hint):
+        as_pixels(torch.zeros(shape), "image")
 
 
 def test_half_precision_tensors(rng):

@@ -230,12 +230,13 @@ def load_encoder(
     if name_or_path == "dinov2":
         name_or_path = _published_dinov2(model.config)
     source, weights = _read(name_or_path, filename, revision, cache_dir, local_files_only)
+    other = other_network(weights)  # of the whole file
     layout = detect_layout(weights.tensors, ENCODER_LAYOUTS)
     if layout is None:
         layout = detect_layout(weights.tensors)
         encoder = ("pretrained.", "backbone.", "core.core.pretrained.")
         weights.tensors = {k: v for k, v in weights.tensors.items() if k.startswith(encoder)}
-    if layout is None or other_network(weights):
+    if layout is None or other:
         raise CheckpointError(
             f"{source.label}: it looks like {looks_like(weights)}; a DINOv2 was expected "
             f"(cls_token, blocks.0...., or embeddings.cls_token, encoder.layer.0....), or a Depth "

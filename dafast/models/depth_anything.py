@@ -15,7 +15,7 @@ from ..config import ModelConfig
 from ..images import Picture
 from ..ops.geometry import MAX_TOKENS
 from ..ops.linear_int8 import why_slow as why_slow_int8
-from ..runtime import keep_freed_memory
+from ..runtime import keep_freed_memory, warn_of_slow_dtype
 from . import checkpoint, inference
 from .inference import InferenceKeywords, InferenceOptions
 from .network import DepthNetwork
@@ -87,6 +87,7 @@ class DepthAnything(DepthNetwork):
 
     def prepare_inference(self) -> None:
         """Packs the weights as `optimize` does; each forward checks that they are current."""
+        warn_of_slow_dtype(self.device.type, self.dtype)
         if self._optimized is None:
             self.optimize(keep_memory=False)
 
@@ -159,8 +160,8 @@ class DepthAnything(DepthNetwork):
         files of more than 8 bits, 0..1 in floating point. An image that uses at most 1/16 of this
         range, as 10 or 12 bits stored in 16 do, gives a warning and is not stretched. Gray, alpha
         (laid over white) and palette images are converted to RGB; files and PIL images are turned
-        upright by their EXIF orientation. Of a file with several pages or frames the first full
-        page is used, with a warning.
+        upright by their EXIF orientation. A file with several pages or frames gives a warning, and
+        the first full page is used.
 
         On a CPU the first call packs the weights into a second copy; see `optimize`. A change of
         the weights or settings is seen at the next call.

@@ -1,4 +1,4 @@
-"""The encoder as a backbone of others' heads: four maps at strides 4, 8, 16 and 32."""
+"""The encoder as a backbone for other heads: four maps at strides 4, 8, 16 and 32."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from ..ops.resize_bilinear import interpolate
 from .network import DepthNetwork
 
 REDUCTIONS = (4, 8, 16, 32)
-"""Pixels of the image for one of a map, map by map."""
+"""Stride of each map: pixels of the image per pixel of the map."""
 
 
 class FeatureInfo:
-    """What the maps are, asked as timm's `features_only` models are.
+    """Describes the maps, with the interface of timm's `features_only` models.
 
     Args:
-        channels: Of each map.
-        modules: Where in the model each comes from.
+        channels: Channels of each map.
+        modules: Name of the module that each map comes from.
     """
 
     def __init__(self, channels: Sequence[int], modules: Sequence[str]) -> None:
@@ -45,7 +45,7 @@ class FeatureInfo:
         return self._get("reduction", index)
 
     def module_name(self, index: int | Sequence[int] | None = None) -> Any:
-        """Block that each map comes from."""
+        """Name of the block that each map comes from."""
         return self._get("module", index)
 
     def get_dicts(self) -> list[dict[str, Any]]:
@@ -60,20 +60,19 @@ class FeatureInfo:
 
 
 class FeaturePyramid(nn.Module):
-    """Feature maps of an image at strides 4, 8, 16 and 32, for Mask2Former and its like.
+    """Feature maps of an image at strides 4, 8, 16 and 32, for Mask2Former and similar heads.
 
-    The four blocks that the depth decoder reads, the shallowest for the finest map, each rescaled
-    by 4, 2, 1 and 1/2: as Depth Anything's published Mask2Former configurations have it (`semseg/`
-    of its code: `Feature2Pyramid`, with transposed convolutions and BatchNorm), where the strides
-    are 3.5, 7, 14 and 28. Here the image is first resized by 14/16, so that they are what such
-    heads expect: a crop of 1024 pixels shows the encoder 896, the published crop.
+    The maps come from the four blocks that the depth decoder reads, the shallowest for the finest
+    map, rescaled by 4, 2, 1 and 1/2. Depth Anything's published Mask2Former configurations do the
+    same (`semseg/` of its code: `Feature2Pyramid`, with transposed convolutions and BatchNorm),
+    with strides of 3.5, 7, 14 and 28. Here the image is first resized by 14/16, which gives the strides
+    that these heads expect: for a crop of 1024 pixels the encoder sees 896, the published crop.
 
-    `feature_info` says channels and strides as timm's does; the rescaling is learned and starts
-    random.
+    `feature_info` has channels and strides, as in timm. The rescaling is learned and starts random.
 
     Args:
-        model: Whose encoder it gets, and shares.
-        frozen: Whether the encoder's weights stay as they are.
+        model: The model whose encoder is shared.
+        frozen: Whether the encoder's weights are not trained.
     """
 
     def __init__(self, model: DepthNetwork, *, frozen: bool = False) -> None:
@@ -112,7 +111,7 @@ class FeaturePyramid(nn.Module):
             is the encoder's width.
 
         Raises:
-            ValueError: If the shape does not fit, or as `VisionTransformer.check_images`.
+            ValueError: If the images do not fit; see also `VisionTransformer.check_images`.
         """
         if x.ndim != 4 or x.shape[2] % 32 or x.shape[3] % 32 or 0 in x.shape:
             raise ValueError(

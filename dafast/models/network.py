@@ -17,11 +17,9 @@ from .zoedepth import MetricBinsHead
 class DepthNetwork(nn.Module):
     """The network of Depth Anything V1 and V2, with the keys of the official checkpoints.
 
-    `dafast.DepthAnything` adds photos, files and fast inference. A metric model of V1 also has
-    ZoeDepth's bins, in `metric_head`; the keys of the published files are those of the layout
-    "zoedepth" (`dafast.models.conversion`).
-
-    The weights are random.
+    The weights are random. `dafast.DepthAnything` adds photos, files and fast inference. A metric
+    model of V1 also has ZoeDepth's bins, in `metric_head`; the published files have the keys of the
+    layout "zoedepth" (`dafast.models.conversion`).
 
     Args:
         config: Name of a preset (``"vits"``, ``"v2-vitb"``, ``"nano"``, ...) or a `ModelConfig`.
@@ -37,7 +35,7 @@ class DepthNetwork(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return self.pretrained.cls_token.device
 
     @property
@@ -52,19 +50,19 @@ class DepthNetwork(nn.Module):
             x: RGB normalised with ``config.mean`` and ``config.std``, (B, 3, H, W); H and W
                 multiples of 14; on the device and in the dtype of the weights. Or a list of
                 (3, H_i, W_i) with any sizes: the encoder takes them as one packed sequence,
-                without distortion or padding, the decoder those of equal size together.
-            features: Whether to return the encoder's final features too, for training; of a
-                tensor alone.
+                without distortion or padding; the decoder takes those of equal size together.
+            features: Whether to return the encoder's final features too, for training; only for
+                a tensor.
 
         Returns:
             (B, H, W), float32 also with half-precision weights; for a list of images a list of
-            (H_i, W_i). Disparity is large where the scene is near, 0 or more, and defined up to an
-            unknown scale and shift. With ``features`` a pair: that, and the patch tokens
+            (H_i, W_i). Disparity is 0 or more, large where the scene is near, up to an unknown
+            scale and shift. With ``features`` a pair: the prediction, and the patch tokens
             (B, N, C) of the last block after the final LayerNorm, N = H/14 * W/14.
 
         Raises:
-            ValueError: If the shape does not fit, or the device or, outside of autocast, the
-                dtype is not that of the weights.
+            ValueError: If the shape does not fit, or if the device or (outside of autocast) the
+                dtype differs from that of the weights.
         """
         run = None if features else self._fast_forward()
         if run is not None:
@@ -85,11 +83,11 @@ class DepthNetwork(nn.Module):
         return (prediction, taps[-1]) if features else prediction
 
     def _fast_forward(self) -> Callable[[Tensor], Tensor] | None:
-        """The forward that serves this call instead of the modules, if there is one."""
+        """A forward that replaces the modules for this call, or None."""
         return None
 
     def prepare_inference(self) -> None:
-        """Called before photos are predicted; a subclass may make its forward fast here."""
+        """Called before inference on photos; a subclass may make its forward fast here."""
 
     def _decode(self, taps: Sequence[Tensor], rows: int, columns: int) -> Tensor:
         """Four taps (B, rows * columns, C) to (B, rows * 14, columns * 14)."""
@@ -123,7 +121,7 @@ class DepthNetwork(nn.Module):
 
         Args:
             x: As for `forward`.
-            indices: Blocks counted from 0; the four that the decoder reads by default.
+            indices: Blocks, counted from 0; by default the four that the decoder reads.
             reshape: Whether to return maps instead of token lists.
 
         Returns:

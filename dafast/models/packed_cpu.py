@@ -153,7 +153,7 @@ class _Conv3x3:
         conv: With padding 1 and stride 1.
         side: Height and width to lay the weights out for; without a hint, the layout that oneDNN
             takes can be that of a slower kernel.
-        activation: Of the result.
+        activation: Activation of the result.
     """
 
     def __init__(self, conv: nn.Conv2d, side: int, activation: str = "none") -> None:
@@ -174,11 +174,6 @@ class _Conv3x3:
         return torch.ops.mkldnn._convolution_pointwise.binary(
             x, other, self.weight, self.bias, *self.geometry, "add", None, None, [], None
         )
-
-
-def _as_map(tokens: Tensor, rows: int, columns: int) -> Tensor:
-    """(B, rows * columns, C) to (B, C, rows, columns), channels last: the same memory."""
-    return tokens.unflatten(1, (rows, columns)).permute(0, 3, 1, 2)
 
 
 def _conv1x1(conv: nn.Conv2d, rows: int) -> _Linear:

@@ -119,7 +119,7 @@ class SegmentationModel(SegmentationNetwork):
             dtype: ``"auto"``, ``"float32"``, ``"bfloat16"``, ``"float16"`` or a `torch.dtype`.
 
         Raises:
-            CheckpointError: If the folder holds no such model, or its weights do not fit.
+            CheckpointError: If the folder holds no segmentation model, or its weights do not fit.
         """
         target = resolve_device(device)
         folder = Path(folder)

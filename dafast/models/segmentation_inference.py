@@ -122,7 +122,7 @@ def probabilities(
             image.to(model.device),
             size=max(config.patch_size, round(size * scale)),
             multiple=config.patch_size,
-            # Windows keep the network's input small whatever the photo.
+            # With windows the network's input is small for any photo.
             max_tokens=2**62 if options.window else MAX_TOKENS,
             mean=config.mean,
             std=config.std,

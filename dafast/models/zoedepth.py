@@ -1,11 +1,11 @@
 """ZoeDepth's head: metres from bins, on the encoder and decoder of a relative model.
 
 Bhat et al., "ZoeDepth" (arXiv 2302.12288): every pixel has 64 depths, its bin centres. Seeds come
-from the deepest features of the decoder; at each finer level attractors, points predicted from its
+from the deepest features of the decoder. At each finer level attractors, points predicted from its
 features, pull the centres near them. The depth of a pixel is the mean of its centres under a
 binomial distribution over the bins, whose two parameters are predicted from the decoder's last
-features, its relative depth and the last embedding. Here as Depth Anything V1's metric models have
-it; names and arithmetic follow the published code, which the weights were trained with.
+features, its relative depth and the last embedding. This is the variant of Depth Anything V1's
+metric models; names and arithmetic follow the published code, which the weights were trained with.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ class PixelMLP(nn.Module):
     """Two 1x1 convolutions; the layers are under ``_net``, as in the published files.
 
     Args:
-        channels: In.
-        hidden: Between the two.
-        out: Out.
-        last: Activation of the output, if there is one.
+        channels: Input channels.
+        hidden: Channels between the two.
+        out: Output channels.
+        last: Activation of the output, or None.
     """
 
     def __init__(self, channels: int, hidden: int, out: int, last: nn.Module | None = None) -> None:
@@ -64,7 +64,7 @@ class BinomialParameters(nn.Module):
     """The distribution over the bins: success probability and temperature of each pixel.
 
     Args:
-        channels: Of the features and the embedding together.
+        channels: Channels of the features and the embedding together.
     """
 
     def __init__(self, channels: int) -> None:
@@ -82,15 +82,15 @@ class BinomialParameters(nn.Module):
         Args:
             features: (B, C, H, W).
             embedding: (B, D, h, w), of any resolution.
-            dtype: Of the result.
+            dtype: Data type of the result.
 
         Returns:
             (B, 64, H, W).
         """
         first, *rest = self.mlp
         assert isinstance(first, nn.Conv2d)
-        # The reference enlarges the embedding and stacks both. The convolution is linear and an
-        # interpolation commutes with it: this way most of it runs on a third of the pixels.
+        # The reference enlarges the embedding and stacks both. The convolution is linear and
+        # commutes with an interpolation, so most of it can run on a third of the pixels.
         count = features.shape[1]
         hidden = F.conv2d(features, first.weight[:, :count], first.bias)
         out = hidden + _resize(F.conv2d(embedding, first.weight[:, count:]), features)
@@ -105,14 +105,14 @@ class BinomialParameters(nn.Module):
 def log_binomial(probability: Tensor, temperature: Tensor) -> Tensor:
     """Softmax over the bins of log(C(63, k) p^k (1 - p)^(63 - k)) / t, k = 0 .. 63.
 
-    The binomial coefficient by Stirling's approximation, as the published weights know it.
+    The binomial coefficient is Stirling's approximation, with which the weights were trained.
 
     Args:
         probability: (B, 1, h, w), in 0..1.
         temperature: (B, 1, h, w), positive.
 
     Returns:
-        (B, 64, h, w), of the dtype of ``probability``.
+        (B, 64, h, w), in the dtype of ``probability``.
     """
     n = BINS - 1 + 1e-7
     k = torch.arange(BINS, dtype=probability.dtype, device=probability.device).view(-1, 1, 1)
@@ -120,8 +120,8 @@ def log_binomial(probability: Tensor, temperature: Tensor) -> Tensor:
     coefficient = (
         n * math.log(n) - shifted * shifted.log() - (n - shifted) * (n - shifted + 1e-7).log()
     )
-    # (63 - k) log(1 - p) without 63 log(1 - p), which is the same for all bins: a softmax does not
-    # see it.
+    # (63 - k) log(1 - p) without 63 log(1 - p), which is the same for all bins and has no effect
+    # on a softmax.
     odds = probability.clamp(_EPS, 1).log() - (1 - probability).clamp(_EPS, 1).log()
     return torch.addcmul(coefficient / temperature, k, odds / temperature).softmax(dim=1)
 
@@ -148,10 +148,10 @@ def _resize(x: Tensor, like: Tensor) -> Tensor:
 class MetricBinsHead(nn.Module):
     """Metric depth from the activations of a `dafast.models.dpt.DPTHead`.
 
-    With ``config.bin_centers`` "softplus" centres are any positive metres. With "normed" seeds
+    With ``config.bin_centers`` "softplus", centres are any positive metres. With "normed", seeds
     partition the range from `MIN_DEPTH` to ``config.max_depth``, centres and attractors are shares
-    of it, and what leaves it is clipped; such a network has two numbers for each attractor, of
-    which the first alone acts, as in the published code.
+    of it, and values outside are clipped; the network then has two numbers for each attractor, of
+    which only the first has an effect, as in the published code.
 
     Args:
         config: Width of the decoder, kind of the bins, largest depth.
@@ -160,7 +160,7 @@ class MetricBinsHead(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         if config.max_depth is None or config.bin_centers not in ("softplus", "normed"):
-            raise ValueError(f"{config.name!r} is no configuration with metric bins")
+            raise ValueError(f"the configuration {config.name!r} has no metric bins")
         self.normed = config.bin_centers == "normed"
         self.max_depth = config.max_depth
         features = config.features
@@ -177,10 +177,10 @@ class MetricBinsHead(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Random weights with the seeds spread over the range, each ratio the same.
+        """Random weights, with seeds spread over the range at equal ratios.
 
-        Not the published start, which has all bins at 0.7 m: attraction falls with the distance,
-        so that bins which start together take many steps to reach far depths.
+        The published start has all bins at 0.7 m. Attraction falls with the distance, so bins that
+        start together take many steps to reach far depths.
         """
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -206,12 +206,12 @@ class MetricBinsHead(nn.Module):
 
         Args:
             relative: The decoder's own map (B, 1, H, W).
-            features: Those that it was made of (B, 32, H, W).
+            features: The features that the map was computed from (B, 32, H, W).
             fused: The decoder's deepest map and its four fused ones, the coarsest first,
                 (B, F, h, w) each.
 
         Returns:
-            (B, 1, H, W), float32 whatever the dtype of the weights (float64 for float64 weights).
+            (B, 1, H, W), float32 for any dtype of the weights (float64 for float64 weights).
         """
         wide = torch.promote_types(relative.dtype, torch.float32)
         bottleneck = self.conv2(fused[0])

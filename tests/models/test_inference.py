@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 import dafast
-from dafast import images
+from dafast import images, runtime
 from dafast.images import ImageError, from_pil, load_image
 from dafast.models import inference
 from dafast.ops import preprocess
@@ -467,9 +467,21 @@ def test_the_reason_for_infinity_fits_the_dtype(dtype, message, model, seed, cap
         model.pretrained.patch_embed.proj.weight.fill_(6e4 if dtype == torch.float16 else 1e38)
     model.to(dtype)
     assert not np.isfinite(model.infer(_photo(seed))).all()
-    (warning,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    (warning,) = [m for m in caplog.messages if m.startswith("the prediction")]
     assert "the prediction of the image is not finite" in warning
     assert message in warning
+
+
+@pytest.mark.parametrize("hardware", [False, True])
+def test_a_dtype_that_is_slow_on_this_cpu_is_named_once(hardware, model, seed, caplog, monkeypatch):
+    monkeypatch.setattr(runtime, "cpu_has_bfloat16", lambda: hardware)
+    runtime.warn_of_slow_dtype.cache_clear()
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        for _ in range(2):
+            model.to(dtype).infer(_photo(seed))
+    runtime.warn_of_slow_dtype.cache_clear()
+    said = [m.split()[0] for m in caplog.messages if "slower than float32" in m]
+    assert said == ["float16"] + ["bfloat16"] * (not hardware)
 
 
 # --------------------------------------------------------------------- devices without float64
