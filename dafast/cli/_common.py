@@ -132,13 +132,16 @@ def add_workers(parser: argparse.ArgumentParser, what: str, default: int | None 
     )
 
 
-def note_or_match(path: Path, what: str, wanted: dict[str, Any]) -> None:
+def note_or_match(
+    path: Path, what: str, wanted: dict[str, Any], defaults: dict[str, Any] | None = None
+) -> None:
     """Notes what the results in a folder depend on, or checks that it has not changed.
 
     Args:
         path: File of the note: JSON, next to the results.
         what: The results, for messages.
         wanted: What they depend on.
+        defaults: What holds for notes of earlier versions, which lack it.
 
     Raises:
         CommandError: If the results there depend on something else.
@@ -150,7 +153,7 @@ def note_or_match(path: Path, what: str, wanted: dict[str, Any]) -> None:
         write_text(path, json.dumps(wanted, indent=2) + "\n")
         return
     try:
-        found = dict(json.loads(read_text(path)))
+        found = {**(defaults or {}), **json.loads(read_text(path))}
     except (ValueError, TypeError) as error:
         raise CommandError(f"{path} cannot be read ({explain(error)}): remove it") from error
     other = [f"{k} {found.get(k)}, not {v}" for k, v in wanted.items() if found.get(k) != v]

@@ -31,7 +31,8 @@ def _read_config(name: str) -> str | ModelConfig:
     Raises:
         CommandError: If it is neither.
     """
-    from ..config import PRESETS, ModelConfig
+    from ..config import PRESETS
+    from ..models.configurations import config_from_json
 
     if name in PRESETS:
         return name
@@ -42,7 +43,7 @@ def _read_config(name: str) -> str | ModelConfig:
             f"--config {name}: neither a file nor a preset; the presets are {', '.join(PRESETS)}"
         )
     try:
-        return ModelConfig.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        return config_from_json(json.loads(path.read_text(encoding="utf-8")), path.parts)
     except (ValueError, TypeError, AttributeError) as error:
         raise CommandError(
             f"--config {name}: not the configuration of a model ({explain(error)})"

@@ -11,6 +11,7 @@ from collections import Counter
 from ._common import (
     CommandError,
     add_device,
+    add_max_tokens,
     add_model,
     add_workers,
     name_failures,
@@ -52,6 +53,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         metavar="N",
         help="images run together up to this many tokens (default: that of infer, 8192)",
     )
+    add_max_tokens(parser)
     add_workers(parser, "threads that decode and compress", 2)
     add_device(parser)
     parser.set_defaults(function=label)
@@ -63,6 +65,7 @@ def label(args: argparse.Namespace) -> int:
     from ..data.remote import is_remote, place_of, plain_name, same_place
     from ..data.tars import expand_shards
     from ..models.inference import MAX_BATCH_TOKENS, check_options, predict_native
+    from ..ops.geometry import MAX_TOKENS
     from ._model import digest_model, load_relative_model
 
     shards, out = expand_shards(args.inputs), place_of(args.out)
@@ -74,7 +77,8 @@ def label(args: argparse.Namespace) -> int:
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     model = load_relative_model(args, "label")
     tokens = args.batch_tokens or MAX_BATCH_TOKENS
-    check_options(model.config, size=args.size, max_batch_tokens=tokens)
+    limits = {"size": args.size, "max_batch_tokens": tokens, "max_tokens": args.max_tokens}
+    check_options(model.config, **limits)
     if not is_remote(out):
         out.mkdir(parents=True, exist_ok=True)
     note_or_match(
@@ -85,11 +89,13 @@ def label(args: argparse.Namespace) -> int:
             "weights": digest_model(model),
             "dtype": str(model.dtype).removeprefix("torch."),
             "size": args.size or model.config.image_size,
+            "max_tokens": args.max_tokens,
         },
+        {"max_tokens": MAX_TOKENS},
     )
     began = time.perf_counter()
     report = label_shards(
-        lambda images: predict_native(model, images, size=args.size, max_batch_tokens=tokens),
+        lambda images: predict_native(model, images, **limits),
         shards[rank::size],
         out,
         workers=args.workers,

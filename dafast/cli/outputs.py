@@ -18,7 +18,7 @@ from ..palettes import colorize
 TAG = "dafast"
 """Key of the PNG text chunk that says how a picture was made."""
 
-_ROWS = 64
+_ROWS = 16
 """Rows that are converted at a time: the float64 values of a large map would be large."""
 
 _EXTENT = ("disparity_min", "disparity_max")

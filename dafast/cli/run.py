@@ -1,6 +1,6 @@
 """``dafast run``: photos in, depth pictures out.
 
-Memory at its peak, next to that of the model: 11 bytes a pixel of an 8-bit photo as `infer`, and 14
+Memory at its peak, next to that of the model: 11 bytes a pixel of an 8-bit photo as `infer`, and 17
 with ``--side-by-side``.
 """
 

@@ -289,6 +289,7 @@ def predict_native(
     *,
     size: int | None = None,
     max_batch_tokens: int = MAX_BATCH_TOKENS,
+    max_tokens: int = MAX_TOKENS,
 ) -> list[np.ndarray]:
     """Predicts maps at the network's own resolution, in which pseudo-labels are stored.
 
@@ -297,12 +298,13 @@ def predict_native(
         images: A list of images, as for `DepthAnything.infer`.
         size: As for `DepthAnything.infer`.
         max_batch_tokens: As for `DepthAnything.infer`.
+        max_tokens: As for `DepthAnything.infer`.
 
     Returns:
         A float32 map for each image, with its aspect ratio (rounded to pixels) and the shorter
         side ``size``.
     """
-    options = InferenceOptions(size=size, max_batch_tokens=max_batch_tokens)
+    options = InferenceOptions(size=size, max_batch_tokens=max_batch_tokens, max_tokens=max_tokens)
     return [out.cpu().numpy() for out in _predict(model, images, options, native=True)]
 
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
+import tomllib
 from pathlib import Path
 
 import torch
 
+from dafast import optional
 from dafast.cli import main
-from dafast.cli.doctor import collect
+from dafast.cli.doctor import OPTIONAL, collect
 from tests.instruction_sets import instruction_set, needs_extension
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,3 +54,31 @@ def test_doctor_says_what_a_missing_extension_costs(capsys, monkeypatch):
     assert "taken away by the test" in text
     assert "cpp (off)" in text
     assert "resize_bicubic" in text[text.index("taken away") :]
+
+
+def test_doctor_names_a_broken_package_and_the_reason(tmp_path, monkeypatch, capsys):
+    (tmp_path / "pillow_heif").mkdir()
+    (tmp_path / "pillow_heif" / "__init__.py").write_text("raise OSError('no libheif')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(optional, "_BROKEN", {})
+    monkeypatch.delitem(sys.modules, "pillow_heif", raising=False)
+    assert main(["doctor"]) == 0
+    text = capsys.readouterr().out
+    sys.modules.pop("pillow_heif", None)
+    assert (
+        "pillow-heif: pillow_heif is installed, but its import fails (OSError: no libheif)" in text
+    )
+    assert text.count("  h5py ") == 1
+
+
+def test_doctor_lists_every_optional_package_once():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    declared: dict[str, list[str]] = {}
+    for extra, requirements in project["optional-dependencies"].items():
+        if extra not in ("test", "dev"):
+            for requirement in requirements:
+                name = re.match(r"[\w.-]+", requirement)[0]
+                declared.setdefault(name, []).append(extra)
+    listed = [(package.name, sorted(package.extras)) for package in OPTIONAL]
+    assert len(dict(listed)) == len(listed)
+    assert dict(listed) == {name: sorted(extras) for name, extras in declared.items()}

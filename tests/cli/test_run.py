@@ -14,12 +14,15 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import pytest
-from PIL import Image
+import torch
+from PIL import Image, PngImagePlugin
+from safetensors.torch import load_file, save_file
 
 import dafast
 from dafast.images import load_image
 from dafast.palettes import PALETTES, colorize
 from tests.cli.helpers import contents, photo, save_model
+from tests.full_disk import limited
 from tests.tiny import TINY
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -160,3 +163,124 @@ def test_out_that_is_a_file(run, tmp_path, rng):
     code, text = run(photo(tmp_path / "a.png", rng))
     assert code == 1
     assert "--out" in text
+
+
+def test_size_over_the_token_limit(run, tmp_path, rng, caplog):
+    """The picture notes the size that the network saw, and a larger limit is another result."""
+    source = photo(tmp_path / "a.png", rng, (40, 80))
+    code, text = run(source, "--size", "140", "--max-tokens", "50")
+    assert code == 0 and "max_tokens=50" in caplog.text
+    with Image.open(tmp_path / "out" / "a_depth.png") as image:
+        noted = json.loads(image.text["dafast"])
+    assert noted["asked_size"] == 140 and noted["max_tokens"] == 50
+    size = noted["size"]
+    assert 14 <= size < 140 and -(-size // 14) * -(-2 * size // 14) < 50
+    assert "1 already there" in run(source, "--size", "140", "--max-tokens", "50")[1]
+    code, text = run(source, "--size", "140")
+    assert code == 1 and "different max_tokens" in text
+    run(source, "--size", "140", "--overwrite")
+    with Image.open(tmp_path / "out" / "a_depth.png") as image:
+        noted = json.loads(image.text["dafast"])
+    assert noted["size"] == 140 and "asked_size" not in noted
+
+
+def test_results_of_earlier_versions_are_known(run, tmp_path, rng):
+    source = photo(tmp_path / "a.png", rng)
+    assert run(source)[0] == 0
+    for path in (tmp_path / "out").iterdir():
+        with Image.open(path) as image:
+            settings = json.loads(image.text["dafast"])
+            for key in ("photo_name", "max_tokens"):  # newer than the first version
+                del settings[key]
+            info = PngImagePlugin.PngInfo()
+            info.add_text("dafast", json.dumps(settings))
+            image.save(path, pnginfo=info)
+    assert "1 already there" in run(source)[1]
+    assert run(source, "--max-tokens", "100")[0] == 1
+
+
+def test_config_says_what_the_weights_are(run, tmp_path, rng, model_folder):
+    """Bare weights do not say which blocks the decoder reads, nor their unit."""
+    source = photo(tmp_path / "a.png", rng)
+    weights = tmp_path / "weights.safetensors"
+    save_file(load_file(Path(model_folder) / "model.safetensors"), weights)  # without metadata
+    assert run(source, model=str(weights))[0] == 1
+    config = str(Path(model_folder) / "config.json")
+    for given in (config, model_folder):
+        code, text = run(source, "--config", given, "--overwrite", model=str(weights))
+        assert code == 0, text
+    same = run(source)
+    assert same[0] == 0 and "1 already there" in same[1]
+    code, text = run(source, "--config", "v3-huge", model=str(weights))
+    assert code == 1 and "neither a file nor a preset; the presets are vits" in text
+    (tmp_path / "wrong.json").write_text('{"model_type": "bert"}')
+    code, text = run(source, "--config", tmp_path / "wrong.json", model=str(weights))
+    assert code == 1 and "not the configuration of a model" in text
+    data = json.loads((Path(model_folder) / "config.json").read_text())
+    data["model"]["max_depth"] = 20.0
+    (tmp_path / "metric.json").write_text(json.dumps(data))
+    code, text = run(source, "--config", tmp_path / "metric.json", model=str(weights))
+    assert code == 1 and "infer_metric" in text
+
+
+@pytest.mark.skipif(os.name == "nt", reason="limits the size of files")
+def test_a_full_disk_names_the_file(run, tmp_path, rng):
+    source = photo(tmp_path / "in" / "a.png", rng, (200, 300))
+    with limited(20_000):
+        code, text = run(source, "--npy", "--side-by-side")
+    assert code == 1 and not contents(tmp_path / "out")
+    assert f"cannot write {tmp_path / 'out' / 'a_depth.png'}: " in text
+    assert run(source)[0] == 0
+    with limited(20_000):
+        code, text = run(source, "--npy")
+    assert f"cannot write {tmp_path / 'out' / 'a.npy'}: " in text
+    assert "requested" not in text
+
+
+def test_nan_of_float32_weights(run, tmp_path, rng):
+    source = photo(tmp_path / "a.png", rng)
+    model = dafast.DepthAnything(TINY)
+    with torch.no_grad():
+        next(model.parameters()).fill_(float("nan"))
+    model.save_pretrained(tmp_path / "nan")
+    code, text = run(source, model=str(tmp_path / "nan"))
+    assert code == 1 and "--dtype float32" not in text and "its weights may be damaged" in text
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from Linux's /proc")
+@pytest.mark.parametrize(("options", "bound"), [(["--npy"], 12), (["--side-by-side"], 18)])
+def test_memory(options, bound, tmp_path, model_folder):
+    """Bytes a pixel, next to the model; 11 and 17 are stated. Slow: small maps do not show."""
+    code = """if True:
+        import pathlib, re, sys
+        from dafast.cli import main
+        assert main(sys.argv[1:]) == 0
+        status = pathlib.Path("/proc/self/status").read_text()
+        print(int(re.search("VmHWM:[^0-9]*([0-9]+)", status)[1]) * 1024)
+    """
+    peaks = []
+    for size in ((64, 48), (2500, 2000)):
+        path = tmp_path / f"{size[0]}.jpg"
+        Image.linear_gradient("L").convert("RGB").resize(size).save(path)
+        command = ["run", path, "--out", tmp_path / "out", "--model", model_folder, *options]
+        done = subprocess.run(
+            [sys.executable, "-c", code, *map(str, command), "--device", "cpu"],
+            capture_output=True, text=True, cwd=ROOT, check=True,
+        )  # fmt: skip
+        peaks.append(int(done.stdout.split()[-1]))
+    assert 4 < (peaks[1] - peaks[0]) / (2500 * 2000) <= bound
+
+
+@pytest.mark.parametrize("package", ["triton", "pillow_heif"])
+def test_a_broken_optional_package_does_not_matter_to_a_png(package, tmp_path, rng, model_folder):
+    source = photo(tmp_path / "a.png", rng)
+    (tmp_path / "fake" / package).mkdir(parents=True)
+    (tmp_path / "fake" / package / "__init__.py").write_text("raise RuntimeError('x')")
+    command = ["run", source, "--out", tmp_path / "out", "--model", model_folder, "--device", "cpu"]
+    result = subprocess.run(
+        [sys.executable, "-m", "dafast", *map(str, command)],
+        capture_output=True, text=True, cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "fake")},
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert "1 written" in result.stdout
