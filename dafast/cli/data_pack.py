@@ -23,8 +23,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         help="pack pictures, pictures with depth, or a known data set into shards",
         description="Writes WebDataset shards of the pictures in a folder, of a list (.csv, "
         ".json, .jsonl) with the columns image, depth or disparity, and optionally mask, scale, "
-        f"invalid and min_depth, or of a data set as it is published: {names}. A shard appears "
-        "under its name when it is complete; a second run goes on.",
+        "unit, invalid, min_depth and others (docs/data.md), or of a data set as it is published: "
+        f"{names}. A shard appears under its name when it is complete; a second run goes on.",
         epilog="A picture that cannot be read is left out and named in SHARD.failures.jsonl; the "
         "exit code is then 1. A picture whose label has no valid pixel is left out and named too. "
         "manifest.json lists the samples and the checksum of every shard, and records the state of "
