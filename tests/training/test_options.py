@@ -1,4 +1,4 @@
-"""Options of a run beside the paper's: each does what it says, and nothing else changes."""
+"""Options of a run that the paper does not have: each works, and changes nothing else."""
 
 from __future__ import annotations
 
@@ -304,7 +304,7 @@ def test_rates_may_change_on_the_way_and_groups_may_not(
 
 
 @pytest.mark.parametrize("resume", ["none", "elsewhere"])
-def test_a_restarted_process_goes_on_whatever_resume_says(
+def test_a_restarted_process_continues_for_every_value_of_resume(
     shards: Path, learned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resume: str
 ) -> None:
     model = ModelSection(preset="tiny", init=learned)
@@ -343,7 +343,7 @@ def test_an_evaluation_that_fails_loses_nothing(
 def test_a_compiled_run_has_the_gradients_of_the_other(
     shards: Path, tmp_path: Path, seed: int
 ) -> None:
-    """The loss alone did not show it: every gradient but those of the last layers was 0."""
+    """The loss did not show it: every gradient but those of the last layers was 0."""
     config = runs.tiny_config(
         shards, tmp_path / "eager", seed=seed, steps=2, checkpoint_every=0, precision="float32",
         optim=OptimSection(encoder_lr=1e-5, decoder_lr=1e-5),
