@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE")
-FOLDERS = ("dafast", "kernels", "csrc")
+FOLDERS = ("dafast", "kernels", "configs", "csrc")
 
 # Without `site`, so that an editable install of dafast is not in the way; site-packages by hand.
 ISOLATED = [sys.executable, "-S"]
@@ -97,6 +97,8 @@ def test_wheel_without_extension_holds_everything(installed):
     for name in ("__init__.py", "cli/__init__.py", "ops/resize_bicubic.py", "py.typed"):
         assert (target / "dafast" / name).is_file(), name
     assert (target / "dafast" / "kernels" / "__init__.py").is_file()
+    for path in (ROOT / "configs").rglob("*.toml"):
+        assert (target / "dafast" / path.relative_to(ROOT)).is_file(), path
     shipped = sorted(p.relative_to(ROOT) for p in (ROOT / "dafast" / "weights").rglob("*.*"))
     for path in [*shipped, Path("dafast/weights/probe/deep/model.safetensors")]:
         assert (target / path).is_file(), path

@@ -336,7 +336,7 @@ class TrainConfig:
     max_bad_steps: int = 20
 
     def problems(self) -> Iterator[str]:
-        """What cannot work, in any section and between sections, whatever the task."""
+        """What cannot work in any section and between sections, for every task."""
         for section in (self.model, self.data, self.unlabeled, self.metric, self.optim):
             yield from section.problems()
         yield from augment_problems(self.augment, "augment")

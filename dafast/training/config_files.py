@@ -62,7 +62,7 @@ def load_toml(path: str | Path) -> TrainConfig:
     name.
 
     Raises:
-        ConfigError: If there is no such file, for an unknown key and for a wrong type.
+        ConfigError: For a missing file, an unknown key or a wrong type.
     """
     return from_mapping(TrainConfig, _read_toml(find_config(str(path)), ()), str(path))
 

@@ -48,7 +48,7 @@ from dafast.training.tasks import task_of
 from dafast.training.unreadable import Unreadable
 
 QUIET_STEPS = 10
-"""So many steps in a row with a gradient of exactly 0 give a warning."""
+"""This number of steps in a row with a gradient of exactly 0 gives a warning."""
 
 
 class TooManyBadStepsError(RuntimeError):
@@ -358,8 +358,8 @@ class Run:
         """Whether the model is finite: its steps, its weights, and its output for a picture.
 
         One bad step may be the fault of its samples; several in a row are the model's. Only the
-        main process looks at weights and output, and only those of a sharded model are told, for
-        they save together.
+        main process checks weights and output. It sends the result only to the processes of a
+        sharded model, which save together.
         """
         finite = self.bad_in_a_row <= 1
         models: list[nn.Module] = [self.result()]  # every process must call it

@@ -49,7 +49,7 @@ class RunState:
     best_score: float = math.inf
 
     def advance(self, samples: int, unlabeled: int, skipped: bool) -> None:
-        """Counts a step of so many labeled and unlabeled samples."""
+        """Counts a step and its labeled and unlabeled samples."""
         self.step += 1
         self.position += samples
         self.unlabeled_position += unlabeled

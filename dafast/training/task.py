@@ -31,7 +31,7 @@ class Samples(Protocol):
 
 
 class StepBatch(Protocol):
-    """What the loop reads of a batch, whatever the task."""
+    """What the loop reads of a batch of any task."""
 
     @property
     def keys(self) -> Sequence[str]:

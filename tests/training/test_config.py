@@ -91,7 +91,7 @@ def test_errors_name_the_key(tmp_path: Path, text: str, message: str) -> None:
         *("--data.hold-out 0.1", "--data.hold-out 0.1 --data.path a.csv --data.eval-path b"),
     ],
 )
-def test_values_out_of_range_are_told_before_anything_is_loaded(option: str) -> None:
+def test_values_out_of_range_are_errors_before_anything_is_loaded(option: str) -> None:
     key = option.split()[0].removeprefix("--").replace("-", "_")
     with pytest.raises(ConfigError, match=f"^{key} "):
         parse_args(option.split())

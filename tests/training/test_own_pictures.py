@@ -98,7 +98,7 @@ def test_what_is_held_out_is_not_trained_on(tmp_path: Path, rng: np.random.Gener
     assert len(kept) == 9 and len(held_out) == 3
     assert kept | held_out == {f"{i}.png" for i in range(12)}
     other = dataclasses.replace(config_of(path, hold_out=0.25), out=str(tmp_path / "b"), seed=5)
-    assert names(pack_lists(other, ONE).data.eval_path) == held_out, "whatever the seed"
+    assert names(pack_lists(other, ONE).data.eval_path) == held_out, "for every seed"
     sample = ShardDataset(packed.data.eval_path, labels="physical")[0]
     metres = np.load(tmp_path / str(sorted(held_out)[0]).replace(".png", ".npy")) * 0.001
     assert np.isclose(sample.disparity.max(), 1 / metres.min(), rtol=0.1)
@@ -147,7 +147,7 @@ def test_mistakes_are_named(tmp_path: Path, rng: np.random.Generator) -> None:
 
 
 def test_a_corrected_label_is_no_silent_matter(tmp_path: Path, rng: np.random.Generator) -> None:
-    """The run's shards hold the old one: it is told, and packed anew once they are gone."""
+    """The run's shards hold the old one: the run says so, and packs again once they are gone."""
     path = write_list(tmp_path, 4, rng)
     config = config_of(path, hold_out=0.25)
     packed = pack_lists(config, ONE)
@@ -159,7 +159,7 @@ def test_a_corrected_label_is_no_silent_matter(tmp_path: Path, rng: np.random.Ge
     assert pack_lists(config, ONE) == packed
     sample = ShardDataset(packed.data.path, labels="physical")[0]
     assert 1 / sample.disparity.max() > 0.9, "twice as far"
-    # With the shards in the list's place a run goes on without its pictures.
+    # With the shards instead of the list a run continues without its pictures.
     for i in range(4):
         (tmp_path / f"{i}.npy").unlink()
     with pytest.raises(ConfigError, match="have changed in size or date"):

@@ -32,7 +32,7 @@ TOLERANCE = TOLERANCES[torch.float32].model
 
 @pytest.fixture
 def group() -> Iterator[None]:
-    """A process group of this process alone."""
+    """A process group of only this process."""
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     yield
     dist.destroy_process_group()
@@ -170,7 +170,7 @@ def test_two_sharded_processes_equal_one_and_its_checkpoints_are_those_of_one(
     ]
     assert shapes[0] == shapes[1]
 
-    # Sharded, it goes on from the middle to the bit; and from there in one process too.
+    # Sharded, it continues from the middle to the bit; from there also in one process.
     whole = runs.metrics(Path(sharded.out))
     for run in (config, sharded):
         list_checkpoints(checkpoint_folder(run.out))[0].unlink()
@@ -196,7 +196,7 @@ def test_two_processes_that_accumulate_equal_one(shards: Path, tmp_path: Path, s
 
 @pytest.mark.slow
 def test_a_killed_worker_is_started_again(shards: Path, tmp_path: Path, seed: int) -> None:
-    """The run goes on from its last checkpoint, and ends as if nothing had happened."""
+    """The run continues from its last checkpoint, and ends as if nothing had happened."""
     config = start_config(shards, tmp_path, seed, steps=5)
     runs.torchrun(config, 2)
     broken = dataclasses.replace(config, out=str(tmp_path / "broken"))

@@ -88,7 +88,7 @@ def test_a_finished_run_given_again_stays_as_it_is(
         assert "eval/loss" in runs.metrics(out)[-1]
         lines += 1
     assert len(runs.metrics(out)) == lines
-    train(dataclasses.replace(config, steps=3), ONE)  # more steps go on
+    train(dataclasses.replace(config, steps=3), ONE)  # more steps continue
     assert sorted(tiny.losses(out)) == [1, 2, 3]
 
 
@@ -130,7 +130,7 @@ def test_an_evaluation_that_a_stop_prevented_is_made_up_for(
 def test_an_abandoned_future_is_set_aside(
     shards: Path, tmp_path: Path, seed: int, capsys: pytest.CaptureFixture
 ) -> None:
-    """A run that goes on from an older checkpoint keeps its own; what was later is not lost."""
+    """A run that continues from an older checkpoint keeps its own; later files are not lost."""
     out = tmp_path / "run"
     config = tiny_config(shards, out, seed=seed, steps=4, checkpoint_every=1, keep=4, optim=OPTIM)
     config = evaluated(config, shards, eval_every=1)
@@ -157,7 +157,7 @@ def test_an_abandoned_future_is_set_aside(
     train(again, ONE)
     assert "is finished" in capsys.readouterr().out
     assert tree(out) == before_again
-    # With more steps it goes on from its own newest checkpoint.
+    # With more steps it continues from its own newest checkpoint.
     train(dataclasses.replace(again, steps=4), ONE)
     assert sorted(tiny.losses(out)) == [1, 2, 3, 4]
     assert not (out / "set-aside-2").exists()
@@ -223,7 +223,7 @@ def test_the_checkpoint_that_is_written_is_kept(keep: int, tmp_path: Path) -> No
         assert len(list_checkpoints(tmp_path)) <= keep
 
 
-def test_a_warm_up_as_long_as_the_epochs_is_told(shards: Path, tmp_path: Path) -> None:
+def test_a_warm_up_as_long_as_the_epochs_is_an_error(shards: Path, tmp_path: Path) -> None:
     config = tiny_config(shards, tmp_path / "run", steps=0, epochs=0.25)  # 9 images, 2 steps
     with pytest.raises(ConfigError, match=r"warmup_steps \(3\).* 36 images, 4 a step, are 2 steps"):
         train(config, ONE)
@@ -238,7 +238,7 @@ def test_a_warm_up_as_long_as_the_epochs_is_told(shards: Path, tmp_path: Path) -
 def test_a_shard_that_vanishes_stops_the_run_with_what_is_done(
     workers: int, tmp_path: Path, seed: int
 ) -> None:
-    """It is one error about the shard, not so many damaged samples; the run goes on from there.
+    """It is one error about the shard, not many damaged samples; the run continues from there.
 
     As a command: with processes of the loader it has to end, too.
     """
@@ -357,7 +357,7 @@ def test_a_limit_of_the_system_is_one_line(shards: Path, tmp_path: Path, seed: i
     assert "Traceback" not in done.stderr
 
 
-def test_the_message_of_a_process_of_the_loader_is_told_without_its_traceback() -> None:
+def test_the_message_of_a_loader_process_has_no_traceback() -> None:
     text = "Caught ShardError in DataLoader worker process 0.\nOriginal Traceback (most recent "
     error = ShardError(f"{text}call last):\n  File x\ndafast.data.remote.ShardError: a is gone\n")
     assert message(error) == "a is gone"
@@ -378,7 +378,7 @@ SIGMOID = {"metric": MetricSection(max_depth=80.0, head="sigmoid")}
         ({}, {"model": ModelSection(preset="nano")}, r"model\.preset: tiny -> nano"),
     ],
 )
-def test_a_run_of_another_network_is_not_gone_on_with(
+def test_a_run_of_another_network_is_not_continued(
     first: dict[str, Any], second: dict[str, Any], message: str, shards: Path, tmp_path: Path
 ) -> None:
     config = tiny_config(shards, tmp_path / "run", steps=1, optim=OPTIM)

@@ -157,7 +157,7 @@ def test_depth_trains_with_a_frozen_encoder_too(shards: Path, tmp_path: Path, se
 
 
 @pytest.mark.parametrize("head", ["linear", "dpt"])
-def test_a_stopped_run_goes_on_as_if_it_had_not(
+def test_a_stopped_run_continues_as_if_it_had_not(
     head: str, photos: Path, tmp_path: Path, seed: int
 ) -> None:
     """To the bit, BatchNorm's statistics and dropout included."""
@@ -188,7 +188,7 @@ def test_the_average_has_the_statistics_of_batchnorm(
 def test_it_starts_from_what_another_run_exported(
     head: str, photos: Path, tmp_path: Path, seed: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Head and encoder where classes and head are the same; the encoder alone where not."""
+    """Head and encoder where classes and head are the same; else only the encoder."""
     torch.manual_seed(seed)
     start = SegmentationModel.from_depth(tiny.trained_model(), ["red", "green", "blue"], "linear")
     start.save_pretrained(tmp_path / "start")
@@ -402,7 +402,7 @@ def test_a_wrong_path_names_its_setting(key: str, photos: Path, tmp_path: Path) 
         train(dataclasses.replace(config, data=data), ONE)
 
 
-def test_a_run_of_depth_is_not_gone_on_with(photos: Path, shards: Path, tmp_path: Path) -> None:
+def test_a_run_of_depth_is_not_continued(photos: Path, shards: Path, tmp_path: Path) -> None:
     config = config_of(photos, tmp_path / "run", steps=1)
     depth = dataclasses.replace(
         config, segmentation=SegmentationSection(), data=DataSection(path=str(shards), workers=0,

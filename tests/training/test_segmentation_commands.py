@@ -114,7 +114,7 @@ def test_the_commands_run_in_order(
 
 @pytest.mark.slow
 def test_the_linear_probe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    """The script as it stands, on a few scenes and for a few steps; a second run goes on."""
+    """The script, on a few scenes and for a few steps; a second run continues."""
     pytest.importorskip("embreex", reason="embreex is not installed (extra dafast[synth])")
     pytest.importorskip("skimage", reason="scikit-image is not installed (extra dafast[synth])")
     monkeypatch.syspath_prepend(str(ROOT / "experiments"))

@@ -42,7 +42,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory, run_seed: int) -> Path:
-    """Unlabeled shards: images alone."""
+    """Unlabeled shards: only images."""
     return tiny.write_shards(tmp_path_factory.mktemp("photos"), 2, 12, run_seed, labeled=False)
 
 

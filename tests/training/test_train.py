@@ -212,7 +212,7 @@ def test_auto_precision_is_that_of_inference(
     assert f"on 1 x cpu, {dtype}" in "".join(capsys.readouterr())
 
 
-def test_what_a_user_can_mend_is_an_error_with_its_name(shards: Path, tmp_path: Path) -> None:
+def test_mistakes_of_a_user_are_errors_that_name_the_setting(shards: Path, tmp_path: Path) -> None:
     config = tiny_config(shards, tmp_path / "run", steps=1)
     absent = ModelSection(preset="tiny", init=str(tmp_path / "absent.pth"))
     with pytest.raises(ConfigError, match=r"model\.init: .*absent\.pth"):

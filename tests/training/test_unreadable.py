@@ -71,7 +71,7 @@ def test_what_all_processes_found_counts_once() -> None:
         again.add({}, Several({"labeled": ["d"]}))  # type: ignore[arg-type]
 
 
-def test_what_was_mended_counts_no_more() -> None:
+def test_repaired_samples_are_not_counted() -> None:
     """Three of ten were damaged; two of them are whole again, and two others are met."""
     counted = Unreadable(of_sizes(10, None, broken="ade"), 0.3)
     counted.load_state_dict({"labeled": ["a: gone", "b: gone", "c: gone"]})
@@ -81,14 +81,14 @@ def test_what_was_mended_counts_no_more() -> None:
         counted.add({"labeled": ["f: gone"]}, ONE)
 
 
-def test_shards_of_one_name_are_told_apart(tmp_path: Path, seed: int) -> None:
+def test_shards_of_one_name_are_kept_apart(tmp_path: Path, seed: int) -> None:
     folders = [tiny.write_shards(tmp_path / name, 1, 2, seed) for name in "ab"]
     data = ShardDataset([str(folder) for folder in folders])
     assert len({data.name(index) for index in range(4)}) == 4
     assert ShardDataset(str(folders[0])).name(0) == "00000.tar/000000"
 
 
-def test_of_an_early_checkpoint_is_counted_anew() -> None:
+def test_an_early_checkpoint_is_counted_again() -> None:
     counted = Unreadable(of_sizes(10, 10), 0.0)
     counted.load_state_dict(["a: gone"])
     counted.add({}, ONE)

@@ -138,7 +138,7 @@ if __name__ == "__main__":
     from dafast.training.loop import train  # noqa: F401 (before anything is replaced)
     from dafast.training.progress import RunLog
 
-    # "RANK CALL": the loss of one call in one process alone is NaN.
+    # "RANK CALL": the loss of one call in only one process is NaN.
     if poison := os.environ.get("TINY_POISON"):
         rank, call = poison.split()
         if os.environ["RANK"] == rank:
