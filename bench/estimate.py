@@ -320,7 +320,7 @@ def report() -> str:
     for name in names:
         slow, fast = (1e3 * plan()[name].seconds(rates) for rates in H100)
         totals.append(f" | {slow:.2f} to {fast:.2f}")
-    parts.append(["all, the host beside it", *totals])
+    parts.append(["all, with the host in parallel", *totals])
     head = parts[0]
     lines = [f"| {' | '.join(head)} |", "|---|" + "---:|" * (2 * len(names))]
     lines += [f"| {' | '.join(row)} |" for row in parts[1:]]

@@ -78,7 +78,7 @@ _GPU = "`bench/estimate.py`, H100, bfloat16"
 INPUTS = (
     Input("image_kb", 139.0, "kB", f"{_LOADER} (JPEG, quality 95)"),
     Input("label_kb", 505.0, "kB", f"{_LOADER} (16-bit PNG)"),
-    Input("decode_ms", 1.9, "ms of a processor", f"{_LOADER} (the image alone)"),
+    Input("decode_ms", 1.9, "ms of a processor", f"{_LOADER} (only the image)"),
     Input("encode_ms", 12.7, "ms of a processor", f"{_LOADER} (`encode` less `decode`)"),
     Input("student_ms", 9.7, "ms of a processor", f"{_LOADER}, crops of 518"),
     Input("scan_ms", 52.5, "ms a shard", "measured: `bench/loader.py`, 1000 labeled samples"),
@@ -136,7 +136,7 @@ def stored(values: Values) -> list[list[str]]:
     rows = [["", "TB", "a shard, MB", "$ a month"]]
     for name, kb in (
         ("images, packed", image),
-        ("labels alone", label),
+        ("labels only", label),
         ("labeled shards (images and labels)", image + label),
     ):
         tb = images * kb / 1e9
