@@ -1,13 +1,13 @@
-"""What the network should take on a GPU, from what its parts took: `python bench/estimate.py`.
+"""Estimates the network's time on a GPU from measured kernels: `python bench/estimate.py`.
 
 Every operation of a pass is counted from its shapes (fake tensors: nothing is computed): its
-floating-point operations, the bytes that it reads and writes, and that it is one call. Its time is
-the longer of its arithmetic and of its bytes, at rates that were measured for single kernels, times
-shares that are assumed where nothing was measured. A pass takes the sum, or as long as its calls
-take the host, if that is longer. The shares have a low and a high end, and so has the result.
+floating-point operations, the bytes that it reads and writes, and one call. Its time is that of
+its arithmetic or of its bytes, the longer one, at rates that were measured for single kernels,
+times shares that are assumed where nothing was measured. The time of a pass is the sum, or the
+time of its calls on the host if that is longer. The shares have a low and a high end, and so has
+the result.
 
-`--here` does the same for this CPU, measures its rates and then the network itself: by how much
-the estimate misses there.
+`--here` estimates the same for this CPU, measures its rates and the network, and prints both.
 """
 
 from __future__ import annotations
@@ -63,13 +63,13 @@ class Rates:
 
     Attributes:
         product: FLOP/s of a large matrix product.
-        product_share: Of that, what products of the network's shapes reach.
-        convolution_share: The same of the decoder's convolutions.
+        product_share: Fraction of it that products of the network's shapes reach.
+        convolution_share: Fraction of it that the decoder's convolutions reach.
         attention: FLOP/s of attention.
-        attention_backward: FLOP/s of its backward alone.
-        tail: FLOP/s of the decoder's tail where it is one kernel.
+        attention_backward: FLOP/s of its backward only.
+        tail: FLOP/s of the decoder's tail as one kernel.
         copy: Bytes/s that a copy moves, read and written.
-        copy_share: Of that, what operations bound by memory reach.
+        copy_share: Fraction of it that memory-bound operations reach.
         resize: Bytes/s of the bilinear resize.
         call: Seconds of the host for an operation of PyTorch's.
         own_call: The same for one of dafast's.
@@ -119,7 +119,7 @@ SOURCES = (
     ("call", "us", 1e-6, "assumed: an operation of PyTorch's on the host"),
     ("own_call", "us", 1e-6, "measured: an operation that dafast has a kernel for, on the host"),
 )
-"""Where the figures of `H100` are from: field, unit, its size, source."""
+"""The sources of the figures of `H100`: field, unit, size of the unit, source."""
 
 
 class Counter(TorchDispatchMode):
@@ -135,7 +135,7 @@ class Counter(TorchDispatchMode):
         name, packet = func._schema.name, func._overloadpacket
         free = name.startswith("prim::") or name.split("::")[1] in _FREE
         if free or any(r.alias_info and not r.alias_info.is_write for r in func._schema.returns):
-            return out  # a view, or a question about a tensor
+            return out  # a view, or a query of a tensor
         own = any(part in name for part in _OWN)
         self.calls, self.own_calls = self.calls + (not own), self.own_calls + own
         tensors = [t for t in tree_leaves((args, kwargs, out)) if isinstance(t, Tensor)]
@@ -158,7 +158,7 @@ class Counter(TorchDispatchMode):
         return out
 
     def tail(self, scratch: Scratch, x: Tensor, size: tuple[int, int]) -> Tensor:
-        """The decoder's tail as the one kernel that it is in inference on a GPU."""
+        """The decoder's tail as one kernel, as in inference on a GPU."""
         self.own_calls += 1
         out = torch.empty(len(x), 1, *size, dtype=torch.float32)
         weight = scratch.output_conv2[0].weight
@@ -168,7 +168,7 @@ class Counter(TorchDispatchMode):
 
 
 _OWN = ("attention", "layer_norm", "gelu", "upsample_bilinear")
-"""What dafast has kernels of its own for, in PyTorch's names."""
+"""PyTorch's names of the operations that dafast has kernels for."""
 
 _FREE = {"detach", "promote_types", "empty", "new_empty", "new_empty_strided", "empty_like",
          "_unsafe_view"}  # fmt: skip
@@ -180,9 +180,9 @@ class Work:
 
     Attributes:
         images: In the batch.
-        ops: What is computed.
-        calls: Operations of PyTorch's; what is a view costs nothing.
-        own_calls: Operations that dafast has kernels for.
+        ops: The operations that compute.
+        calls: Number of PyTorch's operations, without views.
+        own_calls: Number of operations that dafast has kernels for.
     """
 
     images: int
@@ -199,13 +199,13 @@ class Work:
         )
 
     def seconds(self, rates: Rates) -> float:
-        """Of an image."""
+        """Seconds per image."""
         device = sum(map(rates.seconds, self.ops))
         host = self.calls * rates.call + self.own_calls * rates.own_call
         return max(device, host) / self.images
 
     def by_kind(self, rates: Rates) -> dict[str, float]:
-        """Seconds of an image by kind, the host's apart."""
+        """Seconds per image by kind; those of the host have a kind of their own."""
         parts = dict.fromkeys(KINDS, 0.0)
         for op in self.ops:
             parts[op.kind] += rates.seconds(op) / self.images
@@ -217,7 +217,7 @@ class Work:
 def _counted(
     preset: str, dtype: torch.dtype, train: bool
 ) -> Iterator[tuple[DepthAnything, Counter]]:
-    """A model of fake tensors, and what counts what is done with it."""
+    """A model of fake tensors, and a counter of its operations."""
     with torch.device("meta"):
         model = DepthAnything(preset)
     with FakeTensorMode():
@@ -232,7 +232,7 @@ def _counted(
         model.train(train)
         counter = Counter()
         with ExitStack() as stack:
-            for op in OPS.values():  # in PyTorch's terms, whatever this machine has kernels for
+            for op in OPS.values():  # PyTorch's operations, independent of this machine's kernels
                 known = {k: v for k, v in op.backends.items() if k in ("sdpa", "reference")}
                 stack.enter_context(mock.patch.object(op, "backends", known))
             if not train:
@@ -257,7 +257,7 @@ def student_work(preset: str, size: tuple[int, int], images: int) -> Work:
     """A step of a student's training: a third of the images labeled, aligned with an encoder.
 
     Forward and backward under autocast, the frozen encoder on two thirds, AdamW; not the losses
-    (0.03 ms an image, measured) nor the exchange of gradients, which goes on beside the backward.
+    (0.03 ms an image, measured) nor the exchange of gradients, which overlaps with the backward.
     """
     with _counted(preset, torch.float32, train=True) as (model, counter):
         x = torch.empty(images, 3, *size)
@@ -280,7 +280,7 @@ def student_work(preset: str, size: tuple[int, int], images: int) -> Work:
 
 @functools.cache
 def plan() -> dict[str, Work]:
-    """The work behind the rates of the plan, by the names of its inputs."""
+    """The work of each estimated rate of the plan, by the name of the input."""
     return {
         "teacher_rate": forward_work("vitl", PICTURE, LABEL_BATCH),
         "small_teacher_rate": forward_work("vits", PICTURE, LABEL_BATCH),
@@ -289,7 +289,7 @@ def plan() -> dict[str, Work]:
 
 
 def images_per_second(name: str) -> tuple[float, float]:
-    """The slow and the fast end on an H100 of one of `plan`, in two digits."""
+    """The slow and the fast end of one of `plan` on an H100, to two digits."""
     slow, fast = (float(f"{1 / plan()[name].seconds(rates):.2g}") for rates in H100)
     return slow, fast
 
@@ -301,7 +301,7 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
 
 
 def report() -> str:
-    """Rates and parts of the estimate, as docs/scale.md has them."""
+    """The tables of rates and parts in docs/scale.md."""
     rows = [["rate", "slow", "fast", "unit", "from"]]
     for name, unit, size, source in SOURCES:
         slow, fast = (getattr(rates, name) / size for rates in H100)
@@ -320,7 +320,7 @@ def report() -> str:
     for name in names:
         slow, fast = (1e3 * plan()[name].seconds(rates) for rates in H100)
         totals.append(f" | {slow:.2f} to {fast:.2f}")
-    parts.append(["all, the host beside it", *totals])
+    parts.append(["all, with the host in parallel", *totals])
     head = parts[0]
     lines = [f"| {' | '.join(head)} |", "|---|" + "---:|" * (2 * len(names))]
     lines += [f"| {' | '.join(row)} |" for row in parts[1:]]
@@ -342,10 +342,10 @@ def _counted_text(work: Work, kind: str) -> str:
 def here(
     preset: str, size: tuple[int, int], dtype: torch.dtype, rounds: int
 ) -> dict[str, dict[str, float]]:
-    """The estimate for this CPU from rates that are measured now, and the network itself.
+    """Estimates the network on this CPU from rates measured now, and measures the network.
 
-    Rates and network are measured in turn, on one thread, and in the processor's time: so that
-    other work on the machine counts little, and for all of them alike.
+    Rates and network are measured in turn, on one thread, in processor time, so that other work on
+    the machine has little effect and the same effect on each.
     """
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -403,10 +403,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any] | str:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--here", action="store_true", help="hold the method against this CPU")
+    parser.add_argument("--here", action="store_true", help="compare the estimate with this CPU")
     parser.add_argument("--preset", default="vits", help="with --here")
-    parser.add_argument("--rounds", type=int, default=7, help="turns of each run with --here")
-    parser.add_argument("--json", type=Path, help="with --here, also write what was seen")
+    parser.add_argument("--rounds", type=int, default=7, help="rounds of each run with --here")
+    parser.add_argument(
+        "--json", type=Path, help="with --here, also write the figures to this file"
+    )
     options = parser.parse_args(argv)
     if not options.here:
         text = report()

@@ -1,8 +1,8 @@
 """Times every op with every backend that this machine has: `python bench/kernels.py`.
 
-An op whose result or gradient differs from the reference gets no figure. Figures are medians of
-runs taken in turn. `--static` needs no GPU: it compiles the Triton kernels for an architecture and
-reports what they are made of.
+A backend whose result or gradient differs from the reference gets no figure. Figures are medians;
+the backends run in turn. `--static` needs no GPU: it compiles the Triton kernels for an
+architecture and reports their registers, instructions and traffic.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ LOOP_KINDS = ("matrix", "exp", "float", "convert", "integer", "shuffle", "shared
 def timed(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """Measures the cases; returns the machine, its peaks and all records.
 
-    ``--json`` is written after every case, so that what was measured outlives what comes after.
+    ``--json`` is written after every case, so that an interrupted run keeps its records.
     """
     records: list[dict[str, Any]] = []
     report = {"machine": machine(device), "peaks": peaks(device), "records": records}
@@ -60,7 +60,7 @@ def timed(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
 
 
 def _share(record: dict[str, Any], at_best: dict[str, float]) -> str:
-    """Per cent of the device's measured peak: of its memory's or its matrix units', the higher."""
+    """Per cent of the device's measured peak, of memory or matrix units, the higher one."""
     shares = []
     if "gbytes" in record and "copy_gbytes" in at_best:
         shares.append(record["gbytes"] / at_best["copy_gbytes"])
@@ -70,7 +70,7 @@ def _share(record: dict[str, Any], at_best: dict[str, float]) -> str:
 
 
 def _console() -> Console:
-    """Wide enough for the tables where the output is a file or a pipe."""
+    """A console that is wide enough for the tables if the output is a file or a pipe."""
     return Console() if sys.stdout.isatty() else Console(width=170)
 
 
@@ -100,8 +100,8 @@ def print_timed(report: dict[str, Any]) -> None:
 
 
 def static(options: argparse.Namespace) -> dict[str, Any]:
-    """Compiles the cases for one architecture; returns what the kernels are made of."""
-    # Not at the top: they need Triton, and must meet it outside of its interpreter.
+    """Compiles the cases for one architecture; returns the records of their kernels."""
+    # Imported here: they need Triton, without its interpreter.
     os.environ.pop("TRITON_INTERPRET", None)
     from bench import static, traffic
 
@@ -117,7 +117,7 @@ def static(options: argparse.Namespace) -> dict[str, Any]:
         for dtype in case.dtypes:
             if options.dtype and str(dtype).removeprefix("torch.") not in options.dtype:
                 continue
-            # Products of float32 follow this; other dtypes do not look at it.
+            # It affects float32 products only.
             for precision in ("highest", "high") if dtype == torch.float32 else ("highest",):
                 if precision == "high" and case.op in WITHOUT_PRODUCTS:
                     continue
@@ -125,7 +125,7 @@ def static(options: argparse.Namespace) -> dict[str, Any]:
                 record = static.inspect(case, dtype, options.arch)
                 found.append((case, dtype, {**record, "precision": precision}))
     torch.set_float32_matmul_precision("highest")
-    # Interpreting is slow: the first case of every op, and all that are small.
+    # Interpreting is slow: count the first case of every op, and all small ones.
     counted: dict[str, tuple[Case, torch.dtype]] = {}
     if not options.no_traffic:
         seen = set()
@@ -153,11 +153,11 @@ def _title(r: dict[str, Any]) -> str:
 
 
 def print_static(report: dict[str, Any]) -> None:
-    """Prints the records of `static`: for every case its launches, and what they cost in all."""
+    """Prints the records of `static`: the launches of every case, and their total."""
     console = _console()
     console.print(
-        f"Compiled for {report['arch']} by Triton {report['triton']}. The bound is what the data "
-        f"sheet of {report['card']} allows the forward; it is not a measurement."
+        f"Compiled for {report['arch']} by Triton {report['triton']}. The bound follows from "
+        f"the data sheet of {report['card']}; it is not a measurement."
     )
     for r in report["records"]:
         table = Table(title=_title(r), title_justify="left")
@@ -222,16 +222,20 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Command line; returns the report that it prints."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--op", action="append", choices=sorted(OPS), help="only this op")
-    parser.add_argument("--rounds", type=int, default=15, help="runs of each backend (at least 2)")
+    parser.add_argument(
+        "--rounds", type=int, default=15, help="rounds of each backend (at least 2)"
+    )
     parser.add_argument("--leave-out", action="append", metavar="BACKEND",
-                        help="not this one, e.g. 'reference compiled'")  # fmt: skip
-    parser.add_argument("--small", action="store_true", help="tiny inputs, to try the script")
+                        help="skip this one, e.g. 'reference compiled'")  # fmt: skip
+    parser.add_argument("--small", action="store_true", help="tiny inputs, to test the script")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="also write the report to this file")
-    parser.add_argument("--plot", type=Path, help="also draw the times into this file")
-    parser.add_argument("--static", action="store_true", help="compile and inspect, time nothing")
+    parser.add_argument("--plot", type=Path, help="also plot the times to this file")
+    parser.add_argument(
+        "--static", action="store_true", help="compile and inspect the kernels; time nothing"
+    )
     parser.add_argument("--arch", default="sm_90", choices=("sm_80", "sm_90", "sm_100", "gfx942"),
-                        help="what --static compiles for")  # fmt: skip
+                        help="architecture that --static compiles for")  # fmt: skip
     parser.add_argument("--dtype", action="append", help="with --static: only this dtype")
     parser.add_argument("--sample", action="store_true",
                         help="with --static: only the first case of every op")  # fmt: skip
@@ -239,13 +243,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
                         help="with --static: do not count bytes (minutes)")  # fmt: skip
     options = parser.parse_args(argv)
     if "reference" in (options.leave_out or ()):
-        parser.error("--leave-out reference: it is what the others are held against")
+        parser.error("--leave-out reference: the others are compared with it")
     if options.static:
         report = static(options)
         print_static(report)
     else:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        # Convolutions in true float32 too, as matrix products are: cuDNN's default is TF32.
+        # Convolutions in full float32, as matrix products are: cuDNN's default is TF32.
         torch.backends.cudnn.allow_tf32 = torch.get_float32_matmul_precision() != "highest"
         report = timed(options, device)
         print_timed(report)

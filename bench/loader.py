@@ -1,23 +1,23 @@
-"""How fast images come out of shards: `python bench/loader.py [--shards PATH|URL]`.
+"""Times the reading of images from shards: `python bench/loader.py [--shards PATH|URL]`.
 
-One table: images a second that loader processes give, stage by stage, each stage with all that is
-before it; and what one image costs a processor, measured within this process, so that other work on
-the machine does not count.
+One table: the images per second of loader processes at each stage, which includes all stages
+before it, and the processor time of one image, measured in this process, so that other work on the
+machine does not count.
 
     read          the sample's image as it is stored
     image         the image as an array
     decode        image and label as arrays
-    teacher       cropped and flipped, in batches: what a teacher learns from
-    student       two in three unlabeled, with CutMix's box, in batches
-    encode        a map as the 16-bit PNG of `dafast label`, beside decoding
+    teacher       cropped and flipped, in batches: the input of a teacher's training
+    student       two of three unlabeled, with CutMix's box, in batches
+    encode        decoding, and a map as the 16-bit PNG of `dafast label`
 
-And what the student's step adds to an unlabeled image where it trains: the time of the colours of a
-batch (`dafast.data.colours`) on that device; on a CPU, of a processor.
+It also prints what the student's step adds to an unlabeled image: the time of the colours of a
+batch (`dafast.data.colours`) on the training device; on a CPU, processor time.
 
 With --peers the first two stages are compared with `webdataset` pipelines (bench/loader_peers.py).
 
-Without --shards it makes some in a temporary folder: mosaics of the example photos, so that a pixel
-has as much detail as a photograph's, with the maps of `nano`, of the same size, as labels.
+Without --shards it creates some in a temporary folder: mosaics of the example photos, which have
+the detail of photographs, with the maps of `nano`, of the same size, as labels.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def make_shards(folder: Path, count: int, size: tuple[int, int], seed: int) -> N
 
 
 class Stage(Dataset[Any]):
-    """One stage of the loader, in the place of `TrainingData`."""
+    """One stage of the loader, instead of `TrainingData`."""
 
     def __init__(self, data: TrainingData, name: str) -> None:
         self.data, self.name = data, name
@@ -112,12 +112,12 @@ class Stage(Dataset[Any]):
 
     @property
     def collate(self) -> Callable[[list[Any]], Any]:
-        """Of the samples of a batch: as in training, or nothing."""
+        """Makes a batch of samples as in training, or a list."""
         return collate if self.name in ("teacher", "student") else list
 
 
 def batches(stage: Stage, shape: int, batch: int, workers: int, seed: int) -> Iterator[Any]:
-    """The loader's batches without end, in random order, as in training."""
+    """Endless batches of the loader, in random order, as in training."""
     sampler = StreamSampler(len(stage.data.labeled), batch, ((shape, shape),), seed)
     return iter(
         DataLoader(
@@ -133,7 +133,7 @@ def batches(stage: Stage, shape: int, batch: int, workers: int, seed: int) -> It
 def speed(stage: Stage, shape: int, batch: int, workers: int, seconds: float, seed: int) -> float:
     """Images a second in the steady state."""
     stream = batches(stage, shape, batch, workers, seed)
-    for _ in range(1 + 2 * workers):  # what the workers made while they started
+    for _ in range(1 + 2 * workers):  # batches that the workers made while they started
         next(stream)
     images, began = 0, time.perf_counter()
     while time.perf_counter() - began < seconds:
@@ -143,7 +143,7 @@ def speed(stage: Stage, shape: int, batch: int, workers: int, seconds: float, se
 
 
 def cost(stage: Stage, shape: int, count: int, seed: int) -> float:
-    """Processor time of one image, in milliseconds: the least of three turns' means."""
+    """Processor time of one image in milliseconds: the smallest of the means of three rounds."""
     turns = []
     for turn in range(3):
         samples = len(stage.data.labeled)
@@ -157,7 +157,7 @@ def cost(stage: Stage, shape: int, count: int, seed: int) -> float:
 
 
 def colours(shape: int, batch: int, device: torch.device, seed: int) -> float:
-    """Time of one image of the student's strong view, in milliseconds: the median of nine turns."""
+    """Time of the strong view of one image in milliseconds: the median of nine rounds."""
     rng = np.random.default_rng(seed)
     pixels = rng.integers(0, 256, (batch, shape, shape, 3), np.uint8)
     images = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2)
@@ -178,7 +178,7 @@ def colours(shape: int, batch: int, device: torch.device, seed: int) -> float:
 
 
 def sizes(data: ShardDataset, count: int) -> dict[str, float]:
-    """Mean bytes and pixels of images, and bytes of their labels as `dafast label` writes them."""
+    """Mean bytes and pixels of images, and bytes of labels as `dafast label` writes them."""
     images, pixels, labels = [], [], []
     for index in np.linspace(0, len(data) - 1, min(count, len(data))).round().astype(int):
         sample = data.read(int(index))
@@ -192,10 +192,10 @@ def sizes(data: ShardDataset, count: int) -> dict[str, float]:
 
 
 def start(folder: Path, count: int = 1000) -> dict[str, float]:
-    """What opening a labeled shard of so many samples costs, in milliseconds and bytes.
+    """The cost of opening a labeled shard of `count` samples, in milliseconds and bytes.
 
-    `scan_ms` is to find where its samples are, `kept_ms` to read that from what was kept,
-    `index_bytes` what of it stays in memory for each sample.
+    `scan_ms` is the time to find the samples, `kept_ms` the time to read the kept index, and
+    `index_bytes` the memory that the index takes for each sample.
     """
     shard = folder / "start.tar"
     with tarfile.open(shard, "w") as tar:
@@ -224,22 +224,24 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--shards", help="labeled shards: folder, pattern or URL")
-    parser.add_argument("--pictures", type=int, default=48, help="how many are made without it")
-    parser.add_argument("--size", type=_size, default=(518, 690), help="of those: HEIGHTxWIDTH")
+    parser.add_argument(
+        "--pictures", type=int, default=48, help="number of pictures to create without --shards"
+    )
+    parser.add_argument("--size", type=_size, default=(518, 690), help="their size: HEIGHTxWIDTH")
     parser.add_argument("--shape", type=int, default=518, help="side of the crops")
     parser.add_argument("--batch", type=int, default=24)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, os.cpu_count() or 1])
-    parser.add_argument("--stage", action="append", choices=STAGES, help="only this one")
-    parser.add_argument("--seconds", type=float, default=5.0, help="a figure takes")
-    parser.add_argument("--images", type=int, default=24, help="that a processor's time is of")
+    parser.add_argument("--stage", action="append", choices=STAGES, help="only this stage")
+    parser.add_argument("--seconds", type=float, default=5.0, help="duration of one figure")
+    parser.add_argument("--images", type=int, default=24, help="images for the processor time")
     parser.add_argument("--peers", action="store_true", help="compare with webdataset")
-    parser.add_argument("--rounds", type=int, default=7, help="turns of each loader with --peers")
-    parser.add_argument("--device", default="cpu", help="that changes colours: cpu or cuda")
+    parser.add_argument("--rounds", type=int, default=7, help="rounds of each loader with --peers")
+    parser.add_argument("--device", default="cpu", help="device for the colours: cpu or cuda")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="also write the report to this file")
     options = parser.parse_args(argv)
     if options.batch < 3:
-        parser.error("--batch: a student's has three images at least")
+        parser.error("--batch: a student's batch has at least three images")
     torch.set_num_threads(1)  # as in a worker
     device = torch.device(options.device)
     with tempfile.TemporaryDirectory(prefix="dafast-bench-") as folder:
@@ -285,7 +287,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 def print_report(report: dict[str, Any]) -> None:
-    """Prints it, the table as Markdown."""
+    """Prints the report, with the tables as Markdown."""
     print(", ".join(f"{k} {v}" for k, v in report["machine"].items()))
     size = report["sizes"]
     print(
@@ -300,11 +302,11 @@ def print_report(report: dict[str, Any]) -> None:
         speeds = " | ".join(f"{record['images_per_second'][w]:.1f}" for w in workers)
         print(f"| {record['stage']} | {record['ms']:.2f} | {speeds} |")
     opening = report["start"]
-    print(f"\ncolours of an image where it is trained on: {report['colours_ms']:.2f} ms")
+    print(f"\ncolours of an image on the training device: {report['colours_ms']:.2f} ms")
     print(
         f"a shard of 1000 labeled samples: {opening['scan_ms']:.1f} ms to scan, "
-        f"{opening['kept_ms']:.1f} ms from what was kept; {opening['index_bytes']:.0f} bytes of "
-        "memory a sample"
+        f"{opening['kept_ms']:.1f} ms from the kept index; {opening['index_bytes']:.0f} bytes of "
+        "memory per sample"
     )
     if "peers" in report:
         print(f"\n{loader_peers.table(report['peers'])}")

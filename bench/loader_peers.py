@@ -1,9 +1,9 @@
-"""Packed pictures out of our loader and out of `webdataset` pipelines: `bench/loader.py --peers`.
+"""Compares our loader with `webdataset` pipelines on packed pictures: `bench/loader.py --peers`.
 
-Everyone reads the same shards in random order, decodes every picture to an RGB array with Pillow,
-and hands over its size alone, so that the way between processes costs nobody anything. Loaders take
-turns, each turn after what its workers had made ahead; figures are medians of the turns. The files
-are in the system's cache.
+Every loader reads the same shards in random order, decodes each picture to an RGB array with
+Pillow, and returns only its size, so that no time goes into transfers between processes. The
+loaders run in turn; each discards the batches that its workers made ahead. Figures are medians
+over the rounds. The files are in the system's cache.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from dafast.training.data import Request, StreamSampler
 
 OURS = "dafast"
 _SHARD = 32  # pictures in each
-_BUFFER = 100  # that `webdataset` draws from
+_BUFFER = 100  # samples that `webdataset` draws from
 
 
 class Pictures:
-    """What training does of a sample before it transforms it: the picture as an array."""
+    """The pictures as arrays, as training has them before its transforms."""
 
     def __init__(self, data: ShardDataset) -> None:
         self.data = data
@@ -41,7 +41,7 @@ class Pictures:
 
 
 def pictures_alone(data: ShardDataset, folder: Path, count: int) -> list[str]:
-    """Shards of some of a set's pictures, without labels, as `dafast data pack` writes them."""
+    """Shards of the first pictures of a set, without labels, as `dafast data pack` writes them."""
     shards = []
     for first in range(0, min(count, len(data)), _SHARD):
         shards.append(str(folder / f"pictures-{first:06d}.tar"))
@@ -92,7 +92,7 @@ def _size(sample: dict[str, Any]) -> int:
 
 
 def rate(stream: Iterator[list[Any]], ahead: int, seconds: float) -> float:
-    """Images a second of a loader, after the batches that its workers may have made ahead."""
+    """Images per second of a loader, without the batches that its workers may have made ahead."""
     for _ in range(ahead):
         next(stream)
     images, began = 0, time.perf_counter()
@@ -110,7 +110,7 @@ def compare(
     seed: int,
     measure: Callable[[Iterator[list[Any]], int, float], float] = rate,
 ) -> list[dict[str, Any]]:
-    """Medians, and the spread, of every loader; `ratio` is ours to it, the median over rounds."""
+    """Median and range of every loader; `ratio` is ours over it, the median over the rounds."""
     records = []
     for count in workers:
         streams = loaders(shards, batch, count, seed)

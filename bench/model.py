@@ -1,10 +1,10 @@
-"""Times the whole network: `python bench/model.py`, and with `--peers` against others.
+"""Times the whole network: `python bench/model.py`; `--peers` adds other implementations.
 
-On the GPU where there is one (`--device`), otherwise on the CPU.
+It runs on a GPU if there is one, otherwise on the CPU (`--device`).
 
-Every implementation gets the same random weights and the same image and runs in turn with the
-others; one whose map differs from that of our float32 modules gets no figure. Peers that are not
-installed are named with the reason. They come from PyPI:
+All implementations get the same random weights and the same image and run in turn. One whose map
+differs from that of our float32 modules gets no figure. One that is not installed is listed with
+the reason. They come from PyPI:
 `pip install transformers onnxruntime onnx onnxscript openvino`.
 """
 
@@ -30,8 +30,8 @@ from bench import targets
 from bench.peers import PEERS, Peer, Worker
 from bench.timing import machine
 
-# Largest error over the largest value of the map. For 16 bits what rounding does to 12 to 24
-# blocks; float32 implementations differ by the order of their sums.
+# Largest accepted error over the largest value of the map. In 16 bits the error is the rounding of
+# 12 to 24 blocks; float32 implementations differ by the order of their sums.
 TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2, "int8": 1e-1}
 
 
@@ -47,7 +47,7 @@ def prepare(
     model = DepthAnything(preset).eval()
     x = torch.randn(options.batch, 3, height, width)
     with torch.no_grad():
-        # A map that is positive and of order 1, as a trained model's: zeros would compare nothing.
+        # A positive map of order 1, as a trained model predicts: a map of zeros compares nothing.
         model.depth_head.scratch.output_conv2[2].weight.mul_(10)
         model.depth_head.scratch.output_conv2[2].bias.fill_(1.0)
         with use_backend("reference"):
@@ -82,7 +82,7 @@ def _measure(
         def start(peer: Peer) -> Worker:
             return Worker(peer, folder, folder / "image.npy", options.threads)
 
-        # Exporters and compilers fill a CPU and its memory one after the other; a GPU waits.
+        # On a CPU one after the other: exporters and compilers use all of its memory.
         started = [start(peer) for peer in peers] if options.device == "cuda" else []
         for index, peer in enumerate(peers):
             record: dict[str, Any] = {
@@ -149,8 +149,8 @@ def print_report(report: dict[str, Any]) -> None:
 
 
 def print_targets(report: dict[str, Any]) -> None:
-    """Prints the records of the single steps, and what fewer bits cost."""
-    table = Table(title="Single steps; ratio to what is beside it, and the ratio that is aimed at")
+    """Prints the records of the single steps, and the accuracy of fewer bits."""
+    table = Table(title="Single steps: the ratio to the other implementation, and its target")
     for column in ("step", "ms", "against", "ms", "ratio", "target", "met"):
         table.add_column(column, overflow="fold")
     for r in report["targets"]:
@@ -160,7 +160,7 @@ def print_targets(report: dict[str, Any]) -> None:
         met = "yes" if r["ratio"] <= r["target"] else "no"
         table.add_row(r["what"], f"{r['ms']:.2f}", r["against"], f"{r['against_ms']:.2f}",
                       f"{r['ratio']:.3f}", f"{r['target']:.2f}", met)  # fmt: skip
-    accuracy = Table(title="What fewer bits cost: nano on photos with measured depth")
+    accuracy = Table(title="Accuracy of fewer bits: nano on photos with measured depth")
     for column in ("photo", "format", "relative error", "delta_1"):
         accuracy.add_column(column, overflow="fold")
     for r in report["accuracy"]:
@@ -220,18 +220,20 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--model", action="append", help="preset; vits by default")
     parser.add_argument("--size", action="append", type=_size,
                         help="HEIGHTxWIDTH, multiples of 14; 518x518 by default")  # fmt: skip
-    parser.add_argument("--dtype", action="append", choices=sorted(TOLERANCE), help="only this one")
-    parser.add_argument("--peers", action="store_true", help="others' implementations too")
+    parser.add_argument(
+        "--dtype", action="append", choices=sorted(TOLERANCE), help="only this dtype"
+    )
+    parser.add_argument("--peers", action="store_true", help="also time other implementations")
     parser.add_argument("--only", action="append", metavar="NAME",
-                        help="only implementations whose name has this in it")  # fmt: skip
+                        help="only implementations whose name contains this")  # fmt: skip
     parser.add_argument("--device", choices=("cpu", "cuda"),
                         default="cuda" if torch.cuda.is_available() else "cpu")  # fmt: skip
     parser.add_argument("--batch", type=int, default=1, help="images in one run")
-    parser.add_argument("--rounds", type=int, default=10, help="turns, of two runs each")
+    parser.add_argument("--rounds", type=int, default=10, help="rounds of two runs each")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="also write the report to this file")
-    parser.add_argument("--plot", type=Path, help="also draw the times into this file")
+    parser.add_argument("--plot", type=Path, help="also plot the times to this file")
     options = parser.parse_args(argv)
     chosen = [
         peer for peer in PEERS
@@ -240,7 +242,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         and (not options.only or any(part in peer.name for part in options.only))
     ]  # fmt: skip
     if not chosen:
-        parser.error("no implementation is left")
+        parser.error("no implementation matches these options")
     records = []
     for preset in options.model or ["vits"]:
         for size in options.size or [(518, 518)]:
@@ -267,7 +269,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 def _size(text: str) -> tuple[int, int]:
     height, _, width = text.partition("x")
     if not (height.isdigit() and width.isdigit()) or int(height) % 14 or int(width) % 14:
-        raise argparse.ArgumentTypeError(f"{text!r}: HEIGHTxWIDTH with multiples of 14, as 518x518")
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: HEIGHTxWIDTH with multiples of 14, for example 518x518"
+        )
     return int(height), int(width)
 
 

@@ -1,9 +1,9 @@
-"""Which padding disturbs a prediction least: `python bench/padding.py [PHOTO ...]`.
+"""Measures how each padding changes a prediction: `python bench/padding.py [PHOTO ...]`.
 
-A photo is resized so that the network needs no padding, and predicted. Then its outermost
-pixels, 1 to 13 on a side as `fit="pad"` may add them, are replaced by each kind of padding, and
-it is predicted again. The figure is the mean absolute change of the disparity over the pixels
-that are not padding, in units of the map's mean absolute deviation.
+A photo is resized so that the network needs no padding, and predicted. Then each kind of padding
+replaces its outermost pixels, 1 to 13 on a side as `fit="pad"` may add them, and the photo is
+predicted again. The figure is the mean absolute change of the disparity over the other pixels, in
+units of the map's mean absolute deviation.
 """
 
 from __future__ import annotations

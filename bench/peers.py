@@ -1,7 +1,7 @@
-"""The implementations that `bench/model.py` times, each in a process of its own.
+"""The implementations that `bench/model.py` times, each in its own process.
 
-A process of its own, for their thread pools, allocators and compilers do not disturb each other
-then, and one that fails costs its own row alone.
+Separate processes keep thread pools, allocators and compilers apart, and a failure affects only
+one row.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ class Peer:
     """An implementation of the whole network.
 
     Attributes:
-        name: As the table shows it.
-        dtype: In which it computes, ``"float32"``, ``"bfloat16"`` or ``"int8"``.
+        name: Name in the table.
+        dtype: Dtype of the computation: ``"float32"``, ``"bfloat16"`` or ``"int8"``.
         load: Takes the folder of a model and the normalised images (B, 3, H, W); returns a
             function that computes the maps (B, H, W).
-        ours: Whether it is this project's.
-        device: Where it computes; a run on ``"cuda"`` ends with the maps in the host's memory.
+        ours: Whether it belongs to this project.
+        device: Device of the computation; a run on ``"cuda"`` includes the copy to the host.
     """
 
     name: str
@@ -99,7 +99,7 @@ def _transformers(dtype: str, compile: bool) -> Callable[[Path, np.ndarray], Run
 
         model = _transformers_model(folder).to(getattr(torch, dtype))
         if compile:
-            # Freezing packs the weights, as our own path does.
+            # Freezing packs the weights, as `optimize` does.
             model = torch.compile(model, options={"freezing": True})
         return _torch_run(model, torch.from_numpy(x).to(getattr(torch, dtype)),
                           lambda y: y.predicted_depth)  # fmt: skip
@@ -108,7 +108,7 @@ def _transformers(dtype: str, compile: bool) -> Callable[[Path, np.ndarray], Run
 
 
 def _onnx(folder: Path, x: np.ndarray) -> Path:
-    """Exports transformers' model once for a size; returns the file."""
+    """Exports transformers' model, once for each size; returns the file."""
     import torch
 
     path = folder / f"model-{x.shape[2]}x{x.shape[3]}.onnx"
@@ -187,7 +187,7 @@ def _work(link: Connection, index: int, folder: Path, image: Path, threads: int)
 
     import torch
 
-    warnings.simplefilter("ignore")  # of exporters and compilers
+    warnings.simplefilter("ignore")  # exporters and compilers warn
     logging.disable(logging.WARNING)
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     torch.set_num_threads(threads)
@@ -208,13 +208,13 @@ def _work(link: Connection, index: int, folder: Path, image: Path, threads: int)
 
 
 class Worker:
-    """A peer in its process.
+    """A peer in its own process.
 
     Args:
         peer: One of `PEERS`.
-        folder: Holds the model in ``dafast`` and in ``transformers``.
-        image: A file of numpy's with the normalised image.
-        threads: That it may use.
+        folder: Folder with the model in ``dafast`` and in ``transformers``.
+        image: Numpy file with the normalised image.
+        threads: Number of threads of the process.
     """
 
     def __init__(self, peer: Peer, folder: Path, image: Path, threads: int) -> None:
@@ -222,7 +222,7 @@ class Worker:
         context = multiprocessing.get_context("spawn")
         self._link, other = context.Pipe()
         before = os.environ.get("OMP_NUM_THREADS")
-        os.environ["OMP_NUM_THREADS"] = str(threads)  # the child reads it as it starts
+        os.environ["OMP_NUM_THREADS"] = str(threads)  # the child reads it at its start
         self._process = context.Process(
             target=_work, args=(other, PEERS.index(peer), folder, image, threads), daemon=True
         )
@@ -243,11 +243,11 @@ class Worker:
         return value
 
     def output(self) -> np.ndarray:
-        """Waits until it is loaded; returns what it computes. Raises RuntimeError with a reason."""
+        """Waits for the first map and returns it; raises RuntimeError with the reason."""
         return self._answer("ready")
 
     def times(self, rounds: int) -> list[float]:
-        """Seconds of so many runs after one that does not count."""
+        """Seconds of each of `rounds` runs, after one that does not count."""
         self._link.send(rounds + 1)
         return self._answer("times")[1:]
 

@@ -1,7 +1,7 @@
-"""Inputs of every op: what the benchmarks time and check.
+"""Inputs of every op, which the benchmarks time and check.
 
-A case makes fresh inputs from a seed. ``work`` says what the op cannot avoid: floating-point
-operations of the forward, and bytes that it must read and write once.
+A case makes fresh inputs from a seed. Its ``flops`` and ``bytes`` are the least that the forward
+needs: floating-point operations, and bytes that it must read and write once.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ class Case:
         call: The public function as it is benchmarked.
         differentiable: Positions of the arguments that get a gradient.
         flops: Floating-point operations of the forward.
-        bytes: Takes the element size, returns the bytes that must move in the forward.
-        dtypes: What the op is used with.
+        bytes: Takes the element size, returns the bytes that the forward must move.
+        dtypes: Dtypes that the op is used with.
         tolerance: Largest accepted error over max |reference|, per dtype.
-        gpu_only: Too large to be timed on a CPU.
-        outliers: Share of a gradient's values whose error does not count.
+        gpu_only: Whether it is too large to be timed on a CPU.
+        outliers: Fraction of a gradient's values whose error does not count.
     """
 
     op: str
@@ -52,7 +52,7 @@ class Case:
     def forward(
         self, arguments: tuple[Any, ...], call: Callable[..., Any] | None = None
     ) -> Callable[[], Any]:
-        """A function that runs the forward of ``call`` (`call` of the case by default)."""
+        """Returns a function that runs the forward of ``call`` (default: `call` of the case)."""
         call = call or self.call
 
         def run() -> Any:
@@ -64,7 +64,7 @@ class Case:
     def forward_backward(
         self, arguments: tuple[Any, ...], call: Callable[..., Any] | None = None
     ) -> Callable[[], tuple[torch.Tensor, ...]]:
-        """A function that runs the forward too and gives the gradients of `differentiable`."""
+        """Returns a function that runs both passes and returns gradients of `differentiable`."""
         call = call or self.call
         leaves = [arguments[i].detach().requires_grad_() for i in self.differentiable]
         full = list(arguments)
@@ -75,14 +75,14 @@ class Case:
         def run() -> tuple[torch.Tensor, ...]:
             out = call(*full)
             outputs = out if isinstance(out, tuple) else (out,)
-            if not cotangent:  # not a sum: its gradient would have stride 0
+            if not cotangent:  # the gradient of a sum would have stride 0
                 cotangent.extend(torch.ones_like(output) for output in outputs)
             return torch.autograd.grad(outputs, leaves, cotangent)
 
         return run
 
     def run(self, arguments: tuple[Any, ...]) -> None:
-        """Runs all that the op has once."""
+        """Runs the forward once, and the backward if the op has one."""
         self.forward_backward(arguments)() if self.differentiable else self.forward(arguments)()
 
 
@@ -214,7 +214,7 @@ def alignment(
         generator = torch.Generator().manual_seed(seed)
         shape = (batch, tokens + 1, channels)
         teacher = torch.randn(shape, generator=generator)
-        # Cosines from 1 down to 0.58: about half the tokens within the tolerance.
+        # Cosines from 0.58 to 1: about half of the tokens are within the tolerance.
         spread = 1.4 * torch.rand(batch, tokens + 1, 1, generator=generator)
         student = teacher + spread * torch.randn(shape, generator=generator)
         return student.to(device, dtype)[:, 1:], teacher.to(device, dtype)[:, 1:]
@@ -247,7 +247,7 @@ def _tail(
         x = normal(batch, side, side, channels).permute(0, 3, 1, 2)  # channels last
         weight1 = normal(hidden, 3, 3, channels).permute(0, 3, 1, 2) / (9 * channels) ** 0.5
         weight2 = normal(1, hidden, 1, 1) / hidden**0.5
-        bias2 = torch.full((1,), 4.0, device=device, dtype=dtype)  # a map of zeros compares nothing
+        bias2 = torch.full((1,), 4.0, device=device, dtype=dtype)  # zeros compare nothing
         return x, (size, size), weight1, normal(hidden), weight2, bias2
 
     pixels = batch * size * size
@@ -257,7 +257,7 @@ def _tail(
         make=make,
         call=ops.decoder_tail,
         differentiable=(),
-        # Products need not be taken on the upsampled map: taps and interpolation commute.
+        # Products on the map before upsampling suffice: taps and interpolation commute.
         flops=2.0 * hidden * (9 * channels * min(side, size) ** 2 * batch + pixels),
         bytes=lambda b: b * channels * (batch * side * side + 9 * hidden) + 4.0 * pixels,
         dtypes=ALL_DTYPES,
@@ -351,7 +351,7 @@ def _bicubic(height: int, width: int, size: tuple[int, int]) -> Case:
         call=ops.resize_bicubic,
         differentiable=(),
         flops=3.0 * 8 * (size[0] * width + size[0] * size[1]),
-        # Without antialiasing only four rows per output row are looked at.
+        # Without antialiasing an output row reads only four rows.
         bytes=lambda b: 3.0 * b * (min(height, 4 * size[0]) * width + size[0] * size[1]),
         dtypes=(torch.float32,),
         tolerance={torch.float32: 1e-5},
@@ -383,7 +383,7 @@ def _bilinear(
         flops=8.0 * max(pixels),
         bytes=lambda b: float(b * sum(pixels)),
         dtypes=(torch.float32, torch.bfloat16),
-        # PyTorch's float32 rounds places to float32, which the kernels do not.
+        # PyTorch rounds coordinates to float32, the kernels do not.
         tolerance={torch.float32: 2e-4, torch.bfloat16: 2e-2},
         gpu_only=gpu_only,
     )
@@ -491,7 +491,7 @@ CASES: tuple[Case, ...] = (
     _postprocess(1080, 1920),
     _postprocess(1080, 1920, save=True),
 )
-"""The shapes of the models; ViT-S and ViT-L at 518x518."""
+"""The shapes of ViT-S and ViT-L at 518x518."""
 
 SMALL_CASES: tuple[Case, ...] = (
     attention(1, 50, 2),
@@ -531,7 +531,8 @@ STATIC_CASES: tuple[Case, ...] = (
     _gelu(1, 1536),
     _gelu(1, 1536, added=False),
 )
-"""Every configuration of every Triton kernel that a call can choose, at one image.
+"""Every configuration of every Triton kernel that a call can choose, for one image.
 
-The loss at sixteen too, where its tiles are larger, and at 512x512, where its loads are wider.
+The loss also for sixteen images, where its tiles are larger, and at 512x512, where its loads are
+wider.
 """

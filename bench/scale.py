@@ -1,8 +1,8 @@
-"""The plan of labelling 62M images, from a table of inputs: `python bench/scale.py`.
+"""Computes the plan of labelling 62M images from a table of inputs: `python bench/scale.py`.
 
-The tables of docs/scale.md are printed here. An input is changed with `--set NAME=VALUE`. What a
-GPU computes in a second is estimated (bench/estimate.py), between a slow and a fast end: the tables
-are of the middle and name what follows from the ends. `--set teacher_rate=...` replaces that.
+It prints the tables of docs/scale.md. `--set NAME=VALUE` changes an input. The images per second of
+a GPU are estimated (bench/estimate.py), with a slow and a fast end: the tables use the middle and
+also list the results for both ends. `--set teacher_rate=...` replaces the estimate.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ IMAGES = {
 
 @dataclass(frozen=True)
 class Input:
-    """A figure that the plan is made from.
+    """An input of the plan.
 
     Attributes:
-        name: As `--set` takes it.
-        value: The figure; None where it is estimated.
-        unit: What it is in.
-        basis: Where it is from: measured or estimated, by which command; assumed; or published.
+        name: Name for `--set`.
+        value: The figure; None if it is estimated.
+        unit: Its unit.
+        basis: Its source: measured or estimated, with the command; assumed; or published.
     """
 
     name: str
@@ -54,11 +54,11 @@ class Input:
 
 @dataclass(frozen=True)
 class Span:
-    """A figure with the ends between which it may lie; all the same where it is known.
+    """A figure with its range; all three are equal if the figure is known.
 
     Attributes:
         low: The lower end.
-        middle: What is shown.
+        middle: The value that is shown.
         high: The upper end.
     """
 
@@ -78,7 +78,7 @@ _GPU = "`bench/estimate.py`, H100, bfloat16"
 INPUTS = (
     Input("image_kb", 139.0, "kB", f"{_LOADER} (JPEG, quality 95)"),
     Input("label_kb", 505.0, "kB", f"{_LOADER} (16-bit PNG)"),
-    Input("decode_ms", 1.9, "ms of a processor", f"{_LOADER} (the image alone)"),
+    Input("decode_ms", 1.9, "ms of a processor", f"{_LOADER} (only the image)"),
     Input("encode_ms", 12.7, "ms of a processor", f"{_LOADER} (`encode` less `decode`)"),
     Input("student_ms", 9.7, "ms of a processor", f"{_LOADER}, crops of 518"),
     Input("scan_ms", 52.5, "ms a shard", "measured: `bench/loader.py`, 1000 labeled samples"),
@@ -107,7 +107,7 @@ def total_images() -> float:
 
 
 def needed(values: Values) -> list[list[str]]:
-    """What a run of so many days asks of every GPU, of the network and of the processors."""
+    """The load of every GPU, of the network and of the processors by the days of the run."""
     rows = [["days", "images/s", *(f"a GPU of {count}" for count in GPUS), "read MB/s",
              "written MB/s", "processors"]]  # fmt: skip
     for days in DAYS:
@@ -118,7 +118,7 @@ def needed(values: Values) -> list[list[str]]:
 
 
 def _traffic(values: Values, rate: float) -> tuple[str, str, str]:
-    """MB/s read and written, and processors busy, at so many images a second."""
+    """MB/s read and written, and busy processors, for `rate` images per second."""
     image, label = _middle(values, "image_kb"), _middle(values, "label_kb")
     cpu = _middle(values, "decode_ms") + _middle(values, "encode_ms")
     return (
@@ -129,14 +129,14 @@ def _traffic(values: Values, rate: float) -> tuple[str, str, str]:
 
 
 def stored(values: Values) -> list[list[str]]:
-    """Bytes and objects that the run reads and writes, and what keeping them costs."""
+    """Bytes and objects that the run reads and writes, and the cost of storing them."""
     image, label = _middle(values, "image_kb"), _middle(values, "label_kb")
     price, shard = _middle(values, "storage_price"), _middle(values, "shard_images")
     images = total_images()
     rows = [["", "TB", "a shard, MB", "$ a month"]]
     for name, kb in (
         ("images, packed", image),
-        ("labels alone", label),
+        ("labels only", label),
         ("labeled shards (images and labels)", image + label),
     ):
         tb = images * kb / 1e9
@@ -146,7 +146,7 @@ def stored(values: Values) -> list[list[str]]:
 
 
 def start(values: Values) -> list[list[str]]:
-    """What a process that trains on all of it needs before its first step."""
+    """Time and memory of a process that trains on all of it, before its first step."""
     shards = total_images() / _middle(values, "shard_images")
     first, later = (shards * _middle(values, name) / 6e4 for name in ("scan_ms", "kept_ms"))
     memory = total_images() * _middle(values, "index_bytes") / 1e9
@@ -157,7 +157,7 @@ def start(values: Values) -> list[list[str]]:
 
 
 def runs(values: Values, rate: str) -> list[list[str]]:
-    """Time, money, traffic and processors of a run with a rate of a GPU."""
+    """Time, cost, traffic and processors of a run; `rate` names the rate of a GPU."""
     rows = [["GPUs", "images/s", "hours", "GPU hours", "$", "read MB/s", "written MB/s",
              "processors", "hours, between", "$, between"]]  # fmt: skip
     for count in GPUS:
@@ -177,7 +177,7 @@ def runs(values: Values, rate: str) -> list[list[str]]:
 
 
 def student(values: Values) -> list[list[str]]:
-    """The pass of a student over the labels: half as many labeled images come with them."""
+    """The pass of a student over the labels, with half as many labeled images."""
     rows = [["GPUs", "images/s", "days", "$", "read MB/s", "processors", "days, between",
              "$, between"]]  # fmt: skip
     images, rate = 1.5 * total_images(), values["student_rate"]
@@ -200,7 +200,7 @@ def student(values: Values) -> list[list[str]]:
 
 
 def _between(rate: Span, figure: Callable[[float], float], form: str) -> str:
-    """What follows from the fast and from the slow end of a rate."""
+    """A result for the fast and for the slow end of a rate."""
     ends = [format(figure(end), form) for end in (rate.high, rate.low)]
     return ends[0] if ends[0] == ends[1] else " to ".join(ends)
 
@@ -218,7 +218,7 @@ def inputs(chosen: Sequence[Input]) -> list[list[str]]:
 
 
 def spans(chosen: Sequence[Input]) -> Values:
-    """Every input with its ends; the middle of an estimate is that of their logarithms."""
+    """Every input with its range; the middle of an estimate is the geometric mean."""
     values = {}
     for entry in chosen:
         if entry.value is None:
@@ -230,7 +230,7 @@ def spans(chosen: Sequence[Input]) -> Values:
 
 
 def report(chosen: Sequence[Input] = INPUTS) -> str:
-    """All tables, as docs/scale.md has them."""
+    """All tables of docs/scale.md."""
     values = spans(chosen)
     parts = (
         ("Inputs", inputs(chosen)),
@@ -260,7 +260,7 @@ def main(argv: Sequence[str] | None = None) -> str:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE",
-                        help="another value of an input")  # fmt: skip
+                        help="change an input")  # fmt: skip
     options = parser.parse_args(argv)
     chosen = {entry.name: entry for entry in INPUTS}
     for text in options.set:

@@ -1,8 +1,8 @@
-"""What the compiled kernels are made of, on a machine without a GPU.
+"""Inspects the compiled kernels on a machine without a GPU.
 
-A driver that only records takes the place of Triton's: the ops run as on a GPU, every launch is
-compiled by Triton's real back end for the architecture asked for, and nothing is executed. The
-binaries are then read with the tools that Triton's wheel ships.
+A driver that only records replaces Triton's: the ops run as on a GPU, Triton's real compiler
+compiles every launch for the requested architecture, and nothing is executed. The tools in
+Triton's wheel then disassemble the binaries.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ class Card:
     """A GPU by its data sheet (dense rates, no sparsity).
 
     Attributes:
-        name: As it is sold.
+        name: Name of the product.
         bandwidth: Bytes per second of its memory.
         matrix: FLOP/s of its matrix units by dtype; float32 is TF32.
-        shared: Bytes of shared memory that one program can have, and that one SM has.
+        shared: Bytes of shared memory of one program at most, and of one SM.
         registers: 32-bit registers of one SM.
-        warps: Warps that one SM holds.
+        warps: Warps of one SM at most.
     """
 
     name: str
@@ -68,7 +68,7 @@ CARDS = {
     "gfx942": Card("MI300X", 5.3e12, _rates(1307e12, 653e12), (65536, 65536), warps=32),
 }
 
-# SASS opcodes by what they do; the first pattern that matches counts.
+# SASS opcodes by their kind; the first matching pattern counts.
 KINDS = {
     "matrix": r"HMMA|HGMMA|IMMA|UTC\w*MMA|QGMMA|v_mfma",
     "load": r"LDG|LDGSTS|UTMALDG|LD\b|global_load|buffer_load",
@@ -88,7 +88,7 @@ KINDS = {
 
 @dataclass
 class Launch:
-    """One launch: the compiled kernel, and how it was launched."""
+    """One launch: the compiled kernel and its launch parameters."""
 
     kernel: str
     grid: tuple[int, int, int]
@@ -170,7 +170,7 @@ def _analyse(kernel: CompiledKernel) -> dict[str, Any]:
         body for body in loops
         if not any(o != body and body[0] <= o[0] and o[1] <= body[1] for o in loops)
     ]  # fmt: skip
-    # The loop that matters is the one with the most matrix instructions, else the longest.
+    # The main loop has the most matrix instructions; without any it is the longest.
     bodies = [Counter(map(_kind, opcodes[first : last + 1])) for first, last in innermost]
     main = max(bodies, key=lambda c: (c["matrix"], c.total()), default=Counter())
     kinds = Counter(map(_kind, opcodes))
@@ -185,7 +185,7 @@ def _analyse(kernel: CompiledKernel) -> dict[str, Any]:
 
 
 def _occupancy(card: Card, registers: int, shared: int, num_warps: int) -> float:
-    """Share of an SM's warps that can be resident, from registers and shared memory."""
+    """Fraction of an SM's warps that can be resident, from registers and shared memory."""
     granules = -(-registers // 8) * 8 * 32 * num_warps
     programs = min(card.warps // num_warps, card.registers // max(granules, 1), 32)
     if shared:
@@ -212,7 +212,7 @@ class _Utils:
 
 
 class RecordingDriver(DriverBase):
-    """A Triton driver of a GPU that is not there: launches are compiled, kept, and not run."""
+    """A Triton driver without a GPU: launches are compiled and recorded, not run."""
 
     def __init__(self, arch: str) -> None:
         self.arch = arch
@@ -273,18 +273,18 @@ class RecordingDriver(DriverBase):
 
 @functools.cache
 def _driver(arch: str) -> RecordingDriver:
-    """One per process: a compiled kernel keeps the launcher that it got first."""
+    """One per process: a compiled kernel keeps its first launcher."""
     return RecordingDriver(arch)
 
 
 @contextmanager
 def recording(arch: str) -> Iterator[list[Launch]]:
-    """Compiles for ``arch`` what is launched inside, and gives the launches; results are garbage.
+    """Compiles the launches inside for ``arch`` and yields them; results are undefined.
 
-    One architecture a process: Triton keeps compiled kernels per device.
+    Only one architecture per process: Triton keeps compiled kernels per device.
 
     Raises:
-        RuntimeError: In Triton's interpreter, which compiles nothing.
+        RuntimeError: If Triton's interpreter is on, which compiles nothing.
     """
     if triton.knobs.runtime.interpret:
         raise RuntimeError("TRITON_INTERPRET is set: nothing would be compiled; unset it")
@@ -308,7 +308,7 @@ def recording(arch: str) -> Iterator[list[Launch]]:
 
 
 class _CountKernels(TorchDispatchMode):
-    """Counts operations that compute, as opposed to views: each is a launch or more."""
+    """Counts the operations that are not views: each is at least one launch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -321,7 +321,7 @@ class _CountKernels(TorchDispatchMode):
 
 
 def eager_operations(case: Case, dtype: torch.dtype) -> int:
-    """Operations that the reference's forward and backward dispatch, each a launch or more."""
+    """Operations that the reference's forward and backward dispatch; each is a launch or more."""
     arguments = case.make(0, dtype, torch.device("cpu"))
     with use_backend("reference"), _CountKernels() as counter:
         case.run(arguments)
@@ -332,7 +332,7 @@ def inspect(case: Case, dtype: torch.dtype, arch: str) -> dict[str, Any]:
     """Compiles the forward and backward of a case.
 
     Returns:
-        Bytes and FLOPs that the op cannot avoid, the card's bound on its forward in
+        The bytes and FLOPs that the op needs at least, the card's bound on its forward in
         microseconds, and all launches.
     """
     arguments = case.make(0, dtype, torch.device("cpu"))

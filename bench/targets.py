@@ -1,6 +1,6 @@
-"""The single steps that the CPU path is held to, each against what it has to beat.
+"""The single steps of the CPU path with a target, each next to the implementation it must beat.
 
-Used by `bench/model.py --peers`. Both sides of a comparison run in turn in this process.
+`bench/model.py --peers` uses them. Both sides of a comparison run in turn in this process.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Pair = tuple[Callable[[], Any], Callable[[], Any]]
 
 
 def _in_turn(pair: Pair, rounds: int) -> tuple[list[float], list[float]]:
-    """Seconds of both, after one run each that does not count."""
+    """Seconds of both, without the first run of each."""
     times: tuple[list[float], list[float]] = ([], [])
     for number in range(rounds + 1):
         for run, seconds in zip(pair, times, strict=True):
@@ -54,7 +54,7 @@ def _op(
 
 
 def _photo(seed: int) -> np.ndarray:
-    """1920x1080, smooth with some noise, as a photo is."""
+    """A picture of 1920x1080 that is smooth with some noise, as a photo is."""
     generator = np.random.default_rng(seed)
     y, x = np.mgrid[:1080, :1920].astype(np.float32)
     image = np.stack(
@@ -65,7 +65,7 @@ def _photo(seed: int) -> np.ndarray:
 
 
 def _opencv(photo: np.ndarray) -> Callable[[], torch.Tensor]:
-    """OpenCV's resize, torch's normalisation and padding: what people write."""
+    """The usual code: OpenCV's resize, torch's normalisation and padding."""
     import cv2
 
     mean, std = (torch.tensor(v)[:, None, None] for v in ((0.485, 0.456, 0.406),
@@ -106,7 +106,7 @@ def _against(
 
 @torch.no_grad()
 def _infer(dtype: torch.dtype, photo: np.ndarray, rounds: int) -> dict[str, Any]:
-    """`infer` of a photo, as a multiple of the forward that is within it."""
+    """`infer` of a photo, compared with the forward that it contains."""
     model = DepthAnything("vits").to(dtype).eval().optimize()
     x, _ = ops.preprocess(torch.from_numpy(photo), dtype=dtype)
     bare = _in_turn((lambda: model.infer(photo), lambda: model(x)), rounds)
@@ -116,10 +116,10 @@ def _infer(dtype: torch.dtype, photo: np.ndarray, rounds: int) -> dict[str, Any]
 
 
 def accuracy() -> list[dict[str, Any]]:
-    """What fewer bits cost: the shipped model on the real photos with measured depth.
+    """Measures the accuracy of fewer bits: nano on the real photos with measured depth.
 
     Returns:
-        Per photo and number format: the root mean square of the difference to the float32 map over
+        For each photo and format: the root mean square of the difference to the float32 map over
         that of the map, and delta_1 after alignment.
     """
     from dafast.evaluation import benchmarks

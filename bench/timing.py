@@ -1,4 +1,4 @@
-"""Times the backends of an op against each other, parity first."""
+"""Times the backends of an op in turn, after a check of their parity."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dafast.ops import OPS, BackendError, use_backend
 SDPA_VARIANTS = ("FLASH_ATTENTION", "CUDNN_ATTENTION", "EFFICIENT_ATTENTION", "MATH")
 
 Contender = tuple[Callable[[], AbstractContextManager[Any]], Callable[..., torch.Tensor]]
-"""A context that forces an implementation, and the function to call within it."""
+"""A context that forces an implementation, and the function to call in it."""
 
 
 @contextlib.contextmanager
@@ -32,7 +32,7 @@ def _sdpa(variant: str) -> Iterator[None]:
 
 
 def _contenders(case: Case, device: torch.device) -> dict[str, Contender]:
-    """Every way to compute a case on this device, the reference first."""
+    """Every implementation of a case on this device, the reference first."""
 
     def force(backend: str) -> Callable[[], AbstractContextManager[Any]]:
         return lambda: use_backend(backend)
@@ -41,7 +41,7 @@ def _contenders(case: Case, device: torch.device) -> dict[str, Contender]:
         backend: (force(backend), case.call) for backend in reversed(OPS[case.op].backends)
     }
     if device.type == "cuda":
-        torch.compiler.reset()  # or a second shape would be compiled for any shape
+        torch.compiler.reset()  # otherwise a second shape is compiled with dynamic sizes
         compiled = torch.compile(case.call, dynamic=False)
         found["reference compiled"] = (force("reference"), compiled)
         if "sdpa" in found:
@@ -56,10 +56,10 @@ def _flat(outputs: Any) -> list[torch.Tensor]:
 
 
 def _error(got: Any, expected: Any, outliers: float = 0.0) -> float:
-    """Largest error over max |expected|, the worst of all outputs.
+    """Largest error over max |expected|, the worst of all outputs; inf if one is not finite.
 
-    The share ``outliers`` of the errors is left aside where it is at most twice the largest value:
-    what a sign that rounding turned amounts to. Something that is not finite is an error of inf.
+    The fraction ``outliers`` of the errors is ignored if none is larger than twice the largest
+    value, which is the error of a sign that rounding changed.
     """
     worst = []
     for g, e in zip(_flat(got), _flat(expected), strict=True):
@@ -73,7 +73,7 @@ def _error(got: Any, expected: Any, outliers: float = 0.0) -> float:
 
 
 def _times(runs: dict[str, Any], rounds: int, device: torch.device) -> dict[str, list[float]]:
-    """Seconds of every run, taken in turn so that a machine that slows down slows all of them."""
+    """Seconds of every run, in turn, so that a change of the machine's speed affects all."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     if device.type == "cuda":
         from triton.testing import do_bench
@@ -94,7 +94,7 @@ def _times(runs: dict[str, Any], rounds: int, device: torch.device) -> dict[str,
 
 
 def _peak_memory(run: Callable[[], Any]) -> int:
-    """Bytes that a run allocates at its peak, beyond what was there."""
+    """Peak of the bytes that a run allocates, without those allocated before."""
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
@@ -111,8 +111,7 @@ def measure(
 
     Returns:
         One record per implementation, the reference first: median and quartiles in milliseconds,
-        the rate reached, the ratio to the reference, peak memory on a GPU, or why there is no
-        figure.
+        the rate, the ratio to the reference, peak memory on a GPU; or the reason for no figure.
     """
     arguments = case.make(seed, dtype, device)
     exact = tuple(a.float() if isinstance(a, torch.Tensor) and a.is_floating_point() else a
@@ -138,12 +137,12 @@ def measure(
                     record["peak_bytes"] = _peak_memory(run)
         except BackendError as error:
             record["why"] = str(error)
-        except RuntimeError as error:  # an SDPA variant that does not take these inputs
+        except RuntimeError as error:  # an SDPA variant that does not support these inputs
             if not name.startswith("sdpa "):
                 raise
             record["why"] = str(error).splitlines()[0]
         else:
-            # Gradients sum over the outputs' errors: four times the forward's bound.
+            # Gradients sum the errors of the outputs: four times the bound of the forward.
             if not record["error"] <= case.tolerance[dtype] * (4 if backward else 1):
                 record["why"] = f"differs from the reference by {record['error']:.1e}"
             else:
@@ -152,7 +151,7 @@ def measure(
         low, median, high = statistics.quantiles(values, n=4)
         record = records[name]
         record.update(ms=1e3 * median, ms_low=1e3 * low, ms_high=1e3 * high)
-        # The backward of attention is 2.5 forwards: five products in place of two.
+        # The backward of attention is 2.5 forwards: five products instead of two.
         flops = case.flops * (3.5 if backward and case.op.startswith("flash") else 1)
         if not backward or case.op.startswith("flash"):
             record["gflops"] = flops / median / 1e9
@@ -166,7 +165,7 @@ def measure(
 
 
 def peaks(device: torch.device) -> dict[str, float]:
-    """What this device reaches at best: a copy in GB/s, matrix products in GFLOP/s by dtype."""
+    """Peak rates of this device: a copy in GB/s, matrix products in GFLOP/s by dtype."""
     if device.type != "cuda":
         return {}
     from triton.testing import do_bench
@@ -183,7 +182,7 @@ def peaks(device: torch.device) -> dict[str, float]:
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """What the figures were taken on."""
+    """The machine and the versions of the figures."""
     about: dict[str, Any] = {}
     if device.type == "cuda":
         about["device"] = torch.cuda.get_device_name()

@@ -1,8 +1,8 @@
-"""Bytes that the launches of an op ask of global memory, counted while they are interpreted.
+"""Counts the bytes that the launches of an op load and store, in Triton's interpreter.
 
-Run as a program in a process of its own, with Triton's interpreter on: it prints JSON, for every
-case a list of kernels with the bytes that they load and store. Masked-off elements do not count;
-what a cache answers does.
+As a program, in its own process with the interpreter on, it prints JSON: for every case a list of
+kernels with the bytes that they load and store. Masked-off elements do not count; loads that a
+cache would serve do.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ sys.path.insert(0, str(ROOT))
 
 
 def count(labels: list[str], arch: str) -> dict[str, list[dict[str, Any]]]:
-    """Counts in a process of its own.
+    """Counts in a separate process.
 
     Args:
         labels: ``op|case|dtype`` of cases in `bench.registry`.
-        arch: Whose tiles the launchers choose, ``sm_90`` and the like.
+        arch: Architecture that the launchers choose tiles for, for example ``sm_90``.
 
     Returns:
-        By label the launches, each with ``kernel``, ``read`` and ``written`` in bytes.
+        The launches by label, each with ``kernel``, ``read`` and ``written`` in bytes.
     """
     command = [sys.executable, str(Path(__file__)), "--arch", arch, *labels]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}

@@ -1,4 +1,4 @@
-"""The data of the ablation in miniature (docs/ablation.md): small enough to carry about.
+"""Creates the data of the ablation in miniature (docs/ablation.md), small enough to copy around.
 
     python experiments/ablation_data.py --photos FOLDER --out ablation-data
 
@@ -6,14 +6,14 @@ Writes shards of pictures of 208 x 160 pixels:
 
     labeled              synthetic scenes of `LABELED` kinds
     unlabeled            views cropped from the photographs, and renders of `LABELED` and
-                         `UNLABELED` kinds that wear the photographs as textures
+                         `UNLABELED` kinds with the photographs as textures
     held-out-labeled     scenes of the kinds that have labels in training, other seeds
-    held-out-unlabeled   of kinds that training sees without labels, in renders of other seeds
-    held-out-unseen      of kinds that training never sees
+    held-out-unlabeled   scenes of the kinds that training sees without labels, other seeds
+    held-out-unseen      scenes of kinds that training never sees
 
-Photographs of the packages that the depth is scored on (motorcycle, aloe) must not be among
-FOLDER's. Training labels are kept to 10 bits, which compresses them to a half. Needs
-dafast[synth]. What is there is left alone, so the same command goes on.
+FOLDER must not contain the scored photographs (motorcycle, aloe). Training labels are rounded to
+10 bits, which halves their size. Existing files stay as they are, so the same command resumes.
+Needs dafast[synth].
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ UNLABELED = ("street", "plants", "portrait")
 UNSEEN = ("landscape", "forest", "upward")
 HELD_OUT = {"labeled": LABELED, "unlabeled": UNLABELED, "unseen": UNSEEN}
 
-_RENDERS_SEED = 1_000_000  # of the unlabeled ones
+_RENDERS_SEED = 1_000_000  # of the unlabeled renders
 _QUALITY = 82
 
 
 def jpeg(image: Image.Image) -> bytes:
-    """A picture as a small JPEG."""
+    """Encodes a picture as a small JPEG."""
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=_QUALITY)
     return buffer.getvalue()
 
 
 def coarse(png: bytes, bits: int) -> bytes:
-    """A 16-bit map rounded to its highest bits."""
+    """Rounds a 16-bit map to its highest bits."""
     with Image.open(io.BytesIO(png)) as picture:
         code = np.asarray(picture).astype(np.int32)
     step = 1 << (16 - bits)
@@ -61,7 +61,7 @@ def coarse(png: bytes, bits: int) -> bytes:
 
 
 def view(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """A random crop of the output's aspect, an eighth to all of the largest one."""
+    """A random crop with the output's aspect ratio, an eighth to all of the largest one."""
     aspect = SIZE[0] / SIZE[1]
     width = min(image.width, image.height * aspect) * rng.uniform(0.125, 1.0) ** 0.5
     height = width / aspect
@@ -72,7 +72,7 @@ def view(image: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 
 def views(photos: Path, count: int) -> Iterator[dict[str, bytes]]:
-    """The members of `count` views, each photograph in turn."""
+    """The members of `count` views, of each photograph in turn."""
     paths = sorted(
         p for p in photos.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp")
     )
@@ -89,7 +89,7 @@ def views(photos: Path, count: int) -> Iterator[dict[str, bytes]]:
 
 
 def smaller(shards: Path, *, labels: bool) -> Iterator[dict[str, bytes]]:
-    """The members of rendered samples, compressed harder; without labels the picture alone."""
+    """The members of rendered samples, compressed more; without labels only the picture."""
     data = ShardDataset(shards, labels="physical")
     for index in range(len(data)):
         with Image.open(io.BytesIO(data.image_file(index))) as picture:
@@ -100,7 +100,7 @@ def smaller(shards: Path, *, labels: bool) -> Iterator[dict[str, bytes]]:
 
 
 def write(samples: Iterator[dict[str, bytes]], target: Path) -> None:
-    """Writes samples into one shard, unless it is there."""
+    """Writes samples into one shard, unless it exists."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with claim(target) as file:
         if file is None:
@@ -112,15 +112,19 @@ def write(samples: Iterator[dict[str, bytes]], target: Path) -> None:
 
 
 def main() -> None:
-    """Renders, crops, packs."""
+    """Command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--photos", type=Path, required=True, help="folder of photographs")
     parser.add_argument("--out", type=Path, default=Path("ablation-data"))
-    parser.add_argument("--work", type=Path, help="for the renders as they are (OUT/../renders)")
+    parser.add_argument(
+        "--work", type=Path, help="original renders (default: OUT/../ablation-renders)"
+    )
     parser.add_argument("--labeled", type=int, default=1100, metavar="N")
     parser.add_argument("--views", type=int, default=1550, metavar="N")
     parser.add_argument("--renders", type=int, default=500, metavar="N")
-    parser.add_argument("--held-out", type=int, default=80, metavar="N", help="of each group")
+    parser.add_argument(
+        "--held-out", type=int, default=80, metavar="N", help="scenes of each group"
+    )
     parser.add_argument("--workers", type=int, default=2)
     args = parser.parse_args()
     out, work = args.out, args.work or args.out.parent / "ablation-renders"

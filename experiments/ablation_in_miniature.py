@@ -1,15 +1,15 @@
-"""The paper's ablation at nano's scale (docs/ablation.md): one command, a table at the end.
+"""Runs the paper's ablation at nano's scale (docs/ablation.md): one command, a table at the end.
 
     python experiments/ablation_in_miniature.py --data ablation-data --deadline 470
 
-Per seed a teacher learns from labeled pictures and labels the others; per seed and row a student
-does, from the same encoder: nano's instead of DINOv2's. All students take the same number of
-steps. Each task is a process (experiments/ablation_tasks.py); `--jobs` of them run at a time. The
-same command given again skips the tasks that are finished.
+For each seed a teacher learns from labeled pictures and labels the others; for each seed and row
+a student learns, from the same encoder: nano's instead of DINOv2's. All students take the same
+number of steps. Each task is a process (experiments/ablation_tasks.py); `--jobs` of them run at a
+time. The same command again skips finished tasks.
 
-The steps are `--steps` and `--teacher-steps`, or as many as the deadline leaves time for: the
-tasks of a stage measure their speed beside each other and all take what the slowest can. At the
-deadline the report is written from what is there. It needs dafast[train].
+`--steps` and `--teacher-steps` set the steps. By default the tasks of a stage measure their speed
+while all of them run, and all take as many steps as the slowest can before the deadline. At the
+deadline the report is written from the finished tasks. Needs dafast[train].
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from ablation_tasks import HELD_OUT, ROWS, Settings
 SCRIPT = Path(__file__).resolve().with_name("ablation_tasks.py")
 ROOT = SCRIPT.parent.parent
 
-# Shares of the time, after the ops were checked, at which the training of the stages ends.
+# The training of a stage ends at this fraction of the time after the check of the ops.
 TEACHERS_END, STUDENTS_END = 0.25, 0.90
-CHECK_SECONDS = 150.0  # most of it goes into compiling kernels
-SETTLE_SECONDS = 8.0  # of training side by side, before its speed is believed
-MARGIN = 0.93  # of the time left, planned for
+CHECK_SECONDS = 150.0  # mostly for compiling kernels
+SETTLE_SECONDS = 8.0  # of training with all tasks, before its speed counts
+MARGIN = 0.93  # fraction of the remaining time that is planned for
 MOST_STEPS = 20_000
 COLUMNS = {
     "seen kinds": ("held-out-labeled",),
@@ -66,7 +66,7 @@ class Run:
     """Starts tasks, watches them, writes the report.
 
     Args:
-        args: Of the command line.
+        args: Options of the command line.
     """
 
     def __init__(self, args: argparse.Namespace) -> None:
@@ -89,21 +89,21 @@ class Run:
         self.check: dict[str, Any] = {}
 
     def at(self, share: float) -> float:
-        """The clock time of a share of the time between the check and the deadline."""
+        """The clock time at a fraction of the time between the check and the deadline."""
         return self.checked + share * (self.end - self.checked)
 
     def say(self, text: str) -> None:
-        """A line with the time since the start."""
+        """Prints a line with the time since the start."""
         print(f"[{time.time() - self.began:5.0f} s] {text}", flush=True)
 
     def settings_file(self, backend: str) -> Path:
-        """The settings, written for tasks that use a backend."""
+        """Writes the settings for tasks that use a backend; returns the file."""
         path = self.work / f"settings-{backend}.json"
         path.write_text(json.dumps(dataclasses.asdict(self.settings) | {"backend": backend}))
         return path
 
     def start(self, task: str, backend: str, stop_at: float) -> subprocess.Popen[bytes]:
-        """Starts a task; what it prints goes to its folder."""
+        """Starts a task; its output goes to its folder."""
         folder = self.work / task
         folder.mkdir(exist_ok=True)
         environment = {
@@ -111,7 +111,7 @@ class Run:
             "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
             "OMP_NUM_THREADS": "1",
             "PYTHONUNBUFFERED": "1",
-            "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",  # many share the device's memory
+            "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",  # shared by many
         }
         command = [sys.executable, str(SCRIPT), self.settings_file(backend), task, str(stop_at)]
         with open(folder / "log.txt", "ab") as log:
@@ -124,7 +124,7 @@ class Run:
         return (self.work / task / "result.json").exists()
 
     def check_backends(self) -> None:
-        """Tries the fast ops on this device; where they fail the reference serves."""
+        """Tests the fast ops on this device; if they fail, the reference is used."""
         path = self.work / "check.json"
         if path.exists():
             self.check = json.loads(path.read_text())
@@ -135,7 +135,7 @@ class Run:
         self.checked = time.time()
 
     def checked_backends(self) -> dict[str, Any]:
-        """What the task `check` found, or that it found nothing."""
+        """The result of the task `check`, or the reason for its absence."""
         process = self.start("check", "auto", 0)
         try:
             code: int | str = process.wait(timeout=CHECK_SECONDS)
@@ -151,13 +151,13 @@ class Run:
         )
 
     def stage(self, name: str, tasks: list[str], train_until: float, steps: int = 0) -> None:
-        """Runs tasks, `--jobs` at a time, until all have ended or the deadline is there.
+        """Runs tasks, `--jobs` at a time, until all have ended or the deadline has passed.
 
         Args:
-            name: The stage's, for the file with its steps.
-            tasks: Those that are done are left out.
+            name: Name of the stage, for the file with its steps.
+            tasks: Names of the tasks; finished ones are skipped.
             train_until: Clock time by which training should be over.
-            steps: Steps of each; 0 lets the tasks measure their speed.
+            steps: Steps of each task; 0 lets the tasks measure their speed.
         """
         waiting = deque(task for task in tasks if not self.is_done(task))
         word = self.work / f"{name}.steps.json"
@@ -173,7 +173,7 @@ class Run:
             while waiting and len(running) < self.args.jobs and time.time() < self.end:
                 task = waiting.popleft()
                 backend = "reference" if task in self.retried else auto
-                # Past the time that is planned for it a run may take up what is kept in reserve.
+                # A run that exceeds its planned time may use part of the reserve.
                 stop_at = train_until + 0.3 * max(0.0, self.end - train_until)
                 running[task] = self.start(task, backend, stop_at), backend
             if time.time() > self.end:
@@ -203,7 +203,7 @@ class Run:
             time.sleep(0.1)
 
     def agree(self, word: Path, speeds: list[Path], waves: int, train_until: float) -> None:
-        """Says how many steps the tasks of a stage take: what the slowest can in the time left."""
+        """Sets the steps of a stage: as many as its slowest task can take in the remaining time."""
         slowest = max(json.loads(path.read_text())["seconds_per_step"] for path in speeds)
         left = MARGIN * max(1.0, train_until - time.time()) / waves
         steps = max(1, min(MOST_STEPS, int(left / slowest)))
@@ -213,14 +213,14 @@ class Run:
         self.say(f"{word.name}: {steps} steps, {slowest:.3f} s each at the slowest")
 
     def last_line(self, task: str) -> str:
-        """The last line that a task printed."""
+        """The last line of a task's output."""
         lines = (self.work / task / "log.txt").read_text(errors="replace").strip().splitlines()
         return lines[-1] if lines else "no output"
 
     # -------------------------------------------------------------------------------- the report
 
     def results(self) -> dict[str, Any]:
-        """What the tasks have written; of those that did not end, what was scored."""
+        """The results of the tasks, and the scores so far of unfinished ones."""
         found = {}
         for name in ("partial.json", "result.json"):
             for path in sorted(self.work.glob(f"*/{name}")):
@@ -228,7 +228,7 @@ class Run:
         return dict(sorted(found.items()))
 
     def write_report(self) -> None:
-        """`results.json` and `results.md`, from what is there."""
+        """Writes `results.json` and `results.md` from the results so far."""
         results = self.results()
         words = {p.name: json.loads(p.read_text()) for p in self.work.glob("*.steps.json")}
         value = {
@@ -248,7 +248,7 @@ class Run:
             os.replace(temporary, self.report / name)
 
     def deliver(self) -> None:
-        """Puts the best student and the logs beside the report."""
+        """Copies the best student and the logs next to the report."""
         logs = []
         for path in sorted(self.work.glob("*/log.txt")):
             logs.append(f"== {path.parent.name}\n{path.read_text(errors='replace')[-3000:]}\n")
@@ -282,14 +282,14 @@ def environment(device: str) -> dict[str, str]:
 
 
 def mean_of(result: dict[str, Any], sets: tuple[str, ...], metric: str) -> float | None:
-    """Mean of a metric over data sets; None where one is missing."""
+    """Mean of a metric over data sets; None if one is missing."""
     scores = result.get("scores", {})
     values = [scores[name]["model"][metric] for name in sets if name in scores]
     return statistics.fmean(values) if len(values) == len(sets) else None
 
 
 def of_kind(results: dict[str, Any], kind: str) -> dict[str, Any]:
-    """Results of a row by seed; runs that the clock cut short are left out."""
+    """Results of a row by seed, without runs that the clock cut short."""
     return {
         task.rpartition("-")[2]: result
         for task, result in results.items()
@@ -312,7 +312,7 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def tables(results: dict[str, Any]) -> str:
-    """The report in Markdown: rows, differences from the first row, every seed."""
+    """The report in Markdown: rows, differences from the first row, every run."""
     parts = []
     for metric, better in (("abs_rel", "lower"), ("delta_1", "higher")):
         rows = []
@@ -364,7 +364,7 @@ def tables(results: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Runs the stages one after the other."""
+    """Command line; runs the stages one after the other."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--data", type=Path, default=Path("ablation-data"))
     parser.add_argument("--work", type=Path, default=Path("runs/ablation-in-miniature"))
@@ -373,10 +373,17 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
     parser.add_argument("--jobs", type=int, default=15, help="processes at a time")
     parser.add_argument("--deadline", type=float, default=470.0, metavar="SECONDS")
-    parser.add_argument("--steps", type=int, default=0, help="of a student (0: what time allows)")
-    parser.add_argument("--teacher-steps", type=int, default=0, help="likewise, of a teacher")
+    parser.add_argument(
+        "--steps", type=int, default=0, help="steps of a student (0: as many as time allows)"
+    )
+    parser.add_argument(
+        "--teacher-steps",
+        type=int,
+        default=0,
+        help="steps of a teacher (0: as many as time allows)",
+    )
     parser.add_argument("--batch-size", type=int, default=24, help="labeled pictures in a step")
-    parser.add_argument("--side", type=int, default=168, help="of the training crops, pixels")
+    parser.add_argument("--side", type=int, default=168, help="side of the training crops, pixels")
     parser.add_argument("--limit", type=int, default=0, help="samples of each set (0: all)")
     parser.add_argument("--device", default="auto")
     args = parser.parse_args()

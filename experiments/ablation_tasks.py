@@ -1,11 +1,12 @@
 """The tasks of the ablation; each runs as a process of experiments/ablation_in_miniature.py.
 
-    nano          no training: the model in the package; labels the unlabeled pictures too
-    teacher-S     labeled pictures alone, from nano's encoder; labels the unlabeled ones
-    scratch-S     the same from a mimetic start: what the encoder is worth
+    nano          the model in the package, without training; also labels the unlabeled pictures
+    teacher-S     only labeled pictures, from nano's encoder; labels the unlabeled ones
+    scratch-S     the same from a mimetic start, which shows the effect of the encoder
     ROW-S         a student, see `ROWS`
 
-S is the seed. A task writes its folder: `metrics.jsonl`, `export/`, and at its end `result.json`.
+S is the seed. A task writes into its folder: `metrics.jsonl`, `export/`, and at its end
+`result.json`.
 """
 
 from __future__ import annotations
@@ -57,10 +58,10 @@ ROWS = {
     "cutmix-nano": ("cutmix", 1),
     "alignment-nano": ("alignment", 1),
 }
-"""The file in configs/ablation that a row takes its switches from, and what its labeled batch is
-multiplied with: `labeled` sees as many labeled pictures as the rows with unlabeled ones, and
-`labeled-x3` as many pictures in all. A row in `-nano` has the labels of the `nano` in the package,
-which knows more than the seed's teacher."""
+"""For each row the file in configs/ablation with its switches, and the factor of its labeled batch:
+`labeled` sees as many labeled pictures as the rows with unlabeled ones, `labeled-x3` as many
+pictures in all. A row that ends in `-nano` has labels of the `nano` in the package, which knows
+more than the seed's teacher."""
 
 HELD_OUT = ("held-out-labeled", "held-out-unlabeled", "held-out-unseen")
 PHOTOS = ("motorcycle", "aloe")
@@ -74,16 +75,16 @@ _LABELED, _UNLABELED, _CUTMIX = 1, 2, 3  # streams of random numbers
 
 @dataclass(frozen=True)
 class Settings:
-    """What all tasks of a run share; in `settings.json` of its folder.
+    """Settings that all tasks of a run share, in `settings-BACKEND.json` of its folder.
 
     Attributes:
-        data: What experiments/ablation_data.py wrote.
+        data: The folder that experiments/ablation_data.py wrote.
         work: The run's folder.
         device: For `resolve_device`.
-        backend: Of dafast.ops: "auto", or "reference" where the fast ones failed.
+        backend: Backend of dafast.ops: "auto", or "reference" if the fast ones failed.
         batch_size: Labeled pictures in a step; there are twice as many unlabeled ones.
         side: Side of the training crops, pixels.
-        limit: Samples of each set that are used; 0: all.
+        limit: Number of samples of each set that are used; 0 for all.
     """
 
     data: str
@@ -103,9 +104,9 @@ class Task:
     """One process of a run.
 
     Args:
-        settings: The run's.
-        name: See the head of the file.
-        stop_at: Clock time at which training stops, wherever it is.
+        settings: The settings of the run.
+        name: Name of the task; see the docstring of this module.
+        stop_at: Clock time at which training stops.
     """
 
     def __init__(self, settings: Settings, name: str, stop_at: float) -> None:
@@ -121,19 +122,19 @@ class Task:
     # -------------------------------------------------------------------------------- plumbing
 
     def write(self, path: Path, value: Any) -> None:
-        """JSON, whole or not at all."""
+        """Writes JSON; an interrupted run never leaves a partial file."""
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         temporary.write_text(json.dumps(value, indent=1) + "\n")
         os.replace(temporary, path)
 
     def log(self, step: int, values: dict[str, float]) -> None:
-        """A line of `metrics.jsonl`."""
+        """Appends a line to `metrics.jsonl`."""
         with open(self.folder / "metrics.jsonl", "a") as file:
             file.write(json.dumps({"step": step, "time": time.time(), **values}) + "\n")
 
     def chosen(self, data: ShardDataset) -> list[int]:
-        """The samples of a set that are used: all, or `limit` of them, evenly spread."""
+        """Indices of the samples that are used: all, or `limit` of them, evenly spaced."""
         count = min(self.settings.limit or len(data), len(data))
         return np.linspace(0, len(data) - 1, count).round().astype(int).tolist()
 
@@ -143,7 +144,7 @@ class Task:
         return ResidentSet(data, self.device, indices=self.chosen(data))
 
     def run(self) -> None:
-        """Does the task and writes `result.json`."""
+        """Runs the task and writes `result.json`."""
         began = time.time()
         if self.kind == "nano":
             model = self.load("nano")
@@ -161,7 +162,7 @@ class Task:
     # ---------------------------------------------------------------------------------- training
 
     def config(self) -> TrainConfig:
-        """The configuration of the task's network: the base and the switches of its row."""
+        """The configuration of the task: the base with the switches of its row."""
         settings = self.settings
         # A student must not repeat its teacher's run.
         seed = self.seed + (1000 if self.kind in ("teacher", "scratch") else 0)
@@ -171,7 +172,7 @@ class Task:
             section = tomllib.load(opened).get("unlabeled", {})
         augment = dataclasses.replace(config.unlabeled.augment, **section.pop("augment", {}))
         optim, start = config.optim, config.model.encoder_init
-        if self.kind == "scratch":  # there is nothing to be kept: the encoder learns as the decoder
+        if self.kind == "scratch":  # an untrained encoder: it learns as fast as the decoder
             optim, start = dataclasses.replace(optim, encoder_lr=optim.decoder_lr / 2), "mimetic"
         return dataclasses.replace(
             config,
@@ -187,12 +188,12 @@ class Task:
         done = self.folder / "trained.json"
         if not done.exists():
             self.write(done, self.trained())
-        # What is scored is what is exported.
+        # The exported model is scored.
         model, result = self.load(str(self.folder / "export")), json.loads(done.read_text())
         return {**result, "scores": self.evaluate(model, result)}
 
     def trained(self) -> dict[str, Any]:
-        """Trains, exports, labels; returns what there is to say of it."""
+        """Trains, exports and labels; returns the facts of the run."""
         config = self.config()
         labeled = self.resident("labeled", "minmax")
         unlabeled = None
@@ -228,7 +229,7 @@ class Task:
         stop_at: float,
         log: Callable[[int, dict[str, float]], None],
     ) -> tuple[DepthAnything, int]:
-        """The loop of train.py without its resume; returns the averaged model and the steps."""
+        """The training loop without resume; returns the averaged model and the steps."""
         torch.manual_seed(config.seed)
         model = build_model(config.model, self.device, config.channels_last)
         optimizer = build_optimizer(model, config.optim)
@@ -264,15 +265,15 @@ class Task:
     def agree_on_steps(self, config: TrainConfig, batches: Batches) -> int:
         """The steps that all tasks of a stage take.
 
-        Where they are not known yet the task trains for nothing beside the others and writes down
-        its speed, until the word is there: `STAGE.steps.json`.
+        Until `STAGE.steps.json` exists, the task runs a training that it discards, at the same time
+        as the others, and writes its speed.
         """
         stage = "teachers" if self.kind in ("teacher", "scratch") else "students"
         word = self.work / f"{stage}.steps.json"
         began = time.time()
 
         def timed(step: int) -> Batch:
-            """The batches of a run that is thrown away when the word is there."""
+            """Batches of the discarded run; ends it when the steps are known."""
             nonlocal began
             if step and step % MEASURED == 0:
                 speed = (time.time() - began) / MEASURED
@@ -286,11 +287,11 @@ class Task:
             with suppress(StepsKnownError):
                 self.train(config, timed, ENDLESS, self.stop_at, lambda *_: None)
         if not word.exists():
-            raise SystemExit(f"{self.name}: nobody said how many steps to take")
+            raise SystemExit(f"{self.name}: {word} is missing, so the number of steps is unknown")
         return int(json.loads(word.read_text())["steps"])
 
     def write_labels(self, teacher: DepthAnything, unlabeled: ResidentSet) -> None:
-        """The teacher's labels of all unlabeled pictures, in the task's folder."""
+        """Writes the teacher's labels of all unlabeled pictures to the task's folder."""
         with open(self.folder / "labels.part", "wb") as file:
             np.save(file, self.label(teacher, unlabeled.image))
         os.replace(self.folder / "labels.part", self.folder / "labels.npy")
@@ -318,9 +319,9 @@ class Task:
     def evaluate(
         self, model: DepthAnything, result: dict[str, Any] | None = None
     ) -> dict[str, Any]:
-        """Scores by data set and predictor; what is missing is named and left out.
+        """Scores by data set and predictor; missing data sets are named and skipped.
 
-        `partial.json` has them as they come, beside the result so far.
+        `partial.json` has the result so far and the scores as they come.
         """
         model.eval()
         scores: dict[str, Any] = {}
@@ -330,7 +331,7 @@ class Task:
                 samples = open_benchmark(name) if name in PHOTOS else self.held_out(name)
                 results, _ = score(model, samples, name)
             except (DataMissingError, ValueError) as error:
-                print(f"{name} is left out: {error}", file=sys.stderr)
+                print(f"{name} is skipped: {error}", file=sys.stderr)
                 continue
             scores[name] = {
                 "model" if i == 0 else r.predictor: {"count": r.count, **r.metrics}
@@ -354,10 +355,10 @@ class Task:
 
 
 class Batches:
-    """The batch of a step, made on the device; a pure function of the step and the seed.
+    """Creates the batch of a step on the device, as a pure function of the step and the seed.
 
     Args:
-        config: The task's.
+        config: The configuration of the task.
         labeled: Pictures with labels.
         unlabeled: Pictures with a teacher's labels, for a student.
     """
@@ -393,12 +394,12 @@ class Batches:
         )
 
     def unlabeled_batch(self, step: int, shape: tuple[int, int]) -> UnlabeledBatch:
-        """Crops, the numbers for their colours, the teacher's labels, CutMix's regions."""
+        """Crops, random numbers for their colours, the teacher's labels, and CutMix's regions."""
         section, data = self.config.unlabeled, self.unlabeled
         assert data is not None and data.disparity is not None and data.mask is not None
         count, seed = self.config.batch_size * section.ratio, self.config.seed
         generator = self.generator(_UNLABELED, step)
-        # Another order than that of the labeled pictures of the same seed.
+        # The order differs from that of the labeled pictures of the same seed.
         index = epoch_batch(len(data), count, step, seed + 1_000_000).to(self.device)
         boxes = random_boxes(count, section.augment, data.image.shape[-2:], shape, generator)
         rng = sample_generator(seed, _CUTMIX, step)
@@ -422,14 +423,14 @@ class Batches:
 
 
 def check_backends(settings: Settings) -> dict[str, Any]:
-    """Whether the fast ops give this device the losses and gradients of the reference.
+    """Compares the losses and gradients of the fast ops with the reference on this device.
 
-    A student's step with everything in it, on random pictures, forwards and backwards. In float32
-    both must agree; in the lower precision the fast ones may be twice as far from the float32
-    reference as the reference itself.
+    It runs forward and backward of a student's step with all its parts on random pictures. In
+    float32 both must agree; in lower precision the error of the fast ops against the float32
+    reference may be twice that of the reference in that precision.
 
     Returns:
-        `ok`, and what was compared.
+        `ok`, and the compared values.
     """
     device = resolve_device(settings.device)
     dtype = resolve_dtype("auto", device)
@@ -464,7 +465,7 @@ def check_backends(settings: Settings) -> dict[str, Any]:
     )
     found = {}
     for precision in {torch.float32, dtype}:
-        # The frozen encoder is what the model is now; then the model moves away from it.
+        # The frozen encoder is a copy of the model at this point; then the model changes.
         model.load_state_dict(start)
         step = task_of(config).step(model, model, config, precision)
         with torch.no_grad():
@@ -494,7 +495,7 @@ def check_backends(settings: Settings) -> dict[str, Any]:
     for key in ("loss", "gradient"):
         bound = 2 * errors[f"reference {low}"][key] + 0.01
         ok = ok and errors[f"fast {low}"][key] < bound
-    # What evaluation runs: float32, photos of several sizes.
+    # Evaluation runs in float32, on photos of several sizes.
     model.load_state_dict(start)
     model.eval()
     photos = [255 * random(3, *size).cpu() for size in ((160, 208), (180, 168), (160, 208))]
@@ -510,7 +511,7 @@ def check_backends(settings: Settings) -> dict[str, Any]:
 
 
 def main(settings_file: str, name: str, stop_at: float) -> None:
-    """Runs a task of a run."""
+    """Runs one task."""
     settings = Settings(**json.loads(Path(settings_file).read_text()))
     torch.set_num_threads(1)
     slow = settings.backend == "reference"

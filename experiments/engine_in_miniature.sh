@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# The whole engine of Depth Anything on one small machine: shards, a teacher on labeled images, its
-# labels for photographs, a student on both, and what each is worth.
+# Runs the whole engine of Depth Anything on one small machine: shards, a teacher on labeled images,
+# its labels for photographs, a student on both, and the scores of both.
 #
 #   experiments/engine_in_miniature.sh [FOLDER_OF_PHOTOS ...]
 #
-# Everything goes to $WORK (runs/miniature of the repository). The same command given again resumes.
-# Without folders it takes the example photos and the installed wallpapers. Photographs are cropped
+# Everything goes to $WORK (default: runs/miniature of the repository). The same command resumes.
+# Without folders it uses the example photos and the installed wallpapers. Photographs are cropped
 # at random, so a few are enough to start; more are better.
 #
 # It needs dafast[synth,train,eval]. Its models show how the engine works, not how good the method
@@ -13,7 +13,7 @@
 set -euo pipefail
 
 folders=()
-for folder in "$@"; do # relative to where the script was called
+for folder in "$@"; do # relative to the caller's directory
     [ -d "$folder" ] || { echo "$0: no such folder: $folder" >&2; exit 2; }
     folders+=("$(cd -- "$folder" >/dev/null && pwd)")
 done
@@ -56,8 +56,8 @@ fi
 number=0
 mkdir -p "$WORK/photos"
 for folder in "${folders[@]}"; do
-    # A picture that cannot be read is named and left out, and the command says so by its exit code.
-    # A folder that gave nothing, or not what is asked for, ends the script.
+    # `data pack` names pictures that it cannot read, leaves them out and exits with 1. A folder
+    # without usable pictures ends the script.
     dafast data pack "$folder" --out "$WORK/photos/$number" --size 360 --shard-size 50 |
         tee "$WORK/photos/$number.txt" || [ $? -eq 1 ]
     grep -q '^[1-9][0-9]* samples of' "$WORK/photos/$number.txt" ||
@@ -69,7 +69,7 @@ for shard in "$WORK"/photos/*/shard-*.tar; do
     ln -sf "$(realpath "$shard")" "$WORK/unlabeled/$(basename "$(dirname "$shard")")-$(basename "$shard")"
 done
 
-say "teacher: $TEACHER_STEPS steps on labeled images alone"
+say "teacher: $TEACHER_STEPS steps on labeled images only"
 train --out "$WORK/teacher" --steps "$TEACHER_STEPS" --data.path "$WORK/labeled" \
     --data.eval-path "$WORK/held-out" --unlabeled.path "" --unlabeled.align "" $EXTRA
 
@@ -81,7 +81,7 @@ train --out "$WORK/student" --steps "$STUDENT_STEPS" --data.path "$WORK/labeled"
     --data.eval-path "$WORK/held-out" --unlabeled.path "$WORK/pseudo-labeled" \
     --unlabeled.teacher "" $EXTRA
 
-say "held-out scenes (the best constant and the best plane say what has to be beaten)"
+say "held-out scenes (to be better than the best constant and the best plane)"
 for model in teacher student; do
     printf '%s  ' "$model"
     grep eval/ "$WORK/$model/metrics.jsonl" | tail -n 1

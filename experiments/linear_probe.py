@@ -1,12 +1,12 @@
-"""Does an encoder that has learned depth know objects? A linear probe, trained beside random.
+"""Tests whether an encoder that learned depth knows objects: a linear probe next to a random one.
 
     python experiments/linear_probe.py
 
-Synthetic scenes with class maps; on each of two frozen encoders, the one of the model in the
-package and a random one, a linear head is trained (configs/segmentation-nano.toml), with several
-seeds, and scored on scenes that neither has seen. A seed draws the head, the order of the scenes,
-their crops, and the random encoder. Everything goes to --work; the same command goes on where it
-stopped. Needs dafast[synth].
+Trains a linear head (configs/segmentation-nano.toml) on each of two frozen encoders, that of the
+model in the package and a random one, with synthetic scenes and several seeds, and scores it on
+scenes that neither has seen. A seed determines the head, the order of the scenes, their crops, and
+the random encoder. Everything goes to --work; the same command resumes. Needs
+dafast[synth,train].
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from dafast.training.config_files import load_toml  # noqa: E402
 from dafast.training.loop import train  # noqa: E402
 
 ENCODERS = {"nano": {"init": "nano"}, "random": {"init": "", "encoder_init": "random"}}
-TRAIN_SEED = 5_000_000  # scenes that the model in the package has not seen either
+TRAIN_SEED = 5_000_000  # the model in the package has not seen these scenes
 METRICS = ("miou", "pixel_accuracy", "mean_accuracy")
 
 
 def configuration(
     options: argparse.Namespace, encoder: str, head: str, seed: int, out: Path
 ) -> TrainConfig:
-    """The run of one probe."""
+    """The configuration of one probe."""
     base = load_toml(ROOT / "configs/segmentation-nano.toml")
     model = dataclasses.replace(base.model, **ENCODERS[encoder])
     data = dataclasses.replace(base.data, path=str(options.work / "train"), eval_path="")
@@ -58,11 +58,11 @@ def configuration(
 
 
 def main() -> None:
-    """Renders, trains, scores, prints."""
+    """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--work", type=Path, default=ROOT / "runs/linear-probe")
-    parser.add_argument("--scenes", type=int, default=800, help="to learn from")
-    parser.add_argument("--held-out", type=int, default=200, help="to be scored on")
+    parser.add_argument("--scenes", type=int, default=800, help="training scenes")
+    parser.add_argument("--held-out", type=int, default=200, help="scenes for the scores")
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])

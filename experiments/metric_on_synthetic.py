@@ -1,14 +1,14 @@
-"""Metric depth, shown to be learned: nano fine-tuned to metres on synthetic scenes.
+"""Shows that metric depth is learned: nano fine-tuned to metres on synthetic scenes.
 
     python experiments/metric_on_synthetic.py
 
-Renders scenes, fine-tunes the model of the package on them (configs/metric-nano.toml), and scores
-it on scenes that training never saw, beside what a relative model can do without knowing metres:
-nano with the best single scale for all scenes, with the best single scale and shift, and the best
-single depth. These are fitted on the scored scenes themselves, which is in their favour; so the
-metric model stands there both as it is and with a single scale fitted alike.
+Renders scenes, fine-tunes the model in the package on them (configs/metric-nano.toml), and scores
+it on scenes that training never saw. For comparison it scores predictors that do not know metres:
+nano with the best single scale for all scenes, nano with the best single scale and shift, and the
+best single depth. These are fitted on the scored scenes, which is in their favour; so the metric
+model is scored both as it is and with a single scale that is fitted in the same way.
 
-Everything goes to --work; each step goes on where it stopped. It needs dafast[synth,train].
+Everything goes to --work; each part resumes. Needs dafast[synth,train].
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from dafast.evaluation.metrics import depth_errors
 
 ROOT = Path(__file__).resolve().parent.parent
 TRAIN_SEED = 5_000_000  # nano has seen none of them
-HELD_OUT_SEED = 2_147_484_648  # neither did the checkpoints' choice
+HELD_OUT_SEED = 2_147_484_648  # the choice of nano's checkpoint did not use them either
 MAX_DEPTH = 80.0
 METRICS = ("abs_rel", "delta_1", "rmse")
 
@@ -40,10 +40,10 @@ METRICS = ("abs_rel", "delta_1", "rmse")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "metric-synthetic")
-    parser.add_argument("--scenes", type=int, default=600, help="to train on")
-    parser.add_argument("--held-out", type=int, default=100, help="to score on")
-    parser.add_argument("--workers", type=int, default=1, help="processes that render")
-    args, options = parser.parse_known_args()  # the rest goes to train.py
+    parser.add_argument("--scenes", type=int, default=600, help="training scenes")
+    parser.add_argument("--held-out", type=int, default=100, help="scenes for the scores")
+    parser.add_argument("--workers", type=int, default=1, help="rendering processes")
+    args, options = parser.parse_known_args()  # other options go to train.py
     work = args.work.resolve()
     for name, count, seed in (
         ("train", args.scenes, TRAIN_SEED),
@@ -88,10 +88,10 @@ def score(export: Path, shards: Path) -> dict[str, dict[str, float]]:
         ]
         return {name: float(np.mean([row[name] for row in rows])) for name in METRICS}
 
-    few = [np.linspace(0, len(t) - 1, 500).astype(int) for t in truths]  # to search on
+    few = [np.linspace(0, len(t) - 1, 500).astype(int) for t in truths]  # pixels for the searches
 
     def error(maps: list[np.ndarray], depth: Callable[[np.ndarray], np.ndarray]) -> float:
-        """AbsRel of what a function makes of a prediction, on some pixels of each scene."""
+        """AbsRel of depth computed from predictions, on some pixels of each scene."""
         parts = zip(maps, truths, few, strict=True)
         return float(np.mean([np.mean(np.abs(depth(m[f]) - t[f]) / t[f]) for m, t, f in parts]))
 
