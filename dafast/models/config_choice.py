@@ -136,7 +136,7 @@ def _warn_of_contradiction(
     if sign:
         logger.warning(
             "%s: %s, but its configuration is that of a relative model. If the model is metric, "
-            "its output is wrong: pass config=, e.g. config='v2-metric-vkitti-vits'.",
+            "its output is wrong: pass config= (--config) with its largest depth.",
             source.label,
             sign,
         )
@@ -231,12 +231,13 @@ def _from_names(claim: NameClaim, weights: Weights, sizes: ModelConfig, label: s
         raise CheckpointError(f"{label}: {said}. {how}.")
     logger.warning(
         "%s: %s; it is read as the relative model %r, whose decoder reads the blocks %s. The "
-        "weights do not say that: pass config= (--config) if it is another, e.g. "
-        "config='v2-metric-vkitti-vits' for a metric one.",
+        "weights do not say that: pass config= (--config) if it is another, for a metric one e.g. "
+        "%s.",
         label,
         version,
         config.name,
         config.out_indices,
+        f"config='v2-metric-vkitti-{encoder}'" if encoder else "a ModelConfig with max_depth",
     )
     return config
 

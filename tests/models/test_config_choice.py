@@ -97,6 +97,7 @@ FILE_NAMES = [
     ("DA2_small_NYUDepthV2.ckpt", "", False),
     ("depth_anything_vits14_kitti.pth", "", False),
     ("dav2_vits_outdoor_80m.pth", "", False),
+    ("dav2-vits-epoch=3-val_rmse=0.2.ckpt", "", False),
     ("dav2_metric_hypersim_vkitti_vits.pth", "", False),
     ("depth_anything_vits14_v2.pth", "", False),
     ("depth_anything_vits.pth", "", False),
