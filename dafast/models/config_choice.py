@@ -70,7 +70,7 @@ def choose_config(
     sizes = _sizes(weights, layout, source.label)
     if sizes.bin_centers:
         return _with_bins(claim, sizes, source.label)
-    if unnamed is not None and not _is_decided(claim, weights):
+    if unnamed is not None and not _is_decided(claim, weights, unnamed):
         return unnamed
     if weights.is_training_state:
         raise CheckpointError(
@@ -154,12 +154,17 @@ def _sizes(weights: Weights, layout: Layout, label: str) -> ModelConfig:
         raise CheckpointError(f"{label}: {error}; it looks like {looks_like(weights)}") from error
 
 
-def _is_decided(claim: NameClaim, weights: Weights) -> bool:
-    """Whether names say what weights without bins are."""
-    metric = bool(claim.metric or weights.scores) and not claim.relative
-    if claim.preset is not None:
-        return claim.preset.is_metric or not weights.scores
-    return claim.version in ("v1", "v2") and (not metric or claim.data != "")
+def _is_decided(claim: NameClaim, weights: Weights, unnamed: ModelConfig) -> bool:
+    """Whether names say what weights without bins are, or contradict what is expected."""
+    if claim.preset is not None and (claim.preset.is_metric or not weights.scores):
+        return True
+    if _says_metric(claim, weights):
+        return not unnamed.is_metric or bool(claim.data)
+    return claim.version in ("v1", "v2")
+
+
+def _says_metric(claim: NameClaim, weights: Weights) -> bool:
+    return bool(claim.metric or weights.scores) and not claim.relative
 
 
 def _same_sizes(sizes: ModelConfig, config: ModelConfig) -> bool:
@@ -214,7 +219,7 @@ def _from_names(claim: NameClaim, weights: Weights, sizes: ModelConfig, label: s
             config.max_depth,
         )
         return config
-    if (claim.metric or weights.scores) and not claim.relative:
+    if _says_metric(claim, weights):
         sign = f"its name says {claim.metric!r}" if claim.metric else ""
         sign = sign or f"{', '.join(weights.scores)} is saved with the weights"
         raise CheckpointError(f"{label}: {sign}: probably a metric model. {how}.")

@@ -186,6 +186,8 @@ def test_unnamed_weights_are_what_the_caller_expects(tmp_path, caplog):
         assert start("best.pth", expected) == expected
         assert start("depth_anything_v2_vits.pth", expected) == PRESETS["v2-vits"]
         assert start("dav2_nyu.pth", expected) == expected
+        with pytest.raises(CheckpointError, match="probably a metric model"):
+            start("dav2_nyu.pth", PRESETS["v2-vits"])
         with pytest.raises(CheckpointError, match="do not fit the configuration 'vitb'"):
             start("best.pth", PRESETS["vitb"])
     assert not caplog.records
