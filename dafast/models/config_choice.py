@@ -58,13 +58,11 @@ def choose_config(
         CheckpointError: If nothing says it, or a config.json is not readable.
     """
     claim = read_names(source.names)
-    for described in (
-        _from_config_json(source, weights, layout),
-        _from_metadata(weights.metadata, source.label),
-    ):
-        if described is not None:
-            _warn_of_contradiction(described, source, weights, claim)
-            return described
+    described = _from_config_json(source, weights, layout)
+    described = described or _from_metadata(weights.metadata, source.label)
+    if described is not None:
+        _warn_of_contradiction(described, source, weights, claim)
+        return described
     if source.preset is not None:
         return source.preset
     sizes = _sizes(weights, layout, source.label)
@@ -77,10 +75,6 @@ def choose_config(
             f"{source.label}: a checkpoint of a training run, without the run's export/config.json "
             "that says which model it is: load the run's export/ folder, or pass config="
         )
-    if unnamed is not None and not (claim.preset or claim.version):
-        says_metric = (claim.metric or weights.scores) and not claim.relative
-        if unnamed.is_metric or not says_metric:
-            return unnamed
     return _from_names(claim, weights, sizes, source.label)
 
 
