@@ -46,19 +46,6 @@ def device_has_bfloat16(device: torch.device) -> bool:
     return False
 
 
-@functools.cache  # a warning once per process
-def warn_of_slow_dtype(device: str, dtype: torch.dtype) -> None:
-    """Logs a warning, once, if a device type is much slower in ``dtype`` than in float32."""
-    slow = dtype == torch.float16 or (dtype == torch.bfloat16 and not cpu_has_bfloat16())
-    if device == "cpu" and slow:
-        name = str(dtype).removeprefix("torch.")
-        logger.warning(
-            "%s on this CPU is several times slower than float32; load the model with "
-            "dtype='float32' (--dtype float32)",
-            name,
-        )
-
-
 @functools.cache
 def keep_freed_memory() -> bool:
     """Makes glibc's malloc keep freed memory for the next allocation, up to 1 GiB at its top.

@@ -26,7 +26,7 @@ from .conversion import (
     zoedepth_constants,
 )
 from .hub import HubError, HubOptions
-from .identify import check_floating, looks_like, mismatch, other_network, some
+from .identify import check_floating, looks_like, mismatch, other_network, some, unknown
 from .network import DepthNetwork
 from .saving import save_pretrained
 from .sources import Source, locate
@@ -104,11 +104,11 @@ def load_pretrained(
     source, weights = _read(name_or_path, filename, revision, cache_dir, local_files_only)
     layout = detect_layout(weights.tensors)
     if layout is None or other_network(weights):
-        raise CheckpointError(
-            f"{source.label}: it looks like {looks_like(weights)}. Expected are the keys of an "
-            "official Depth Anything (pretrained.*, depth_head.*) or of transformers (backbone.*, "
-            f"neck.*, head.*); found: {some(sorted(weights.names))}"
+        expected = (
+            "a Depth Anything V1 or V2 with the official keys (pretrained.*, depth_head.*) or "
+            "those of transformers (backbone.*, neck.*, head.*)"
         )
+        raise unknown(source.label, weights, expected)
     chosen = given or choose_config(source, weights, layout, unnamed)
     kind = bin_centers(weights.tensors, layout)
     if layout is LAYOUTS["zoedepth"] and kind and chosen.is_metric:
@@ -230,18 +230,16 @@ def load_encoder(
     if name_or_path == "dinov2":
         name_or_path = _published_dinov2(model.config)
     source, weights = _read(name_or_path, filename, revision, cache_dir, local_files_only)
-    other = other_network(weights)  # of the whole file
-    layout = detect_layout(weights.tensors, ENCODER_LAYOUTS)
-    if layout is None:
-        layout = detect_layout(weights.tensors)
+    layout = detect_layout(weights.tensors, ENCODER_LAYOUTS) or detect_layout(weights.tensors)
+    if layout is None or other_network(weights):
+        expected = (
+            "a DINOv2 (cls_token, blocks.0.*, or embeddings.cls_token, encoder.layer.0.*) or a "
+            "Depth Anything"
+        )
+        raise unknown(source.label, weights, expected)
+    if layout in LAYOUTS.values():
         encoder = ("pretrained.", "backbone.", "core.core.pretrained.")
         weights.tensors = {k: v for k, v in weights.tensors.items() if k.startswith(encoder)}
-    if layout is None or other:
-        raise CheckpointError(
-            f"{source.label}: it looks like {looks_like(weights)}; a DINOv2 was expected "
-            f"(cls_token, blocks.0...., or embeddings.cls_token, encoder.layer.0....), or a Depth "
-            f"Anything. Found: {some(sorted(weights.names))}"
-        )
     shapes = {f"pretrained.{k}": tuple(v.shape) for k, v in model.pretrained.state_dict().items()}
     state = _fit(source, weights, layout, shapes, f"the encoder of {model.config.name!r}")
     state = {key.removeprefix("pretrained."): value for key, value in state.items()}

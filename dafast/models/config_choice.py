@@ -58,22 +58,18 @@ def choose_config(
         CheckpointError: If nothing says it, or a config.json is not readable.
     """
     claim = read_names(source.names)
-    for described in (
-        _from_config_json(source, weights, layout),
-        _from_metadata(weights.metadata, source.label),
-    ):
-        if described is not None:
-            _warn_of_contradiction(described, source, weights, claim)
-            return described
+    described = _from_config_json(source, weights, layout)
+    described = described or _from_metadata(weights.metadata, source.label)
+    if described is not None:
+        _warn_of_contradiction(described, source, weights, claim)
+        return described
     if source.preset is not None:
         return source.preset
     sizes = _sizes(weights, layout, source.label)
     if sizes.bin_centers:
         return _with_bins(claim, sizes, source.label)
-    if unnamed is not None and not _is_decided(claim, weights):
-        says_metric = (claim.metric or weights.scores) and not claim.relative
-        if unnamed.is_metric or not says_metric:
-            return unnamed
+    if unnamed is not None and not _is_decided(claim, weights, unnamed):
+        return unnamed
     if weights.is_training_state:
         raise CheckpointError(
             f"{source.label}: a checkpoint of a training run, without the run's export/config.json "
@@ -134,7 +130,7 @@ def _warn_of_contradiction(
     if sign:
         logger.warning(
             "%s: %s, but its configuration is that of a relative model. If the model is metric, "
-            "its output is wrong: pass config=, e.g. config='v2-metric-vkitti-vits'.",
+            "its output is wrong: pass config= (--config) with its largest depth.",
             source.label,
             sign,
         )
@@ -152,12 +148,17 @@ def _sizes(weights: Weights, layout: Layout, label: str) -> ModelConfig:
         raise CheckpointError(f"{label}: {error}; it looks like {looks_like(weights)}") from error
 
 
-def _is_decided(claim: NameClaim, weights: Weights) -> bool:
-    """Whether names say what weights without bins are."""
-    metric = bool(claim.metric or weights.scores) and not claim.relative
-    if claim.preset is not None:
-        return claim.preset.is_metric or not weights.scores
-    return claim.version in ("v1", "v2") and (not metric or claim.data != "")
+def _is_decided(claim: NameClaim, weights: Weights, unnamed: ModelConfig) -> bool:
+    """Whether names say what weights without bins are, or contradict what is expected."""
+    if claim.preset is not None and (claim.preset.is_metric or not weights.scores):
+        return True
+    if _says_metric(claim, weights):
+        return not unnamed.is_metric or bool(claim.data)
+    return claim.version in ("v1", "v2")
+
+
+def _says_metric(claim: NameClaim, weights: Weights) -> bool:
+    return bool(claim.metric or weights.scores) and not claim.relative
 
 
 def _same_sizes(sizes: ModelConfig, config: ModelConfig) -> bool:
@@ -212,7 +213,7 @@ def _from_names(claim: NameClaim, weights: Weights, sizes: ModelConfig, label: s
             config.max_depth,
         )
         return config
-    if (claim.metric or weights.scores) and not claim.relative:
+    if _says_metric(claim, weights):
         sign = f"its name says {claim.metric!r}" if claim.metric else ""
         sign = sign or f"{', '.join(weights.scores)} is saved with the weights"
         raise CheckpointError(f"{label}: {sign}: probably a metric model. {how}.")
@@ -229,12 +230,13 @@ def _from_names(claim: NameClaim, weights: Weights, sizes: ModelConfig, label: s
         raise CheckpointError(f"{label}: {said}. {how}.")
     logger.warning(
         "%s: %s; it is read as the relative model %r, whose decoder reads the blocks %s. The "
-        "weights do not say that: pass config= (--config) if it is another, e.g. "
-        "config='v2-metric-vkitti-vits' for a metric one.",
+        "weights do not say that: pass config= (--config) if it is another, for a metric one e.g. "
+        "%s.",
         label,
         version,
         config.name,
         config.out_indices,
+        f"config='v2-metric-vkitti-{encoder}'" if encoder else "a ModelConfig with max_depth",
     )
     return config
 

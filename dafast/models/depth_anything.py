@@ -15,7 +15,7 @@ from ..config import ModelConfig
 from ..images import Picture
 from ..ops.geometry import MAX_TOKENS
 from ..ops.linear_int8 import why_slow as why_slow_int8
-from ..runtime import keep_freed_memory, warn_of_slow_dtype
+from ..runtime import keep_freed_memory, warn_if_slow
 from . import checkpoint, inference
 from .inference import InferenceKeywords, InferenceOptions
 from .network import DepthNetwork
@@ -87,7 +87,7 @@ class DepthAnything(DepthNetwork):
 
     def prepare_inference(self) -> None:
         """Packs the weights as `optimize` does; each forward checks that they are current."""
-        warn_of_slow_dtype(self.device.type, self.dtype)
+        warn_if_slow(self.dtype, self.device)
         if self._optimized is None:
             self.optimize(keep_memory=False)
 

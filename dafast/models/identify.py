@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
@@ -81,10 +81,63 @@ def looks_like(weights: Weights) -> str:
     )
 
 
+def unknown(label: str, weights: Weights, expected: str) -> CheckpointError:
+    """The error for weights of another network.
+
+    Args:
+        label: What the user asked for.
+        weights: The tensors.
+        expected: What would have been read instead.
+    """
+    found = looks_like(weights)
+    if other_network(weights):
+        return CheckpointError(
+            f"{label}: it looks like {found}, which is not supported; {expected} was expected"
+        )
+    return CheckpointError(
+        f"{label}: it looks like {found}; {expected} was expected. Found: "
+        f"{some(sorted(weights.names))}"
+    )
+
+
 def some(names: list[str]) -> str:
     """The first of many names, and how many there are."""
     more = f", ... ({len(names)} in all)" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more
+
+
+# Parts of names that a change of the modules leaves in a state_dict, and how to undo it.
+_CHANGES = (
+    (
+        ("lora_", ".base_layer."),
+        "merge the adapters into the weights first (peft: model.merge_and_unload())",
+    ),
+    (
+        ("parametrizations.",),
+        (
+            "remove the parametrizations first "
+            "(torch.nn.utils.parametrize.remove_parametrizations(module, 'weight'))"
+        ),
+    ),
+    (("weight_g",), "remove weight_norm first (torch.nn.utils.remove_weight_norm(module))"),
+    (
+        ("weight_orig",),
+        (
+            "make the change permanent first (torch.nn.utils.prune.remove(module, 'weight') or "
+            "torch.nn.utils.remove_spectral_norm(module))"
+        ),
+    ),
+    (
+        ("_orig_mod.",),
+        "save the model that was passed to torch.compile, or compile with module.compile()",
+    ),
+)
+
+
+def remedy(names: Iterable[str]) -> str:
+    """How to make ordinary weights of those with these unexpected names; "" if that is unknown."""
+    text = " ".join(names)
+    return next((way for parts, way in _CHANGES if any(part in text for part in parts)), "")
 
 
 def mismatch(
@@ -103,6 +156,8 @@ def mismatch(
         ]
         lines.append(f"  wrong shapes ({len(shapes)}): {some(shapes)}")
     lines.append(f"  names as in the {layout.title} layout{hint}")
+    if way := remedy(conversion.unexpected):
+        lines.append(f"  before the weights are saved, {way}")
     return CheckpointError("\n".join(lines))
 
 

@@ -38,6 +38,7 @@ _V1 = re.compile(
 _METRIC = re.compile(
     r"(?<!geo)(?<!oto)(?<!sym)metric"
     r"|(?<![a-z])(?:metres?|meters?|indoor|outdoor|absolute|zoe)(?![a-z])"
+    r"|(?<![a-z])(?:rmse|silog|abs-?rel)(?![a-z])"
     r"|hypersim|v-?kitti|virtual-kitti|kitti|zoe-?depth"
     r"|(?<![a-z])nyu(?:-?v?2|d|-?depth)?(?![a-z])"
 )

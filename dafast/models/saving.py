@@ -22,6 +22,7 @@ from .configurations import (
 )
 from .conversion import LAYOUTS, from_official, zoedepth_constants
 from .hub import WEIGHT_FILES
+from .identify import remedy
 from .network import DepthNetwork
 from .weight_files import SHOWN
 
@@ -145,29 +146,11 @@ def check_state(model: nn.Module, expected: Mapping[str, Tensor]) -> None:
     lost = [key for key in shapes if key not in state]
     if not extra and not lost:
         return
-    names = " ".join(extra)
-    if "lora_" in names or ".base_layer." in names:
-        remedy = "merge the adapters into the weights first (peft: model.merge_and_unload())"
-    elif "parametrizations." in names:
-        remedy = (
-            "remove the parametrizations first "
-            "(torch.nn.utils.parametrize.remove_parametrizations(module, 'weight'))"
-        )
-    elif "weight_g" in names and "weight_v" in names:
-        remedy = "remove weight_norm first (torch.nn.utils.remove_weight_norm(module))"
-    elif "weight_orig" in names:
-        remedy = (
-            "make the change permanent first (torch.nn.utils.prune.remove(module, 'weight') or "
-            "torch.nn.utils.remove_spectral_norm(module))"
-        )
-    elif "_orig_mod." in names:
-        remedy = "save the model that was passed to torch.compile, or compile with module.compile()"
-    else:
-        remedy = "restore the parts that were replaced, or save model.state_dict() with torch.save"
+    way = remedy(extra) or "restore the parts that were replaced, or use torch.save"
     shown = ", ".join([*extra, *(f"no {key}" for key in lost)][:SHOWN])
     raise ValueError(
         f"the model has other weights than its configuration, so from_pretrained could not load "
-        f"them ({shown}, {len(extra) + len(lost)} in all): {remedy}"
+        f"them ({shown}, {len(extra) + len(lost)} in all): {way}"
     )
 
 

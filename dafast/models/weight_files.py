@@ -317,6 +317,8 @@ def unwrap(data: Mapping[str, Any], label: str) -> Weights:
         if not other or "param_groups" in data:
             entries = ", ".join(map(str, list(data)[:SHOWN])) or "nothing"
             kind = "an optimizer state" if "param_groups" in data else "no state_dict"
+            if any(isinstance(value, _Ignored) for value in data.values()):
+                kind += " of tensors (NumPy arrays and the like are not read)"
             raise CheckpointError(f"{label}: {kind}; it holds: {entries}")
         return Weights(other, list(other))
     first = found[0]

@@ -296,7 +296,7 @@ def test_load_encoder_from_transformers(transformers, tmp_path, seed, randomise)
 
 def test_load_encoder_refuses_what_does_not_fit(model, tmp_path):
     torch.save({"layer1.0.conv1.weight": torch.zeros(2)}, tmp_path / "other.pth")
-    with pytest.raises(CheckpointError, match=r"a DINOv2 was expected .* or a Depth Anything"):
+    with pytest.raises(CheckpointError, match=r"a DINOv2 .* or a Depth Anything was expected"):
         load_encoder(DepthAnything(TINY), tmp_path / "other.pth")
     encoder = model.pretrained.state_dict()
     torch.save(encoder, tmp_path / "plain.pth")

@@ -97,6 +97,7 @@ FILE_NAMES = [
     ("DA2_small_NYUDepthV2.ckpt", "", False),
     ("depth_anything_vits14_kitti.pth", "", False),
     ("dav2_vits_outdoor_80m.pth", "", False),
+    ("dav2-vits-epoch=3-val_rmse=0.2.ckpt", "", False),
     ("dav2_metric_hypersim_vkitti_vits.pth", "", False),
     ("depth_anything_vits14_v2.pth", "", False),
     ("depth_anything_vits.pth", "", False),
@@ -185,6 +186,8 @@ def test_unnamed_weights_are_what_the_caller_expects(tmp_path, caplog):
         assert start("best.pth", expected) == expected
         assert start("depth_anything_v2_vits.pth", expected) == PRESETS["v2-vits"]
         assert start("dav2_nyu.pth", expected) == expected
+        with pytest.raises(CheckpointError, match="probably a metric model"):
+            start("dav2_nyu.pth", PRESETS["v2-vits"])
         with pytest.raises(CheckpointError, match="do not fit the configuration 'vitb'"):
             start("best.pth", PRESETS["vitb"])
     assert not caplog.records

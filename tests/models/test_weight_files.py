@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import pickle
+import re
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -105,6 +106,27 @@ def test_harmless_values_next_to_the_weights(model, legacy, tmp_path):
     allowed = torch.serialization.get_safe_globals()
     assert_same(load(path, config=TINY), model)
     assert torch.serialization.get_safe_globals() == allowed
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "way"),
+    [
+        ("attn.qkv.weight", "attn.qkv.base_layer.weight", "merge the adapters"),
+        ("mlp.fc1.weight", "mlp.fc1.parametrizations.weight.original0", "remove_parametrizations"),
+        ("mlp.fc1.weight", "mlp.fc1.weight_g", "remove_weight_norm"),
+        ("attn.proj.weight", "attn.proj.weight_orig", "prune.remove"),
+    ],
+)
+def test_weights_of_changed_modules_say_how_to_save_them(model, old, new, way, tmp_path):
+    state = {k.replace(old, new): v for k, v in model.state_dict().items()}
+    torch.save(state, tmp_path / "x.pth")
+    text = error_of(tmp_path / "x.pth", config=TINY)
+    assert re.search(rf"before the weights are saved, .*{way}", text)
+
+
+def test_numpy_weights_are_named(model, tmp_path):
+    torch.save({k: v.numpy() for k, v in model.state_dict().items()}, tmp_path / "x.pth")
+    assert "NumPy arrays and the like are not read" in error_of(tmp_path / "x.pth")
 
 
 def test_a_refused_file_says_the_way_out(model, tmp_path):
