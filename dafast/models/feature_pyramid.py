@@ -65,8 +65,9 @@ class FeaturePyramid(nn.Module):
     The maps come from the four blocks that the depth decoder reads, the shallowest for the finest
     map, rescaled by 4, 2, 1 and 1/2. Depth Anything's published Mask2Former configurations do the
     same (`semseg/` of its code: `Feature2Pyramid`, with transposed convolutions and BatchNorm),
-    with strides of 3.5, 7, 14 and 28. Here the image is first resized by 14/16, which gives the strides
-    that these heads expect: for a crop of 1024 pixels the encoder sees 896, the published crop.
+    with strides of 3.5, 7, 14 and 28. Here the image is first resized by 14/16, which gives the
+    strides that these heads expect: for a crop of 1024 pixels the encoder sees 896, the published
+    crop.
 
     `feature_info` has channels and strides, as in timm. The rescaling is learned and starts random.
 
