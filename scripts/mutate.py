@@ -40,7 +40,7 @@ AREAS = {
 # The first pattern that matches a path names its tests, the cheapest first.
 TESTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r"conversion", tuple(f"tests/models/test_{n}.py" for n in
-                          ("checkpoint", "zoedepth", "structure", "parity"))),
+                          ("checkpoint", "weight_files", "zoedepth", "structure", "parity"))),
     (r"training/(resume|state)", tuple(f"tests/training/test_{n}.py" for n in
                                        ("options", "train", "reliability", "student"))),
     (r"losses\.py", ("tests/test_losses.py", "tests/test_gradient_matching.py",
