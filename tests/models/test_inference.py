@@ -1,9 +1,7 @@
 """`infer`: every kind of image, batching, errors."""
 
-import contextlib
 import dataclasses
 import io
-import os
 import struct
 import subprocess
 import sys
@@ -13,8 +11,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten
 
 import dafast
 from dafast import images, runtime
@@ -482,119 +478,3 @@ def test_a_dtype_that_is_slow_on_this_cpu_is_named_once(hardware, model, seed, c
     runtime.warn_if_slow.cache_clear()
     said = [m for m in caplog.messages if "times as long as float32" in m]
     assert ["bfloat16" in m for m in said] == [False] + [True] * (not hardware)
-
-
-# --------------------------------------------------------------------- devices without float64
-
-
-class _NoFloat64(TorchDispatchMode):
-    """Makes "meta" a device: copies from it succeed, float64 on it is refused."""
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        leaves, _ = tree_flatten((args, kwargs))
-        if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
-            return 1
-        there = any(isinstance(x, torch.Tensor) and x.is_meta for x in leaves)
-        target = kwargs.get("device")
-        if func is torch.ops.aten._to_copy.default and there and str(target) == "cpu":
-            return torch.zeros(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
-        out = func(*args, **kwargs)
-        for x in tree_flatten(out)[0]:
-            if isinstance(x, torch.Tensor) and x.is_meta:
-                assert x.dtype != torch.float64, f"{func} makes float64 on the device"
-        return out
-
-
-@pytest.mark.parametrize(
-    ("kind", "fit", "dtype"),
-    [
-        ("relative", "pad", torch.float32),
-        ("relative", "official", torch.float16),
-        ("sigmoid", "official", torch.float32),
-        ("softplus", "pad", torch.float16),
-        ("softplus", "official", torch.float32),
-        ("normed", "pad", torch.float32),
-    ],
-)
-def test_no_float64_on_the_device(kind, fit, dtype, seed, monkeypatch):
-    """Apple's GPUs have none."""
-    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # not "meta"
-    config = dataclasses.replace(
-        TINY, max_depth=None if kind == "relative" else 10.0,
-        bin_centers=kind if kind in ("softplus", "normed") else "",
-        position_embedding="official" if fit == "pad" else "transformers",
-    )  # fmt: skip
-    model = dafast.DepthAnything(config).eval().to(dtype)
-    photos = [_photo(seed), _photo(seed + 1, (150, 90, 3)).astype(np.float32) / 255]
-    photos += [_photo(seed, (20, 30, 3)).astype(np.uint16) * 257, _photo(seed, (60, 83, 4)) / 255.0]
-    with _NoFloat64():
-        model.to("meta")
-        infer = model.infer if kind == "relative" else model.infer_metric
-        for padding in ("replicate", "reflect", "constant"):
-            maps = infer(photos, fit=fit, padding=padding, flip=padding == "reflect")
-            assert [m.shape for m in maps] == [p.shape[:2] for p in photos]
-        infer(photos[0], fit=fit, size=112, max_tokens=30, return_tensors=True)
-        if kind != "relative":
-            infer(photos[:2], fit=fit, fov=60)
-
-
-def test_the_mode_refuses_float64():
-    with _NoFloat64(), pytest.raises(AssertionError, match="makes float64"):
-        torch.zeros(3, dtype=torch.float32, device="meta").double()
-
-
-# ---------------------------------------------------------------------- threads and processes
-
-_SHARED = """
-import concurrent.futures, os, sys, time
-import numpy as np, torch
-import dafast
-
-torch.set_num_threads(2)
-model = dafast.DepthAnything("nano").eval()
-photos = [np.random.default_rng(i).integers(0, 256, (56, 70, 3), dtype=np.uint8) for i in range(6)]
-
-class Data(torch.utils.data.Dataset):
-    def __init__(self, model):
-        self.model = model
-    def __len__(self):
-        return len(photos)
-    def __getitem__(self, index):
-        return self.model.infer(photos[index], size=56)
-
-def same(maps):
-    return all(np.allclose(a, b, atol=1e-5) for a, b in zip(maps, expected, strict=True))
-
-if __name__ == "__main__":
-    expected = [model.infer(photo, size=56) for photo in photos]
-    if sys.argv[1] == "threads":
-        with concurrent.futures.ThreadPoolExecutor(4) as pool:
-            assert same(list(pool.map(lambda photo: model.infer(photo, size=56), photos)))
-    elif sys.argv[1] == "fork":
-        child = os.fork()
-        if not child:
-            torch.set_num_threads(1)
-            os._exit(0 if same([model.infer(photo, size=56) for photo in photos]) else 1)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    else:
-        loader = torch.utils.data.DataLoader(
-            Data(model), batch_size=None, num_workers=2, multiprocessing_context=sys.argv[1][7:]
-        )
-        assert same(list(loader))
-    print("good")
-"""
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
-@pytest.mark.parametrize("how", ["threads", "fork", "loader-fork", "loader-spawn"])
-def test_threads_and_processes_share_a_model(how, tmp_path):
-    """After `infer`, as its documentation says; in a process of its own, where it could hang."""
-    (tmp_path / "shared.py").write_text(_SHARED)
-    root = str(Path(__file__).resolve().parents[2])
-    environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "2"}
-    done = subprocess.run(
-        [sys.executable, str(tmp_path / "shared.py"), how],
-        capture_output=True, text=True, env=environment, timeout=300,
-    )  # fmt: skip
-    assert done.stdout.split() == ["good"], done.stderr
