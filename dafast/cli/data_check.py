@@ -74,6 +74,7 @@ def data_check(args: argparse.Namespace) -> int:
     """Runs ``dafast data check``."""
     from ..data.check import check, sheet
     from ..data.sources import name_coarse
+    from ..files import whole_file
 
     items, labeled = _open(args)
     print(f"{len(items)} pictures in {args.source}")
@@ -96,7 +97,8 @@ def data_check(args: argparse.Namespace) -> int:
         print(f"warning: {name_coarse(report.coarse)}")
     if report.shown:
         path = args.sheet or Path(f"{args.name or Path(args.source).stem}-check.png")
-        sheet(report.shown).save(path, "PNG")
+        with whole_file(path) as file:
+            sheet(report.shown).save(file, "PNG")
         print(f"sheet: {path}")
     damaged = len(report.corrupt) / report.total
     if damaged > args.max_bad:

@@ -123,7 +123,7 @@ def _match(pattern: str) -> tuple[Path, list[Path], list[tuple[str, str]]]:
                 step.append(folder / part)
             elif part == "**":
                 step += [*_walk(folder, problems)]
-            elif glob.has_magic(part) and folder.is_dir():
+            elif glob.has_magic(part) and _is_folder(folder, problems):
                 entries = _entries(folder, problems, hidden=part.startswith("."))
                 step += [p for p in entries if fnmatch.fnmatch(p.name, part)]
         if step == [root / part] and i < len(parts) - 1:
@@ -137,10 +137,13 @@ def _match(pattern: str) -> tuple[Path, list[Path], list[tuple[str, str]]]:
     for path in sorted(set(matches)):
         if not named and path.suffix.lower() not in PHOTO_SUFFIXES:
             continue
-        if path.is_file():
-            found.append(path)
-        elif not path.is_dir():
-            problems.append((str(path), why_no_file(path)))
+        try:
+            if path.is_file():
+                found.append(path)
+            elif not path.is_dir():
+                problems.append((str(path), why_no_file(path)))
+        except OSError as error:
+            problems.append((str(path), error.strerror or str(error)))
     return root, found, list(dict.fromkeys(problems))
 
 
@@ -152,16 +155,24 @@ def _entries(folder: Path, problems: list[tuple[str, str]], hidden: bool = False
         return []
 
 
+def _is_folder(path: Path, problems: list[tuple[str, str]]) -> bool:
+    try:
+        return path.is_dir()
+    except OSError as error:  # its own folder can be listed, and no more
+        problems.append((str(path), error.strerror or str(error)))
+        return False
+
+
 def _walk(
     folder: Path, problems: list[tuple[str, str]], above: tuple[str, ...] = ()
 ) -> Iterator[Path]:
     """A folder and all below it, through links too, except one that leads back to a parent."""
     real = os.path.realpath(folder)
-    if real in above or not folder.is_dir():
+    if real in above or not _is_folder(folder, problems):
         return
     yield folder
     for entry in _entries(folder, problems):
-        if entry.is_dir():
+        if _is_folder(entry, problems):
             yield from _walk(entry, problems, (*above, real))
 
 

@@ -290,6 +290,8 @@ def _reason(error: Exception, photo: Path) -> str:
     from .outputs import ResultExistsError
 
     text = explain(error).removeprefix(f"{photo}: ")
+    if isinstance(error, OSError) and error.filename and Path(error.filename) == photo:
+        text = error.strerror or text
     if isinstance(error, ResultExistsError):
         return f"{text}; --overwrite replaces it" if "--out" not in text else text
     named_as_photo = photo.suffix.lower() in PHOTO_SUFFIXES

@@ -334,3 +334,24 @@ def test_a_list_is_no_photo(run, tmp_path, rng):
     (tmp_path / "photos.txt").write_text("a.png\n")
     code, text = run(tmp_path / "photos.txt")
     assert code == 1 and "for a list of photos: xargs" in text
+
+
+def test_an_entry_without_access_never_stops_the_rest(run, tmp_path, rng, monkeypatch):
+    """A folder may be listed by a user who may not look at its entries."""
+    photo(tmp_path / "in" / "sub" / "good.png", rng)
+    photo(tmp_path / "in" / "denied.png", rng)
+
+    def deny(real):
+        def checked(path):
+            if path.name == "denied.png":
+                raise PermissionError(13, "Permission denied", str(path))
+            return real(path)
+
+        return checked
+
+    for name in ("is_dir", "is_file"):
+        monkeypatch.setattr(Path, name, deny(getattr(Path, name)))
+    for arguments in ((tmp_path / "in", "--recursive"), (f"{tmp_path}/in/**/*.png",)):
+        code, text = run(*arguments, "--overwrite")
+        assert code == 1 and "1 written" in text and "1 failed" in text
+        assert f"FAILED {tmp_path / 'in' / 'denied.png'}: Permission denied" in text

@@ -109,3 +109,18 @@ def test_an_interrupt_at_any_moment_ends_in_one_line(code):
         [sys.executable, "-c", INTERRUPTED.format(code)], cwd=ROOT, capture_output=True, text=True
     )
     assert (result.returncode, result.stdout, result.stderr) == (130, "", "dafast: interrupted\n")
+
+
+def test_help_imports_only_the_standard_library():
+    code = """if True:
+        import sys
+        before = set(sys.modules)
+        from dafast.cli import build_parser
+        build_parser().format_help()
+        brought = {name.split(".")[0] for name in set(sys.modules) - before}
+        print(sorted(brought - {*sys.stdlib_module_names, "dafast"}))
+    """
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert result.stdout == "[]\n"
