@@ -177,8 +177,12 @@ def read_image(file: BinaryIO, name: str) -> np.ndarray:
         raise ImageError(f"{name}: cannot be read as an image ({reason})") from error
 
 
-def _open(file: BinaryIO, head: bytes, name: str) -> Image:
-    """Opens a picture at its first full page; the pixels are not read yet."""
+def set_pixel_limit() -> None:
+    """Sets Pillow's limit of pixels to DAFAST_MAX_PIXELS, if that is given.
+
+    Raises:
+        ImageError: If it is not a number of pixels.
+    """
     import PIL.Image
 
     limit = os.environ.get("DAFAST_MAX_PIXELS", "")
@@ -188,20 +192,34 @@ def _open(file: BinaryIO, head: bytes, name: str) -> Image:
                 f"DAFAST_MAX_PIXELS={limit!r}: must be a number of pixels; 0: no limit"
             )
         PIL.Image.MAX_IMAGE_PIXELS = (int(limit) + 1) // 2 or None  # Pillow refuses twice that
+
+
+def why_too_large(error: Exception) -> str:
+    """Says of a `PIL.Image.DecompressionBombError` how large the picture is, and the remedy."""
+    import PIL.Image
+
+    pixels = re.search(r"\((\d+) pixels\)", str(error))
+    size = f"{int(pixels[1]) / 1e6:.0f} megapixels are" if pixels else "the size is"
+    most = 2 * (PIL.Image.MAX_IMAGE_PIXELS or 0) / 1e6
+    return (
+        f"{size} above Pillow's limit of {most:.0f}, which protects against files that are made to "
+        "fill the memory. If you trust the file, set the environment variable "
+        "DAFAST_MAX_PIXELS=0, or in Python PIL.Image.MAX_IMAGE_PIXELS = None"
+    )
+
+
+def _open(file: BinaryIO, head: bytes, name: str) -> Image:
+    """Opens a picture at its first full page; the pixels are not read yet."""
+    import PIL.Image
+
+    set_pixel_limit()
     try:
         with warnings.catch_warnings():
             # Pillow warns at half of its limit, and of damage that it then raises an error for.
             warnings.simplefilter("ignore")
             image = PIL.Image.open(file)
     except PIL.Image.DecompressionBombError as error:
-        pixels = re.search(r"\((\d+) pixels\)", str(error))
-        size = f"{int(pixels[1]) / 1e6:.0f} megapixels are" if pixels else "the size is"
-        most = 2 * (PIL.Image.MAX_IMAGE_PIXELS or 0) / 1e6
-        raise ImageError(
-            f"{name}: {size} above Pillow's limit of {most:.0f}, which protects against files that "
-            "are made to fill the memory. If you trust the file, set the environment variable "
-            "DAFAST_MAX_PIXELS=0, or in Python PIL.Image.MAX_IMAGE_PIXELS = None"
-        ) from error
+        raise ImageError(f"{name}: {why_too_large(error)}") from error
     if reason := pillow_error(image, head, file):
         raise ImageError(f"{name}: {reason}")
     _seek_full_page(image, name)

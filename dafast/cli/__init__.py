@@ -70,7 +70,8 @@ def _report(error: BaseException, traceback: bool) -> int:
         return _say(f"dafast: error: cannot write the output: {error.strerror}", 1)
     if traceback or not isinstance(error, Exception):
         raise error
-    text = explain(error)
+    # The layout that a folder should have takes several lines.
+    text = str(error).strip() if "\n" in str(error) else explain(error)
     if isinstance(error, CommandError | OSError | ValueError | TypeError | MemoryError):
         return _say(f"dafast: error: {text}", 1)
     return _say(

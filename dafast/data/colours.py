@@ -50,11 +50,11 @@ def draw_colours(rng: np.random.Generator) -> np.ndarray:
 def change_colours(images: Tensor, augment: AugmentConfig, draws: Tensor) -> Tensor:
     """Changes the colours of images as their numbers say.
 
-    Each change is made to the images alone that are drawn for it. The numbers are looked at on the
-    CPU; where they lie there already, a GPU works on without a wait. It takes the images together;
-    a CPU takes them one by one, which costs it no time from 168 pixels a side on, and gives an
-    image the same bits in every batch. Noise comes from the generator of the images' device: other
-    devices give other noise.
+    Each change is applied only to the images that are drawn for it. The numbers are read on the
+    CPU; if they are there already, a GPU does not wait. A GPU takes the images together; a CPU
+    takes them one by one, which costs no time from 168 pixels a side on, and gives an image the
+    same bits in every batch. Noise comes from the generator of the images' device: other devices
+    give other noise.
 
     Args:
         images: (B, 3, H, W) of any dtype, 0 to 255; left as they are.

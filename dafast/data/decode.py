@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import io
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from dafast.files import explain, file_kind
+from dafast.files import explain
+from dafast.images import ImageError, register_heif, set_pixel_limit, why_too_large
+from dafast.picture_formats import describe_file, is_heif, pillow_error
 
 DECODE_ERRORS = (OSError, ValueError, SyntaxError)
 """Errors of a damaged picture. `MemoryError` is not one of them: the file may be good."""
 
 _ORIENTATION = 0x0112  # EXIF tag
+
+# Pillow warns at half of the size that it refuses. A filter for one call is not safe in threads.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 class PictureError(ValueError):
@@ -37,29 +43,27 @@ def open_picture(file: bytes | Path) -> Iterator[Image.Image]:
         head = b""
         try:
             head = opened.read(512)
+            if is_heif(head):
+                register_heif()
+            set_pixel_limit()
             picture = Image.open(opened)
+            if reason := pillow_error(picture, head, opened):
+                raise PictureError(reason)
             picture.load()
-        except MemoryError:
+        except (MemoryError, ImageError):
             raise
         except Exception as error:  # decoders raise many kinds
             if isinstance(error, OSError) and error.errno is not None:
                 raise  # of the disk
             where = "" if isinstance(file, bytes) else f"{file}: "
-            raise PictureError(
-                f"{where}cannot be read as a picture ({_why(error, head)})"
-            ) from error
+            if isinstance(error, UnidentifiedImageError) or is_heif(head):
+                reason = f"it is {describe_file(opened)}"
+            elif isinstance(error, Image.DecompressionBombError):
+                reason = why_too_large(error)
+            else:
+                reason = explain(error)
+            raise PictureError(f"{where}cannot be read as a picture ({reason})") from error
         yield picture
-
-
-def _why(error: Exception, head: bytes) -> str:
-    if isinstance(error, UnidentifiedImageError):
-        return f"it is {file_kind(head) or 'of no format that Pillow reads'}"
-    if isinstance(error, Image.DecompressionBombError):
-        return (
-            f"it has more than {2 * (Image.MAX_IMAGE_PIXELS or 0)} pixels, the limit of Pillow; "
-            "make it smaller"
-        )
-    return explain(error)
 
 
 def decode_image(data: bytes) -> np.ndarray:

@@ -56,13 +56,13 @@ def test_lack_of_memory_is_no_damage(
     [
         (b"", "it is an empty file"),
         (b"<!DOCTYPE html><p>404", "it is an HTML page"),
-        (b"a,b\n1,2\n", "it is a text file"),
-        (b"\x76\x2f\x31\x01" + bytes(600), "it is an OpenEXR image"),
-        (b"#?RADIANCE\n", "it is a Radiance HDR image"),
-        (b"\x93NUMPY" + bytes(600), "it is a NumPy array"),
-        (bytes(4) + b"ftypisom" + bytes(600), "it is an MP4 or QuickTime video"),
-        (b"\x1a\x45\xdf\xa3" + bytes(600), "it is a Matroska or WebM video"),
-        (bytes(range(255, 0, -1)) * 3, "it is of no format that Pillow reads"),
+        (b"a,b\n1,2\n", "it is .*looks like text"),
+        (b"\x76\x2f\x31\x01" + bytes(600), "it is an OpenEXR picture"),
+        (b"#?RADIANCE\n", "it is a Radiance HDR picture"),
+        (b"\x93NUMPY" + bytes(600), "it is a numpy array"),
+        (bytes(4) + b"ftypisom" + bytes(600), "it is a video"),
+        (b"\x1a\x45\xdf\xa3" + bytes(600), "it is a video"),
+        (bytes(range(255, 0, -1)) * 3, "it is no image format"),
     ],
 )
 def test_what_is_no_picture_is_said(content: bytes, message: str, tmp_path: Path) -> None:
@@ -82,8 +82,10 @@ def test_too_many_pixels_have_a_remedy(
     rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(PictureError, match=r"more than 200 pixels.*make it smaller"):
+    with pytest.raises(PictureError, match=r"limit of 0, .*DAFAST_MAX_PIXELS=0"):
         decode_image(jpeg(rng))
+    monkeypatch.setenv("DAFAST_MAX_PIXELS", "0")
+    assert decode_image(jpeg(rng)).shape == (20, 30, 3)
 
 
 def test_errors_of_the_disk_stay(tmp_path: Path) -> None:
