@@ -10,6 +10,7 @@ from dafast.layers import Block
 from dafast.models.checkpoint import CheckpointError, load_encoder, load_pretrained
 from dafast.models.conversion import STRUCTURE
 from dafast.models.depth_anything import DepthAnything
+from dafast.models.segmentation import is_segmentation
 from dafast.models.vision_transformer import VisionTransformer
 from dafast.training.config import ConfigError, ModelSection
 
@@ -57,6 +58,11 @@ def build_model(
 
 def _load_start(section: ModelSection) -> DepthAnything:
     """The model that `model.init` names. Bare weights are what the preset says, if they fit it."""
+    if is_segmentation(section.init):
+        raise ConfigError(
+            f"model.init: {section.init} is a segmentation model: only a run with "
+            "segmentation.data starts from it"
+        )
     try:
         return load_pretrained(
             DepthAnything,

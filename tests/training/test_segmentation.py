@@ -211,7 +211,7 @@ def test_it_starts_from_what_another_run_exported(
     with pytest.raises(ConfigError, match=r"model\.init: .* has embed_dim = 64"):
         train(dataclasses.replace(config, model=wrong, out=str(tmp_path / "x")), ONE)
     depth = dataclasses.replace(config, segmentation=SegmentationSection())
-    with pytest.raises(ConfigError, match=r"model\.init: .*dafast_segmentation"):
+    with pytest.raises(ConfigError, match=r"model\.init: .* is a segmentation model"):
         task_of(depth).model(depth, None, ONE.device)
 
 

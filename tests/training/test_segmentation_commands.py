@@ -20,6 +20,7 @@ from dafast.cli import main
 from dafast.config import PRESETS
 from dafast.data.shards import ShardDataset
 from dafast.models import DepthAnything, FeaturePyramid, SegmentationModel
+from dafast.training import starts
 from tests.data.test_segmentation_readers import ade20k_photo, cityscapes_frame, write_list
 from tests.training import tiny
 
@@ -82,12 +83,12 @@ def test_the_commands_run_in_order(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setitem(PRESETS, "vitl", tiny.TINY)  # vitl.init is then a folder of that name
     DepthAnything(tiny.TINY).save_pretrained(folder / "vitl")
-    original = DepthAnything.from_pretrained.__func__
+    original = starts.load_pretrained
 
     def local(cls: type, name: object, **options: object) -> DepthAnything:
         return original(cls, folder / "vitl" if name == "vitl" else name, **options)
 
-    monkeypatch.setattr(DepthAnything, "from_pretrained", classmethod(local))
+    monkeypatch.setattr(starts, "load_pretrained", local)
     commands = [c for c in SHELL if "linear_probe" not in c]
     trained = [c for c in commands if "train.py" in c]
     scored = [c for c in commands if c.startswith("dafast eval")]
