@@ -12,7 +12,7 @@ from ._dispatch import Op, no_backward
 from ._kernel_op import KernelOp
 
 _PANEL = 32
-"""Output channels of a panel of packed weights; `csrc/cpu/linear_int8.h` has the layout."""
+"""Output channels of a panel of packed weights; `csrc/cpu/linear_int8_kernels.h` has the layout."""
 
 _MOST_DEPTH = 2**17
 """Most inputs of a layer: the sum of products of up to 127 times 127 fits in an int32."""

@@ -77,7 +77,9 @@ def test_state_dict_has_the_official_keys_and_shapes(name):
         state = DepthAnything(name).state_dict()
     expected = official_shapes(*SHAPES[name.rsplit("-", 1)[-1]])
     shapes = {key: tuple(value.shape) for key, value in state.items()}
-    bins = {key for key in shapes if key.startswith("metric_head.")}  # tests/models/test_metric.py
+    bins = {
+        key for key in shapes if key.startswith("metric_head.")
+    }  # tests/models/test_zoedepth.py
     assert bool(bins) == name.startswith("metric-")
     assert {key: shapes[key] for key in shapes.keys() - bins} == expected
 
