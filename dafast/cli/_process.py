@@ -67,4 +67,6 @@ def open_streams() -> None:
 def silence(stream: TextIO) -> None:
     """Sends what a stream still holds nowhere: Python would complain again on exit."""
     with contextlib.suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)

@@ -311,22 +311,26 @@ def test_brackets_in_a_folders_name(tmp_path, rng):
     assert found("photos1/*.pcx")[0] == [tmp_path / "photos1" / "c.pcx"]  # asked for by its suffix
 
 
-@pytest.mark.skipif(os.name == "nt", reason="has pipes")
-def test_photos_through_pipes(tmp_path, rng, model_folder):
+@pytest.mark.skipif(not os.path.exists("/dev/fd"), reason="there is no /dev/fd")
+def test_photos_through_pipes(run, tmp_path, rng):
+    """As a shell gives them for <(...)."""
     source = photo(tmp_path / "a.png", rng)
-    command = f"{sys.executable} -m dafast run <(cat {source}) {source} --out {tmp_path / 'out'} "
-    command += f"--model {model_folder} --device cpu --dtype float32 --side-by-side"
     for done in ("2 written", "2 already there"):
-        result = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
-        assert result.returncode == 0, result.stdout + result.stderr
-        assert done in result.stdout
-    names = names_in(tmp_path / "out") - {"a"}
-    assert len(names) == 1  # the number of the descriptor
+        read, write = os.pipe()
+        os.write(write, source.read_bytes())
+        os.close(write)
+        try:
+            code, text = run(f"/dev/fd/{read}", source, "--side-by-side")
+        finally:
+            os.close(read)
+        assert code == 0 and done in text
+    assert names_in(tmp_path / "out") == {"a", str(read)}
     for kind in ("depth", "color", "side"):
-        pixels = [
-            Image.open(tmp_path / "out" / f"{name}_{kind}.png").tobytes() for name in ("a", *names)
-        ]
-        assert pixels[0] == pixels[1]
+        with (
+            Image.open(tmp_path / "out" / f"a_{kind}.png") as expected,
+            Image.open(tmp_path / "out" / f"{read}_{kind}.png") as piped,
+        ):
+            assert piped.tobytes() == expected.tobytes()
 
 
 def test_a_list_is_no_photo(run, tmp_path, rng):
