@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from dafast.training.config import ConfigError
+from dafast.training.config_files import find_config
 from tests.test_imports import GROUND, MAY_IMPORT
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -73,6 +75,22 @@ def test_paths_are_found(tmp_path: Path):
     page = tmp_path / "page.md"
     page.write_text("`docs/gpu.md`, `cli/run.py`, others/x.py, but no docs/missing.md")
     assert wrong_paths(page) == ["docs/missing.md"]
+
+
+TRAIN = re.compile(r"train(?:\.py)? [^`\n]*?--config[ =]([\w./-]+)")
+
+
+def test_configurations_in_training_commands_exist():
+    missing = []
+    for file in (*PAGES, *(f for f in FILES if "tests" not in f.parts)):
+        for name in TRAIN.findall(file.read_text(encoding="utf-8")):
+            try:
+                find_config(name, ROOT)
+            except ConfigError:
+                missing.append(f"{page_id(file)}: {name}")
+    assert not missing, "\n".join(missing)
+    commands = "dafast train --config a\ntorchrun train.py --x --config=b/c.toml"
+    assert TRAIN.findall(commands) == ["a", "b/c.toml"]
 
 
 # ------------------------------------------------------------------------- docs/architecture.md
