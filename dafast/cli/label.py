@@ -64,8 +64,8 @@ def label(args: argparse.Namespace) -> int:
     from ..data.labeling import label_shards
     from ..data.remote import is_remote, place_of, plain_name, same_place
     from ..data.tars import expand_shards
+    from ..geometry import MAX_TOKENS
     from ..models.inference import MAX_BATCH_TOKENS, check_options, predict_native
-    from ..ops.geometry import MAX_TOKENS
     from ._model import digest_model, load_relative_model
 
     shards, out = expand_shards(args.inputs), place_of(args.out)

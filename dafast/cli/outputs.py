@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image, PngImagePlugin
 
-from ..ops.geometry import MAX_TOKENS
+from ..geometry import MAX_TOKENS
 from ..palettes import colorize
 
 TAG = "dafast"

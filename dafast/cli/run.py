@@ -274,7 +274,7 @@ def _true_size(
     model: DepthAnything, shape: tuple[int, ...], settings: dict[str, Any]
 ) -> dict[str, int]:
     """The size that the network saw, where the token limit made it smaller than asked."""
-    from ..ops.geometry import plan_geometry
+    from ..geometry import plan_geometry
 
     asked = settings["size"]
     options = dict(size=asked, multiple=model.config.patch_size, fit=settings["fit"])

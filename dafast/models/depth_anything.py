@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ..config import ModelConfig
+from ..geometry import MAX_TOKENS
 from ..images import Picture
-from ..ops.geometry import MAX_TOKENS
 from ..ops.linear_int8 import why_slow as why_slow_int8
 from ..runtime import keep_freed_memory, warn_if_slow
 from . import checkpoint, inference

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from ..config import ModelConfig
+from ..geometry import MAX_TOKENS, check_count, check_geometry
 from ..images import as_pixels
 from ..ops import Geometry, postprocess, preprocess
 from ..ops._triton import why_missing as triton_missing
-from ..ops.geometry import MAX_TOKENS, check_count, check_geometry
 from ..ops.pad import check_padding
 from ..pointcloud import check_fov, check_intrinsics, intrinsics_from_fov, point_cloud
 from .network import DepthNetwork

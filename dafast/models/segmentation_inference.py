@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..geometry import MAX_TOKENS, check_count
 from ..images import as_pixels
 from ..ops import postprocess, preprocess
-from ..ops.geometry import MAX_TOKENS, check_count
 from .inference import MAX_BATCH_TOKENS
 from .segmentation_network import SegmentationNetwork
 

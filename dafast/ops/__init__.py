@@ -1,5 +1,6 @@
 """Ops: for each a specification in plain PyTorch, the public function, and its backends."""
 
+from ..geometry import Geometry, plan_geometry
 from ._dispatch import BACKENDS, OPS, BackendError, available_backends, use_backend
 from .add_layer_norm import add_layer_norm, add_layer_norm_reference
 from .affine_invariant_loss import affine_invariant_loss, affine_invariant_loss_reference
@@ -14,7 +15,6 @@ from .flash_attention import (
     flash_attention_varlen,
     flash_attention_varlen_reference,
 )
-from .geometry import Geometry, plan_geometry
 from .linear_int8 import Int8Weight, linear_int8, linear_int8_reference, quantize_weight
 from .pad import pad, pad_reference
 from .postprocess import postprocess, postprocess_reference

@@ -29,21 +29,23 @@ FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 _forced: ContextVar[str | None] = ContextVar("dafast_backend", default=None)
 
 
-def _forced_backend() -> str | None:
-    """The backend that `use_backend` names; a constant while `torch.compile` traces."""
-    return _forced.get()
+def _context() -> tuple[str | None, bool, bool]:
+    """What surrounds a call; a constant while `torch.compile` traces.
+
+    Returns:
+        The backend that `use_backend` names, whether the call becomes part of a program that has
+        to run without dafast's kernels, and whether `torch.func` or forward mode is at work.
+    """
+    traced = torch._C._get_tracing_state() is not None
+    # `torch.compiler.is_exporting()`, without a Python call in every call of an op.
+    exported = traced or torch.compiler._is_exporting_flag
+    functorch = torch._C._functorch.peek_interpreter_stack() is not None
+    # Outside of a `dual_level` no tensor has a tangent.
+    return _forced.get(), exported, functorch or forward_ad._current_level >= 0
 
 
 # What `torch.compiler.assume_constant_result` does, without its import of torch._dynamo: seconds.
-_forced_backend._dynamo_marked_constant = True  # type: ignore[attr-defined]
-
-
-def _is_exported() -> bool:
-    """Whether the call becomes part of a program that has to run without dafast's kernels."""
-    return torch._C._get_tracing_state() is not None or torch.compiler.is_exporting()
-
-
-_is_exported._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_context._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 class BackendError(RuntimeError):
@@ -63,11 +65,14 @@ class Backend:
         supports: Whether it can serve the call; None if it can serve every call.
         preferred: Whether it should serve the call unasked; None for always. Asked first, so it
             has to take any arguments of the op.
+        custom: Whether it is a custom op, which `torch.func` and forward mode cannot
+            differentiate.
     """
 
     fn: Callable[..., Any]
     supports: Check | None = None
     preferred: Check | None = None
+    custom: bool = False
 
 
 class Op:
@@ -96,21 +101,27 @@ class Op:
         Raises:
             BackendError: If `use_backend` names a backend of this op that cannot serve them.
         """
-        forced = _forced_backend()
+        forced, exported, transforms = _context()
+        no_custom = _transformed(args) if transforms else ""
         if forced is not None and forced in self.backends:
-            supports = self.backends[forced].supports
-            if supports and (reason := supports(*args)):
+            backend = self.backends[forced]
+            reason = (no_custom if backend.custom else "") or (
+                backend.supports(*args) if backend.supports else ""
+            )
+            if reason:
                 raise BackendError(f"dafast.ops.{self.name}: backend {forced!r}: {reason}")
             return forced
-        if _is_exported():
+        if exported:
             return "sdpa" if "sdpa" in self.backends else "reference"
         for name, backend in self.backends.items():
             reason = backend.preferred(*args) if backend.preferred else ""
+            if not reason and backend.custom:
+                reason = no_custom
             if not reason and backend.supports:
                 reason = backend.supports(*args)
             if not reason:
                 return name
-            if not torch.compiler.is_compiling() and (name, reason) not in self._logged:
+            if not torch.compiler.is_dynamo_compiling() and (name, reason) not in self._logged:
                 self._logged.add((name, reason))
                 logger.info("dafast.ops.%s: backend %s not taken: %s", self.name, name, reason)
         raise AssertionError("the reference serves every call")
@@ -121,11 +132,6 @@ class Op:
 
 OPS: dict[str, Op] = {}
 """Every op by name."""
-
-
-def tensors_of(args: tuple[Any, ...]) -> list[Tensor]:
-    """The tensors among the arguments of a call; those of a list, if it starts with one."""
-    return [x for x in (args[0] if isinstance(args[0], list) else args) if isinstance(x, Tensor)]
 
 
 def wrong_dtype(*dtypes: torch.dtype) -> str:
@@ -145,25 +151,55 @@ def wants_gradient(*tensors: Tensor) -> bool:
     return False
 
 
-def no_backward(*tensors: Tensor) -> str:
-    """The check of backends that have no backward."""
-    return "has no backward; call it under torch.no_grad()" if wants_gradient(*tensors) else ""
+def kernel_backend(
+    fn: Callable[..., Any],
+    available: Callable[[torch.device], str],
+    limits: Check,
+    preferred: Check | None = None,
+    *,
+    backward: bool = True,
+) -> Backend:
+    """A backend of the project's own kernels.
+
+    Args:
+        fn: The implementation, a custom op.
+        available: Whether there are kernels for a device here.
+        limits: Whether the kernels can serve the call, if there are any.
+        preferred: Whether they should serve it unasked.
+        backward: Whether they have a backward.
+    """
+
+    def supports(*args: Any) -> str:
+        device = None
+        for x in args[0] if isinstance(args[0], list) else args:
+            if isinstance(x, Tensor):
+                if device is None:
+                    device = x.device
+                elif x.device != device:
+                    return f"needs all tensors on one device; got {device} and {x.device}"
+                if not backward and torch.is_grad_enabled() and x.requires_grad:
+                    return "has no backward; call it under torch.no_grad()"
+        assert device is not None
+        return available(device) or limits(*args)
+
+    return Backend(fn, supports, preferred, custom=True)
 
 
-def transformed(*tensors: Tensor) -> str:
+def _transformed(args: tuple[Any, ...]) -> str:
     """The check of custom ops, which `torch.func` and forward mode cannot differentiate.
 
     PyTorch refuses them in `torch.func`, and silently drops their tangents in forward mode.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_dynamo_compiling():
         return ""
     functorch = torch._C._functorch
-    for x in tensors:
+    for x in args[0] if isinstance(args[0], list) else args:
+        if not isinstance(x, Tensor):
+            continue
         while functorch.is_functorch_wrapped_tensor(x):
             if functorch.is_gradtrackingtensor(x):
                 return "has no derivatives for torch.func and forward-mode differentiation"
             x = functorch.get_unwrapped(x)
-        # Outside of a `dual_level` no tensor has a tangent.
         if forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None:
             return "has no derivatives for torch.func and forward-mode differentiation"
     return ""

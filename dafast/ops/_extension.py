@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._dispatch import Backend, Check, tensors_of, transformed, wants_gradient
+from ._dispatch import Backend, Check, kernel_backend, wants_gradient
 
 logger = logging.getLogger("dafast")
 
@@ -56,16 +56,22 @@ def why_missing() -> str:
     return _load()[1]
 
 
-def why_not(backend: str, op: str = "") -> str:
+_DEVICES = {"cpp": "cpu", "cuda": "cuda"}
+
+
+def why_not(backend: str, op: str = "", device: torch.device | None = None) -> str:
     """Returns why no call can be served by ``"cpp"`` or ``"cuda"``; an empty string if one can.
 
     Args:
         backend: ``"cpp"`` or ``"cuda"``.
         op: Name of an op: whether the extension has it is asked too.
+        device: Device of the tensors: whether the backend runs there is asked too.
     """
-    module = load()
+    if device is not None and device.type != _DEVICES[backend]:
+        return f"runs on {_DEVICES[backend].upper()} tensors; the input is on {device}"
+    module, reason = _load()
     if module is None:
-        return why_missing()
+        return reason
     if backend == "cuda" and not module.cuda:
         return (
             "the C++ extension was built without CUDA (it takes a CUDA build of PyTorch and its "
@@ -78,40 +84,26 @@ def why_not(backend: str, op: str = "") -> str:
 
 def cpu_capability() -> str:
     """Returns the instruction set of the CPU kernels; an empty string without the extension."""
-    module = load()
+    module, _ = _load()
     return module.cpu_capability() if module else ""
 
 
-# Constants while torch.compile traces; see `_dispatch._forced_backend`.
+# Constants while torch.compile traces; see `_dispatch._context`.
 why_not._dynamo_marked_constant = True  # type: ignore[attr-defined]
 cpu_capability._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def backend(
-    kind: str, op: str, fn: Callable[..., Any], limits: Check, preferred: Check | None = None
+    kind: str,
+    op: str,
+    fn: Callable[..., Any],
+    limits: Check,
+    preferred: Check | None = None,
+    **options: bool,
 ) -> Backend:
-    """A backend of kernels of the extension.
-
-    Args:
-        kind: ``"cpp"`` for its kernels on the CPU, ``"cuda"`` for those on a GPU.
-        op: Name of the op in the extension.
-        fn: The implementation.
-        limits: Whether the kernels can serve the call, if device and installation allow it.
-        preferred: Whether they should serve it unasked.
-    """
-    wanted = "cpu" if kind == "cpp" else "cuda"
-
-    def supports(*args: Any) -> str:
-        tensors = tensors_of(args)
-        device = tensors[0].device
-        for tensor in tensors:
-            if tensor.device.type != wanted:
-                return f"runs on {wanted.upper()} tensors; the input is on {tensor.device}"
-            if tensor.device != device:
-                return f"needs all tensors on one device; got {device} and {tensor.device}"
-        return limits(*args) or transformed(*tensors) or why_not(kind, op)
-
-    return Backend(fn, supports, preferred)
+    """`kernel_backend` with the kernels ``"cpp"`` or ``"cuda"`` of an op of the extension."""
+    available = functools.partial(why_not, kind, op)
+    return kernel_backend(fn, available, limits, preferred, **options)
 
 
 def saves_time(*tensors: Tensor) -> str:
@@ -123,7 +115,7 @@ def saves_time(*tensors: Tensor) -> str:
     Args:
         tensors: The tensors of the call, the largest first.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_dynamo_compiling():
         return "torch.compile fuses these operations itself"
     if wants_gradient(*tensors):
         return "with a gradient PyTorch's own operations are as fast"

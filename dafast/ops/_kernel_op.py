@@ -13,24 +13,6 @@ import torch
 from torch import Tensor
 
 
-def _is_plain(args: tuple[Any, ...]) -> bool:
-    """Whether nothing but eager autograd looks at this call."""
-    functorch = torch._C._functorch
-    if (
-        torch._C._len_torch_dispatch_stack() != 0
-        or functorch.peek_interpreter_stack() is not None
-        or torch._C._get_tracing_state() is not None
-    ):
-        return False
-    for x in args:
-        if isinstance(x, Tensor) and (
-            (type(x) is not Tensor and type(x) is not torch.nn.Parameter)
-            or functorch.is_legacy_batchedtensor(x)  # of is_grads_batched
-        ):
-            return False
-    return True
-
-
 class KernelOp:
     """A custom op ``dafast::<name>``, called directly where nothing has to be traced.
 
@@ -87,10 +69,23 @@ class KernelOp:
         self.register_autograd(backward)
 
     def __call__(self, *args: Any) -> Any:
-        if torch.compiler.is_compiling() or not _is_plain(args):
+        functorch = torch._C._functorch
+        if (
+            torch.compiler.is_dynamo_compiling()
+            or torch._C._len_torch_dispatch_stack() != 0
+            or functorch.peek_interpreter_stack() is not None
+            or torch._C._get_tracing_state() is not None
+        ):
             return self.op(*args)
-        if torch.is_grad_enabled():
-            for x in args:
-                if isinstance(x, Tensor) and x.requires_grad:
-                    return (self._function.apply if self._function else self.op)(*args)
+        gradient = False
+        for x in args:
+            if isinstance(x, Tensor):
+                if type(x) is not Tensor and type(x) is not torch.nn.Parameter:
+                    return self.op(*args)
+                if functorch.is_legacy_batchedtensor(x):  # of is_grads_batched
+                    return self.op(*args)
+                gradient = gradient or x.requires_grad
+        # From here on nothing but eager autograd looks at this call.
+        if gradient and torch.is_grad_enabled():
+            return (self._function.apply if self._function else self.op)(*args)
         return self.fn(*args)

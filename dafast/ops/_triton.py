@@ -8,10 +8,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..optional import why_no_module
-from ._dispatch import Backend, Check, tensors_of, transformed
+from ._dispatch import Backend, Check, kernel_backend
 
 MIN_CAPABILITY = (8, 0)
 """Oldest NVIDIA compute capability that the kernels are compiled for (Ampere)."""
@@ -62,35 +61,8 @@ def is_full_float32() -> bool:
     return torch.backends.cuda.matmul.fp32_precision not in ("tf32", "bf16")
 
 
-# Constants while torch.compile traces; see `_dispatch._forced_backend`.
-_cpu_reason._dynamo_marked_constant = True  # type: ignore[attr-defined]
-is_full_float32._dynamo_marked_constant = True  # type: ignore[attr-defined]
-_gpu_reason._dynamo_marked_constant = True  # type: ignore[attr-defined]
-
-
-def why_missing() -> str:
-    """Returns why no call can be served on a GPU; an empty string if one can."""
-    return _gpu_reason(0) if torch.cuda.is_available() else "PyTorch sees no CUDA GPU here"
-
-
-def preferred(x: Tensor) -> str:
-    """Whether Triton should serve unasked.
-
-    Not on a CPU: interpreted kernels are thousands of times slower than any other backend.
-    """
-    if x.is_cpu:
-        return "on a CPU its kernels run interpreted, and only when asked for by name"
-    return ""
-
-
-def supports(*tensors: Tensor) -> str:
-    """The check of device and installation."""
-    device = tensors[0].device
-    for tensor in tensors:
-        if tensor.device != device:
-            return f"needs all tensors on one device; got {device} and {tensor.device}"
-    if reason := transformed(*tensors):
-        return reason
+def why_not(device: torch.device) -> str:
+    """Returns why no call can be served on this device; an empty string if one can."""
     if device.type == "cuda":
         return _gpu_reason(device.index)
     if device.type == "cpu":
@@ -98,19 +70,31 @@ def supports(*tensors: Tensor) -> str:
     return f"runs on CUDA and ROCm GPUs; the tensors are on {device}"
 
 
-def backend(fn: Callable[..., Any], limits: Check, unasked: Check | None = None) -> Backend:
-    """A backend of Triton kernels.
+# Constants while torch.compile traces; see `_dispatch._context`.
+why_not._dynamo_marked_constant = True  # type: ignore[attr-defined]
+is_full_float32._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
-    Args:
-        fn: The implementation.
-        limits: Whether the kernels can serve the call, if device and installation allow it.
-        unasked: Whether they should serve it unasked on a GPU.
+
+def why_missing() -> str:
+    """Returns why no call can be served on a GPU; an empty string if one can."""
+    return _gpu_reason(0) if torch.cuda.is_available() else "PyTorch sees no CUDA GPU here"
+
+
+def backend(
+    fn: Callable[..., Any], limits: Check, unasked: Check | None = None, **options: bool
+) -> Backend:
+    """`kernel_backend` with Triton kernels.
+
+    They never serve unasked on a CPU: interpreted they are thousands of times slower than any
+    other backend. On a GPU ``unasked`` decides.
     """
-    return Backend(
-        fn,
-        lambda *args: limits(*args) or supports(*tensors_of(args)),
-        lambda *args: preferred(args[0]) or (unasked(*args) if unasked else ""),
-    )
+
+    def preferred(*args: Any) -> str:
+        if args[0].is_cpu:
+            return "on a CPU its kernels run interpreted, and only when asked for by name"
+        return unasked(*args) if unasked else ""
+
+    return kernel_backend(fn, why_not, limits, preferred, **options)
 
 
 def launcher(op: str, name: str) -> Callable[..., Any]:

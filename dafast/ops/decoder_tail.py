@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import _extension, _triton
-from ._dispatch import Op, no_backward, wrong_dtype
+from ._dispatch import Op, wrong_dtype
 from ._kernel_op import KernelOp
-from .resize_bilinear import interpolate
+from .resize_bilinear import resize_bilinear_reference
 
 ACTIVATIONS = ("relu", "sigmoid")
 _CPP_CHANNELS = 16  # the C++ kernel takes a multiple
@@ -31,7 +31,7 @@ def decoder_tail_reference(
     """
     compute = torch.float64 if x.dtype == torch.float64 else torch.float32
     with torch.autocast(x.device.type, enabled=False):
-        x = interpolate(x, size, align_corners=True)
+        x = resize_bilinear_reference(x, size, align_corners=True, compute=x.dtype)
         x = F.relu(F.conv2d(x, weight1.to(x.dtype), bias1.to(x.dtype), padding=1))
         x = F.conv2d(x.to(compute), weight2.to(compute), bias2.to(compute))
     return x.sigmoid() if activation == "sigmoid" else x.relu()
@@ -75,9 +75,9 @@ def _backend(name: str) -> Callable[..., Tensor]:
 
 
 def _limits(x: Tensor, _size: Any, *args: Any) -> str:
-    if reason := no_backward(x, *args[:4]) or wrong_dtype(x.dtype):
+    if reason := wrong_dtype(x.dtype):
         return reason
-    hidden = len(args[0])
+    hidden = args[0].shape[0]
     return "" if hidden <= _MAX_HIDDEN else _TOO_MANY.format(hidden)
 
 
@@ -105,8 +105,12 @@ _decoder_tail = Op(
     "decoder_tail",
     decoder_tail_reference,
     {
-        "triton": _triton.backend(_backend("triton"), _triton_limits, _triton_unasked),
-        "cpp": _extension.backend("cpp", "decoder_tail", _backend("cpp"), _cpp_limits),
+        "triton": _triton.backend(
+            _backend("triton"), _triton_limits, _triton_unasked, backward=False
+        ),
+        "cpp": _extension.backend(
+            "cpp", "decoder_tail", _backend("cpp"), _cpp_limits, backward=False
+        ),
     },
 )
 
@@ -138,7 +142,7 @@ def decoder_tail(
     Raises:
         ValueError: If shapes, dtypes or ``activation`` do not fit.
     """
-    channels, hidden = (x.shape[1] if x.ndim == 4 else -1), len(weight1)
+    channels, hidden = (x.shape[1] if x.ndim == 4 else -1), weight1.shape[0]
     expected = [(hidden, channels, 3, 3), (hidden,), (1, hidden, 1, 1), (1,)]
     given = [tuple(t.shape) for t in (weight1, bias1, weight2, bias2)]
     if given != expected:
@@ -150,8 +154,7 @@ def decoder_tail(
         raise ValueError(f"floating point expected; got {x.dtype}")
     if len(size) != 2:
         raise ValueError(f"size must be (height, width); got {tuple(size)}")
-    # Not `min`, which compares symbolic sizes with each other.
-    if any(side < 1 for side in (*size, *x.shape[1:], hidden)):
+    if 0 in weight1.shape or 0 in x.shape[1:] or size[0] < 1 or size[1] < 1:
         raise ValueError(
             f"no side may be empty; got {tuple(x.shape)} to {tuple(size)}, {hidden} hidden channels"
         )

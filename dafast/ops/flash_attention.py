@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..optional import why_no_module
 from . import _extension, _triton
-from ._dispatch import Backend, BackendError, Op, no_backward, wrong_dtype
+from ._dispatch import Backend, BackendError, Op, wrong_dtype
 from ._kernel_op import KernelOp
 
 _KERNEL_HEAD_DIM = 128
@@ -64,7 +64,7 @@ def flash_attention_varlen_reference(
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
     if not q.numel() or not k.numel():  # its kernels for CUDA return None (PyTorch 2.11)
         return flash_attention_reference(q, k, v, scale)
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
     return F.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2)
 
 
@@ -229,10 +229,6 @@ def _limits(x: Tensor, *args: Any) -> str:
     return ""
 
 
-def _cpp_limits(x: Tensor, *args: Any) -> str:
-    return _limits(x, *args) or no_backward(x, *(y for y in args if isinstance(y, Tensor)))
-
-
 def _triton_unasked(x: Tensor, *_: Any) -> str:
     # In float32 that is not TF32 there are no tensor cores. On an H100 PyTorch's own attention is
     # three to six times as fast then. Packed sequences stay: sdpa would wait for their lengths,
@@ -266,7 +262,9 @@ def _unpacked(attend: Callable[..., Tensor]) -> Callable[..., Tensor]:
 def _backends(triton: Any, cpp: Any, xformers: Any, sdpa: Any) -> dict[str, Backend]:
     return {
         "triton": _triton.backend(triton, _limits, _triton_unasked),
-        "cpp": _extension.backend("cpp", "flash_attention", cpp, _cpp_limits, _cpp_preferred),
+        "cpp": _extension.backend(
+            "cpp", "flash_attention", cpp, _limits, _cpp_preferred, backward=False
+        ),
         "xformers": Backend(
             xformers, _xformers_supports, lambda *_: "serves only when asked for by name"
         ),

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import _extension
-from ._dispatch import Op, no_backward
+from ._dispatch import Op
 from ._kernel_op import KernelOp
 
 _PANEL = 32
@@ -63,8 +63,10 @@ def linear_int8_reference(x: Tensor, weight: Int8Weight, bias: Tensor) -> Tensor
     """Specification of `linear_int8`: integers in float64, which holds them exactly."""
     exact = x.float()
     most = exact.abs().amax(-1, keepdim=True)
-    # A token so small that 127 / most is infinite counts as zeros.
-    steps = torch.where(most > 0, 127 / most, 0).clamp_max(torch.finfo(torch.float32).max)
+    # Not `127 / most`, which multiplies by a rounded reciprocal: ties would round otherwise than in
+    # the kernel. A token so small that the quotient is infinite counts as zeros.
+    steps = torch.full_like(most, 127) / most
+    steps = torch.where(most > 0, steps, 0).clamp_max(torch.finfo(torch.float32).max)
     values = (exact * steps).round().double()
     sums = (values @ weight.values.double().mT).float()
     return (sums * (most / 127 * weight.scale) + bias.float()).to(x.dtype)
@@ -100,7 +102,7 @@ def _cpp_limits(x: Tensor, weight: Int8Weight, bias: Tensor) -> str:
         return f"takes up to {_MOST_DEPTH} inputs, which int32 adds up, not {x.shape[-1]}"
     if not weight.packed.numel() and weight.values.numel():
         return "the weights were quantised without the C++ extension"
-    return no_backward(x, bias) or why_slow()
+    return why_slow()
 
 
 def why_slow() -> str:
@@ -116,7 +118,7 @@ def why_slow() -> str:
 _linear_int8 = Op(
     "linear_int8",
     linear_int8_reference,
-    {"cpp": _extension.backend("cpp", "linear_int8", _cpp_backend, _cpp_limits)},
+    {"cpp": _extension.backend("cpp", "linear_int8", _cpp_backend, _cpp_limits, backward=False)},
 )
 
 

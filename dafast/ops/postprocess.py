@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ._dispatch import Op, no_backward, wrong_dtype
+from ..geometry import Geometry
+from ._dispatch import Op
 from ._images import extension_backends
 from ._kernel_op import KernelOp
-from .geometry import Geometry
 from .resize_bilinear import resize_bilinear
 
 
@@ -74,11 +74,7 @@ def _extension_backend(
 _postprocess = Op(
     "postprocess",
     postprocess_reference,
-    extension_backends(
-        "postprocess",
-        _extension_backend,
-        limits=lambda disparity, *_: wrong_dtype(disparity.dtype) or no_backward(disparity),
-    ),
+    extension_backends("postprocess", _extension_backend, backward=False),
 )
 
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from ..config import IMAGENET_MEAN, IMAGENET_STD
-from ._dispatch import FLOATS, Op, no_backward
+from ..geometry import MAX_TOKENS, Geometry, plan_geometry
+from ._dispatch import FLOATS, Op
 from ._images import dense_rows, extension_backends
 from ._kernel_op import KernelOp
-from .geometry import MAX_TOKENS, Geometry, plan_geometry
 from .pad import PADDING_CODES, check_padding, pad
 from .resize_bicubic import resize_bicubic
 from .resize_bilinear import resize_bilinear
@@ -117,13 +117,13 @@ def _limits(images: Sequence[Tensor], _geometries: Any, target: _Target) -> str:
         return "takes uint8 images or floating-point ones, not both in one batch"
     if target.dtype not in FLOATS:
         return f"writes float32, float16 and bfloat16, not {target.dtype}"
-    return no_backward(*images)
+    return ""
 
 
 _preprocess = Op(
     "preprocess",
     preprocess_reference,
-    extension_backends("preprocess", _extension_backend, limits=_limits),
+    extension_backends("preprocess", _extension_backend, limits=_limits, backward=False),
 )
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from . import _extension
-from ._dispatch import Op, no_backward
+from ._dispatch import Op
 from ._kernel_op import KernelOp
 
 A = -0.75
@@ -58,34 +58,29 @@ def resize_bicubic_reference(x: Tensor, size: tuple[int, int]) -> Tensor:
     return x
 
 
+def _kernel(x: Tensor, size: Sequence[int]) -> Tensor:
+    if x.ndim == 3:
+        return torch.ops.dafast_C.resize_bicubic(x[None], *size)[0]
+    return torch.ops.dafast_C.resize_bicubic(x, *size)
+
+
 _op = KernelOp(
-    "resize_bicubic(Tensor x, SymInt height, SymInt width) -> Tensor",
-    fake=lambda x, height, width: x.new_empty(
-        (x.shape[0], x.shape[1], height, width), dtype=torch.float32
-    ),
-    cpp=lambda x, height, width: torch.ops.dafast_C.resize_bicubic(x, height, width),
+    "resize_bicubic(Tensor x, SymInt[] size) -> Tensor",
+    fake=lambda x, size: x.new_empty((*x.shape[:-2], *size), dtype=torch.float32),
+    cpp=_kernel,
 )
 
 
-def _cpp(x: Tensor, size: tuple[int, int]) -> Tensor:
-    out = _op(x if x.ndim == 4 else x[None], size[0], size[1])
-    return out if x.ndim == 4 else out[0]
-
-
-def _cpp_limits(x: Tensor, _size: Any) -> str:
-    if x.dtype not in (torch.float32, torch.uint8):
-        return f"takes float32 and uint8, not {x.dtype}"
-    return no_backward(x)
-
-
-def _cpp_preferred(*_: Any) -> str:
-    return "torch.compile fuses the reference" if torch.compiler.is_compiling() else ""
+def _limits(x: Tensor, _size: Sequence[int]) -> str:
+    if x.dtype in (torch.float32, torch.uint8):
+        return ""
+    return f"takes float32 and uint8, not {x.dtype}"
 
 
 _resize_bicubic = Op(
     "resize_bicubic",
     resize_bicubic_reference,
-    {"cpp": _extension.backend("cpp", "resize_bicubic", _cpp, _cpp_limits, _cpp_preferred)},
+    {"cpp": _extension.backend("cpp", "resize_bicubic", _op, _limits, backward=False)},
 )
 
 

@@ -37,8 +37,7 @@ def _linear_op(
     return op
 
 
-def _interpolate(x: Tensor, height: int, width: int, *options: bool) -> Tensor:
-    corners, antialias = options
+def _interpolate(x: Tensor, height: int, width: int, corners: bool, antialias: bool) -> Tensor:
     return F.interpolate(
         x, (height, width), mode="bilinear", align_corners=corners, antialias=antialias
     )
@@ -56,32 +55,44 @@ def _interpolate_backward(grad: Tensor, height: int, width: int, *options: bool)
 _interpolate_op = _linear_op("interpolate_bilinear", _interpolate, _interpolate_backward)
 
 
-def interpolate(
-    x: Tensor, size: Sequence[int], *, align_corners: bool, antialias: bool = False
+def resize_bilinear_reference(
+    x: Tensor,
+    size: Sequence[int],
+    align_corners: bool = False,
+    antialias: bool = False,
+    compute: torch.dtype | None = None,
 ) -> Tensor:
-    """`F.interpolate` in bilinear mode, with right gradients under `torch.compile` too.
+    """Specification of `resize_bilinear`: `F.interpolate`, with right gradients when compiled too.
 
     Inductor decomposes the backward into a scatter, and PyTorch 2.13 can schedule its reader
     before it on a CPU: all gradients behind it are then 0. A custom op keeps PyTorch's own kernel.
+
+    Args:
+        x: As for `resize_bilinear`.
+        size: As for `resize_bilinear`.
+        align_corners: As for `resize_bilinear`.
+        antialias: As for `resize_bilinear`.
+        compute: Dtype inside; float32 by default (float64 for a float64 ``x``).
     """
-    compiled = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
-    if compiled and torch.is_grad_enabled():
-        return _interpolate_op(x, size[0], size[1], align_corners, antialias)
-    return _interpolate(x, size[0], size[1], align_corners, antialias)
-
-
-def resize_bilinear_reference(
-    x: Tensor, size: tuple[int, int], align_corners: bool = False, antialias: bool = False
-) -> Tensor:
-    """Specification of `resize_bilinear`: `F.interpolate` in float32 (float64 for float64)."""
-    if antialias and size[1] == 1 and size[0] > 1:
+    height, width = size
+    if antialias and width == 1 and height > 1:
         # On CPUs PyTorch 2.13 returns wrong values for a result that is one pixel wide.
-        return resize_bilinear_reference(
-            x.mT, (1, size[0]), align_corners=align_corners, antialias=True
-        ).mT
-    compute = torch.float64 if x.dtype == torch.float64 else torch.float32
-    out = interpolate(x.to(compute), size, align_corners=align_corners, antialias=antialias)
-    return out.to(x.dtype)
+        return resize_bilinear_reference(x.mT, (1, height), align_corners, True, compute).mT
+    dtype = x.dtype
+    x = x.to(compute or (torch.float64 if dtype == torch.float64 else torch.float32))
+    compiled = torch.is_grad_enabled() and torch.compiler.is_dynamo_compiling()
+    if compiled and not torch.compiler.is_exporting():
+        out = _interpolate_op(x, height, width, align_corners, antialias)
+    else:
+        out = F.interpolate(
+            x, (height, width), mode="bilinear", align_corners=align_corners, antialias=antialias
+        )
+    return out.to(dtype)
+
+
+def interpolate(x: Tensor, size: Sequence[int], align_corners: bool, **options: bool) -> Tensor:
+    """`resize_bilinear_reference` in the dtype of ``x``, for the modules."""
+    return resize_bilinear_reference(x, size, align_corners, compute=x.dtype, **options)
 
 
 def _forward(x: Tensor, height: int, width: int, *options: bool) -> Tensor:

@@ -91,7 +91,7 @@ def test_older_extension_lacks_an_op(monkeypatch):
     old = types.SimpleNamespace(
         ops=["resize_bicubic"], cuda=False, compiler="gcc", torch_version="2.13.0"
     )
-    monkeypatch.setattr(_extension, "load", lambda: old)
+    monkeypatch.setattr(_extension, "_load", lambda: (old, ""))
     assert "older version, without pad" in _extension.why_not("cpp", "pad")
     assert "without CUDA" in _extension.why_not("cuda", "pad")
     with use_backend("cpp"), pytest.raises(BackendError, match="older version, without pad"):

@@ -201,7 +201,7 @@ def test_custom_op(rng):
         pytest.skip(_extension.why_missing())
     for image in (rng.random((2, 3, 9, 8), dtype=np.float32), np.zeros((1, 1, 4, 4), np.uint8)):
         images = torch.from_numpy(image)
-        torch.library.opcheck(torch.ops.dafast.resize_bicubic.default, (images, 5, 7))
+        torch.library.opcheck(torch.ops.dafast.resize_bicubic.default, (images, (5, 7)))
         with use_backend("cpp"):
             expected = resize_bicubic(images, (5, 7))
             torch._dynamo.reset()

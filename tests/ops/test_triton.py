@@ -152,8 +152,8 @@ def as_on_a_gpu(monkeypatch):
     """Triton serves unasked."""
     from dafast.ops import _triton
 
-    monkeypatch.setattr(_triton, "supports", lambda *tensors: "")
-    monkeypatch.setattr(_triton, "preferred", lambda x: "")
+    monkeypatch.setattr(_triton, "_cpu_reason", lambda: "")
+    monkeypatch.setattr(torch.Tensor, "is_cpu", False)
 
 
 @pytest.mark.parametrize("op", ["flash_attention", "flash_attention_qkvpacked"])

@@ -290,7 +290,7 @@ def test_losses_by_the_implementation_asked_for(
     original = AffineInvariantLoss.forward
 
     def forward(self: Any, *args: Any) -> torch.Tensor:
-        forced.append(_dispatch._forced_backend())
+        forced.append(_dispatch._forced.get())
         return original(self, *args)
 
     monkeypatch.setattr(AffineInvariantLoss, "forward", forward)

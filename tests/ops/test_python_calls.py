@@ -1,0 +1,103 @@
+"""Python calls of an op: what small inputs cost, and a count that no machine's load changes."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+import torch
+
+import dafast
+from dafast import ops
+from tests.instruction_sets import needs_extension
+
+PACKAGE = str(Path(dafast.__file__).parent)
+
+# The most calls of dafast's own functions. By op: unasked, with "cpp"; then with a backward pass.
+BOUNDS = {
+    "add_layer_norm": (28, 23, 17, 35),
+    "affine_invariant_loss": (16, 15, 24, 23),
+    "bias_gelu": (17, 12, 9, 19),
+    "decoder_tail": (19, 18, 9, 0),
+    "feature_alignment_loss": (14, 13, 20, 19),
+    "flash_attention": (11, 19, 11, 0),
+    "flash_attention_qkvpacked": (10, 18, 10, 0),
+    "flash_attention_varlen": (23, 20, 29, 0),
+    "linear_int8": (13, 13, 6, 0),
+    "pad": (9, 15, 9, 29),
+    "postprocess": (17, 15, 0, 0),
+    "preprocess": (38, 36, 0, 0),
+    "resize_bicubic": (9, 9, 10, 0),
+    "resize_bilinear": (16, 13, 23, 20),
+}
+
+
+def calls(op: str, gradient: bool) -> Callable[[], torch.Tensor]:
+    """A call of the op with small inputs, which the kernels of the extension serve."""
+
+    def new(*shape: int) -> torch.Tensor:
+        return torch.randn(shape).requires_grad_(gradient)
+
+    x, vector, fixed = new(2, 64, 128), new(128), torch.randn(2, 64, 128)
+    images, disparity = new(2, 3, 40, 50), new(2, 40, 40)
+    qkv, ends = new(2, 64, 3, 2, 64), torch.tensor([0, 64, 128], dtype=torch.int32)
+    tail = (new(1, 32, 10, 12), (20, 24), new(32, 32, 3, 3), new(32), new(1, 32, 1, 1), new(1))
+    photo = torch.randint(0, 256, (60, 80, 3), dtype=torch.uint8)
+    geometry = ops.plan_geometry(60, 80, size=56)
+    weight, bias = ops.quantize_weight(torch.randn(64, 128)), new(64)
+    return {
+        "add_layer_norm": lambda: ops.add_layer_norm(x, x, vector, vector, vector)[1],
+        "affine_invariant_loss": lambda: ops.affine_invariant_loss(disparity, fixed[:, :40, :40]),
+        "bias_gelu": lambda: ops.bias_gelu(x, vector),
+        "decoder_tail": lambda: ops.decoder_tail(*tail),
+        "feature_alignment_loss": lambda: ops.feature_alignment_loss(x, fixed),
+        "flash_attention": lambda: ops.flash_attention(*qkv.unbind(2)),
+        "flash_attention_qkvpacked": lambda: ops.flash_attention_qkvpacked(qkv),
+        "flash_attention_varlen": lambda: ops.flash_attention_varlen(
+            *qkv.flatten(0, 1).unbind(1), ends, 64
+        ),
+        "linear_int8": lambda: ops.linear_int8(x, weight, bias),
+        "pad": lambda: ops.pad(images, (1, 2, 3, 4)),
+        "postprocess": lambda: ops.postprocess(fixed[:1, :56, :84], [geometry])[0],
+        "preprocess": lambda: ops.preprocess(photo, size=56)[0],
+        "resize_bicubic": lambda: ops.resize_bicubic(images, (30, 60)),
+        "resize_bilinear": lambda: ops.resize_bilinear(images, (30, 60), antialias=True),
+    }[op]
+
+
+def count(call: Callable[[], Any]) -> int:
+    """Calls of Python functions of dafast, once everything is imported and cached."""
+    call()
+    call()
+    seen = 0
+
+    def look(frame: FrameType, event: str, _arg: Any) -> None:
+        nonlocal seen
+        seen += event == "call" and frame.f_code.co_filename.startswith(PACKAGE)
+
+    before = sys.getprofile()
+    sys.setprofile(look)
+    try:
+        call()
+    finally:
+        sys.setprofile(before)
+    return seen
+
+
+@pytest.mark.parametrize("gradient", [False, True])
+@pytest.mark.parametrize("backend", [None, pytest.param("cpp", marks=needs_extension)])
+@pytest.mark.parametrize("op", ops.OPS)
+def test_an_op_makes_few_python_calls(op, backend, gradient, seed):
+    bound = BOUNDS[op][2 * gradient + (backend == "cpp")]
+    if not bound:
+        pytest.skip("no backward")
+    call = calls(op, gradient)
+    forced = ops.use_backend(backend) if backend else contextlib.nullcontext()
+    with forced, torch.set_grad_enabled(gradient):
+        made = count((lambda: call().sum().backward()) if gradient else call)
+    assert made <= bound
