@@ -200,7 +200,9 @@ class DPTHead(nn.Module):
     def reassemble(self, taps: Sequence[Tensor], rows: int, columns: int) -> list[Tensor]:
         """The taps as maps of four resolutions, the finest first."""
         maps = []
+        batch = taps[0].shape[0]
         for tap, project, resize in zip(taps, self.projects, self.resize_layers, strict=True):
-            grid = tap.transpose(1, 2).unflatten(2, (rows, columns))
+            # Not `unflatten`, whose sizes torch.onnx.export(dynamo=False) fixes.
+            grid = tap.transpose(1, 2).reshape(batch, -1, rows, columns)
             maps.append(resize(project(grid)))
         return maps

@@ -124,6 +124,6 @@ class FeaturePyramid(nn.Module):
         small = interpolate(x, (rows * patch, columns * patch), align_corners=False, antialias=True)
         taps = self.pretrained.get_intermediate_layers(small, self.config.out_indices)
         return [
-            rescale(tap.transpose(1, 2).unflatten(2, (rows, columns)))
+            rescale(tap.transpose(1, 2).reshape(tap.shape[0], -1, rows, columns))
             for tap, rescale in zip(taps, self.rescale, strict=True)
         ]

@@ -137,7 +137,7 @@ class DepthNetwork(nn.Module):
         def as_map(tap: Tensor, image: Tensor) -> Tensor:
             patch = self.config.patch_size
             grid = (image.shape[-2] // patch, image.shape[-1] // patch)
-            return tap.transpose(-2, -1).unflatten(-1, grid)
+            return tap.transpose(-2, -1).reshape(*tap.shape[:-2], -1, *grid)
 
         if isinstance(x, Tensor):
             return [as_map(tap, x) for tap in taps]

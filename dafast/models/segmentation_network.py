@@ -75,7 +75,8 @@ class LinearHead(nn.Module):
 
     def forward(self, taps: Sequence[Tensor], rows: int, columns: int) -> Tensor:
         """Taps (B, rows * columns, C) to logits (B, classes, rows, columns)."""
-        grid = torch.cat(list(taps), dim=2).transpose(1, 2).unflatten(2, (rows, columns))
+        tokens = torch.cat(list(taps), dim=2).transpose(1, 2)
+        grid = tokens.reshape(tokens.shape[0], -1, rows, columns)
         return self.conv_seg(self.bn(grid))
 
 

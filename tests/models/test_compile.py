@@ -1,6 +1,7 @@
 """Training under `torch.compile`: gradients, not only losses, and pictures of many sizes."""
 
 import dataclasses
+import io
 
 import pytest
 import torch
@@ -92,8 +93,8 @@ def test_nine_sizes_are_few_graphs(seed):
     assert graphs.frame_count <= 6, "a graph for each size ends at PyTorch's limit of 8"
 
 
-def random_model(rule="official"):
-    model = DepthAnything(dataclasses.replace(tiny("relu"), position_embedding=rule)).eval()
+def random_model(rule="official", kind="relu"):
+    model = DepthAnything(dataclasses.replace(tiny(kind), position_embedding=rule)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:
@@ -101,9 +102,12 @@ def random_model(rule="official"):
     return model
 
 
-def check_sizes(program, model):
-    """The trained grid of 37 is one of the sizes: it has position embeddings of its own."""
-    for batch, rows, columns in ((2, 4, 3), (1, 3, 5), (3, 4, 4), (1, 37, 37)):
+SMALL = ((2, 4, 3), (1, 3, 5), (3, 4, 4))
+TRAINED = (1, 37, 37)  # this grid has position embeddings of its own
+
+
+def check_sizes(program, model, sizes=(*SMALL, TRAINED)):
+    for batch, rows, columns in sizes:
         x = torch.randn(batch, 3, 14 * rows, 14 * columns)
         expected = model(x)
         error = (program(x) - expected).abs().max()
@@ -129,6 +133,23 @@ def test_a_trace_holds_for_every_batch_and_size(rule, seed):
     with torch.no_grad():
         traced = torch.jit.trace(model, torch.randn(2, 3, 56, 70), check_trace=False)
         check_sizes(traced, model)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("kind", ["relu", "sigmoid"])
+def test_an_onnx_file_holds_for_every_batch_and_size(kind, seed):
+    """The exporter of TorchScript; onnx runs the file itself, slowly and without a runtime."""
+    onnx = pytest.importorskip("onnx", reason="needs the package onnx")
+    from onnx.reference import ReferenceEvaluator
+
+    model, file = random_model(kind=kind), io.BytesIO()
+    with torch.no_grad():
+        torch.onnx.export(
+            model, (torch.randn(2, 3, 56, 70),), file, dynamo=False, opset_version=17,
+            input_names=["x"], output_names=["y"], dynamic_axes={"x": {0: "b", 2: "h", 3: "w"}, "y": {0: "b", 1: "h", 2: "w"}},
+        )  # fmt: skip
+        run = ReferenceEvaluator(onnx.load_from_string(file.getvalue())).run
+        check_sizes(lambda x: torch.from_numpy(run(None, {"x": x.numpy()})[0]), model, SMALL)
 
 
 def test_the_unused_unit_waits_for_no_gradient(seed):
