@@ -57,16 +57,51 @@ class KernelOp:
         # Seen in graphs and profiles.
         self._function = type(self.name, (torch.autograd.Function,), members)
 
-    def no_second_derivative(self) -> None:
-        """Makes differentiating the results of this op, a backward, fail with a remedy."""
+    def differentiate_by(
+        self,
+        backward_op: KernelOp,
+        keep: Callable[[tuple[Any, ...], Any], tuple[Any, ...]],
+        outputs: int = 1,
+        finish: Callable[..., tuple[Tensor, ...]] | None = None,
+    ) -> None:
+        """Registers an op that computes the gradients; it has no derivative itself.
 
-        def backward(ctx: Any, *grads: Tensor) -> NoReturn:
+        Args:
+            backward_op: Takes the gradients of the outputs and what ``keep`` returns; returns those
+                of the first inputs.
+            keep: Takes inputs and outputs; returns tensors, then other values.
+            outputs: How many outputs have a gradient; the others are statistics.
+            finish: Turns the results of ``backward_op`` into one gradient for each input.
+        """
+
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+            kept = keep(inputs, output)
+            tensors = [x for x in kept if x is None or isinstance(x, Tensor)]
+            ctx.save_for_backward(*tensors)
+            ctx.options = kept[len(tensors) :]
+            ctx.dtypes = [x.dtype if isinstance(x, Tensor) else None for x in inputs]
+            if isinstance(output, tuple):
+                ctx.mark_non_differentiable(*output[outputs:])
+            ctx.set_materialize_grads(False)
+
+        def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+            grads, unused = grads[:outputs], [None] * len(ctx.dtypes)
+            if all(grad is None for grad in grads):
+                return tuple(unused)
+            results = backward_op(*grads, *ctx.saved_tensors, *ctx.options)
+            results = results if isinstance(results, tuple) else (results,)
+            results = finish(*results) if finish else results
+            cast = [x.to(dtype) for x, dtype in zip(results, ctx.dtypes, strict=False)]
+            return *cast, *unused[len(cast) :]
+
+        def no_second_derivative(ctx: Any, *grads: Tensor) -> NoReturn:
             raise NotImplementedError(
-                f"dafast.ops.{self.name.removesuffix('_backward')}: its kernels have no second "
-                "derivative; run the forward within dafast.use_backend('reference'), which has one"
+                f"dafast.ops.{self.name}: its kernels have no second derivative; run the forward "
+                "within dafast.use_backend('reference'), which has one"
             )
 
-        self.register_autograd(backward)
+        self.register_autograd(backward, setup_context)
+        backward_op.register_autograd(no_second_derivative)
 
     def __call__(self, *args: Any) -> Any:
         functorch = torch._C._functorch

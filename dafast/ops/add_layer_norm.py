@@ -93,31 +93,15 @@ _backward_op = KernelOp(
 )
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, branch, gamma, weight, bias, *_, ctx.backend = inputs
-    s, _, stats = output
-    ctx.save_for_backward(s, branch, gamma, weight, stats)
-    ctx.x_dtype, ctx.bias_dtype = x.dtype, bias.dtype
-    ctx.mark_non_differentiable(stats)
-    ctx.set_materialize_grads(False)
+def _keep(inputs: tuple[Any, ...], results: tuple[Tensor, ...]) -> tuple[Any, ...]:
+    x, branch, gamma, weight, *_, backend = inputs
+    s, _, stats = results
+    return s, branch, gamma, weight, stats, x.dtype, backend
 
 
-def _backward(
-    ctx: Any, grad_s: Tensor | None, grad_n: Tensor | None, _stats: None
-) -> tuple[Tensor | None, ...]:
-    if grad_s is None and grad_n is None:
-        return (None,) * 9
-    s, branch, gamma, weight, stats = ctx.saved_tensors
-    grad_x, grad_branch, sums = _backward_op(
-        grad_s, grad_n, s, branch, gamma, weight, stats, ctx.x_dtype, ctx.backend
-    )
-    dtypes = (gamma.dtype, weight.dtype, ctx.bias_dtype)
-    parameters = (g.to(dtype) for g, dtype in zip(sums.unbind(), dtypes, strict=True))
-    return grad_x, grad_branch, *parameters, None, None, None, None
-
-
-_op.register_autograd(_backward, _setup_context)
-_backward_op.no_second_derivative()
+_op.differentiate_by(
+    _backward_op, _keep, outputs=2, finish=lambda x, branch, sums: (x, branch, *sums.unbind())
+)
 
 
 def _backend(name: str) -> Callable[..., tuple[Tensor, Tensor]]:

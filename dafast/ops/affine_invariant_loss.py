@@ -107,17 +107,7 @@ _backward_op = KernelOp(
 )
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, ctx.backend = inputs
-    ctx.save_for_backward(*tensors, output[1])
-
-
-def _backward(ctx: Any, grad: Tensor, *unused: Tensor) -> tuple[Any, ...]:
-    return _backward_op(grad, *ctx.saved_tensors, ctx.backend), None, None, None, None
-
-
-_op.register_autograd(_backward, _setup_context)
-_backward_op.no_second_derivative()
+_op.differentiate_by(_backward_op, lambda inputs, results: (*inputs[:4], results[1], inputs[-1]))
 
 
 def _backend(name: str) -> Callable[..., Tensor]:

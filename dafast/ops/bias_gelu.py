@@ -59,19 +59,7 @@ _backward_op = KernelOp(
 )
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, bias, ctx.added, ctx.backend = inputs
-    ctx.save_for_backward(x, bias)
-
-
-def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    x, bias = ctx.saved_tensors
-    grad_x, grad_bias = _backward_op(grad, x, bias, ctx.added, ctx.backend)
-    return grad_x, grad_bias.to(bias.dtype), None, None
-
-
-_op.register_autograd(_backward, _setup_context)
-_backward_op.no_second_derivative()
+_op.differentiate_by(_backward_op, lambda inputs, _: inputs)
 
 
 def _limits(x: Tensor, bias: Tensor, *_: Any) -> str:

@@ -160,22 +160,7 @@ _backward_op = KernelOp(
 )
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    tensors = [x for x in inputs if x is None or isinstance(x, Tensor)]
-    ctx.options = inputs[len(tensors) :]
-    ctx.save_for_backward(*tensors, *output)
-    ctx.mark_non_differentiable(output[1])
-    ctx.set_materialize_grads(False)
-
-
-def _backward(ctx: Any, grad: Tensor | None, _lse: None) -> tuple[Tensor | None, ...]:
-    if grad is None:
-        return (None,) * 7
-    return *_backward_op(grad, *ctx.saved_tensors, *ctx.options[:2]), None, None, None, None
-
-
-_op.register_autograd(_backward, _setup_context)
-_backward_op.no_second_derivative()
+_op.differentiate_by(_backward_op, lambda inputs, results: (*inputs[:4], *results, *inputs[4:6]))
 
 
 # Packed queries, keys and values on a GPU: their gradient is written as one tensor.
@@ -204,14 +189,9 @@ _packed_backward_op = KernelOp(
 )
 
 
-def _packed_backward(ctx: Any, grad: Tensor | None, _lse: None) -> tuple[Tensor | None, None]:
-    if grad is None:
-        return None, None
-    return _packed_backward_op(grad, *ctx.saved_tensors, *ctx.options), None
-
-
-_packed_op.register_autograd(_packed_backward, _setup_context)
-_packed_backward_op.no_second_derivative()
+_packed_op.differentiate_by(
+    _packed_backward_op, lambda inputs, results: (inputs[0], *results, inputs[1])
+)
 
 
 # The arguments of the three ops end with `scale`; their first is q, or all three packed.

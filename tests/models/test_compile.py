@@ -146,7 +146,8 @@ def test_an_onnx_file_holds_for_every_batch_and_size(kind, seed):
     with torch.no_grad():
         torch.onnx.export(
             model, (torch.randn(2, 3, 56, 70),), file, dynamo=False, opset_version=17,
-            input_names=["x"], output_names=["y"], dynamic_axes={"x": {0: "b", 2: "h", 3: "w"}, "y": {0: "b", 1: "h", 2: "w"}},
+            input_names=["x"], output_names=["y"],
+            dynamic_axes={"x": {0: "b", 2: "h", 3: "w"}, "y": {0: "b", 1: "h", 2: "w"}},
         )  # fmt: skip
         run = ReferenceEvaluator(onnx.load_from_string(file.getvalue())).run
         check_sizes(lambda x: torch.from_numpy(run(None, {"x": x.numpy()})[0]), model, SMALL)
