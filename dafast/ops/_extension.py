@@ -99,11 +99,12 @@ def backend(
     fn: Callable[..., Any],
     limits: Check,
     preferred: Check | None = None,
-    **options: bool,
+    *,
+    backward: bool = True,
 ) -> Backend:
     """`kernel_backend` with the kernels ``"cpp"`` or ``"cuda"`` of an op of the extension."""
     available = functools.partial(why_not, kind, op)
-    return kernel_backend(fn, available, limits, preferred, **options)
+    return kernel_backend(fn, available, limits, preferred, backward=backward)
 
 
 def saves_time(*tensors: Tensor) -> str:

@@ -17,7 +17,7 @@ def extension_backends(
     fn: Callable[..., Any],
     cpp_preferred: Check | None = None,
     limits: Check = lambda x, *_: wrong_dtype(x.dtype),
-    **options: bool,
+    backward: bool = True,
 ) -> dict[str, Backend]:
     """The backends ``cuda`` and ``cpp`` of an op whose kernels share one function.
 
@@ -26,11 +26,11 @@ def extension_backends(
         fn: Calls the extension, which dispatches on the device.
         cpp_preferred: Whether the CPU kernel should serve unasked.
         limits: Whether the kernels can serve the call, on any device.
-        options: Of `kernel_backend`.
+        backward: Whether they have a backward.
     """
     return {
-        "cuda": _extension.backend("cuda", op, fn, limits, **options),
-        "cpp": _extension.backend("cpp", op, fn, limits, cpp_preferred, **options),
+        "cuda": _extension.backend("cuda", op, fn, limits, backward=backward),
+        "cpp": _extension.backend("cpp", op, fn, limits, cpp_preferred, backward=backward),
     }
 
 

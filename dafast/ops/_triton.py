@@ -81,7 +81,7 @@ def why_missing() -> str:
 
 
 def backend(
-    fn: Callable[..., Any], limits: Check, unasked: Check | None = None, **options: bool
+    fn: Callable[..., Any], limits: Check, unasked: Check | None = None, *, backward: bool = True
 ) -> Backend:
     """`kernel_backend` with Triton kernels.
 
@@ -94,7 +94,7 @@ def backend(
             return "on a CPU its kernels run interpreted, and only when asked for by name"
         return unasked(*args) if unasked else ""
 
-    return kernel_backend(fn, why_not, limits, preferred, **options)
+    return kernel_backend(fn, why_not, limits, preferred, backward=backward)
 
 
 def launcher(op: str, name: str) -> Callable[..., Any]:
