@@ -260,13 +260,15 @@ def test_triton_opcheck_and_compile(op, seed):
     packed = torch.stack((q, k, v), 2).detach().requires_grad_()
     rows = tuple(x[0].detach().requires_grad_() for x in (q, k, v))
     name, arguments, function, inputs = {
-        "dense": (ops.flash_attention, (q, k, v, 0.3), flash_attention, (q, k, v)),
+        "dense": (
+            ops.flash_attention, (q, k, v, None, 0, 0.3, "triton"), flash_attention, (q, k, v),
+        ),
         "packed": (
             ops.flash_attention_qkvpacked, (packed, 0.3), flash_attention_qkvpacked, (packed,),
         ),
         "varlen": (
-            ops.flash_attention_varlen,
-            (*rows, ends, 13, 0.3),
+            ops.flash_attention,
+            (*rows, ends, 13, 0.3, "triton"),
             lambda q, k, v: flash_attention_varlen(q, k, v, ends, 13),
             rows,
         ),

@@ -281,7 +281,7 @@ def test_cpp_says_what_it_cannot_serve(cpp):
     byte, real = torch.zeros(56, 56, 3, dtype=torch.uint8), torch.zeros(3, 56, 56)
     for images, options, message in (
         ([byte, real], {}, "not both"),
-        ([real.requires_grad_()], {}, "no backward"),
+        ([real.clone().requires_grad_()], {}, "no backward"),
         ([byte], {"dtype": torch.float64}, "float64"),
     ):
         with pytest.raises(BackendError, match=message):
