@@ -98,7 +98,7 @@ def _add_layer_norm_bwd_kernel(
 def _launch(s: Tensor, block_r: int) -> tuple[int, dict[str, int]]:
     """Number of programs, and the options that both kernels share.
 
-    A lane has 16 bytes of s, whose dtype is the widest, and all warps lie side by side on a row.
+    A lane has 16 bytes of s, whose dtype is the widest, and all warps are adjacent on a row.
     So no two warps hold different rows, and sums over rows need no exchange between them.
     """
     rows, channels = s.numel() // s.shape[-1], s.shape[-1]

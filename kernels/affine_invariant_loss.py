@@ -3,8 +3,8 @@
 The median is exact and found without sorting: a radix select over four histograms (8 bits each of
 a key that orders like the float), several programs per map. Each pass starts with every program
 reading the histogram of the pass before it, so nothing returns to the host and no kernel runs
-merely to hand a number on. Integer atomics alone, float sums in a fixed order: the result is the
-same bit by bit in every run.
+only to pass a number on. Atomics are only on integers, and float sums have a fixed order: the
+result is the same bit by bit in every run.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def _count(
     PASS: tl.constexpr, LOCAL: tl.constexpr, REGIONS: tl.constexpr, STATE: tl.constexpr,
     BINS: tl.constexpr,
 ):  # fmt: skip
-    """Adds one tensor's keys to its histogram of this pass, both regions side by side."""
+    """Adds one tensor's keys to its histogram of this pass, the two regions next to each other."""
     key = _key(x)
     digit = (key >> (24 - 8 * PASS)) & (BINS - 1)
     if PASS == 0:
@@ -138,7 +138,7 @@ def _count(
         counts = tl.histogram(bin, REGIONS * BINS, mask=valid)
         at = hist_ptr + tl.arange(0, REGIONS * BINS)
         tl.atomic_add(at, counts, mask=counts > 0, sem="relaxed")
-    else:  # few pixels share so many leading bits with the median
+    else:  # few pixels share that many leading bits with the median
         tl.atomic_add(hist_ptr + bin, 1, mask=valid, sem="relaxed")
 
 
@@ -350,7 +350,7 @@ def _tile(maps: int, pixels: int) -> dict[str, int]:
     """BLOCK and num_warps: 16 pixels of both tensors per thread.
 
     The fastest of a sweep on an H100, with 8 maps and with 64. Every program reads two histograms
-    (2 KiB) besides its pixels.
+    (2 KiB) in addition to its pixels.
     """
     backend, arch = current_target()
     if backend == "interpreter":

@@ -97,7 +97,7 @@ def _feature_alignment_loss_bwd_kernel(
 
 
 def _tile(student: Tensor) -> dict[str, int]:
-    """BLOCK_R, BLOCK_C, num_warps: loads of 16 bytes a lane, and all warps side by side on a row.
+    """BLOCK_R, BLOCK_C, num_warps: loads of 16 bytes a lane, and all warps are adjacent on a row.
 
     So no two warps hold different rows, and the sum over rows needs no exchange between them.
     """

@@ -1,9 +1,9 @@
 """Flash attention of a ViT: forward and backward, dense or of packed sequences.
 
 Softmax runs in base 2 with the scale folded into one multiply-add per logit. The last tile of a
-loop, which alone needs a mask, is taken first, while the accumulators are still empty; the others
-follow without any mask, and only base pointers move. The backward makes two passes, one over key
-tiles (dK, dV) and one over query tiles (dQ), so nothing is added atomically and results are the
+loop, the only one that needs a mask, is taken first, while the accumulators are still empty; the
+others follow without any mask, and only base pointers move. The backward makes two passes, one over
+key tiles (dK, dV) and one over query tiles (dQ), so nothing is added atomically and results are the
 same bit by bit in every run.
 """
 

@@ -174,7 +174,7 @@ class VisionTransformer(nn.Module):
         if missing:
             raise ValueError(f"no block {missing}; the encoder has 0..{len(self.blocks) - 1}")
         lengths: list[int] = []
-        packing: tuple[Any, ...] = ()  # what attention needs besides the tokens
+        packing: tuple[Any, ...] = ()  # further arguments of attention
         if isinstance(x, Tensor):
             tokens = self.prepare_tokens(x)
         else:

@@ -24,7 +24,7 @@ def _normalise(values: Tensor) -> Tensor:
 
 
 def _map_loss(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    """Loss of one map over the pixels in ``mask``; 0 (with zero gradient) if there is none."""
+    """Loss of one map over the pixels in ``mask``; 0 (with zero gradient) without any."""
     if not mask.any():
         # Indexing keeps masked pixels out even if they are NaN; the sum keeps the graph.
         return prediction[mask].sum()

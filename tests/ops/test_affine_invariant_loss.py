@@ -343,7 +343,7 @@ def test_opcheck_and_compile(backend, with_masks, seed):
             torch.ops.dafast.affine_invariant_loss.default,
             (prediction, target, mask, regions, backend),
         )
-        torch._dynamo.reset()  # what it has traced keeps the backend of then
+        torch._dynamo.reset()  # a trace keeps the backend that it was made with
         compiled = torch.compile(affine_invariant_loss, backend="aot_eager", fullgraph=True)
         loss = compiled(prediction, target, mask, regions=regions)
         grad = torch.autograd.grad(1.7 * loss, prediction)[0]
@@ -389,7 +389,7 @@ def test_cpp_on_every_instruction_set(name, seed, poisoned):
 
 @needs_extension
 @pytest.mark.parametrize("kind", ["smooth", "one bin", "half equal"])
-def test_cpp_finds_the_median_whatever_the_values(kind, seed, poisoned):
+def test_cpp_finds_the_median_of_any_values(kind, seed, poisoned):
     """Values that meet in few bins of the histograms, or whose last digits decide."""
     prediction, target, mask, _ = _inputs(seed, (2, 64, 130))
     if kind == "smooth":

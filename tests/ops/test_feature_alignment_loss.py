@@ -246,7 +246,7 @@ def test_opcheck_and_compile(backend, seed, monkeypatch):
             torch.ops.dafast.feature_alignment_loss.default,
             (student, teacher, 0.85, False, backend),
         )
-        torch._dynamo.reset()  # what it has traced keeps the backend of then
+        torch._dynamo.reset()  # a trace keeps the backend that it was made with
         compiled = torch.compile(feature_alignment_loss, backend="aot_eager", fullgraph=True)
         got = torch.autograd.grad(compiled(student, teacher), student)[0]
     torch.testing.assert_close(got, _run(backend, student, teacher)[1])
@@ -272,7 +272,7 @@ def test_gpu_graph_capture_and_streams(dtype, seed, monkeypatch):
     monkeypatch.undo()
     student, teacher = (x.cuda() for x in _inputs(seed, (4, 1369, 384), dtype))
     expected, expected_grad = _run("reference", student.double(), teacher.double())
-    # Half a step of the smallest float16 besides: gradients of so many tokens are that small.
+    # Plus half a step of the smallest float16: gradients of that many tokens are that small.
     bound = 8 * TOLERANCES[dtype].op * expected_grad.abs().max() + 2**-25
     streams = [torch.cuda.Stream() for _ in range(2)]
     for stream in streams:

@@ -288,7 +288,7 @@ def test_cpp_says_what_it_cannot_serve(cpp):
             preprocess(images, size=56, **options)
     with pytest.raises(BackendError, match="no backward"):
         postprocess(torch.zeros(1, 56, 56, requires_grad=True), [plan_geometry(60, 60, size=56)])
-    # Left alone, the specification serves, and gradients flow.
+    # Unasked, the specification serves, and gradients flow.
     assert OPS["preprocess"].backends.keys() >= {"cuda", "cpp", "reference"}
 
 

@@ -101,7 +101,7 @@ def test_transforms_that_custom_ops_get_wrong_are_refused(op, seed):
             torch.func.grad(lambda x: torch.vmap(total)(x).sum())(first[None])
         with forward_ad.dual_level(), pytest.raises(BackendError, match="forward-mode"):
             total(forward_ad.make_dual(first, first))
-    # Left alone, another backend serves.
+    # Unasked, another backend serves.
     got = torch.func.grad(total)(first)
     leaf = first.detach().requires_grad_()
     with use_backend("triton"):
