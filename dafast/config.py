@@ -110,6 +110,11 @@ class ModelConfig:
         return cls(**fields)
 
     @property
+    def identity(self) -> str:
+        """The fields as text, for digests in files: equal in every version of dafast."""
+        return repr(self).replace("license=", "licence=")  # the field's name in older versions
+
+    @property
     def is_metric(self) -> bool:
         """Whether the output is depth in metres rather than relative disparity."""
         return self.max_depth is not None

@@ -75,7 +75,7 @@ def own_device(name: str) -> str:
 
 def digest_model(model: DepthAnything) -> str:
     """Tells models apart by their first few weights: training changes all of them."""
-    digest = hashlib.sha256(repr(model.config).encode())
+    digest = hashlib.sha256(model.config.identity.encode())
     for name, tensor in model.state_dict().items():
         digest.update(name.encode())
         digest.update(tensor.detach().flatten()[:16].float().cpu().numpy().tobytes())

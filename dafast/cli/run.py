@@ -96,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
 
     found = find_photos(args.photos, args.recursive)
     if not found.photos:
-        _summary(args, found, _Progress(), 0.0)
+        _summary(args, found, _Counts(), 0.0)
         return 1
     try:
         args.out.mkdir(parents=True, exist_ok=True)
@@ -106,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
         raise CommandError(f"--out {args.out}: cannot be written to ({explain(error)})") from error
     start = time.perf_counter()
     model, settings = _load(args)
-    progress = _Progress()
+    progress = _Counts()
     interrupted = False
     try:
         _predict(model, found.photos, settings, args, progress)
@@ -120,7 +120,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 @dataclass
-class _Progress:
+class _Counts:
     """What has been done with the photos so far."""
 
     written: int = 0
@@ -152,7 +152,7 @@ def _predict(
     photos: Sequence[Photo],
     settings: dict[str, Any],
     args: argparse.Namespace,
-    progress: _Progress,
+    progress: _Counts,
 ) -> None:
     """Handles all photos, with a bar on a terminal and elsewhere (a log) a line for each."""
     from tqdm import tqdm
@@ -197,7 +197,7 @@ def _one(
     settings: dict[str, Any],
     sources: set[str],
     args: argparse.Namespace,
-    progress: _Progress,
+    progress: _Counts,
 ) -> bool:
     """Handles one photo; False if all its results are there already."""
     import numpy as np
@@ -307,7 +307,7 @@ def _reason(error: Exception, photo: Path) -> str:
 def _summary(
     args: argparse.Namespace,
     found: Found,
-    progress: _Progress,
+    progress: _Counts,
     seconds: float,
     left: int | None = None,
 ) -> None:

@@ -101,7 +101,7 @@ def check(
     return CheckReport(len(chosen), corrupt, unlabeled, bare, coarse, mean, pictures)
 
 
-def sheet(pictures: Sequence[tuple[str, Image.Image]]) -> Image.Image:
+def draw_sheet(pictures: Sequence[tuple[str, Image.Image]]) -> Image.Image:
     """The pictures of a report, each under its name."""
     cell_width = 3 * _WIDTH + 3 * _GAP
     cell_height = _HEIGHT + _CAPTION + _GAP

@@ -29,7 +29,7 @@ class PredictionCache:
     """
 
     def __init__(self, root: Path, model: DepthAnything, options: dict[str, Any]) -> None:
-        weights = hashlib.sha256(repr(model.config).encode())
+        weights = hashlib.sha256(model.config.identity.encode())
         for name, tensor in model.state_dict().items():
             weights.update(name.encode())
             # As bytes, for numpy has no bfloat16.

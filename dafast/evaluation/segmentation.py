@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..data.segmentation import IGNORE, READERS, SegmentationDataset
 from ..models.segmentation_inference import SegmentationOptions, segment
+from .builtin import SYNTHETIC_SCENES
 
 if TYPE_CHECKING:
     from ..models import SegmentationModel
@@ -178,9 +179,6 @@ def score(
             (constant_matrix(total), "constant"),
         )
     ]
-
-
-SYNTHETIC_SCENES = 500
 
 
 def synthetic(scenes: int = SYNTHETIC_SCENES) -> SegmentationDataset:

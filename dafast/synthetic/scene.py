@@ -75,7 +75,7 @@ class View:
 
 
 @dataclass(frozen=True)
-class Geometry:
+class SceneMesh:
     """All triangles of a scene, merged."""
 
     vertices: F32
@@ -158,7 +158,7 @@ class Scene:
         v = mesh.vertices @ self._matrix.T + self._offset
         self._parts.append((Mesh(v, mesh.faces, mesh.uv), material, self._object, number))
 
-    def geometry(self) -> Geometry:
+    def geometry(self) -> SceneMesh:
         """Everything added so far as one mesh."""
         meshes = [p[0] for p in self._parts]
         starts = np.cumsum([0] + [len(m.vertices) for m in meshes[:-1]])
@@ -169,7 +169,7 @@ class Scene:
                 for (_, m, _, _), n in zip(self._parts, counts, strict=True)
             ]
         )
-        return Geometry(
+        return SceneMesh(
             np.concatenate([m.vertices for m in meshes]).astype(np.float32),
             np.concatenate(
                 [m.faces + np.int32(s) for m, s in zip(meshes, starts, strict=True)]

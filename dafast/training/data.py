@@ -28,7 +28,7 @@ from dafast.data.transforms import TrainTransform, sample_generator
 from dafast.distributed import World
 from dafast.profiling import annotate
 from dafast.training.config import ConfigError, TrainConfig, UnlabeledSection
-from dafast.training.task import Samples, TrainingSet
+from dafast.training.task import SampleSet, TrainingSet
 
 # These keep streams of random numbers apart that share the run's seed.
 _ORDER, _SHAPE, _UNLABELED = 1, 2, 3
@@ -348,7 +348,7 @@ def total_steps(config: TrainConfig, data: TrainingSet) -> int:
     Raises:
         ConfigError: If `epochs` make it so short that the warm-up would never end.
     """
-    if config.steps:  # `check` has compared them with the warm-up
+    if config.steps:  # `check_config` has compared them with the warm-up
         return config.steps
     samples, batch = len(data.labeled), config.batch_size
     if data.unlabeled is not None:
@@ -379,7 +379,7 @@ def make_loader(
     A step is `config.accumulate` batches.
     """
 
-    def stream(samples: Samples, ratio: int, start: int, unlabeled: bool) -> StreamSampler:
+    def stream(samples: SampleSet, ratio: int, start: int, unlabeled: bool) -> StreamSampler:
         return StreamSampler(
             len(samples),
             ratio * config.batch_size,

@@ -19,7 +19,7 @@ from dafast.training.state import (
     load_checkpoint,
     load_newest,
 )
-from dafast.training.task import Samples, TrainingSet
+from dafast.training.task import SampleSet, TrainingSet
 from dafast.training.tasks import task_of
 
 
@@ -99,7 +99,7 @@ def data_state(data: TrainingSet) -> dict[str, dict[str, Any]]:
     }
 
 
-def _digest(samples: Samples) -> str:
+def _digest(samples: SampleSet) -> str:
     """Of the names of a set's shards, without their folders; other sets have no names."""
     shards = samples.shards if isinstance(samples, ShardDataset) else ()
     names = "\n".join(str(shard).rpartition("/")[2] for shard in shards)

@@ -18,7 +18,7 @@ from dafast.models.segmentation import SegmentationModel
 from dafast.training.config import LEARNED_NOTHING, TrainConfig
 
 
-class Samples(Protocol):
+class SampleSet(Protocol):
     """A set of samples that a training stream visits."""
 
     def __len__(self) -> int: ...
@@ -50,11 +50,11 @@ class TrainingSet(Protocol):
     """The data of a run; answers the `Request`s of its streams with samples."""
 
     @property
-    def labeled(self) -> Samples:
+    def labeled(self) -> SampleSet:
         """The labeled samples."""
 
     @property
-    def unlabeled(self) -> Samples | None:
+    def unlabeled(self) -> SampleSet | None:
         """The unlabeled samples, where the run has any."""
 
     def __getitem__(self, request: Any) -> Any: ...

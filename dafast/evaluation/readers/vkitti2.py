@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from ..samples import EvaluationSample, Samples
-from ._files import missing, read_image, read_png16
+from ._files import missing, read_png16, read_stored_image
 
 MAX_DEPTH = 80.0
 SKY = 65535
@@ -53,4 +53,4 @@ def _load(entry: tuple[str, Path, Path]) -> EvaluationSample:
     name, image, truth = entry
     stored = read_png16(truth)
     depth = np.where(stored == SKY, np.inf, stored / 100).astype(np.float32)
-    return EvaluationSample(name, read_image(image), depth, MAX_DEPTH, sharp=True)
+    return EvaluationSample(name, read_stored_image(image), depth, MAX_DEPTH, sharp=True)

@@ -16,7 +16,7 @@ def task_of(config: TrainConfig) -> Task[Any, Any]:
     return metric.TASK if config.metric.max_depth else relative.TASK
 
 
-def check(config: TrainConfig) -> None:
+def check_config(config: TrainConfig) -> None:
     """Checks a configuration before anything is loaded.
 
     Raises:
