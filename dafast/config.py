@@ -97,8 +97,8 @@ class ModelConfig:
         """Reads the fields of a configuration from a parsed file, current or older.
 
         Args:
-            values: The fields by name. Missing fields take their defaults; ``licence``, the name
-                of ``license`` in older files, is read as that.
+            values: The fields by name. Missing fields take their defaults; ``licence``, the older
+                name of ``license``, is read too.
 
         Raises:
             ValueError: If a field is unknown or a value is not valid.

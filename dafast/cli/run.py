@@ -1,6 +1,6 @@
 """``dafast run``: photos in, depth pictures out.
 
-Memory at its peak, next to that of the model: 11 bytes a pixel of an 8-bit photo as `infer`, and 17
+Peak memory, in addition to the model: 11 bytes a pixel of an 8-bit photo, as in `infer`, and 17
 with ``--side-by-side``.
 """
 
@@ -121,7 +121,7 @@ def run(args: argparse.Namespace) -> int:
 
 @dataclass
 class _Counts:
-    """What has been done with the photos so far."""
+    """Counts of the photos that have been handled so far."""
 
     written: int = 0
     kept: int = 0
@@ -179,7 +179,7 @@ def _predict(
                 progress.written += wrote
                 progress.kept += not wrote
                 if not terminal:
-                    what = f"{time.perf_counter() - began:.2f} s" if wrote else "is there"
+                    what = f"{time.perf_counter() - began:.2f} s" if wrote else "already there"
                     print(f"{photo.path} -> {args.out / photo.result}_*.png  {what}", flush=True)
             bar.update()
             if interrupted():  # and a library swallowed it

@@ -1,4 +1,4 @@
-"""Reading a source from end to end, and a sheet of pictures that shows it."""
+"""Reads a source from end to end, and draws a sheet of its pictures."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _PAPER = (224, 224, 224)  # not white: masks are
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What `check` found.
+    """Result of `check`.
 
     Attributes:
         total: Number of items that were tried.

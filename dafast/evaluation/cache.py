@@ -32,7 +32,7 @@ class PredictionCache:
         weights = hashlib.sha256(model.config.identity.encode())
         for name, tensor in model.state_dict().items():
             weights.update(name.encode())
-            # As bytes, for numpy has no bfloat16.
+            # As bytes: NumPy has no bfloat16.
             weights.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
         settings = {
             "model": model.config.name,

@@ -132,8 +132,8 @@ def score(
 ) -> list[SegmentationResult]:
     """Scores a model and the constant guess.
 
-    The truth's own resolution is what is compared. In a process group each process takes its share
-    of the images; all get the whole result.
+    Predictions are compared at the truth's own resolution. In a process group each process takes
+    its share of the images; all get the whole result.
 
     Args:
         model: In evaluation mode; its classes are those of the samples, in the same order.

@@ -59,7 +59,7 @@ class DepthAnything(DepthNetwork):
 
         Args:
             int8: Whether the encoder's linear layers multiply in int8 (`dafast.ops.linear_int8`):
-                faster again, and less exact; docs/performance.md has figures. By default the
+                even faster, and less exact; docs/performance.md has figures. By default the
                 current choice stays; the first is False.
             keep_memory: Whether the process keeps the memory that a forward releases, for the next
                 one. It applies to all allocations of the process from then on, with glibc's malloc

@@ -394,7 +394,7 @@ class OptimizedForward:
 
 
 def _children(modules: nn.Module) -> list[Any]:
-    """The modules of a container; a type checker knows them as no more than modules."""
+    """The modules of a container; a type checker does not know their class."""
     return list(modules.children())
 
 

@@ -153,7 +153,7 @@ def _acceptable(g: SceneMesh, camera: Camera, hits: Hits) -> bool:
     if np.bincount(objects).max() > 0.95 * len(hit):
         return False  # a single object
     if near > 7 * np.median(1 / hits.depth[hit]):
-        return False  # something right before the camera flattens all the rest
+        return False  # an object right in front of the camera flattens the rest
     close = np.percentile(hits.depth[hit], 2)
     middle = np.median(hits.depth[hit])
     return bool(close > 0.06 and (hits.depth < 0.12 * middle).mean() < 0.4)  # inside something

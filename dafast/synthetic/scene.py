@@ -256,7 +256,7 @@ class Scene:
         Args:
             *names: patterns to choose from; none means any pattern or photograph.
             scale: textures per metre, drawn log-uniformly from this range.
-            colours: linear RGB colours to use in place of random ones.
+            colours: linear RGB colours to use instead of random ones.
             contrast: how far the other colours are from the first, 0..1.
             gloss: chance of a specular surface.
             **values: further fields of ``Material``.
@@ -410,7 +410,7 @@ class Scene:
 def of_class(
     name: str,
 ) -> Callable[[Callable[Concatenate[Scene, P], None]], Callable[Concatenate[Scene, P], None]]:
-    """Makes what a builder adds of this class, but for what it calls that has one of its own."""
+    """Gives the parts that a builder adds this class, except those with a class of their own."""
 
     def wrap(
         build: Callable[Concatenate[Scene, P], None],

@@ -24,7 +24,7 @@ from dafast.training.tasks import task_of
 
 
 def find_checkpoint(config: TrainConfig, world: World) -> tuple[Path, dict] | None:
-    """Finds what `resume` points to. Every rank reads the file that the main one chose.
+    """Finds the checkpoint that `resume` names. Every rank reads the file that the main one chose.
 
     A path that the run has already started from means the run's newest checkpoint. So does every
     value of `resume` in processes that torchrun has restarted (`--max-restarts`), once the run has
@@ -55,7 +55,7 @@ def find_checkpoint(config: TrainConfig, world: World) -> tuple[Path, dict] | No
 
 
 def _resumed_from(out: Path) -> str:
-    """What `resume` was when the run last started."""
+    """The value of `resume` at the last start of the run."""
     try:
         return str(json.loads((out / "config.json").read_text())["resume"])
     except (OSError, ValueError, KeyError, TypeError):

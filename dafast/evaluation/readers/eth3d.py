@@ -1,7 +1,7 @@
 """ETH3D, the high-resolution multi-view training scenes.
 
 Source: eth3d.net's documentation: each depth map is a dump of 4-byte floats (little-endian) in
-rows, of the size of the original (distorted) JPEG photo and with its very name, ".JPG" included;
+rows, of the size of the original (distorted) JPEG photo and with the same name, ".JPG" included;
 infinity where no depth is known.
 """
 

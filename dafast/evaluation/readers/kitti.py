@@ -64,9 +64,10 @@ def kitti(root: Path) -> Samples:
 def kitti_kb(root: Path) -> Samples:
     """The same frames cut to `benchmark_crop` before the network sees them, Garg's crop within.
 
-    So ZoeDepth and Depth Anything's metric models were trained and measured: of a whole picture
-    they would see everything at another scale. BTS (utils/eval_with_pngs.py) makes the same cut and
-    puts the prediction back into the whole picture, whose Garg's crop begins 13 rows higher.
+    ZoeDepth and Depth Anything's metric models were trained and measured in this way; in a whole
+    picture they would see everything at another scale. BTS (utils/eval_with_pngs.py) makes the same
+    cut and puts the prediction back into the whole picture, whose Garg's crop begins 13 rows
+    higher.
 
     Args:
         root: As for `kitti`.

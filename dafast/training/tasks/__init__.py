@@ -20,7 +20,7 @@ def check_config(config: TrainConfig) -> None:
     """Checks a configuration before anything is loaded.
 
     Raises:
-        ConfigError: If some of it cannot work; the message names every such key.
+        ConfigError: If settings are invalid; the message names all of them.
     """
     problems = list(config.problems()) or list(task_of(config).check(config))
     if problems:
