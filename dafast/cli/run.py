@@ -179,7 +179,7 @@ def _predict(
                 progress.written += wrote
                 progress.kept += not wrote
                 if not terminal:
-                    what = f"{time.perf_counter() - began:.2f} s" if wrote else "already there"
+                    what = f"{time.perf_counter() - began:.2f} s" if wrote else "exists"
                     print(f"{photo.path} -> {args.out / photo.result}_*.png  {what}", flush=True)
             bar.update()
             if interrupted():  # and a library swallowed it
