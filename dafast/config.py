@@ -97,8 +97,8 @@ class ModelConfig:
         """Reads the fields of a configuration from a parsed file, current or older.
 
         Args:
-            values: The fields by name. Missing fields take their defaults; ``licence``, the name
-                of ``license`` in older files, is read as that.
+            values: The fields by name. Missing fields take their defaults; ``licence``, the older
+                name of ``license``, is read too.
 
         Raises:
             ValueError: If a field is unknown or a value is not valid.
@@ -108,6 +108,11 @@ class ModelConfig:
         if unknown:
             raise ValueError(f"model configuration with unknown fields: {', '.join(unknown)}")
         return cls(**fields)
+
+    @property
+    def identity(self) -> str:
+        """The fields as text, for digests in files: equal in every version of dafast."""
+        return repr(self).replace("license=", "licence=")  # the field's name in older versions
 
     @property
     def is_metric(self) -> bool:

@@ -69,7 +69,7 @@ def explain(error: BaseException) -> str:
 
 
 def explain_kind(error: BaseException) -> str:
-    """The same after the name of the error's type: "OSError: ..."."""
+    """As `explain`, after the name of the error's type: "OSError: ..."."""
     return f"{type(error).__name__}: {explain(error)}"
 
 

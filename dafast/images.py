@@ -103,7 +103,7 @@ _LINKED = "a link to a folder, which is not followed; name the folder itself to 
 
 
 def why_no_file(path: Path) -> str:
-    """Says of a path that is no file what it is instead."""
+    """Describes a path that is not a file."""
     if path.is_dir():
         return "is a folder"
     if path.is_symlink():
@@ -195,7 +195,7 @@ def set_pixel_limit() -> None:
 
 
 def why_too_large(error: Exception) -> str:
-    """Says of a `PIL.Image.DecompressionBombError` how large the picture is, and the remedy."""
+    """Describes a `PIL.Image.DecompressionBombError`: the size of the picture, and the remedy."""
     import PIL.Image
 
     pixels = re.search(r"\((\d+) pixels\)", str(error))

@@ -32,7 +32,7 @@ class AffineInvariantLoss(nn.Module):
             prediction: Disparity (B, H, W).
             target: Disparity (B, H, W).
             mask: True where the target is valid; everywhere by default.
-            regions: True in the first of two regions that are compared apart (CutMix).
+            regions: True in the first of two regions that are compared separately (CutMix).
         """
         return affine_invariant_loss(prediction, target, mask, regions=regions)
 
@@ -71,8 +71,8 @@ class GradientMatchingLoss(nn.Module):
             prediction: Disparity (B, H, W).
             target: Disparity (B, H, W); it gets no gradient.
             mask: Bool, True where the target is valid; everywhere by default.
-            regions: Bool, True in the first of two regions that are compared apart, each weighted
-                by its share of the map (CutMix).
+            regions: Bool, True in the first of two regions that are compared separately, each
+                weighted by its share of the map (CutMix).
         """
         compute = torch.promote_types(prediction.dtype, torch.float32)
         prediction, target = prediction.to(compute), target.detach().to(compute)
@@ -104,8 +104,8 @@ class GradientMatchingLoss(nn.Module):
 def normalise_maps(disparity: Tensor, mask: Tensor) -> Tensor:
     """(d - t) / s of maps (B, H, W) over their valid pixels, 0 elsewhere (Depth Anything, Eq. 2).
 
-    t is the lower median, s the mean of |d - t|, at least 1e-6. What invalid pixels hold, NaN too,
-    does not matter. The gradient through t is divided equally over the pixels equal to it.
+    t is the lower median, s the mean of |d - t|, at least 1e-6. Invalid pixels may hold any value,
+    also NaN. The gradient through t is divided equally over the pixels equal to it.
     """
     count = mask.sum(dim=(1, 2), keepdim=True)
     disparity = disparity.where(mask, 0.0)
@@ -129,8 +129,8 @@ class SILogLoss(nn.Module):
     divided by n - 1, here by n, so that a single pixel gives no NaN.) A batch without a valid pixel
     counts as 0, and so does a perfect one, with a gradient of 0.
 
-    The loss of a batch is no mean of the losses of its pieces, but a function of three sums over
-    its pixels: `of_sums` of the `sums` of all pieces is the loss of the whole.
+    The loss of a batch is not the mean of the losses of its pieces, but a function of three sums
+    over its pixels: `of_sums` of the `sums` of all pieces is the loss of the whole.
 
     Args:
         beta: Share of the squared mean error, the error of the overall scale, that counts.
@@ -165,7 +165,7 @@ class SILogLoss(nn.Module):
         return torch.stack([mask.sum().double(), error.sum(), error.square().sum()])
 
     def of_sums(self, sums: Tensor) -> Tensor:
-        """The loss of what `sums` gave, added up over the pieces of a batch: a float64 scalar."""
+        """The loss from `sums`, added up over the pieces of a batch: a float64 scalar."""
         count, total, squares = sums.unbind()
         mean, square = total / count.clamp(min=1), squares / count.clamp(min=1)
         return self._root(square - (1.0 - self.beta) * mean**2)
@@ -173,7 +173,7 @@ class SILogLoss(nn.Module):
     @staticmethod
     def _error(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
         ratio = prediction.clamp(min=1e-7).log() - torch.where(mask, target, 1.0).log()
-        return torch.where(mask, ratio, 0.0)  # what is invalid gives no gradient, NaN neither
+        return torch.where(mask, ratio, 0.0)  # NaN where invalid gives no gradient either
 
     def _root(self, squared: Tensor) -> Tensor:
         zero = squared <= 0  # where the root has no slope; below 0 only by rounding
@@ -184,7 +184,7 @@ class FeatureAlignmentLoss(nn.Module):
     """Keeps the student encoder's features near those of a frozen one (Eq. 9).
 
     Args:
-        margin: Tokens with a larger cosine similarity are near enough and take no part.
+        margin: Tokens with a larger cosine similarity are ignored.
         reduction: Divide by ``"all"`` tokens or by those ``"kept"``.
     """
 

@@ -1,4 +1,4 @@
-"""What picture files are: those that Pillow does not know, and those that it reads wrongly."""
+"""Recognises picture files that Pillow does not know, and those that it reads wrongly."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _VIDEO = "a video; save its frames as pictures first, e.g. ffmpeg -i FILE frame_
 _ARCHIVE = "unpack it first"
 _RAW = "a camera's raw file; convert it to JPEG or PNG, or read it with rawpy and pass the array"
 
-# Offset and bytes of a file's beginning, and what it is.
+# Offset, first bytes and description of each kind of file.
 _SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
     (0, b"v/1\x01", f"an OpenEXR picture; {_HDR}"),
     (0, b"#?RADIANCE", f"a Radiance HDR picture; {_HDR}"),
@@ -81,7 +81,7 @@ def register_heif() -> str:
 
 
 def describe_file(file: BinaryIO) -> str:
-    """What a file is that Pillow does not know, and what to do with it."""
+    """Describes a file that Pillow does not know, with the remedy."""
     file.seek(0)
     head = file.read(512)
     if not head:
@@ -117,7 +117,7 @@ def describe_file(file: BinaryIO) -> str:
 
 
 def _describe_tiff(file: BinaryIO) -> str:
-    """What a TIFF is that Pillow does not open, from its tags."""
+    """Describes a TIFF that Pillow does not open, from its tags."""
     from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
     try:

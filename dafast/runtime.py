@@ -131,7 +131,7 @@ class _SkipInitialization(TorchFunctionMode):
 def on_meta() -> Iterator[None]:
     """Modules made in this context have shapes and dtypes, but no memory and no values.
 
-    Random numbers are not drawn either: under ``torch.device("meta")`` alone PyTorch sends them
+    Random numbers are not drawn either: under only ``torch.device("meta")`` PyTorch sends them
     through its Python decompositions, which import `torch._dynamo` (more than a second).
     """
     with torch.device("meta"), _SkipInitialization():

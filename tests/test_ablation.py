@@ -23,7 +23,7 @@ from PIL import Image
 from dafast.data.colours import change_colours
 from dafast.models.depth_anything import DepthAnything
 from dafast.training.config_files import load_toml
-from dafast.training.tasks import check
+from dafast.training.tasks import check_config
 from tests.training import tiny
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -55,7 +55,7 @@ def task(tasks: ModuleType, tmp_path: Path) -> Any:
 
 
 def test_the_base_is_a_configuration() -> None:
-    check(load_toml(ROOT / "configs/nano-ablation.toml"))
+    check_config(load_toml(ROOT / "configs/nano-ablation.toml"))
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_a_row_switches_what_the_papers_does(task: Any, tasks: ModuleType, row: 
     for colour in COLOURS:
         assert getattr(ours.unlabeled.augment, colour) == getattr(paper.augment, colour), colour
     assert ours.model.encoder_init == "nano"
-    check(ours)
+    check_config(ours)
 
 
 def test_rows_differ_only_in_their_switches(task: Any) -> None:

@@ -64,7 +64,7 @@ def test_engine_in_miniature(tmp_path: Path, seed: int, rng: np.random.Generator
 
 
 FAKE = """#!/bin/sh
-# In the place of Python: packs for real and notes the other steps.
+# Runs instead of Python: packs for real and notes the other steps.
 echo "$*" >> "$LOG"
 case "$*" in *"data pack"*) exec "$REAL" "$@" ;; esac
 """

@@ -188,7 +188,7 @@ def test_import_brings_neither_triton_nor_transformers():
 
 
 def test_import_dafast_is_quick():
-    # Beside torch. Other work on the machine only ever adds, so one quick try settles it.
+    # On top of torch. Other work on the machine only ever adds, so one quick try settles it.
     code = (
         "import time, torch\nstart = time.perf_counter()\nimport dafast\n"
         "print(time.perf_counter() - start)"

@@ -47,7 +47,7 @@ def checkout(tmp_path_factory) -> Path:
         shutil.copytree(
             ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.so")
         )
-    # Stands in for whatever the package ships, so that this holds before and after it does.
+    # Stands in for weights, so that this holds with any that the package has.
     probe = folder / "dafast" / "weights" / "probe" / "deep"
     probe.mkdir(parents=True)
     (probe / "model.safetensors").write_bytes(b"probe")

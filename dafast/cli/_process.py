@@ -21,7 +21,7 @@ def interrupted() -> bool:
 
 @contextlib.contextmanager
 def watch_interrupts() -> Iterator[None]:
-    """Notes Ctrl-C for `interrupted` within the block, and raises `KeyboardInterrupt` as ever."""
+    """Notes Ctrl-C for `interrupted` within the block, and raises `KeyboardInterrupt` as usual."""
     _pressed.clear()
     before = signal.getsignal(signal.SIGINT)
 
@@ -49,8 +49,7 @@ def watch_interrupts() -> Iterator[None]:
 def open_streams() -> None:
     """Opens the standard streams that were closed (``2>&-``), so that output goes nowhere.
 
-    Without that the next file that is opened would take their number, and get what libraries
-    print.
+    Otherwise the next opened file would get their number, and with it the output of libraries.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
@@ -65,7 +64,7 @@ def open_streams() -> None:
 
 
 def silence(stream: TextIO) -> None:
-    """Sends what a stream still holds nowhere: Python would complain again on exit."""
+    """Discards a stream's remaining output: Python would complain about it on exit."""
     with contextlib.suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())

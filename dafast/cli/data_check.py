@@ -72,7 +72,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 def data_check(args: argparse.Namespace) -> int:
     """Runs ``dafast data check``."""
-    from ..data.check import check, sheet
+    from ..data.check import check, draw_sheet
     from ..data.sources import name_coarse
     from ..files import whole_file
 
@@ -98,7 +98,7 @@ def data_check(args: argparse.Namespace) -> int:
     if report.shown:
         path = args.sheet or Path(f"{args.name or Path(args.source).stem}-check.png")
         with whole_file(path) as file:
-            sheet(report.shown).save(file, "PNG")
+            draw_sheet(report.shown).save(file, "PNG")
         print(f"sheet: {path}")
     damaged = len(report.corrupt) / report.total
     if damaged > args.max_bad:

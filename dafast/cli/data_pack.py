@@ -24,7 +24,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         description="Writes WebDataset shards of the pictures in a folder, of a list (.csv, "
         ".json, .jsonl) with the columns image, depth or disparity, and optionally mask, scale, "
         "unit, invalid, min_depth and others (docs/data.md), or of a data set as it is published: "
-        f"{names}. A shard appears under its name when it is complete; a second run goes on.",
+        f"{names}. A shard appears under its name when it is complete; a second run continues the "
+        "first.",
         epilog="A picture that cannot be read is left out and named in SHARD.failures.jsonl; the "
         "exit code is then 1. A picture whose label has no valid pixel is left out and named too. "
         "manifest.json lists the samples and the checksum of every shard, and records the state of "

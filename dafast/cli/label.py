@@ -71,7 +71,7 @@ def label(args: argparse.Namespace) -> int:
     shards, out = expand_shards(args.inputs), place_of(args.out)
     twice = [name for name, count in Counter(map(plain_name, shards)).items() if count > 1]
     if twice:
-        raise CommandError(f"--in has more than one shard called {twice[0]}; label them apart")
+        raise CommandError(f"--in has more than one shard called {twice[0]}; label them separately")
     if same_place(out) in {same_place(shard.parent) for shard in shards}:
         raise CommandError(f"--out {out} is the folder of the images; choose another")
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))

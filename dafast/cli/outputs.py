@@ -1,4 +1,4 @@
-"""Results of ``dafast run``: how they are written, and which of them are there already."""
+"""Results of ``dafast run``: writes them, and finds those that exist already."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Output:
         path: Its path.
         settings: What it was made from and how; kept in the file where its format can.
         write: Writes it to an open file.
-        wanted: Whether the options ask for it; else it is replaced only if it is there.
+        wanted: Whether the options ask for it; otherwise it is replaced only if it exists.
         shows_photo: Whether it needs the photo.
     """
 
@@ -207,17 +207,17 @@ def missing_outputs(outputs: list[Output]) -> list[Output]:
             continue
         found = read_settings(output.path)
         if found is None or not _is_whole(output.path):
-            raise ResultExistsError(f"{output.path} is there and not from dafast")
+            raise ResultExistsError(f"{output.path} exists and is not from dafast")
         if different := _differences(found, output.settings):
             raise ResultExistsError(
-                f"{output.path} is there, with a different {' and '.join(different)}"
+                f"{output.path} exists, but with different {' and '.join(different)}"
             )
     depth, array = outputs[0], outputs[-1]
     if array.wanted and array not in missing:  # it says nothing about itself
         if depth in missing:
-            raise ResultExistsError(f"{array.path} is there without {depth.path.name}")
+            raise ResultExistsError(f"{array.path} exists without {depth.path.name}")
         if not _is_array_of(array.path, depth.path):
-            raise ResultExistsError(f"{array.path} is there and not that of {depth.path.name}")
+            raise ResultExistsError(f"{array.path} exists and does not belong to {depth.path.name}")
     return missing
 
 

@@ -1,4 +1,4 @@
-"""Which photos a command line means, and what their results are called."""
+"""Finds the photos that a command line names, and names their results."""
 
 from __future__ import annotations
 
@@ -197,7 +197,7 @@ def _relative_names(roots: dict[str, Path]) -> list[str]:
 def result_names(names: Sequence[str]) -> list[str]:
     """Gives every photo its own name for its results, in any order of the photos.
 
-    It is the photo's name without suffix. Photos that share one are told apart by their suffix
+    It is the photo's name without suffix. Photos that share one are distinguished by their suffix
     (``a_jpg``, ``a_png``), by their folders (``july_a``, ``02_data_0001``), by both, or else by a
     number in order of name.
 

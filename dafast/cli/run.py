@@ -1,6 +1,6 @@
 """``dafast run``: photos in, depth pictures out.
 
-Memory at its peak, next to that of the model: 11 bytes a pixel of an 8-bit photo as `infer`, and 17
+Peak memory, in addition to the model: 11 bytes a pixel of an 8-bit photo, as in `infer`, and 17
 with ``--side-by-side``.
 """
 
@@ -96,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
 
     found = find_photos(args.photos, args.recursive)
     if not found.photos:
-        _summary(args, found, _Progress(), 0.0)
+        _summary(args, found, _Counts(), 0.0)
         return 1
     try:
         args.out.mkdir(parents=True, exist_ok=True)
@@ -106,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
         raise CommandError(f"--out {args.out}: cannot be written to ({explain(error)})") from error
     start = time.perf_counter()
     model, settings = _load(args)
-    progress = _Progress()
+    progress = _Counts()
     interrupted = False
     try:
         _predict(model, found.photos, settings, args, progress)
@@ -120,8 +120,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 @dataclass
-class _Progress:
-    """What has been done with the photos so far."""
+class _Counts:
+    """Counts of the photos that have been handled so far."""
 
     written: int = 0
     kept: int = 0
@@ -152,7 +152,7 @@ def _predict(
     photos: Sequence[Photo],
     settings: dict[str, Any],
     args: argparse.Namespace,
-    progress: _Progress,
+    progress: _Counts,
 ) -> None:
     """Handles all photos, with a bar on a terminal and elsewhere (a log) a line for each."""
     from tqdm import tqdm
@@ -179,7 +179,7 @@ def _predict(
                 progress.written += wrote
                 progress.kept += not wrote
                 if not terminal:
-                    what = f"{time.perf_counter() - began:.2f} s" if wrote else "is there"
+                    what = f"{time.perf_counter() - began:.2f} s" if wrote else "exists"
                     print(f"{photo.path} -> {args.out / photo.result}_*.png  {what}", flush=True)
             bar.update()
             if interrupted():  # and a library swallowed it
@@ -197,7 +197,7 @@ def _one(
     settings: dict[str, Any],
     sources: set[str],
     args: argparse.Namespace,
-    progress: _Progress,
+    progress: _Counts,
 ) -> bool:
     """Handles one photo; False if all its results are there already."""
     import numpy as np
@@ -307,7 +307,7 @@ def _reason(error: Exception, photo: Path) -> str:
 def _summary(
     args: argparse.Namespace,
     found: Found,
-    progress: _Progress,
+    progress: _Counts,
     seconds: float,
     left: int | None = None,
 ) -> None:

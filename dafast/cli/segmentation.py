@@ -12,7 +12,7 @@ from ._common import CommandError, positive, table
 if TYPE_CHECKING:
     from ..evaluation.segmentation import SegmentationResult
 
-METRICS = ("miou", "pixel_accuracy", "mean_accuracy")
+_SCORES = ("miou", "pixel_accuracy", "mean_accuracy")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -48,9 +48,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def format_results(results: list[SegmentationResult], markdown: bool = False) -> str:
     """One row for each data set and predictor, then the intersection over union of each class."""
-    header = ["data", "predictor", "images", *METRICS]
+    header = ["data", "predictor", "images", *_SCORES]
     rows = [
-        [r.data, r.predictor, str(r.count), *(f"{getattr(r, m):.4f}" for m in METRICS)]
+        [r.data, r.predictor, str(r.count), *(f"{getattr(r, m):.4f}" for m in _SCORES)]
         for r in results
     ]
     classes = [

@@ -48,7 +48,7 @@ def train(args: argparse.Namespace) -> int:
             raise
         raise CommandError(message(error)) from None
     except Exception:
-        args.traceback = True  # an error in a long run that nobody foresaw needs its traceback
+        args.traceback = True  # an unforeseen error in a long run needs its traceback
         raise
     finally:
         # The loader's processes leave SIGTERM to this one. After an error Python would send it to

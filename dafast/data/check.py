@@ -1,4 +1,4 @@
-"""Reading a source from end to end, and a sheet of pictures that shows it."""
+"""Reads a source from end to end, and draws a sheet of its pictures."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _PAPER = (224, 224, 224)  # not white: masks are
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What `check` found.
+    """Result of `check`.
 
     Attributes:
         total: Number of items that were tried.
@@ -101,7 +101,7 @@ def check(
     return CheckReport(len(chosen), corrupt, unlabeled, bare, coarse, mean, pictures)
 
 
-def sheet(pictures: Sequence[tuple[str, Image.Image]]) -> Image.Image:
+def draw_sheet(pictures: Sequence[tuple[str, Image.Image]]) -> Image.Image:
     """The pictures of a report, each under its name."""
     cell_width = 3 * _WIDTH + 3 * _GAP
     cell_height = _HEIGHT + _CAPTION + _GAP

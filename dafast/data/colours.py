@@ -40,7 +40,7 @@ _BLUR_SIGMA, _NOISE_SIGMA, _NOISE_SEED = 9, 10, 11
 def draw_colours(rng: np.random.Generator) -> np.ndarray:
     """Draws the numbers of an image, float64 (DRAWS,) in [0, 1).
 
-    All are drawn always: no option shifts another's.
+    All are always drawn, so that no option shifts the numbers of another.
     """
     return rng.random(DRAWS)
 
@@ -62,8 +62,8 @@ def change_colours(images: Tensor, augment: AugmentConfig, draws: Tensor) -> Ten
         draws: (B, DRAWS), each in [0, 1).
 
     Returns:
-        (B, 3, H, W) float32, 0 to 255. An image that nothing is drawn for has its values; without
-        any change to make the given tensor comes back.
+        (B, 3, H, W) float32, 0 to 255. An image without a drawn change keeps its values; if no
+        image has one, the given tensor is returned.
 
     Raises:
         ImportError: If kornia is missing.
@@ -72,7 +72,7 @@ def change_colours(images: Tensor, augment: AugmentConfig, draws: Tensor) -> Ten
         return images
     if why := why_no_module("kornia"):
         raise ImportError(
-            f"changing the colours of images takes kornia: pip install 'dafast[train]' ({why})"
+            f"changing the colours of images needs kornia: pip install 'dafast[train]' ({why})"
         )
     draws = draws.cpu().double()
     if images.device.type == "cpu":

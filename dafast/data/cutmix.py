@@ -18,15 +18,15 @@ def cutmix_region(
     """Draws M: True where an image stays itself, False in the box that its partner covers.
 
     The box is UniMatch's: its area a uniform share of the image, its aspect (height to width) in
-    [aspect, 1/aspect], here log-uniform, so that tall and wide boxes are equally likely. Where it
-    would not fit it is bent until it does, at the same area.
+    [aspect, 1/aspect], here log-uniform, so that tall and wide boxes are equally likely. A box that
+    would not fit gets another aspect at the same area.
 
     Args:
         shape: Height and width.
         rng: Random generator; the number of draws does not depend on the options.
-        probability: That there is a box at all.
+        probability: Probability that there is a box.
         area: Range of the box's share of the image.
-        aspect: Least aspect, in (0, 1].
+        aspect: Smallest aspect, in (0, 1].
 
     Returns:
         (H, W) bool; all True where the image is not mixed.

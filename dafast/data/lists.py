@@ -1,6 +1,6 @@
 """Lists of pictures with depth or disparity: the one reader of training, packing and evaluation.
 
-`LAYOUT` has the columns, and so has docs/data.md.
+`LAYOUT` and docs/data.md list the columns.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class ListedPicture:
         image: The picture.
         map: Its depth or disparity.
         is_depth: Which of the two.
-        mask: What says where the map counts; None without one.
+        mask: File that says where the map counts; None without one.
         scale: What stored values are multiplied by, the unit of depth included.
         invalid: The stored value that means "unknown"; None without one.
         min_depth: Nearer depth is unknown, metres.
@@ -69,7 +69,7 @@ class ListedPicture:
         stereo: Focal length times baseline; 0 where disparity is not in pixels.
         offset: What is added to disparity.
         sharp: Whether boundaries can be measured.
-        check_unit: Takes the name and a map in metres, and warns of a unit that cannot be.
+        check_unit: Takes the name and a map in metres, and warns of an implausible unit.
     """
 
     name: str
@@ -285,7 +285,7 @@ def _hint(unknown: list[str]) -> str:
 
 
 def _unit_check(path: Path) -> Callable[[str, np.ndarray], None]:
-    """What warns once of a list whose depth cannot be in metres."""
+    """A function that warns once of a list whose depth cannot be in metres."""
     warned: list[str] = []
 
     def check(name: str, depth: np.ndarray) -> None:

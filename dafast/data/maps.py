@@ -72,7 +72,7 @@ def within(
 ) -> np.ndarray:
     """Where stored depth times `scale` is from `min_depth` to `max_depth`, bool (H, W).
 
-    Infinite depth (sky) is not too far; NaN is nowhere within.
+    Infinite depth (sky) is not too far; NaN is never within.
     """
     low, high = (own_number(limit / scale, values.dtype) for limit in (min_depth, max_depth))
     return (values >= low) & ((values <= high) | np.isposinf(values))

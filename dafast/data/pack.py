@@ -1,4 +1,4 @@
-"""Packing a source into shards: in parallel, going on where a run stopped, with a manifest."""
+"""Packs a source into shards, in parallel, with a manifest; a second run continues the first."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ def is_remote(place: Path) -> bool:
 
 
 def name_of(place: Path) -> str:
-    """The file's name, without what a URL has behind a question mark."""
+    """The file's name, without the query of a URL."""
     return place.name.partition("?")[0] if is_remote(place) else place.name
 
 

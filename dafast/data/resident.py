@@ -1,7 +1,7 @@
 """Small data sets that stay on the device, decoded and cropped there in batches.
 
-For sets of some thousand small pictures the loader processes of `dafast.training.data` are what a
-fast device waits for. Here a set is decoded once; the geometry of `dafast.data.transforms` is
+With a few thousand small pictures a fast device waits for the loader processes of
+`dafast.training.data`. Here a set is decoded once; the geometry of `dafast.data.transforms` is
 batched tensor operations with the same settings. Two things differ from there: pictures are
 resampled bilinearly without antialiasing (a crop should not be much larger than the output), and
 the random numbers, also those for `dafast.data.colours`, are the device's own.
@@ -27,7 +27,7 @@ from dafast.data.transforms import AugmentConfig, resize_image, resize_nearest
 
 @dataclass(frozen=True)
 class Boxes:
-    """Where crops are taken from.
+    """Positions of crops.
 
     Attributes:
         centre: (B, 2), x and y of the centres; -1 and 1 are the picture's borders.
@@ -93,7 +93,7 @@ class ResidentSet:
 
 
 def epoch_batch(length: int, batch: int, step: int, seed: int) -> Tensor:
-    """The samples of a step: the set in a random order, again and again in new ones.
+    """The samples of a step: passes over the set, each in a new random order.
 
     A pure function of its arguments, int64 (batch,) on the CPU.
     """
@@ -170,6 +170,6 @@ def crop(maps: Tensor, boxes: Boxes, shape: tuple[int, int], *, nearest: bool = 
 def random_colours(count: int, generator: torch.Generator) -> Tensor:
     """Draws what `dafast.data.colours.change_colours` takes, (count, DRAWS) on the CPU.
 
-    Of a GPU's generator: the draw waits until the device has come to it.
+    With a GPU's generator, the call waits for the device.
     """
     return torch.rand(count, DRAWS, generator=generator, device=generator.device).cpu()

@@ -20,7 +20,7 @@ Next to a shard NAME.tar there may be NAME.sky.tar with KEY.png: where SegFormer
 (`dafast data sky`), nonzero, at the image's resolution. An image without one has no sky.
 
 The headers are scanned once; after that a sample is three `pread`s at known offsets, in any order
-and from any number of worker processes (`pread` has no shared file position to fight over). Behind
+and from any number of worker processes (`pread` uses no shared file position). Behind
 a URL a sample is one request for a part of the shard; for the scan a shard is fetched once, and
 the result is kept in the user's cache.
 """
@@ -332,7 +332,7 @@ class ShardDataset(Dataset[Sample]):
         return read_again(shard, read, size)
 
     def _remote_member(self, index: int, shard: Path, offset: int, size: int) -> bytes:
-        """A member of a sample: all that will be wanted of it comes in one request."""
+        """A member of a sample; one request fetches all members that will be read."""
         known, start, data = self._part
         if known != index or not start <= offset <= offset + size <= start + len(data):
             wanted = self._places[index, :SKY] if self.labels != "none" else [(offset, size)]

@@ -47,7 +47,7 @@ _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class SkyError(ValueError):
-    """The network that is to find sky cannot be used; the message says why."""
+    """The network that finds sky cannot be used; the message says why."""
 
 
 def sky_from_logits(logits: Tensor, sky: int, shape: tuple[int, int]) -> Tensor:

@@ -33,8 +33,8 @@ _JPEG_QUALITY = 95
 COARSE = 0.005
 """A label is coarse if half a step of its 16 bits is more than this fraction of its median.
 
-A step is 1/65535 of the map's largest disparity: one pixel that is much too near takes the
-precision of all others.
+A step is 1/65535 of the map's largest disparity: one pixel that is much too near costs all others
+their precision.
 """
 
 
@@ -128,7 +128,7 @@ def labeled_item(
     disparity_unit: str = "",
     files: Sequence[Path] = (),
 ) -> Item:
-    """An item of a picture and what reads its label.
+    """An item of a picture and its label.
 
     Args:
         name: The item's name.

@@ -68,7 +68,7 @@ class AugmentConfig:
 
     @property
     def changes_colours(self) -> bool:
-        """Whether it asks for any change of colours."""
+        """Whether any change of colours is enabled."""
         return max(self.jitter, self.grayscale, self.blur, self.noise) > 0
 
 
@@ -88,7 +88,7 @@ class TrainTransform:
     """Crops, turns and flips one sample.
 
     Args:
-        config: What to do; see `AugmentConfig`, whose colours are ignored here.
+        config: See `AugmentConfig`; its colours are ignored here.
     """
 
     def __init__(self, config: AugmentConfig | None = None) -> None:

@@ -68,7 +68,9 @@ def _failures_path(target: Path) -> Path:
 
 
 def write_failures(target: Path, failures: list[tuple[str, str]]) -> None:
-    """Writes (key, reason) of what a shard lacks to `NAME.failures.jsonl` next to it."""
+    """Writes (key, reason) of the samples that a shard lacks to `NAME.failures.jsonl` next to
+    it.
+    """
     path = _failures_path(target)
     if failures:
         lines = [json.dumps({"key": key, "reason": reason}) + "\n" for key, reason in failures]

@@ -29,10 +29,10 @@ class PredictionCache:
     """
 
     def __init__(self, root: Path, model: DepthAnything, options: dict[str, Any]) -> None:
-        weights = hashlib.sha256(repr(model.config).encode())
+        weights = hashlib.sha256(model.config.identity.encode())
         for name, tensor in model.state_dict().items():
             weights.update(name.encode())
-            # As bytes, for numpy has no bfloat16.
+            # As bytes: NumPy has no bfloat16.
             weights.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
         settings = {
             "model": model.config.name,

@@ -83,8 +83,8 @@ def boundary_f1(predicted: Tensor, depth: Tensor, mask: Tensor) -> Tensor:
     from their means over the directions, and the score is the average of F1 over ten thresholds
     from 1.05 to 1.25, weighted by the threshold. So a perfect prediction scores 1 only where the
     truth has boundaries in all four directions at all thresholds. Pairs with an invalid pixel do
-    not count, which is our addition (the paper's data are dense). It says something only about
-    data whose truth is sharp and dense.
+    not count, which is our addition (the paper's data are dense). It is meaningful only for data
+    whose truth is sharp and dense.
 
     Args:
         predicted: Depth (B, H, W), positive.

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..data.segmentation import IGNORE, READERS, SegmentationDataset
 from ..models.segmentation_inference import SegmentationOptions, segment
+from .builtin import SYNTHETIC_SCENES
 
 if TYPE_CHECKING:
     from ..models import SegmentationModel
@@ -131,8 +132,8 @@ def score(
 ) -> list[SegmentationResult]:
     """Scores a model and the constant guess.
 
-    The truth's own resolution is what is compared. In a process group each process takes its share
-    of the images; all get the whole result.
+    Predictions are compared at the truth's own resolution. In a process group each process takes
+    its share of the images; all get the whole result.
 
     Args:
         model: In evaluation mode; its classes are those of the samples, in the same order.
@@ -178,9 +179,6 @@ def score(
             (constant_matrix(total), "constant"),
         )
     ]
-
-
-SYNTHETIC_SCENES = 500
 
 
 def synthetic(scenes: int = SYNTHETIC_SCENES) -> SegmentationDataset:

@@ -149,7 +149,7 @@ def _sizes(weights: Weights, layout: Layout, label: str) -> ModelConfig:
 
 
 def _is_decided(claim: NameClaim, weights: Weights, unnamed: ModelConfig) -> bool:
-    """Whether names say what weights without bins are, or contradict what is expected."""
+    """Whether names describe weights without bins, or contradict the expected model."""
     if claim.preset is not None and (claim.preset.is_metric or not weights.scores):
         return True
     if _says_metric(claim, weights):
@@ -193,7 +193,7 @@ def _encoder(sizes: ModelConfig) -> str:
 
 
 def _from_names(claim: NameClaim, weights: Weights, sizes: ModelConfig, label: str) -> ModelConfig:
-    """What the names say of a model without bins: V1 or V2, relative or metric.
+    """Chooses V1 or V2, relative or metric, by the names of a model without bins.
 
     Raises:
         CheckpointError: If they say neither V1 nor V2, or say metric without the largest depth.

@@ -143,11 +143,11 @@ def config_from_json(data: Mapping[str, Any], names: Sequence[str] = ()) -> Mode
     if data.get("model_type") == "dafast":
         model = data.get("model")
         if not isinstance(model, dict):
-            raise ValueError("config.json is not one that this version reads: no 'model'")
+            raise ValueError("this version cannot read config.json: no 'model'")
         try:
             return ModelConfig.from_dict(model)
         except ValueError as error:
-            raise ValueError(f"config.json is not one that this version reads: {error}") from error
+            raise ValueError(f"this version cannot read config.json: {error}") from error
     if data.get("model_type") == "depth_anything":
         return _config_from_transformers(data)
     if "encoder" in data:

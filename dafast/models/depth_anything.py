@@ -19,12 +19,11 @@ from ..runtime import keep_freed_memory, warn_if_slow
 from . import checkpoint, inference
 from .inference import InferenceKeywords, InferenceOptions
 from .network import DepthNetwork
-from .packed_cpu import OptimizedForward
-from .packed_cpu import why_not as why_not_optimized
+from .packed_cpu import OptimizedForward, why_not_packed
 
 logger = logging.getLogger("dafast")
 
-Pictures = list[Any] | tuple[Any, ...]
+ImageList = list[Any] | tuple[Any, ...]
 
 
 class DepthAnything(DepthNetwork):
@@ -60,7 +59,7 @@ class DepthAnything(DepthNetwork):
 
         Args:
             int8: Whether the encoder's linear layers multiply in int8 (`dafast.ops.linear_int8`):
-                faster again, and less exact; docs/performance.md has figures. By default the
+                even faster, and less exact; docs/performance.md has figures. By default the
                 current choice stays; the first is False.
             keep_memory: Whether the process keeps the memory that a forward releases, for the next
                 one. It applies to all allocations of the process from then on, with glibc's malloc
@@ -77,7 +76,7 @@ class DepthAnything(DepthNetwork):
         if wanted and (slow := why_slow_int8()):
             raise RuntimeError(f"optimize(int8=True): {slow}")
         if now is None or now.int8 != wanted or not now.is_current(self):
-            reason = why_not_optimized(self)
+            reason = why_not_packed(self)
             if reason:
                 logger.info("dafast: optimize() changes nothing: %s", reason)
             self._optimized = None if reason else OptimizedForward(self, wanted)
@@ -121,7 +120,7 @@ class DepthAnything(DepthNetwork):
     @overload
     def infer(
         self,
-        images: Pictures,
+        images: ImageList,
         *,
         return_tensors: Literal[False] = ...,
         **options: Unpack[InferenceKeywords],
@@ -137,7 +136,7 @@ class DepthAnything(DepthNetwork):
     @overload
     def infer(
         self,
-        images: Pictures,
+        images: ImageList,
         *,
         return_tensors: Literal[True],
         **options: Unpack[InferenceKeywords],

@@ -107,7 +107,7 @@ class Scratch(nn.Module):
     def activations(
         self, maps: Sequence[Tensor], size: tuple[int, int]
     ) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """As `forward`, with what a head of another kind reads on the way.
+        """As `forward`, with the intermediate maps that other heads read.
 
         Returns:
             The map (B, 1, *size); the features (B, 32, *size) that it was made of; and those of

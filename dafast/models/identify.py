@@ -87,7 +87,7 @@ def unknown(label: str, weights: Weights, expected: str) -> CheckpointError:
     Args:
         label: What the user asked for.
         weights: The tensors.
-        expected: What would have been read instead.
+        expected: The kind of weights that can be read.
     """
     found = looks_like(weights)
     if other_network(weights):

@@ -1,4 +1,4 @@
-"""What the name of a checkpoint says: a published file, V1 or V2, relative or metric."""
+"""Reads the names of checkpoints: a published file, V1 or V2, relative or metric."""
 
 from __future__ import annotations
 

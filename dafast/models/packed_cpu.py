@@ -57,7 +57,7 @@ def _why_no_onednn() -> str:
     return f"this PyTorch has no torch.ops.mkldnn.{missing[0]}" if missing else ""
 
 
-def why_not(model: DepthNetwork) -> str:
+def why_not_packed(model: DepthNetwork) -> str:
     """The reason why the weights of a model cannot be packed, or "" if they can."""
     if model.config.bin_centers:
         return "the bins of a metric model are not packed"
@@ -276,7 +276,7 @@ class OptimizedForward:
     owns it: without a reference cycle, `del model` frees both at once.
 
     Args:
-        model: A model for which `why_not` returns "".
+        model: A model for which `why_not_packed` returns "".
         int8: Whether the encoder's linear layers multiply in int8.
     """
 
@@ -394,7 +394,7 @@ class OptimizedForward:
 
 
 def _children(modules: nn.Module) -> list[Any]:
-    """The modules of a container; a type checker knows them as no more than modules."""
+    """The modules of a container; a type checker does not know their class."""
     return list(modules.children())
 
 

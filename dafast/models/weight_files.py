@@ -1,4 +1,4 @@
-"""Reads files with weights and finds the network in what a trainer saved.
+"""Reads files with weights and finds the network in a trainer's file.
 
 Only tensors and plain containers are unpickled (`read_file`); `unwrap` removes the wrappings.
 """
@@ -25,7 +25,7 @@ from .conversion import ANCHORS, LAYOUTS, detect_layout
 logger = logging.getLogger("dafast")
 
 SHOWN = 5  # keys listed in an error
-# All that the unpickler of PyTorch raises on files that were cut or changed.
+# Errors of PyTorch's unpickler on truncated or changed files.
 _DAMAGE = (
     RuntimeError,
     EOFError,
@@ -79,7 +79,7 @@ _HARMLESS: list[Any] = [
 
 
 def _describe_file(path: Path) -> str:
-    """Tells from its first bytes what a file without readable weights is."""
+    """Describes a file without readable weights by its first bytes."""
     with open(path, "rb") as file:
         head = file.read(512)
     if head.startswith(b"PK\x03\x04"):
@@ -159,8 +159,8 @@ def read_file(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
                 raise CheckpointError(
                     f"{path}: refused, because it holds Python objects other than tensors, which "
                     f"could run code when loaded, or is damaged ({_refused(error)}). Save only "
-                    "the model's state_dict, or use safetensors; if you trust the file, "
-                    "torch.load(path, weights_only=False) reads it for that."
+                    "the model's state_dict, or use safetensors. To convert a file that you "
+                    "trust, read it with torch.load(path, weights_only=False)."
                 ) from error
             raise CheckpointError(f"{path}: a damaged pickle ({explain(error)})") from error
         except _DAMAGE as error:
@@ -236,7 +236,7 @@ class _Found:
         return ".".join(self.path)
 
     def rank(self) -> tuple[int, int, int]:
-        """The smaller, the rather it is the one to load."""
+        """Sort key: the smallest is the one to load."""
         words = [word for part in self.path for word in part.lower().split("_")]
         whole = detect_layout(self.tensors, LAYOUTS) is not None
         if any(word in _AVERAGES for word in words):
@@ -301,7 +301,7 @@ def _other_tensors(data: Mapping[Any, Any]) -> dict[str, Tensor]:
 
 
 def unwrap(data: Mapping[str, Any], label: str) -> Weights:
-    """Finds the network in what a trainer saved, without the prefixes of DDP, compile and others.
+    """Finds the network in a trainer's file, without the prefixes of DDP, compile and others.
 
     A network is found by its cls token, at any depth and behind any prefix. Of several the moving
     average is preferred (``ema``), then the usual names (``model``, ``state_dict``, ``params``,

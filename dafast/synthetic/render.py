@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from dafast.optional import why_no_module
 from dafast.synthetic.meshes import F32, I32, cross
-from dafast.synthetic.scene import Geometry, Scene, View
+from dafast.synthetic.scene import Scene, SceneMesh, View
 from dafast.synthetic.textures import LEVEL_SIZE, LEVEL_START, LEVELS, SIZE, STRIDE
 
 MISS = 1e20
@@ -79,7 +79,7 @@ class Tracer:
         ImportError: embreex is not installed.
     """
 
-    def __init__(self, geometry: Geometry) -> None:
+    def __init__(self, geometry: SceneMesh) -> None:
         if why := why_no_module("embreex", "embreex.mesh_construction", "embreex.rtcore_scene"):
             raise ImportError(
                 f"dafast.synthetic renders with embreex: pip install 'dafast[synth]' ({why})"
@@ -115,7 +115,7 @@ def _unit(v: F32) -> F32:
     return v / np.sqrt(np.maximum(np.einsum("ij,ij->i", v, v), 1e-20))[:, None]
 
 
-def vertex_normals(g: Geometry) -> tuple[F32, F32]:
+def vertex_normals(g: SceneMesh) -> tuple[F32, F32]:
     """Area-weighted vertex normals (V, 3) and doubled-area face normals (F, 3)."""
     a, b, c = (g.vertices[g.faces[:, k]] for k in range(3))
     fn = cross(b - a, c - a)
@@ -223,7 +223,7 @@ class _Surface:
     mat: I32
 
 
-def shade(scene: Scene, g: Geometry, tracer: Tracer, camera: Camera, hits: Hits) -> F32:
+def shade(scene: Scene, g: SceneMesh, tracer: Tracer, camera: Camera, hits: Hits) -> F32:
     """Linear radiance of all pixels, float32 (N, 3)."""
     rays = camera.rays()
     length = np.sqrt(np.einsum("ij,ij->i", rays, rays))
@@ -264,7 +264,7 @@ def shade(scene: Scene, g: Geometry, tracer: Tracer, camera: Camera, hits: Hits)
 
 def _surface(
     scene: Scene,
-    g: Geometry,
+    g: SceneMesh,
     camera: Camera,
     hits: Hits,
     hit: NDArray[np.bool_],

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from dafast.synthetic import scenes_indoor, scenes_outdoor
 from dafast.synthetic.render import Camera, Hits, Tracer, camera_from, develop, shade, trace
-from dafast.synthetic.scene import CLASSES, Geometry, Scene
+from dafast.synthetic.scene import CLASSES, Scene, SceneMesh
 from dafast.synthetic.textures import bank_for
 
 #: Training uses seeds below this one, held-out evaluation seeds from it upward.
@@ -117,7 +117,7 @@ def render_scene(
 
 
 def _labels(
-    g: Geometry, camera: Camera, hits: Hits
+    g: SceneMesh, camera: Camera, hits: Hits
 ) -> tuple[NDArray[np.float32], NDArray[np.int16], NDArray[np.uint8]]:
     shape = camera.height, camera.width
     hit = np.isfinite(hits.depth)
@@ -138,7 +138,7 @@ def plane_fit(disparity: NDArray[np.floating]) -> float:
     return float(1 - ((d - ax * x - ay * y) ** 2).mean() / total)
 
 
-def _acceptable(g: Geometry, camera: Camera, hits: Hits) -> bool:
+def _acceptable(g: SceneMesh, camera: Camera, hits: Hits) -> bool:
     """Whether a small rendering is worth a picture: see the comments."""
     hit = np.isfinite(hits.depth)
     if hit.mean() < 0.15:
@@ -153,7 +153,7 @@ def _acceptable(g: Geometry, camera: Camera, hits: Hits) -> bool:
     if np.bincount(objects).max() > 0.95 * len(hit):
         return False  # a single object
     if near > 7 * np.median(1 / hits.depth[hit]):
-        return False  # something right before the camera flattens all the rest
+        return False  # an object right in front of the camera flattens the rest
     close = np.percentile(hits.depth[hit], 2)
     middle = np.median(hits.depth[hit])
     return bool(close > 0.06 and (hits.depth < 0.12 * middle).mean() < 0.4)  # inside something

@@ -75,7 +75,7 @@ class View:
 
 
 @dataclass(frozen=True)
-class Geometry:
+class SceneMesh:
     """All triangles of a scene, merged."""
 
     vertices: F32
@@ -158,7 +158,7 @@ class Scene:
         v = mesh.vertices @ self._matrix.T + self._offset
         self._parts.append((Mesh(v, mesh.faces, mesh.uv), material, self._object, number))
 
-    def geometry(self) -> Geometry:
+    def geometry(self) -> SceneMesh:
         """Everything added so far as one mesh."""
         meshes = [p[0] for p in self._parts]
         starts = np.cumsum([0] + [len(m.vertices) for m in meshes[:-1]])
@@ -169,7 +169,7 @@ class Scene:
                 for (_, m, _, _), n in zip(self._parts, counts, strict=True)
             ]
         )
-        return Geometry(
+        return SceneMesh(
             np.concatenate([m.vertices for m in meshes]).astype(np.float32),
             np.concatenate(
                 [m.faces + np.int32(s) for m, s in zip(meshes, starts, strict=True)]
@@ -256,7 +256,7 @@ class Scene:
         Args:
             *names: patterns to choose from; none means any pattern or photograph.
             scale: textures per metre, drawn log-uniformly from this range.
-            colours: linear RGB colours to use in place of random ones.
+            colours: linear RGB colours to use instead of random ones.
             contrast: how far the other colours are from the first, 0..1.
             gloss: chance of a specular surface.
             **values: further fields of ``Material``.
@@ -410,7 +410,7 @@ class Scene:
 def of_class(
     name: str,
 ) -> Callable[[Callable[Concatenate[Scene, P], None]], Callable[Concatenate[Scene, P], None]]:
-    """Makes what a builder adds of this class, but for what it calls that has one of its own."""
+    """Gives the parts that a builder adds this class, except those with a class of their own."""
 
     def wrap(
         build: Callable[Concatenate[Scene, P], None],

@@ -366,7 +366,7 @@ def tabletop(w: Scene) -> None:
 
 
 def topdown(w: Scene) -> None:
-    """Straight down or steeply down on a table, desk or floor."""
+    """A view straight or steeply down on a table, desk or floor."""
     a, b = w.u(0.8, 2.0), w.u(0.6, 1.2)
     indoor_light(w, 3, 3, 3.0)
     drop = w.u(0.3, 0.9)

@@ -221,7 +221,7 @@ def _cores() -> int:
 
 @contextlib.contextmanager
 def _sigterm_unwinds() -> Iterator[None]:
-    """Makes SIGTERM leave through every `finally`, which stop workers and remove temporaries.
+    """Makes SIGTERM run every `finally` block, which stop workers and remove temporary files.
 
     A caller's own handler stays; only the main thread can set one.
     """

@@ -1,1 +1,1 @@
-"""What `train.py` is made of: configuration, data order, steps, state, progress, evaluation."""
+"""Training: configuration, data order, steps, state, progress, evaluation."""

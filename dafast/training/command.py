@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from dafast.optional import why_no_module
 from dafast.training.config import ConfigError, TrainConfig
 from dafast.training.config_files import load_toml, shipped_configs
-from dafast.training.tasks import check
+from dafast.training.tasks import check_config
 
 DESCRIPTION = """Trains Depth Anything on labeled shards, a student on unlabeled ones too, depth in
 metres, or segmentation. A configuration file sets the options; those on the command line win.
@@ -68,5 +68,5 @@ def parse_args(argv: Sequence[str] | None = None) -> TrainConfig:
     if options.encoder_init:
         model = dataclasses.replace(config.model, encoder_init=options.encoder_init)
         config = dataclasses.replace(config, model=model)
-    check(config)
+    check_config(config)
     return config

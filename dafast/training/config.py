@@ -1,8 +1,8 @@
 """Typed configuration of a training run: a dataclass for each section, with its checks.
 
 `dafast.training.config_files` reads it from TOML, `dafast.training.command` from the command line.
-Each section's `problems` yields what cannot work in it, before anything is loaded; what the task of
-a run asks of its configuration stands in `dafast.training.tasks`.
+Each section's `problems` checks it before anything is loaded; the task of a run
+(`dafast.training.tasks`) checks the rest.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dafast.data.transforms import STRONG, AugmentConfig
 from dafast.optional import why_no_module
 
 LEARNED_NOTHING = ("random", "mimetic")
-"""Values of `model.encoder_init` that are no trained encoder."""
+"""Values of `model.encoder_init` that are not a trained encoder."""
 
 
 class ConfigError(ValueError):
@@ -58,7 +58,7 @@ class ModelSection:
     freeze_encoder: bool = False
 
     def problems(self) -> Iterator[str]:
-        """What cannot work in this section."""
+        """Yields a message for each invalid setting of this section."""
         if self.preset not in PRESETS:
             yield f"model.preset: no preset {self.preset!r}; there are: {', '.join(PRESETS)}"
         if self.init and self.encoder_init != "random":
@@ -104,7 +104,7 @@ class DataSection:
         return max(min(shape) for shape in self.shapes)
 
     def problems(self) -> Iterator[str]:
-        """What cannot work in this section."""
+        """Yields a message for each invalid setting of this section."""
         if not self.shapes:
             yield "data.shapes: at least one shape is needed"
         yield from _negative(self, "data.", "eval_samples", "workers")
@@ -157,7 +157,7 @@ class UnlabeledSection:
     augment: AugmentConfig = STRONG
 
     def problems(self) -> Iterator[str]:
-        """What cannot work in this section."""
+        """Yields a message for each invalid setting of this section."""
         if self.ratio < 1:
             yield "unlabeled.ratio must be at least 1"
         yield from _no_fraction(self, "unlabeled.", "cutmix")
@@ -179,7 +179,7 @@ class MetricSection:
         max_depth: Largest depth in metres of the model, and of the labels that count; 0 trains
             relative disparity.
         min_depth: Labels nearer than this many metres do not count.
-        head: What gives the metres: ZoeDepth's bins, `softplus` (unbounded) or `normed` (within the
+        head: Output layer: ZoeDepth's bins, `softplus` (unbounded) or `normed` (within the
             range); `sigmoid`, as in Depth Anything V2.
         beta: Weight of the error of the overall scale in the loss (SILog).
         flip: Whether the evaluation averages over a picture and its mirror image.
@@ -192,7 +192,7 @@ class MetricSection:
     flip: bool = True
 
     def problems(self) -> Iterator[str]:
-        """What cannot work in this section."""
+        """Yields a message for each invalid setting of this section."""
         yield from _negative(self, "metric.", "max_depth", "min_depth")
         yield from _no_fraction(self, "metric.", "beta")
 
@@ -244,7 +244,7 @@ class OptimSection:
     muon: bool = False
 
     def problems(self) -> Iterator[str]:
-        """What cannot work in this section."""
+        """Yields a message for each invalid setting of this section."""
         keys = ("encoder_lr", "decoder_lr", "weight_decay", "warmup_steps", "grad_clip")
         yield from _negative(self, "optim.", *keys)
         if not all(0 <= beta < 1 for beta in self.betas):
@@ -277,12 +277,13 @@ class TrainConfig:
         precision: `auto` is bfloat16 autocast where the hardware has it, else float32.
         channels_last: Keep images and feature maps channels-last in memory.
         compile: Run the model through torch.compile.
-        parallel: What several processes share: `ddp` has the whole model in each, `fsdp` a part of
-            it (FSDP2), for models that are too large for one device. Checkpoints are the same.
-        accumulate: Pieces that each process's part of a step goes through the network in, one
-            after the other, to save memory; the step is still that of `batch_size`. Metric training
-            predicts each piece twice for that; BatchNorm of segmentation heads normalises by the
-            piece.
+        parallel: How several processes hold the model: `ddp` keeps all of it in each, `fsdp`
+            (FSDP2) a part of it, for models that are too large for one device. Checkpoints are the
+            same.
+        accumulate: Number of pieces that each process's part of a step is divided into. They go
+            through the network one after the other, which saves memory; the step is still that of
+            `batch_size`. Metric training predicts each piece twice for that; BatchNorm of
+            segmentation heads normalises by the piece.
         activation_checkpointing: Compute the encoder's blocks a second time in the backward pass
             instead of keeping their activations.
         losses: `auto` takes the fastest implementation of the losses, `reference` the plain one.
@@ -290,8 +291,8 @@ class TrainConfig:
             affine-invariant loss, for labeled and unlabeled images (MiDaS: 0.5); 0 leaves it
             out, as Depth Anything V1 does.
         threads: PyTorch threads; 0 leaves the default.
-        ema: Decay of a moving average of the weights, which is then what is evaluated and exported;
-            0 keeps no average.
+        ema: Decay of a moving average of the weights, which is evaluated and exported instead of
+            them; 0 keeps no average.
         checkpoint_every: Steps between checkpoints; 0 saves only at the end.
         keep: How many checkpoints are kept.
         export_float16: Write the exported weights in half precision.
@@ -336,7 +337,7 @@ class TrainConfig:
     max_bad_steps: int = 20
 
     def problems(self) -> Iterator[str]:
-        """What cannot work in any section and between sections, for every task."""
+        """Yields a message for each invalid setting, and for settings that exclude each other."""
         for section in (self.model, self.data, self.unlabeled, self.metric, self.optim):
             yield from section.problems()
         yield from augment_problems(self.augment, "augment")
@@ -383,7 +384,7 @@ class TrainConfig:
 
 
 def augment_problems(augment: AugmentConfig, name: str, used: bool = True) -> Iterator[str]:
-    """What cannot work in the augmentation `name`, which may be `used` by the run or not."""
+    """Yields a message for each invalid setting of the augmentation `name`."""
     # Probabilities, and strengths that would turn a factor negative.
     keys = ("flip", "jitter", "brightness", "contrast", "saturation", "grayscale", "blur", "noise")
     yield from _no_fraction(augment, f"{name}.", *keys)

@@ -3,8 +3,8 @@
 The training stream is endless: position p is sample `permutation(seed, p // N)[p % N]`, augmented
 by a generator seeded with (seed, p): its crop here, its colours in the training step, with numbers
 that are drawn here. A step is `batch_size` consecutive positions, of which each rank takes a
-contiguous part. Nothing here has state, so a run resumes exactly from its position, and the number
-of workers and ranks changes nothing in what a step sees.
+contiguous part. Nothing here has state, so a run resumes exactly from its position, and a step sees
+the same samples with any number of workers and ranks.
 
 A student has two of these streams, of labeled and of unlabeled images, and takes some of each in
 every step.
@@ -28,9 +28,9 @@ from dafast.data.transforms import TrainTransform, sample_generator
 from dafast.distributed import World
 from dafast.profiling import annotate
 from dafast.training.config import ConfigError, TrainConfig, UnlabeledSection
-from dafast.training.task import Samples, TrainingSet
+from dafast.training.task import SampleSet, TrainingSet
 
-# These keep streams of random numbers apart that share the run's seed.
+# These separate the streams of random numbers that share the run's seed.
 _ORDER, _SHAPE, _UNLABELED = 1, 2, 3
 _VIEW, _CUTMIX = 1, 2  # of an unlabeled sample
 
@@ -231,7 +231,7 @@ class TrainingData(Dataset[Any]):
 
         Args:
             config: The run.
-            labels: What labels are read as; see `ShardDataset`.
+            labels: How labels are read; see `ShardDataset`.
 
         Raises:
             ShardError: If they cannot be used; the message names the setting.
@@ -348,7 +348,7 @@ def total_steps(config: TrainConfig, data: TrainingSet) -> int:
     Raises:
         ConfigError: If `epochs` make it so short that the warm-up would never end.
     """
-    if config.steps:  # `check` has compared them with the warm-up
+    if config.steps:  # `check_config` has compared them with the warm-up
         return config.steps
     samples, batch = len(data.labeled), config.batch_size
     if data.unlabeled is not None:
@@ -379,7 +379,7 @@ def make_loader(
     A step is `config.accumulate` batches.
     """
 
-    def stream(samples: Samples, ratio: int, start: int, unlabeled: bool) -> StreamSampler:
+    def stream(samples: SampleSet, ratio: int, start: int, unlabeled: bool) -> StreamSampler:
         return StreamSampler(
             len(samples),
             ratio * config.batch_size,

@@ -1,4 +1,4 @@
-"""What a step does to the weights: gradients, optimizers, learning rates, moving average."""
+"""How a step changes the weights: gradients, optimizers, learning rates, moving average."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ class Optimizers:
         return {"optimizers": [optimizer.state_dict() for optimizer in self.optimizers]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores only the moments; rates and decay stay as the optimizers were built with.
+        """Restores only the moments; learning rates and weight decay stay as configured.
 
-        Takes what `state_dict` gave, with whole tensors where parameters are sharded.
+        Takes the result of `state_dict`, with whole tensors where parameters are sharded.
 
         Raises:
             ValueError: If the parameters were divided into other groups.

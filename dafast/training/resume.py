@@ -19,12 +19,12 @@ from dafast.training.state import (
     load_checkpoint,
     load_newest,
 )
-from dafast.training.task import Samples, TrainingSet
+from dafast.training.task import SampleSet, TrainingSet
 from dafast.training.tasks import task_of
 
 
 def find_checkpoint(config: TrainConfig, world: World) -> tuple[Path, dict] | None:
-    """Finds what `resume` points to. Every rank reads the file that the main one chose.
+    """Finds the checkpoint that `resume` names. Every rank reads the file that the main one chose.
 
     A path that the run has already started from means the run's newest checkpoint. So does every
     value of `resume` in processes that torchrun has restarted (`--max-restarts`), once the run has
@@ -55,7 +55,7 @@ def find_checkpoint(config: TrainConfig, world: World) -> tuple[Path, dict] | No
 
 
 def _resumed_from(out: Path) -> str:
-    """What `resume` was when the run last started."""
+    """The value of `resume` at the last start of the run."""
     try:
         return str(json.loads((out / "config.json").read_text())["resume"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -99,7 +99,7 @@ def data_state(data: TrainingSet) -> dict[str, dict[str, Any]]:
     }
 
 
-def _digest(samples: Samples) -> str:
+def _digest(samples: SampleSet) -> str:
     """Of the names of a set's shards, without their folders; other sets have no names."""
     shards = samples.shards if isinstance(samples, ShardDataset) else ()
     names = "\n".join(str(shard).rpartition("/")[2] for shard in shards)

@@ -1,4 +1,4 @@
-"""One training run: its parts, its steps, and what is written of it."""
+"""One training run: its parts, its steps, and the files that it writes."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class TooManyBadStepsError(RuntimeError):
 
 
 class StepResult(NamedTuple):
-    """What a step gave.
+    """Result of a step.
 
     Attributes:
         values: To log, by name.

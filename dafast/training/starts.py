@@ -57,7 +57,7 @@ def build_model(
 
 
 def _load_start(section: ModelSection) -> DepthAnything:
-    """The model that `model.init` names. Bare weights are what the preset says, if they fit it."""
+    """The model that `model.init` names; bare weights are read as the preset, if they fit it."""
     if is_segmentation(section.init):
         raise ConfigError(
             f"model.init: {section.init} is a segmentation model: only a run with "

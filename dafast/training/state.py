@@ -60,7 +60,7 @@ class RunState:
         return dict(vars(self))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes its entries of a checkpoint; early ones lack those that were added later."""
+        """Reads its entries of a checkpoint; those of early versions lack some."""
         for name, default in vars(RunState()).items():
             setattr(self, name, state.get(name, default))
 
@@ -74,7 +74,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Restores what `random_state` gave."""
+    """Restores the state that `random_state` returned."""
     torch.set_rng_state(state["torch"])
     version, numbers, gauss = state["python"]
     random.setstate((version, tuple(numbers), gauss))
@@ -172,11 +172,11 @@ def load_newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
 
 
 def set_aside(out: Path, step: int) -> Path | None:
-    """Moves away what a run folder has beyond the step that a run continues from.
+    """Moves the files of a run that are beyond the step from which it continues.
 
-    That is where `resume` names a checkpoint that is not the newest, where later ones are not
-    whole, and where a run starts at step 0 though `export/` or `best/` exists: its checkpoints were
-    removed. Left in place, later checkpoints would be taken for newer than those to come, and the
+    There are some if `resume` names a checkpoint that is not the newest, if later ones are not
+    whole, or if a run starts at step 0 although `export/` or `best/` exists (its checkpoints were
+    removed). Left in place, later checkpoints would be taken for newer than those to come, and the
     models would be overwritten. They go to `set-aside-1` (`-2`, ...) in `out`, with a copy of
     `metrics.jsonl` and a `best/` of a later step; `resume` can name checkpoints there.
 

@@ -1,4 +1,4 @@
-"""The parts of a task, and what the steps of all tasks share."""
+"""The parts of a task, and the base class of the steps of all tasks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dafast.models.segmentation import SegmentationModel
 from dafast.training.config import LEARNED_NOTHING, TrainConfig
 
 
-class Samples(Protocol):
+class SampleSet(Protocol):
     """A set of samples that a training stream visits."""
 
     def __len__(self) -> int: ...
@@ -50,24 +50,24 @@ class TrainingSet(Protocol):
     """The data of a run; answers the `Request`s of its streams with samples."""
 
     @property
-    def labeled(self) -> Samples:
+    def labeled(self) -> SampleSet:
         """The labeled samples."""
 
     @property
-    def unlabeled(self) -> Samples | None:
+    def unlabeled(self) -> SampleSet | None:
         """The unlabeled samples, where the run has any."""
 
     def __getitem__(self, request: Any) -> Any: ...
 
     def collate(self, samples: list[Any]) -> Any:
-        """Stacks what the requests of a batch gave."""
+        """Stacks the samples of a batch."""
 
 
 class Step(nn.Module):
     """Turns a batch into losses.
 
     Args:
-        network: What predicts (the model, or what wraps it: DDP, torch.compile).
+        network: The model, or its wrapper (DDP, torch.compile), which predicts.
         augment: How colours are changed.
         device: Where the model is.
         dtype: Of autocast.
@@ -89,7 +89,7 @@ class Step(nn.Module):
         self.normalise = Normalise(mean, std)
 
     def begin(self, batches: Sequence[Any]) -> list[float]:
-        """Looks at the pieces of a step before the first is learned from.
+        """Takes all pieces of a step before the first of them is learned from.
 
         Returns:
             The weight of each piece's loss in the loss of the step: equal ones, where the loss is a
@@ -102,7 +102,7 @@ class Step(nn.Module):
         return [tensor.to(self.device, non_blocking=True) for tensor in tensors]
 
     def seen(self, batch: Any) -> Tensor:
-        """What the network is shown of a batch's labeled images, (B, 3, H, W) float32."""
+        """The network's input for a batch's labeled images, (B, 3, H, W) float32."""
         (image,) = self.to_device(batch.image)
         return self.normalise(change_colours(image, self.augment, batch.colours))
 
@@ -117,12 +117,12 @@ class Task(Generic[Data, Model]):
     """What a run learns. Each file of `dafast.training.tasks` has one as `TASK`.
 
     Attributes:
-        check: Yields what cannot work in a configuration of this task.
+        check: Yields a message for each setting that does not work in this task.
         data: Opens the training data. Returns it with the configuration, in which a list of
             pictures is replaced by the shards that it was packed into.
         model: Builds the model, ready to be trained, on a device.
-        step: Builds what turns a batch into losses, from the network (what wraps the model), the
-            model, the configuration and the dtype of autocast.
+        step: Builds the step, which turns a batch into losses, from the network (the model or its
+            wrapper), the model, the configuration and the dtype of autocast.
         evaluation: Opens the held-out data. Returns what scores a model on it: scores by name, with
             `loss` among them.
         identity: The settings that weights depend on: a checkpoint continues only a run in which
@@ -138,7 +138,7 @@ class Task(Generic[Data, Model]):
 
 
 def depth_problems(config: TrainConfig) -> Iterator[str]:
-    """What cannot work in a run that learns depth, relative or metric."""
+    """Yields a message for each setting that does not work for depth, relative or metric."""
     learned = bool(config.model.init) or config.model.encoder_init not in LEARNED_NOTHING
     if config.model.freeze_encoder and not learned:
         yield (

@@ -1,4 +1,4 @@
-"""Whether labels can be in metres: looked at before a run, at a few samples of each set."""
+"""Checks before a run whether labels can be in metres, with a few samples of each set."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def warn_of_no_scored_depth(data: ShardDataset, max_depth: float, best_by: str) 
 
 
 def _chosen(data: ShardDataset) -> list[int]:
-    """The samples that are looked at."""
+    """The samples to check."""
     count = min(len(data), LOOKED_AT)
     return [int(i) for i in np.linspace(0, len(data) - 1, count).round()]
 

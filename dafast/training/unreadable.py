@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from dafast.data.shards import SampleError, check_bad_share
 from dafast.distributed import World
-from dafast.training.task import Samples, StepBatch, TrainingSet
+from dafast.training.task import SampleSet, StepBatch, TrainingSet
 
 
 class Unreadable:
@@ -19,7 +19,7 @@ class Unreadable:
 
     def __init__(self, data: TrainingSet, max_bad_fraction: float) -> None:
         self.max_bad_fraction = max_bad_fraction
-        self.sets: dict[str, Samples] = {"labeled": data.labeled}
+        self.sets: dict[str, SampleSet] = {"labeled": data.labeled}
         if data.unlabeled is not None:
             self.sets["unlabeled"] = data.unlabeled
         self.reasons: dict[str, set[str]] = {name: set() for name in self.sets}

@@ -24,7 +24,7 @@ def test_runs_and_writes_json(tmp_path, seed):
 
 
 class WrongWorker:
-    """A peer whose map is off, in the place of a process."""
+    """A peer whose map is off, instead of a process."""
 
     def __init__(self, peer, folder, image, threads):
         self.expected = np.load(image)

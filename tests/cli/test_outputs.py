@@ -51,7 +51,7 @@ def test_an_array_of_an_earlier_run_is_noticed(run, tmp_path, rng):
     assert run(source, "--overwrite")[0] == 0  # replaces the pictures, and leaves the array
     code, text = run(source, "--npy")
     assert code == 1
-    assert "a.npy is there and not that of a_depth.png" in text
+    assert "a.npy exists and does not belong to a_depth.png" in text
     assert run(source, "--npy", "--overwrite")[0] == 0
     code, text = run(source, "--npy")
     assert code == 0

@@ -95,7 +95,7 @@ def test_interrupt_leaves_whole_files(tmp_path, rng, model_folder):
         stderr=subprocess.PIPE,
         text=True,
         cwd=ROOT,
-        # A test run in the background may have been told to ignore Ctrl-C, and hands that on.
+        # A test run in the background may ignore Ctrl-C, and its children inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:

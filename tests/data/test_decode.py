@@ -12,7 +12,7 @@ from PIL import Image, ImageFile
 
 from dafast.data.decode import DECODE_ERRORS, PictureError, decode_image, open_picture
 from dafast.data.sources import folder_source
-from dafast.evaluation.readers._files import read_image
+from dafast.evaluation.readers._files import read_stored_image
 
 
 def jpeg(rng: np.random.Generator) -> bytes:
@@ -36,7 +36,7 @@ def test_whatever_a_decoder_raises_is_a_picture_error(
     with pytest.raises(DECODE_ERRORS, match=rf"as a picture \({type(error).__name__}\)"):
         decode_image(path.read_bytes())
     with pytest.raises(PictureError, match=rf"a\.jpg: cannot .*\({type(error).__name__}\)"):
-        read_image(path)
+        read_stored_image(path)
 
 
 def test_lack_of_memory_is_no_damage(

@@ -1,4 +1,4 @@
-"""The commands of docs/data.md run as written, on small data in the place of the published."""
+"""The commands of docs/data.md run as written, on small data instead of the published."""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ def test_labels_are_what_the_teacher_sees(
         extent = float(seen.max() - seen.min())
         assert extent > 0
         assert labels[i].disparity.shape == seen.shape
-        # Predicted in another batch: a rounding or two, beside half a step of the 16 bits.
+        # Predicted in another batch: a rounding or two, next to half a step of the 16 bits.
         assert np.abs(labels[i].disparity - seen).max() < 1e-4 * extent + 1e-5 * seen.max()
 
 

@@ -151,7 +151,7 @@ def test_infinite_depth_stays_sky_beyond_the_largest_depth(
 def test_one_list_means_the_same_everywhere(
     name: str, tmp_path: Path, rng: np.random.Generator
 ) -> None:
-    """Every column, for training and for evaluation, whatever the kind of list."""
+    """Every column, for training and for evaluation, in every kind of list."""
     picture(tmp_path / "a.png", rng)
     stored = rng.choice(np.array([0, 150, 300, 4000, 9000, 65535], np.uint16), SHAPE)
     save_map(tmp_path / "d.png", stored)

@@ -248,7 +248,7 @@ def test_a_damaged_map_of_a_list_is_named(
 
 
 def test_units_of_a_list(tmp_path: Path, rng: np.random.Generator) -> None:
-    """Depth is in metres by the list's own words; disparity is in whatever unit."""
+    """Depth is in metres by the list's own words; disparity may have any unit."""
     picture(tmp_path / "a.jpg", rng)
     np.save(tmp_path / "a.npy", rng.random((40, 60)) + 1)
     (tmp_path / "list.csv").write_text("image,depth,disparity\na.jpg,a.npy,\na.jpg,,a.npy\n")

@@ -444,7 +444,7 @@ def test_damaged_shards_are_found_by_check(tmp_path: Path, seed: int, capsys, mo
 
 
 def test_an_unreachable_store_is_not_an_empty_one(server: Server) -> None:
-    """Or a second run would begin anew."""
+    """Otherwise a second run would start again."""
     place = place_of(f"{server.url}/00000.tar")
     assert remote.exists(place) and not remote.exists(place_of(f"{server.url}/none.tar"))
     server.trouble = lambda path: 503

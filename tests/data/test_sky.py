@@ -22,7 +22,7 @@ from tests.training import tiny
 
 
 class Blue:
-    """In the place of a SegFormer: sky where the picture is blue, at a quarter of its size."""
+    """Stands in for a SegFormer: sky where the picture is blue, at a quarter of its size."""
 
     config = SimpleNamespace(id2label={0: "wall", 1: "building", 2: "sky"})
     device, dtype = torch.device("cpu"), torch.float32

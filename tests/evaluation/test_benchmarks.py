@@ -1,4 +1,4 @@
-"""Scoring a model beside the baselines; the real photos; protocols, cache and many processes."""
+"""Scoring a model next to the baselines; the real photos; protocols, cache and many processes."""
 
 import dataclasses
 import json

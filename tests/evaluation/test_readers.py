@@ -321,7 +321,7 @@ def test_ddad(tmp_path, rng):
     camera, lidar = (transform.Rotation.from_quat(q[[1, 2, 3, 0]]) for q in quaternions)
     origins = rng.normal(size=(2, 3))
 
-    # One point on each of 30 pixels, given in the camera, told in the lidar's frame.
+    # One point on each of 30 pixels, given in the camera's frame, stored in the lidar's.
     fx, fy, cx, cy = 20.0, 22.0, 8.3, 5.7
     pixels = rng.choice(12 * 16, 30, replace=False)
     v, u = np.divmod(pixels, 16)

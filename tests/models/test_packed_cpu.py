@@ -16,7 +16,7 @@ import torch
 
 import dafast
 from dafast.config import get_preset
-from dafast.models.packed_cpu import OptimizedForward, why_not
+from dafast.models.packed_cpu import OptimizedForward, why_not_packed
 from dafast.ops.linear_int8 import why_slow as why_slow_int8
 from tests.tolerances import TOLERANCES
 
@@ -37,7 +37,7 @@ def make(config, dtype=torch.float32):
 
 
 def ready(model) -> bool:
-    reason = why_not(model)
+    reason = why_not_packed(model)
     if reason:
         pytest.skip(reason)
     return True
@@ -433,7 +433,7 @@ def test_in_the_steady_state_no_memory_is_asked_of_the_system():
     """In a process of its own, whose malloc is as it was. The network's large maps come and go."""
     script = """
 import resource, torch, dafast
-from dafast.models.packed_cpu import why_not
+from dafast.models.packed_cpu import why_not_packed
 from dafast.runtime import keep_freed_memory
 model = dafast.DepthAnything("nano").eval()
 x = torch.randn(1, 3, 336, 336)
@@ -442,7 +442,7 @@ def faults():
     model(x)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 with torch.inference_mode():
-    if not why_not(model):
+    if not why_not_packed(model):
         model.optimize()
         print(keep_freed_memory(), *[faults() for _ in range(12)])
 """

@@ -24,7 +24,7 @@ NEAR = TOLERANCES[torch.float32].model
 
 
 class Pointwise(nn.Module):
-    """Logits of each pixel from that pixel alone: whatever shows the image, the result is one."""
+    """Logits that depend only on their own pixel, so that all views give one result."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -221,7 +221,7 @@ def test_half_precision(dtype, seed, randomise):
 
 # ------------------------------------------------------------------------------ the published files
 
-# As `depth_anything_metric_depth_{indoor,outdoor}.pt` has them beside core.core.*: the attribute
+# As `depth_anything_metric_depth_{indoor,outdoor}.pt` has them next to core.core.*: the attribute
 # names of the published ZoeDepth code, spelled out so that a slip in the map shows.
 PUBLISHED = {
     *(f"conv2.{p}" for p in ("weight", "bias")),

@@ -306,7 +306,7 @@ def test_opcheck_and_compile(backend, dtypes, seed, monkeypatch):
             torch.ops.dafast.add_layer_norm.default,
             (*inputs, 1e-6, torch.float32, out, backend),
         )
-        torch._dynamo.reset()  # a trace keeps the backend that it was made with
+        torch._dynamo.reset()  # traced code keeps its backend
         compiled = torch.compile(add_layer_norm, backend="aot_eager", fullgraph=True)
         outputs = compiled(*inputs, dtype=out)
         grads = torch.autograd.grad(outputs, inputs, upstream)

@@ -343,7 +343,7 @@ def test_opcheck_and_compile(backend, with_masks, seed):
             torch.ops.dafast.affine_invariant_loss.default,
             (prediction, target, mask, regions, backend),
         )
-        torch._dynamo.reset()  # a trace keeps the backend that it was made with
+        torch._dynamo.reset()  # traced code keeps its backend
         compiled = torch.compile(affine_invariant_loss, backend="aot_eager", fullgraph=True)
         loss = compiled(prediction, target, mask, regions=regions)
         grad = torch.autograd.grad(1.7 * loss, prediction)[0]

@@ -216,7 +216,7 @@ def test_opcheck_and_compile(backend, added, seed, monkeypatch):
     leaves = (x.requires_grad_(), bias.requires_grad_())
     with use_backend(backend):
         torch.library.opcheck(torch.ops.dafast.bias_gelu.default, (*leaves, added, backend))
-        torch._dynamo.reset()  # a trace keeps the backend that it was made with
+        torch._dynamo.reset()  # traced code keeps its backend
         compiled = torch.compile(bias_gelu, backend="aot_eager", fullgraph=True)
         out = compiled(*leaves, added=added)
         grads = torch.autograd.grad(out, leaves, upstream)

@@ -246,7 +246,7 @@ def test_opcheck_and_compile(backend, seed, monkeypatch):
             torch.ops.dafast.feature_alignment_loss.default,
             (student, teacher, 0.85, False, backend),
         )
-        torch._dynamo.reset()  # a trace keeps the backend that it was made with
+        torch._dynamo.reset()  # traced code keeps its backend
         compiled = torch.compile(feature_alignment_loss, backend="aot_eager", fullgraph=True)
         got = torch.autograd.grad(compiled(student, teacher), student)[0]
     torch.testing.assert_close(got, _run(backend, student, teacher)[1])

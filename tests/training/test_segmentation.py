@@ -33,7 +33,7 @@ from dafast.training.config_files import load_toml
 from dafast.training.loop import train
 from dafast.training.optimizers import backward
 from dafast.training.state import TrainingStateError
-from dafast.training.tasks import check, segmentation, task_of
+from dafast.training.tasks import check_config, segmentation, task_of
 from dafast.training.tasks.segmentation import (
     SegmentationBatch,
     SegmentationStep,
@@ -229,7 +229,7 @@ def test_the_best_is_that_of_the_largest_miou(
     best = json.loads((tmp_path / "run" / "best" / "evaluation.json").read_text())
     assert (best["step"], best["miou"]) == (2, 0.5)
     with pytest.raises(ConfigError, match="best_by = miou is a score of segmentation"):
-        check(dataclasses.replace(config, segmentation=SegmentationSection()))
+        check_config(dataclasses.replace(config, segmentation=SegmentationSection()))
 
 
 def step_of(
@@ -391,7 +391,7 @@ def test_wrong_configurations_are_named(values: dict, message: str, tmp_path: Pa
     path = tmp_path / "wrong.toml"
     path.write_text(tomli_w.dumps({"model": {"preset": "nano"}, **values}))
     with pytest.raises(ConfigError, match=message):
-        check(load_toml(path))
+        check_config(load_toml(path))
 
 
 @pytest.mark.parametrize("key", ["path", "eval_path"])

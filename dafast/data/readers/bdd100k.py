@@ -1,9 +1,9 @@
 """BDD100K: photographs from cars; frames of 100,000 videos.
 
 `images/100k` has one frame of each video, VIDEO.jpg with VIDEO of twice eight hexadecimal digits.
-Depth Anything has 8.2M pictures of the set, so frames of the videos; how they were drawn it does
-not say. Frames called VIDEO-NUMBER.jpg are read, as the tracking part of the set names them; for
-two a second: `ffmpeg -i VIDEO.mov -r 2 -q:v 2 VIDEO-%07d.jpg`. Videos are not read.
+Depth Anything has 8.2M pictures of the set, so frames of the videos; it does not say how they were
+drawn. Frames called VIDEO-NUMBER.jpg are read, as the tracking part of the set names them; for two
+a second: `ffmpeg -i VIDEO.mov -r 2 -q:v 2 VIDEO-%07d.jpg`. Videos are not read.
 
 Source: https://doc.bdd100k.com/usage.html (folders, one frame of each video) and the description of
 its tracking frames (https://bdd-data.berkeley.edu/wad-2020.html).

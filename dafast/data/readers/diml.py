@@ -1,15 +1,14 @@
 """DIML/CVL RGB-D: rooms seen by a Kinect v2, streets seen by stereo cameras.
 
 Depth is a 16-bit PNG in millimetres, 0 is unknown. Outdoors it comes with a confidence map of
-8 bits; a pixel is valid where that exceeds 0.9 of 255. There are two forms of the set, both read:
-the whole, and a sample with folders of its own (each picture of which is there as HR and as LR:
-name one of these).
+8 bits; a pixel is valid where that exceeds 0.9 of 255. Both forms of the set are read: the whole,
+and a sample with folders of its own (it has each picture as HR and as LR: name one of the two).
 
 Sources: the set's page, https://github.com/dimlrgbd/dimlrgbd.github.io, index.html at 040c967
 (counts; outdoor depth is made from disparity), _includes/sampledata.html at 97c5df0 (units, bits,
 a confidence map for each picture) and rawdata.html at da8f4f2 (place, date, folder, frame). It
 gives neither the folders within an archive nor a threshold, and its report (arXiv 2110.11590) could
-not be read. Those are as independent readers have them: the sample as in the DIML loaders of
+not be read. Those follow independent readers: the sample as in the DIML loaders of
 https://github.com/LiheYoung/Depth-Anything (metric_depth/zoedepth/data at 2495a75), the whole set
 and the threshold as in nndepth's DIMLDataset.
 """

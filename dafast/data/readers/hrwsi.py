@@ -1,14 +1,14 @@
 """HRWSI: stereo photographs from the web, with disparity from optical flow and masks.
 
-Read is the training part; `val` is left out. A label is an 8-bit gray PNG: disparity up to scale
-and shift, large = near. The mask's nonzero pixels are valid.
+The reader takes the training part; `val` is left out. A label is an 8-bit gray PNG: disparity up to
+scale and shift, large = near. The mask's nonzero pixels are valid.
 
 Sources: the author's answers at https://github.com/KexianHust/Structure-Guided-Ranking-Loss: issue
 17 (the label is the horizontal part of the optical flow, taken as disparity), issue 5 (the mask is
 the check of the flow forward and backward, and the loss counts where it is set), README.md at
-4321034 (the licence). They describe no folders: those, the names, formats and counts are as
-independent readers have them (pldepth/data/dao/hr_wsi.py of https://github.com/julilien/PLDepth at
-a64e1eb). No copy of the set was there to try.
+4321034 (the licence). They do not describe the folders: these, the names, formats and counts follow
+independent readers (pldepth/data/dao/hr_wsi.py of https://github.com/julilien/PLDepth at a64e1eb).
+No copy of the set was available for a test.
 """
 
 from __future__ import annotations

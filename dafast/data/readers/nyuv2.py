@@ -3,9 +3,9 @@
 The reader takes the form that BTS prepared from the raw data with the set's own toolbox (pictures
 and depth synchronised and aligned), and that later works train on: a folder for each scene with
 `rgb_00045.jpg` and `sync_depth_00045.png`, 16-bit, in millimetres. 0 is unknown, and so is 10 m:
-the toolbox cuts what is farther to that, and published trainings leave it out. Where the list that
-they use (24,231 pairs) lies in the folder it says which frames are taken, otherwise all are. The
-pictures keep the border that undistorting them left blank; BTS crops it, here it has no depth.
+the toolbox clips farther depth to that, and published trainings leave it out. If the list that they
+use (24,231 pairs) is in the folder, only its frames are read, otherwise all. The pictures keep the
+border that undistorting them left blank; BTS crops it, here it has no depth.
 
 The raw data itself (PGM and PPM, to be projected by the toolbox) is not read; the labeled set
 (`nyu_depth_v2_labeled.mat`) is for evaluation, `dafast eval --data nyuv2=FOLDER`.

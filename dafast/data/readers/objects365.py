@@ -3,12 +3,12 @@
 `train/patchN` and `val/patchN` hold objects365_v1_NUMBER.jpg and objects365_v2_NUMBER.jpg, NUMBER
 of eight digits.
 
-Sources: the publisher's page (https://www.objects365.org) could not be had; what its storage holds
-is as the scripts have it that download it: ultralytics/cfg/datasets/Objects365.yaml of
+Sources: the publisher's page (https://www.objects365.org) could not be read; the contents of its
+storage follow the scripts that download it: ultralytics/cfg/datasets/Objects365.yaml of
 https://github.com/ultralytics/ultralytics at 002363f (51 archives of pictures for training, 44 for
 validation, of which 0 to 15 are v1 and the others v2; counts) and mmdet/datasets/objects365.py of
-https://github.com/open-mmlab/mmdetection at 394f758 (names, and the three pictures that the
-annotations of the training part name beyond those there are). The licence is as others quote it.
+https://github.com/open-mmlab/mmdetection at 394f758 (names, and three pictures that the annotations
+of the training part name and that do not exist). The licence is quoted from others.
 """
 
 from __future__ import annotations

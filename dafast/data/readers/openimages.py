@@ -1,8 +1,8 @@
 """Open Images V7: photographs of Flickr.
 
 `train_0.tar.gz` to `train_f.tar.gz`, `validation.tar.gz` and `test.tar.gz` unpack to folders of
-ID.jpg, ID of 16 hexadecimal digits. Those hold the pictures with boxes; of the others only URLs
-are published, some of them gone: Depth Anything has 7.8M.
+ID.jpg, ID of 16 hexadecimal digits. Those hold the pictures with boxes; for the others only URLs
+are published, some of them dead: Depth Anything has 7.8M.
 
 Source: https://storage.googleapis.com/openimages/web/download_v7.html and
 https://github.com/cvdfoundation/open-images-dataset (archives, folders, counts).

@@ -2,7 +2,7 @@
 
 `data_large` (or `data_256`) has LETTER/CATEGORY/NUMBER.jpg, with one folder more for some
 categories; validation and test pictures are Places365_val_NUMBER.jpg and Places365_test_NUMBER.jpg.
-The challenge's training set contains the standard one: have one of them. Depth Anything has 6.5M,
+The challenge's training set contains the standard one: use one of them. Depth Anything has 6.5M,
 which is neither; it does not say which.
 
 Source: https://github.com/zhoubolei/places_devkit (README: folders, names, counts).

@@ -1,6 +1,6 @@
 """SA-1B: photographs, with the masks of Segment Anything, in 1000 tar archives.
 
-Each `sa_NNNNNN.tar` has `sa_N.jpg` and `sa_N.json`; the latter, with the masks, is left. The
+Each `sa_NNNNNN.tar` has `sa_N.jpg` and `sa_N.json`; the latter, with the masks, is ignored. The
 archives are read as they are, packed or unpacked.
 
 Source: the data set's section in https://github.com/facebookresearch/segment-anything (README:

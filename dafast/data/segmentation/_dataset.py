@@ -158,7 +158,7 @@ def wrong_folder(root: Path, what: str, layout: str) -> SourceError:
     return SourceError(f"{root}: {what}; expected\n{layout.strip()}")
 
 
-def warn_of_count(name: str, root: Path, count: int, published: int) -> None:
+def warn_if_incomplete(name: str, root: Path, count: int, published: int) -> None:
     """Warns if a data set is not complete."""
     if count != published:
         logger.warning("%s: %d photos in %s; published: %d", name, count, root, published)

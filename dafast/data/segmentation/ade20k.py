@@ -17,12 +17,12 @@ from dafast.data.segmentation._dataset import (
     PathPairs,
     SegmentationDataset,
     read_indices,
-    warn_of_count,
+    warn_if_incomplete,
     wrong_folder,
 )
 from dafast.data.sources import SourceError
 
-CLASSES = 150
+CLASS_COUNT = 150
 PUBLISHED = {"training": 20_210, "validation": 2000}
 
 LAYOUT = """
@@ -41,11 +41,11 @@ def read_classes(path: Path) -> np.ndarray:
 def _names(root: Path) -> list[str]:
     path = root / "objectInfo150.txt"
     if not path.is_file():
-        return [str(i + 1) for i in range(CLASSES)]
+        return [str(i + 1) for i in range(CLASS_COUNT)]
     rows = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()[1:]]
     names = [row[-1].split(",")[0].strip() for row in rows if len(row) > 1]
-    if len(names) != CLASSES:
-        raise SourceError(f"{path}: {len(names)} classes; the challenge has {CLASSES}")
+    if len(names) != CLASS_COUNT:
+        raise SourceError(f"{path}: {len(names)} classes; the challenge has {CLASS_COUNT}")
     return names
 
 
@@ -69,7 +69,7 @@ def ade20k(root: Path, training: bool) -> SegmentationDataset:
     absent = [label for _, label in pairs if not label.is_file()]
     if absent:
         raise wrong_folder(root, f"no {absent[0].relative_to(root)}", LAYOUT)
-    warn_of_count("ade20k", root / "images" / split, len(pairs), PUBLISHED[split])
+    warn_if_incomplete("ade20k", root / "images" / split, len(pairs), PUBLISHED[split])
     return SegmentationDataset(
         _names(root), [p.name for p in photos], PathPairs(pairs, read_classes)
     )

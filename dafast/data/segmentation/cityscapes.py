@@ -18,7 +18,7 @@ from dafast.data.segmentation._dataset import (
     PathPairs,
     SegmentationDataset,
     read_indices,
-    warn_of_count,
+    warn_if_incomplete,
     wrong_folder,
 )
 
@@ -82,6 +82,6 @@ def cityscapes(root: Path, training: bool) -> SegmentationDataset:
         if label is None:
             raise wrong_folder(root, f"no gtFine/{split}/{folder.name}/{names[1]}", LAYOUT)
         pairs.append((photo, label))
-    warn_of_count("cityscapes", base, len(pairs), PUBLISHED[split])
+    warn_if_incomplete("cityscapes", base, len(pairs), PUBLISHED[split])
     keys = [photo.relative_to(base).as_posix() for photo in photos]
     return SegmentationDataset(tuple(LABEL_IDS), keys, PathPairs(pairs, read_classes))

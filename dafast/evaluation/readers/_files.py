@@ -34,7 +34,7 @@ def warn_of_count(name: str, count: int, published: int, unit: str = "images") -
         )
 
 
-def read_image(path: Path) -> np.ndarray:
+def read_stored_image(path: Path) -> np.ndarray:
     """RGB as it is stored, uint8 (H, W, 3); EXIF orientation is ignored, as the truth has none.
 
     Raises:

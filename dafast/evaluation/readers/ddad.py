@@ -17,7 +17,7 @@ import numpy as np
 
 from ...files import explain
 from ..samples import EvaluationSample, Samples
-from ._files import missing, read_image, warn_of_count
+from ._files import missing, read_stored_image, warn_of_count
 
 MAX_DEPTH = 80.0
 IMAGES = 3950
@@ -92,7 +92,7 @@ def _matrix(pose: dict[str, Any]) -> np.ndarray:
 
 def _load(entry: tuple[Path, dict[str, Any], dict[str, Any], Path]) -> EvaluationSample:
     folder, image, points, calibration = entry
-    pixels = read_image(folder / image["filename"])
+    pixels = read_stored_image(folder / image["filename"])
     record = json.loads(calibration.read_text())
     k = record["intrinsics"][[name.lower() for name in record["names"]].index(CAMERA)]
     with np.load(folder / points["filename"]) as file:

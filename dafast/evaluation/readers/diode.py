@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ..samples import EvaluationSample, Samples
-from ._files import missing, read_image, read_npy, warn_of_count
+from ._files import missing, read_npy, read_stored_image, warn_of_count
 
 MAX_DEPTH = 350.0
 IMAGES = {"indoors": 325, "outdoor": 446}
@@ -63,4 +63,4 @@ def _files(truth: Path) -> tuple[Path, Path]:
 def _load(truth: Path) -> EvaluationSample:
     image, mask = _files(truth)
     depth = np.where(read_npy(mask) != 0, read_npy(truth), np.nan).astype(np.float32)
-    return EvaluationSample(image.stem, read_image(image), depth, MAX_DEPTH)
+    return EvaluationSample(image.stem, read_stored_image(image), depth, MAX_DEPTH)

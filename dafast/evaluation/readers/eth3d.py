@@ -1,7 +1,7 @@
 """ETH3D, the high-resolution multi-view training scenes.
 
 Source: eth3d.net's documentation: each depth map is a dump of 4-byte floats (little-endian) in
-rows, of the size of the original (distorted) JPEG photo and with its very name, ".JPG" included;
+rows, of the size of the original (distorted) JPEG photo and with the same name, ".JPG" included;
 infinity where no depth is known.
 """
 
@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ..samples import EvaluationSample, Samples
-from ._files import missing, read_image, warn_of_count
+from ._files import missing, read_stored_image, warn_of_count
 
 IMAGES = 454
 
@@ -48,7 +48,7 @@ def eth3d(root: Path) -> Samples:
 
 def _load(entry: tuple[str, Path, Path]) -> EvaluationSample:
     name, path, truth = entry
-    image = read_image(path)
+    image = read_stored_image(path)
     depth = np.fromfile(truth, "<f4")
     if depth.size != image.shape[0] * image.shape[1]:
         raise ValueError(

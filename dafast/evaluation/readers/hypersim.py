@@ -16,7 +16,7 @@ import numpy as np
 
 from ...optional import why_no_module
 from ..samples import DataMissingError, EvaluationSample, Samples
-from ._files import missing, read_image
+from ._files import missing, read_stored_image
 
 MAX_DEPTH = 80.0
 HEIGHT, WIDTH, FOCAL = 768, 1024, 886.81
@@ -72,5 +72,5 @@ def _load(entry: tuple[str, Path, Path]) -> EvaluationSample:
     y = np.arange(HEIGHT)[:, None] - (HEIGHT - 1) / 2
     depth = distance * FOCAL / np.sqrt(x**2 + y**2 + FOCAL**2)
     return EvaluationSample(
-        name, read_image(image), depth.astype(np.float32), MAX_DEPTH, sharp=True
+        name, read_stored_image(image), depth.astype(np.float32), MAX_DEPTH, sharp=True
     )

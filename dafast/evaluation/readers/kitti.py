@@ -18,7 +18,7 @@ import numpy as np
 from dafast.data.readers.kitti import image_file, parse_split, truth_file
 
 from ..samples import EvaluationSample, Samples
-from ._files import first_file, missing, read_image, read_png16, warn_of_count
+from ._files import first_file, missing, read_png16, read_stored_image, warn_of_count
 
 MAX_DEPTH = 80.0
 IMAGES = 652
@@ -64,9 +64,10 @@ def kitti(root: Path) -> Samples:
 def kitti_kb(root: Path) -> Samples:
     """The same frames cut to `benchmark_crop` before the network sees them, Garg's crop within.
 
-    So ZoeDepth and Depth Anything's metric models were trained and measured: of a whole picture
-    they would see everything at another scale. BTS (utils/eval_with_pngs.py) makes the same cut and
-    puts the prediction back into the whole picture, whose Garg's crop begins 13 rows higher.
+    ZoeDepth and Depth Anything's metric models were trained and measured in this way; in a whole
+    picture they would see everything at another scale. BTS (utils/eval_with_pngs.py) makes the same
+    cut and puts the prediction back into the whole picture, whose Garg's crop begins 13 rows
+    higher.
 
     Args:
         root: As for `kitti`.
@@ -100,7 +101,9 @@ def _entries(root: Path) -> list[tuple[str, Path, Path]]:
 def _load(entry: tuple[str, Path, Path]) -> EvaluationSample:
     name, image, truth = entry
     depth = read_png16(truth).astype(np.float32) / 256
-    return EvaluationSample(name, read_image(image), depth, MAX_DEPTH, garg_crop(*depth.shape))
+    return EvaluationSample(
+        name, read_stored_image(image), depth, MAX_DEPTH, garg_crop(*depth.shape)
+    )
 
 
 def _load_cropped(entry: tuple[str, Path, Path]) -> EvaluationSample:

@@ -7,7 +7,7 @@ from pathlib import Path
 from dafast.data.lists import LAYOUT, ListedPicture, read_list
 
 from ..samples import EvaluationSample, Samples
-from ._files import missing, read_image
+from ._files import missing, read_stored_image
 
 
 def listed(path: Path) -> Samples:
@@ -33,7 +33,7 @@ def listed(path: Path) -> Samples:
 def _load(picture: ListedPicture) -> EvaluationSample:
     return EvaluationSample(
         picture.name,
-        read_image(picture.image),
+        read_stored_image(picture.image),
         picture.depth(),
         picture.max_depth,
         sharp=picture.sharp,

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ..samples import EvaluationSample, Samples
-from ._files import missing, read_image, warn_of_count
+from ._files import missing, read_stored_image, warn_of_count
 
 MAX_DEPTH = 70.0
 IMAGES = 1064
@@ -65,4 +65,4 @@ def sintel(root: Path) -> Samples:
 def _load(entry: tuple[Path, Path]) -> EvaluationSample:
     image, truth = entry
     name = f"{truth.parent.name}/{truth.stem}"
-    return EvaluationSample(name, read_image(image), read_dpt(truth), MAX_DEPTH, sharp=True)
+    return EvaluationSample(name, read_stored_image(image), read_dpt(truth), MAX_DEPTH, sharp=True)

@@ -14,7 +14,7 @@ import numpy as np
 from ...files import explain
 from ...optional import why_no_module
 from ..samples import DataMissingError, EvaluationSample, Samples
-from ._files import missing, read_image, read_png16, warn_of_count
+from ._files import missing, read_png16, read_stored_image, warn_of_count
 
 MAX_DEPTH = 8.0
 IMAGES = 5050
@@ -67,4 +67,4 @@ def _load(entry: tuple[str, Path, Path]) -> EvaluationSample:
     name, image, truth = entry
     stored = read_png16(truth)
     depth = ((stored >> 3) | (stored << 13)).astype(np.float32) / 1000
-    return EvaluationSample(name, read_image(image), depth, MAX_DEPTH)
+    return EvaluationSample(name, read_stored_image(image), depth, MAX_DEPTH)

@@ -1,12 +1,11 @@
 """Virtual KITTI 2: the plain variation ("clone") of all scenes, the left camera.
 
 Sources: the README of Virtual KITTI 1.3.1 (16-bit PNG; depth along the optical axis in centimetres;
-the far plane is at 655.35 m, the largest value, where the sky is put); the page of version 2 could
-not be read, whose files the two authors' readers of https://github.com/LiheYoung/Depth-Anything
-(metric_depth/zoedepth/data/vkitti2.py at 2495a75) and Depth-Anything-V2 (metric_depth/dataset/
-vkitti2.py at 2cbc36a) take as centimetres too, and nothing beyond the cap, 80 m. The former draws
-its test list at random, 8% of the frames, without a seed, and makes the cut of `kitti_kb`: that
-list cannot be had again.
+the sky has the largest value, the far plane at 655.35 m). The page of version 2 could not be read.
+The readers of https://github.com/LiheYoung/Depth-Anything (metric_depth/zoedepth/data/vkitti2.py at
+2495a75) and Depth-Anything-V2 (metric_depth/dataset/vkitti2.py at 2cbc36a) take its files as
+centimetres too, and nothing beyond the cap, 80 m. The former makes the cut of `kitti_kb` and draws
+its test list at random, 8% of the frames, without a seed: that list cannot be reproduced.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from ..samples import EvaluationSample, Samples
-from ._files import missing, read_image, read_png16
+from ._files import missing, read_png16, read_stored_image
 
 MAX_DEPTH = 80.0
 SKY = 65535
@@ -53,4 +52,4 @@ def _load(entry: tuple[str, Path, Path]) -> EvaluationSample:
     name, image, truth = entry
     stored = read_png16(truth)
     depth = np.where(stored == SKY, np.inf, stored / 100).astype(np.float32)
-    return EvaluationSample(name, read_image(image), depth, MAX_DEPTH, sharp=True)
+    return EvaluationSample(name, read_stored_image(image), depth, MAX_DEPTH, sharp=True)

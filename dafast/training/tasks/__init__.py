@@ -16,11 +16,11 @@ def task_of(config: TrainConfig) -> Task[Any, Any]:
     return metric.TASK if config.metric.max_depth else relative.TASK
 
 
-def check(config: TrainConfig) -> None:
+def check_config(config: TrainConfig) -> None:
     """Checks a configuration before anything is loaded.
 
     Raises:
-        ConfigError: If some of it cannot work; the message names every such key.
+        ConfigError: If settings are invalid; the message names all of them.
     """
     problems = list(config.problems()) or list(task_of(config).check(config))
     if problems:

@@ -1,4 +1,4 @@
-"""Depth in metres: what is trained, its step, its evaluation.
+"""Depth in metres: the model, its step, its evaluation.
 
 Depth Anything, section 4.3: the encoder and decoder of a relative model with ZoeDepth's bins, all
 of it trained with the SILog loss. Batches hold disparity in 1/metre, as the shards do.
@@ -33,8 +33,8 @@ _OUTPUT = "depth_head.scratch.output_conv2.2."  # the decoder's last convolution
 def metric_config(config: TrainConfig) -> ModelConfig:
     """The network that a run trains: the preset's, with an output in metres.
 
-    Its `image_size` is that of training: the size of things in a picture tells how far they are, so
-    that pictures of another size would get other depths from `infer`.
+    Its `image_size` is that of training. The size of things in a picture tells how far away they
+    are, so `infer` would give other depths at another size.
     """
     preset, section = PRESETS[config.model.preset], config.metric
     return dataclasses.replace(
@@ -80,12 +80,12 @@ class MetricStep(Step):
     """Loss of a batch of images with depth in metres: change colours, predict, compare.
 
     The loss takes the valid pixels of a process's batch together, as published; so it depends a
-    little on how many processes share the batch. The number of pieces (`accumulate`) changes
-    nothing: before the first is learned from, all are predicted once without a gradient, for the
-    sums over pixels that the loss of the whole step is a function of.
+    little on how many processes share the batch. It does not depend on the number of pieces
+    (`accumulate`): all pieces are first predicted once without gradients, for the sums over pixels
+    that determine the loss of the whole step.
 
     Args:
-        network: What predicts (the model, or what wraps it: DDP, torch.compile).
+        network: The model, or its wrapper (DDP, torch.compile), which predicts.
         model: The model itself.
         config: The run.
         dtype: Of autocast.
@@ -180,8 +180,8 @@ def _check(config: TrainConfig) -> Iterator[str]:
         yield "gradient_matching does not work with metric.max_depth"
     if len({min(shape) for shape in config.data.shapes}) != 1:
         yield (
-            "data.shapes: with metric.max_depth all need the same shorter side, for the size at "
-            "which a scene is shown is part of what metres mean"
+            "data.shapes: with metric.max_depth all need the same shorter side, because the "
+            "predicted metres depend on the size at which a scene is shown"
         )
     yield from depth_problems(config)
 

@@ -35,7 +35,7 @@ class LabeledStep(Step):
     """Loss of a batch of labeled images: change colours, normalise, predict, compare.
 
     Args:
-        network: What predicts (the model, or what wraps it: DDP, torch.compile).
+        network: The model, or its wrapper (DDP, torch.compile), which predicts.
         model: The model itself.
         config: The run.
         dtype: Of autocast.
@@ -52,7 +52,7 @@ class LabeledStep(Step):
         self.reference = config.losses == "reference"
 
     def losses(self) -> contextlib.AbstractContextManager:
-        """Within it the losses are computed as the configuration asks."""
+        """A context in which the losses use the implementation that the configuration names."""
         return use_backend("reference") if self.reference else contextlib.nullcontext()
 
     def compare(
@@ -87,7 +87,7 @@ class StudentStep(LabeledStep):
 
     The student sees the labeled images as they are and the unlabeled ones disturbed and mixed, in
     one pass. The loss is the plain average of its parts: `labeled`; `unlabeled`, against the
-    teacher's maps of the clean images, the two parts of a mixed image apart; and, with
+    teacher's maps of the clean images, the two parts of a mixed image separately; and, with
     `unlabeled.align`, `alignment` of the features of unlabeled images with those of a frozen
     encoder. A gradient-matching term is added to the part that it belongs to.
     """

@@ -174,7 +174,7 @@ class SegmentationStep(Step):
     """Loss of a batch: change colours, normalise, predict, cross entropy of the pixels that count.
 
     Args:
-        network: What predicts (the model, or what wraps it: DDP, torch.compile).
+        network: The model, or its wrapper (DDP, torch.compile), which predicts.
         model: The model itself.
         config: The run.
         dtype: Of autocast.

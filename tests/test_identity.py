@@ -1,0 +1,27 @@
+"""Digests in files stay equal from one version of dafast to the next."""
+
+from __future__ import annotations
+
+import dafast
+from dafast.cli._model import digest_model
+from dafast.config import get_preset
+
+# As version 0.1.0.dev0 wrote it, in which `license` was called `licence`.
+NANO = (
+    "ModelConfig(name='nano', embed_dim=192, num_layers=6, num_heads=3, features=24, "
+    "out_channels=(16, 24, 32, 32), out_indices=(2, 3, 4, 5), image_size=168, grid_size=12, "
+    "patch_size=14, max_depth=None, bin_centers='', output_align_corners=False, "
+    "position_embedding='official', hub_id='', hub_file='', licence='Apache-2.0', "
+    "mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))"
+)
+
+
+def test_identity_of_a_configuration_stays():
+    """Results of `run` and `label` and the cache of `eval` have it in their digests."""
+    assert get_preset("nano").identity == NANO
+
+
+def test_digest_of_the_shipped_model_stays():
+    """`dafast label` continues in a folder that an earlier version began."""
+    model = dafast.DepthAnything.from_pretrained("nano", device="cpu", dtype="bfloat16")
+    assert digest_model(model) == "68ec2719dd14df3d9de4d2cf1d797a7f"
