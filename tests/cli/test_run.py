@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -163,6 +164,18 @@ def test_out_that_is_a_file(run, tmp_path, rng):
     code, text = run(photo(tmp_path / "a.png", rng))
     assert code == 1
     assert "--out" in text
+
+
+def test_out_that_cannot_be_written(run, tmp_path, rng, monkeypatch):
+    """The reason names no temporary file."""
+
+    def refuse(*arguments, **options):
+        raise PermissionError(13, "Permission denied", "out/tmpk3x")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    code, text = run(photo(tmp_path / "a.png", rng))
+    assert code == 1
+    assert text.endswith(f"--out {tmp_path / 'out'}: cannot be written to (Permission denied)\n")
 
 
 def test_size_over_the_token_limit(run, tmp_path, rng, caplog):
