@@ -58,9 +58,16 @@ class DiskFullError(OSError):
     """There is no room for a file; the message names the file and the remedy."""
 
 
+def one_line(text: str) -> str:
+    """A text with its lines joined by spaces."""
+    return " ".join(line.strip() for line in text.splitlines() if line.strip())
+
+
 def explain(error: BaseException) -> str:
     """The text of an exception, in one line and never empty."""
-    text = " ".join(str(error).split())
+    text = one_line(str(error))
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}"
     if isinstance(error, MemoryError):
         return f"out of memory ({text})" if text else "out of memory"
     if not text and error.__cause__ is not None:

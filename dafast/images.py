@@ -104,20 +104,26 @@ _LINKED = "a link to a folder, which is not followed; name the folder itself to 
 
 def why_no_file(path: Path) -> str:
     """Describes a path that is not a file."""
-    if path.is_dir():
-        return "is a folder"
-    if path.is_symlink():
+    if path.is_symlink() and not path.exists():
         return f"is a link to {os.readlink(path)}, which does not exist"
-    return "is neither a file nor a folder" if os.path.lexists(path) else "does not exist"
+    kinds = {
+        "a folder": path.is_dir(),
+        "a pipe": path.is_fifo(),
+        "a socket": path.is_socket(),
+        "a device": path.is_char_device() or path.is_block_device(),
+    }
+    return next((f"is {kind}" for kind, is_kind in kinds.items() if is_kind), "does not exist")
 
 
 def is_pipe(path: Path) -> bool:
-    """Whether a path names a stream that can be read only once: a pipe, a terminal, ``<(...)``."""
+    """Whether a path names a pipe (``<(...)`` too), which can be read only once.
+
+    Devices do not count: some of them never end.
+    """
     try:
-        mode = path.stat().st_mode
+        return stat.S_ISFIFO(path.stat().st_mode)
     except OSError:
         return False
-    return stat.S_ISFIFO(mode) or stat.S_ISCHR(mode) or stat.S_ISSOCK(mode)
 
 
 def load_image(path: str | Path) -> np.ndarray:

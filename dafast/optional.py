@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import sys
 
+from .files import explain_kind
+
 _BROKEN: dict[str, str] = {}
 """Modules whose import failed in this process, with the reason."""
 
@@ -27,11 +29,12 @@ def why_no_module(*names: str) -> str:
             return _BROKEN.get(package) or _BROKEN[name]
         try:
             importlib.import_module(name)
-        except (Exception, SystemExit) as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # SystemExit, and a panic of an extension in Rust
             if isinstance(error, ModuleNotFoundError) and error.name == package:
                 return f"{package} is not installed"
-            text = " ".join(f"{type(error).__name__}: {error}".split())
-            reason = f"{package} is installed, but its import fails ({text})"
+            reason = f"{package} is installed, but its import fails ({explain_kind(error)})"
             if package not in sys.modules:
                 _BROKEN[package] = reason
                 sys.modules[package] = None  # type: ignore[assignment]

@@ -181,10 +181,13 @@ def test_other_errors_stay_what_they_are() -> None:
     ("error", "text"),
     [
         (ValueError("a\n  b"), "a b"),
+        (ValueError("two  spaces.png: missing"), "two  spaces.png: missing"),
         (ValueError(), "ValueError"),
         (MemoryError(), "out of memory"),
         (MemoryError("3 GB"), "out of memory (3 GB)"),
-        (FileNotFoundError(2, "No such file", "x"), "[Errno 2] No such file: 'x'"),
+        (FileNotFoundError(2, "No such file", "x"), "x: No such file"),
+        (PermissionError(13, "No", b"x"), "x: No"),
+        (OSError(5, "I/O error"), "[Errno 5] I/O error"),
     ],
 )
 def test_an_error_text_is_never_empty(error: Exception, text: str) -> None:

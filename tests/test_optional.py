@@ -44,6 +44,8 @@ def test_a_module_that_imports_or_is_missing():
         "raise ImportError('libx.so: cannot open')",
         "raise OSError('built for another torch')",
         "raise SystemExit(3)",
+        "raise BaseException('a panic in Rust')",
+        "raise MemoryError",
         "import a_dependency_that_is_missing",
         "1 / 0",
     ],

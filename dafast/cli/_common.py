@@ -19,6 +19,13 @@ class CommandError(Exception):
     """Ends the command with this message and exit code 1, without a traceback."""
 
 
+def named_path(text: str) -> Path:
+    """Parses the name of a file or folder; an empty one, as of an unset variable, is refused."""
+    if not text:
+        raise argparse.ArgumentTypeError("an empty name")
+    return Path(text)
+
+
 def positive(text: str) -> int:
     """Parses an integer of at least 1."""
     try:

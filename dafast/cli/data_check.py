@@ -8,7 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ._common import SHOWN, CommandError, add_min_depth, add_workers, fraction, positive
+from ._common import (
+    SHOWN,
+    CommandError,
+    add_min_depth,
+    add_workers,
+    fraction,
+    named_path,
+    positive,
+)
 from ._data_sets import ALL_NAMES, NO_DEPTH, PICTURE_NAMES, check_name
 
 if TYPE_CHECKING:
@@ -41,7 +49,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument(
         "--sheet",
-        type=Path,
+        type=named_path,
         metavar="PNG",
         help="file of the sheet (default: NAME-check.png, or the list's name)",
     )

@@ -270,10 +270,14 @@ def format_report(report: dict[str, Any]) -> str:
         "",
         "Packages",
     ]
+    broken = {p["part"] for p in report["missing"] if "but its import fails" in p["why"]}
     for name, version in report["packages"].items():
+        state = version or ("installed" if name in broken else "not installed")
+        if name in broken:
+            state += ", but its import fails"
         of = ", ".join(f"[{extra}]" for extra in extras.get(name, ()))
         note = f"  (extra {of})" if of else ""
-        lines.append(f"  {name:17} {version or 'not installed'}{note}")
+        lines.append(f"  {name:17} {state}{note}")
     extension = report["extension"]
     if extension is None:
         built = "missing"

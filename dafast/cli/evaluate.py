@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import segmentation
-from ._common import CommandError, add_device, add_fit, add_model, table
+from ._common import CommandError, add_device, add_fit, add_model, named_path, table
 
 if TYPE_CHECKING:
     from ..evaluation.benchmarks import Result
@@ -47,7 +46,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument(
         "--cache",
-        type=Path,
+        type=named_path,
         metavar="DIR",
         help="keep predictions in this folder, and use those that are already there",
     )
@@ -57,7 +56,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         action="store_true",
         help="also predict the mirror image of each photo, and average",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results there")
+    parser.add_argument(
+        "--json", type=named_path, metavar="FILE", help="also write the results there"
+    )
     parser.add_argument("--md", action="store_true", help="print the table as Markdown")
     add_device(parser)
     segmentation.add_options(parser)

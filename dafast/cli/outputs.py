@@ -183,7 +183,8 @@ def read_settings(path: Path) -> dict[str, Any] | None:
 def _is_whole(path: Path) -> bool:
     """Whether a PNG ends as it should."""
     with path.open("rb") as file:
-        file.seek(-len(_PNG_END), 2)
+        size = file.seek(0, 2)
+        file.seek(max(0, size - len(_PNG_END)))
         return file.read() == _PNG_END
 
 
@@ -205,8 +206,9 @@ def missing_outputs(outputs: list[Output]) -> list[Output]:
     for output in wanted:
         if output in missing or output.path.suffix == ".npy":
             continue
+        whole = _is_whole(output.path)  # raises an error for a file that cannot be read
         found = read_settings(output.path)
-        if found is None or not _is_whole(output.path):
+        if found is None or not whole:
             raise ResultExistsError(f"{output.path} exists and is not from dafast")
         if different := _differences(found, output.settings):
             raise ResultExistsError(

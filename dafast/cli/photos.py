@@ -65,6 +65,9 @@ def find_photos(inputs: Sequence[str], recursive: bool = False) -> Found:
     photos: dict[str, tuple[Path, Path]] = {}  # by absolute path: as given, folder of the input
     results: dict[str, str] = {}
     for name in inputs:
+        if not name:
+            found.problems.append(("''", "an empty name, as of an unset variable"))
+            continue
         try:
             root, paths, problems = _expand(name, recursive)
         except OSError as error:  # for example a name that is too long
@@ -81,6 +84,7 @@ def find_photos(inputs: Sequence[str], recursive: bool = False) -> Found:
     if results and not photos:
         for name in dict.fromkeys(results.values()):
             found.problems.append((name, "only results of `dafast run`, no photos"))
+    found.problems = list(dict.fromkeys(found.problems))
     names = _relative_names({path: root for path, (_, root) in photos.items()})
     found.photos = [
         Photo(path, name, result)
@@ -144,7 +148,7 @@ def _match(pattern: str) -> tuple[Path, list[Path], list[tuple[str, str]]]:
                 problems.append((str(path), why_no_file(path)))
         except OSError as error:
             problems.append((str(path), error.strerror or str(error)))
-    return root, found, list(dict.fromkeys(problems))
+    return root, found, problems
 
 
 def _entries(folder: Path, problems: list[tuple[str, str]], hidden: bool = False) -> list[Path]:

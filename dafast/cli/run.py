@@ -25,6 +25,7 @@ from ._common import (
     add_fit,
     add_max_tokens,
     add_model,
+    named_path,
     positive,
 )
 from ._process import interrupted
@@ -55,7 +56,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "photos", nargs="+", metavar="PHOTO|FOLDER|GLOB", help="files, folders, quoted patterns"
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where to write")
+    parser.add_argument(
+        "--out", type=named_path, required=True, metavar="DIR", help="where to write"
+    )
     add_model(parser, "nano")
     parser.add_argument(
         "--palette",
@@ -103,7 +106,8 @@ def run(args: argparse.Namespace) -> int:
         with tempfile.TemporaryFile(dir=args.out):
             pass  # fails now and not after the first prediction
     except OSError as error:
-        raise CommandError(f"--out {args.out}: cannot be written to ({explain(error)})") from error
+        reason = error.strerror or explain(error)
+        raise CommandError(f"--out {args.out}: cannot be written to ({reason})") from error
     start = time.perf_counter()
     model, settings = _load(args)
     progress = _Counts()
@@ -163,7 +167,7 @@ def _predict(
     terminal = sys.stderr.isatty()
     with tqdm(total=len(photos), unit="photo", disable=not terminal, leave=False) as bar:
         for photo in photos:
-            bar.set_postfix_str(photo.path.name)
+            bar.set_postfix_str(_shown(photo.path.name))
             began = time.perf_counter()
             try:
                 wrote = _one(model, photo, settings, sources, args, progress)
@@ -174,16 +178,22 @@ def _predict(
                     raise
                 progress.failures.append((str(photo.path), _reason(error, photo.path)))
                 if not terminal:
-                    print(f"{photo.path}: FAILED", flush=True)
+                    print(f"{_shown(photo.path)}: FAILED", flush=True)
             else:
                 progress.written += wrote
                 progress.kept += not wrote
                 if not terminal:
                     what = f"{time.perf_counter() - began:.2f} s" if wrote else "exists"
-                    print(f"{photo.path} -> {args.out / photo.result}_*.png  {what}", flush=True)
+                    results = f"{_shown(args.out / photo.result)}_*.png"
+                    print(f"{_shown(photo.path)} -> {results}  {what}", flush=True)
             bar.update()
             if interrupted():  # and a library swallowed it
                 raise KeyboardInterrupt
+
+
+def _shown(name: object) -> str:
+    """A name without the characters that would change the line or the terminal."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(name))
 
 
 def _entry(path: Path) -> str:
@@ -227,6 +237,8 @@ def _one(
         npy=args.npy,
     )
     for output in plan:
+        if output.wanted and output.path.is_dir():
+            raise ResultExistsError(f"{output.path} is a folder; remove it or choose another --out")
         if output.wanted and _entry(output.path) in sources:
             raise ResultExistsError(
                 f"{output.path} is itself one of the photos; choose another --out"
@@ -285,11 +297,11 @@ def _true_size(
 
 def _reason(error: Exception, photo: Path) -> str:
     """The message of an error on one line, without the photo's name, which stands before it."""
-    from ..files import explain, file_kind
+    from ..files import explain, file_kind, one_line
     from ..images import PHOTO_SUFFIXES, ImageError
     from .outputs import ResultExistsError
 
-    text = explain(error).removeprefix(f"{photo}: ")
+    text = explain(error).removeprefix(f"{one_line(str(photo))}: ")
     if isinstance(error, OSError) and error.filename and Path(error.filename) == photo:
         text = error.strerror or text
     if isinstance(error, ResultExistsError):
@@ -317,13 +329,14 @@ def _summary(
     if progress.kept:
         parts.append(f"{progress.kept} already there")
     if found.results:
-        parts.append(f"{found.results} results of earlier runs left out")
+        what = "result of an earlier run" if found.results == 1 else "results of earlier runs"
+        parts.append(f"{found.results} {what} left out")
     if failures:
         parts.append(f"{len(failures)} failed")
     if left is not None:
         parts.append(f"interrupted with {left} left")
     print(f"{', '.join(parts)} ({seconds:.1f} s)")
     for name, reason in failures:
-        print(f"  FAILED {name}: {reason}")
+        print(f"  FAILED {_shown(name)}: {reason}")
     for warning in progress.warnings:
         print(f"  warning: {warning}")

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from ._common import add_workers, positive
+from ._common import add_workers, named_path, positive
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -17,7 +16,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "their exact depth. The same seed gives the same scenes.",
     )
     parser.add_argument("--scenes", type=positive, required=True, metavar="N")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--out", type=named_path, required=True, metavar="DIR")
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     add_workers(parser, "processes; each writes its own shard")
     parser.add_argument(
@@ -28,7 +27,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         help="scenes in a shard (default: %(default)s); the scenes do not depend on it",
     )
     parser.add_argument(
-        "--textures", type=Path, metavar="DIR", help="photographs to take textures from"
+        "--textures", type=named_path, metavar="DIR", help="photographs to take textures from"
     )
     parser.add_argument(
         "--kinds",

@@ -19,7 +19,7 @@ MIN_CAPABILITY = (8, 0)
 @functools.cache
 def _import_reason() -> str:
     """Why Triton cannot be imported, an empty string where it can."""
-    why = why_no_module("triton")
+    why = why_no_module("triton", "triton.language")  # an empty folder `triton` imports too
     return f"{why}; pip install 'dafast[triton]'" if why else ""
 
 

@@ -68,6 +68,7 @@ def test_doctor_names_a_broken_package_and_the_reason(tmp_path, monkeypatch, cap
     assert (
         "pillow-heif: pillow_heif is installed, but its import fails (OSError: no libheif)" in text
     )
+    assert "  pillow-heif       installed, but its import fails  (extra [heif])" in text
     assert text.count("  h5py ") == 1
 
 

@@ -113,6 +113,29 @@ def test_foreign_files_are_kept(run, tmp_path, rng):
     assert contents(tmp_path / "out") == {"a_color.png": before}
 
 
+def test_a_result_that_cannot_be_read_is_not_called_foreign(run, tmp_path, rng, monkeypatch):
+    source = photo(tmp_path / "a.png", rng)
+    assert run(source)[0] == 0
+    result, open_path = tmp_path / "out" / "a_depth.png", Path.open
+
+    def refuse(path, *arguments, **options):
+        if path == result:
+            raise PermissionError(13, "Permission denied", str(path))
+        return open_path(path, *arguments, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "open", refuse)
+        code, text = run(source)
+    assert code == 1 and f"{source}: {result}: Permission denied\n" in text
+    result.write_bytes(b"x")  # shorter than the end of a PNG
+    assert "not from dafast; --overwrite replaces it" in run(source)[1]
+    result.unlink()
+    result.mkdir()
+    for options in ((), ("--overwrite",)):  # which cannot replace a folder
+        code, text = run(source, *options)
+        assert code == 1 and f"{result} is a folder; remove it or choose another --out\n" in text
+
+
 def test_photos_are_never_overwritten(run, tmp_path, rng):
     source = photo(tmp_path / "a.png", rng)
     named_alike = photo(tmp_path / "a_color.png", rng)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import types
@@ -222,6 +223,10 @@ def test_results_below_the_photos_are_no_photos(run, tmp_path, rng):
     assert "2 results of earlier runs left out" in text
     code, text = run(tmp_path / "in" / "d1")
     assert code == 1 and "only results of `dafast run`, no photos" in text
+    assert (
+        "1 result of an earlier run left out"
+        in run(tmp_path / "in" / "d1" / "a_depth.png", tmp_path / "in" / "a.png")[1]
+    )
 
 
 @pytest.mark.skipif(os.name == "nt", reason="makes links and a pipe")
@@ -254,7 +259,7 @@ def test_what_a_folder_cannot_give_is_named(run, tmp_path, rng, monkeypatch):
         "linked": "a link to a folder, which is not followed",
         "loop": "a link to a folder, which is not followed",
         "round.png": "is a link to",
-        "pipe.png": "is neither a file nor a folder",
+        "pipe.png": "is a pipe",
         "locked": "Permission denied",
     }.items():
         line = next(line for line in text.splitlines() if f"FAILED {folder / name}: " in line)
@@ -331,6 +336,32 @@ def test_photos_through_pipes(run, tmp_path, rng):
             Image.open(tmp_path / "out" / f"{read}_{kind}.png") as piped,
         ):
             assert piped.tobytes() == expected.tobytes()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="makes a socket")
+def test_what_is_no_file_is_named(run, tmp_path, rng, monkeypatch):
+    """Each once and on one line, also if its name is strange; devices are not read for ever."""
+    monkeypatch.chdir(tmp_path)
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind("socket.png")
+    os.symlink("socket.png", "link.png")
+    names = ("", "link.png", "socket.png", os.devnull, "/dev/zero", "new\nline", "a  b", "\x1b]a")
+    code, text = run(*names, "a  b", "x*.png", "x*.png")
+    assert code == 1 and "9 failed" in text
+    failed = [line.removeprefix("  FAILED ") for line in text.splitlines() if "  FAILED " in line]
+    assert sorted(failed) == sorted(
+        (
+            "'': an empty name, as of an unset variable",
+            "link.png: is a socket",
+            "socket.png: is a socket",
+            f"{os.devnull}: is a device",
+            "/dev/zero: is a device",
+            "new\\nline: does not exist",
+            "a  b: does not exist",
+            "\\x1b]a: does not exist",
+            "x*.png: no picture matches this pattern",
+        )
+    )
 
 
 def test_a_list_is_no_photo(run, tmp_path, rng):

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -165,6 +167,18 @@ def test_out_that_is_a_file(run, tmp_path, rng):
     assert "--out" in text
 
 
+def test_out_that_cannot_be_written(run, tmp_path, rng, monkeypatch):
+    """The reason names no temporary file."""
+
+    def refuse(*arguments, **options):
+        raise PermissionError(13, "Permission denied", "out/tmpk3x")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    code, text = run(photo(tmp_path / "a.png", rng))
+    assert code == 1
+    assert text.endswith(f"--out {tmp_path / 'out'}: cannot be written to (Permission denied)\n")
+
+
 def test_size_over_the_token_limit(run, tmp_path, rng, caplog):
     """The picture notes the size that the network saw, and a larger limit is another result."""
     source = photo(tmp_path / "a.png", rng, (40, 80))
@@ -251,26 +265,33 @@ def test_nan_of_float32_weights(run, tmp_path, rng):
 def test_memory(tmp_path, model_folder):
     """Bytes a pixel, next to the model; 11 and 17 are stated. Slow: small maps do not show."""
     code = """if True:
-        import pathlib, re, sys
-        from dafast.cli import main
-        assert main(sys.argv[1:]) == 0
-        status = pathlib.Path("/proc/self/status").read_text()
-        print(int(re.search("VmHWM:[^0-9]*([0-9]+)", status)[1]) * 1024)
+        import os, pathlib, re, sys
+        import dafast.cli.outputs, dafast.cli.run, dafast.models  # once, for all children
+        for command in sys.argv[1:]:
+            if not os.fork():  # a peak of its own
+                assert dafast.cli.main(command.split("|")) == 0
+                status = pathlib.Path("/proc/self/status").read_text()
+                print("peak", int(re.search("VmHWM:[^0-9]*([0-9]+)", status)[1]) * 1024, flush=True)
+                os._exit(0)
+            assert os.wait()[1] == 0
     """
-
-    def peak(size, *options):
+    small, large = (64, 48), (2500, 2000)
+    for size in (small, large):
         path = tmp_path / f"{size[0]}.jpg"
         Image.linear_gradient("L").convert("RGB").resize(size).save(path)
-        command = ["run", path, "--out", tmp_path / options[0], "--model", model_folder, *options]
-        done = subprocess.run(
-            [sys.executable, "-c", code, *map(str, command), "--device", "cpu"],
-            capture_output=True, text=True, cwd=ROOT, check=True,
-        )  # fmt: skip
-        return int(done.stdout.split()[-1])
 
-    base, pixels = peak((64, 48), "--npy"), 2500 * 2000
-    assert 4 < (peak((2500, 2000), "--npy") - base) / pixels <= 12
-    assert 4 < (peak((2500, 2000), "--side-by-side") - base) / pixels <= 18
+    def command(size, option):
+        path, out = tmp_path / f"{size[0]}.jpg", tmp_path / option
+        return f"run|{path}|--out|{out}|--model|{model_folder}|--device|cpu|{option}"
+
+    cases = ((small, "--npy"), (large, "--npy"), (large, "--side-by-side"))
+    done = subprocess.run(
+        [sys.executable, "-c", code, *(command(*case) for case in cases)],
+        capture_output=True, text=True, cwd=ROOT, check=True,
+    )  # fmt: skip
+    base, npy, side = (int(peak) for peak in re.findall(r"^peak (\d+)$", done.stdout, re.M))
+    assert 4 < (npy - base) / (large[0] * large[1]) <= 12
+    assert 4 < (side - base) / (large[0] * large[1]) <= 18
 
 
 def test_broken_optional_packages_do_not_matter_to_a_png(tmp_path, rng, model_folder):
