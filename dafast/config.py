@@ -11,6 +11,15 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 _OLD_NAMES = {"licence": "license"}
+# Fields that were added later; at their default they are no part of `ModelConfig.identity`.
+_LATER_FIELDS = frozenset(("output", "kind", "focal_length", "sky_head", "norm_eps", "fit"))
+_CHOICES = {
+    "position_embedding": ("official", "transformers"),
+    "bin_centers": ("", "softplus", "normed"),
+    "output": ("", "relu", "sigmoid", "exp"),
+    "kind": ("", "disparity", "depth", "metric"),
+    "fit": ("pad", "official", "upper_bound"),
+}
 
 
 @dataclass(frozen=True)
@@ -26,7 +35,8 @@ class ModelConfig:
         out_channels: Channels of the four reassembled maps.
         out_indices: Encoder blocks (from 0) whose output the decoder reads. V1 takes the last
             four; V2 spreads them over the depth of the encoder.
-        image_size: Shorter side in pixels that the weights were trained for; `infer` uses it.
+        image_size: Side in pixels that `infer` resizes photos to: the shorter side, or the longer
+            one with ``fit="upper_bound"``.
         grid_size: Side of the square grid of position embeddings.
         patch_size: Side of a patch in pixels.
         max_depth: The largest depth in metres of a metric model; ``None`` for a relative model,
@@ -34,6 +44,19 @@ class ModelConfig:
         bin_centers: Output of a metric model: ``""`` for that of V2, ``sigmoid(.) * max_depth``;
             ``"softplus"`` (unbounded) or ``"normed"`` (within the range) for ZoeDepth's bins,
             `dafast.models.zoedepth.MetricBinsHead`.
+        output: Activation of the output: ``"relu"``, ``"sigmoid"`` (times ``max_depth``) or
+            ``"exp"``; ``""`` for that of V1 and V2, see `activation`.
+        kind: Meaning of the output: ``"disparity"`` (large is near, unknown scale and shift),
+            ``"depth"`` (large is far, unknown scale) or ``"metric"`` (metres); ``""`` for that of
+            V1 and V2, see `quantity`.
+        focal_length: For a metric model whose output depends on the camera: the focal length, in
+            pixels of the network's input, at which the output is in metres. Another focal length f
+            gives ``output * f / focal_length``. ``None`` if the camera does not matter.
+        sky_head: Whether the decoder has a second output that finds the sky, as in Depth
+            Anything 3.
+        norm_eps: Epsilon of the encoder's final LayerNorm.
+        fit: The size rule that `infer` uses by default: ``"pad"``, ``"official"`` or
+            ``"upper_bound"``, see `dafast.geometry.plan_geometry`.
         output_align_corners: How the prediction is resized to the photo; False in V1, True in V2.
         position_embedding: ``"official"`` (bicubic with ``scale_factor`` and the 0.1 offset) or
             ``"transformers"`` (bicubic with ``size``); they differ at every grid but
@@ -57,6 +80,12 @@ class ModelConfig:
     patch_size: int = 14
     max_depth: float | None = None
     bin_centers: str = ""
+    output: str = ""
+    kind: str = ""
+    focal_length: float | None = None
+    sky_head: bool = False
+    norm_eps: float = 1e-6
+    fit: str = "pad"
     output_align_corners: bool = False
     position_embedding: str = "official"
     hub_id: str = ""
@@ -77,16 +106,27 @@ class ModelConfig:
             problems.append(f"out_indices={self.out_indices} outside 0..{self.num_layers - 1}")
         if sorted(set(self.out_indices)) != list(self.out_indices):
             problems.append(f"out_indices={self.out_indices} must increase")
-        if self.position_embedding not in ("official", "transformers"):
-            problems.append(
-                f"position_embedding={self.position_embedding!r}; use 'official' or 'transformers'"
-            )
-        if self.bin_centers not in ("", "softplus", "normed"):
-            problems.append(f"bin_centers={self.bin_centers!r}; use '', 'softplus' or 'normed'")
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                problems.append(f"{name}={getattr(self, name)!r}; use one of {allowed}")
         if self.max_depth is not None and self.max_depth <= 0:
             problems.append(f"max_depth={self.max_depth} must be positive")
         if self.bin_centers and self.max_depth is None:
             problems.append("bin_centers need a max_depth, as only metric models have them")
+        if self.activation == "sigmoid" and self.max_depth is None:
+            problems.append("output='sigmoid' needs a max_depth, which it is multiplied by")
+        if self.bin_centers and (self.sky_head or self.activation != "relu"):
+            problems.append("bin_centers exclude a sky_head and other outputs than 'relu'")
+        if self.max_depth is not None and (
+            not self.is_metric or (self.activation != "sigmoid" and not self.bin_centers)
+        ):
+            problems.append("max_depth needs kind='metric', and output='sigmoid' or bin_centers")
+        if self.focal_length is not None and (self.focal_length <= 0 or not self.is_metric):
+            problems.append(
+                f"focal_length={self.focal_length} must be positive, for kind='metric' only"
+            )
+        if not 0 < self.norm_eps < 1:
+            problems.append(f"norm_eps={self.norm_eps} must be between 0 and 1")
         if self.features % 2:
             problems.append(f"features={self.features} must be even")
         if problems:
@@ -112,12 +152,29 @@ class ModelConfig:
     @property
     def identity(self) -> str:
         """The fields as text, for digests in files: equal in every version of dafast."""
-        return repr(self).replace("license=", "licence=")  # the field's name in older versions
+        first_names = {new: old for old, new in _OLD_NAMES.items()}
+        values = [
+            f"{first_names.get(f.name, f.name)}={getattr(self, f.name)!r}"
+            for f in dataclasses.fields(self)
+            if f.name not in _LATER_FIELDS or getattr(self, f.name) != f.default
+        ]
+        return f"ModelConfig({', '.join(values)})"
+
+    @property
+    def activation(self) -> str:
+        """Activation of the decoder's output: ``"relu"``, ``"sigmoid"`` or ``"exp"``."""
+        plain = self.max_depth is None or self.bin_centers
+        return self.output or ("relu" if plain else "sigmoid")
+
+    @property
+    def quantity(self) -> str:
+        """Meaning of the output: ``"disparity"``, ``"depth"`` or ``"metric"``."""
+        return self.kind or ("disparity" if self.max_depth is None else "metric")
 
     @property
     def is_metric(self) -> bool:
-        """Whether the output is depth in metres rather than relative disparity."""
-        return self.max_depth is not None
+        """Whether the output is depth in metres."""
+        return self.quantity == "metric"
 
 
 _ENCODERS: dict[str, dict] = {
@@ -183,6 +240,23 @@ def _presets() -> dict[str, ModelConfig]:
             hub_id="spaces/LiheYoung/Depth-Anything",
             hub_file=f"checkpoints_metric_depth/depth_anything_metric_depth_{place}.pt",
         )
+    # Depth Anything 3's monocular models. The two have the same network; only the meaning differs.
+    for kind, hub_id in (("mono", "DA3MONO-LARGE"), ("metric", "DA3METRIC-LARGE")):
+        presets[f"da3{kind}-vitl"] = dataclasses.replace(
+            presets["v2-vitl"],
+            name=f"da3{kind}-vitl",
+            image_size=504,
+            output="exp",
+            kind="depth" if kind == "mono" else "metric",
+            focal_length=None if kind == "mono" else 300.0,
+            sky_head=True,
+            norm_eps=1e-5,
+            fit="upper_bound",
+            output_align_corners=False,
+            hub_id=f"depth-anything/{hub_id}",
+            hub_file="model.safetensors",
+            license="Apache-2.0",
+        )
     # The demonstration model that this project trains itself and ships in the package.
     presets["nano"] = ModelConfig(
         name="nano",
@@ -201,7 +275,7 @@ def _presets() -> dict[str, ModelConfig]:
 
 PRESETS: dict[str, ModelConfig] = _presets()
 """Every preset by name: `vits`, `vitb`, `vitl`, their `v2-` forms, `v2-metric-*`,
-`metric-indoor-vitl`, `metric-outdoor-vitl`, `nano`."""
+`metric-indoor-vitl`, `metric-outdoor-vitl`, `da3mono-vitl`, `da3metric-vitl`, `nano`."""
 
 
 def get_preset(name: str) -> ModelConfig:

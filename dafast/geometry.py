@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 logger = logging.getLogger("dafast")
 
-FITS = ("pad", "official")
+FITS = ("pad", "official", "upper_bound")
 MAX_TOKENS = 8192
 
 
@@ -22,12 +22,14 @@ class Geometry:
         resized: Size it is resized to.
         padding: Pixels added (left, right, top, bottom) after that.
         network: Size of the network's input, multiples of the patch.
+        first: With ``fit="upper_bound"`` the size between the two resizes, else None.
     """
 
     original: tuple[int, int]
     resized: tuple[int, int]
     padding: tuple[int, int, int, int]
     network: tuple[int, int]
+    first: tuple[int, int] | None = None
 
 
 def _round_up(value: int, multiple: int) -> int:
@@ -69,6 +71,9 @@ def plan_geometry(
     ``fit="official"``: the rule of the official script (`depth_anything/util/transform.py`,
     ``lower_bound``): scale = max(size/h, size/w), each side rounded to a multiple, up instead
     where rounding falls under ``size``; no padding.
+    ``fit="upper_bound"``: the rule of Depth Anything 3: the longer side becomes ``size``, the
+    shorter one is rounded to the nearest pixel; then each side goes to the nearest multiple, up at
+    a tie, in a second resize; no padding.
 
     A photo that would need more than ``max_tokens`` tokens (patches and the cls token) is
     scaled down until it fits, with a warning; no side falls under ``multiple``.
@@ -76,9 +81,9 @@ def plan_geometry(
     Args:
         height: Height of the photo in pixels.
         width: Width of the photo in pixels.
-        size: Wanted shorter side in pixels.
+        size: Wanted shorter side in pixels; the longer one with ``fit="upper_bound"``.
         multiple: Patch size in pixels.
-        fit: ``"pad"`` or ``"official"``.
+        fit: ``"pad"``, ``"official"`` or ``"upper_bound"``.
         max_tokens: Upper bound on (H / multiple) * (W / multiple) + 1.
         warn: Whether to log a warning for a photo that is scaled down.
 
@@ -96,7 +101,8 @@ def plan_geometry(
     def tokens(sides: tuple[int, int]) -> int:
         return _round_up(sides[0], multiple) * _round_up(sides[1], multiple) // multiple**2 + 1
 
-    scale = max(size / height, size / width)
+    bound = fit == "upper_bound"
+    scale = (min if bound else max)(size / height, size / width)
     sides = _sides(height, width, scale, size, multiple, fit)
     wanted = tokens(sides)
     while tokens(sides) > max_tokens and max(sides) > multiple:
@@ -118,7 +124,13 @@ def plan_geometry(
     network = (_round_up(sides[0], multiple), _round_up(sides[1], multiple))
     extra_h, extra_w = network[0] - sides[0], network[1] - sides[1]
     padding = (extra_w // 2, extra_w - extra_w // 2, extra_h // 2, extra_h - extra_h // 2)
-    return Geometry((height, width), sides, padding, network)
+    first = _whole(height, width, scale) if bound else None
+    return Geometry((height, width), sides, padding, network, first)
+
+
+def _whole(height: int, width: int, scale: float) -> tuple[int, int]:
+    """Both sides scaled to whole pixels."""
+    return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 def _sides(
@@ -127,6 +139,11 @@ def _sides(
     """Both sides after scaling; ``size`` > 0 is the least that the official rule allows."""
     if fit == "pad":
         return tuple(max(multiple, round(side * scale)) for side in (height, width))  # type: ignore[return-value]
+    if fit == "upper_bound":
+        first = _whole(height, width, scale)
+        return tuple(  # type: ignore[return-value]
+            max(multiple, (2 * side + multiple) // (2 * multiple) * multiple) for side in first
+        )
     sides = []
     for side in (height, width):
         # Python's round is half to even, as np.round in the official script.

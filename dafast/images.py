@@ -320,6 +320,41 @@ def _is_unsigned(tags: Mapping[int, Any]) -> bool:
     return tags.get(_BITS_PER_SAMPLE) == (32,) and tags.get(_SAMPLE_FORMAT, (1,)) == (1,)
 
 
+def focal_from_exif(image: Any) -> float | None:
+    """FocalLengthIn35mmFilm of a photo's EXIF data in millimetres, if it is known.
+
+    Args:
+        image: A path or a PIL image; anything else has no EXIF data.
+
+    Returns:
+        A value above 0, or None if there is none, or the photo cannot be read.
+    """
+    import PIL.Image
+    from PIL import ExifTags
+
+    try:
+        if isinstance(image, str | Path):
+            if is_pipe(Path(image)):
+                return None
+            with Path(image).open("rb") as file:
+                head = file.read(512)
+                file.seek(0)
+                if is_heif(head):
+                    register_heif()
+                with PIL.Image.open(file) as opened:
+                    if not opened.getexif():
+                        opened.load()  # some formats have their EXIF after the pixels
+                    exif = opened.getexif()
+        elif hasattr(image, "getexif"):
+            exif = image.getexif()
+        else:
+            return None
+        value = float(exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.FocalLengthIn35mmFilm])
+    except Exception:  # not a photo, no such entry, or a damaged EXIF block
+        return None
+    return value if 0 < value < float("inf") else None
+
+
 def as_pixels(image: Any, name: str) -> Tensor:
     """Anything that `infer` takes to uint8 (H, W, 3) or float32 (3, H, W) in 0..1.
 

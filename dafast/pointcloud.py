@@ -69,6 +69,24 @@ def intrinsics_from_fov(fov: float, height: int, width: int) -> Intrinsics:
     return Intrinsics(focal, focal, width / 2, height / 2)
 
 
+_DIAGONAL_35MM = math.hypot(36, 24)
+
+
+def intrinsics_from_35mm(focal: float, height: int, width: int) -> Intrinsics:
+    """The camera with a focal length in terms of 35 mm film, as EXIF data have it.
+
+    The diagonal of the picture corresponds to that of the film, which is right for a picture that
+    was not cropped after it was taken.
+
+    Args:
+        focal: FocalLengthIn35mmFilm in millimetres, above 0.
+        height: Height of the picture in pixels.
+        width: Width of the picture in pixels.
+    """
+    pixels = focal * math.hypot(height, width) / _DIAGONAL_35MM
+    return Intrinsics(pixels, pixels, width / 2, height / 2)
+
+
 def check_intrinsics(intrinsics: Sequence[float] | np.ndarray) -> Intrinsics:
     """Reads (fx, fy, cx, cy), or the 3 x 3 matrix [[fx, 0, cx], [0, fy, cy], [0, 0, 1]].
 

@@ -124,7 +124,7 @@ def _decoder_tail_kernel(
     x_ptr, weight1_ptr, bias1_ptr, weight2_ptr, bias2_ptr, out_ptr,
     blocks, in_height, in_width, height, width, scale_y, scale_x,
     stride_xb, stride_xh, stride_xw,
-    C: tl.constexpr, N: tl.constexpr, SIGMOID: tl.constexpr,
+    C: tl.constexpr, N: tl.constexpr, ACTIVATION: tl.constexpr,
     ROWS: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_N: tl.constexpr,
     ORDER: tl.constexpr, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
@@ -162,8 +162,10 @@ def _decoder_tail_kernel(
                 hidden = tl.maximum(hidden + bias1[None, :], 0.0, propagate_nan=tl.PropagateNan.ALL)
                 weight2 = tl.load(weight2_ptr + n, mask=n < N, other=0.0).to(tl.float32)
                 value = tl.sum(hidden * weight2[None, :], 1) + tl.load(bias2_ptr).to(tl.float32)
-                if SIGMOID:
+                if ACTIVATION == 1:
                     value = tl.sigmoid(value)
+                elif ACTIVATION == 2:
+                    value = tl.exp(value)
                 else:
                     value = tl.maximum(value, 0.0, propagate_nan=tl.PropagateNan.ALL)
                 tl.store(out_ptr + (y - 1 - first) * width + lane, value, mask=column < width)
@@ -206,7 +208,7 @@ def _scale(source: int, size: int) -> float:
 @on_its_device
 def decoder_tail_fwd(
     x: Tensor, size: tuple[int, int],
-    weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor, sigmoid: bool,
+    weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor, activation: int,
 ) -> Tensor:  # fmt: skip
     """Launches the kernel.
 
@@ -217,7 +219,7 @@ def decoder_tail_fwd(
         bias1: (N,).
         weight2: (1, N, 1, 1).
         bias2: (1,).
-        sigmoid: Whether the output ends in a sigmoid rather than in a ReLU.
+        activation: Of the output: 0 for a ReLU, 1 for a sigmoid, 2 for the exponential function.
 
     Returns:
         (B, 1, *size), float32.
@@ -236,7 +238,7 @@ def decoder_tail_fwd(
         x, weight1, bias1.contiguous(), weight2.contiguous(), bias2, out,
         cdiv(channels, tile["BLOCK_C"]), in_height, in_width, height, width,
         _scale(in_height, height), _scale(in_width, width), x.stride(0), x.stride(2), x.stride(3),
-        C=channels, N=len(weight1), SIGMOID=sigmoid, **tile,
+        C=channels, N=len(weight1), ACTIVATION=activation, **tile,
         PRECISION=float32_precision() if x.dtype == torch.float32 else "tf32",
         INTERPRETED=INTERPRET, enable_fp_fusion=True,
     )  # fmt: skip

@@ -54,10 +54,13 @@ int64_t scratch_bytes(const Tail& call) {
   return rows * call.channels * static_cast<int64_t>(sizeof(float));
 }
 
+// Codes of the activations, as in dafast/ops/decoder_tail.py.
+constexpr int64_t kRelu = 0, kSigmoid = 1, kExp = 2;
+
 // x (B, C, h, w), channels last, C a multiple of 16; float32 or bfloat16. weight1 (N, C, 3, 3)
 // contiguous in the dtype of x, N at most 32; the other parameters float32. out (B, 1, H, W).
 void decoder_tail(const Tensor& x, Tensor out, const Tensor& weight1, const Tensor& bias1,
-                  const Tensor& weight2, const Tensor& bias2, bool sigmoid) {
+                  const Tensor& weight2, const Tensor& bias2, int64_t activation) {
   const bool bfloat16 = x.scalar_type() == ScalarType::BFloat16;
   STD_TORCH_CHECK(x.dim() == 4 && (bfloat16 || x.scalar_type() == ScalarType::Float),
                   "decoder_tail: expected x (B, C, h, w) in float32 or bfloat16");
@@ -72,6 +75,8 @@ void decoder_tail(const Tensor& x, Tensor out, const Tensor& weight1, const Tens
                         t->numel() == hidden,
                     "decoder_tail: expected float32 parameters");
   }
+  STD_TORCH_CHECK(activation >= kRelu && activation <= kExp,
+                  "decoder_tail: unknown activation ", activation);
   if (out.numel() == 0) return;
 
   const bool pairs = bfloat16 && DAFAST_FOR_ISA(kPairs);
@@ -110,8 +115,10 @@ void decoder_tail(const Tensor& x, Tensor out, const Tensor& weight1, const Tens
     rows(call, begin, end, scratch);
     float* values = call.out + begin * call.out_width;
     const int64_t count = (end - begin) * call.out_width;
-    if (sigmoid) {
+    if (activation == kSigmoid) {
       for (int64_t i = 0; i < count; ++i) values[i] = 1.0f / (1.0f + std::exp(-values[i]));
+    } else if (activation == kExp) {
+      for (int64_t i = 0; i < count; ++i) values[i] = std::exp(values[i]);
     } else {
       for (int64_t i = 0; i < count; ++i) values[i] = values[i] < 0.0f ? 0.0f : values[i];
     }
@@ -124,7 +131,7 @@ void decoder_tail(const Tensor& x, Tensor out, const Tensor& weight1, const Tens
 DAFAST_OP(decoder_tail, m) {
   m.def(
       "decoder_tail(Tensor x, Tensor(a!) out, Tensor weight1, Tensor bias1, Tensor weight2,"
-      " Tensor bias2, bool sigmoid) -> ()");
+      " Tensor bias2, int activation) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(dafast_C, CPU, m) {

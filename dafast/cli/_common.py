@@ -92,9 +92,9 @@ def add_fit(parser: argparse.ArgumentParser) -> None:
     """Adds ``--fit``."""
     parser.add_argument(
         "--fit",
-        default="pad",
-        choices=("pad", "official"),
-        help="how a photo is scaled to the network's input (default: %(default)s)",
+        choices=("pad", "official", "upper_bound"),
+        help="how a photo is scaled to the network's input (default: the model's own rule; "
+        "upper_bound for Depth Anything 3, else pad)",
     )
 
 

@@ -51,7 +51,9 @@ def _read_config(name: str) -> str | ModelConfig:
 
 
 def load_relative_model(args: argparse.Namespace, command: str) -> DepthAnything:
-    """Loads a model whose output is disparity; under torchrun on the process's own GPU.
+    """Loads a model without a unit; under torchrun on the process's own GPU.
+
+    Its output is disparity, or depth, the inverse of which is a disparity.
 
     Raises:
         CommandError: If the model is metric; ``command`` is named in the message.

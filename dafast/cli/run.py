@@ -85,7 +85,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "--size",
         type=positive,
         metavar="N",
-        help="shorter side in pixels that the network sees (default: the model's own)",
+        help="shorter side in pixels that the network sees, the longer one with "
+        "--fit upper_bound (default: the model's own)",
     )
     add_max_tokens(parser)
     add_device(parser)
@@ -145,7 +146,7 @@ def _load(args: argparse.Namespace) -> tuple[DepthAnything, dict[str, Any]]:
         "model": model.config.name,
         "weights": digest_model(model),
         "dtype": str(model.dtype).removeprefix("torch."),
-        "fit": args.fit,
+        "fit": args.fit or model.config.fit,
         "size": args.size or model.config.image_size,
         "max_tokens": args.max_tokens,
     }
@@ -252,6 +253,8 @@ def _one(
         elif any(output.shows_photo for output in outputs):
             image = load_image(photo.path)
         disparity = model.infer(image, fit=args.fit, size=args.size, max_tokens=args.max_tokens)
+        if model.config.quantity == "depth":
+            disparity = 1 / disparity
         _check_finite(disparity, settings["dtype"])
         if not any(output.shows_photo for output in outputs):
             image = None
@@ -292,7 +295,8 @@ def _true_size(
     options = dict(size=asked, multiple=model.config.patch_size, fit=settings["fit"])
     free = plan_geometry(*shape, **options, max_tokens=2**62)
     cut = plan_geometry(*shape, **options, max_tokens=settings["max_tokens"], warn=False)
-    return {} if cut == free else {"size": min(cut.resized), "asked_size": asked}
+    side = max if settings["fit"] == "upper_bound" else min
+    return {} if cut == free else {"size": side(cut.resized), "asked_size": asked}
 
 
 def _reason(error: Exception, photo: Path) -> str:

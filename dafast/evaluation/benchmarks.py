@@ -130,7 +130,11 @@ def _predict(
             if cache:
                 cache.write(images[i], prediction.cpu().numpy())
     ordered = [results[i] for i in range(len(images))]
-    return [1 / p.clamp(min=MIN_DEPTH) for p in ordered] if model.config.is_metric else ordered
+    return (
+        [1 / p.clamp(min=MIN_DEPTH) for p in ordered]
+        if model.config.quantity != "disparity"
+        else ordered
+    )
 
 
 def score_sample(
@@ -188,7 +192,7 @@ def score(
     protocol: str = "paper",
     alignment: str | None = None,
     cache: Path | None = None,
-    fit: str = "pad",
+    fit: str | None = None,
     flip: bool = False,
 ) -> tuple[list[Result], dict[str, dict[str, dict[str, float]]]]:
     """Scores a model and the two baselines.
@@ -205,7 +209,7 @@ def score(
         protocol: One of `PROTOCOLS`.
         alignment: One of `ALIGNMENTS` instead of the protocol's; the results name it.
         cache: Folder for predictions; existing ones are reused.
-        fit: The size rule of `infer`.
+        fit: The size rule of `infer`; by default the model's own.
         flip: Whether to predict the photo's mirror image too and average the two maps.
 
     Returns:
@@ -220,7 +224,7 @@ def score(
     if alignment is None and model.config.is_metric:
         alignment = "none"
     preset = get_protocol(protocol, alignment)
-    options: dict[str, Any] = {"fit": fit}
+    options: dict[str, Any] = {"fit": fit or model.config.fit}
     if flip:
         options["flip"] = True
     store = PredictionCache(cache, model, options) if cache else None

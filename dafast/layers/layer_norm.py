@@ -14,12 +14,13 @@ class LayerNorm(nn.LayerNorm):
 
     Args:
         embed_dim: Width C of the tokens.
+        eps: Added to the variance.
         feeds_product: Whether only a matrix product reads the result. Under autocast `add` then
             returns it in the dtype of products: the same values, without a pass to convert them.
     """
 
-    def __init__(self, embed_dim: int, *, feeds_product: bool = False) -> None:
-        super().__init__(embed_dim, eps=1e-6)
+    def __init__(self, embed_dim: int, eps: float = 1e-6, *, feeds_product: bool = False) -> None:
+        super().__init__(embed_dim, eps=eps)
         self.feeds_product = feeds_product
 
     def add(self, x: Tensor, branch: Tensor, scale: LayerScale) -> tuple[Tensor, Tensor]:

@@ -21,7 +21,7 @@ from .configurations import (
     is_model_config,
     matching_preset,
 )
-from .conversion import STRUCTURE, Layout
+from .conversion import STRUCTURE, Layout, has_sky
 from .identify import looks_like
 from .names import NameClaim, read_names
 from .sources import Source
@@ -66,6 +66,8 @@ def choose_config(
     if source.preset is not None:
         return source.preset
     sizes = _sizes(weights, layout, source.label)
+    if has_sky(weights.tensors, layout):
+        return _da3(claim, sizes, source.label)
     if sizes.bin_centers:
         return _with_bins(claim, sizes, source.label)
     if unnamed is not None and not _is_decided(claim, weights, unnamed):
@@ -181,6 +183,18 @@ def _with_bins(claim: NameClaim, sizes: ModelConfig, label: str) -> ModelConfig:
         config.max_depth,
     )
     return config
+
+
+def _da3(claim: NameClaim, sizes: ModelConfig, label: str) -> ModelConfig:
+    """Depth Anything 3's mono or metric model; the two have the same weights' names and shapes."""
+    if claim.preset is not None and claim.preset.sky_head and _same_sizes(sizes, claim.preset):
+        return claim.preset
+    raise CheckpointError(
+        f"{label}: Depth Anything 3, and neither a config.json with its model_name nor a published "
+        "name says whether it is DA3MONO-LARGE (relative depth) or DA3METRIC-LARGE (metres), which "
+        "have the same weights' names and shapes. Say it with config= (--config on the command "
+        "line): config='da3mono-vitl' or 'da3metric-vitl'"
+    )
 
 
 def _encoder(sizes: ModelConfig) -> str:

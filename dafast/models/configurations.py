@@ -18,14 +18,22 @@ METADATA_KEY = "dafast_config"
 _HEAD_DIM = 64  # of every published DINOv2 without a SwiGLU
 
 
+_OUTPUT = (
+    "max_depth",
+    "bin_centers",
+    "activation",
+    "quantity",
+    "focal_length",
+    "sky_head",
+    "norm_eps",
+)
+"""What distinguishes networks of the same `STRUCTURE`."""
+
+
 def matching_preset(config: ModelConfig) -> ModelConfig | None:
     """The preset with the same network (sizes, taps, output), or None."""
     for preset in PRESETS.values():
-        same = all(getattr(preset, name) == getattr(config, name) for name in STRUCTURE)
-        if same and (preset.max_depth, preset.bin_centers) == (
-            config.max_depth,
-            config.bin_centers,
-        ):
+        if all(getattr(preset, name) == getattr(config, name) for name in (*STRUCTURE, *_OUTPUT)):
             return preset
     return None
 
@@ -152,6 +160,11 @@ def config_from_json(data: Mapping[str, Any], names: Sequence[str] = ()) -> Mode
         return _config_from_transformers(data)
     if "encoder" in data:
         return _config_from_official(data, names)
+    if is_da3(data):
+        return _config_from_da3(data)
+    named = read_names(names).preset
+    if named is not None and named.sky_head:
+        return named  # a config.json of Depth Anything 3 without the name of the model
     kind = data.get("model_type") or data.get("architectures") or sorted(data)[:8]
     raise ValueError(f"config.json describes no Depth Anything model but {kind!r}")
 
@@ -159,8 +172,21 @@ def config_from_json(data: Mapping[str, Any], names: Sequence[str] = ()) -> Mode
 def is_model_config(data: Any) -> bool:
     """Whether a parsed config.json means to describe a Depth Anything, supported or not."""
     return isinstance(data, dict) and (
-        data.get("model_type") in ("dafast", "depth_anything") or "encoder" in data
+        data.get("model_type") in ("dafast", "depth_anything") or "encoder" in data or is_da3(data)
     )
+
+
+def is_da3(data: Mapping[str, Any]) -> bool:
+    """Whether a config.json is one of Depth Anything 3's repositories."""
+    return str(data.get("model_name", "")).lower().startswith("da3")
+
+
+def _config_from_da3(data: Mapping[str, Any]) -> ModelConfig:
+    models = {"da3mono-large": "da3mono-vitl", "da3metric-large": "da3metric-vitl"}
+    name = str(data["model_name"]).lower()
+    if name not in models:
+        raise ValueError(f"config.json: model_name {name!r}; supported: {', '.join(models)}")
+    return PRESETS[models[name]]
 
 
 def _config_from_official(data: Mapping[str, Any], names: Sequence[str]) -> ModelConfig:
@@ -190,6 +216,8 @@ def _config_from_official(data: Mapping[str, Any], names: Sequence[str]) -> Mode
 def _config_from_transformers(data: Mapping[str, Any]) -> ModelConfig:
     backbone = data.get("backbone_config") or _NO_BACKBONE_CONFIG
     top = {**_DEPTH_ANYTHING_DEFAULTS, **data}
+    if "depth_estimation_type" not in data and "depth_estimation" in data:
+        top["depth_estimation_type"] = data["depth_estimation"]  # so in a published config.json
     vit = {**_DINOV2_DEFAULTS, **backbone}
     wrong = [
         f"{key}={values[key]!r} (only {defaults[key]!r})"

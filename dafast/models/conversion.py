@@ -23,6 +23,13 @@ OPTIONAL_KEYS = frozenset({"pretrained.mask_token"})
 """Keys that may be missing from a file: only DINOv2's own pre-training reads the mask token, and
 transformers drops it with ``use_mask_token=False``. Zeros replace a missing one."""
 
+UNUSED_KEYS = frozenset(
+    f"depth_head.scratch.refinenet4.resConfUnit1.conv{i}.{parameter}"
+    for i in (1, 2)
+    for parameter in ("weight", "bias")
+)
+"""Weights of V1 and V2 that take part in no prediction; Depth Anything 3 has none of them."""
+
 _BINOMIAL = "conditional_log_binomial.log_binomial_transform."
 
 
@@ -88,8 +95,8 @@ def transformers_names(key: str) -> Names:
     Raises:
         KeyError: If ``key`` is no official key.
     """
-    if key.startswith("metric_head."):
-        return (key,)  # transformers has no bins on this model; the name is for messages
+    if key.startswith(("metric_head.", "depth_head.scratch.sky_")):
+        return (key,)  # transformers has neither on this model; the name is for messages
     if match := _QKV.fullmatch(key):
         layer, parameter = match.groups()
         return tuple(
@@ -125,6 +132,23 @@ def zoedepth_names(key: str) -> Names:
     return (f"core.core.{key}",)
 
 
+def da3_names(key: str) -> Names:
+    """Names of an official key in the files of Depth Anything 3, without their "model."."""
+    if key.startswith("pretrained."):
+        return (f"backbone.{key}",)
+    return (key.replace("depth_head.", "head.", 1),)
+
+
+def distill_names(key: str) -> Names:
+    """Names of an official key in Distill-Any-Depth Large: DINOv2's blocks are in one chunk."""
+    return (distill_plain_names(key)[0].replace("backbone.blocks.", "backbone.blocks.0.", 1),)
+
+
+def distill_plain_names(key: str) -> Names:
+    """`distill_names` without the chunk."""
+    return (re.sub(r"^pretrained\.", "backbone.", key),)
+
+
 def dinov2_names(key: str) -> Names:
     """Names of an encoder key in DINOv2's own files (`dinov2_vits14_pretrain.pth`)."""
     return (key.removeprefix("pretrained."),)
@@ -141,10 +165,12 @@ class Layout:
     Attributes:
         title: For messages.
         names: From an official key to the names in the file.
+        optional: Official keys that a file may lack.
     """
 
     title: str
     names: Callable[[str], Names]
+    optional: frozenset[str] = OPTIONAL_KEYS
 
 
 LAYOUTS: dict[str, Layout] = {
@@ -152,6 +178,9 @@ LAYOUTS: dict[str, Layout] = {
     "transformers": Layout("transformers", transformers_names),
     "transformers_live": Layout("transformers (state_dict in memory)", transformers_live_names),
     "zoedepth": Layout("Depth Anything V1 metric (ZoeDepth)", zoedepth_names),
+    "da3": Layout("Depth Anything 3", da3_names, OPTIONAL_KEYS | UNUSED_KEYS),
+    "distill": Layout("Distill-Any-Depth Large", distill_names),
+    "distill_plain": Layout("Distill-Any-Depth Large (blocks without chunk)", distill_plain_names),
 }
 ENCODER_LAYOUTS: dict[str, Layout] = {
     "dinov2": Layout("official DINOv2", dinov2_names),
@@ -236,7 +265,7 @@ def to_official(
         expected: Shape of every official key.
 
     Returns:
-        Everything that fits, and everything that does not. A missing key of `OPTIONAL_KEYS` is
+        Everything that fits, and everything that does not. A missing key of `Layout.optional` is
         filled with zeros.
     """
     out = Conversion()
@@ -246,7 +275,7 @@ def to_official(
         used.update(names)
         absent = [name for name in names if name not in tensors]
         if absent:
-            if key in OPTIONAL_KEYS:
+            if key in layout.optional:
                 out.state[key] = torch.zeros(shape)
             else:
                 out.missing += absent
@@ -266,9 +295,14 @@ def to_official(
 
 
 def from_official(state: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
-    """Renames official keys to those of a layout, splitting qkv where the layout has it split."""
+    """Renames official keys to those of a layout, splitting qkv where the layout has it split.
+
+    Weights without an effect that the layout does not have are left out.
+    """
     out: dict[str, Tensor] = {}
     for key, tensor in state.items():
+        if key in layout.optional - OPTIONAL_KEYS:
+            continue
         names = layout.names(key)
         parts = tensor.chunk(len(names)) if len(names) > 1 else (tensor,)
         out.update(zip(names, parts, strict=True))
@@ -278,7 +312,8 @@ def from_official(state: Mapping[str, Tensor], layout: Layout) -> dict[str, Tens
 ANCHORS = sorted(
     {
         name
-        for layout in (*LAYOUTS.values(), *ENCODER_LAYOUTS.values())
+        for key, layout in (LAYOUTS | ENCODER_LAYOUTS).items()
+        if key not in ("distill", "distill_plain")  # also that of a DINOv2 with this prefix
         for name in layout.names("pretrained.cls_token")
     },
     key=len,
@@ -310,6 +345,11 @@ def bin_centers(tensors: Mapping[str, Tensor], layout: Layout) -> str:
     if outputs is None:
         return ""
     return "softplus" if len(outputs) == 16 else "normed"
+
+
+def has_sky(tensors: Mapping[str, Tensor], layout: Layout) -> bool:
+    """Whether the weights have the sky output of Depth Anything 3."""
+    return layout.names("depth_head.scratch.sky_output_conv2.0.weight")[0] in tensors
 
 
 def encoder_size(tensors: Mapping[str, Tensor], layout: Layout) -> str:

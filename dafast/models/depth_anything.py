@@ -27,7 +27,7 @@ ImageList = list[Any] | tuple[Any, ...]
 
 
 class DepthAnything(DepthNetwork):
-    """Depth Anything V1 and V2: photos in, depth out.
+    """Depth Anything V1, V2 and 3 (monocular): photos in, depth out.
 
     The weights are random; `from_pretrained` loads trained ones. The network, its forward and its
     parameters are those of `DepthNetwork`.
@@ -145,7 +145,7 @@ class DepthAnything(DepthNetwork):
         self,
         images: Any,
         *,
-        fit: str = "pad",
+        fit: str | None = None,
         size: int | None = None,
         padding: str = "replicate",
         max_batch_tokens: int = inference.MAX_BATCH_TOKENS,
@@ -154,6 +154,9 @@ class DepthAnything(DepthNetwork):
         return_tensors: bool = False,
     ) -> Any:
         """Predicts the disparity of photos, at their own resolution, with a relative model.
+
+        Depth Anything 3's mono model predicts relative depth instead (`ModelConfig.quantity` is
+        ``"depth"``).
 
         The values of an image are taken as they are: 0..255 in uint8, 0..65535 in uint16 and in
         files of more than 8 bits, 0..1 in floating point. An image that uses at most 1/16 of this
@@ -174,10 +177,12 @@ class DepthAnything(DepthNetwork):
             images: A path, a PIL image, a numpy array (H, W), or (H, W, C) in RGB (uint8, uint16 or
                 floating point), a tensor (C, H, W) of these dtypes, or a list or tuple of them
                 with any sizes.
-            fit: ``"pad"`` (keeps the aspect ratio and pads) or ``"official"`` (the official
-                script's size rule and bicubic resize).
-            size: Shorter side in pixels of the network's input; by default the size that the model
-                was trained at (518 for the published ones).
+            fit: ``"pad"`` (keeps the aspect ratio and pads), ``"official"`` (the official script's
+                size rule and bicubic resize) or ``"upper_bound"`` (the rule of Depth Anything 3);
+                by default that of the model's configuration, see `dafast.geometry.plan_geometry`.
+            size: Shorter side in pixels of the network's input, the longer one with
+                ``"upper_bound"``; by default `ModelConfig.image_size` (518 for the published ones
+                of V1 and V2, 504 for Depth Anything 3).
             padding: ``"replicate"``, ``"reflect"`` or ``"constant"``; for ``fit="pad"``.
             max_batch_tokens: Photos of one network size share a batch of at most this many tokens;
                 on a GPU with Triton, photos of all sizes do.
@@ -188,7 +193,8 @@ class DepthAnything(DepthNetwork):
 
         Returns:
             A float32 array (H, W) for one image, a list of them for a list: disparity, large where
-            the scene is near, up to an unknown scale and shift. If the network predicts NaN or
+            the scene is near, up to an unknown scale and shift. Or relative depth, large where the
+            scene is far, up to an unknown scale. If the network predicts NaN or
             infinity, a warning names the images and the likely reason.
 
         Raises:
@@ -207,7 +213,7 @@ class DepthAnything(DepthNetwork):
         *,
         intrinsics: Sequence[float] | np.ndarray | None = None,
         fov: float | None = None,
-        fit: str = "pad",
+        fit: str | None = None,
         size: int | None = None,
         padding: str = "replicate",
         max_batch_tokens: int = inference.MAX_BATCH_TOKENS,
@@ -221,7 +227,9 @@ class DepthAnything(DepthNetwork):
             images: As for `infer`.
             intrinsics: The camera, the same for all photos: (fx, fy, cx, cy) in pixels of the
                 photo, or a 3 x 3 matrix; see `dafast.pointcloud.Intrinsics`. It places the points
-                in space and does not change the depth.
+                in space. It changes the depth only of a model with a `ModelConfig.focal_length`
+                (Depth Anything 3), which needs the camera: from here, from ``fov``, or from
+                FocalLengthIn35mmFilm in the EXIF data of a photo given as a path or a PIL image.
             fov: The horizontal field of view in degrees, instead of ``intrinsics``.
             fit: As for `infer`.
             size: As for `infer`.
@@ -233,18 +241,39 @@ class DepthAnything(DepthNetwork):
 
         Returns:
             As `infer`, in metres along the optical axis. With ``intrinsics`` or ``fov`` a
-            `dafast.pointcloud.PointCloud` for each photo, which includes the depth.
+            `dafast.pointcloud.PointCloud` for each photo, which includes the depth. A model with a
+            `ModelConfig.focal_length` and ``return_tensors`` gives the depth with them, too.
 
         Raises:
             ImageError: If an image cannot be used; the message names it.
             TypeError: If the model is relative.
             ValueError: If both ``intrinsics`` and ``fov`` are given, or one of them is not valid,
-                or an option is out of range.
+                or an option is out of range; or if the model needs the camera and it is unknown.
         """
         options = InferenceOptions(
             fit, size, padding, max_batch_tokens, max_tokens, flip, return_tensors
         )
         return inference.infer_metric(self, images, options, intrinsics=intrinsics, fov=fov)
+
+    def infer_sky(self, images: Any, **options: Unpack[InferenceKeywords]) -> Any:
+        """Finds the sky in photos, with a model that has a sky head (Depth Anything 3).
+
+        Args:
+            images: As for `infer`.
+            **options: As for `infer`.
+
+        Returns:
+            A bool array (H, W) for one image, a list of them for a list: True in the sky, where
+            the output of the sky head, resized to the photo, is 0.5 or more. The depth that
+            `infer` and `infer_metric` fill is that of all pixels from 0.3 on; see
+            `dafast.models.sky.fill_sky`.
+
+        Raises:
+            ImageError: If an image cannot be used; the message names it.
+            TypeError: If the model has no sky head.
+            ValueError: If an option is out of range.
+        """
+        return inference.infer_sky(self, images, InferenceOptions(**options))
 
     @classmethod
     def from_pretrained(

@@ -17,6 +17,23 @@ from ..profiling import annotate
 _TAIL_CHANNELS = 32
 
 
+class Exp(nn.Module):
+    """The exponential function, the last activation of Depth Anything 3."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape."""
+        return x.exp()
+
+
+_ACTIVATIONS = {"relu": nn.ReLU, "sigmoid": nn.Sigmoid, "exp": Exp}
+_NAMES = {module: name for name, module in _ACTIVATIONS.items()}
+
+
+def activation_name(module: nn.Module) -> str:
+    """Name of an activation in `ModelConfig.output`."""
+    return _NAMES[type(module)]
+
+
 def _upsample(x: Tensor, size: tuple[int, int]) -> Tensor:
     return interpolate(x, size, align_corners=True)
 
@@ -76,10 +93,13 @@ class Scratch(nn.Module):
     Args:
         channels: Of the four reassembled maps.
         features: Width of the decoder.
-        activation: Of the output, `nn.ReLU` or `nn.Sigmoid`.
+        activation: Of the output, as `ModelConfig.output`.
+        sky: Whether there is a second output, the sky of Depth Anything 3.
     """
 
-    def __init__(self, channels: Sequence[int], features: int, activation: nn.Module) -> None:
+    def __init__(
+        self, channels: Sequence[int], features: int, activation: str, sky: bool = False
+    ) -> None:
         super().__init__()
         self.layer1_rn = nn.Conv2d(channels[0], features, 3, padding=1, bias=False)
         self.layer2_rn = nn.Conv2d(channels[1], features, 3, padding=1, bias=False)
@@ -93,15 +113,15 @@ class Scratch(nn.Module):
         # gradient, which DDP would wait for.
         self.refinenet4.resConfUnit1.requires_grad_(False)
         self.output_conv1 = nn.Conv2d(features, features // 2, 3, padding=1)
-        last = _Float32Conv2d(_TAIL_CHANNELS, 1, 1)
-        # A random head must start above zero: where the last ReLU is flat nothing is learned.
-        nn.init.constant_(last.bias, 0.5)  # type: ignore[arg-type]
-        self.output_conv2 = nn.Sequential(
-            nn.Conv2d(features // 2, _TAIL_CHANNELS, 3, padding=1), nn.ReLU(), last, activation
-        )
+        self.output_conv2 = _output(features, activation)
+        if sky:
+            self.sky_output_conv2 = _output(features, "relu")
 
     def forward(self, maps: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
-        """Four maps (B, channels[i], h_i, w_i), the finest first, to (B, 1, *size)."""
+        """Four maps (B, channels[i], h_i, w_i), the finest first, to (B, 1, *size).
+
+        With a sky there are two channels: the depth, and the sky, about 1 where there is sky.
+        """
         return self._tail(self.output_conv1(self.fuse(maps)[-1]), size)
 
     def activations(
@@ -128,21 +148,38 @@ class Scratch(nn.Module):
         return [layer4, path4, path3, path2, path1]
 
     def _tail(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        """``output_conv2`` of the upsampled map; in inference in one kernel, where one serves.
+        """The outputs of the upsampled map."""
+        out = _run_output(self.output_conv2, x, size)
+        if not hasattr(self, "sky_output_conv2"):
+            return out
+        return torch.cat([out, _run_output(self.sky_output_conv2, x, size)], dim=1)
 
-        The modules run where a gradient is wanted, a module was replaced (LoRA, a quantised
-        layer) or has hooks.
-        """
-        conv, relu, last, activation = self.output_conv2
-        plain = (
-            is_plain(conv, nn.Conv2d) and is_plain(relu, nn.ReLU)
-            and is_plain(last, _Float32Conv2d) and is_plain(activation, type(activation))
-        )  # fmt: skip
-        if not torch.is_grad_enabled() and plain:
-            name = "sigmoid" if isinstance(activation, nn.Sigmoid) else "relu"
-            parameters = (conv.weight, conv.bias, last.weight, last.bias)
-            return decoder_tail(x, size, *parameters, activation=name)  # type: ignore[arg-type]
-        return self.output_conv2(_upsample(x, size))
+
+def _output(features: int, activation: str) -> nn.Sequential:
+    """The end of the decoder: conv3x3, ReLU, conv1x1 to one channel, activation."""
+    last = _Float32Conv2d(_TAIL_CHANNELS, 1, 1)
+    # A random head must start above zero: where the last ReLU is flat nothing is learned.
+    nn.init.constant_(last.bias, 0.5)  # type: ignore[arg-type]
+    first = nn.Conv2d(features // 2, _TAIL_CHANNELS, 3, padding=1)
+    return nn.Sequential(first, nn.ReLU(), last, _ACTIVATIONS[activation]())
+
+
+def _run_output(output: nn.Sequential, x: Tensor, size: tuple[int, int]) -> Tensor:
+    """One output of the upsampled map; in inference in one kernel, where one serves.
+
+    The modules run where a gradient is wanted, a module was replaced (LoRA, a quantised layer) or
+    has hooks.
+    """
+    conv, relu, last, activation = output
+    plain = (
+        is_plain(conv, nn.Conv2d) and is_plain(relu, nn.ReLU)
+        and is_plain(last, _Float32Conv2d) and is_plain(activation, type(activation))
+    )  # fmt: skip
+    if not torch.is_grad_enabled() and plain and type(activation) in _NAMES:
+        name = activation_name(activation)
+        parameters = (conv.weight, conv.bias, last.weight, last.bias)
+        return decoder_tail(x, size, *parameters, activation=name)  # type: ignore[arg-type]
+    return output(_upsample(x, size))
 
 
 class DPTHead(nn.Module):
@@ -167,8 +204,7 @@ class DPTHead(nn.Module):
                 nn.Conv2d(channels[3], channels[3], 3, stride=2, padding=1),
             ]
         )
-        activation = nn.ReLU() if self.max_depth is None else nn.Sigmoid()
-        self.scratch = Scratch(channels, config.features, activation)
+        self.scratch = Scratch(channels, config.features, config.activation, config.sky_head)
 
     @annotate("head")
     def forward(self, taps: Sequence[Tensor], rows: int, columns: int) -> Tensor:
@@ -181,7 +217,7 @@ class DPTHead(nn.Module):
 
         Returns:
             (B, 1, rows * 14, columns * 14), float32 for any dtype of the weights (float64 for
-            float64 weights).
+            float64 weights); with a sky (B, 2, ...), as `Scratch.forward`.
         """
         out = self.scratch(self.reassemble(taps, rows, columns), self.size(rows, columns))
         return out if self.max_depth is None else out * self.max_depth

@@ -17,12 +17,16 @@ from .conversion import (
 )
 from .weight_files import SHOWN, CheckpointError, Weights
 
+_ANY_VIEW = (
+    "a Depth Anything 3 checkpoint for several views (of Depth Anything 3, DA3MONO-LARGE and "
+    "DA3METRIC-LARGE are read)"
+)
 # Parts of names that have to occur together, and the network they belong to. The first that fits.
 _OTHERS: tuple[tuple[tuple[str, ...], str], ...] = (
     (("motion_modules.",), "a Video-Depth-Anything checkpoint"),
-    (("sky_output_conv2.",), "a Depth Anything 3 checkpoint"),
-    (("cam_dec.",), "a Depth Anything 3 checkpoint"),
-    (("backbone.pretrained.", "head."), "a Depth Anything 3 checkpoint"),
+    (("cam_dec.",), _ANY_VIEW),
+    (("camera_token",), _ANY_VIEW),
+    (("da3_metric.",), _ANY_VIEW),
     (("resConfUnit_depth.",), "a Prompt Depth Anything checkpoint"),
     (("register_tokens",), "a network on DINOv2 with registers, which Depth Anything does not use"),
     (("pretrained.model.blocks.", "scratch."), "a MiDaS checkpoint"),
@@ -43,17 +47,20 @@ def other_network(weights: Weights) -> str:
     for parts, kind in _OTHERS:
         if has(*parts):
             return kind
-    if any(_CHUNKED.search(name) for name in names):
-        return (
-            "a DINOv2 or Depth Anything with its blocks in chunks (blocks.0.0., as DINOv2's own "
-            "training and Distill-Any-Depth Large save them)"
-        )
+    if has("backbone.pretrained.", "head.") and not has("sky_output_conv2."):
+        return _ANY_VIEW
+    if any(_CHUNKED.search(name) for name in names) and not _is_distill(weights):
+        return "a DINOv2 with its blocks in chunks (blocks.0.0., as its own training saves them)"
     if has("mlp.w12.") or has("mlp.weights_in."):
         whole = "Depth Anything" if has("depth_head.") or has("neck.") else "DINOv2"
         return f"a {whole} with ViT-g (giant), whose blocks have a SwiGLU"
     if any(map(has, _BINS)) and detect_layout(weights.tensors, LAYOUTS) is None:
         return "a ZoeDepth metric checkpoint of another encoder"
     return ""
+
+
+def _is_distill(weights: Weights) -> bool:
+    return detect_layout(weights.tensors, LAYOUTS) is LAYOUTS["distill"]
 
 
 def looks_like(weights: Weights) -> str:

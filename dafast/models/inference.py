@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
@@ -21,12 +22,20 @@ from torch import Tensor
 
 from ..config import ModelConfig
 from ..geometry import MAX_TOKENS, check_count, check_geometry
-from ..images import as_pixels
+from ..images import as_pixels, focal_from_exif
 from ..ops import Geometry, postprocess, preprocess
 from ..ops._triton import why_missing as triton_missing
 from ..ops.pad import check_padding
-from ..pointcloud import check_fov, check_intrinsics, intrinsics_from_fov, point_cloud
+from ..pointcloud import (
+    Intrinsics,
+    check_fov,
+    check_intrinsics,
+    intrinsics_from_35mm,
+    intrinsics_from_fov,
+    point_cloud,
+)
 from .network import DepthNetwork
+from .sky import SKY
 
 logger = logging.getLogger("dafast")
 
@@ -38,7 +47,7 @@ WAITING_BATCHES = 4
 class InferenceKeywords(TypedDict, total=False):
     """Types of the fields of `InferenceOptions`, for the overloads of `DepthAnything.infer`."""
 
-    fit: str
+    fit: str | None
     size: int | None
     padding: str
     max_batch_tokens: int
@@ -50,7 +59,7 @@ class InferenceKeywords(TypedDict, total=False):
 class InferenceOptions:
     """The options of `DepthAnything.infer`, which documents them."""
 
-    fit: str = "pad"
+    fit: str | None = None
     size: int | None = None
     padding: str = "replicate"
     max_batch_tokens: int = MAX_BATCH_TOKENS
@@ -63,14 +72,18 @@ class InferenceOptions:
         check_geometry(
             size=self.size_for(config),
             multiple=config.patch_size,
-            fit=self.fit,
+            fit=self.fit_for(config),
             max_tokens=self.max_tokens,
         )
         check_padding(1, 1, (0, 0, 0, 0), self.padding)
         check_count("max_batch_tokens", self.max_batch_tokens, 1, "it must be at least 1")
 
+    def fit_for(self, config: ModelConfig) -> str:
+        """The size rule."""
+        return config.fit if self.fit is None else self.fit
+
     def size_for(self, config: ModelConfig) -> int:
-        """Shorter side in pixels of the network's input."""
+        """Side in pixels of the network's input, as `ModelConfig.image_size`."""
         return config.image_size if self.size is None else self.size
 
 
@@ -87,6 +100,7 @@ class _Prediction(NamedTuple):
 
     position: int  # in the list of images
     map: Tensor
+    geometry: Geometry
     finite: Tensor  # bool scalar on the model's device
 
 
@@ -99,6 +113,7 @@ class _Predictor:
         model: A relative or a metric model.
         options: Checked options.
         native: Whether maps keep the network's resolution.
+        sky: Whether the maps are those of the sky.
         mirrored: Whether the network sees the mirror images; the maps are mirrored back.
     """
 
@@ -108,9 +123,11 @@ class _Predictor:
         options: InferenceOptions,
         *,
         native: bool = False,
+        sky: bool = False,
         mirrored: bool = False,
     ) -> None:
         self.model, self.options = model, options
+        self.forward = model.predict_sky if sky else model
         self.native, self.mirrored = native, mirrored
         # On a GPU that the kernels serve, one batch takes photos of all sizes.
         self.mixed = model.device.type == "cuda" and not triton_missing()
@@ -149,7 +166,7 @@ class _Predictor:
             photo.to(self.model.device),
             size=options.size_for(config),
             multiple=config.patch_size,
-            fit=options.fit,
+            fit=options.fit_for(config),
             padding=options.padding,
             max_tokens=options.max_tokens,
             mean=config.mean,
@@ -172,15 +189,17 @@ class _Predictor:
             return
         inputs = [entry.x for entry in entries]
         if len({x.shape for x in inputs}) == 1:
-            outputs = self.model(torch.cat(inputs))
+            outputs = self.forward(torch.cat(inputs))
         else:
-            outputs = self.model([x[0] for x in inputs])
+            outputs = self.forward([x[0] for x in inputs])
         align_corners = self.model.config.output_align_corners
         for (i, _, geometry), output in zip(entries, outputs, strict=True):
+            wanted = geometry
             if self.native:
-                geometry = dataclasses.replace(geometry, original=geometry.resized)
-            out = postprocess(output[None], [geometry], align_corners=align_corners)[0].float()
-            yield _Prediction(i, out.flip(-1) if self.mirrored else out, output.isfinite().all())
+                wanted = dataclasses.replace(geometry, original=geometry.resized)
+            out = postprocess(output[None], [wanted], align_corners=align_corners)[0].float()
+            out = out.flip(-1) if self.mirrored else out
+            yield _Prediction(i, out, geometry, output.isfinite().all())
 
 
 def _predict(
@@ -189,16 +208,24 @@ def _predict(
     options: InferenceOptions,
     *,
     native: bool = False,
+    sky: bool = False,
     pixels: dict[int, Tensor] | None = None,
+    geometries: dict[int, Geometry] | None = None,
 ) -> list[Tensor]:
-    """Maps of images, float32 on the model's device, with a warning if one is not finite."""
+    """Maps of images, float32 on the model's device, with a warning if one is not finite.
+
+    ``pixels`` and ``geometries`` collect the images as read, and how they were resized.
+    """
     options.check(model.config)
     maps: dict[int, Tensor] = {}
     finite: dict[int, Tensor] = {}
-    for i, out, good in _Predictor(model, options, native=native).run(images, pixels):
+    kind = dict(native=native, sky=sky)
+    for i, out, geometry, good in _Predictor(model, options, **kind).run(images, pixels):
         maps[i], finite[i] = out, good
+        if geometries is not None:
+            geometries[i] = geometry
     if options.flip:
-        for i, out, good in _Predictor(model, options, native=native, mirrored=True).run(images):
+        for i, out, _, good in _Predictor(model, options, **kind, mirrored=True).run(images):
             maps[i] = (maps[i] + out) / 2
             finite[i] = finite[i] & good
     order = range(len(images))
@@ -236,12 +263,23 @@ def predict(model: DepthNetwork, images: Any, options: InferenceOptions | None =
 
 
 def infer(model: DepthNetwork, images: Any, options: InferenceOptions | None = None) -> Any:
-    """Predicts disparity with a relative model; see `DepthAnything.infer`."""
+    """Predicts disparity or relative depth; see `DepthAnything.infer`."""
     if model.config.is_metric:
         raise TypeError(
             f"{model.config.name!r} predicts depth in metres, not disparity: use `infer_metric`"
         )
     return predict(model, images, options)
+
+
+@torch.no_grad()
+def infer_sky(model: DepthNetwork, images: Any, options: InferenceOptions | None = None) -> Any:
+    """Finds the sky with a model that has a sky head; see `DepthAnything.infer_sky`."""
+    options = options or InferenceOptions()
+    single = not isinstance(images, list | tuple)
+    maps = _predict(model, [images] if single else list(images), options, sky=True)
+    masks = [out >= SKY for out in maps]
+    results = masks if options.return_tensors else [mask.cpu().numpy() for mask in masks]
+    return results[0] if single else results
 
 
 def infer_metric(
@@ -253,33 +291,74 @@ def infer_metric(
     fov: float | None = None,
 ) -> Any:
     """Predicts metres with a metric model, or points; see `DepthAnything.infer_metric`."""
-    if not model.config.is_metric:
+    config = model.config
+    if not config.is_metric:
         raise TypeError(
-            f"{model.config.name!r} predicts relative disparity, not metres: use `infer`, or load "
-            "a metric model such as 'v2-metric-hypersim-vits'"
+            f"{config.name!r} predicts relative {config.quantity}, not metres: use `infer`, or "
+            "load a metric model such as 'v2-metric-hypersim-vits'"
         )
-    if intrinsics is None and fov is None:
+    by_focal = config.focal_length is not None
+    given = intrinsics is not None or fov is not None
+    if not given and not by_focal:
         return predict(model, images, options)
     options = options or InferenceOptions()
     if intrinsics is not None and fov is not None:
         raise ValueError("intrinsics and fov both describe the camera: pass one of them")
-    if options.return_tensors:
+    if given and options.return_tensors and not by_focal:
         raise ValueError("a point cloud holds numpy arrays: leave out return_tensors")
     if fov is not None:
         check_fov(fov)
-    else:
-        check_intrinsics(intrinsics)  # type: ignore[arg-type]
+    elif intrinsics is not None:
+        check_intrinsics(intrinsics)
     single = not isinstance(images, list | tuple)
-    pixels: dict[int, Tensor] = {}
+    listed = [images] if single else list(images)
+    # Before the network runs: a photo without a camera is an error.
+    noted = [] if given else [_camera_of(image, i, config) for i, image in enumerate(listed)]
+    points = given and not options.return_tensors
+    pixels: dict[int, Tensor] | None = {} if points else None
+    geometries: dict[int, Geometry] = {}
     with torch.no_grad():
-        maps = _predict(model, [images] if single else list(images), options, pixels=pixels)
-    clouds = []
+        maps = _predict(model, listed, options, pixels=pixels, geometries=geometries)
+    results: list[Any] = []
     for i, out in enumerate(maps):
-        depth, photo = out.cpu().numpy(), pixels.pop(i)
+        if not given:
+            camera = noted[i](*out.shape)
+        elif fov is None:
+            camera = check_intrinsics(intrinsics)  # type: ignore[arg-type]
+        else:
+            camera = intrinsics_from_fov(fov, *out.shape)
+        if config.focal_length is not None:
+            out = out * (_network_focal(camera, geometries[i]) / config.focal_length)
+        if pixels is None:
+            results.append(out if options.return_tensors else out.cpu().numpy())
+            continue
+        photo = pixels.pop(i)
         photo = photo if photo.dtype == torch.uint8 else photo.permute(1, 2, 0)
-        camera = intrinsics if fov is None else intrinsics_from_fov(fov, *depth.shape)
-        clouds.append(point_cloud(depth, photo.numpy(), camera))  # type: ignore[arg-type]
-    return clouds[0] if single else clouds
+        results.append(point_cloud(out.cpu().numpy(), photo.numpy(), camera))
+    return results[0] if single else results
+
+
+def _network_focal(camera: Intrinsics, geometry: Geometry) -> float:
+    """The focal length in pixels of the network's input, the mean of both directions."""
+    (height, width), (rows, columns) = geometry.original, geometry.resized
+    return (camera.fx * columns / width + camera.fy * rows / height) / 2
+
+
+def _camera_of(image: Any, position: int, config: ModelConfig) -> Callable[[int, int], Intrinsics]:
+    """The camera that a photo's EXIF data describe, by the photo's height and width.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    focal = focal_from_exif(image)
+    if focal is None:
+        name = str(image) if isinstance(image, str | Path) else f"image {position}"
+        raise ValueError(
+            f"{name}: {config.name!r} needs the camera's focal length for metres, and the photo "
+            "has no FocalLengthIn35mmFilm in EXIF data: pass intrinsics=(fx, fy, cx, cy) in pixels "
+            "or fov= (the horizontal field of view in degrees)"
+        )
+    return lambda height, width: intrinsics_from_35mm(focal, height, width)
 
 
 @torch.no_grad()
@@ -304,7 +383,9 @@ def predict_native(
         A float32 map for each image, with its aspect ratio (rounded to pixels) and the shorter
         side ``size``.
     """
-    options = InferenceOptions(size=size, max_batch_tokens=max_batch_tokens, max_tokens=max_tokens)
+    options = InferenceOptions(
+        fit="pad", size=size, max_batch_tokens=max_batch_tokens, max_tokens=max_tokens
+    )
     return [out.cpu().numpy() for out in _predict(model, images, options, native=True)]
 
 

@@ -91,7 +91,9 @@ def _published() -> dict[str, str]:
         if not preset.hub_id:
             continue
         stems = [preset.hub_file.split("/")[-1]]
-        if not preset.hub_id.startswith("spaces/"):
+        if preset.sky_head:  # Depth Anything 3
+            stems += [preset.hub_id.split("/")[-1], preset.name]
+        elif not preset.hub_id.startswith("spaces/"):
             stems.append(preset.hub_id.split("/")[-1])
             place = next((p for p, d in _METRIC_DATA.items() if f"-{d}-" in preset.name), "")
             parts = [

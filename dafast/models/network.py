@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from ..config import ModelConfig, get_preset
 from .dpt import DPTHead
+from .sky import fill_sky
 from .vision_transformer import VisionTransformer
 from .zoedepth import MetricBinsHead
 
 
 class DepthNetwork(nn.Module):
-    """The network of Depth Anything V1 and V2, with the keys of the official checkpoints.
+    """The network of Depth Anything V1, V2 and 3 (monocular), with V1's and V2's official keys.
 
     The weights are random. `dafast.DepthAnything` adds photos, files and fast inference. A metric
     model of V1 also has ZoeDepth's bins, in `metric_head`; the published files have the keys of the
@@ -44,7 +45,10 @@ class DepthNetwork(nn.Module):
         return self.pretrained.cls_token.dtype
 
     def forward(self, x: Tensor | Sequence[Tensor], features: bool = False) -> Any:
-        """Predicts disparity (relative models) or depth in metres (metric models).
+        """Predicts disparity, depth, or depth in metres, see `ModelConfig.quantity`.
+
+        With a sky head the sky is filled as in Depth Anything 3, for each image by itself; see
+        `dafast.models.sky.fill_sky`.
 
         Args:
             x: RGB normalised with ``config.mean`` and ``config.std``, (B, 3, H, W); H and W
@@ -57,43 +61,76 @@ class DepthNetwork(nn.Module):
         Returns:
             (B, H, W), float32 also with half-precision weights; for a list of images a list of
             (H_i, W_i). Disparity is 0 or more, large where the scene is near, up to an unknown
-            scale and shift. With ``features`` a pair: the prediction, and the patch tokens
-            (B, N, C) of the last block after the final LayerNorm, N = H/14 * W/14.
+            scale and shift. A metric model with a `ModelConfig.focal_length` gives metres for a
+            camera with this focal length. With ``features`` a pair: the prediction, and the patch
+            tokens (B, N, C) of the last block after the final LayerNorm, N = H/14 * W/14.
 
         Raises:
             ValueError: If the shape does not fit, or if the device or (outside of autocast) the
                 dtype differs from that of the weights.
         """
-        run = None if features else self._fast_forward()
-        if run is not None:
-            if isinstance(x, Tensor):
-                return run(self.pretrained.check_images(x))
-            return [run(self.pretrained.check_images(image[None]))[0] for image in x]
+        if not features:
+            maps = self._maps(x)
+            if isinstance(maps, Tensor):
+                return self._finish(maps)
+            return [self._finish(each[None])[0] for each in maps]
         if not isinstance(x, Tensor):
-            if features:
-                raise ValueError("features are returned for a tensor of images, not for a list")
-            return self._forward_packed(x)
+            raise ValueError("features are returned for a tensor of images, not for a list")
         indices = self.config.out_indices
         last = self.config.num_layers - 1
         wanted = (*indices, last) if features and last not in indices else indices
         taps = self.pretrained.get_intermediate_layers(x, wanted)
         patch = self.config.patch_size
         rows, columns = x.shape[-2] // patch, x.shape[-1] // patch
-        prediction = self._decode(taps[:4], rows, columns)
-        return (prediction, taps[-1]) if features else prediction
+        return self._finish(self._decode(taps[:4], rows, columns)), taps[-1]
+
+    def predict_sky(self, x: Tensor | Sequence[Tensor]) -> Any:
+        """Where the sky is, from a model with a sky head.
+
+        Args:
+            x: As for `forward`.
+
+        Returns:
+            As `forward`: about 1 in the sky and 0 elsewhere, 0 or more. Depth Anything 3 calls a
+            pixel sky from 0.5 on.
+
+        Raises:
+            TypeError: If the model has no sky head.
+        """
+        if not self.config.sky_head:
+            raise TypeError(f"{self.config.name!r} has no sky head; 'da3mono-vitl' has one")
+        maps = self._maps(x)
+        return maps[:, 1] if isinstance(maps, Tensor) else [each[1] for each in maps]
+
+    def _maps(self, x: Tensor | Sequence[Tensor]) -> Tensor | list[Tensor]:
+        """The decoder's outputs (B, C, H, W), or a list of (C, H_i, W_i)."""
+        run = self._fast_forward()
+        if run is not None:
+            if isinstance(x, Tensor):
+                return run(self.pretrained.check_images(x))
+            return [run(self.pretrained.check_images(image[None]))[0] for image in x]
+        if not isinstance(x, Tensor):
+            return self._forward_packed(x)
+        taps = self.pretrained.get_intermediate_layers(x, self.config.out_indices)
+        patch = self.config.patch_size
+        return self._decode(taps, x.shape[-2] // patch, x.shape[-1] // patch)
+
+    def _finish(self, maps: Tensor) -> Tensor:
+        """The decoder's outputs (B, C, H, W) to the prediction (B, H, W)."""
+        return fill_sky(maps[:, 0], maps[:, 1]) if self.config.sky_head else maps.squeeze(1)
 
     def _fast_forward(self) -> Callable[[Tensor], Tensor] | None:
-        """A forward that replaces the modules for this call, or None."""
+        """What replaces the modules for this call, images to outputs (B, C, H, W), or None."""
         return None
 
     def prepare_inference(self) -> None:
         """Called before inference on photos; a subclass may make its forward fast here."""
 
     def _decode(self, taps: Sequence[Tensor], rows: int, columns: int) -> Tensor:
-        """Four taps (B, rows * columns, C) to (B, rows * 14, columns * 14)."""
+        """Four taps (B, rows * columns, C) to the outputs (B, C, rows * 14, columns * 14)."""
         if self.config.bin_centers:
-            return self.metric_head(*self.depth_head.activations(taps, rows, columns)).squeeze(1)
-        return self.depth_head(taps, rows, columns).squeeze(1)
+            return self.metric_head(*self.depth_head.activations(taps, rows, columns))
+        return self.depth_head(taps, rows, columns)
 
     def _forward_packed(self, images: Sequence[Tensor]) -> list[Tensor]:
         if not images:

@@ -32,7 +32,7 @@ from ..ops import (
 )
 from ..profiling import annotate
 from ..runtime import on_meta
-from .dpt import DPTHead, FeatureFusionBlock, ResidualConvUnit
+from .dpt import DPTHead, FeatureFusionBlock, ResidualConvUnit, activation_name
 from .network import DepthNetwork
 from .vision_transformer import VisionTransformer
 
@@ -318,9 +318,9 @@ class OptimizedForward:
         self.layers = [_Conv3x3(getattr(scratch, f"layer{i}_rn"), side) for i, side in parts]
         self.refine = [_Fusion(getattr(scratch, f"refinenet{i}"), side) for i, side in parts]
         self.output_conv1 = _Conv3x3(scratch.output_conv1, 2 * sides[0])
-        tail, _, last, activation = _children(scratch.output_conv2)
-        self.tail = tuple(p.detach() for p in (tail.weight, tail.bias, last.weight, last.bias))
-        self.activation = "sigmoid" if isinstance(activation, nn.Sigmoid) else "relu"
+        outputs = [scratch.output_conv2]
+        outputs += [scratch.sky_output_conv2] if model.config.sky_head else []
+        self.tails = [_tail(*_children(output)) for output in outputs]
         self.max_depth = head.max_depth
 
     def is_current(self, model: DepthNetwork) -> bool:
@@ -368,7 +368,7 @@ class OptimizedForward:
 
     @annotate("head")
     def _decode(self, taps: list[Tensor], rows: int, columns: int) -> Tensor:
-        """Taps to (B, 1, rows * 14, columns * 14)."""
+        """Taps to (B, outputs, rows * 14, columns * 14)."""
         grids = [
             project(tap).unflatten(1, (rows, columns))
             for project, tap in zip(self.projects, taps, strict=True)
@@ -383,14 +383,29 @@ class OptimizedForward:
         path = self.refine[1](path, sizes[0], layers[1])
         path = self.refine[0](path, (2 * sizes[0][0], 2 * sizes[0][1]), layers[0])
         size = (rows * self.patch, columns * self.patch)
-        out = decoder_tail(self.output_conv1(path), size, *self.tail, activation=self.activation)
+        path = self.output_conv1(path)
+        outs = [
+            decoder_tail(path, size, *weights, activation=activation)
+            for weights, activation in self.tails
+        ]
+        out = outs[0] if len(outs) == 1 else torch.cat(outs, dim=1)
         return out if self.max_depth is None else out * self.max_depth
 
     @torch.no_grad()
     def __call__(self, x: Tensor) -> Tensor:
-        """(B, 3, H, W) in the dtype of the weights to (B, H, W), float32."""
+        """(B, 3, H, W) in the dtype of the weights to (B, outputs, H, W), float32."""
         rows, columns = x.shape[2] // self.patch, x.shape[3] // self.patch
-        return self._decode(self._encode(x, rows, columns), rows, columns).squeeze(1)
+        return self._decode(self._encode(x, rows, columns), rows, columns)
+
+
+def _tail(
+    conv: nn.Conv2d, _relu: nn.Module, last: nn.Conv2d, activation: nn.Module
+) -> tuple[tuple[Tensor, ...], str]:
+    """Weights and activation of one output of the decoder."""
+    weights = (conv.weight, conv.bias, last.weight, last.bias)
+    return tuple(weight.detach() for weight in weights if weight is not None), (
+        activation_name(activation)
+    )
 
 
 def _children(modules: nn.Module) -> list[Any]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .._version import __version__
+from ..config import ModelConfig
 from ..files import whole_files
 from ..runtime import on_meta, resolve_dtype
 from .configurations import (
@@ -76,7 +77,8 @@ def save_pretrained(
         layout: ``"official"`` (the keys of the official checkpoints; `from_pretrained` reads it
             with every field of the configuration), ``"transformers"`` (transformers'
             ``DepthAnythingForDepthEstimation.from_pretrained`` reads it too), or for a model with
-            ZoeDepth's bins ``"zoedepth"`` (the keys of the published metric files of V1).
+            ZoeDepth's bins ``"zoedepth"`` (the keys of the published metric files of V1), or for
+            Depth Anything 3 ``"da3"`` (the keys of its published files, without "model.").
         dtype: Of the weights in the file; the model's own by default.
         max_shard_size: Largest file, in bytes or e.g. ``"5GB"``; larger weights are split into
             ``model-00001-of-00002.safetensors``, ... with an index.
@@ -88,13 +90,7 @@ def save_pretrained(
     """
     from safetensors.torch import save_file
 
-    if layout not in ("official", "transformers", "zoedepth"):
-        raise ValueError(f"layout={layout!r}: use 'official', 'transformers' or 'zoedepth'")
-    if (layout == "transformers") if model.config.bin_centers else (layout == "zoedepth"):
-        raise ValueError(
-            f"layout={layout!r}: {model.config.name!r} has "
-            f"{'metric' if model.config.bin_centers else 'no metric'} bins; use 'official'"
-        )
+    _check_layout(layout, model.config)
     max_bytes = _size_in_bytes(max_shard_size)
     target = model.dtype if dtype is None else resolve_dtype(dtype, model.device)
     with on_meta():
@@ -124,6 +120,25 @@ def save_pretrained(
             text = json.dumps(content, indent=2) + "\n"
             (temporary / name).write_text(text, encoding="utf-8")
     _remove_earlier(Path(folder), {*shards, *texts})
+
+
+def _check_layout(layout: str, config: ModelConfig) -> None:
+    if layout not in ("official", "transformers", "zoedepth", "da3"):
+        raise ValueError(f"layout={layout!r}: use 'official', 'transformers', 'zoedepth' or 'da3'")
+    bins, sky = bool(config.bin_centers), config.sky_head
+    why = ""
+    if layout == "zoedepth" and not bins:
+        why = "has no metric bins"
+    elif layout == "da3" and not sky:
+        why = "has no sky head"
+    elif layout == "transformers" and (bins or sky):
+        why = "has metric bins" if bins else "has a sky head"
+    elif layout == "transformers" and config.activation != (
+        "sigmoid" if config.is_metric else "relu"
+    ):
+        why = f"has the output {config.activation!r}"
+    if why:
+        raise ValueError(f"layout={layout!r}: {config.name!r} {why}; use 'official'")
 
 
 def check_state(model: nn.Module, expected: Mapping[str, Tensor]) -> None:

@@ -84,7 +84,7 @@ class _SegmentationScratch(Scratch):
     """The depth decoder's fusion with DPT's segmentation output."""
 
     def __init__(self, channels: Sequence[int], features: int, classes: int) -> None:
-        super().__init__(channels, features, nn.Identity())
+        super().__init__(channels, features, "relu")
         self.output_conv1 = nn.Sequential(  # type: ignore[assignment]
             nn.Conv2d(features, features, 3, padding=1, bias=False),
             nn.BatchNorm2d(features),

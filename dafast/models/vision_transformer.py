@@ -46,7 +46,7 @@ class VisionTransformer(nn.Module):
         # for its gradient, but the checkpoint's key is kept.
         self.register_buffer("mask_token", torch.zeros(1, dim))
         self.blocks = nn.ModuleList(Block(dim, config.num_heads) for _ in range(config.num_layers))
-        self.norm = LayerNorm(dim)
+        self.norm = LayerNorm(dim, config.norm_eps)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

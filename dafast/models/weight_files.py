@@ -253,7 +253,11 @@ def _prefixes(names: Mapping[str, Any]) -> list[str]:
     for name in names:
         anchor = next((a for a in ANCHORS if name == a or name.endswith("." + a)), None)
         if anchor is not None:
-            found.append(name.removesuffix(anchor))
+            prefix = name.removesuffix(anchor)
+            whole = re.sub(r"(^|\.)backbone\.$", r"\1", prefix)
+            if whole != prefix and any(key.startswith(f"{whole}depth_head.") for key in names):
+                prefix = whole  # a DINOv2 under "backbone." next to a decoder: Distill-Any-Depth
+            found.append(prefix)
     return found
 
 

@@ -14,7 +14,8 @@ from ._dispatch import Op, wrong_dtype
 from ._kernel_op import KernelOp
 from .resize_bilinear import resize_bilinear_reference
 
-ACTIVATIONS = ("relu", "sigmoid")
+ACTIVATIONS = ("relu", "sigmoid", "exp")
+"""Their order is that of the kernels' codes."""
 _CPP_CHANNELS = 16  # the C++ kernel takes a multiple
 _MAX_HIDDEN = 32  # of them eight tiles fit in the registers of one program
 _TOO_MANY = f"takes up to {_MAX_HIDDEN} hidden channels, not {{}}"
@@ -34,14 +35,14 @@ def decoder_tail_reference(
         x = resize_bilinear_reference(x, size, align_corners=True, compute=x.dtype)
         x = F.relu(F.conv2d(x, weight1.to(x.dtype), bias1.to(x.dtype), padding=1))
         x = F.conv2d(x.to(compute), weight2.to(compute), bias2.to(compute))
-    return x.sigmoid() if activation == "sigmoid" else x.relu()
+    return {"relu": torch.relu, "sigmoid": torch.sigmoid, "exp": torch.exp}[activation](x)
 
 
 _launch = _triton.launcher("decoder_tail", "decoder_tail_fwd")
 
 
 def _cpp_forward(x: Tensor, height: int, width: int, *args: Any) -> Tensor:
-    weight1, bias1, weight2, bias2, sigmoid = args
+    weight1, bias1, weight2, bias2, activation = args
     weight1 = weight1.to(x.dtype)
     missing = -x.shape[1] % _CPP_CHANNELS
     if missing:  # zeros, with weights of zero
@@ -51,13 +52,13 @@ def _cpp_forward(x: Tensor, height: int, width: int, *args: Any) -> Tensor:
         x = torch.empty_like(x, memory_format=torch.channels_last).copy_(x)
     out = torch.empty((len(x), 1, height, width), dtype=torch.float32, device=x.device)
     parameters = (p.float().contiguous() for p in (bias1, weight2, bias2))
-    torch.ops.dafast_C.decoder_tail(x, out, weight1.contiguous(), *parameters, sigmoid)
+    torch.ops.dafast_C.decoder_tail(x, out, weight1.contiguous(), *parameters, activation)
     return out
 
 
 _op = KernelOp(
     "decoder_tail(Tensor x, SymInt height, SymInt width, Tensor weight1, Tensor bias1,"
-    " Tensor weight2, Tensor bias2, bool sigmoid, str backend) -> Tensor",
+    " Tensor weight2, Tensor bias2, int activation, str backend) -> Tensor",
     fake=lambda x, height, width, *_: x.new_empty(
         (x.shape[0], 1, height, width), dtype=torch.float32
     ),
@@ -69,7 +70,7 @@ _op = KernelOp(
 def _backend(name: str) -> Callable[..., Tensor]:
     def run(x: Tensor, size: tuple[int, int], *args: Any) -> Tensor:
         *parameters, activation = args
-        return _op(x, size[0], size[1], *parameters, activation == "sigmoid", name)
+        return _op(x, size[0], size[1], *parameters, ACTIVATIONS.index(activation), name)
 
     return run
 
@@ -134,7 +135,7 @@ def decoder_tail(
         bias1: (N,).
         weight2: Of the 1x1 convolution, (1, N, 1, 1); used in float32.
         bias2: (1,).
-        activation: Of the output, ``"relu"`` or ``"sigmoid"``.
+        activation: Of the output, ``"relu"``, ``"sigmoid"`` or ``"exp"``.
 
     Returns:
         (B, 1, *size), float32 (float64 for a float64 map).

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 from torch import Tensor
 
-from dafast.config import PRESETS
+from dafast.config import PRESETS, ModelConfig
 from dafast.layers import Block
 from dafast.models.checkpoint import CheckpointError, load_encoder, load_pretrained
 from dafast.models.conversion import STRUCTURE
@@ -16,6 +18,8 @@ from dafast.training.config import ConfigError, ModelSection
 
 UNUSED_UNIT = "scratch.refinenet4.resConfUnit1"
 """Part of a DPT decoder whose weights take part in no prediction."""
+
+_LAST = "depth_head.scratch.output_conv2.2."  # the decoder's last convolution
 
 
 def build_model(
@@ -37,7 +41,7 @@ def build_model(
     """
     preset = PRESETS[section.preset]
     if section.init:
-        model = start or _load_start(section)
+        model = _as_disparity(start or _load_start(section), preset)
         for name in STRUCTURE:
             if getattr(model.config, name) != getattr(preset, name):
                 raise ConfigError(
@@ -73,6 +77,22 @@ def _load_start(section: ModelSection) -> DepthAnything:
         )
     except CheckpointError as error:
         raise ConfigError(f"model.init: {error}") from error
+
+
+def _as_disparity(model: DepthAnything, preset: ModelConfig) -> DepthAnything:
+    """A model of relative depth as one of the preset's disparity, with a new last convolution.
+
+    All other models are returned as they are.
+    """
+    config = model.config
+    if config.quantity != "depth" or preset.quantity == "depth":
+        return model
+    sizes = {name: getattr(config, name) for name in (*STRUCTURE, "norm_eps")}
+    new = DepthAnything(dataclasses.replace(preset, **sizes))
+    foreign = (_LAST, "depth_head.scratch.sky_output_conv2.")
+    state = {k: v for k, v in model.state_dict().items() if not k.startswith(foreign)}
+    new.load_state_dict(state, strict=False)
+    return new
 
 
 def start_encoder(model: DepthAnything, source: str, key: str) -> None:

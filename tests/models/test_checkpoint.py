@@ -1,5 +1,6 @@
 """Models are saved and loaded in every layout, whole and their encoders."""
 
+import dataclasses
 import logging
 import os
 import subprocess
@@ -268,6 +269,10 @@ def test_load_encoder(model, layout, tmp_path):
 
 @pytest.mark.parametrize("layout", list(LAYOUTS))
 def test_load_encoder_of_a_depth_anything(model, layout, tmp_path):
+    if layout == "da3":
+        sky = DepthAnything(dataclasses.replace(TINY, output="exp", kind="depth", sky_head=True))
+        sky.load_state_dict(model.state_dict(), strict=False)
+        model = sky
     torch.save(from_official(model.state_dict(), LAYOUTS[layout]), tmp_path / "whole.pth")
     fresh = DepthAnything(TINY)
     head = {k: v.clone() for k, v in fresh.depth_head.state_dict().items()}

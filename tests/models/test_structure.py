@@ -77,10 +77,15 @@ def test_state_dict_has_the_official_keys_and_shapes(name):
         state = DepthAnything(name).state_dict()
     expected = official_shapes(*SHAPES[name.rsplit("-", 1)[-1]])
     shapes = {key: tuple(value.shape) for key, value in state.items()}
-    bins = {
-        key for key in shapes if key.startswith("metric_head.")
-    }  # tests/models/test_zoedepth.py
-    assert bool(bins) == name.startswith("metric-")
+    # The sky has the shapes of the output next to it; tests/models/test_zoedepth.py has the bins.
+    sky = {key: shape for key, shape in shapes.items() if ".sky_output_conv2." in key}
+    assert sky == {
+        key.replace(".output", ".sky_output"): shape
+        for key, shape in expected.items()
+        if ".output_conv2." in key and name.startswith("da3")
+    }
+    bins = {key for key in shapes if key.startswith("metric_head.")} | set(sky)
+    assert bool(bins - set(sky)) == name.startswith("metric-")
     assert {key: shapes[key] for key in shapes.keys() - bins} == expected
 
 
@@ -97,8 +102,11 @@ def test_parameter_counts_of_the_paper(encoder, millions):
         if name.endswith(encoder):
             with torch.device("meta"):
                 model = DepthAnything(name)
-            parts = (model.pretrained, model.depth_head)
-            count = sum(p.numel() for part in parts for p in part.parameters())
+            count = sum(
+                parameter.numel()
+                for key, parameter in model.named_parameters()
+                if not key.startswith(("metric_head.", "depth_head.scratch.sky_"))
+            )
             assert abs(count / 1e6 - millions) < 0.05, name
 
 

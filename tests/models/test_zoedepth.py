@@ -316,7 +316,7 @@ def test_what_does_not_fit_is_told(tmp_path, seed):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"bin_centers": "hybrid"}, "use '', 'softplus' or 'normed'"),
+        ({"bin_centers": "hybrid"}, "bin_centers='hybrid'; use one of .*softplus"),
         ({"max_depth": None}, "bin_centers need a max_depth"),
         ({"max_depth": 0.0}, "must be positive"),
     ],

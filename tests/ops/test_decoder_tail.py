@@ -126,6 +126,16 @@ def test_sigmoid(backend, dtype, seed, device):
     assert 0 < got.min() < 0.5 < got.max() < 1
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_exp(backend, dtype, seed, device):
+    x, weight1, bias1, weight2, bias2 = _inputs(seed, (1, 16, 5, 6), dtype=dtype)
+    inputs = (x, weight1, bias1, weight2 / 4, bias2 / 4)  # of order 1 after the exponential
+    got = _run(backend, (9, 11), *inputs, activation="exp")
+    _check(got, (9, 11), inputs, activation="exp")
+    assert 0 < got.min() < 1 < got.max()
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_border_is_that_of_the_upsampled_map(backend, device):
     """All ones and weights of one: a pixel counts its neighbours within the upsampled map."""
@@ -249,7 +259,7 @@ def test_bad_input(seed):
         arguments[position] = bad
         with pytest.raises(ValueError, match=message):
             decoder_tail(*arguments)
-    with pytest.raises(ValueError, match="relu, sigmoid"):
+    with pytest.raises(ValueError, match="relu, sigmoid, exp"):
         decoder_tail(*good, activation="tanh")
 
 

@@ -65,6 +65,58 @@ def test_official_sizes_at_random(seed):
             assert geometry.network == _official_size(int(width), int(height))
 
 
+@pytest.mark.parametrize(
+    ("width", "height", "expected"),
+    [
+        (640, 480, (378, 504)),
+        (1920, 1080, (280, 504)),
+        (1242, 375, (154, 504)),
+        (504, 371, (378, 504)),
+        (300, 200, (336, 504)),
+        (5000, 10, (14, 504)),
+    ],
+)
+def test_upper_bound_sizes(width, height, expected):
+    """Examples counted with the code of Depth Anything 3; the last one has a side under 7."""
+    geometry = plan_geometry(height, width, size=504, fit="upper_bound")
+    assert geometry.resized == geometry.network == expected
+    assert max(geometry.first) == 504
+    tall = plan_geometry(width, height, size=504, fit="upper_bound")
+    assert tall.network == expected[::-1]
+
+
+@pytest.mark.parametrize(("height", "width"), [(480, 640), (90, 61), (37, 300), (504, 371)])
+def test_upper_bound_pixels_match_opencv(height, width, seed):
+    """Two resizes to uint8, each cubic if a side grows; OpenCV rounds some values by one step."""
+    image = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    size = 252 if height > 400 else 126
+    x, (geometry,) = preprocess(torch.from_numpy(image), size=size, fit="upper_bound")
+    scale, want = size / max(height, width), image
+    first = tuple(max(1, round(side * scale)) for side in (width, height))
+    second = tuple(max(14, (side + 7) // 14 * 14) for side in first)
+    for sides in (first, second):
+        grows = sides[0] > want.shape[1] or sides[1] > want.shape[0]
+        rule = cv2.INTER_CUBIC if grows else cv2.INTER_AREA
+        if sides != (want.shape[1], want.shape[0]):
+            want = cv2.resize(want, sides, interpolation=rule)
+    assert geometry.network == second[::-1]
+    got = x[0] * x.new_tensor(IMAGENET_STD)[:, None, None]
+    got = (got + x.new_tensor(IMAGENET_MEAN)[:, None, None]).permute(1, 2, 0) * 255
+    error = (got - torch.from_numpy(want).float()).abs()
+    # A step of the first resize, magnified by the overshoot of the second, and one of its own.
+    assert error.max() < 3.01
+    assert error.mean() < 0.15
+
+
+def test_upper_bound_takes_floats(seed):
+    """Floats are not rounded on the way."""
+    image = np.random.default_rng(seed).integers(0, 256, (60, 91, 3), np.uint8)
+    one, _ = preprocess(torch.from_numpy(image), size=56, fit="upper_bound")
+    floats = torch.from_numpy(image).permute(2, 0, 1) / 255
+    two, _ = preprocess(floats, size=56, fit="upper_bound")
+    assert 0 < (one - two).abs().max() < 2 / 255 / min(IMAGENET_STD)
+
+
 def test_pad_sizes_at_random(seed):
     rng = np.random.default_rng(seed)
     for width, height in rng.integers(30, 4000, (300, 2)):

@@ -42,6 +42,11 @@ def metric_config(config: TrainConfig) -> ModelConfig:
         name=preset.name if preset.is_metric else f"{preset.name}-metric",
         max_depth=section.max_depth,
         bin_centers="" if section.head == "sigmoid" else section.head,
+        output="",
+        kind="",
+        focal_length=None,
+        sky_head=False,
+        fit="pad",
         image_size=config.data.image_size,
         output_align_corners=True,
         hub_id="",
@@ -53,16 +58,13 @@ def build_metric_model(config: TrainConfig, device: torch.device) -> DepthAnythi
     """Builds the model from what `config.model` says it starts from, relative or metric.
 
     Weights that the start lacks, or that mean something else there, start random: the bins of a
-    relative model, and the decoder's last convolution where only one of the two ends in a sigmoid.
+    relative model, and the decoder's last convolution where the two have different activations.
     """
     start = build_model(config.model, torch.device("cpu"), channels_last=False)
     model = DepthAnything(metric_config(config))
 
-    def sigmoid(other: ModelConfig) -> bool:
-        return other.is_metric and not other.bin_centers
-
-    foreign = []
-    if sigmoid(start.config) != sigmoid(model.config):
+    foreign = ["depth_head.scratch.sky_output_conv2."]
+    if start.config.activation != model.config.activation:
         foreign.append(_OUTPUT)
     if start.config.bin_centers != model.config.bin_centers:
         foreign.append("metric_head.")

@@ -168,9 +168,11 @@ def load_teacher(
         teacher = DepthAnything.from_pretrained(section.teacher, device=device, dtype=dtype)
     except CheckpointError as error:
         raise ConfigError(f"unlabeled.teacher: {error}") from error
-    if teacher.config.is_metric:
+    if teacher.config.quantity != "disparity":
+        what = "metres" if teacher.config.is_metric else "depth"
         raise ConfigError(
-            f"unlabeled.teacher: {section.teacher} predicts metres; a relative model is needed"
+            f"unlabeled.teacher: {section.teacher} predicts {what}; a model of relative disparity "
+            "is needed"
         )
     return teacher.eval().requires_grad_(False)
 
@@ -252,6 +254,11 @@ def _check(config: TrainConfig) -> Iterator[str]:
         yield (
             f"model.preset: {config.model.preset} is metric; this run trains relative disparity. "
             "Set metric.max_depth to train metres"
+        )
+    if PRESETS[config.model.preset].quantity == "depth":
+        yield (
+            f"model.preset: {config.model.preset} predicts depth; this run trains disparity. Its "
+            f"weights are a start: model.preset = 'v2-vitl', model.init = '{config.model.preset}'"
         )
     yield from depth_problems(config)
 
