@@ -11,7 +11,9 @@ kernels.
 from __future__ import annotations
 
 import os
+import re
 import sys
+import tomllib
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
@@ -31,6 +33,16 @@ def without_extension(reason: str) -> None:
         file=sys.stderr,
         flush=True,
     )
+
+
+def long_description() -> str:
+    """Returns README.md with absolute links and pictures, for pages outside of the repository."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    source = project["urls"]["Source"]
+    raw = source.replace("https://github.com/", "https://raw.githubusercontent.com/")
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = re.sub(r"(!\[[^]]*\]\()(?![a-z]+:)", rf"\1{raw}/main/", text)
+    return re.sub(r"(\]\()(?![a-z]+:|#)", rf"\1{source}/blob/main/", text)
 
 
 def extension() -> dict:
@@ -105,6 +117,10 @@ def extension() -> dict:
 CSRC = ROOT / "csrc"
 
 setup(
+    long_description=long_description(),
+    long_description_content_type="text/markdown",
+    # Only package_data: setuptools would take the folders of the weights for packages.
+    include_package_data=False,
     packages=[
         "dafast",
         *(f"dafast.{name}" for name in find_packages("dafast")),

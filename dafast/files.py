@@ -10,16 +10,13 @@ import errno
 import os
 import re
 import shutil
+import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, cast
 
-try:
-    import fcntl
-except ImportError:  # Windows: no locks, and leftovers stay
-    fcntl = None  # type: ignore[assignment]
-
+WINDOWS = os.name == "nt"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Error numbers for lack of room: on the disk, in a quota, under a limit."""
 
@@ -27,6 +24,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")
 _RUST_ERROR = re.compile(r"\b(?:code:|os error) (\d+)\b")
 _TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.part")
+_SEEKING = threading.Lock()
 
 
 _MAGIC = (
@@ -164,8 +162,8 @@ def whole_file(path: str | Path) -> Iterator[BinaryIO]:
                 yield file
                 file.flush()
                 _sync(file.fileno())
-                if fcntl is None:
-                    file.close()  # Windows renames no open file
+                if WINDOWS:
+                    file.close()  # Windows cannot rename an open file
                 os.replace(temporary, path)
         except BaseException:
             temporary.unlink(missing_ok=True)
@@ -202,7 +200,7 @@ def whole_files(folder: str | Path) -> Iterator[Path]:
                 # safetensors lets only the owner read. CIFS and FUSE may refuse any change.
                 with contextlib.suppress(OSError):
                     file.chmod(mode)
-                with open(file, "rb") as opened:
+                with open(file, "r+b") as opened:  # Windows syncs only files open for writing
                     _sync(opened.fileno())
             for file in files:
                 os.replace(file, folder / file.name)
@@ -222,9 +220,9 @@ def remove_leftovers(folder: Path) -> None:
     """Removes unfinished files of killed processes from a folder.
 
     The writer of a temporary file holds a lock on it until it ends, so a file without a lock has
-    no writer. Where locks are not supported, leftovers stay.
+    no writer. On Windows, and where locks are not supported, leftovers stay.
     """
-    if fcntl is None:
+    if WINDOWS:
         return
     for path in folder.glob(".*.part"):
         if not _TEMPORARY.fullmatch(path.name):
@@ -238,40 +236,47 @@ def remove_leftovers(folder: Path) -> None:
             os.close(descriptor)
 
 
+def read_at(descriptor: int, size: int, offset: int) -> bytes:
+    """Reads a part of an open file; threads may share the descriptor.
+
+    Without `os.pread` (Windows) forked processes must not share it.
+
+    Args:
+        descriptor: Of a file that is open for reading, in binary mode.
+        size: How many bytes; the result is shorter where the file ends before.
+        offset: Position of the first byte.
+    """
+    if hasattr(os, "pread"):
+        return os.pread(descriptor, size, offset)
+    with _SEEKING:
+        os.lseek(descriptor, offset, os.SEEK_SET)
+        return os.read(descriptor, size)
+
+
 @contextlib.contextmanager
 def claimed_file(target: Path) -> Iterator[BinaryIO | None]:
     """Like `whole_file`, for one process of several; None where `target` exists or is claimed.
 
-    The claim is a lock on the temporary file, `.NAME.part`: the system releases it however the
-    process ends, and the next claim takes the file over.
+    The temporary file is `.NAME.part`. The claim is a lock on `.NAME.lock`: the system releases it
+    however the process ends, and the next claim replaces the temporary file.
 
     Raises:
         DiskFullError: If there is no room for the file.
     """
-    temporary = target.with_name(f".{target.name}.part")
     if target.exists():
         yield None
         return
-    with open(os.open(temporary, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield None
-            return
-        # The last holder of the lock may have renamed or removed the file after it was opened.
-        if not _is_still(file.fileno(), temporary):
-            yield None
-            return
-        if target.exists():
-            temporary.unlink()
+    temporary = target.with_name(f".{target.name}.part")
+    with _lock_next_to(target, wait=False) as claimed:
+        if not claimed or target.exists():  # finished by another process in the meantime
             yield None
             return
         try:
             with writing(target):
-                file.truncate(0)
-                yield file
-                file.flush()
-                _sync(file.fileno())
+                with open(temporary, "w+b") as file:
+                    yield file
+                    file.flush()
+                    _sync(file.fileno())
                 os.replace(temporary, target)
         except BaseException:
             temporary.unlink(missing_ok=True)
@@ -284,17 +289,30 @@ def locked_file(path: Path) -> Iterator[None]:
 
     The lock is on `.NAME.lock` next to it, which its holder removes.
     """
-    lock = path.with_name(f".{path.name}.lock")
-    while True:
-        with open(lock, "wb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            if not _is_still(file.fileno(), lock):  # the last holder removed it: take the new one
-                continue
-            try:
-                yield
-            finally:
-                lock.unlink(missing_ok=True)
-            return
+    with _lock_next_to(path, wait=True):
+        yield
+
+
+@contextlib.contextmanager
+def _lock_next_to(path: Path, wait: bool) -> Iterator[bool]:
+    """Holds the lock `.NAME.lock` of a file; gives False where another holds it."""
+    import filelock
+
+    name = path.with_name(f".{path.name}.lock")
+    lock = filelock.FileLock(name, poll_interval=0.01)
+    try:
+        lock.acquire(blocking=wait)
+    except filelock.Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        # A native lock's file stays unless its holder removes it: waiting processes notice that.
+        # Other locks remove their file at the release.
+        if isinstance(lock, filelock.UnixFileLock):
+            name.unlink(missing_ok=True)
+        lock.release()
 
 
 def _create(folder: Path) -> tuple[Path, BinaryIO]:
@@ -303,28 +321,37 @@ def _create(folder: Path) -> tuple[Path, BinaryIO]:
         path = folder / f".{uuid.uuid4().hex}.part"
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
         file = open(os.open(path, flags, 0o666), "w+b")  # noqa: SIM115 (the caller closes it)
-        if fcntl is not None:
-            with contextlib.suppress(OSError):
-                fcntl.flock(file, fcntl.LOCK_EX)
+        with contextlib.suppress(OSError):
+            _try_lock(file.fileno())
         if _is_still(file.fileno(), path):
             return path, cast(BinaryIO, file)
         file.close()  # another process took it for a leftover before it was locked
 
 
+def _try_lock(descriptor: int) -> bool:
+    """Locks an open file or folder until it is closed; False where another holds the lock.
+
+    Raises:
+        OSError: If locks are not supported.
+    """
+    from filelock import lock_descriptor
+
+    return lock_descriptor(descriptor, blocking=False)
+
+
 def _lock(path: Path) -> int | None:
     """An open descriptor with a lock; None where another holds it or there are no locks."""
-    if fcntl is None:
-        return None
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except OSError:
         return None
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if _try_lock(descriptor):
+            return descriptor
     except OSError:
-        os.close(descriptor)
-        return None
-    return descriptor
+        pass
+    os.close(descriptor)
+    return None
 
 
 def _is_still(descriptor: int, path: Path) -> bool:

@@ -200,10 +200,10 @@ def test_an_empty_error_is_explained_by_its_cause() -> None:
     assert explain(caught.value) == "the cause"
 
 
-def test_windows_has_no_locks_and_still_writes(
+def test_windows_keeps_leftovers_and_still_writes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files, "fcntl", None)
+    monkeypatch.setattr(files, "WINDOWS", True)
     write_file(tmp_path / "a", "a")
     with whole_files(tmp_path) as folder:
         (folder / "b").write_text("b")

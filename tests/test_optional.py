@@ -96,7 +96,6 @@ def test_optional_packages_are_tried_in_one_way():
         "__init__.py",  # finds the kernels in a checkout
         "_extension.py",  # our own extension, reported by itself
         "textures.py",  # locates files of scikit-image, which it does not import
-        "files.py",  # fcntl, of the standard library
         "builtin.py",  # what the renderer raises, with the reason
         "remote.py",  # what fsspec raises for a protocol without its package
     }

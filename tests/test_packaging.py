@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import email
+import email.message
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -209,3 +214,113 @@ def test_wheel_with_extension_works(checkout, tmp_path):
     """
     )
     assert "torch.Size([1, 1, 3, 5])" in python(code, tmp_path, tmp_path / "site")
+
+
+@pytest.fixture(scope="module")
+def project() -> dict:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+def metadata(target: Path) -> email.message.Message:
+    (path,) = target.glob("dafast-*.dist-info/METADATA")
+    return email.message_from_string(path.read_text(encoding="utf-8"))
+
+
+def test_the_description_has_absolute_links(installed):
+    """As an index shows it, away from the repository; each leads to a file that exists."""
+    found = metadata(installed[0])
+    source = "https://github.com/dafast/dafast/"
+    assert found["Description-Content-Type"] == "text/markdown"
+    links = re.findall(r"\]\(([^)\s]+)\)", str(found.get_payload()))
+    ours = [link for link in links if "/dafast/dafast/" in link]
+    assert len(ours) > 20
+    assert not [link for link in links if not link.startswith("https://")]
+    for link in ours:
+        path = link.partition("/main/")[2].partition("#")[0]
+        assert (ROOT / path).exists(), link
+    pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", str(found.get_payload()))
+    assert pictures and all(p.startswith("https://raw.githubusercontent.com/") for p in pictures)
+    assert [url for url in found.get_all("Project-URL") if url.endswith(source[:-1])]
+
+
+def test_the_metadata_is_true(installed, project):
+    found = metadata(installed[0])
+    assert found["License-Expression"] == "Apache-2.0"
+    assert found.get_all("License-File") == ["LICENSE"]
+    assert list(installed[0].glob("dafast-*.dist-info/licenses/LICENSE"))
+    classifiers = found.get_all("Classifier")
+    for name in ("MacOS", "Microsoft :: Windows", "POSIX :: Linux"):
+        assert f"Operating System :: {name}" in classifiers
+    # The stable ABI needs no upper bound.
+    assert [r for r in project["dependencies"] if r.startswith("torch")] == ["torch>=2.11"]
+
+
+def test_extra_all_is_everything_without_a_gpu(project):
+    extras = project["optional-dependencies"]
+    gpu_and_development = {"all", "triton", "xformers", "profile", "test", "dev"}
+    (everything,) = extras["all"]
+    named = set(re.fullmatch(r"dafast\[(.*)\]", everything)[1].split(","))
+    assert named == set(extras) - gpu_and_development
+
+
+def test_the_source_distribution_builds_the_same_wheel(checkout, installed, tmp_path):
+    code = f"import setuptools.build_meta as b; b.build_sdist({str(tmp_path)!r})"
+    run([sys.executable, "-c", code], checkout, DAFAST_NO_EXTENSION="1")
+    (archive,) = tmp_path.glob("dafast-*.tar.gz")
+    with tarfile.open(archive) as tar:
+        tar.extractall(tmp_path, filter="data")
+    (source,) = (p for p in tmp_path.glob("dafast-*") if p.is_dir())
+    assert (source / "LICENSE").is_file()
+    assert {p.name for p in (source / "configs").rglob("*.toml")} >= {
+        p.name for p in (ROOT / "configs").rglob("*.toml")
+    }
+    wheel, _ = build_wheel(source, tmp_path / "wheel", DAFAST_NO_EXTENSION="1")
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    ours = {p.relative_to(tmp_path / "site") for p in (tmp_path / "site").rglob("*.*")}
+    theirs = {p.relative_to(installed[0]) for p in installed[0].rglob("*.*")}
+    same = [p for p in theirs if "dist-info" not in p.parts[0] and p.suffix != ".pyc"]
+    for path in same:
+        if (installed[0] / path).is_file():
+            assert (installed[0] / path).read_bytes() == (tmp_path / "site" / path).read_bytes()
+    assert {p for p in ours if "dist-info" not in p.parts[0]} <= set(same)
+
+
+def test_the_extension_uses_only_stable_symbols():
+    """Only the C API of torch, no C++: it loads with every PyTorch from 2.11 on."""
+    from dafast.ops import _extension
+
+    tool = shutil.which("nm")
+    if _extension.load() is None or tool is None or not sys.platform.startswith("linux"):
+        pytest.skip("needs nm and the extension, on Linux")
+    text = run([tool, "-D", "--undefined-only", _extension.load().__file__], ROOT)
+    names = [line.split()[-1] for line in text.splitlines()]
+    assert [n for n in names if n.startswith("aoti_torch_")]
+    mangled = [n for n in names if re.match(r"_Z\w*?(3c10|2at|5torch|6caffe2)", n)]
+    assert not mangled
+
+
+@pytest.mark.parametrize("name", ["ci", "release"])
+def test_workflows_can_be_read(name):
+    import yaml
+
+    path = ROOT / ".github" / "workflows" / f"{name}.yml"
+    workflow = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert workflow["name"] and workflow["jobs"] and True in workflow  # `on`, as YAML 1.1 reads it
+    for job in workflow["jobs"].values():
+        assert job["runs-on"]
+        assert all(("run" in step) != ("uses" in step) for step in job["steps"])
+    if name == "release":
+        publish = workflow["jobs"]["publish"]
+        assert publish["permissions"]["id-token"] == "write"
+        assert "refs/tags/v" in publish["if"]
+        assert set(publish["needs"]) == set(workflow["jobs"]) - {"publish"}
+
+
+SCRIPTS = [".ci/run", *sorted(f"scripts/{p.name}" for p in (ROOT / "scripts").glob("*.sh"))]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_scripts_are_valid(script):
+    if shutil.which("bash") is None:
+        pytest.skip("needs bash")
+    run(["bash", "-n", str(ROOT / script)], ROOT)

@@ -54,7 +54,8 @@ def train(args: argparse.Namespace) -> int:
         # The loader's processes leave SIGTERM to this one. After an error Python would send it to
         # them at its exit and wait for them endlessly.
         if left := multiprocessing.active_children():
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler would report them
+            if hasattr(signal, "SIGCHLD"):  # PyTorch's handler would report them
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             for process in left:
                 process.kill()
 

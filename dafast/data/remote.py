@@ -350,7 +350,7 @@ def read_text(place: Path) -> str:
         OSError: If it is local and cannot be read.
     """
     if not is_remote(place):
-        return place.read_text()
+        return place.read_text(encoding="utf-8")
     get = partial(_file_system(place).cat_file, _path(place))
     return retried(get, f"cannot read {place}").decode()
 
@@ -392,6 +392,8 @@ def list_folder(folder: Path, pattern: str = "*") -> list[Path]:
 
 def cache_folder() -> Path:
     """Folder for what is known about remote files: `DAFAST_CACHE`, or the user's cache."""
-    named = os.environ.get("DAFAST_CACHE")
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(named) if named else Path(base) / "dafast"
+    if named := os.environ.get("DAFAST_CACHE"):
+        return Path(named)
+    from platformdirs import user_cache_path
+
+    return user_cache_path("dafast", appauthor=False)

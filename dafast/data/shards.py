@@ -19,8 +19,8 @@ The JSON may say `disparity_unit`: "1/metre", or "relative" without scale and sh
 Next to a shard NAME.tar there may be NAME.sky.tar with KEY.png: where SegFormer sees sky
 (`dafast data sky`), nonzero, at the image's resolution. An image without one has no sky.
 
-The headers are scanned once; after that a sample is three `pread`s at known offsets, in any order
-and from any number of worker processes (`pread` uses no shared file position). Behind
+The headers are scanned once; after that a sample is three reads at known offsets, in any order
+and from any number of worker processes (`files.read_at` uses no shared file position). Behind
 a URL a sample is one request for a part of the shard; for the scan a shard is fetched once, and
 the result is kept in the user's cache.
 """
@@ -62,7 +62,7 @@ from dafast.data.tars import (
     scan_all,
     sky_path,
 )
-from dafast.files import explain, explain_kind
+from dafast.files import explain, explain_kind, read_at
 
 logger = logging.getLogger(__name__)
 
@@ -323,7 +323,7 @@ class ShardDataset(Dataset[Sample]):
 
         def read() -> bytes:
             try:
-                return os.pread(self._descriptor(shard), size, offset)
+                return read_at(self._descriptor(shard), size, offset)
             except OSError:
                 if shard in self._files:  # on a network's file system it may never be good again
                     os.close(self._files.pop(shard))
@@ -348,7 +348,7 @@ class ShardDataset(Dataset[Sample]):
             return self._files[shard]
         if len(self._files) >= _MAX_OPEN_SHARDS:
             os.close(self._files.popitem(last=False)[1])
-        self._files[shard] = os.open(shard, os.O_RDONLY)
+        self._files[shard] = os.open(shard, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         return self._files[shard]
 
     def close(self) -> None:

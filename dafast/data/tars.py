@@ -208,7 +208,7 @@ def headers(shard: Path, keep: bool = False) -> dict[str, Places]:
     digest = hashlib.sha256(f"{_INDEX_FORMAT} {known}".encode()).hexdigest()[:40]
     kept = cache_folder() / "shards" / digest[:2] / f"{digest}.json"
     try:
-        found = json.loads(kept.read_text())
+        found = json.loads(kept.read_text(encoding="utf-8"))
         return {
             key: list(zip(place[::2], place[1::2], strict=True)) for key, place in found.items()
         }

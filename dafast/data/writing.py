@@ -9,7 +9,7 @@ import tarfile
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO
 
 from dafast.data.remote import exists, is_remote, read_text, remove, upload, write_text
 from dafast.files import claimed_file, locked_file, writing
@@ -32,11 +32,11 @@ def claim(target: Path) -> Iterator[BinaryIO | None]:
             yield None
             return
         spooled = f"{target}, which is first written to {tempfile.gettempdir()} (TMPDIR)"
-        with tempfile.NamedTemporaryFile(prefix="dafast-") as spool:
-            with writing(spooled):
-                yield cast(BinaryIO, spool)
-                spool.flush()
-            upload(Path(spool.name), target)
+        with tempfile.TemporaryDirectory(prefix="dafast-") as folder:
+            spool = Path(folder) / target.name
+            with writing(spooled), open(spool, "w+b") as file:
+                yield file
+            upload(spool, target)
         return
     with claimed_file(target) as file:
         yield file

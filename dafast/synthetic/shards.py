@@ -247,7 +247,7 @@ def _check_description(folder: Path, wanted: dict[str, Any]) -> None:
         write_file(path, json.dumps(wanted, indent=2) + "\n")
     elif path.exists():
         try:
-            found = dict(json.loads(path.read_text()))
+            found = dict(json.loads(path.read_text(encoding="utf-8")))
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path} cannot be read ({explain(error)}): remove it") from error
         other = [f"{k} {found.get(k)}, not {v}" for k, v in wanted.items() if found.get(k) != v]

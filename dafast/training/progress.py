@@ -155,7 +155,7 @@ def _drop_later_lines(path: Path, start_step: int) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(encoding="utf-8").splitlines():
         try:
             if json.loads(line)["step"] <= start_step:
                 kept.append(line)
@@ -167,7 +167,7 @@ def _drop_later_lines(path: Path, start_step: int) -> None:
 def is_evaluated(out: str | Path, step: int) -> bool:
     """Whether the metrics of a run have an evaluation after a step."""
     path = Path(out) / "metrics.jsonl"
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:
             values = json.loads(line)
         except ValueError:

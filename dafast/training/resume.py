@@ -57,7 +57,7 @@ def find_checkpoint(config: TrainConfig, world: World) -> tuple[Path, dict] | No
 def _resumed_from(out: Path) -> str:
     """The value of `resume` at the last start of the run."""
     try:
-        return str(json.loads((out / "config.json").read_text())["resume"])
+        return str(json.loads((out / "config.json").read_text(encoding="utf-8"))["resume"])
     except (OSError, ValueError, KeyError, TypeError):
         return ""
 

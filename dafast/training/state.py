@@ -132,7 +132,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise TrainingStateError(f"no checkpoint {path}")
     try:
-        expected = _checksum_path(path).read_text().split()[0]
+        expected = _checksum_path(path).read_text(encoding="utf-8").split()[0]
     except (OSError, IndexError) as error:
         name = _checksum_path(path).name
         raise TrainingStateError(
@@ -204,7 +204,8 @@ def set_aside(out: Path, step: int) -> Path | None:
     for model in abandoned:
         os.replace(model, aside / model.name)
     try:
-        best_step = json.loads((out / "best" / "evaluation.json").read_text())["step"]
+        text = (out / "best" / "evaluation.json").read_text(encoding="utf-8")
+        best_step = json.loads(text)["step"]
     except (OSError, ValueError, KeyError):
         best_step = 0
     if best_step > step:

@@ -66,7 +66,7 @@ def parse_split(path: Path) -> list[Frame]:
         ValueError: If a line is of neither form.
     """
     frames = []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         words = line.split()
         if not words:
             continue

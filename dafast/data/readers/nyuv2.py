@@ -38,7 +38,7 @@ def _find(root: Path) -> Iterator[Example]:
             yield Example(image, image.with_name(f"sync_depth_{image.stem[4:]}.png"))
         return
     bases = [root / base for base in ("", "sync")]
-    for number, line in enumerate(split.read_text().splitlines(), 1):
+    for number, line in enumerate(split.read_text(encoding="utf-8").splitlines(), 1):
         words = line.split()
         if not words:
             continue

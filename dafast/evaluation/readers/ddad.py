@@ -47,7 +47,8 @@ def ddad(root: Path) -> Samples:
     if not index.is_file():
         raise missing(root, "no ddad.json", LAYOUT)
     try:
-        scenes = json.loads(index.read_text())["scene_splits"][VALIDATION]["filenames"]
+        splits = json.loads(index.read_text(encoding="utf-8"))["scene_splits"]
+        scenes = splits[VALIDATION]["filenames"]
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{index}: has no validation split ({explain(error)})") from error
     entries = []
@@ -65,7 +66,7 @@ def ddad(root: Path) -> Samples:
 
 def _scene_entries(path: Path) -> list[tuple[Path, dict[str, Any], dict[str, Any], Path]]:
     """Scene folder, the camera's and the lidar's record, and calibration of each sample."""
-    scene = json.loads(path.read_text())
+    scene = json.loads(path.read_text(encoding="utf-8"))
     data = {d["key"]: d for d in scene["data"]}
     entries = []
     for sample in scene["samples"]:
@@ -93,7 +94,7 @@ def _matrix(pose: dict[str, Any]) -> np.ndarray:
 def _load(entry: tuple[Path, dict[str, Any], dict[str, Any], Path]) -> EvaluationSample:
     folder, image, points, calibration = entry
     pixels = read_stored_image(folder / image["filename"])
-    record = json.loads(calibration.read_text())
+    record = json.loads(calibration.read_text(encoding="utf-8"))
     k = record["intrinsics"][[name.lower() for name in record["names"]].index(CAMERA)]
     with np.load(folder / points["filename"]) as file:
         xyz = file["data"][:, :3].astype(np.float64)
