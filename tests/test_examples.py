@@ -86,6 +86,7 @@ def test_finetune_on_a_folder(tmp_path: Path, rng: np.random.Generator) -> None:
         depth = rng.integers(500, 9000, (70, 84), np.uint16)
         Image.fromarray(depth).save(tmp_path / "depth" / f"{i}.png")
     small = "--steps 2 --batch-size 2 --data.shapes 56 56 --data.workers 0 --data.hold-out 0.25"
+    small += " --optim.warmup-steps 0"
     script = str(ROOT / "examples/finetune_on_a_folder.py")
     options = f"--model nano {small} --out {tmp_path / 'run'}"
     done = subprocess.run(

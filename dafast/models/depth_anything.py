@@ -170,8 +170,9 @@ class DepthAnything(DepthNetwork):
 
         One model may be used by several threads at once, as long as none of them changes it. After
         `os.fork`, PyTorch's thread pool does not work in the child: call `torch.set_num_threads(1)`
-        there first. `DataLoader` workers do so by themselves. A process that is spawned gets the
-        model as a pickle, and packs the weights again.
+        there first. `DataLoader` workers do so by themselves. Do not fork after several Python
+        threads have used the model: the child can wait forever for a lock of the math library.
+        Spawned processes always work; they get the model as a pickle and pack the weights again.
 
         Args:
             images: A path, a PIL image, a numpy array (H, W), or (H, W, C) in RGB (uint8, uint16 or

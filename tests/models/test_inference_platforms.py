@@ -105,25 +105,26 @@ def same(maps):
 
 if __name__ == "__main__":
     expected = [model.infer(photo, size=56) for photo in photos]
-    if sys.argv[1] == "share":
+    if sys.argv[1] == "threads":
         with concurrent.futures.ThreadPoolExecutor(4) as pool:
             assert same(list(pool.map(lambda photo: model.infer(photo, size=56), photos)))
-        child = os.fork()
-        if not child:
-            torch.set_num_threads(1)
-            os._exit(0 if same([model.infer(photo, size=56) for photo in photos]) else 1)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    start = "fork" if sys.argv[1] == "share" else "spawn"
-    loader = torch.utils.data.DataLoader(
-        Data(model), batch_size=None, num_workers=1, multiprocessing_context=start
-    )
-    assert same(list(loader))
+    else:
+        if sys.argv[1] == "fork":
+            child = os.fork()
+            if not child:
+                torch.set_num_threads(1)
+                os._exit(0 if same([model.infer(photo, size=56) for photo in photos]) else 1)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        loader = torch.utils.data.DataLoader(
+            Data(model), batch_size=None, num_workers=1, multiprocessing_context=sys.argv[1]
+        )
+        assert same(list(loader))
     print("good")
 """
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
-@pytest.mark.parametrize("how", ["share", "spawn"])
+@pytest.mark.parametrize("how", ["threads", "fork", "spawn"])
 def test_threads_and_processes_share_a_model(how, tmp_path):
     """After `infer`, as its documentation says; in a process of its own, where it could hang."""
     (tmp_path / "shared.py").write_text(_SHARED)
