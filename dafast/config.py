@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -83,8 +85,12 @@ class ModelConfig:
             )
         if self.bin_centers not in ("", "softplus", "normed"):
             problems.append(f"bin_centers={self.bin_centers!r}; use '', 'softplus' or 'normed'")
-        if self.max_depth is not None and self.max_depth <= 0:
-            problems.append(f"max_depth={self.max_depth} must be positive")
+        if self.max_depth is not None and (
+            isinstance(self.max_depth, bool)
+            or not isinstance(self.max_depth, numbers.Real)
+            or not 0 < self.max_depth < math.inf
+        ):
+            problems.append(f"max_depth={self.max_depth!r} must be a positive number of metres")
         if self.bin_centers and self.max_depth is None:
             problems.append("bin_centers need a max_depth, as only metric models have them")
         if self.features % 2:

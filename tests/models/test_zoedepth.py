@@ -321,7 +321,7 @@ def test_what_does_not_fit_is_told(tmp_path, seed):
     [
         ({"bin_centers": "hybrid"}, "use '', 'softplus' or 'normed'"),
         ({"max_depth": None}, "bin_centers need a max_depth"),
-        ({"max_depth": 0.0}, "must be positive"),
+        ({"max_depth": 0.0}, "must be a positive number"),
     ],
 )
 def test_configurations_that_cannot_be(changes, message):
