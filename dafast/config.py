@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +22,12 @@ _CHOICES = {
     "kind": ("", "disparity", "depth", "metric"),
     "fit": ("pad", "official", "upper_bound"),
 }
+
+
+def _is_positive(value: Any) -> bool:
+    """Whether a value, as read from a file, is a positive finite number."""
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    return number and 0 < value < math.inf
 
 
 @dataclass(frozen=True)
@@ -109,8 +117,8 @@ class ModelConfig:
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 problems.append(f"{name}={getattr(self, name)!r}; use one of {allowed}")
-        if self.max_depth is not None and self.max_depth <= 0:
-            problems.append(f"max_depth={self.max_depth} must be positive")
+        if self.max_depth is not None and not _is_positive(self.max_depth):
+            problems.append(f"max_depth={self.max_depth!r} must be a positive number of metres")
         if self.bin_centers and self.max_depth is None:
             problems.append("bin_centers need a max_depth, as only metric models have them")
         if self.activation == "sigmoid" and self.max_depth is None:
@@ -121,7 +129,9 @@ class ModelConfig:
             not self.is_metric or (self.activation != "sigmoid" and not self.bin_centers)
         ):
             problems.append("max_depth needs kind='metric', and output='sigmoid' or bin_centers")
-        if self.focal_length is not None and (self.focal_length <= 0 or not self.is_metric):
+        if self.focal_length is not None and not (
+            _is_positive(self.focal_length) and self.is_metric
+        ):
             problems.append(
                 f"focal_length={self.focal_length} must be positive, for kind='metric' only"
             )

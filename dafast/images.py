@@ -362,6 +362,10 @@ def as_pixels(image: Any, name: str) -> Tensor:
         ImageError: If the image cannot be used; the message has its name.
     """
     if isinstance(image, Tensor):
+        if image.is_meta or image.is_quantized or image.layout != torch.strided:
+            kind = "on meta" if image.is_meta else "quantized" if image.is_quantized else "sparse"
+            how = {"sparse": "; use image.to_dense()", "quantized": "; use image.dequantize()"}
+            raise ImageError(f"{name}: the tensor is {kind}{how.get(kind, ', without values')}")
         if image.ndim != 3 or image.shape[0] not in (1, 2, 3, 4):
             hint = ""
             if image.ndim == 4:

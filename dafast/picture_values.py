@@ -37,6 +37,11 @@ def check_range(values: np.ndarray, top: int, name: str) -> None:
             f"{name}: {bad} of {values.size} values are NaN or infinite; replace them, e.g. by "
             f"np.nan_to_num(image, posinf={top}, neginf=0)"
         )
+    if low < -1000 * max(1.0, abs(high)):
+        raise ImageError(
+            f"{name}: the value {low:g} probably marks missing pixels; replace it, e.g. by "
+            f"np.where(image == {low:g}, 0, image)"
+        )
     kind = "floating-point images" if top == 1 else "images of more than 8 bits"
     raise ImageError(
         f"{name}: {kind} must be in 0..{top}; got {low:g}..{high:g} ({_remedy(low, high, top)})"
@@ -49,6 +54,8 @@ def _remedy(low: float, high: float, top: int) -> str:
         if low < 0 and high < 32768:
             return "values of int16: add 32768 and save the picture as uint16"
         return "scale them to 0..65535, or save the picture with 8 or 16 bits"
+    if -0.51 <= low <= -0.4 and 0.4 <= high <= 0.51:
+        return "values in -0.5..0.5: image + 0.5"
     if low >= -0.5 and high <= 1.5:
         return "resizing with a cubic filter overshoots: np.clip(image, 0, 1)"
     if low >= -1.01 and high <= 1.01:
@@ -57,6 +64,8 @@ def _remedy(low: float, high: float, top: int) -> str:
         return "values normalised by mean and standard deviation: image * std + mean"
     for bits in (8, 10, 12, 14, 16):
         most = 2**bits - 1
+        if -most // 2 - 1 <= low < -most // 4 and most // 4 < high <= most / 2 + 1:
+            return f"signed values of {bits} bits: (image + {most // 2 + 1}) / {most}"
         # Up to 3 the values could as well be those of a high-dynamic-range picture.
         if 3 < high <= 1.2 * most and low >= -0.2 * most:
             if low >= 0 and high <= most:
@@ -90,9 +99,14 @@ def from_array(array: np.ndarray, name: str) -> np.ndarray:
     if array.ndim == 2:
         array = array[..., None]
     if array.ndim != 3 or array.shape[2] not in (1, 2, 3, 4) or 0 in array.shape:
+        hint = ""
+        if array.ndim == 4:
+            hint = "; for a batch pass list(images)"
+        elif array.ndim == 3 and array.shape[0] in (1, 2, 3, 4):
+            hint = "; use image.transpose(1, 2, 0)"
         raise ImageError(
             f"{name}: an array must be (H, W), or (H, W, C) with 1 to 4 channels in the last "
-            f"dimension, and not empty; got {array.shape}"
+            f"dimension, and not empty; got {array.shape}{hint}"
         )
     if not array.dtype.isnative:  # big-endian, as in some files
         array = array.astype(array.dtype.newbyteorder("="))

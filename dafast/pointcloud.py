@@ -44,7 +44,7 @@ class Intrinsics(NamedTuple):
 def check_fov(fov: float) -> None:
     """Raises a ValueError unless fov is an angle in degrees above 0 and under 180."""
     try:
-        good = 0 < float(fov) < 180
+        good = not isinstance(fov, str) and 0 < float(fov) < 180
     except (TypeError, ValueError):
         good = False
     if not good:

@@ -448,3 +448,39 @@ def test_half_precision_tensors(rng):
     photo = torch.from_numpy(rng.random((3, 5, 6)))
     for dtype in (torch.float16, torch.bfloat16):
         assert torch.equal(as_pixels(photo.to(dtype), "image"), photo.to(dtype).float())
+
+
+@pytest.mark.parametrize(
+    ("scale", "shift", "remedy"),
+    [
+        (1, -0.5, "image + 0.5"),
+        (255, -128, "(image + 128) / 255"),
+        (65535, -32768, "(image + 32768) / 65535"),
+    ],
+)
+def test_remedies_for_signed_values(scale, shift, remedy):
+    image = np.linspace(0, 1, 6 * 8 * 3, dtype=np.float32).reshape(6, 8, 3) * scale + shift
+    with pytest.raises(ImageError) as error:
+        as_pixels(image, "image")
+    assert remedy in str(error.value)
+
+
+def test_a_marker_of_missing_pixels_is_named():
+    image = np.full((6, 8), 0.5, np.float32)
+    image[2] = -9999
+    with pytest.raises(ImageError, match="-9999 probably marks missing pixels"):
+        as_pixels(image, "image")
+
+
+@pytest.mark.parametrize(
+    ("image", "hint"),
+    [
+        (torch.zeros(3, 6, 8).to_sparse(), "to_dense"),
+        (torch.empty(3, 6, 8, device="meta"), "on meta"),
+        (np.zeros((3, 6, 8), np.uint8), "transpose"),
+        (np.zeros((1, 6, 8, 3), np.uint8), "list"),
+    ],
+)
+def test_layouts_that_are_no_picture(image, hint):
+    with pytest.raises(ImageError, match=hint):
+        as_pixels(image, "image")

@@ -12,6 +12,7 @@ import dafast
 from dafast.pointcloud import (
     Intrinsics,
     _warn_of_camera,
+    check_fov,
     check_intrinsics,
     intrinsics_from_fov,
     point_cloud,
@@ -210,3 +211,8 @@ def test_other_suffixes_are_refused(name, rng, tmp_path):
     assert list(tmp_path.iterdir()) == []
     cloud.save(tmp_path / "c.PLY")
     assert len(read_ply(tmp_path / "c.PLY")) == 13 * 17
+
+
+def test_a_field_of_view_in_text():
+    with pytest.raises(ValueError, match=r"horizontal angle in degrees.*'60'"):
+        check_fov("60")

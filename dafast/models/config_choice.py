@@ -84,7 +84,7 @@ def _from_config_json(source: Source, weights: Weights, layout: Layout) -> Model
     if source.config is None:
         return None
     try:
-        data = json.loads(source.config.read_text(encoding="utf-8"))
+        data = json.loads(source.config.read_text(encoding="utf-8-sig"))
         if not source.own_config and not is_model_config(data):
             logger.warning("%s: describes no Depth Anything and is not used", source.config)
             return None

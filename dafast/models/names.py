@@ -39,6 +39,7 @@ _METRIC = re.compile(
     r"(?<!geo)(?<!oto)(?<!sym)metric"
     r"|(?<![a-z])(?:metres?|meters?|indoor|outdoor|absolute|zoe)(?![a-z])"
     r"|(?<![a-z])(?:rmse|silog|abs-?rel)(?![a-z])"
+    r"|max-?depth|(?<![a-z0-9])\d{1,3}-?m(?![a-z0-9])|si-log"
     r"|hypersim|v-?kitti|virtual-kitti|kitti|zoe-?depth"
     r"|(?<![a-z])nyu(?:-?v?2|d|-?depth)?(?![a-z])"
 )

@@ -14,7 +14,6 @@ import threading
 from collections import OrderedDict
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -34,6 +33,7 @@ from ..profiling import annotate
 from ..runtime import on_meta
 from .dpt import DPTHead, FeatureFusionBlock, ResidualConvUnit, activation_name
 from .network import DepthNetwork
+from .snapshot import Snapshot, settings
 from .vision_transformer import VisionTransformer
 
 _GRIDS = 16
@@ -43,8 +43,6 @@ _DTYPES = (torch.float32, torch.bfloat16)
 
 _READ_SETTINGS = ("eps", "max_depth", "position_embedding")
 """Settings of modules that the packed forward reads; all others must be as built."""
-_NO_EFFECT = ("training", "checkpoint_activations", "feeds_product", "inplace")
-"""Settings without an effect on inference."""
 
 
 @functools.cache
@@ -71,25 +69,13 @@ def why_not_packed(model: DepthNetwork) -> str:
     return _why_not_modules(model) or _why_no_onednn()
 
 
-def _settings(module: nn.Module) -> dict[str, Any]:
-    """What a module computes apart from its weights: its class, its plain attributes, its parts."""
-    plain = (bool, int, float, str, tuple, type(None))
-    settings = {
-        name: value
-        for name, value in vars(module).items()
-        if name[0] != "_" and name not in _NO_EFFECT and isinstance(value, plain)
-    }
-    weights = [name for name, weight in module._parameters.items() if weight is not None]
-    return {"class": type(module).__name__, "type": type(module), "weights": weights, **settings}
-
-
 @functools.cache
 def _built(config: ModelConfig) -> dict[str, dict[str, Any]]:
     """Settings of every module that a configuration builds."""
     with on_meta():
         parts = {"pretrained": VisionTransformer(config), "depth_head": DPTHead(config)}
     return {
-        f"{part}.{name}": _settings(child)
+        f"{part}.{name}": settings(child)
         for part, module in parts.items()
         for name, child in module.named_modules()
     }
@@ -99,7 +85,7 @@ def _why_not_modules(model: DepthNetwork) -> str:
     """Names a part that the configuration does not build: it may compute something else."""
     expected = _built(model.config)
     found = {
-        f"{part}.{name}": _settings(child)
+        f"{part}.{name}": settings(child)
         for part in ("pretrained", "depth_head")
         for name, child in getattr(model, part).named_modules(remove_duplicate=False)
     }
@@ -282,7 +268,7 @@ class OptimizedForward:
 
     def __init__(self, model: DepthNetwork, int8: bool = False) -> None:
         self.int8 = int8
-        self._packed = _Snapshot(model)
+        self._packed = Snapshot(model)
         self.encoder = model.pretrained
         self.patch = model.config.patch_size
         self.taps = model.config.out_indices
@@ -411,50 +397,3 @@ def _tail(
 def _children(modules: nn.Module) -> list[Any]:
     """The modules of a container; a type checker does not know their class."""
     return list(modules.children())
-
-
-class _Snapshot:
-    """The state of a model when it was packed, to tell whether it has changed since.
-
-    PyTorch counts a version of each weight, but `Tensor.data`, numpy and fused optimizers write
-    without counting. So every value is compared too, by checksums: 10 ms for 100 MB of weights.
-    The snapshot keeps the weights alive, so that no other weight can take their address.
-    """
-
-    _SAMPLES = 8  # of every weight: a checksum alone misses values that change places
-
-    def __init__(self, model: DepthNetwork) -> None:
-        self._weights = [p.detach() for p in model.parameters()]
-        self._memory = [_memory_of(w) for w in self._weights]
-        self._state = self._state_of(model)
-        self._values = self._checksums()
-
-    def is_of(self, model: DepthNetwork) -> bool:
-        return self._state == self._state_of(model) and self._values == self._checksums()
-
-    def _checksums(self) -> list[Any]:
-        return [
-            self._checksum(_memory_of(w.clone()) if memory is None else memory)
-            for w, memory in zip(self._weights, self._memory, strict=True)
-        ]
-
-    def _checksum(self, content: Any) -> tuple[int, int, bytes]:
-        """Sums of the 8-byte words and of the rest, and some bytes: integers, so NaN is NaN."""
-        end = len(content) // 8 * 8
-        words = content[:end].view(np.int64)
-        samples = words[:: max(1, len(words) // self._SAMPLES)][: self._SAMPLES]
-        return int(words.sum()), int(content[end:].sum()), samples.tobytes()
-
-    @staticmethod
-    def _state_of(model: DepthNetwork) -> list[Any]:
-        weights = [
-            (p.data_ptr(), 0 if p.is_inference() else p._version) for p in model.parameters()
-        ]
-        return [*weights, *map(_settings, model.modules())]
-
-
-def _memory_of(weight: Tensor) -> np.ndarray | None:
-    """The memory of a weight as uint8 (N,), shared with it; None if it has gaps."""
-    if not torch.ops.aten.is_non_overlapping_and_dense(weight):
-        return None
-    return weight.as_strided((weight.numel(),), (1,)).view(torch.uint8).numpy()

@@ -152,8 +152,12 @@ def read_file(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         try:
             # Only tensors and plain containers: a checkpoint must never run code. mmap needs the
             # zip format; files written before PyTorch 1.6 have another.
-            with torch.serialization.safe_globals(_HARMLESS):
-                data = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped or None)
+            # Of a path, torch.load would read the format from the name .safetensors.
+            named = path.suffix == ".safetensors"
+            with torch.serialization.safe_globals(_HARMLESS), open(path, "rb") as file:
+                source: Any = file if named else path
+                mmap = None if named else zipped or None
+                data = torch.load(source, map_location="cpu", weights_only=True, mmap=mmap)
         except pickle.UnpicklingError as error:
             if "Unsupported" in str(error) or "Weights only load failed" in str(error):
                 raise CheckpointError(

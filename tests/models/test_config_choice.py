@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import logging
+import math
 import os
 
 import pytest
@@ -19,7 +20,7 @@ from dafast.models.configurations import (
     config_to_transformers,
 )
 from dafast.models.conversion import detect_layout
-from dafast.models.names import preset_from_name
+from dafast.models.names import preset_from_name, read_names
 from dafast.models.network import DepthNetwork
 from dafast.models.sources import Source
 from dafast.models.weight_files import unwrap
@@ -418,3 +419,14 @@ def test_licence_is_the_old_name_of_license():
     assert config_from_json(SMALL_HF | extra).license == "MIT"
     with pytest.raises(ValueError, match="unknown fields: licences"):
         config_from_json({"model_type": "dafast", "model": {"licences": "MIT"}})
+
+
+@pytest.mark.parametrize("max_depth", ["80", True, math.nan, math.inf, -1])
+def test_a_largest_depth_that_is_none(max_depth):
+    with pytest.raises(ValueError, match=r"max_depth=.* must be a positive number of metres"):
+        dataclasses.replace(PRESETS["vits"], max_depth=max_depth)
+
+
+@pytest.mark.parametrize("words", ["80m", "max_depth_20", "maxdepth20", "si-log"])
+def test_names_with_a_depth_say_metric(words):
+    assert read_names((f"depth_anything_v2_vits_{words}.pth",)).metric

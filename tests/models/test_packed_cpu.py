@@ -167,6 +167,24 @@ def _other_order(model, x):
     gamma.data.copy_(gamma.data.flip(0))
 
 
+def _exchanged_rows(model, x):
+    """Two outputs of one layer change places."""
+    weight = model.pretrained.blocks[0].mlp.fc1.weight.data
+    first, second = torch.randperm(len(weight))[:2].tolist()
+    weight[[first, second]] = weight[[second, first]]
+
+
+def _negated_column(model, x):
+    """Changes of the highest bits only, whose sum over an even number of rows is 0."""
+    weight = model.pretrained.blocks[0].mlp.fc1.weight.data
+    weight[:, 1 + 2 * int(torch.randint(weight.shape[1] // 2, ()))] *= -1
+
+
+def _other_blocks(model, x):
+    """A configuration is no setting of a module, but says which blocks the decoder reads."""
+    model.config = dataclasses.replace(model.config, out_indices=(0, 1, 2, 3))
+
+
 def _with_gaps(model, x):
     """A weight whose memory is not one block."""
     fc1 = model.pretrained.blocks[0].mlp.fc1
@@ -204,7 +222,19 @@ def _dilation(model, x):
 
 CHANGES = [
     *(_write_data, _replace_twice, _fused_step, _other_rule, _one_channel, _one_value_by_numpy),
-    *(_other_order, _with_gaps, _max_depth, _eps, _first_eps, _gelu, _heads, _dilation),
+    *(
+        _other_order,
+        _exchanged_rows,
+        _negated_column,
+        _other_blocks,
+        _with_gaps,
+        _max_depth,
+        _eps,
+        _first_eps,
+        _gelu,
+        _heads,
+        _dilation,
+    ),
 ]
 
 
@@ -357,7 +387,7 @@ def test_del_frees_the_model_at_once(seed):
         photos[0] = maps[0]
         packed = model._optimized
         parts = [model, model.pretrained, packed, packed.blocks[0], packed._packed, *maps]
-        parts += [packed.blocks[0].qkv.weight, packed._packed._weights[0], packed.norm.weight]
+        parts += [packed.blocks[0].qkv.weight, packed._packed._parts[-1], packed.norm.weight]
         parts += [next(iter(packed.positions.values()))[1], model.depth_head.projects[0].weight]
         alive = [weakref.ref(part) for part in parts]
         del model, packed, parts, maps, photos

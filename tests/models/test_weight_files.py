@@ -430,3 +430,8 @@ def test_nano_without_its_weights_says_so(tmp_path, monkeypatch):
     nano = DepthAnything("nano")
     nano.save_pretrained(tmp_path / "nano", dtype="float16")
     assert load("nano").config == PRESETS["nano"]
+
+
+def test_a_pytorch_file_with_the_name_of_safetensors(model, tmp_path):
+    torch.save(model.state_dict(), tmp_path / "weights.safetensors")
+    assert_same(load(tmp_path / "weights.safetensors", config=TINY), model)
