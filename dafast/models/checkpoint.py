@@ -101,7 +101,8 @@ def load_pretrained(
     target_dtype = resolve_dtype(dtype, target)
     warn_if_slow(target_dtype, target)
     given = get_preset(config) if isinstance(config, str) else config
-    source, weights = _read(name_or_path, filename, revision, cache_dir, local_files_only)
+    options = HubOptions(revision, cache_dir, local_files_only)
+    source, weights = read_weights(name_or_path, filename, options)
     layout = detect_layout(weights.tensors)
     if layout is None or other_network(weights):
         expected = (
@@ -132,17 +133,16 @@ def load_pretrained(
     return model.eval()
 
 
-def _read(
-    name_or_path: str | Path,
-    filename: str | None,
-    revision: str | None,
-    cache_dir: str | Path | None,
-    local_files_only: bool,
+def read_weights(
+    name_or_path: str | Path, filename: str | None = None, options: HubOptions | None = None
 ) -> tuple[Source, Weights]:
-    """Finds the files that the user named and reads the tensors of their network."""
-    options = HubOptions(revision, cache_dir, local_files_only)
+    """Finds the files that the user named and reads the tensors of their network.
+
+    Raises:
+        CheckpointError: If they are missing or unreadable.
+    """
     try:
-        source = locate(name_or_path, filename, options)
+        source = locate(name_or_path, filename, options or HubOptions())
     except HubError as error:
         raise CheckpointError(str(error)) from error
     data: dict[str, Any] = {}
@@ -229,7 +229,8 @@ def load_encoder(
     """
     if name_or_path == "dinov2":
         name_or_path = _published_dinov2(model.config)
-    source, weights = _read(name_or_path, filename, revision, cache_dir, local_files_only)
+    options = HubOptions(revision, cache_dir, local_files_only)
+    source, weights = read_weights(name_or_path, filename, options)
     layout = detect_layout(weights.tensors, ENCODER_LAYOUTS) or detect_layout(weights.tensors)
     if layout is None or other_network(weights):
         expected = (

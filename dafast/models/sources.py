@@ -18,6 +18,7 @@ from .hub import (
 )
 from .names import preset_from_name
 from .weight_files import SHOWN, CheckpointError
+from .zoo import ZooEntry, find
 
 PACKAGED_WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
 """Folder of the weights that the package contains, one folder per preset."""
@@ -133,13 +134,17 @@ def locate(name_or_path: str | Path, filename: str | None, options: HubOptions) 
                 f"(they belong in {PACKAGED_WEIGHTS / name}); they are not trained yet, or the "
                 "package was built without them"
             )
-        file = fetch_file(preset.hub_id, preset.hub_file, options, config=name)
-        return Source(name, [file], names=(preset.hub_file,), preset=preset)
+        return _published_source(name, preset, options)
     path = Path(name_or_path).expanduser()
     if path.is_dir():
         return _file_source(path / filename, path) if filename else _folder_source(path)
     if path.exists():
         return _file_source(path)
+    entry = find(name) if isinstance(name_or_path, str) and filename is None else None
+    if entry is not None:
+        if not entry.config.hub_id:
+            return locate(entry.id, None, options)
+        return _published_source(name, entry.config, options)
     looks_local = (
         isinstance(name_or_path, Path)
         or not _HUB_ID.fullmatch(name)
@@ -157,9 +162,15 @@ def locate(name_or_path: str | Path, filename: str | None, options: HubOptions) 
         raise CheckpointError(f"{error} (There is no local file or folder {name!r}.)") from error
 
 
+def _published_source(name: str, config: ModelConfig, options: HubOptions) -> Source:
+    known = config.name if config.name in PRESETS else f"v2-{config.name.split('-')[-1]}"
+    file = fetch_file(config.hub_id, config.hub_file, options, config=known)
+    names = tuple(reversed(config.hub_file.split("/")))
+    return Source(name, [file], names=names, preset=config)
+
+
 def _hub_source(repo_id: str, filename: str | None, options: HubOptions) -> Source:
     owner, repository = repo_id.split("/")
-    published = preset_from_name(repo_id)
     if filename is not None:
         file = fetch_file(repo_id, filename, options)
         parts = filename.split("/")[::-1]
@@ -169,8 +180,20 @@ def _hub_source(repo_id: str, filename: str | None, options: HubOptions) -> Sour
         label = f"{repo_id}/{filename}"
         own = parts[0] in WEIGHT_FILES
         return Source(label, [file], config, own, (*parts, repository, owner))
-    if published is not None and published.hub_id.lower() == repo_id.lower():
-        file = fetch_file(repo_id, published.hub_file, options, config=published.name)
-        return Source(repo_id, [file], names=(published.hub_file,), preset=published)
     config, files = fetch_model(repo_id, options)
     return Source(repo_id, files, config, True, (WEIGHT_FILES[0], repository, owner))
+
+
+def cached_file(entry: ZooEntry, cache_dir: str | Path | None = None) -> Path | None:
+    """The weights of an entry in the package or the hub's cache; None if they are not there.
+
+    Nothing is downloaded.
+    """
+    config = entry.config
+    if not config.hub_id:
+        return next((PACKAGED_WEIGHTS / entry.id).glob("*.safetensors"), None)
+    options = HubOptions(cache_dir=cache_dir, local_files_only=True)
+    try:
+        return fetch_file(config.hub_id, config.hub_file, options)
+    except HubError:
+        return None

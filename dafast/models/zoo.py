@@ -1,0 +1,163 @@
+"""The published models of the family: where they are, what they predict, their licenses."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from ..config import PRESETS, ModelConfig
+
+_SIZES = {"vits": "small", "vitb": "base", "vitl": "large"}
+# Bytes of the weights as the repositories' pages give them, in 0.1 MB; see docs/models.md.
+_MEGABYTES = {"depth-anything-ac-vits": 99.2}
+
+_V2_METRIC = (
+    "V2's README: Small Apache-2.0, Base and Large CC-BY-NC-4.0, without a word on metric models; "
+    "the README of metric_depth: nothing; a maintainer's comment in V1's issue 191: Apache-2.0 for "
+    "the metric models, as V2's issue 245 quotes it; that issue asks to confirm it and is open"
+)
+_DISTILL = (
+    "README and LICENSE of the repository: MIT, for the code; a maintainer (issue 32): MIT for all "
+    "weights; the hub page: Apache-2.0"
+)
+_DISTILL_LARGE = (
+    f"{_DISTILL}. Training started from the weights of V2-Large, which are under CC-BY-NC-4.0 "
+    "(issue 32)"
+)
+
+
+@dataclass(frozen=True)
+class ZooEntry:
+    """One published model.
+
+    Attributes:
+        id: Its name here; `DepthAnything.from_pretrained` takes it.
+        config: Its network, with repository, file and license in `hub_id`, `hub_file`, `license`.
+        aliases: Other names that `DepthAnything.from_pretrained` takes, in lower case.
+        license_note: What the sources say about the license, if they disagree or leave it open.
+        size: Bytes of the file; None if it is not known.
+        sha256: Digest of the file; "" if it is not known.
+    """
+
+    id: str
+    config: ModelConfig
+    aliases: tuple[str, ...] = ()
+    license_note: str = ""
+    size: int | None = None
+    sha256: str = ""
+
+    @property
+    def unit(self) -> str:
+        """Unit of the output."""
+        if self.config.focal_length is not None:
+            return f"metres, times focal length in pixels / {self.config.focal_length:g}"
+        return {"disparity": "none (scale and shift unknown)", "depth": "none (scale unknown)"}.get(
+            self.config.quantity, "metres"
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """The entry for JSON."""
+        config = self.config
+        return {
+            "id": self.id,
+            "aliases": list(self.aliases),
+            "repository": config.hub_id,
+            "file": config.hub_file,
+            "output": config.quantity,
+            "unit": self.unit,
+            "max_depth": config.max_depth,
+            "license": config.license,
+            "license_note": self.license_note,
+            "size": self.size,
+            "sha256": self.sha256,
+            "configuration": dataclasses.asdict(config),
+        }
+
+
+def _aliases(config: ModelConfig) -> list[str]:
+    """Names of a preset that people type."""
+    name, encoder = config.name, config.name.split("-")[-1]
+    size = _SIZES.get(encoder, "")
+    if config.sky_head:
+        kind = name.split("-")[0].removeprefix("da3")
+        return [f"da3{kind}-large", f"da3-{kind}-large", f"depth-anything-3-{kind}-large"]
+    if name.startswith("v2-metric-"):
+        data = name.split("-")[2]
+        place = {"hypersim": "indoor", "vkitti": "outdoor"}[data]
+        return [
+            f"depth-anything-v2-metric-{data}-{size}",
+            f"depth-anything-v2-metric-{place}-{size}",
+            f"depth_anything_v2_metric_{data}_{encoder}",
+        ]
+    if name.startswith("v2-"):
+        return [f"depth-anything-v2-{size}", f"depth_anything_v2_{encoder}", f"v2-{size}"]
+    if name.startswith("metric-"):
+        return [f"depth-anything-{name}", f"depth_anything_{name.rsplit('-', 1)[0]}"]
+    if name == encoder:
+        return [
+            f"depth-anything-{size}",
+            f"depth-anything-v1-{size}",
+            f"depth_anything_{encoder}14",
+            f"v1-{size}",
+            f"v1-{encoder}",
+        ]
+    return []
+
+
+def _fine_tune(name: str, repository: str, file: str, license: str, note: str = "") -> ZooEntry:
+    """An entry with a network of V2 that is no preset."""
+    encoder = name.split("-")[-1]
+    config = dataclasses.replace(
+        PRESETS[f"v2-{encoder}"], name=name, hub_id=repository, hub_file=file, license=license
+    )
+    alias = f"{name.removesuffix(encoder)}{_SIZES[encoder]}"
+    megabytes = _MEGABYTES.get(name)
+    return ZooEntry(
+        name, config, (alias,), note, None if megabytes is None else round(megabytes * 1e6)
+    )
+
+
+@cache
+def entries() -> dict[str, ZooEntry]:
+    """Every published model by id: the presets with weights, then fine-tunes of V2."""
+    found = []
+    for name, config in PRESETS.items():
+        packaged = name == "nano"
+        if not packaged and not config.hub_id:
+            continue
+        aliases = _aliases(config)
+        if not config.hub_id.startswith("spaces/") and config.hub_id:
+            aliases.append(config.hub_id.lower())
+        note = _V2_METRIC if name.startswith("v2-metric-") else ""
+        found.append(ZooEntry(name, config, tuple(aliases), note))
+    distill = "xingyang1/Distill-Any-Depth"
+    for encoder, size in _SIZES.items():
+        note = _DISTILL_LARGE if encoder == "vitl" else _DISTILL
+        file = f"{size}/model.safetensors"
+        license = "Apache-2.0"
+        found.append(_fine_tune(f"distill-any-depth-{encoder}", distill, file, license, note))
+    found.append(
+        _fine_tune(
+            "depth-anything-ac-vits",
+            "ghost233lism/DepthAnything-AC",
+            "checkpoints/depth_anything_AC_vits.pth",
+            "CC-BY-NC-4.0",
+        )
+    )
+    return {entry.id: entry for entry in found}
+
+
+@cache
+def _by_name() -> dict[str, ZooEntry]:
+    names = {name: entry for entry in entries().values() for name in entry.aliases}
+    names["ghost233lism/depthanything-ac"] = names["depth-anything-ac"] = entries()[
+        "depth-anything-ac-vits"
+    ]
+    return names | {name.lower(): entry for name, entry in entries().items()}
+
+
+def find(name: str) -> ZooEntry | None:
+    """The entry with this id or alias, in any case of letters; None if there is none."""
+    return _by_name().get(name.lower())
