@@ -198,7 +198,7 @@ def test_installs_without_a_compiler(checkout, tmp_path):
     assert not [n for n in names if "_C." in n]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive  # compiles everything; .ci/run builds a wheel and uses it in every run
 def test_wheel_with_extension_works(checkout, tmp_path):
     if shutil.which("c++") is None and shutil.which("g++") is None:
         pytest.skip("no C++ compiler on this machine")
