@@ -240,11 +240,15 @@ def _seek_full_page(image: Image, name: str) -> None:
         return
     used = 0
     if image.format == "TIFF":
+        sizes: dict[int, tuple[int, int]] = {}
         for page in range(pages):
             image.seek(page)
             if not image.tag_v2.get(SUBFILE_TYPE, 0) & 1:  # type: ignore[attr-defined]
-                used = page
-                break
+                sizes[page] = image.size
+        # Some writers leave the mark of a thumbnail out: a page of at most half the largest size.
+        half = [max((size[side] for size in sizes.values()), default=0) / 2 for side in (0, 1)]
+        full = (page for page, size in sizes.items() if size[0] > half[0] and size[1] > half[1])
+        used = next(full, min(sizes, default=0))
     image.seek(used)
     which = "the first" if used == 0 else f"page {used + 1}, the first at full size,"
     warn_once(

@@ -484,3 +484,9 @@ def test_a_marker_of_missing_pixels_is_named():
 def test_layouts_that_are_no_picture(image, hint):
     with pytest.raises(ImageError, match=hint):
         as_pixels(image, "image")
+
+
+def test_a_thumbnail_without_its_mark_is_not_used(tmp_path, seed):
+    pages = [Image.fromarray(np.full((h, 2 * h, 3), h, np.uint8)) for h in (6, 24, 24)]
+    pages[0].save(tmp_path / "pages.tif", save_all=True, append_images=pages[1:])
+    assert load_image(tmp_path / "pages.tif").shape == (24, 48, 3)

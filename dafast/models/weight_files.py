@@ -85,6 +85,12 @@ def _describe_file(path: Path) -> str:
     if head.startswith(b"PK\x03\x04"):
         if not zipfile.is_zipfile(path):
             return "a truncated PyTorch file (a zip archive without its end)"
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+        if any(name.endswith("/constants.pkl") for name in names):
+            return "a TorchScript archive, which holds code: save the model's state_dict"
+        if names and all(name.endswith(".npy") for name in names):
+            return "a NumPy archive (.npz)"
         return "a zip archive, but no PyTorch checkpoint"
     return file_kind(head) or (
         f"neither safetensors nor a PyTorch file (it starts with {head[:8]!r})"
@@ -220,6 +226,7 @@ _AVERAGES = ("ema", "shadow", "averaged", "swa")
 # Entries of one network, in order of preference.
 _USUAL = ("", "model", "state_dict", "model_state_dict", "module", "params", "net", "network")
 _STUDENTS = ("student",)
+_COUNTS = ("total_ops", "total_params")  # thop's, of each module
 _SCORES = re.compile(
     r"(?:.*_)?(?:abs_?rel|sq_?rel|rmse|rmse_log|log_?10|silog|d1|a1|delta_?1|max_?depth)",
     re.IGNORECASE,
@@ -271,6 +278,7 @@ def _networks(data: Mapping[Any, Any], path: tuple[str, ...] = ()) -> Iterator[_
     flat = {_INFIXES.sub("", str(k)): v for k, v in data.items() if isinstance(v, Tensor)}
     # A single number is no weight of any network: a score, an epoch, a count of averages.
     flat = {k: v for k, v in flat.items() if v.ndim or "." in k}
+    flat = {k: v for k, v in flat.items() if k.split(".")[-1] not in _COUNTS}
     prefixes = _prefixes(flat)
     for prefix in prefixes:
         others = tuple(other for other in prefixes if other and other != prefix)

@@ -435,3 +435,14 @@ def test_nano_without_its_weights_says_so(tmp_path, monkeypatch):
 def test_a_pytorch_file_with_the_name_of_safetensors(model, tmp_path):
     torch.save(model.state_dict(), tmp_path / "weights.safetensors")
     assert_same(load(tmp_path / "weights.safetensors", config=TINY), model)
+
+
+def test_counts_of_a_profiler_are_no_weights(model, tmp_path):
+    counts = {name: torch.zeros(1) for name in ("total_ops", "pretrained.total_params")}
+    torch.save(model.state_dict() | counts, tmp_path / "weights.pth")
+    assert_same(load(tmp_path / "weights.pth", config=TINY), model)
+
+
+def test_archives_that_are_no_checkpoint_are_named(tmp_path):
+    np.savez(tmp_path / "weights.npz", a=np.ones(3))
+    assert "a NumPy archive" in error_of(tmp_path / "weights.npz")
