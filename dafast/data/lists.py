@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import logging
 import math
@@ -236,6 +237,11 @@ def _picture(
         raise SourceError(f"{where}: unit is one of {', '.join(UNITS)}, and goes with depth")
     if ("focal" in row) != ("baseline" in row) or ("focal" in row and is_depth):
         raise SourceError(f"{where}: focal and baseline go together, with a disparity in pixels")
+    if numbers.get("min_depth", 0.0) > numbers.get("max_depth", math.inf):
+        raise SourceError(
+            f"{where}: min_depth {numbers['min_depth']:g} is above max_depth "
+            f"{numbers['max_depth']:g}"
+        )
     stereo = numbers.get("focal", 0.0) * numbers.get("baseline", 0.0)
     if "min_depth" in row and not (is_depth or stereo):
         raise SourceError(f"{where}: min_depth is for depth, not for disparity without focal")
@@ -307,7 +313,7 @@ def _unit_check(path: Path) -> Callable[[str, np.ndarray], None]:
 def _numbered(path: Path) -> list[tuple[int, dict[str, Any]]]:
     rows = read_rows(path)
     if not rows:
-        raise SourceError(f"{path}: the list is empty; expected\n{LAYOUT.rstrip()}")
+        raise SourceError(f"{path}: the list has no rows; expected\n{LAYOUT.rstrip()}")
     return list(enumerate(rows, 1))
 
 
@@ -322,6 +328,8 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         rows = _parse(path.read_text(encoding="utf-8-sig"), path.suffix.lower())
     except OSError as error:
         raise SourceError(f"{path}: {error.strerror or explain(error)}") from error
+    except UnicodeDecodeError as error:
+        raise SourceError(f"{path}: not a text in UTF-8; save the list in this encoding") from error
     except (ValueError, TypeError, csv.Error) as error:
         raise SourceError(
             f"{path}: not a list of rows ({explain(error)}); expected\n{LAYOUT.rstrip()}"
@@ -344,14 +352,28 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 def _parse(text: str, suffix: str) -> list[dict[Any, Any]] | None:
     if suffix in (".csv", ".txt"):
-        reader = csv.DictReader(io.StringIO(text), restval="", skipinitialspace=True)
-        reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
-        return list(reader)
+        lines = csv.reader(io.StringIO(text), skipinitialspace=True)
+        cells = [[cell.strip() for cell in line] for line in lines if line]
+        return _named_cells(*cells) if cells else []
     if suffix == ".jsonl":
-        return [dict(json.loads(line)) for line in text.splitlines() if line.strip()]
-    if suffix == ".json":
+        rows = [json.loads(line) for line in text.split("\n") if line.strip()]
+    elif suffix == ".json":
         rows = json.loads(text)
-        if not isinstance(rows, list):
-            raise ValueError(f"{type(rows).__name__} instead of a list of objects")
-        return [dict(row) for row in rows]
-    return None
+    else:
+        return None
+    wrong = [row for row in rows if not isinstance(row, dict)] if isinstance(rows, list) else [rows]
+    if wrong:
+        where = "an object is needed" if isinstance(rows, list) else "a list of objects is needed"
+        raise ValueError(f"{where}; got {json.dumps(wrong[0])[:40]}")
+    return rows
+
+
+def _named_cells(header: list[str], *rows: list[str]) -> list[dict[Any, Any]]:
+    """Rows by column; those beyond the header's last under None, as `csv.DictReader` does."""
+    twice = sorted({name for name in header if header.count(name) > 1})
+    if twice:
+        raise ValueError(f"several columns are called {', '.join(map(repr, twice))}")
+    return [
+        dict(itertools.zip_longest(header, row, fillvalue="" if len(row) < len(header) else None))
+        for row in rows
+    ]

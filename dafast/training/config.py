@@ -71,7 +71,7 @@ class DataSection:
 
     Attributes:
         path: Folder, glob pattern or file of training shards. Or a list of pictures with their
-            depth or disparity (.csv, .json, .jsonl; `dafast.data.lists` has the
+            depth or disparity (.csv, .txt, .json, .jsonl; `dafast.data.lists` has the
             columns), which is packed into `data/` of the run first.
         eval_path: The same for held-out pictures; "" evaluates nothing.
         hold_out: Fraction of the list in `path` that is held out, instead of `eval_path`.
@@ -113,8 +113,8 @@ class DataSection:
             yield "data.hold_out must be in [0, 1)"
         elif self.hold_out and (not is_list(self.path) or self.eval_path):
             yield (
-                "data.hold_out divides a list: data.path must name one (.csv, .json, .jsonl), and "
-                "data.eval_path must be empty"
+                "data.hold_out divides a list: data.path must name one (.csv, .txt, .json, "
+                ".jsonl), and data.eval_path must be empty"
             )
         if not self.eval_max_depth > 0:
             yield "data.eval_max_depth must be positive"

@@ -269,8 +269,52 @@ def test_what_is_no_map_is_refused(values: np.ndarray, tmp_path: Path) -> None:
         read_stored(save_map(tmp_path / "d.npy", values))
 
 
-def test_columns_may_have_spaces_around_them(tmp_path: Path, rng: np.random.Generator) -> None:
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\ufeffimage, depth , scale\na.png, d.npy, 0.001\n",
+        "image,depth,scale \r\n a.png , d.npy , 0.001 \r\n",  # no name of a file ends in a space
+        "\n\nimage,depth,scale\n\na.png,d.npy,0.001\n\n",
+    ],
+)
+def test_spaces_and_empty_lines_do_not_count(text: str, tmp_path: Path) -> None:
     path = tmp_path / "l.csv"
-    path.write_text("\ufeffimage, depth , scale\na.png, d.npy, 0.001\n", encoding="utf-8")
+    path.write_bytes(text.encode())
     (found,) = read_list(path)
     assert (found.name, found.map.name, found.scale) == ("a.png", "d.npy", 0.001)
+
+
+@pytest.mark.parametrize("separator", "\u2028\x85\x0c")
+def test_a_name_may_have_any_character(separator: str, tmp_path: Path) -> None:
+    row = {"image": f"a{separator}.png", "depth": "d.npy"}
+    path = tmp_path / "l.jsonl"
+    path.write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert [found.name for found in read_list(path)] == [row["image"]]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("l.csv", "image,depth,depth\na,b,c\n", "several columns are called 'depth'"),
+        ("l.csv", "a.png,d.npy\n", "the list has no rows"),
+        ("l.csv", "image,depth\na,b,c\n", "row 1 has more fields than the header"),
+        ("l.csv", "image,depth\na\n", "row 1: image and either depth or disparity are needed"),
+        ("l.csv", "image;depth\na;b\n", "columns are separated by commas"),
+        ("l.csv", "image,depth,min_depth,max_depth\na,b,8,5\n", "min_depth 8 is above max_depth 5"),
+        ("l.json", '["a.png"]', 'an object is needed; got "a.png"'),
+        ("l.json", '{"image": "a.png"}', "a list of objects is needed; got {"),
+        ("l.jsonl", "[1, 2]\n", r"an object is needed; got \[1, 2\]"),
+    ],
+)
+def test_a_wrong_list_is_explained(name: str, text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(SourceError, match=message):
+        read_list(tmp_path / name)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "latin-1"])
+def test_a_list_in_another_encoding_is_named(encoding: str, tmp_path: Path) -> None:
+    path = tmp_path / "l.csv"
+    path.write_text("image,depth\né.png,d.npy\n", encoding=encoding)
+    with pytest.raises(SourceError, match=r"l\.csv: not a text in UTF-8; save the list in this"):
+        read_list(path)
