@@ -13,6 +13,10 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 _OLD_NAMES = {"licence": "license"}
 
 
+class LicenseWarning(UserWarning):
+    """Published weights whose license forbids some uses; `warnings.filterwarnings` can hide it."""
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """Everything that determines a Depth Anything network (DINOv2 ViT + DPT head).

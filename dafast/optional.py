@@ -5,6 +5,11 @@ from __future__ import annotations
 import importlib
 import sys
 
+
+class MissingPackageError(ImportError):
+    """An optional package cannot be used; the message names the extra that installs it."""
+
+
 _BROKEN: dict[str, str] = {}
 """Modules whose import failed in this process, with the reason."""
 

@@ -27,6 +27,7 @@ from ._common import (
     add_model,
     positive,
 )
+from ._log import is_quiet
 from ._process import interrupted
 
 if TYPE_CHECKING:
@@ -160,8 +161,9 @@ def _predict(
     # No photo is overwritten, nor the file that a link among them points to.
     sources = {_entry(photo.path) for photo in photos}
     sources |= {os.path.realpath(photo.path) for photo in photos}
-    terminal = sys.stderr.isatty()
-    with tqdm(total=len(photos), unit="photo", disable=not terminal, leave=False) as bar:
+    terminal, hidden = sys.stderr.isatty(), is_quiet()
+    off = hidden or not terminal
+    with tqdm(total=len(photos), unit="photo", disable=off, leave=False) as bar:
         for photo in photos:
             bar.set_postfix_str(photo.path.name)
             began = time.perf_counter()
@@ -178,7 +180,7 @@ def _predict(
             else:
                 progress.written += wrote
                 progress.kept += not wrote
-                if not terminal:
+                if not terminal and not hidden:
                     what = f"{time.perf_counter() - began:.2f} s" if wrote else "is there"
                     print(f"{photo.path} -> {args.out / photo.result}_*.png  {what}", flush=True)
             bar.update()
