@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import logging
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,14 +15,17 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 
 if TYPE_CHECKING:
-    from .config import PRESETS, ModelConfig
+    from .config import PRESETS, LicenseWarning, ModelConfig
     from .models import DepthAnything, FeaturePyramid, SegmentationModel
     from .ops import use_backend
+
+logging.getLogger("dafast").addHandler(logging.NullHandler())
 
 # Resolved on first use, so that `import dafast` costs next to nothing.
 _LAZY = {
     "DepthAnything": "models",
     "FeaturePyramid": "models",
+    "LicenseWarning": "config",
     "ModelConfig": "config",
     "PRESETS": "config",
     "SegmentationModel": "models",
@@ -43,6 +47,7 @@ _SUBMODULES = (
 __all__ = [
     "DepthAnything",
     "FeaturePyramid",
+    "LicenseWarning",
     "ModelConfig",
     "PRESETS",
     "SegmentationModel",

@@ -7,6 +7,11 @@ import sys
 
 from .files import explain_kind
 
+
+class MissingPackageError(ImportError):
+    """An optional package cannot be used; the message names the extra that installs it."""
+
+
 _BROKEN: dict[str, str] = {}
 """Modules whose import failed in this process, with the reason."""
 

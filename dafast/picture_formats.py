@@ -95,7 +95,7 @@ def describe_file(file: BinaryIO) -> str:
         if why := why_no_module("pillow_heif"):
             return (
                 "a HEIC or HEIF photo, which Pillow does not read by itself: convert it to JPEG, "
-                f"or pip install pillow-heif ({why})"
+                f"or pip install 'dafast[heif]' ({why})"
             )
         return "a damaged HEIC or HEIF photo"
     if head[4:12] in (b"ftypavif", b"ftypavis"):

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
-from .optional import why_no_module
+from .optional import MissingPackageError, why_no_module
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -16,7 +16,9 @@ ENABLED = os.environ.get("DAFAST_NVTX", "0") not in ("", "0")
 """Whether ranges are recorded; fixed at import, so that functions stay undecorated if not."""
 
 if ENABLED and (_why := why_no_module("nvtx")):
-    raise ImportError(f"DAFAST_NVTX is set, which needs nvtx: pip install nvtx ({_why})")
+    raise MissingPackageError(
+        f"DAFAST_NVTX is set, which needs nvtx: pip install 'dafast[profile]' ({_why})"
+    )
 
 
 def annotate(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:

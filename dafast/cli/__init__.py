@@ -15,7 +15,9 @@ from collections.abc import Sequence
 
 from .._version import __version__
 from ..files import FULL, explain
+from ..optional import MissingPackageError
 from ._common import CommandError
+from ._log import add_verbosity, log_to_stderr, set_level
 from ._process import interrupted, open_streams, silence, watch_interrupts
 
 DESCRIPTION = "Depth Anything, fast and trainable: depth from one photo."
@@ -33,6 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in (run, doctor, models, synth, data, label, train, evaluate):
         command.add_parser(commands)
+    add_verbosity(parser)
     return parser
 
 
@@ -43,10 +46,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments after the program's name; those of the process by default.
     """
     open_streams()
-    args = argparse.Namespace(traceback=False)
+    args = argparse.Namespace(traceback=False, verbose=0, quiet=False)
     try:
-        with watch_interrupts():
+        with watch_interrupts(), log_to_stderr():
             build_parser().parse_args(argv, args)
+            set_level(args)
             code = args.function(args)
             sys.stdout.flush()
     except BaseException as error:
@@ -72,7 +76,8 @@ def _report(error: BaseException, traceback: bool) -> int:
         raise error
     # The layout that a folder should have takes several lines.
     text = str(error).strip() if "\n" in str(error) else explain(error)
-    if isinstance(error, CommandError | OSError | ValueError | TypeError | MemoryError):
+    expected = (CommandError, OSError, ValueError, TypeError, MemoryError, MissingPackageError)
+    if isinstance(error, expected):
         return _say(f"dafast: error: {text}", 1)
     return _say(
         f"dafast: error: {type(error).__name__}: {text}\n"

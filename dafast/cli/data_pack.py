@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ._common import CommandError, add_min_depth, add_workers, name_failures, positive
 from ._data_sets import ALL_NAMES, NO_DEPTH, PICTURE_NAMES, check_name
+from ._log import tell
 
 if TYPE_CHECKING:
     from ..data.sources import Item
@@ -73,7 +73,7 @@ def data_pack(args: argparse.Namespace) -> int:
         description,
         shard_size=args.shard_size,
         workers=args.workers,
-        say=lambda line: print(f"pack: {line}", file=sys.stderr, flush=True),
+        say=lambda line: tell(f"pack: {line}"),
     )
     # Only the text of a failure of an earlier run is known.
     corrupt = [pair for pair in failures if not pair[1].startswith(f"{Unlabeled.__name__}:")]

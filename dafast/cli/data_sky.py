@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 
 from ._common import add_device, add_workers, name_failures, note_or_match, positive
+from ._log import tell
 
 DESCRIPTION = "sky.json"
 """File next to the masks of sky that says which network made them."""
@@ -67,7 +67,7 @@ def data_sky(args: argparse.Namespace) -> int:
         find,
         shards[rank::size],
         workers=args.workers,
-        say=lambda line: print(f"sky: {line}", file=sys.stderr, flush=True),
+        say=lambda line: tell(f"sky: {line}"),
     )
     print(
         f"masks of {report.written} shards written: {report.with_sky} of {report.pictures} "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 import time
 from collections import Counter
 
@@ -18,6 +17,7 @@ from ._common import (
     note_or_match,
     positive,
 )
+from ._log import tell
 
 DESCRIPTION = "labels.json"
 """File next to the labeled shards that says which teacher made them."""
@@ -99,7 +99,7 @@ def label(args: argparse.Namespace) -> int:
         shards[rank::size],
         out,
         workers=args.workers,
-        say=lambda line: print(f"label: {line}", file=sys.stderr, flush=True),
+        say=lambda line: tell(f"label: {line}"),
     )
     parts = [f"{report.shards} shards with {report.images} images written to {out}"]
     if report.kept:

@@ -28,6 +28,7 @@ from ._common import (
     named_path,
     positive,
 )
+from ._log import is_quiet
 from ._process import interrupted
 
 if TYPE_CHECKING:
@@ -165,8 +166,9 @@ def _predict(
     # No photo is overwritten, nor the file that a link among them points to.
     sources = {_entry(photo.path) for photo in photos}
     sources |= {os.path.realpath(photo.path) for photo in photos}
-    terminal = sys.stderr.isatty()
-    with tqdm(total=len(photos), unit="photo", disable=not terminal, leave=False) as bar:
+    terminal, hidden = sys.stderr.isatty(), is_quiet()
+    off = hidden or not terminal
+    with tqdm(total=len(photos), unit="photo", disable=off, leave=False) as bar:
         for photo in photos:
             bar.set_postfix_str(_shown(photo.path.name))
             began = time.perf_counter()
@@ -183,7 +185,7 @@ def _predict(
             else:
                 progress.written += wrote
                 progress.kept += not wrote
-                if not terminal:
+                if not terminal and not hidden:
                     what = f"{time.perf_counter() - began:.2f} s" if wrote else "exists"
                     results = f"{_shown(args.out / photo.result)}_*.png"
                     print(f"{_shown(photo.path)} -> {results}  {what}", flush=True)

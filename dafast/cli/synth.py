@@ -58,5 +58,6 @@ def synth(args: argparse.Namespace) -> int:
         textures=args.textures,
         kinds=args.kinds,
         size=args.size and tuple(args.size),
+        progress=not args.quiet,
     )
     return 0

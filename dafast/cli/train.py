@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ._common import CommandError
+from ._log import take_verbosity
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -23,7 +24,6 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 def train(args: argparse.Namespace) -> int:
     """Runs ``dafast train``."""
-    import logging
     import multiprocessing
     import signal
 
@@ -36,10 +36,9 @@ def train(args: argparse.Namespace) -> int:
     from ..training.run import TooManyBadStepsError
     from ..training.state import TrainingStateError
 
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
     expected = (ConfigError, ShardError, TrainingStateError, DiskFullError, TooManyBadStepsError)
     try:
-        config = parse_args(args.options)
+        config = parse_args(take_verbosity(args.options, args))
         with distributed_session() as world:
             run(config, world)
         return 0

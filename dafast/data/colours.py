@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from dafast.data.transforms import AugmentConfig
-from dafast.optional import why_no_module
+from dafast.optional import MissingPackageError, why_no_module
 from dafast.profiling import annotate
 
 DRAWS = 12
@@ -66,12 +66,12 @@ def change_colours(images: Tensor, augment: AugmentConfig, draws: Tensor) -> Ten
         image has one, the given tensor is returned.
 
     Raises:
-        ImportError: If kornia is missing.
+        MissingPackageError: If kornia is missing.
     """
     if not augment.changes_colours:
         return images
     if why := why_no_module("kornia"):
-        raise ImportError(
+        raise MissingPackageError(
             f"changing the colours of images needs kornia: pip install 'dafast[train]' ({why})"
         )
     draws = draws.cpu().double()

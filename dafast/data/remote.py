@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from dafast.files import FULL, explain, explain_kind, write_file, writing
-from dafast.optional import why_no_module
+from dafast.optional import MissingPackageError, why_no_module
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +49,10 @@ class RemoteError(ShardError):
     """A URL that cannot be read or written, after a few tries; the message names it."""
 
 
+class _MissingRemoteError(RemoteError, MissingPackageError):
+    """A package for URLs is missing."""
+
+
 def is_url(text: str) -> bool:
     """Whether a text is a URL, apart from file:// URLs."""
     return re.match(r"(?!file://)[A-Za-z][A-Za-z0-9+.-]*://", text) is not None
@@ -64,7 +68,7 @@ def place_of(text: str | os.PathLike[str]) -> Path:
     if not is_url(text):
         return Path(text.removeprefix("file://"))
     if why := why_no_module("fsspec", "upath"):
-        raise RemoteError(f"{text}: URLs need pip install 'dafast[remote]' ({why})")
+        raise _MissingRemoteError(f"{text}: URLs need pip install 'dafast[remote]' ({why})")
     from upath import UPath
 
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from ..config import PRESETS, ModelConfig, get_preset
+from ..config import PRESETS, LicenseWarning, ModelConfig, get_preset
 from ..runtime import on_meta, resolve_device, resolve_dtype, warn_if_slow
 from .config_choice import choose_config
 from .configurations import matching_preset
@@ -192,11 +193,8 @@ def _warn_of_license(config: ModelConfig) -> None:
     license = config.license or (published.license if published else "")
     if "NC" in license.split("-") and config.name not in _warned_licenses:
         _warned_licenses.add(config.name)
-        logger.warning(
-            "The published weights of %s are under %s: not for commercial use.",
-            config.name,
-            license,
-        )
+        text = f"The published weights of {config.name} are under {license}"
+        warnings.warn(f"{text}: not for commercial use.", LicenseWarning, stacklevel=3)
 
 
 def load_encoder(

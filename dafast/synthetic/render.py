@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dafast.optional import why_no_module
+from dafast.optional import MissingPackageError, why_no_module
 from dafast.synthetic.meshes import F32, I32, cross
 from dafast.synthetic.scene import Scene, SceneMesh, View
 from dafast.synthetic.textures import LEVEL_SIZE, LEVEL_START, LEVELS, SIZE, STRIDE
@@ -72,18 +72,23 @@ class Hits:
     normal: F32
 
 
+def require_embree() -> None:
+    """Raises a `MissingPackageError` if the renderer cannot be imported."""
+    if why := why_no_module("embreex", "embreex.mesh_construction", "embreex.rtcore_scene"):
+        raise MissingPackageError(
+            f"dafast.synthetic renders with embreex: pip install 'dafast[synth]' ({why})"
+        )
+
+
 class Tracer:
     """An Embree scene over a geometry.
 
     Raises:
-        ImportError: embreex is not installed.
+        MissingPackageError: embreex is not installed.
     """
 
     def __init__(self, geometry: SceneMesh) -> None:
-        if why := why_no_module("embreex", "embreex.mesh_construction", "embreex.rtcore_scene"):
-            raise ImportError(
-                f"dafast.synthetic renders with embreex: pip install 'dafast[synth]' ({why})"
-            )
+        require_embree()
         from embreex.mesh_construction import TriangleMesh
         from embreex.rtcore_scene import EmbreeScene
 

@@ -25,6 +25,8 @@ from PIL import Image
 
 from dafast._version import __version__
 from dafast.files import explain, explain_kind, remove_leftovers, whole_file, write_file
+from dafast.optional import MissingPackageError
+from dafast.synthetic.render import require_embree
 from dafast.synthetic.sample import HELD_OUT_SEED, KINDS, SyntheticSample, render_scene
 from dafast.synthetic.textures import texture_digest
 
@@ -80,6 +82,8 @@ def _write_shard(task: _Task) -> tuple[str, int]:
             try:
                 scene = render_scene(seed, size=task.size, kind=kind, textures=task.textures)
                 members = encode(scene)
+            except MissingPackageError:
+                raise
             except Exception as error:
                 raise RuntimeError(
                     f"scene with seed {seed} failed: {explain_kind(error)}"
@@ -125,6 +129,7 @@ def write_shards(
         progress: print a line per finished shard to stderr.
 
     Raises:
+        MissingPackageError: embreex or scikit-image is missing.
         RuntimeError: a scene failed; the message names its seed.
         FileNotFoundError: ``textures`` is no folder with pictures.
         ValueError: scenes or shard_size below 1, a negative seed, an unknown kind, seeds on both
@@ -158,6 +163,8 @@ def write_shards(
         for k, start in enumerate(range(0, scenes, shard_size))
     ]
     todo = [t for t in tasks if present.get(t.path.name, 0) < t.count]
+    if todo:
+        require_embree()
     progress_line = _Progress(scenes, scenes - sum(t.count for t in todo), progress)
     n = min(workers or _cores(), len(todo))
     with _sigterm_unwinds():

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dafast.files import explain
+from dafast.optional import MissingPackageError
 
 SIZE = 256
 LEVELS = 9
@@ -351,14 +352,15 @@ def shipped_photos() -> list[Path]:
     """The photographs of ``SKIMAGE_PHOTOS`` that this installation of scikit-image holds.
 
     Raises:
-        ImportError: scikit-image is not installed.
+        MissingPackageError: scikit-image is not installed.
     """
     from importlib.util import find_spec
 
     spec = find_spec("skimage")
     if spec is None or not spec.submodule_search_locations:
-        raise ImportError(
-            "dafast.synthetic takes photographs from scikit-image: pip install 'dafast[synth]'"
+        raise MissingPackageError(
+            "dafast.synthetic takes photographs from scikit-image: pip install 'dafast[synth]' "
+            "(scikit-image is not installed)"
         )
     data = Path(spec.submodule_search_locations[0]) / "data"
     return [data / name for name in SKIMAGE_PHOTOS if (data / name).is_file()]

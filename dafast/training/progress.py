@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import shutil
 import sys
 import time
@@ -39,6 +40,7 @@ class RunLog:
     ) -> None:
         self.enabled, self.total_steps, self.log_every = enabled, total_steps, log_every
         self._live = sys.stdout.isatty()
+        self._quiet = not logging.getLogger("dafast").isEnabledFor(logging.WARNING)
         self._speed = 0.0
         self._recent: list[float] = []
         self._line_shown = False
@@ -67,7 +69,7 @@ class RunLog:
         self._speed = speed if not self._speed else 0.9 * self._speed + 0.1 * speed
         self._record({"step": step, **values, "images_per_second": round(speed, 2)})
         self._recent = [*self._recent[-49:], values["loss"]]
-        if not self._live and step % self.log_every and step != self.total_steps:
+        if self._quiet or (not self._live and step % self.log_every and step != self.total_steps):
             return
         left = (self.total_steps - step) * images / self._speed if self._speed else 0.0
         text = (

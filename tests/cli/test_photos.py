@@ -154,7 +154,7 @@ def test_pictures_of_phones_are_not_left_out_of_a_folder(run, tmp_path, monkeypa
     for name in ("c.jpe", "d.avif"):
         (folder / name).write_bytes(b"no picture")
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
-    assert "pip install pillow-heif (pillow_heif is not installed)" in run(folder)[1]
+    assert "pip install 'dafast[heif]' (pillow_heif is not installed)" in run(folder)[1]
     registered = []
     fake = types.SimpleNamespace(register_heif_opener=lambda: registered.append(True))
     monkeypatch.setitem(sys.modules, "pillow_heif", fake)

@@ -1,10 +1,10 @@
 """Models are saved and loaded in every layout, whole and their encoders."""
 
 import dataclasses
-import logging
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,7 @@ import torch.nn.utils.prune
 from safetensors.torch import load_file
 
 from dafast import DepthAnything, SegmentationModel, files
-from dafast.config import PRESETS
+from dafast.config import PRESETS, LicenseWarning
 from dafast.models import checkpoint
 from dafast.models.checkpoint import CheckpointError, load_encoder, save_pretrained
 from dafast.models.conversion import ENCODER_LAYOUTS, LAYOUTS, from_official
@@ -201,14 +201,16 @@ def test_mask_token_may_be_missing(model, tmp_path):
     assert load(tmp_path / "x.pth", config=TINY).pretrained.mask_token.eq(0).all()
 
 
-def test_license_of_the_larger_v2_is_said_once(tmp_path, caplog, monkeypatch):
+def test_license_of_the_larger_v2_is_said_once(monkeypatch):
     monkeypatch.setattr(checkpoint, "_warned_licenses", set())
-    with caplog.at_level(logging.WARNING, "dafast"):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         checkpoint._warn_of_license(PRESETS["v2-vitb"])
         checkpoint._warn_of_license(PRESETS["v2-vitb"])
         checkpoint._warn_of_license(PRESETS["vitl"])
         checkpoint._warn_of_license(PRESETS["v2-vits"])
-    assert [record.message.count("CC-BY-NC-4.0") for record in caplog.records] == [1]
+    assert [warning.category for warning in caught] == [LicenseWarning]
+    assert "CC-BY-NC-4.0" in str(caught[0].message)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX permissions")

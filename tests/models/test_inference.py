@@ -267,7 +267,7 @@ def test_extreme_shapes(model):
         (b"not an image at all", "cannot be read.*no image format that Pillow knows"),
         (b"\n<!DOCTYPE html><html></html>", "an HTML page"),
         *(
-            (b"\0\0\0\x18ftyp" + brand + b"\0\0\0\0mif1heic", "HEIC.*JPEG.*pillow-heif")
+            (b"\0\0\0\x18ftyp" + brand + b"\0\0\0\0mif1heic", "HEIC.*JPEG.*dafast\\[heif\\]")
             for brand in (b"heic", b"heix", b"hevc", b"mif1", b"msf1")
         ),
         (None, "does not exist"),
