@@ -76,6 +76,11 @@ def label(args: argparse.Namespace) -> int:
         raise CommandError(f"--out {out} is the folder of the images; choose another")
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     model = load_relative_model(args, "label")
+    if model.config.quantity != "disparity":
+        raise CommandError(
+            f"{args.model} predicts {model.config.quantity}, and labels are disparity: choose a "
+            "model of V1 or V2, or nano (`dafast models` lists what each predicts)"
+        )
     tokens = args.batch_tokens or MAX_BATCH_TOKENS
     limits = {"size": args.size, "max_batch_tokens": tokens, "max_tokens": args.max_tokens}
     check_options(model.config, **limits)

@@ -143,7 +143,7 @@ def test_a_missing_package_is_one_line_that_names_its_extra(
     if extra == "sky":
         (tmp_path / "photos").mkdir()
         Image.new("RGB", (40, 30)).save("photos/a.png")
-        assert main(["data", "pack", "a.png", "--out", "here", "--workers", "1", "-q"]) == 0
+        assert main(["data", "pack", "photos", "--out", "here", "--workers", "1", "-q"]) == 0
     monkeypatch.setattr(optional, "_BROKEN", {package: f"{package} is not installed"})
     assert main(command.split()) == 1
     lines = capsys.readouterr().err.strip().splitlines()

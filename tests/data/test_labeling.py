@@ -20,6 +20,7 @@ from dafast.data.labeling import encode_label, label_shards
 from dafast.data.shards import ShardDataset, minmax
 from dafast.models.depth_anything import DepthAnything
 from dafast.models.inference import predict_native
+from tests.tiny import tiny as smallest
 from tests.training import tiny
 
 
@@ -223,3 +224,12 @@ def test_mistakes_are_named(teacher: Path, tmp_path: Path, seed: int, capsys) ->
     text = error(*common, "--in", str(photos), "--out", str(out), "--size", "28")
     assert "labels.json: the labels there were made with" in text
     assert "size 42, not 28" in text
+
+
+def test_a_model_of_depth_labels_nothing(tmp_path: Path, seed: int, capsys) -> None:
+    photos = tiny.write_shards(tmp_path / "in", 1, 2, seed, labeled=False)
+    DepthAnything(smallest(output="exp", kind="depth")).save_pretrained(tmp_path / "depth")
+    command = ["label", "--device", "cpu", "--model", str(tmp_path / "depth")]
+    assert main([*command, "--in", str(photos), "--out", str(tmp_path / "out")]) == 1
+    assert "predicts depth, and labels are disparity" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
