@@ -142,8 +142,8 @@ def test_a_missing_package_is_one_line_that_names_its_extra(
     monkeypatch.chdir(tmp_path)
     if extra == "sky":
         (tmp_path / "photos").mkdir()
-        Image.new("RGB", (40, 30)).save("photos/a.png")
-        assert main(["data", "pack", "photos", "--out", "here", "--workers", "1", "-q"]) == 0
+        Image.new("RGB", (40, 30), "red").save(tmp_path / "photos" / "a.png")
+        assert main(["-q", "data", "pack", "photos", "--out", "here", "--workers", "1"]) == 0
     monkeypatch.setattr(optional, "_BROKEN", {package: f"{package} is not installed"})
     assert main(command.split()) == 1
     lines = capsys.readouterr().err.strip().splitlines()
