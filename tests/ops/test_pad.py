@@ -209,3 +209,15 @@ def test_gpu_graph_capture(seed):
     graph.replay()
     for a, b in zip(expected, captured, strict=True):
         assert torch.equal(a, b)
+
+
+@needs_extension
+def test_layout_of_the_result():
+    """That of the input; a slice, which has neither layout, gives contiguous memory."""
+    x = torch.randn(2, 3, 8, 9)
+    inputs = {"contiguous": x, "slice": x[..., ::2], "channels_last": x[:, :, 1:].contiguous()}
+    inputs["channels_last"] = inputs["channels_last"].to(memory_format=torch.channels_last)
+    with use_backend("cpp"):
+        for name, image in inputs.items():
+            out = pad(image, (1, 2, 0, 1))
+            assert out.is_contiguous() == (name != "channels_last"), name
