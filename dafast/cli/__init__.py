@@ -15,8 +15,6 @@ from collections.abc import Sequence
 
 from .._version import __version__
 from ..files import FULL, explain
-from ..optional import MissingPackageError
-from ._common import CommandError
 from ._log import add_verbosity, log_to_stderr, set_level
 from ._process import interrupted, open_streams, silence, watch_interrupts
 
@@ -76,8 +74,9 @@ def _report(error: BaseException, traceback: bool) -> int:
         raise error
     # The layout that a folder should have takes several lines.
     text = str(error).strip() if "\n" in str(error) else explain(error)
-    expected = (CommandError, OSError, ValueError, TypeError, MemoryError, MissingPackageError)
-    if isinstance(error, expected):
+    # Exceptions of dafast are written for users.
+    own = type(error).__module__.startswith("dafast.")
+    if own or isinstance(error, OSError | ValueError | TypeError | MemoryError):
         return _say(f"dafast: error: {text}", 1)
     return _say(
         f"dafast: error: {type(error).__name__}: {text}\n"

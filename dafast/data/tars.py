@@ -75,6 +75,8 @@ def expand_shards(
     if isinstance(path_or_glob, Sequence) and not isinstance(path_or_glob, str):
         return [shard for item in path_or_glob for shard in expand_shards(item, key)]
     text = str(path_or_glob).removeprefix("file://")
+    if not text:
+        raise ShardError(f"{key or 'the path of the shards'} is empty: name a folder or file")
     if text.startswith("pipe:"):
         raise ShardError(f"{text}: commands are not run; name a file or URL")
     if "::" in text and not os.path.exists(text):
