@@ -142,6 +142,6 @@ def test_help_imports_only_the_standard_library():
 def test_an_error_of_dafast_is_one_line(given, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     shards = given.format(empty=tmp_path / "empty")
-    assert main(["label", "--in", shards, "--out", str(tmp_path / "out")]) == 1
+    assert main(["label", "--model", "nano", "--in", shards, "--out", str(tmp_path / "out")]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("dafast: error: no shards" if given else "dafast: error: the path of")
