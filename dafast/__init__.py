@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import logging
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
     from .models import DepthAnything, FeaturePyramid, SegmentationModel
     from .ops import use_backend
 
-logging.getLogger("dafast").addHandler(logging.NullHandler())
 
 # Resolved on first use, so that `import dafast` costs next to nothing.
 _LAZY = {
