@@ -5,6 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from dafast.ops import (
+    OPS,
+    BackendError,
     feature_alignment_loss,
     feature_alignment_loss_reference,
     use_backend,
@@ -290,3 +292,12 @@ def test_gpu_graph_capture_and_streams(dtype, seed, monkeypatch):
     graph.replay()
     assert captured.item() == pytest.approx(expected.item(), rel=1e-4)
     assert (captured_grad.double() - expected_grad).abs().max() <= bound
+
+
+def test_triton_takes_rows_that_fit(device):
+    wide = torch.zeros(2, 1, 8193)
+    with use_backend("triton"):
+        with pytest.raises(BackendError, match="takes up to 8192 channels, not 8193"):
+            feature_alignment_loss(wide, wide)
+        many_tokens = torch.ones(1, 8193, 2)
+        assert OPS["feature_alignment_loss"].select(many_tokens, many_tokens) == "triton"
