@@ -55,4 +55,4 @@ def test_on_without_the_package_says_so():
     env = {**os.environ, "DAFAST_NVTX": "1"}
     code = "import sys; sys.modules['nvtx'] = None; import dafast.profiling"
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
-    assert done.returncode != 0 and "pip install nvtx" in done.stderr
+    assert done.returncode != 0 and "pip install 'dafast[profile]'" in done.stderr

@@ -184,7 +184,7 @@ def test_infinite_depth_is_sky(tmp_path: Path, rng: np.random.Generator) -> None
         ("image;depth\na.jpg;b.npy\n", "unknown: image;depth; columns are separated by commas"),
         ("image,depth,scale\na.jpg,b.npy,0\n", "row 1: scale is 0; a positive number"),
         ("image,depth,scale\na.jpg,b.npy,mm\n", "row 1: scale"),
-        ("image,depth\n", "empty"),
+        ("image,depth\n", "the list has no rows"),
         ("image,depth\na.jpg,b.npy\nmy,pic.jpg,b.npy\n", "row 2 has more fields than the header"),
         ("image,depth,min_depth\na.jpg,b.npy,near\n", "row 1: min_depth is not a number"),
         ("image,depth,min_depth\na.jpg,b.npy,-1\n", "row 1: min_depth is -1; a positive"),

@@ -17,7 +17,7 @@ from dafast.evaluation import benchmarks, builtin
 from dafast.evaluation.metrics import METRICS
 from dafast.evaluation.protocols import PROTOCOLS
 from dafast.evaluation.samples import DataMissingError, EvaluationSample, Samples
-from tests.tiny import TINY
+from tests.tiny import TINY, tiny
 
 ROOT = Path(__file__).parents[2]
 
@@ -25,10 +25,7 @@ ROOT = Path(__file__).parents[2]
 class _Oracle:
     """Stands in for a model: `infer` gives an affine of the truth of the samples it is shown."""
 
-    class config:  # noqa: N801
-        name = "oracle"
-        is_metric = False
-
+    config = tiny(name="oracle")
     device = torch.device("cpu")
 
     def __init__(self, samples, scale=3.0, shift=-0.7):
