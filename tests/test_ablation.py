@@ -248,7 +248,7 @@ def test_tables_of_nothing(driver: ModuleType) -> None:
 # --------------------------------------------------------------------------------- a whole run
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive  # an experiment, no part of the package: six trainings and evaluations
 def test_the_whole_in_a_few_steps(tmp_path: Path, seed: int) -> None:
     data = tmp_path / "data"
     for name in ("labeled", "held-out-labeled", "held-out-unlabeled", "held-out-unseen"):

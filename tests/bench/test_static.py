@@ -93,7 +93,7 @@ def check(records: list[dict], arch: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("arch", [pytest.param("sm_80", marks=pytest.mark.exhaustive), "sm_90"])
 def test_sample_keeps_its_budget(arch, tmp_path):
     records = report(arch, tmp_path, *SAMPLE)
     check(records, arch)
