@@ -10,12 +10,15 @@ from .resize_bicubic import resize_bicubic
 
 
 def _area_weights(inputs: int, outputs: int, device: torch.device) -> Tensor:
-    """(outputs, inputs): the share of each input pixel in each output pixel, float32."""
-    edges = torch.arange(outputs + 1, dtype=torch.float64, device=device) * (inputs / outputs)
-    pixels = torch.arange(inputs, dtype=torch.float64, device=device)
+    """(outputs, inputs): the share of each input pixel in each output pixel, float32.
+
+    They are computed on the CPU, as Apple's GPUs have no float64.
+    """
+    edges = torch.arange(outputs + 1, dtype=torch.float64, device="cpu") * (inputs / outputs)
+    pixels = torch.arange(inputs, dtype=torch.float64, device="cpu")
     upper = torch.minimum(edges[1:, None], pixels[None] + 1)
     lower = torch.maximum(edges[:-1, None], pixels[None])
-    return ((upper - lower).clamp(min=0) * (outputs / inputs)).float()
+    return ((upper - lower).clamp(min=0) * (outputs / inputs)).float().to(device)
 
 
 def resize_area(plane: Tensor, size: tuple[int, int]) -> Tensor:

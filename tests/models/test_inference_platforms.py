@@ -53,6 +53,7 @@ class _NoFloat64(TorchDispatchMode):
         ("sigmoid", "official", "replicate", torch.float32),
         ("softplus", "pad", "reflect", torch.float16),
         ("normed", "pad", "constant", torch.float32),
+        ("relative", "upper_bound", "replicate", torch.float32),
     ],
 )
 def test_no_float64_on_the_device(kind, fit, padding, dtype, seed, monkeypatch):
