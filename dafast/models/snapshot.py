@@ -35,7 +35,7 @@ class Snapshot:
 
     PyTorch counts a version of each weight, but `Tensor.data`, numpy and fused optimizers write
     without counting. So every value is compared too: small weights as they are, large ones by sums
-    over columns, which no exchange of rows leaves as they were: 6 ms for 100 MB of weights.
+    over columns, which no exchange of rows leaves as they were: 10 ms for 100 MB of weights.
     The snapshot keeps the weights alive, so that no other weight can take their address.
     """
 
