@@ -90,7 +90,7 @@ def save_pretrained(
     """
     from safetensors.torch import save_file
 
-    _check_layout(layout, model.config)
+    check_layout(layout, model.config)
     max_bytes = _size_in_bytes(max_shard_size)
     target = model.dtype if dtype is None else resolve_dtype(dtype, model.device)
     with on_meta():
@@ -122,7 +122,7 @@ def save_pretrained(
     _remove_earlier(Path(folder), {*shards, *texts})
 
 
-def _check_layout(layout: str, config: ModelConfig) -> None:
+def check_layout(layout: str, config: ModelConfig) -> None:
     if layout not in ("official", "transformers", "zoedepth", "da3"):
         raise ValueError(f"layout={layout!r}: use 'official', 'transformers', 'zoedepth' or 'da3'")
     bins, sky = bool(config.bin_centers), config.sky_head

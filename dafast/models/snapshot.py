@@ -9,8 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .network import DepthNetwork
-
 NO_EFFECT = ("training", "checkpoint_activations", "feeds_product", "inplace")
 """Settings without an effect on inference."""
 
@@ -36,14 +34,20 @@ class Snapshot:
     PyTorch counts a version of each weight, but `Tensor.data`, numpy and fused optimizers write
     without counting. So every value is compared too: small weights as they are, large ones by sums
     over columns, which no exchange of rows leaves as they were: 10 ms for 100 MB of weights.
-    The snapshot keeps the weights alive, so that no other weight can take their address.
+    The snapshot keeps the weights alive, so that no other weight can take their address. Values are
+    compared on the CPU only.
+
+    Args:
+        model: A module with a ``config``.
     """
 
-    def __init__(self, model: DepthNetwork) -> None:
+    def __init__(self, model: nn.Module) -> None:
         self._parts = [_Part(module) for module in model.modules() if module is not model]
         self._config = model.config
         self._state = self._state_of(model)
         weights = [p.detach() for p in model.parameters()]
+        self._alive = weights
+        weights = [w for w in weights if w.device.type == "cpu"]
         memory = [_memory_of(w) for w in weights]
         self._with_gaps = [w for w, m in zip(weights, memory, strict=True) if m is None]
         self._small: list[np.ndarray] = []
@@ -53,7 +57,7 @@ class Snapshot:
                 self._add(content)
         self._values = self._fingerprint()
 
-    def is_of(self, model: DepthNetwork) -> bool:
+    def is_of(self, model: nn.Module) -> bool:
         """Whether nothing has changed since that affects the results of a model."""
         return self._same_state(model) and self._values == self._fingerprint()
 
@@ -71,7 +75,7 @@ class Snapshot:
         parts: list[Any] = [*self._small, *(_memory_of(w.contiguous()) for w in self._with_gaps)]
         return b"".join(parts + [np.add.reduce(table, axis=0) for table in self._large])
 
-    def _same_state(self, model: DepthNetwork) -> bool:
+    def _same_state(self, model: nn.Module) -> bool:
         """Compares by identity first, and by value only if something is another object."""
         if model.config is not self._config and model.config != self._config:
             return False
@@ -83,7 +87,7 @@ class Snapshot:
         return self._state == self._state_of(model)
 
     @staticmethod
-    def _state_of(model: DepthNetwork) -> list[Any]:
+    def _state_of(model: nn.Module) -> list[Any]:
         weights = [_identity(p) for p in model.parameters()]
         return [*weights, *map(settings, model.modules())]
 

@@ -1,0 +1,132 @@
+"""Converts between transformers' Depth Anything and ours, in memory."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+
+from ..config import ModelConfig
+from ..optional import MissingPackageError, why_no_module
+from ..runtime import on_meta
+from .configurations import config_from_json, config_to_transformers
+from .conversion import (
+    LAYOUTS,
+    OPTIONAL_KEYS,
+    Layout,
+    Shape,
+    detect_layout,
+    from_official,
+    to_official,
+)
+from .identify import some
+from .network import DepthNetwork
+from .saving import check_layout
+
+Network = TypeVar("Network", bound=DepthNetwork)
+
+CLASS = "DepthAnythingForDepthEstimation"
+
+
+def depth_anything_class() -> type[nn.Module]:
+    """transformers' class of Depth Anything.
+
+    Raises:
+        MissingPackageError: If transformers cannot be imported.
+    """
+    if why := why_no_module("transformers"):
+        raise MissingPackageError(f"{why}: pip install 'dafast[transformers]'")
+    import transformers
+
+    return transformers.DepthAnythingForDepthEstimation
+
+
+def check_is_depth_anything(model: Any) -> None:
+    """Checks that an object is transformers' Depth Anything.
+
+    Raises:
+        TypeError: If it is something else.
+    """
+    if not isinstance(model, depth_anything_class()):
+        raise TypeError(f"expected transformers' {CLASS}, not {type(model).__name__}")
+
+
+def config_of(model: Any) -> ModelConfig:
+    """The configuration of a transformers model, with transformers' rule for position embeddings.
+
+    Raises:
+        ValueError: If the model has settings that dafast does not support.
+    """
+    data = {**model.config.to_dict(), "backbone_config": model.backbone.config.to_dict()}
+    config = config_from_json(data)
+    return dataclasses.replace(config, position_embedding="transformers")
+
+
+def weights_of(
+    model: nn.Module, shapes: dict[str, Shape]
+) -> tuple[dict[str, Tensor], dict[str, list[Tensor]]]:
+    """The weights of a transformers model by official key.
+
+    Args:
+        model: transformers' Depth Anything.
+        shapes: Shape of every official key.
+
+    Returns:
+        The weights, which share the memory of the model's where transformers has them in one
+        piece; and for the others (query, key and value) the pieces, which a weight is a copy of.
+
+    Raises:
+        ValueError: If the model has other weights than its configuration (LoRA, quantization).
+    """
+    tensors = {name: weight.detach() for name, weight in model.named_parameters()}
+    layout: Layout = detect_layout(tensors) or LAYOUTS["transformers_live"]
+    conversion = to_official(tensors, layout, shapes)
+    if not conversion.ok:
+        wrong = [*conversion.missing, *conversion.unexpected]
+        wrong += [name for name, _, _ in conversion.wrong_shapes]
+        raise ValueError(
+            f"the model has other weights than its configuration ({some(wrong)}): merge adapters, "
+            "and load it without quantization"
+        )
+    names = {key: layout.names(key) for key in shapes if key not in OPTIONAL_KEYS}
+    pieces = {key: [tensors[n] for n in parts] for key, parts in names.items() if len(parts) > 1}
+    return conversion.state, pieces
+
+
+def from_transformers(cls: type[Network], model: Any, position_embedding: str) -> Network:
+    """Builds our model from one of transformers; see `DepthAnything.from_transformers`."""
+    check_is_depth_anything(model)
+    config = dataclasses.replace(config_of(model), position_embedding=position_embedding)
+    with on_meta():
+        built = cls(config)
+    shapes = {key: tuple(value.shape) for key, value in built.state_dict().items()}
+    state, _ = weights_of(model, shapes)
+    first = next(model.parameters())
+    state = {key: weight.to(first.device, first.dtype, copy=True) for key, weight in state.items()}
+    built.load_state_dict(state, strict=True, assign=True)
+    return built.train(model.training)
+
+
+def to_transformers(model: DepthNetwork) -> Any:
+    """Builds transformers' model from ours; see `DepthAnything.to_transformers`."""
+    cls = depth_anything_class()
+    check_layout("transformers", model.config)
+    config = cls.config_class.from_dict(  # type: ignore[attr-defined]
+        config_to_transformers(model.config, str(model.dtype).removeprefix("torch."))
+    )
+    with on_meta():
+        built = cls(config)
+    layout = detect_layout(built.state_dict())
+    assert layout is not None
+    state = {name: weight.detach() for name, weight in model.state_dict().items()}
+    renamed = {name: weight.clone() for name, weight in from_official(state, layout).items()}
+    built.load_state_dict(renamed, strict=True, assign=True)
+    return built.train(model.training)
+
+
+def empty_copy(model: Any) -> nn.Module:
+    """The modules that a transformers model's configuration builds, on the meta device."""
+    with on_meta():
+        return depth_anything_class()(copy.deepcopy(model.config))
