@@ -43,7 +43,7 @@ $(STAMPS)/torch: constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "dafast needs Python 3.11 or newer; make PYTHON=python3.12 takes another")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing PyTorch into $(VENV) ..."
-	$(INSTALL) torch setuptools pybind11 ninja
+	$(INSTALL) torch "setuptools>=77" pybind11 ninja
 	@mkdir -p $(STAMPS)
 	@touch $@
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import logging
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,19 +15,31 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 
 if TYPE_CHECKING:
-    from .config import PRESETS, LicenseWarning, ModelConfig
+    from ._warnings import (
+        DafastWarning,
+        DataWarning,
+        LicenseWarning,
+        PerformanceWarning,
+        WeightsWarning,
+    )
+    from .config import PRESETS, ModelConfig
     from .models import DepthAnything, FeaturePyramid, SegmentationModel
     from .ops import use_backend
 
+logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 # Resolved on first use, so that `import dafast` costs next to nothing.
 _LAZY = {
+    "DafastWarning": "_warnings",
+    "DataWarning": "_warnings",
     "DepthAnything": "models",
     "FeaturePyramid": "models",
-    "LicenseWarning": "config",
+    "LicenseWarning": "_warnings",
     "ModelConfig": "config",
     "PRESETS": "config",
+    "PerformanceWarning": "_warnings",
     "SegmentationModel": "models",
+    "WeightsWarning": "_warnings",
     "use_backend": "ops",
 }
 _SUBMODULES = (
@@ -43,12 +56,16 @@ _SUBMODULES = (
 )
 
 __all__ = [
+    "DafastWarning",
+    "DataWarning",
     "DepthAnything",
     "FeaturePyramid",
     "LicenseWarning",
     "ModelConfig",
     "PRESETS",
+    "PerformanceWarning",
     "SegmentationModel",
+    "WeightsWarning",
     "use_backend",
     "__version__",
 ]

@@ -30,10 +30,6 @@ def _is_positive(value: Any) -> bool:
     return number and 0 < value < math.inf
 
 
-class LicenseWarning(UserWarning):
-    """Published weights whose license forbids some uses; `warnings.filterwarnings` can hide it."""
-
-
 @dataclass(frozen=True)
 class ModelConfig:
     """Everything that determines a Depth Anything network (DINOv2 ViT + DPT head).

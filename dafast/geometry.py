@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import operator
 from dataclasses import dataclass
 
-logger = logging.getLogger("dafast")
+from . import _warnings
 
 FITS = ("pad", "official", "upper_bound")
 MAX_TOKENS = 8192
@@ -113,13 +112,10 @@ def plan_geometry(
         longest = (max_tokens - 1) * multiple
         sides = (min(shrunk[0], longest), min(shrunk[1], longest))
     if wanted > max_tokens and warn:
-        logger.warning(
-            "an image of %dx%d pixels would take %d tokens; scaled down to %d (max_tokens=%d)",
-            width,
-            height,
-            wanted,
-            tokens(sides),
-            max_tokens,
+        _warnings.warn(
+            _warnings.DataWarning,
+            f"an image of {width}x{height} pixels would take {wanted} tokens; scaled down to "
+            f"{tokens(sides)} (max_tokens={max_tokens})",
         )
     network = (_round_up(sides[0], multiple), _round_up(sides[1], multiple))
     extra_h, extra_w = network[0] - sides[0], network[1] - sides[1]

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import logging
-
 import numpy as np
 
-logger = logging.getLogger("dafast")
+from ._warnings import DataWarning, warn
 
 _SLIVER = 1 / 16
 """Largest share of its range that a picture of more than 8 bits uses when a warning says so."""
@@ -19,10 +17,10 @@ class ImageError(ValueError):
 
 
 def warn_once(name: str, text: str, key: str = "") -> None:
-    """Logs a warning about a picture, once for each name and key (the text by default)."""
+    """Warns about a picture, once for each name and key (the text by default)."""
     if (name, key or text) not in _warned:
         _warned.add((name, key or text))
-        logger.warning("%s: %s", name, text)
+        warn(DataWarning, f"{name}: {text}")
 
 
 def check_range(values: np.ndarray, top: int, name: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,9 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ._warnings import DataWarning, warn
 from .files import whole_file
-
-logger = logging.getLogger("dafast")
 
 SUFFIXES = (".ply",)
 """Suffixes of the files that `PointCloud.save` writes."""
@@ -148,7 +146,7 @@ def _warn_of_camera(camera: Intrinsics, height: int, width: int) -> None:
             "intrinsics those of a picture of another size?"
         )
     for problem in problems:
-        logger.warning("camera of a picture of %dx%d pixels: %s", width, height, problem)
+        warn(DataWarning, f"camera of a picture of {width}x{height} pixels: {problem}")
 
 
 @dataclass(frozen=True)

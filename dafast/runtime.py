@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
-import logging
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-logger = logging.getLogger("dafast")
+from ._warnings import PerformanceWarning, warn
 
 _DTYPES = {
     "float32": torch.float32,
@@ -140,13 +139,15 @@ def on_meta() -> Iterator[None]:
 
 @functools.cache
 def warn_if_slow(dtype: torch.dtype, device: torch.device) -> None:
-    """Logs once that a model of this dtype runs slower than in float32 on this device."""
+    """Warns once that a model of this dtype runs slower than in float32 on this device."""
     if device.type != "cpu":
         return
     if dtype == torch.float16:
-        logger.warning("float16 on a CPU takes 17 to 28 times as long as float32; use float32")
+        text = "float16 on a CPU takes 17 to 28 times as long as float32; use float32"
+        warn(PerformanceWarning, text)
     elif dtype == torch.bfloat16 and not cpu_has_bfloat16():
-        logger.warning(
+        warn(
+            PerformanceWarning,
             "this CPU has no bfloat16 arithmetic: bfloat16 takes 3 times as long as float32; "
-            "use float32"
+            "use float32",
         )

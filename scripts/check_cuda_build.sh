@@ -16,7 +16,7 @@ venv=${1:-$work/venv}
 
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
 venv=$(cd "$venv" && pwd)
-"$venv/bin/python" -m pip --disable-pip-version-check install --quiet "$torch" setuptools wheel \
+"$venv/bin/python" -m pip --disable-pip-version-check install --quiet "$torch" "setuptools>=77" wheel \
     pybind11 ninja numpy pillow safetensors huggingface_hub tqdm tyro pytest opencv-python-headless
 
 # Build in a copy, so that the checkout keeps its extension.

@@ -6,6 +6,7 @@ import functools
 import os
 import random
 import secrets
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
+from dafast import DafastWarning
 from tests.interpreter import patch_language_once_per_launch
+from tests.notices import Notices
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -55,6 +58,13 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ.setdefault("TRITON_INTERPRET", "1")
     if os.environ.get("TRITON_INTERPRET", "0") != "0":
         patch_language_once_per_launch()
+
+
+@pytest.fixture
+def notices(recwarn: pytest.WarningsRecorder) -> Notices:
+    """Collects the warnings of dafast."""
+    warnings.simplefilter("always", DafastWarning)
+    return Notices(recwarn)
 
 
 def pytest_report_header(config: pytest.Config) -> str:

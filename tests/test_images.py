@@ -150,7 +150,7 @@ def _sliver(rng, low, high, shape=(20, 30)):
     ],
 )
 @pytest.mark.parametrize("kind", ["array", "png", "int16", "int32", "uint32", "pil"])
-def test_a_sliver_of_16_bits_gives_one_warning(kind, low, high, advice, rng, tmp_path, caplog):
+def test_a_sliver_of_16_bits_gives_one_warning(kind, low, high, advice, rng, tmp_path, notices):
     values = _sliver(rng, low, high)
     if kind == "int16" and high > 32767:
         values = values // 2
@@ -167,12 +167,12 @@ def test_a_sliver_of_16_bits_gives_one_warning(kind, low, high, advice, rng, tmp
     for _ in range(3):
         pixels = as_pixels(source, "image")
     np.testing.assert_allclose(pixels[0].numpy(), values / 65535, atol=1e-6)  # not stretched
-    assert len(caplog.messages) == 1
-    assert advice in caplog.messages[0]
-    assert ("a." if isinstance(source, Path) else "image:") in caplog.messages[0]
+    assert len(notices.messages) == 1
+    assert advice in notices.messages[0]
+    assert ("a." if isinstance(source, Path) else "image:") in notices.messages[0]
 
 
-def test_a_sliver_in_a_16_bit_file_of_three_bands(rng, tmp_path, caplog):
+def test_a_sliver_in_a_16_bit_file_of_three_bands(rng, tmp_path, notices):
     """Pillow hands these out in 8 bits."""
     write_tiff(
         tmp_path / "a.tif", _sliver(rng, 0, 4095, (9, 8, 3)).astype(np.uint16), photometric=2
@@ -182,32 +182,32 @@ def test_a_sliver_in_a_16_bit_file_of_three_bands(rng, tmp_path, caplog):
         tmp_path / "b.tif", _sliver(rng, 0, 65535, (9, 8, 3)).astype(np.uint16), photometric=2
     )
     load_image(tmp_path / "b.tif")
-    assert len(caplog.messages) == 1 and "a.tif" in caplog.messages[0]
-    assert "12 bits" in caplog.messages[0]
+    assert len(notices.messages) == 1 and "a.tif" in notices.messages[0]
+    assert "12 bits" in notices.messages[0]
 
 
-def test_a_sliver_of_floats_and_no_warning_for_others(rng, caplog):
+def test_a_sliver_of_floats_and_no_warning_for_others(rng, notices):
     as_pixels(rng.integers(0, 40, (9, 8, 3), dtype=np.uint8), "dark")  # 8 bits: a dark photo
     as_pixels(np.full((9, 8, 3), 700, np.uint16), "flat")
     as_pixels(_sliver(rng, 0, 4200, (9, 8, 3)).astype(np.uint16), "more than 1/16")
-    assert caplog.messages == []
+    assert notices.messages == []
     as_pixels(rng.random((9, 8, 3)).astype(np.float32) / 255, "twice")
-    assert "divided by 255 twice" in caplog.text
+    assert "divided by 255 twice" in notices.text
 
 
 @pytest.mark.parametrize("bands", [1, 3])
-def test_16_bit_png(bands, rng, tmp_path, caplog):
+def test_16_bit_png(bands, rng, tmp_path, notices):
     cv2 = pytest.importorskip("cv2")
     cv2.imwrite(str(tmp_path / "a.png"), _sliver(rng, 0, 1023, (9, 8, bands)).astype(np.uint16))
     load_image(tmp_path / "a.png")
-    assert len(caplog.messages) == 1 and "10 bits" in caplog.messages[0]
+    assert len(notices.messages) == 1 and "10 bits" in notices.messages[0]
 
 
 # ---------------------------------------------------------------------------- pages and formats
 
 
 @pytest.mark.parametrize("suffix", ["gif", "png", "webp", "tif"])
-def test_several_pages_give_one_warning(suffix, rng, tmp_path, caplog):
+def test_several_pages_give_one_warning(suffix, rng, tmp_path, notices):
     pages = [Image.fromarray(rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)) for _ in range(3)]
     path = tmp_path / f"many.{suffix}"
     options = {"lossless": True} if suffix == "webp" else {}
@@ -216,18 +216,18 @@ def test_several_pages_give_one_warning(suffix, rng, tmp_path, caplog):
         pixels = load_image(path)
     if suffix != "gif":
         np.testing.assert_array_equal(pixels, np.asarray(pages[0]))
-    assert len(caplog.messages) == 1
-    assert str(path) in caplog.messages[0] and "3 pages or frames" in caplog.messages[0]
+    assert len(notices.messages) == 1
+    assert str(path) in notices.messages[0] and "3 pages or frames" in notices.messages[0]
 
 
-def test_a_thumbnail_before_the_picture(rng, tmp_path, caplog):
+def test_a_thumbnail_before_the_picture(rng, tmp_path, notices):
     tifffile = pytest.importorskip("tifffile")
     photo = rng.integers(0, 256, (60, 80, 3), dtype=np.uint8)
     with tifffile.TiffWriter(tmp_path / "a.tif") as file:
         file.write(photo[::10, ::10], subfiletype=1)
         file.write(photo)
     np.testing.assert_array_equal(load_image(tmp_path / "a.tif"), photo)
-    assert "page 2, the first at full size" in caplog.text
+    assert "page 2, the first at full size" in notices.text
 
 
 def test_white_is_zero(rng, tmp_path):

@@ -176,24 +176,24 @@ def test_matrices_that_are_no_camera(matrix, message):
         ((600, 600, 8, 6), "field of view is 1.62 degrees.*radians"),
     ],
 )
-def test_unlikely_cameras_give_one_warning(camera, message, rng, caplog):
+def test_unlikely_cameras_give_one_warning(camera, message, rng, notices):
     _warn_of_camera.cache_clear()
     depth, image = random_scene(rng)  # 17 x 13
     point_cloud(depth, image, (30, 30, 8, 6))
     point_cloud(depth, image, intrinsics_from_fov(90, 13, 17))
-    assert caplog.messages == []
+    assert notices.messages == []
     for _ in range(3):  # the frames of a video
         point_cloud(depth, image, camera)
-    assert len(caplog.messages) == 1
-    assert re.search(message, caplog.messages[0]) and "17x13" in caplog.messages[0]
+    assert len(notices.messages) == 1
+    assert re.search(message, notices.messages[0]) and "17x13" in notices.messages[0]
 
 
-def test_a_field_of_view_in_radians(seed, caplog):
+def test_a_field_of_view_in_radians(seed, notices):
     _warn_of_camera.cache_clear()
     model = dafast.DepthAnything(METRIC).eval()
     photos = [np.zeros((20, 30, 3), np.uint8)] * 2
     model.infer_metric(photos, fov=math.pi / 3)
-    (message,) = [m for m in caplog.messages if m.startswith("camera of")]
+    (message,) = [m for m in notices.messages if m.startswith("camera of")]
     assert "1.05 degrees; was it given in radians" in message
 
 

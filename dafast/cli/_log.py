@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, TextIO
 
-from ..config import LicenseWarning
+from .._warnings import DafastWarning
 
 logger = logging.getLogger("dafast")
 
@@ -89,21 +89,22 @@ def tell(text: str) -> None:
 
 @contextlib.contextmanager
 def log_to_stderr() -> Iterator[None]:
-    """Shows the library's messages and notes on licenses on stderr within the block."""
+    """Shows the library's messages and warnings on stderr within the block, one line for each."""
     handler, level, show = _StderrHandler(), logger.level, warnings.showwarning
 
-    def show_notes(message: Any, category: type[Warning], *rest: Any, **options: Any) -> None:
-        if issubclass(category, LicenseWarning):
+    def show_own(message: Any, category: type[Warning], *rest: Any, **options: Any) -> None:
+        if issubclass(category, DafastWarning):
             logger.warning("%s", message)
         else:
             show(message, category, *rest, **options)
 
     logger.addHandler(handler)
-    warnings.showwarning = show_notes
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.showwarning = show_own
+            # After the filters of the user, and also what an earlier command warned of.
+            warnings.simplefilter("always", DafastWarning, append=True)
+            yield
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
-        if warnings.showwarning is show_notes:
-            warnings.showwarning = show

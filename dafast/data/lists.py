@@ -9,7 +9,6 @@ import csv
 import io
 import itertools
 import json
-import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,11 +17,10 @@ from typing import Any
 
 import numpy as np
 
+from dafast._warnings import DataWarning, warn
 from dafast.data.maps import own_number, read_stored, within
 from dafast.data.sources import Item, SourceError, labeled_item
 from dafast.files import explain
-
-logger = logging.getLogger(__name__)
 
 LAYOUT = """\
   a .csv (or .txt) file whose first line names its columns, a .json file with a list of objects, or
@@ -302,10 +300,11 @@ def _unit_check(path: Path) -> Callable[[str, np.ndarray], None]:
         median, (low, high) = float(np.median(depth)), MEDIAN_DEPTH
         if not low <= median <= high:
             warned.append(name)
-            logger.warning(
-                "%s: the median depth of %s is %.3g metres. If its file is in another unit, say so "
-                "in the columns `unit` (m, cm, mm) or `scale`", path, name, median,
-            )  # fmt: skip
+            warn(
+                DataWarning,
+                f"{path}: the median depth of {name} is {median:.3g} metres. If its file is in "
+                "another unit, say so in the columns `unit` (m, cm, mm) or `scale`",
+            )
 
     return check
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import logging
 import tarfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from dafast._warnings import DataWarning, warn
 from dafast.data.decode import DECODE_ERRORS
 from dafast.data.remote import (
     exists,
@@ -25,8 +25,6 @@ from dafast.data.remote import (
 from dafast.data.sources import Item, SourceError, name_coarse
 from dafast.data.writing import add_sample, claim, locked, read_failures, write_failures
 from dafast.files import explain, explain_kind
-
-logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 """File next to the shards: their samples, checksums and sources."""
@@ -105,7 +103,7 @@ def pack(
     if len(shards) < len(targets):  # the process that ends last records them
         say(f"{len(targets) - len(shards)} shards are being written by another process")
     if coarse:
-        logger.warning("%s: %s", out, name_coarse(coarse))
+        warn(DataWarning, f"{out}: {name_coarse(coarse)}")
     failures = [failure for target in targets for failure in read_failures(target)]
     return sum(shard["samples"] for shard in shards.values()), failures
 
@@ -157,10 +155,11 @@ def _begin(out: Path, wanted: dict[str, Any]) -> None:
             )
         before, now = found.get("sources"), wanted["sources"]
         if before is None and there:
-            logger.warning(
-                "%s, of an earlier version, does not record the files of its shards: the present "
-                "files are assumed to be the same", out / MANIFEST,
-            )  # fmt: skip
+            warn(
+                DataWarning,
+                f"{out / MANIFEST}, of an earlier version, does not record the files of its "
+                "shards: the present files are assumed to be the same",
+            )
         stale = [name for name in there if before is not None and before.get(name) != now[name]]
         if stale:
             named = ", ".join(stale[:3]) + (", ..." if len(stale) > 3 else "")

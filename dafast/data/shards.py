@@ -28,7 +28,6 @@ the result is kept in the user's cache.
 from __future__ import annotations
 
 import json
-import logging
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -39,6 +38,7 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
+from dafast._warnings import DataWarning, warn
 from dafast.data.decode import DECODE_ERRORS, decode_image, open_picture
 from dafast.data.remote import (
     RemoteError,
@@ -63,8 +63,6 @@ from dafast.data.tars import (
     sky_path,
 )
 from dafast.files import explain, explain_kind, read_at
-
-logger = logging.getLogger(__name__)
 
 _MAX_OPEN_SHARDS = 64
 
@@ -219,7 +217,7 @@ class ShardDataset(Dataset[Sample]):
             except SampleError as error:
                 self.bad[candidate] = str(error)
                 skipped.append(str(error))
-                logger.warning("skipped: %s", error)
+                warn(DataWarning, f"skipped: {error}")
                 check_bad_share(self.bad.values(), len(self), self.max_bad_fraction)
         raise ShardError("no sample of the set can be read")
 

@@ -6,13 +6,13 @@ import contextlib
 import glob
 import hashlib
 import json
-import logging
 import os
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from dafast._warnings import PerformanceWarning, warn
 from dafast.data.remote import (
     ShardError,
     cache_folder,
@@ -29,8 +29,6 @@ from dafast.data.remote import (
     write_text,
 )
 from dafast.files import explain, file_kind
-
-logger = logging.getLogger(__name__)
 
 Places = list[tuple[int, int]]
 """(offset, size) of each column of a sample; `NOWHERE` for a missing one."""
@@ -223,7 +221,7 @@ def headers(shard: Path, keep: bool = False) -> dict[str, Places]:
         kept.parent.mkdir(parents=True, exist_ok=True)
         write_text(kept, json.dumps(flat, separators=(",", ":")))
     except OSError as error:
-        logger.warning("%s cannot be written: %s", kept, explain(error))
+        warn(PerformanceWarning, f"{kept} cannot be written: {explain(error)}")
     return samples
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from .._warnings import DataWarning, warn
 from ..files import explain
 from .alignment import align, constant_baseline, plane_baseline
 from .builtin import aloe, builtin, motorcycle, synthetic
@@ -24,8 +24,6 @@ from .samples import EvaluationSample
 
 if TYPE_CHECKING:
     from ..models import DepthAnything
-
-logger = logging.getLogger("dafast")
 
 BATCH_IMAGES, BATCH_PIXELS = 16, 8_000_000
 """Largest batch: number of samples, and number of their pixels."""
@@ -100,7 +98,7 @@ def _batches(
     for sample in samples:
         mask = protocol.mask(sample)
         if not mask.any():
-            logger.warning("%s/%s: no valid pixel; left out", data, sample.name)
+            warn(DataWarning, f"{data}/{sample.name}: no valid pixel; left out")
             continue
         batch.append((sample, mask))
         if len(batch) == BATCH_IMAGES or sum(m.size for _, m in batch) >= BATCH_PIXELS:

@@ -6,18 +6,16 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from .._warnings import DataWarning, warn
 from ..files import explain
 from ..optional import why_no_module
 from .samples import DataMissingError, EvaluationSample, Samples
-
-logger = logging.getLogger("dafast")
 
 SYNTHETIC_SCENES = 500
 SYNTHETIC_MAX_DEPTH = 80.0
@@ -112,7 +110,7 @@ def builtin() -> Sequence[EvaluationSample]:
             samples += scene()
         except DataMissingError as error:
             missing.append(str(error))
-            logger.warning("builtin: %s", error)
+            warn(DataWarning, f"builtin: {error}")
     if not samples:
         raise DataMissingError("; ".join(missing))
     return samples

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,7 +10,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from ..config import PRESETS, LicenseWarning, ModelConfig, get_preset
+from .._warnings import LicenseWarning, WeightsWarning, warn
+from ..config import PRESETS, ModelConfig, get_preset
 from ..runtime import on_meta, resolve_device, resolve_dtype, warn_if_slow
 from .config_choice import choose_config
 from .configurations import matching_preset
@@ -34,8 +33,6 @@ from .sources import Source, locate
 from .weight_files import CheckpointError, Weights, read_file, unwrap
 
 __all__ = ["CheckpointError", "load_encoder", "load_pretrained", "save_pretrained"]
-
-logger = logging.getLogger("dafast")
 
 Network = TypeVar("Network", bound=DepthNetwork)
 
@@ -178,12 +175,10 @@ def _fit(
         raise mismatch(source.label, wanted, found, conversion, layout, hint)
     check_floating(source.label, conversion.state, looks_like(weights))
     if weights.left_out:
-        logger.warning(
-            "%s: %d tensors outside of %r are not read: %s",
-            source.label,
-            len(weights.left_out),
-            weights.place,
-            some(weights.left_out),
+        warn(
+            WeightsWarning,
+            f"{source.label}: {len(weights.left_out)} tensors outside of {weights.place!r} are not "
+            f"read: {some(weights.left_out)}",
         )
     return conversion.state
 
@@ -194,7 +189,7 @@ def _warn_of_license(config: ModelConfig) -> None:
     if "NC" in license.split("-") and config.name not in _warned_licenses:
         _warned_licenses.add(config.name)
         text = f"The published weights of {config.name} are under {license}"
-        warnings.warn(f"{text}: not for commercial use.", LicenseWarning, stacklevel=3)
+        warn(LicenseWarning, f"{text}: not for commercial use.")
 
 
 def load_encoder(

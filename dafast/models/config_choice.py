@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 from collections.abc import Mapping
 from typing import Any
 
+from .._warnings import WeightsWarning, warn
 from ..config import PRESETS, ModelConfig
 from .configurations import (
     METADATA_KEY,
@@ -26,8 +26,6 @@ from .identify import looks_like
 from .names import NameClaim, read_names
 from .sources import Source
 from .weight_files import CheckpointError, Weights
-
-logger = logging.getLogger("dafast")
 
 _SIZES = (*(name for name in STRUCTURE if name not in ("out_indices", "num_heads")), "bin_centers")
 _HOW_TO_SAY = (
@@ -86,24 +84,25 @@ def _from_config_json(source: Source, weights: Weights, layout: Layout) -> Model
     try:
         data = json.loads(source.config.read_text(encoding="utf-8-sig"))
         if not source.own_config and not is_model_config(data):
-            logger.warning("%s: describes no Depth Anything and is not used", source.config)
+            text = f"{source.config}: describes no Depth Anything and is not used"
+            warn(WeightsWarning, text)
             return None
         if not isinstance(data, dict):
             raise ValueError(f"a JSON object expected, not a {type(data).__name__}")
         config = config_from_json(data, source.names)
     except (ValueError, TypeError, OSError) as error:
         if not source.own_config and isinstance(error, json.JSONDecodeError | UnicodeDecodeError):
-            logger.warning("%s: no readable JSON (%s); it is not used", source.config, error)
+            text = f"{source.config}: no readable JSON ({error}); it is not used"
+            warn(WeightsWarning, text)
             return None
         raise CheckpointError(f"{source.config}: {error}") from error
     if not source.own_config:
         sizes = _sizes(weights, layout, source.label)
         if not _same_sizes(sizes, config):
-            logger.warning(
-                "%s: describes a model of another size (%s) than %s has; it is not used",
-                source.config,
-                config.name,
-                source.label,
+            warn(
+                WeightsWarning,
+                f"{source.config}: describes a model of another size ({config.name}) than "
+                f"{source.label} has; it is not used",
             )
             return None
     return config
@@ -130,11 +129,10 @@ def _warn_of_contradiction(
     if weights.scores and not sign:
         sign = f"{', '.join(weights.scores)} is saved with the weights"
     if sign:
-        logger.warning(
-            "%s: %s, but its configuration is that of a relative model. If the model is metric, "
-            "its output is wrong: pass config= (--config) with its largest depth.",
-            source.label,
-            sign,
+        warn(
+            WeightsWarning,
+            f"{source.label}: {sign}, but its configuration is that of a relative model. If the "
+            "model is metric, its output is wrong: pass config= (--config) with its largest depth.",
         )
 
 
@@ -175,12 +173,11 @@ def _with_bins(claim: NameClaim, sizes: ModelConfig, label: str) -> ModelConfig:
     place = claim.place or {"nyu": "indoor", "kitti": "outdoor"}.get(claim.metric, "")
     config = dataclasses.replace(sizes, max_depth=depths.get(place, sizes.max_depth))
     config = matching_preset(config) or config
-    logger.warning(
-        "%s: no config.json and no published file name; taken for a V1 metric model up to %g m "
-        "by its bins. The largest depth is not in the weights: pass config= (--config) if it is "
-        "another, e.g. config='metric-outdoor-vitl'.",
-        label,
-        config.max_depth,
+    warn(
+        WeightsWarning,
+        f"{label}: no config.json and no published file name; taken for a V1 metric model up to "
+        f"{config.max_depth:g} m by its bins. The largest depth is not in the weights: pass "
+        "config= (--config) if it is another, e.g. config='metric-outdoor-vitl'.",
     )
     return config
 
@@ -218,13 +215,11 @@ def _from_names(claim: NameClaim, weights: Weights, sizes: ModelConfig, label: s
     how = _HOW_TO_SAY.format(encoder) if encoder else _HOW_TO_SAY_CUSTOM
     if claim.data and encoder and claim.version in ("v2", ""):
         config = _v2(sizes, encoder, PRESETS[f"v2-metric-{claim.data}-{encoder}"].max_depth)
-        logger.warning(
-            "%s: its name says V2 metric (%s); it is read as %r, for depths up to %g m, which the "
-            "weights do not say. Otherwise pass config= (--config).",
-            label,
-            claim.data,
-            config.name,
-            config.max_depth,
+        warn(
+            WeightsWarning,
+            f"{label}: its name says V2 metric ({claim.data}); it is read as {config.name!r}, for "
+            f"depths up to {config.max_depth:g} m, which the weights do not say. Otherwise pass "
+            "config= (--config).",
         )
         return config
     if _says_metric(claim, weights):
@@ -242,15 +237,12 @@ def _from_names(claim: NameClaim, weights: Weights, sizes: ModelConfig, label: s
         said = f"its name says {claim.version}" if claim.version else "no config.json, no metadata"
         said += "" if claim.version else " and no name that says V1 or V2"
         raise CheckpointError(f"{label}: {said}. {how}.")
-    logger.warning(
-        "%s: %s; it is read as the relative model %r, whose decoder reads the blocks %s. The "
-        "weights do not say that: pass config= (--config) if it is another, for a metric one e.g. "
-        "%s.",
-        label,
-        version,
-        config.name,
-        config.out_indices,
-        f"config='v2-metric-vkitti-{encoder}'" if encoder else "a ModelConfig with max_depth",
+    metric = f"config='v2-metric-vkitti-{encoder}'" if encoder else "a ModelConfig with max_depth"
+    warn(
+        WeightsWarning,
+        f"{label}: {version}; it is read as the relative model {config.name!r}, whose decoder "
+        f"reads the blocks {config.out_indices}. The weights do not say that: pass config= "
+        f"(--config) if it is another, for a metric one e.g. {metric}.",
     )
     return config
 

@@ -10,7 +10,6 @@ released one by one as they are read.
 from __future__ import annotations
 
 import dataclasses
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .._warnings import WeightsWarning, warn
 from ..config import ModelConfig
 from ..geometry import MAX_TOKENS, check_count, check_geometry
 from ..images import as_pixels, focal_from_exif
@@ -36,8 +36,6 @@ from ..pointcloud import (
 )
 from .network import DepthNetwork
 from .sky import SKY
-
-logger = logging.getLogger("dafast")
 
 MAX_BATCH_TOKENS = 8192
 WAITING_BATCHES = 4
@@ -235,9 +233,9 @@ def _predict(
         if bad:
             subject = "the image" if len(flags) == 1 else f"image {', '.join(map(str, bad[:8]))}"
             more = f" and {len(bad) - 8} more" if len(bad) > 8 else ""
-            logger.warning(
-                "the prediction of %s%s is not finite: %s", subject, more, why_not_finite(model)
-            )
+            reason = why_not_finite(model)
+            text = f"the prediction of {subject}{more} is not finite: {reason}"
+            warn(WeightsWarning, text)
     return [maps[i] for i in order]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
-import logging
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -13,9 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._warnings import PerformanceWarning, warn
 from ._dispatch import Backend, Check, kernel_backend, wants_gradient
-
-logger = logging.getLogger("dafast")
 
 MIN_ELEMENTS = 16384
 """What `saves_time` calls small."""
@@ -39,7 +37,7 @@ def _load() -> tuple[ModuleType | None, str]:
         if "DAFAST_CPU_CAPABILITY" not in str(error):
             # Usually it was built with a newer PyTorch, or for another system.
             reason += f"; rebuild it: {HOW_TO_BUILD}"
-        logger.warning("dafast: %s", reason)
+        warn(PerformanceWarning, reason)
         return None, reason
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 from pathlib import Path
 
 import numpy as np
 
+from dafast._warnings import DataWarning, warn
 from dafast.data.lists import list_source
 from dafast.data.pack import pack
 from dafast.data.remote import is_url
@@ -15,8 +15,6 @@ from dafast.data.sources import Item, SourceError
 from dafast.data.tars import is_list
 from dafast.distributed import World
 from dafast.training.config import ConfigError, TrainConfig
-
-logger = logging.getLogger(__name__)
 
 
 def pack_lists(config: TrainConfig, world: World) -> TrainConfig:
@@ -79,7 +77,7 @@ def _pack(items: list[Item], folder: Path, config: TrainConfig, key: str) -> Non
     except (SourceError, OSError) as error:
         raise ConfigError(f"data.{key}: {error}") from error
     for name, reason in failures:
-        logger.warning("left out: %s: %s", name, reason)
+        warn(DataWarning, f"left out: {name}: {reason}")
     if len(failures) > config.data.max_bad_fraction * len(items):
         raise ConfigError(
             f"data.{key}: {len(failures)} of {len(items)} pictures cannot be used, more than the "

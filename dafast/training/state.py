@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import logging
 import math
 import os
 import random
@@ -21,9 +20,8 @@ from typing import Any
 
 import torch
 
+from dafast._warnings import WeightsWarning, warn
 from dafast.files import explain, remove_leftovers, whole_file, write_file, writing
-
-logger = logging.getLogger(__name__)
 
 
 class TrainingStateError(RuntimeError):
@@ -162,7 +160,7 @@ def load_newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
             return path, load_checkpoint(path)
         except TrainingStateError as error:
             reason = reason or str(error)
-            logger.warning("%s; trying the checkpoint before it", error)
+            warn(WeightsWarning, f"{error}; trying the checkpoint before it")
     if paths:
         raise TrainingStateError(
             f"no checkpoint in {folder} can be used. The newest: {reason}. Remove the folder to "

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from dafast._warnings import DataWarning, warn
 from dafast.data.shards import SampleError, ShardDataset
 from dafast.training.config import ConfigError, MetricSection
-
-logger = logging.getLogger(__name__)
 
 LOOKED_AT = 64
 PLAUSIBLE = (0.02, 500.0)
 """Range of a set's median depth in metres: a nearer one looks like kilometres, a farther one like
 millimetres."""
+
+_OTHER_UNIT = (
+    "Are the labels in another unit? The column `scale` of a list converts them (0.001 for "
+    "millimetres)"
+)
 
 
 def valid_labels(disparity: Tensor, mask: Tensor, section: MetricSection) -> tuple[Tensor, Tensor]:
@@ -91,14 +94,13 @@ def warn_of_no_scored_depth(data: ShardDataset, max_depth: float, best_by: str) 
             if data.unit(index) in ("", "1/metre"):
                 medians.append(float(np.median(depth)))
     if not scored:
-        logger.warning(
-            "data.eval_path: none of %d samples has a depth under data.eval_max_depth (%g metres)"
-            "%s; abs_rel and delta_1 cannot be computed%s. Are the labels in another unit? The "
-            "column `scale` of a list converts them (0.001 for millimetres)",
-            len(_chosen(data)),
-            max_depth,
-            f": the median depth is {np.median(medians):g}" if medians else "",
-            ", and best/ is chosen by the loss" if best_by == "abs_rel" else "",
+        found = f": the median depth is {np.median(medians):g}" if medians else ""
+        effect = ", and best/ is chosen by the loss" if best_by == "abs_rel" else ""
+        warn(
+            DataWarning,
+            f"data.eval_path: none of {len(_chosen(data))} samples has a depth under "
+            f"data.eval_max_depth ({max_depth:g} metres){found}; abs_rel and delta_1 cannot be "
+            f"computed{effect}. {_OTHER_UNIT}",
         )
     else:
         _warn_of_implausible(medians, "data.eval_path")
@@ -113,9 +115,8 @@ def _chosen(data: ShardDataset) -> list[int]:
 def _warn_of_implausible(medians: list[float], key: str) -> None:
     low, high = PLAUSIBLE
     if medians and not low <= np.median(medians) <= high:
-        logger.warning(
-            "%s: the median depth is %g metres, which can hardly be metres. Are the labels in "
-            "another unit? The column `scale` of a list converts them (0.001 for millimetres)",
-            key,
-            np.median(medians),
+        warn(
+            DataWarning,
+            f"{key}: the median depth is {np.median(medians):g} metres, which can hardly be "
+            f"metres. {_OTHER_UNIT}",
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import logging
 import math
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from dafast.data.readers import get_reader
 from dafast.data.shards import ShardDataset, ShardError
 from dafast.data.sources import SourceError
 from dafast.evaluation.readers import READERS
+from tests.notices import Notices
 
 SHAPE = (12, 16)
 
@@ -199,7 +199,7 @@ def test_units_that_cannot_be_are_warned_of(
     warned: bool,
     tmp_path: Path,
     rng: np.random.Generator,
-    caplog: pytest.LogCaptureFixture,
+    notices: Notices,
 ) -> None:
     rows = []
     for i in range(3):
@@ -211,10 +211,9 @@ def test_units_that_cannot_be_are_warned_of(
         lambda: [item.load() for item in list_source(path)],
         lambda: list(READERS["list"](path)),
     ):
-        caplog.clear()
-        with caplog.at_level(logging.WARNING):
-            read()
-        found = [r.getMessage() for r in caplog.records if "median depth" in r.getMessage()]
+        notices.clear()
+        read()
+        found = [text for text in notices.messages if "median depth" in text]
         assert len(found) == warned  # once a list
         if warned:
             assert str(path) in found[0] and "`unit`" in found[0] and "metres" in found[0]

@@ -157,14 +157,14 @@ def test_every_reader_is_tested() -> None:
 
 
 @pytest.mark.parametrize("name", PICTURE_NAMES)
-def test_finds_and_reads(name: str, tmp_path: Path, rng: np.random.Generator, caplog) -> None:
+def test_finds_and_reads(name: str, tmp_path: Path, rng: np.random.Generator, notices) -> None:
     made = MAKE[name](tmp_path, rng)
     for other in ("notes.txt", "thumbnail.jpg", ".cache/" + next(iter(made)).replace(".tar/", "/")):
         write(tmp_path, {}, other, jpeg(rng))
     reader = get_picture_reader(name)
     items = reader.items(tmp_path)
     assert [item.name for item in items] == sorted(made)
-    assert reader.published in caplog.text, "fewer than published: a warning"
+    assert reader.published in notices.text, "fewer than published: a warning"
     for item in items:
         members = item.load()
         assert json.loads(members["json"]) == {"source": item.name}
@@ -179,12 +179,12 @@ def test_finds_and_reads(name: str, tmp_path: Path, rng: np.random.Generator, ca
 
 
 @pytest.mark.parametrize("name", PICTURE_NAMES)
-def test_the_count_that_warns(name: str, tmp_path: Path, rng: np.random.Generator, caplog) -> None:
+def test_the_count_that_warns(name: str, tmp_path: Path, rng: np.random.Generator, notices) -> None:
     count = len(MAKE[name](tmp_path, rng))
     for counts, warned in ((((count, count),), False), (((1, 1), (count + 1, 99)), True)):
-        caplog.clear()
+        notices.clear()
         replace(get_picture_reader(name), counts=counts).items(tmp_path)
-        assert bool(caplog.records) == warned
+        assert bool(notices.messages) == warned
 
 
 @pytest.mark.parametrize("name", PICTURE_NAMES)
@@ -262,7 +262,7 @@ def test_damage_is_named_and_left_out(
 
 
 @pytest.mark.parametrize("name", ["sa1b", "imagenet21k", "landmarks"])
-def test_an_archive_that_is_cut(name: str, tmp_path: Path, rng: np.random.Generator, caplog):
+def test_an_archive_that_is_cut(name: str, tmp_path: Path, rng: np.random.Generator, notices):
     made = MAKE[name](tmp_path, rng)
     archive = next(tmp_path.rglob("*.tar"))
     whole = [item.name for item in get_picture_reader(name).items(tmp_path)]
@@ -271,9 +271,9 @@ def test_an_archive_that_is_cut(name: str, tmp_path: Path, rng: np.random.Genera
     copy = archive.with_name("b.tar")  # its own name: what is in a tar is remembered
     copy.write_bytes(archive.read_bytes()[: last.offset + 300])
     archive.unlink()
-    caplog.clear()
+    notices.clear()
     items = get_picture_reader(name).items(tmp_path)
-    assert "b.tar cannot be read after" in caplog.text
+    assert "b.tar cannot be read after" in notices.text
     assert 0 < len(items) < len(whole) == len(made)
     for item in items:
         item.load()

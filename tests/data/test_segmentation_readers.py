@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import pickle
 from pathlib import Path
 
@@ -55,7 +54,7 @@ def cityscapes_frame(
     return image, train_ids
 
 
-def test_cityscapes(tmp_path: Path, rng: np.random.Generator, caplog) -> None:
+def test_cityscapes(tmp_path: Path, rng: np.random.Generator, notices) -> None:
     expected = {
         f"{city}/{city}_000000_{frame:06d}_leftImg8bit.png": cityscapes_frame(
             tmp_path, "val", city, frame, rng, trained=frame == 19
@@ -63,9 +62,8 @@ def test_cityscapes(tmp_path: Path, rng: np.random.Generator, caplog) -> None:
         for city, frame in (("lindau", 0), ("lindau", 19), ("bonn", 19))
     }
     cityscapes_frame(tmp_path, "train", "aachen", 0, rng, trained=False)
-    with caplog.at_level(logging.WARNING):
-        data = READERS["cityscapes"](tmp_path, False)
-    assert "3 photos" in caplog.text and "500" in caplog.text
+    data = READERS["cityscapes"](tmp_path, False)
+    assert "3 photos" in notices.text and "500" in notices.text
     assert list(data.keys) == sorted(expected)
     assert data.classes == tuple(LABEL_IDS) and len(data.classes) == 19
     assert data.classes[:2] == ("road", "sidewalk") and data.classes[-1] == "bicycle"
@@ -94,13 +92,12 @@ def ade20k_photo(root: Path, split: str, number: int, rng: np.random.Generator) 
 
 
 @pytest.mark.parametrize("parent", [False, True])
-def test_ade20k(parent: bool, tmp_path: Path, rng: np.random.Generator, caplog) -> None:
+def test_ade20k(parent: bool, tmp_path: Path, rng: np.random.Generator, notices) -> None:
     root = tmp_path / "ADEChallengeData2016"
     values = [ade20k_photo(root, "validation", i, rng) for i in (1, 2)]
     ade20k_photo(root, "training", 1, rng)
-    with caplog.at_level(logging.WARNING):
-        data = READERS["ade20k"](tmp_path if parent else root, False)
-    assert "2 photos" in caplog.text and "2000" in caplog.text
+    data = READERS["ade20k"](tmp_path if parent else root, False)
+    assert "2 photos" in notices.text and "2000" in notices.text
     assert data.classes == tuple(str(i) for i in range(1, 151))
     for i, stored in enumerate(values):
         classes = data.read(i).classes
@@ -258,7 +255,7 @@ def damage(root: Path, how: str, rng: np.random.Generator) -> str:
 
 
 @pytest.mark.parametrize("how", ["photo", "colours", "size", "class", "missing"])
-def test_damaged_samples(how: str, tmp_path: Path, rng: np.random.Generator, caplog) -> None:
+def test_damaged_samples(how: str, tmp_path: Path, rng: np.random.Generator, notices) -> None:
     """Named where exactly this sample is asked for; replaced, counted and bounded in training."""
     data = READERS["list"](write_list(tmp_path, rng), True)
     message = damage(tmp_path, how, rng)
@@ -270,7 +267,7 @@ def test_damaged_samples(how: str, tmp_path: Path, rng: np.random.Generator, cap
     assert len(sample.skipped) == 1 and sample.skipped[0].startswith("photos/1.png")
     assert data[0].skipped == ()
     assert data[1].skipped == sample.skipped  # remembered
-    assert caplog.text.count("skipped:") == 1
+    assert notices.text.count("skipped:") == 1
     strict = READERS["list"](tmp_path / "list.csv", True)
     with pytest.raises(ShardError, match="1 of 3 samples cannot be read"):
         strict[1]

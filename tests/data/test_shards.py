@@ -14,6 +14,7 @@ from PIL import Image
 
 from dafast.data import remote
 from dafast.data.shards import SampleError, ShardDataset, ShardError
+from tests.notices import Notices
 
 
 def png(array: np.ndarray) -> bytes:
@@ -164,7 +165,7 @@ def test_bad_sample_is_named_counted_and_replaced(tmp_path: Path, seed: int, kin
 
 
 def test_many_shards_are_scanned_once(
-    tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch, caplog
+    tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch, notices
 ) -> None:
     monkeypatch.setattr("dafast.data.tars._MANY", 3)
     monkeypatch.setenv("DAFAST_CACHE", str(tmp_path / "cache"))
@@ -187,7 +188,7 @@ def test_many_shards_are_scanned_once(
     assert [ShardDataset(tmp_path).key(i) for i in range(5)] == ["0", "1", "other", "0", "1"]
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("DAFAST_CACHE", str(tmp_path / "file"))
-    assert len(ShardDataset(tmp_path)) == 5 and "cannot be written" in caplog.text
+    assert len(ShardDataset(tmp_path)) == 5 and "cannot be written" in notices.text
 
 
 def test_a_shard_that_becomes_another_is_no_damaged_sample(tmp_path: Path, seed: int) -> None:
@@ -204,7 +205,7 @@ def test_a_shard_that_becomes_another_is_no_damaged_sample(tmp_path: Path, seed:
 @pytest.mark.parametrize("comes_back", [False, True])
 def test_a_shard_that_is_gone_is_tried_again_and_named(
     opened: bool, comes_back: bool, tmp_path: Path, rng: np.random.Generator,
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch, notices: Notices,
 ) -> None:  # fmt: skip
     """An error of the disk too: another descriptor may be good where the open one is not."""
     path = write(tmp_path / "a.tar", {f"{i}": members(rng) for i in range(3)})

@@ -77,11 +77,11 @@ def test_two_sets_of_one_name_are_told_apart(tmp_path, seed, monkeypatch):
     assert "list" in {r.data for r in alone}
 
 
-def test_image_without_truth_is_left_out(seed, caplog):
+def test_image_without_truth_is_left_out(seed, notices):
     samples = list(_samples(seed))
     blank = EvaluationSample("blank", samples[0].image, samples[0].depth * np.inf, 10.0)
     results, _ = benchmarks.score(_Oracle(samples), [*samples, blank], "toy")
-    assert results[0].count == 3 and "toy/blank: no valid pixel" in caplog.text
+    assert results[0].count == 3 and "toy/blank: no valid pixel" in notices.text
     with pytest.raises(ValueError, match="no image with a valid pixel"):
         benchmarks.score(_Oracle(samples), [blank], "toy")
 

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import json
-import logging
 import math
 import os
 
@@ -50,19 +49,18 @@ def test_published_names(name, preset):
     assert getattr(preset_from_name(name), "name", None) == preset
 
 
-def test_configuration_from_the_name_or_the_caller(tmp_path, caplog):
+def test_configuration_from_the_name_or_the_caller(tmp_path, notices):
     torch.save(random_state("vits"), tmp_path / "depth_anything_v2_metric_hypersim_vits.pth")
     os.link(tmp_path / "depth_anything_v2_metric_hypersim_vits.pth", tmp_path / "mine.pth")
-    with caplog.at_level(logging.WARNING, "dafast"):
-        named = load(tmp_path / "depth_anything_v2_metric_hypersim_vits.pth")
-        assert named.config == PRESETS["v2-metric-hypersim-vits"]
-        with pytest.raises(CheckpointError, match=r"no name that says V1 or V2.*config='v2-vits'"):
-            load(tmp_path / "mine.pth")
-        given = load(tmp_path / "mine.pth", config="v2-vits", position_embedding="transformers")
-        assert given.config == dataclasses.replace(
-            PRESETS["v2-vits"], position_embedding="transformers"
-        )
-        assert not caplog.records
+    named = load(tmp_path / "depth_anything_v2_metric_hypersim_vits.pth")
+    assert named.config == PRESETS["v2-metric-hypersim-vits"]
+    with pytest.raises(CheckpointError, match=r"no name that says V1 or V2.*config='v2-vits'"):
+        load(tmp_path / "mine.pth")
+    given = load(tmp_path / "mine.pth", config="v2-vits", position_embedding="transformers")
+    assert given.config == dataclasses.replace(
+        PRESETS["v2-vits"], position_embedding="transformers"
+    )
+    assert not notices.messages
 
 
 # Names of published files, and names as people give to their own fine-tunes of a ViT-S. What they
@@ -122,18 +120,15 @@ def shapes(config) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(("name", "preset", "warns"), FILE_NAMES)
-def test_names_of_files(name, preset, warns, caplog):
+def test_names_of_files(name, preset, warns, notices):
     tensors = shapes("vits")
-    with caplog.at_level(logging.WARNING, "dafast"):
-        if preset:
-            assert choose(tensors, name) == PRESETS[preset]
-        else:
-            with pytest.raises(
-                CheckpointError, match=r"config='v2-vits'.*--config|--config.*v2-vits"
-            ):
-                choose(tensors, name)
-    assert bool(caplog.records) == warns
-    assert not warns or "config=" in caplog.text
+    if preset:
+        assert choose(tensors, name) == PRESETS[preset]
+    else:
+        with pytest.raises(CheckpointError, match=r"config='v2-vits'.*--config|--config.*v2-vits"):
+            choose(tensors, name)
+    assert bool(notices.messages) == warns
+    assert not warns or "config=" in notices.text
 
 
 @pytest.mark.parametrize(
@@ -154,26 +149,24 @@ def test_names_of_files(name, preset, warns, caplog):
         (("best.pth", "run"), "", False),
     ],
 )  # fmt: skip
-def test_names_of_folders(names, preset, warns, caplog):
-    with caplog.at_level(logging.WARNING, "dafast"):
-        if preset:
-            assert choose(shapes("vits"), *names) == PRESETS[preset]
-        else:
-            with pytest.raises(CheckpointError, match="config="):
-                choose(shapes("vits"), *names)
-    assert bool(caplog.records) == bool(warns)
+def test_names_of_folders(names, preset, warns, notices):
+    if preset:
+        assert choose(shapes("vits"), *names) == PRESETS[preset]
+    else:
+        with pytest.raises(CheckpointError, match="config="):
+            choose(shapes("vits"), *names)
+    assert bool(notices.messages) == bool(warns)
 
 
-def test_folders_count_in_a_path(tmp_path, caplog):
+def test_folders_count_in_a_path(tmp_path, notices):
     folder = tmp_path / "DepthAnythingV2"
     folder.mkdir()
     torch.save(random_state("vits"), folder / "best.pth")
-    with caplog.at_level(logging.WARNING, "dafast"):
-        assert load(folder / "best.pth").config == PRESETS["v2-vits"]
-    assert "blocks (2, 5, 8, 11)" in caplog.text
+    assert load(folder / "best.pth").config == PRESETS["v2-vits"]
+    assert "blocks (2, 5, 8, 11)" in notices.text
 
 
-def test_unnamed_weights_are_what_the_caller_expects(tmp_path, caplog):
+def test_unnamed_weights_are_what_the_caller_expects(tmp_path, notices):
     torch.save(random_state("vits"), tmp_path / "best.pth")
     os.link(tmp_path / "best.pth", tmp_path / "depth_anything_v2_vits.pth")
     os.link(tmp_path / "best.pth", tmp_path / "dav2_nyu.pth")
@@ -183,15 +176,14 @@ def test_unnamed_weights_are_what_the_caller_expects(tmp_path, caplog):
         path = tmp_path / name
         return load_pretrained(DepthNetwork, path, unnamed=unnamed, device="cpu").config
 
-    with caplog.at_level(logging.WARNING, "dafast"):
-        assert start("best.pth", expected) == expected
-        assert start("depth_anything_v2_vits.pth", expected) == PRESETS["v2-vits"]
-        assert start("dav2_nyu.pth", expected) == expected
-        with pytest.raises(CheckpointError, match="probably a metric model"):
-            start("dav2_nyu.pth", PRESETS["v2-vits"])
-        with pytest.raises(CheckpointError, match="do not fit the configuration 'vitb'"):
-            start("best.pth", PRESETS["vitb"])
-    assert not caplog.records
+    assert start("best.pth", expected) == expected
+    assert start("depth_anything_v2_vits.pth", expected) == PRESETS["v2-vits"]
+    assert start("dav2_nyu.pth", expected) == expected
+    with pytest.raises(CheckpointError, match="probably a metric model"):
+        start("dav2_nyu.pth", PRESETS["v2-vits"])
+    with pytest.raises(CheckpointError, match="do not fit the configuration 'vitb'"):
+        start("best.pth", PRESETS["vitb"])
+    assert not notices.messages
 
 
 @pytest.mark.parametrize("name", ["depth_anything_v2_vits.pth", "mine_dav2_small.pth", "best.pth"])
@@ -210,10 +202,9 @@ def test_metric_scores_next_to_the_weights(name, beside):
     assert metric == PRESETS["v2-metric-hypersim-vits"]
 
 
-def test_the_size_of_nano_is_its_own(caplog):
-    with caplog.at_level(logging.WARNING, "dafast"):
-        assert choose(shapes("nano"), "best.pth") == PRESETS["nano"]
-        assert "config=" in caplog.text
+def test_the_size_of_nano_is_its_own(notices):
+    assert choose(shapes("nano"), "best.pth") == PRESETS["nano"]
+    assert "config=" in notices.text
     with pytest.raises(CheckpointError, match="probably a metric model"):
         choose(shapes("nano"), "nano_kitti_metric.pth")
 
@@ -238,24 +229,23 @@ def config_of_80_metres(form: str) -> dict:
 
 
 @pytest.mark.parametrize("form", ["dafast", "transformers", "official"])
-def test_config_json_next_to_a_file_of_any_name(form, tmp_path, caplog):
+def test_config_json_next_to_a_file_of_any_name(form, tmp_path, notices):
     torch.save(random_state("vits"), tmp_path / "best.pth")
     (tmp_path / "config.json").write_text(json.dumps(config_of_80_metres(form)))
-    with caplog.at_level(logging.WARNING, "dafast"):
-        for path, options in (
-            (tmp_path / "best.pth", {}),
-            (tmp_path, {}),
-            (tmp_path, {"filename": "best.pth"}),
-        ):
-            assert load(path, **options).config == PRESETS["v2-metric-vkitti-vits"]
-    assert not caplog.records
+    for path, options in (
+        (tmp_path / "best.pth", {}),
+        (tmp_path, {}),
+        (tmp_path, {"filename": "best.pth"}),
+    ):
+        assert load(path, **options).config == PRESETS["v2-metric-vkitti-vits"]
+    assert not notices.messages
     (tmp_path / "weights").mkdir()
     os.link(tmp_path / "best.pth", tmp_path / "weights" / "best.pth")
     inner = load(tmp_path, filename="weights/best.pth")
     assert inner.config == PRESETS["v2-metric-vkitti-vits"]
 
 
-def test_config_json_of_something_else(tmp_path, caplog):
+def test_config_json_of_something_else(tmp_path, notices):
     torch.save(random_state("vits"), tmp_path / "depth_anything_v2_vits.pth")
     path = tmp_path / "config.json"
     for text in (
@@ -264,23 +254,21 @@ def test_config_json_of_something_else(tmp_path, caplog):
         json.dumps(config_to_json(PRESETS["nano"], "1")),
     ):
         path.write_text(text)
-        caplog.clear()
-        with caplog.at_level(logging.WARNING, "dafast"):
-            loaded = load(tmp_path / "depth_anything_v2_vits.pth")
+        notices.clear()
+        loaded = load(tmp_path / "depth_anything_v2_vits.pth")
         assert loaded.config == PRESETS["v2-vits"]
-        assert f"{path}: " in caplog.text
-        assert "not used" in caplog.text
+        assert f"{path}: " in notices.text
+        assert "not used" in notices.text
     path.write_text(json.dumps({"encoder": "vitg"}))
     with pytest.raises(CheckpointError, match=r"config\.json: encoder 'vitg'"):
         load(tmp_path / "depth_anything_v2_vits.pth")
 
 
-def test_a_relative_config_json_next_to_a_metric_name(tmp_path, caplog):
+def test_a_relative_config_json_next_to_a_metric_name(tmp_path, notices):
     torch.save(random_state("vits"), tmp_path / "best_metric.pth")
     (tmp_path / "config.json").write_text(json.dumps(config_to_json(PRESETS["v2-vits"], "1")))
-    with caplog.at_level(logging.WARNING, "dafast"):
-        assert load(tmp_path / "best_metric.pth").config == PRESETS["v2-vits"]
-    assert "its name says 'metric', but its configuration is that of a relative" in caplog.text
+    assert load(tmp_path / "best_metric.pth").config == PRESETS["v2-vits"]
+    assert "its name says 'metric', but its configuration is that of a relative" in notices.text
 
 
 def training_state(model, ema=None) -> dict:

@@ -323,9 +323,10 @@ def test_bad_options(model):
             model.infer(unread, **options)
 
 
-def test_too_many_tokens_are_told_once_and_of_the_photo(model, caplog):
+def test_too_many_tokens_are_told_once_and_of_the_photo(model, notices):
     model.infer(np.zeros((56, 70, 3), np.uint8), size=112, max_tokens=20)
-    assert [record.args[:2] for record in caplog.records if "tokens" in record.msg] == [(70, 56)]
+    (text,) = [text for text in notices.messages if "tokens" in text]
+    assert text.startswith("an image of 70x56 pixels")
 
 
 def test_metric_and_relative_models_name_each_other(model):
@@ -437,15 +438,15 @@ def test_a_float64_model_gives_float32(bins, seed):
     assert inference.predict_native(model, [photo])[0].dtype == np.float32
 
 
-def test_a_map_that_is_not_finite_gives_a_warning(model, seed, caplog):
+def test_a_map_that_is_not_finite_gives_a_warning(model, seed, notices):
     """Once, with the images and the reason."""
     photos = [_photo(seed), _photo(seed + 1, (83, 60, 3))]
     model.infer(photos, flip=True)
-    assert caplog.messages == []
+    assert notices.messages == []
     with torch.no_grad():
         model.depth_head.scratch.output_conv2[2].bias.fill_(torch.inf)
     assert not np.isfinite(model.infer(photos)[0]).any()
-    (message,) = caplog.messages
+    (message,) = notices.messages
     assert "the prediction of image 0, 1 is not finite" in message
     assert "the weight depth_head.scratch.output_conv2.2.bias holds NaN or infinity" in message
     assert "dtype" not in message
@@ -458,23 +459,25 @@ def test_a_map_that_is_not_finite_gives_a_warning(model, seed, caplog):
         (torch.float16, r"load the model with dtype='float32'"),
     ],
 )
-def test_the_reason_for_infinity_fits_the_dtype(dtype, message, model, seed, caplog):
+def test_the_reason_for_infinity_fits_the_dtype(dtype, message, model, seed, notices):
     with torch.no_grad():
         model.pretrained.patch_embed.proj.weight.fill_(6e4 if dtype == torch.float16 else 1e38)
     model.to(dtype)
     assert not np.isfinite(model.infer(_photo(seed))).all()
-    (warning,) = [m for m in caplog.messages if m.startswith("the prediction")]
+    (warning,) = [m for m in notices.messages if m.startswith("the prediction")]
     assert "the prediction of the image is not finite" in warning
     assert message in warning
 
 
 @pytest.mark.parametrize("hardware", [False, True])
-def test_a_dtype_that_is_slow_on_this_cpu_is_named_once(hardware, model, seed, caplog, monkeypatch):
+def test_a_dtype_that_is_slow_on_this_cpu_is_named_once(
+    hardware, model, seed, notices, monkeypatch
+):
     monkeypatch.setattr(runtime, "cpu_has_bfloat16", lambda: hardware)
     runtime.warn_if_slow.cache_clear()
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         for _ in range(2):
             model.to(dtype).infer(_photo(seed))
     runtime.warn_if_slow.cache_clear()
-    said = [m for m in caplog.messages if "times as long as float32" in m]
+    said = [m for m in notices.messages if "times as long as float32" in m]
     assert ["bfloat16" in m for m in said] == [False] + [True] * (not hardware)

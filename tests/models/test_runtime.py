@@ -61,13 +61,13 @@ def test_devices_that_are_not_here(name):
         runtime.resolve_device(name)
 
 
-def test_a_slow_dtype_is_reported_once(monkeypatch, tmp_path, caplog):
+def test_a_slow_dtype_is_reported_once(monkeypatch, tmp_path, notices):
     monkeypatch.setattr(runtime, "cpu_has_bfloat16", lambda: False)
     runtime.warn_if_slow.cache_clear()
     DepthAnything("nano").save_pretrained(tmp_path)
     for dtype in ("float16", "float16", "bfloat16", "bfloat16", "float32"):
         DepthAnything.from_pretrained(tmp_path, device="cpu", dtype=dtype)
     runtime.warn_if_slow.cache_clear()
-    said = [message for message in caplog.messages if "times as long" in message]
+    said = [message for message in notices.messages if "times as long" in message]
     assert ["float16 on a CPU" in said[0], "bfloat16 takes 3" in said[1]] == [True, True]
     assert len(said) == 2

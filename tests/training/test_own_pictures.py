@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
-import logging
 import shlex
 import shutil
 from pathlib import Path
@@ -22,6 +21,7 @@ from dafast.training.command import parse_args
 from dafast.training.config import ConfigError, TrainConfig
 from dafast.training.loop import train
 from dafast.training.own_pictures import pack_lists
+from tests.notices import Notices
 from tests.training import runs, tiny
 
 ONE = World(0, 1, torch.device("cpu"))
@@ -113,14 +113,13 @@ def test_a_list_of_its_own_for_evaluation(tmp_path: Path, rng: np.random.Generat
 
 
 def test_pictures_that_cannot_be_read(
-    tmp_path: Path, rng: np.random.Generator, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, rng: np.random.Generator, notices: Notices
 ) -> None:
     path = write_list(tmp_path, 10, rng, broken=1)
     with pytest.raises(ConfigError, match=r"data\.path: 1 of 10 .* 1\.0% .*9\.png: .*remove"):
         pack_lists(config_of(path), ONE)
-    with caplog.at_level(logging.WARNING):
-        packed = pack_lists(config_of(path, max_bad_fraction=0.2), ONE)
-    assert "left out: 9.png" in caplog.text
+    packed = pack_lists(config_of(path, max_bad_fraction=0.2), ONE)
+    assert "left out: 9.png" in notices.text
     assert len(ShardDataset(packed.data.path)) == 9
 
 

@@ -40,6 +40,7 @@ from dafast.training.tasks.segmentation import (
     build_segmentation_model,
     open_samples,
 )
+from tests.notices import Notices
 from tests.tolerances import TOLERANCES
 from tests.training import tiny
 from tests.training.runs import ONE, command, metrics, run_until, torchrun
@@ -186,7 +187,7 @@ def test_the_average_has_the_statistics_of_batchnorm(
 
 @pytest.mark.parametrize("head", ["linear", "dpt"])
 def test_it_starts_from_what_another_run_exported(
-    head: str, photos: Path, tmp_path: Path, seed: int, caplog: pytest.LogCaptureFixture
+    head: str, photos: Path, tmp_path: Path, seed: int, notices: Notices
 ) -> None:
     """Head and encoder where classes and head are the same; else only the encoder."""
     torch.manual_seed(seed)
@@ -199,7 +200,7 @@ def test_it_starts_from_what_another_run_exported(
     encoder = start.pretrained.state_dict()
     assert all(torch.equal(v, encoder[k]) for k, v in built.pretrained.state_dict().items())
     same = head == "linear"
-    assert ("the head starts random" in caplog.text) == (not same)
+    assert ("the head starts random" in notices.text) == (not same)
     if same:
         trained = start.head.state_dict()
         assert all(torch.equal(v, trained[k]) for k, v in built.head.state_dict().items())

@@ -124,7 +124,7 @@ def test_encoder_from_a_file(seed, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
-def test_bare_weights_are_what_the_preset_says(suffix, seed, tmp_path, monkeypatch, caplog):
+def test_bare_weights_are_what_the_preset_says(suffix, seed, tmp_path, monkeypatch, notices):
     """Shapes do not tell which blocks the decoder reads; the preset does."""
     taps = dataclasses.replace(SMALL, name="taps", num_layers=6, out_indices=(0, 1, 3, 5))
     monkeypatch.setitem(PRESETS, "taps", taps)
@@ -137,7 +137,7 @@ def test_bare_weights_are_what_the_preset_says(suffix, seed, tmp_path, monkeypat
     assert model.config.out_indices == taps.out_indices
     image = torch.randn(1, 3, 56, 56)
     assert torch.equal(model.eval()(image), source.eval()(image))
-    guesses = [r.message for r in caplog.records if r.levelno >= logging.WARNING]
+    guesses = [r.message for r in notices.messages if r.levelno >= logging.WARNING]
     assert not guesses
     monkeypatch.setitem(PRESETS, "wider", dataclasses.replace(taps, name="wider", features=48))
     with pytest.raises(ConfigError, match=r"model\.init: .* do not fit the configuration 'wider'"):

@@ -28,6 +28,7 @@ from dafast.training.loop import train
 from dafast.training.resume import changed_settings
 from dafast.training.run import TooManyBadStepsError
 from dafast.training.state import TrainingStateError, checkpoint_folder, list_checkpoints
+from tests.notices import Notices
 from tests.training import tiny
 from tests.training.runs import (
     assert_same_weights,
@@ -113,7 +114,7 @@ def test_workers_change_nothing(shards: Path, tmp_path: Path, seed: int) -> None
 
 
 def test_truncated_checkpoint_falls_back(
-    shards: Path, tmp_path: Path, seed: int, caplog: pytest.LogCaptureFixture
+    shards: Path, tmp_path: Path, seed: int, notices: Notices
 ) -> None:
     config = tiny_config(shards, tmp_path / "run", seed=seed)
     train(config, ONE)
@@ -121,8 +122,8 @@ def test_truncated_checkpoint_falls_back(
     newest, second = list_checkpoints(checkpoint_folder(config.out))[:2]
     os.truncate(newest, newest.stat().st_size // 2)
     train(config, ONE)
-    assert newest.name in caplog.text
-    assert "truncated" in caplog.text
+    assert newest.name in notices.text
+    assert "truncated" in notices.text
     assert tiny.losses(tmp_path / "run") == before
     assert second.name == "step-00000008.pt"
 

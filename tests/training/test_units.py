@@ -11,6 +11,7 @@ import pytest
 
 from dafast.training.config import MetricSection
 from dafast.training.loop import train
+from tests.notices import Notices
 from tests.training import tiny
 from tests.training.runs import ONE, metrics, tiny_config
 
@@ -33,16 +34,16 @@ def millimetres(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_held_out_set_beyond_the_cap_warns(
-    shards: Path, millimetres: Path, tmp_path: Path, seed: int, caplog: pytest.LogCaptureFixture
+    shards: Path, millimetres: Path, tmp_path: Path, seed: int, notices: Notices
 ) -> None:
     """It has no abs_rel, so `best/` is chosen by something else than `best_by` says."""
     config = tiny_config(shards, tmp_path / "run", seed=seed, steps=1, checkpoint_every=0)
     for held_out, warned in ((shards, False), (millimetres, True)):
         data = dataclasses.replace(config.data, eval_path=str(held_out), eval_samples=2)
-        caplog.clear()
+        notices.clear()
         train(dataclasses.replace(config, data=data, out=str(tmp_path / held_out.name)), ONE)
         assert ("eval/abs_rel" in metrics(tmp_path / held_out.name)[-1]) != warned
-        text = caplog.text
+        text = notices.text
         assert ("none of 36 samples has a depth under data.eval_max_depth (80 metres)" in text) == (
             warned
         )
@@ -50,7 +51,7 @@ def test_a_held_out_set_beyond_the_cap_warns(
 
 
 def test_metres_that_cannot_be_warn(
-    shards: Path, millimetres: Path, tmp_path: Path, seed: int, caplog: pytest.LogCaptureFixture
+    shards: Path, millimetres: Path, tmp_path: Path, seed: int, notices: Notices
 ) -> None:
     for path, warned in ((shards, False), (millimetres, True)):
         config = tiny_config(
@@ -61,7 +62,7 @@ def test_metres_that_cannot_be_warn(
             checkpoint_every=0,
             metric=MetricSection(max_depth=2e4),
         )
-        caplog.clear()
+        notices.clear()
         train(config, ONE)
         expected = "data.path: the median depth is"
-        assert (expected in caplog.text and "0.001 for millimetres" in caplog.text) == warned
+        assert (expected in notices.text and "0.001 for millimetres" in notices.text) == warned

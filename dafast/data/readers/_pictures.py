@@ -8,7 +8,6 @@ about 100 bytes each.
 from __future__ import annotations
 
 import functools
-import logging
 import os
 import re
 import tarfile
@@ -16,10 +15,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from dafast._warnings import DataWarning, warn
 from dafast.data.sources import Pictures, SourceError
 from dafast.optional import why_no_module
-
-logger = logging.getLogger(__name__)
 
 
 def picture_file(root: Path, name: str) -> Path:
@@ -73,7 +71,7 @@ def _members(path: Path) -> dict[str, tuple[int, int]]:
         if length < end + 512:  # tarfile does not notice a cut between members
             raise EOFError("it is truncated: it has no end-of-archive block")
     except (tarfile.TarError, OSError, EOFError) as error:
-        logger.warning("%s cannot be read after %d files: %s", path, len(members), error)
+        warn(DataWarning, f"{path} cannot be read after {len(members)} files: {error}")
     return members
 
 
@@ -126,9 +124,8 @@ class PictureReader:
                 f"{root}: no pictures of {self.name} found; expected\n{self.layout.strip()}"
             )
         if not any(least <= len(names) <= most for least, most in self.counts):
-            logger.warning(
-                "%s: %d pictures in %s; published: %s", self.name, len(names), root, self.published
-            )
+            text = f"{self.name}: {len(names)} pictures in {root}; published: {self.published}"
+            warn(DataWarning, text)
         read, file = functools.partial(self.read, root), functools.partial(self.file, root)
         return Pictures(names, read, file, size)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -11,10 +10,9 @@ from typing import Literal
 
 import numpy as np
 
+from dafast._warnings import DataWarning, warn
 from dafast.data.sources import Item, SourceError, labeled_item
 from dafast.optional import why_no_module
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -91,10 +89,8 @@ class Reader:
                 f"{root}: no pictures of {self.name} found; expected\n{self.layout.strip()}"
             )
         if not any(least <= len(examples) <= most for least, most in self.counts):
-            logger.warning(
-                "%s: %d pictures in %s; published: %s",
-                self.name, len(examples), root, self.published,
-            )  # fmt: skip
+            text = f"{self.name}: {len(examples)} pictures in {root}; published: {self.published}"
+            warn(DataWarning, text)
         return [
             labeled_item(
                 example.image.relative_to(root).as_posix(),

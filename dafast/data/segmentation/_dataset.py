@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from dafast._warnings import DataWarning, warn
 from dafast.data.decode import DECODE_ERRORS, open_picture
 from dafast.data.shards import SampleError, ShardError, check_bad_share
 from dafast.data.sources import SourceError
 from dafast.files import explain_kind
-
-logger = logging.getLogger(__name__)
 
 IGNORE = 255
 """In a class map: a pixel that is neither learned nor scored."""
@@ -105,7 +103,7 @@ class SegmentationDataset(Sequence[SegmentationSample]):
                     return self.read(candidate)._replace(skipped=tuple(skipped))
                 except SampleError as error:
                     self.bad[candidate] = str(error)
-                    logger.warning("skipped: %s", error)
+                    warn(DataWarning, f"skipped: {error}")
                     check_bad_share(self.bad.values(), len(self), self.max_bad_fraction)
             skipped.append(self.bad[candidate])
         raise ShardError("no sample of the set can be read")
@@ -161,4 +159,4 @@ def wrong_folder(root: Path, what: str, layout: str) -> SourceError:
 def warn_if_incomplete(name: str, root: Path, count: int, published: int) -> None:
     """Warns if a data set is not complete."""
     if count != published:
-        logger.warning("%s: %d photos in %s; published: %d", name, count, root, published)
+        warn(DataWarning, f"{name}: {count} photos in {root}; published: {published}")

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
+from ..._warnings import DataWarning, warn
 from ...data.decode import open_picture
 from ..samples import DataMissingError
-
-logger = logging.getLogger("dafast")
 
 
 def missing(root: Path, what: str, layout: str) -> DataMissingError:
@@ -29,9 +27,8 @@ def first_file(candidates: Iterable[Path]) -> Path | None:
 def warn_of_count(name: str, count: int, published: int, unit: str = "images") -> None:
     """Warns of an incomplete data set, whose score is not the published benchmark's."""
     if count != published:
-        logger.warning(
-            "%s: %d %s found; the published benchmark has %d", name, count, unit, published
-        )
+        text = f"{name}: {count} {unit} found; the published benchmark has {published}"
+        warn(DataWarning, text)
 
 
 def read_stored_image(path: Path) -> np.ndarray:

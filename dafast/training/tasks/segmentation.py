@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +13,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dafast._warnings import WeightsWarning, warn
 from dafast.data.colours import draw_colours
 from dafast.data.segmentation import IGNORE, READERS, SegmentationDataset
 from dafast.data.sources import SourceError
@@ -29,8 +29,6 @@ from dafast.training.config import ConfigError, TrainConfig
 from dafast.training.data import Request
 from dafast.training.starts import UNUSED_UNIT, build_model
 from dafast.training.task import Step, Task, autocast
-
-logger = logging.getLogger(__name__)
 
 
 class SegmentationBatch(NamedTuple):
@@ -156,9 +154,10 @@ def build_segmentation_model(
         if (trained.config.head, trained.config.classes) == (model.config.head, tuple(classes)):
             model.head.load_state_dict(trained.head.state_dict())
         else:
-            logger.warning(
-                "model.init: %s has another head or other classes; the head starts random",
-                config.model.init,
+            warn(
+                WeightsWarning,
+                f"model.init: {config.model.init} has another head or other classes; the head "
+                "starts random",
             )
     if config.segmentation.head == "dpt":
         # As in the depth decoder: it has weights and never a gradient, which DDP would wait for.

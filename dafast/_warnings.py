@@ -1,0 +1,42 @@
+"""Classes of the warnings that dafast gives.
+
+What a caller can act on is a warning; the logger ``"dafast"`` has only events, such as a download
+that is tried again.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+
+
+class DafastWarning(UserWarning):
+    """Base of all warnings of dafast; `warnings.filterwarnings` hides them or makes them errors."""
+
+
+class LicenseWarning(DafastWarning):
+    """Published weights whose license forbids some uses."""
+
+
+class WeightsWarning(DafastWarning):
+    """Weights that are read on an assumption, in part or not at all, or give no finite output."""
+
+
+class DataWarning(DafastWarning):
+    """Photos, cameras, labels or data sets that are incomplete or probably not as intended."""
+
+
+class PerformanceWarning(DafastWarning):
+    """Something that costs time and no accuracy."""
+
+
+_PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+
+
+def warn(category: type[DafastWarning], text: str) -> None:
+    """Warns at the line outside of dafast that called it."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(text, category, stacklevel=level)
