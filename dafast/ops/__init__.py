@@ -15,6 +15,7 @@ from .flash_attention import (
     flash_attention_varlen,
     flash_attention_varlen_reference,
 )
+from .forward_warp import forward_warp, forward_warp_reference
 from .linear_int8 import Int8Weight, linear_int8, linear_int8_reference, quantize_weight
 from .pad import pad, pad_reference
 from .postprocess import postprocess, postprocess_reference
@@ -45,6 +46,8 @@ __all__ = [
     "flash_attention_reference",
     "flash_attention_varlen",
     "flash_attention_varlen_reference",
+    "forward_warp",
+    "forward_warp_reference",
     "linear_int8",
     "linear_int8_reference",
     "pad",
