@@ -16,6 +16,7 @@ from ._version import __version__
 if TYPE_CHECKING:
     from .config import PRESETS, LicenseWarning, ModelConfig
     from .models import DepthAnything, FeaturePyramid, SegmentationModel
+    from .models.acceleration import accelerate, restore
     from .ops import use_backend
 
 
@@ -27,6 +28,8 @@ _LAZY = {
     "ModelConfig": "config",
     "PRESETS": "config",
     "SegmentationModel": "models",
+    "accelerate": "models.acceleration",
+    "restore": "models.acceleration",
     "use_backend": "ops",
 }
 _SUBMODULES = (
@@ -49,6 +52,8 @@ __all__ = [
     "ModelConfig",
     "PRESETS",
     "SegmentationModel",
+    "accelerate",
+    "restore",
     "use_backend",
     "__version__",
 ]
