@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     )
     from .config import PRESETS, ModelConfig
     from .models import DepthAnything, FeaturePyramid, SegmentationModel
+    from .models.acceleration import accelerate, restore
     from .ops import use_backend
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())
@@ -40,6 +41,8 @@ _LAZY = {
     "PerformanceWarning": "_warnings",
     "SegmentationModel": "models",
     "WeightsWarning": "_warnings",
+    "accelerate": "models.acceleration",
+    "restore": "models.acceleration",
     "use_backend": "ops",
 }
 _SUBMODULES = (
@@ -66,6 +69,8 @@ __all__ = [
     "PerformanceWarning",
     "SegmentationModel",
     "WeightsWarning",
+    "accelerate",
+    "restore",
     "use_backend",
     "__version__",
 ]

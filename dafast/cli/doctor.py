@@ -36,7 +36,12 @@ OPTIONAL = (
     Package("triton", "triton", ("triton",), "the Triton kernels are off: GPUs are slower"),
     Package("xformers", "xformers", ("xformers",), "no comparison with its attention"),
     Package("pillow-heif", "pillow_heif", ("heif",), "HEIC and HEIF photos cannot be read"),
-    Package("transformers", "transformers", ("sky",), "no `dafast data sky`"),
+    Package(
+        "transformers",
+        "transformers",
+        ("sky", "transformers"),
+        "no `dafast data sky`, `dafast.accelerate` and `to_transformers`",
+    ),
     Package(
         "scikit-image",
         "skimage",

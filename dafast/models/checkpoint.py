@@ -59,6 +59,8 @@ def load_pretrained(
     revision: str | None = None,
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
+    token: str | bool | None = None,
+    force_download: bool = False,
 ) -> Network:
     """Loads a model with trained weights.
 
@@ -85,6 +87,9 @@ def load_pretrained(
         revision: Branch, tag or commit of the hub repository.
         cache_dir: Replaces the hub's own cache.
         local_files_only: Whether to load only from the cache, as ``HF_HUB_OFFLINE=1`` does.
+        token: Token of the hub for private and gated repositories; by default that of ``HF_TOKEN``
+            or ``hf auth login``, with ``False`` none.
+        force_download: Whether to download files that are in the cache again.
 
     Returns:
         The model, in evaluation mode.
@@ -99,7 +104,7 @@ def load_pretrained(
     target_dtype = resolve_dtype(dtype, target)
     warn_if_slow(target_dtype, target)
     given = get_preset(config) if isinstance(config, str) else config
-    options = HubOptions(revision, cache_dir, local_files_only)
+    options = HubOptions(revision, cache_dir, local_files_only, token, force_download)
     source, weights = read_weights(name_or_path, filename, options)
     layout = detect_layout(weights.tensors)
     if layout is None or other_network(weights):
@@ -127,6 +132,7 @@ def load_pretrained(
         for key, tensor in state.items()
     }
     model.load_state_dict(state, strict=True, assign=True)
+    model.loaded_from = str(name_or_path)
     _warn_of_license(chosen)
     return model.eval()
 
@@ -200,6 +206,8 @@ def load_encoder(
     revision: str | None = None,
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
+    token: str | bool | None = None,
+    force_download: bool = False,
 ) -> None:
     """Loads a DINOv2 into the encoder of a model, in place; the head does not change.
 
@@ -215,14 +223,16 @@ def load_encoder(
         revision: Branch, tag or commit of the hub repository.
         cache_dir: Replaces the hub's own cache.
         local_files_only: Whether to load only from the cache.
+        token: As for `load_pretrained`.
+        force_download: As for `load_pretrained`.
 
     Raises:
         CheckpointError: If the weights are missing or unreadable, or are not those of a DINOv2 of
             this size (37x37 position embeddings for the published presets).
     """
     if name_or_path == "dinov2":
-        name_or_path = _published_dinov2(model.config)
-    options = HubOptions(revision, cache_dir, local_files_only)
+        name_or_path = published_dinov2(model.config)
+    options = HubOptions(revision, cache_dir, local_files_only, token, force_download)
     source, weights = read_weights(name_or_path, filename, options)
     layout = detect_layout(weights.tensors, ENCODER_LAYOUTS) or detect_layout(weights.tensors)
     if layout is None or other_network(weights):
@@ -240,7 +250,7 @@ def load_encoder(
     model.pretrained.load_state_dict(state, strict=True)
 
 
-def _published_dinov2(config: ModelConfig) -> str:
+def published_dinov2(config: ModelConfig) -> str:
     """Hub id of the published DINOv2 of a model's size."""
     for name, hub_id in DINOV2_HUB_IDS.items():
         preset = PRESETS[name]

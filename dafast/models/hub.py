@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -22,6 +23,15 @@ WEIGHT_FILES = (
 """File names that repositories and folders use for their weights, in order of preference."""
 
 
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def is_hub_id(name: str | Path) -> bool:
+    """Whether a name has the form ``owner/name`` and is not the path of something here."""
+    found = isinstance(name, str) and _HUB_ID.fullmatch(name) and not name.startswith(".")
+    return bool(found) and not Path(name).expanduser().exists()
+
+
 @dataclass(frozen=True)
 class HubOptions:
     """Which revision to download, and to where.
@@ -30,11 +40,15 @@ class HubOptions:
         revision: Branch, tag or commit.
         cache_dir: Replaces the hub's own cache.
         local_files_only: Whether to look only in the cache.
+        token: Of the user; None for that of the environment, False for none.
+        force_download: Whether to download a file that is in the cache again.
     """
 
     revision: str | None = None
     cache_dir: str | Path | None = None
     local_files_only: bool = False
+    token: str | bool | None = None
+    force_download: bool = False
 
 
 class HubError(ValueError):
@@ -72,6 +86,8 @@ def _download(repo_id: str, filename: str, options: HubOptions) -> Path:
                 revision=options.revision,
                 cache_dir=options.cache_dir,
                 local_files_only=options.local_files_only,
+                token=options.token,
+                force_download=options.force_download,
             )
         )
     except errors.LocalEntryNotFoundError as error:
@@ -82,7 +98,7 @@ def _download(repo_id: str, filename: str, options: HubOptions) -> Path:
         elif isinstance(reason, errors.OfflineModeIsEnabled):
             why = "HF_HUB_OFFLINE is set, and the file is not in the cache"
         else:
-            why = f"the hub could not be reached ({_first_line(reason)})"
+            why = f"the hub could not be reached ({first_line(reason)})"
         raise HubError(why) from error
     except errors.EntryNotFoundError as error:
         raise _NotThereError(filename) from error
@@ -97,12 +113,13 @@ def _download(repo_id: str, filename: str, options: HubOptions) -> Path:
     except errors.RevisionNotFoundError as error:
         raise HubError(f"the repository has no revision {options.revision!r}") from error
     except errors.HFValidationError as error:
-        raise HubError(_first_line(error)) from error
+        raise HubError(first_line(error)) from error
     except (errors.HfHubHTTPError, errors.FileMetadataError, OSError) as error:
-        raise HubError(f"the download failed ({_first_line(error)})") from error
+        raise HubError(f"the download failed ({first_line(error)})") from error
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its type."""
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0]
 

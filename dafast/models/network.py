@@ -24,10 +24,14 @@ class DepthNetwork(nn.Module):
 
     Args:
         config: Name of a preset (``"vits"``, ``"v2-vitb"``, ``"nano"``, ...) or a `ModelConfig`.
+
+    Attributes:
+        loaded_from: The name or path that `from_pretrained` loaded the weights from; "" for none.
     """
 
     def __init__(self, config: str | ModelConfig = "vits") -> None:
         super().__init__()
+        self.loaded_from = ""
         self.config = get_preset(config) if isinstance(config, str) else config
         self.pretrained = VisionTransformer(self.config)
         self.depth_head = DPTHead(self.config)

@@ -14,7 +14,9 @@ from .._version import __version__
 from ..config import ModelConfig
 from ..files import explain, whole_files
 from ..runtime import on_meta, resolve_device, resolve_dtype, warn_if_slow
+from .hub import HubError, HubOptions, fetch_model, is_hub_id
 from .network import DepthNetwork
+from .publishing import Publishable
 from .saving import check_state
 from .segmentation_inference import SegmentationOptions, segment
 from .segmentation_network import HEADS, LinearHead, SegmentationConfig, SegmentationNetwork
@@ -33,7 +35,7 @@ MODEL_TYPE = "dafast_segmentation"
 """The `model_type` in the `config.json` of a saved model."""
 
 
-class SegmentationModel(SegmentationNetwork):
+class SegmentationModel(Publishable, SegmentationNetwork):
     """An encoder of Depth Anything with a segmentation head.
 
     The weights are random; `from_depth` takes a trained encoder, `from_pretrained` loads a saved
@@ -110,22 +112,40 @@ class SegmentationModel(SegmentationNetwork):
         *,
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+        force_download: bool = False,
     ) -> SegmentationModel:
-        """Loads a model that `save_pretrained` wrote, in evaluation mode.
+        """Loads a model that `save_pretrained` or `push_to_hub` wrote, in evaluation mode.
 
         Args:
-            folder: The folder.
+            folder: A folder, or a hub id (``"owner/name"``).
             device: ``"auto"``, or anything that `torch.device` takes.
             dtype: ``"auto"``, ``"float32"``, ``"bfloat16"``, ``"float16"`` or a `torch.dtype`.
+            revision: As for `DepthAnything.from_pretrained`, as are the following.
+            cache_dir: Replaces the hub's own cache.
+            local_files_only: Whether to load only from the cache.
+            token: Token of the hub.
+            force_download: Whether to download files that are in the cache again.
 
         Raises:
-            CheckpointError: If the folder holds no segmentation model, or its weights do not fit.
+            CheckpointError: If the folder or repository holds no segmentation model, or its weights
+                do not fit.
         """
         target = resolve_device(device)
-        folder = Path(folder)
+        name = str(folder)
+        if is_hub_id(folder):
+            options = HubOptions(revision, cache_dir, local_files_only, token, force_download)
+            try:
+                folder = fetch_model(name, options)[1][0].parent
+            except HubError as error:
+                raise CheckpointError(f"{error} (There is no local folder {name!r}.)") from error
+        folder = Path(folder).expanduser()
         if not is_segmentation(folder):
             raise CheckpointError(
-                f"{folder}: not a saved segmentation model (its config.json would have the "
+                f"{name}: not a saved segmentation model (its config.json would have the "
                 f"model_type {MODEL_TYPE!r}); to put a head on a depth model, use "
                 "`SegmentationModel.from_depth`"
             )
@@ -140,9 +160,10 @@ class SegmentationModel(SegmentationNetwork):
         try:
             model.load_state_dict(read_file(folder / "model.safetensors")[0])
         except RuntimeError as error:
-            raise CheckpointError(f"{folder}: the weights do not fit: {explain(error)}") from error
+            raise CheckpointError(f"{name}: the weights do not fit: {explain(error)}") from error
         target_dtype = resolve_dtype(dtype, target)
         warn_if_slow(target_dtype, target)
+        model.loaded_from = name
         return model.to(target, target_dtype).eval()
 
 

@@ -123,10 +123,14 @@ class SegmentationNetwork(nn.Module):
 
     Args:
         config: See `SegmentationConfig`.
+
+    Attributes:
+        loaded_from: The name or path that `from_pretrained` loaded the weights from; "" for none.
     """
 
     def __init__(self, config: SegmentationConfig) -> None:
         super().__init__()
+        self.loaded_from = ""
         self.config = config
         self.pretrained = VisionTransformer(config.encoder)
         count = len(config.classes)

@@ -14,6 +14,7 @@ from .hub import (
     fetch_config,
     fetch_file,
     fetch_model,
+    is_hub_id,
     shard_names,
 )
 from .names import preset_from_name
@@ -23,7 +24,6 @@ from .zoo import ZooEntry, find
 PACKAGED_WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
 """Folder of the weights that the package contains, one folder per preset."""
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _TRAINING = re.compile(r"step-\d+\.pt")  # as `dafast.training.state` names checkpoints
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 
@@ -145,13 +145,7 @@ def locate(name_or_path: str | Path, filename: str | None, options: HubOptions) 
         if not entry.config.hub_id:
             return locate(entry.id, None, options)
         return _published_source(name, entry.config, options)
-    looks_local = (
-        isinstance(name_or_path, Path)
-        or not _HUB_ID.fullmatch(name)
-        or name.endswith(_SUFFIXES)
-        or name.startswith(".")
-    )
-    if looks_local:
+    if not is_hub_id(name_or_path) or name.endswith(_SUFFIXES):
         hint = ""
         if isinstance(name_or_path, str) and not path.suffix and len(path.parts) == 1:
             hint = f", and no preset has this name; the presets are: {', '.join(PRESETS)}"
