@@ -1,8 +1,8 @@
 """Decides which configuration the weights of a file have.
 
 The weights say neither which blocks the decoder reads (V1 and V2 differ in that) nor whether the
-output is relative or metric. So a config.json, the metadata of a file, a preset's name or the names
-of the file and its folders have to say it; nothing is guessed.
+output is relative or metric. So a config.json, the metadata of a file, a preset's name, the digest
+of a published file or the names of the file and its folders have to say it; nothing is guessed.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from .identify import looks_like
 from .names import NameClaim, read_names
 from .sources import Source
 from .weight_files import CheckpointError, Weights
+from .zoo import by_content
 
 _SIZES = (*(name for name in STRUCTURE if name not in ("out_indices", "num_heads")), "bin_centers")
 _HOW_TO_SAY = (
@@ -63,6 +64,9 @@ def choose_config(
         return described
     if source.preset is not None:
         return source.preset
+    published = by_content(source.files[0]) if len(source.files) == 1 else None
+    if published is not None:
+        return published.config
     sizes = _sizes(weights, layout, source.label)
     if has_sky(weights.tensors, layout):
         return _da3(claim, sizes, source.label)

@@ -3,20 +3,58 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from ..config import PRESETS, ModelConfig
 
 _SIZES = {"vits": "small", "vitb": "base", "vitl": "large"}
-# Bytes of the weights as the repositories' pages give them, in 0.1 MB; see docs/models.md.
-_MEGABYTES = {"depth-anything-ac-vits": 99.2}
+# Bytes and SHA-256 of published files, each as at least two independent public programs give them
+# (docs/models.md). The size of the last one is that of the repository's page, in 0.1 MB.
+_FILES: dict[str, tuple[int | None, str]] = {
+    "v2-vits": (99218434, "715fade13be8f229f8a70cc02066f656f2423a59effd0579197bbf57860e1378"),
+    "v2-vitb": (389961218, "0d2b7002e62d39d655571c371333340bd88f67ab95050c03591555aa05645328"),
+    "v2-vitl": (1341395338, "a7ea19fa0ed99244e67b624c72b8580b7e9553043245905be58796a608eb9345"),
+    "v2-metric-hypersim-vits": (
+        99222290,
+        "b782898d8a3e8be1f639de33837ed85e9b4b73e40f8f5e5cd99067588d722545",
+    ),
+    "v2-metric-hypersim-vitb": (
+        389965138,
+        "9dc9e274c5eff55c6daf27b660c0ced0eca4e8593a6da90cdcb04d2b4d3f3fa2",
+    ),
+    "v2-metric-hypersim-vitl": (
+        1341401882,
+        "6f82ff2bc543ac02ddff4aa31fa363676a8305dd3ccf04e80e2af115a044cb6d",
+    ),
+    "v2-metric-vkitti-vits": (
+        99221808,
+        "9203e538d35255c90dda4b7fedb47ff33fe725497bcca3b1e53b3a65ee63f0cb",
+    ),
+    "v2-metric-vkitti-vitb": (
+        389964656,
+        "4dad67a7cc10b462bca48e6b8569c762b8eb3c1adada170a3851a6d3ba37bb3e",
+    ),
+    "v2-metric-vkitti-vitl": (
+        1341401064,
+        "239b1054a369e66da2576e9a118d6d7c12d90dc8ebe609579a9a09cd8e05fe38",
+    ),
+    "da3mono-vitl": (None, "7a799a7f95eb8d4c404c2ca8be3dc3276b350a417ddc4420db72ba850cc0e960"),
+    "da3metric-vitl": (
+        1336734448,
+        "bbea5b0b3ee389849cffa7ddae89de064a90abd2b055fc5aa99aac68db324776",
+    ),
+    "depth-anything-ac-vits": (99200000, ""),
+}
 
 _V2_METRIC = (
     "V2's README: Small Apache-2.0, Base and Large CC-BY-NC-4.0, without a word on metric models; "
     "the README of metric_depth: nothing; a maintainer's comment in V1's issue 191: Apache-2.0 for "
-    "the metric models, as V2's issue 245 quotes it; that issue asks to confirm it and is open"
+    "the metric models, as V2's issue 245 quotes it; that issue asks to confirm it and is open; a "
+    "program that lists the files: the model cards state Apache-2.0"
 )
 _DISTILL = (
     "README and LICENSE of the repository: MIT, for the code; a maintainer (issue 32): MIT for all "
@@ -113,10 +151,7 @@ def _fine_tune(name: str, repository: str, file: str, license: str, note: str = 
         PRESETS[f"v2-{encoder}"], name=name, hub_id=repository, hub_file=file, license=license
     )
     alias = f"{name.removesuffix(encoder)}{_SIZES[encoder]}"
-    megabytes = _MEGABYTES.get(name)
-    return ZooEntry(
-        name, config, (alias,), note, None if megabytes is None else round(megabytes * 1e6)
-    )
+    return ZooEntry(name, config, (alias,), note, *_FILES.get(name, (None, "")))
 
 
 @cache
@@ -131,7 +166,8 @@ def entries() -> dict[str, ZooEntry]:
         if not config.hub_id.startswith("spaces/") and config.hub_id:
             aliases.append(config.hub_id.lower())
         note = _V2_METRIC if name.startswith("v2-metric-") else ""
-        found.append(ZooEntry(name, config, tuple(aliases), note))
+        file = _FILES.get(name, (None, ""))
+        found.append(ZooEntry(name, config, tuple(aliases), note, *file))
     distill = "xingyang1/Distill-Any-Depth"
     for encoder, size in _SIZES.items():
         note = _DISTILL_LARGE if encoder == "vitl" else _DISTILL
@@ -156,6 +192,20 @@ def _by_name() -> dict[str, ZooEntry]:
         "depth-anything-ac-vits"
     ]
     return names | {name.lower(): entry for name, entry in entries().items()}
+
+
+def by_content(path: Path) -> ZooEntry | None:
+    """The entry whose published file this is, under any name; None if no known digest fits.
+
+    Only files of a published size are read.
+    """
+    size = path.stat().st_size
+    candidates = [e for e in entries().values() if e.sha256 and e.size in (size, None)]
+    if all(entry.size is None for entry in candidates):
+        return None
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return next((entry for entry in candidates if entry.sha256 == digest), None)
 
 
 def find(name: str) -> ZooEntry | None:

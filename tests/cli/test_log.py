@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import re
 import subprocess
 import sys
 import warnings
@@ -89,15 +90,37 @@ def test_train_takes_them_too(capsys: pytest.CaptureFixture) -> None:
     assert "nano-teacher" in capsys.readouterr().out
 
 
-def test_warnings_show_in_a_program_without_logging() -> None:
-    """A warning may say that the depth is wrong; a handler of our own would hide it."""
-    code = (
-        "import logging, dafast; log = logging.getLogger('dafast.data')\n"
-        "log.info('x'); log.warning('y'); logging.getLogger('dafast').setLevel('ERROR')\n"
-        "log.warning('z')"
+def test_in_a_program_without_logging(tmp_path: Path) -> None:
+    """A warning may say that the depth is wrong, so it shows; events show where logging is on."""
+    script = tmp_path / "program.py"
+    script.write_text(
+        "import logging, dafast, numpy as np\n"
+        "from dafast.images import as_pixels\n"
+        "logging.getLogger('dafast.data').warning('an event')\n"
+        "for _ in range(2):\n"
+        "    as_pixels(np.linspace(0, 1 / 255, 16).reshape(4, 4), 'image')\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert (done.stdout, done.stderr) == ("", "y\n")
+    done = subprocess.run([sys.executable, script], cwd=ROOT, capture_output=True, text=True)
+    first, line = done.stderr.splitlines()  # of two calls, as `warnings` does it
+    assert first.startswith(f"{script}:5: DataWarning: image: ")
+    assert line.strip() == "as_pixels(np.linspace(0, 1 / 255, 16).reshape(4, 4), 'image')"
+
+
+def test_warnings_are_classes_that_can_be_filtered() -> None:
+    classes = [getattr(dafast, name) for name in dafast.__all__ if name.endswith("Warning")]
+    assert len(classes) == 5 and all(issubclass(each, dafast.DafastWarning) for each in classes)
+    assert issubclass(dafast.DafastWarning, UserWarning)
+
+
+def test_nothing_that_a_user_must_see_is_only_logged() -> None:
+    """A library's log is silent by default: what a caller can act on has to be a warning."""
+    found = {
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / "dafast").rglob("*.py")
+        if re.search(r"logg(er|ing)\.(warning|error|exception|critical)\(", path.read_text("utf-8"))
+    }
+    # The command line shows warnings as lines of its log; a download that is tried again.
+    assert found == {"dafast/cli/_log.py", "dafast/data/remote.py"}
 
 
 def test_notes_on_licenses_can_be_filtered(monkeypatch, capsys) -> None:

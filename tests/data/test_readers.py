@@ -244,12 +244,12 @@ def test_packs(name: str, tmp_path: Path, rng: np.random.Generator, caplog, caps
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_count_that_warns(name: str, tmp_path: Path, rng: np.random.Generator, caplog) -> None:
+def test_the_count_that_warns(name: str, tmp_path: Path, rng: np.random.Generator, notices) -> None:
     count = len(MAKE[name](tmp_path, rng))
     for counts, warned in ((((count, count),), False), (((1, 1), (count + 1, 99)), True)):
-        caplog.clear()
+        notices.clear()
         replace(get_reader(name), counts=counts).items(tmp_path)
-        assert bool(caplog.records) == warned
+        assert bool(notices.messages) == warned
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,6 +1,7 @@
 """The published models: registry, names, layouts, and what `dafast models` says."""
 
 import dataclasses
+import hashlib
 import json
 import re
 
@@ -138,6 +139,30 @@ def test_names_of_published_files(path, preset, tmp_path):
     assert found.config == PRESETS[preset]
     assert (found.problem, found.extra, found.missing) == ("", [], [])
     assert found.encoder == preset.split("-")[-1]
+
+
+def test_digests_are_digests():
+    known = [entry for entry in ENTRIES if entry.sha256]
+    assert len({entry.sha256 for entry in known}) == len(known) >= 11
+    assert all(re.fullmatch("[0-9a-f]{64}", entry.sha256) for entry in known)
+    assert all(entry.size > 99e6 for entry in known if entry.size is not None)
+
+
+@pytest.mark.parametrize("sized", [True, False])
+def test_a_published_file_is_known_under_any_name(sized, model, tmp_path, monkeypatch, notices):
+    """Also under one that says something else; sizes spare reading all others."""
+    file = tmp_path / "depth_anything_vits14_metric.pth"
+    torch.save(model.state_dict(), file)
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    mine = zoo.ZooEntry("mine", TINY, size=file.stat().st_size if sized else None, sha256=digest)
+    other = zoo.ZooEntry("other", tiny(max_depth=3.0), size=file.stat().st_size, sha256="0" * 64)
+    monkeypatch.setattr(zoo, "entries", lambda: {"other": other, "mine": mine})
+    assert load(file).config == TINY and not notices.messages
+    with file.open("ab") as longer:
+        longer.write(b"0")
+    monkeypatch.setattr(hashlib, "file_digest", None)  # not called
+    with pytest.raises(CheckpointError, match="config="):
+        load(file)
 
 
 def test_depth_estimation_is_an_alias():
