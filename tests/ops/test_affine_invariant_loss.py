@@ -326,7 +326,7 @@ def test_reduce_adds_up_more_chunks_than_one_step_takes(chunks, seed, device):
     state, loss = torch.zeros(16, dtype=torch.int32), torch.empty(())
     _affine_invariant_loss_reduce_kernel[(1,)](
         state, state, losses, torch.zeros(2 * chunks), torch.zeros(8), loss, 1, chunks, 4,
-        STATE=8, COEFFICIENTS=8, UNIT=1, REGIONS=1,
+        DONE=3, STATE=8, COEFFICIENTS=8, UNIT=1, REGIONS=1,
     )  # fmt: skip
     torch.testing.assert_close(loss.double(), losses.double().sum(), rtol=0, atol=1e-4)
 
