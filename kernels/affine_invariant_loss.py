@@ -25,7 +25,6 @@ from .masked_median import (
 from .runtime import cdiv, next_power_of_2, on_its_device
 from .runtime import target as current_target
 
-_COUNTING = counting(triton.__version__)
 _COEFFICIENTS = 8  # float32 per map and region; see the reduce kernel
 _PROGRAMS = 512  # four for each of 132 processors; smaller grids get fewer tiles a program
 
@@ -106,9 +105,7 @@ def _affine_invariant_loss_l1_kernel(
             maps, chunks, units * UNIT, leader, 1, DONE, BITS, REGIONS, STATE, COEFFICIENTS,
         )  # fmt: skip
 
-    losses = tl.zeros((BLOCK,), tl.float32)
-    signs, along = tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.float32)
-    signs2, along2 = tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.float32)
+    losses, signs, along, signs2, along2 = 0.0, 0.0, 0.0, 0.0, 0.0
     for tile in range(tiles):
         prediction, target, valid, _, region = load_block(
             prediction_ptr, target_ptr, mask_ptr, regions_ptr, map, chunk * tiles + tile, units,
@@ -119,18 +116,18 @@ def _affine_invariant_loss_l1_kernel(
         t_hat = (target - tl.where(first, t_m, t_m2)) * tl.where(first, t_i, t_i2)
         ahead = p_hat - t_hat
         e = _sign(ahead)
-        losses += tl.where(valid, tl.abs(ahead) * tl.where(first, weight, weight2), 0.0)
-        signs += tl.where(valid & first, e, 0.0)
-        along += tl.where(valid & first, e * p_hat, 0.0)
+        losses += tl.sum(tl.where(valid, tl.abs(ahead) * tl.where(first, weight, weight2), 0.0), 0)
+        signs += tl.sum(tl.where(valid & first, e, 0.0), 0)
+        along += tl.sum(tl.where(valid & first, e * p_hat, 0.0), 0)
         if REGIONS == 2:
-            signs2 += tl.where(valid & (region == 1), e, 0.0)
-            along2 += tl.where(valid & (region == 1), e * p_hat, 0.0)
-    tl.store(losses_ptr + map * chunks + chunk, tl.sum(losses, 0))
-    tl.store(signs_ptr, tl.sum(signs, 0))
-    tl.store(signs_ptr + chunks, tl.sum(along, 0))
+            signs2 += tl.sum(tl.where(valid & (region == 1), e, 0.0), 0)
+            along2 += tl.sum(tl.where(valid & (region == 1), e * p_hat, 0.0), 0)
+    tl.store(losses_ptr + map * chunks + chunk, losses)
+    tl.store(signs_ptr, signs)
+    tl.store(signs_ptr + chunks, along)
     if REGIONS == 2:
-        tl.store(signs_ptr + 2 * chunks, tl.sum(signs2, 0))
-        tl.store(signs_ptr + 3 * chunks, tl.sum(along2, 0))
+        tl.store(signs_ptr + 2 * chunks, signs2)
+        tl.store(signs_ptr + 3 * chunks, along2)
 
 
 @triton.jit(do_not_specialize=["maps", "chunks", "units"])
@@ -200,23 +197,20 @@ def _affine_invariant_loss_bwd_kernel(
     tl.store(out_at, out.to(out_ptr.dtype.element_ty), mask=inside)
 
 
-def _tile(pixels: int) -> dict[str, int]:
+def _tile(pixels: int, backend: str, arch: int | str) -> dict[str, int]:
     """BLOCK and num_warps: 16 pixels of both tensors per thread.
 
     The fastest of a sweep on an H100 with Triton 3.6, with 8 maps and with 64.
     """
-    backend, arch = current_target()
     if backend == "interpreter":
         return {"BLOCK": max(128, next_power_of_2(cdiv(pixels, 8))), "num_warps": 4}
     # With four warps a kernel spills on Ampere.
     return {"BLOCK": 2048, "num_warps": 4 if backend == "cuda" and int(arch) >= 90 else 8}
 
 
-def _tiles(maps: int, blocks: int) -> int:
+def _tiles(maps: int, blocks: int, most: int) -> int:
     """Blocks of pixels that a program counts before it adds to the histograms of the map."""
-    tiles = _COUNTING.tiles
-    if current_target()[0] == "interpreter":
-        return min(tiles, 3)
+    tiles = most
     while tiles > 1 and maps * cdiv(blocks, tiles) < _PROGRAMS:
         tiles //= 2
     return tiles
@@ -242,14 +236,17 @@ class _Maps:
         strides = [0 if x is None else x.stride(0) for x in self.tensors]
         self.unit = math.gcd(16, pixels, *strides)
         self.sizes = [pixels // self.unit, *(stride // self.unit for stride in strides)]
-        self.tile = _tile(pixels)
-        self.blocks = cdiv(pixels, self.tile["BLOCK"])
-        self.tiles = _tiles(self.maps, self.blocks)
+        backend, arch = current_target()
+        self.counting = counting(triton.__version__, backend)
+        tile = _tile(pixels, backend, arch)
+        self.blocks = cdiv(pixels, tile["BLOCK"])
+        interpreted = backend == "interpreter"
+        self.tiles = 3 if interpreted else _tiles(self.maps, self.blocks, self.counting.tiles)
         self.chunks = cdiv(self.blocks, self.tiles)
         self.grid = (self.maps * self.chunks,)
         # No contraction to FMA: equal maps have to normalise to equal values.
         self.options = {
-            **self.tile, "UNIT": self.unit, "REGIONS": 1 if regions is None else 2,
+            **tile, "UNIT": self.unit, "REGIONS": 1 if regions is None else 2,
             "enable_fp_fusion": False,
         }  # fmt: skip
 
@@ -264,7 +261,7 @@ def affine_invariant_loss_fwd(
 ) -> tuple[Tensor, Tensor]:
     """Launches the forward: one memset and five kernels, of which four read the inputs.
 
-    With a Triton older than 3.8 there is a pass more.
+    With shorter digits (`masked_median.counting`) there is one pass more.
 
     Args:
         prediction: (B, H, W), float32, bfloat16 or float16; read in place if each map is dense.
@@ -285,7 +282,7 @@ def affine_invariant_loss_fwd(
         return loss.zero_(), coefficients.zero_()
     segments = x.maps * 2 * count
     integers = {"dtype": torch.int32, "device": prediction.device}
-    digits, passes = _COUNTING.digits, len(_COUNTING.digits)
+    digits, passes = x.counting.digits, len(x.counting.digits)
     bins = 1 << max(digits)
     words = passes * segments * bins
     histograms, area = torch.zeros(words + x.maps, **integers).split([words, x.maps])
@@ -298,7 +295,7 @@ def affine_invariant_loss_fwd(
         _affine_invariant_loss_histogram_kernel[x.grid](
             *x.tensors, histograms, area, state, deviations, *grid_of,
             PASS=number, BITS=bits, BEFORE=digits[number - 1], BELOW=sum(digits[number + 1 :]),
-            BINS=bins, LOCAL=number < _COUNTING.local, STATE=STATE, **x.options,
+            BINS=bins, LOCAL=number < x.counting.local, STATE=STATE, **x.options,
         )  # fmt: skip
     _affine_invariant_loss_l1_kernel[x.grid](
         *x.tensors, histograms, area, state, deviations, losses, signs, coefficients, min_scale,

@@ -1,14 +1,15 @@
 """Medians and mean absolute deviations of masked maps, for the affine-invariant loss.
 
-The median is exact and found without sorting: a radix select over three histograms (digits of 11,
-11 and 10 bits of a key that orders like the float), several programs per map. Each pass starts
-with every program reading the histogram of the previous pass, so nothing returns to the host and
-no kernel runs only to pass a number on. The last pass also sums the absolute deviations. Atomics
+The median is exact and found without sorting: a radix select over a histogram for each digit of a
+key that orders like the float, several programs per map. Each pass starts with every program
+reading the histogram of the previous pass, so nothing returns to the host and no kernel runs only
+to pass a number on. The last pass also sums the absolute deviations. Atomics
 are only on integers, and float sums have a fixed order: every run gives the same bits.
 """
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import triton
@@ -35,10 +36,14 @@ SHARED_ATOMICS = Counting((11, 11, 10), 3, 8)  # `tl.histogram` costs the same f
 BALLOTS = Counting((8, 8, 8, 8), 2, 1)  # it grows with the number of bins; see the page
 
 
-def counting(version: str) -> Counting:
-    """The fastest way to count with this version of Triton: from 3.8 on with shared atomics."""
+@functools.cache
+def counting(version: str, backend: str) -> Counting:
+    """The fastest way to count, with the `tl.histogram` of a version of Triton and a backend.
+
+    Triton counts with atomics on shared memory from 3.8 on, and only on NVIDIA GPUs.
+    """
     major, minor = (int(part) for part in version.split(".")[:2])
-    return SHARED_ATOMICS if (major, minor) >= (3, 8) else BALLOTS
+    return SHARED_ATOMICS if (major, minor) >= (3, 8) and backend != "hip" else BALLOTS
 
 
 STATE = 10  # int32 per segment; see _narrow
@@ -209,8 +214,7 @@ def _affine_invariant_loss_histogram_kernel(
     t_hist = p_hist + (REGIONS << BITS)
     p_counts = tl.zeros((REGIONS << BITS,), tl.int32)
     t_counts = tl.zeros((REGIONS << BITS,), tl.int32)
-    p_deviations, t_deviations = tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.float32)
-    p_others, t_others = tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.float32)
+    p_deviations, t_deviations, p_others, t_others = 0.0, 0.0, 0.0, 0.0
     area = 0
     for tile in range(tiles):
         prediction, target, valid, inside, region = load_block(
@@ -226,11 +230,11 @@ def _affine_invariant_loss_histogram_kernel(
             BITS, BELOW, LOCAL, REGIONS,
         )  # fmt: skip
         if BELOW == 0:
-            p_deviations += tl.where(region == 0, p_distances, 0.0)
-            t_deviations += tl.where(region == 0, t_distances, 0.0)
+            p_deviations += tl.sum(tl.where(region == 0, p_distances, 0.0), 0)
+            t_deviations += tl.sum(tl.where(region == 0, t_distances, 0.0), 0)
             if REGIONS == 2:
-                p_others += tl.where(region == 1, p_distances, 0.0)
-                t_others += tl.where(region == 1, t_distances, 0.0)
+                p_others += tl.sum(tl.where(region == 1, p_distances, 0.0), 0)
+                t_others += tl.sum(tl.where(region == 1, t_distances, 0.0), 0)
         if PASS == 0 and REGIONS == 2:
             area += tl.sum((inside & (region == 0)).to(tl.int32), 0)
     if LOCAL:
@@ -239,11 +243,11 @@ def _affine_invariant_loss_histogram_kernel(
         tl.atomic_add(t_hist + bins, t_counts, mask=t_counts > 0, sem="relaxed")
     if BELOW == 0:
         at = deviations_ptr + map * SEGMENTS * chunks + chunk
-        tl.store(at, tl.sum(p_deviations, 0))
-        tl.store(at + REGIONS * chunks, tl.sum(t_deviations, 0))
+        tl.store(at, p_deviations)
+        tl.store(at + REGIONS * chunks, t_deviations)
         if REGIONS == 2:
-            tl.store(at + chunks, tl.sum(p_others, 0))
-            tl.store(at + 3 * chunks, tl.sum(t_others, 0))
+            tl.store(at + chunks, p_others)
+            tl.store(at + 3 * chunks, t_others)
     if PASS == 0 and REGIONS == 2:
         tl.atomic_add(area_ptr + map, area, sem="relaxed")
 
