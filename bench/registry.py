@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from bench.depth_like import depth_like
 from dafast import ops
 
 
@@ -169,12 +170,16 @@ def loss(
     masked: bool = True,
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16),
     gpu_only: bool = False,
+    smooth: bool = False,
 ) -> Case:
     def make(seed: int, dtype: torch.dtype, device: torch.device) -> tuple[Any, ...]:
         generator = torch.Generator().manual_seed(seed)
         shape = (batch, side, side)
-        prediction = torch.rand(shape, generator=generator).to(device, dtype)
-        target = torch.rand(shape, generator=generator).to(device)
+        if smooth:
+            prediction, target = depth_like(generator, shape)
+        else:
+            prediction, target = torch.rand(2, *shape, generator=generator)
+        prediction, target = prediction.to(device, dtype), target.to(device)
         if not masked:
             return prediction, target
         mask = (torch.rand(shape, generator=generator) < 0.8).to(device)
@@ -190,7 +195,10 @@ def loss(
     pixels = batch * side * side
     return Case(
         op="affine_invariant_loss",
-        label=f"{batch}x{side}x{side}" + ", 20% masked" * masked + ", 2 regions" * regions,
+        label=f"{batch}x{side}x{side}"
+        + ", 20% masked" * masked
+        + ", 2 regions" * regions
+        + ", depth-like" * smooth,
         make=make,
         call=call,
         differentiable=(0,),
@@ -465,7 +473,9 @@ CASES: tuple[Case, ...] = (
     _varlen((1370, 962, 1814), 6),
     loss(8, 518),
     loss(8, 518, regions=True),
+    loss(8, 518, smooth=True),
     loss(64, 518, gpu_only=True),
+    loss(64, 518, gpu_only=True, smooth=True),
     alignment(4, 384),
     alignment(32, 1024, gpu_only=True),
     _int8(1370, 384, 1536),
@@ -499,6 +509,7 @@ SMALL_CASES: tuple[Case, ...] = (
     _varlen((17, 1, 30), 2),
     loss(2, 30),
     loss(2, 30, regions=True),
+    loss(2, 30, smooth=True),
     alignment(2, 48, tokens=9),
     _tail(1, 12, 5, 9),
     _glue(2, 48, tokens=9),

@@ -15,6 +15,8 @@ from ._kernel_op import KernelOp
 MIN_SCALE = 1e-6
 """Lower bound of the scale s(d); a constant map would otherwise divide by zero."""
 
+_MAX_PIXELS = 2**31 - 2**16  # 32-bit indices, also of the last block's pixels beyond the map
+
 
 def _normalise(values: Tensor) -> Tensor:
     """(d - t) / s of the valid values of one map; t the lower median, s the mean |d - t|."""
@@ -118,11 +120,18 @@ def _limits(prediction: Tensor, target: Tensor, *_: Any) -> str:
     return wrong_dtype(prediction.dtype, target.dtype)
 
 
+def _triton_limits(prediction: Tensor, target: Tensor, *_: Any) -> str:
+    pixels = prediction.shape[1] * prediction.shape[2]
+    if pixels > _MAX_PIXELS:
+        return f"takes maps of up to {_MAX_PIXELS} pixels, not {pixels}"
+    return _limits(prediction, target)
+
+
 _affine_invariant_loss = Op(
     "affine_invariant_loss",
     affine_invariant_loss_reference,
     {
-        "triton": _triton.backend(_backend("triton"), _limits),
+        "triton": _triton.backend(_backend("triton"), _triton_limits),
         "cpp": _extension.backend("cpp", "affine_invariant_loss", _backend("cpp"), _limits),
     },
 )
