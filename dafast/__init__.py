@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .models import DepthAnything, FeaturePyramid, SegmentationModel
     from .models.acceleration import accelerate, restore
     from .ops import use_backend
+    from .result import DepthResult
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())
 
@@ -34,6 +35,7 @@ _LAZY = {
     "DafastWarning": "_warnings",
     "DataWarning": "_warnings",
     "DepthAnything": "models",
+    "DepthResult": "result",
     "FeaturePyramid": "models",
     "LicenseWarning": "_warnings",
     "ModelConfig": "config",
@@ -62,6 +64,7 @@ __all__ = [
     "DafastWarning",
     "DataWarning",
     "DepthAnything",
+    "DepthResult",
     "FeaturePyramid",
     "LicenseWarning",
     "ModelConfig",
