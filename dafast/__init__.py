@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .config import PRESETS, ModelConfig
     from .models import DepthAnything, FeaturePyramid, SegmentationModel
     from .ops import use_backend
+    from .result import DepthResult
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())
 
@@ -33,6 +34,7 @@ _LAZY = {
     "DafastWarning": "_warnings",
     "DataWarning": "_warnings",
     "DepthAnything": "models",
+    "DepthResult": "result",
     "FeaturePyramid": "models",
     "LicenseWarning": "_warnings",
     "ModelConfig": "config",
@@ -59,6 +61,7 @@ __all__ = [
     "DafastWarning",
     "DataWarning",
     "DepthAnything",
+    "DepthResult",
     "FeaturePyramid",
     "LicenseWarning",
     "ModelConfig",

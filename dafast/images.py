@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import os
 import re
-import stat
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,12 +28,13 @@ from .picture_formats import (
     png_is_deep,
     register_heif,
 )
+from .picture_sources import EncodedPicture, fetch_source, is_pipe
 from .picture_values import ImageError, as_rgb, check_range, from_array, warn_of_sliver, warn_once
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    Picture = str | Path | np.ndarray | Tensor | Image
+    Picture = str | Path | bytes | BinaryIO | np.ndarray | Tensor | Image
 else:
     Picture = Any
 
@@ -113,17 +113,6 @@ def why_no_file(path: Path) -> str:
         "a device": path.is_char_device() or path.is_block_device(),
     }
     return next((f"is {kind}" for kind, is_kind in kinds.items() if is_kind), "does not exist")
-
-
-def is_pipe(path: Path) -> bool:
-    """Whether a path names a pipe (``<(...)`` too), which can be read only once.
-
-    Devices do not count: some of them never end.
-    """
-    try:
-        return stat.S_ISFIFO(path.stat().st_mode)
-    except OSError:
-        return False
 
 
 def load_image(path: str | Path) -> np.ndarray:
@@ -328,7 +317,7 @@ def focal_from_exif(image: Any) -> float | None:
     """FocalLengthIn35mmFilm of a photo's EXIF data in millimetres, if it is known.
 
     Args:
-        image: A path or a PIL image; anything else has no EXIF data.
+        image: A path, a PIL image or an `EncodedPicture`; anything else has no EXIF data.
 
     Returns:
         A value above 0, or None if there is none, or the photo cannot be read.
@@ -337,10 +326,10 @@ def focal_from_exif(image: Any) -> float | None:
     from PIL import ExifTags
 
     try:
-        if isinstance(image, str | Path):
-            if is_pipe(Path(image)):
+        if isinstance(image, str | Path | EncodedPicture):
+            if not isinstance(image, EncodedPicture) and is_pipe(Path(image)):
                 return None
-            with Path(image).open("rb") as file:
+            with _opened(image) as file:
                 head = file.read(512)
                 file.seek(0)
                 if is_heif(head):
@@ -359,12 +348,17 @@ def focal_from_exif(image: Any) -> float | None:
     return value if 0 < value < float("inf") else None
 
 
+def _opened(image: str | Path | EncodedPicture) -> BinaryIO:
+    return io.BytesIO(image.data) if isinstance(image, EncodedPicture) else open(image, "rb")
+
+
 def as_pixels(image: Any, name: str) -> Tensor:
     """Anything that `infer` takes to uint8 (H, W, 3) or float32 (3, H, W) in 0..1.
 
     Raises:
         ImageError: If the image cannot be used; the message has its name.
     """
+    image = fetch_source(image, name)
     if isinstance(image, Tensor):
         if image.is_meta or image.is_quantized or image.layout != torch.strided:
             kind = "on meta" if image.is_meta else "quantized" if image.is_quantized else "sparse"
@@ -373,13 +367,15 @@ def as_pixels(image: Any, name: str) -> Tensor:
         if image.ndim != 3 or image.shape[0] not in (1, 2, 3, 4):
             hint = ""
             if image.ndim == 4:
-                hint = "; for a batch pass list(images)"
+                hint = "; for a batch pass list(batch)"
             elif image.ndim == 3 and image.shape[2] in (1, 2, 3, 4):
                 hint = "; use image.permute(2, 0, 1)"
             raise ImageError(f"{name}: a tensor must be (C, H, W); got {tuple(image.shape)}{hint}")
         if image.is_floating_point() and image.dtype != torch.float64:
             image = image.float()
         array = from_array(image.detach().permute(1, 2, 0).cpu().numpy(), name)
+    elif isinstance(image, EncodedPicture):
+        array = read_image(io.BytesIO(image.data), image.name or name)
     elif isinstance(image, str | Path):
         array = load_image(image)
     elif isinstance(image, np.ndarray):
@@ -396,8 +392,9 @@ def as_pixels(image: Any, name: str) -> Tensor:
             raise ImageError(f"{name}: cannot be read as an image ({explain(error)})") from error
     else:
         raise ImageError(
-            f"{name}: {type(image).__name__} is not an image; pass a path, a PIL image, a numpy "
-            "array (H, W, C) or a tensor (C, H, W), or a list of them"
+            f"{name}: {type(image).__name__} is not an image; pass a path, a URL, bytes, a "
+            "file object, a PIL image, a numpy array (H, W, C) or a tensor (C, H, W), or a list "
+            "of them"
         )
     # torch needs writable memory with positive strides; Pillow's may have neither.
     tensor = torch.from_numpy(np.require(array, requirements=["C", "W"]))

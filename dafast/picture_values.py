@@ -99,7 +99,7 @@ def from_array(array: np.ndarray, name: str) -> np.ndarray:
     if array.ndim != 3 or array.shape[2] not in (1, 2, 3, 4) or 0 in array.shape:
         hint = ""
         if array.ndim == 4:
-            hint = "; for a batch pass list(images)"
+            hint = "; for a batch pass list(batch)"
         elif array.ndim == 3 and array.shape[0] in (1, 2, 3, 4):
             hint = "; use image.transpose(1, 2, 0)"
         raise ImageError(

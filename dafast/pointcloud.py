@@ -2,151 +2,37 @@
 
 from __future__ import annotations
 
-import functools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
-from ._warnings import DataWarning, warn
+from .camera import (
+    Intrinsics,
+    check_fov,
+    check_intrinsics,
+    intrinsics_from_35mm,
+    intrinsics_from_fov,
+    warn_of_camera,
+)
 from .files import whole_file
+
+__all__ = [
+    "SUFFIXES",
+    "Intrinsics",
+    "PointCloud",
+    "check_fov",
+    "check_intrinsics",
+    "intrinsics_from_35mm",
+    "intrinsics_from_fov",
+    "point_cloud",
+]
 
 SUFFIXES = (".ply",)
 """Suffixes of the files that `PointCloud.save` writes."""
 
 _VERTEX = np.dtype([("xyz", "<f4", 3), ("rgb", "u1", 3)])
-
-
-class Intrinsics(NamedTuple):
-    """A pinhole camera, in pixels.
-
-    The centre of the pixel in row r and column c is at (c + 0.5, r + 0.5). OpenCV's calibrations
-    have it at (c, r): add 0.5 to their cx and cy.
-
-    Attributes:
-        fx: Focal length divided by the width of a pixel.
-        fy: Focal length divided by the height of a pixel.
-        cx: Column of the optical axis.
-        cy: Row of the optical axis.
-    """
-
-    fx: float
-    fy: float
-    cx: float
-    cy: float
-
-
-def check_fov(fov: float) -> None:
-    """Raises a ValueError unless fov is an angle in degrees above 0 and under 180."""
-    try:
-        good = not isinstance(fov, str) and 0 < float(fov) < 180
-    except (TypeError, ValueError):
-        good = False
-    if not good:
-        raise ValueError(
-            f"fov is the horizontal angle in degrees, above 0 and under 180; got {fov!r}"
-        )
-
-
-def intrinsics_from_fov(fov: float, height: int, width: int) -> Intrinsics:
-    """The camera whose axis meets the middle of a picture.
-
-    Args:
-        fov: Horizontal field of view in degrees, above 0 and under 180.
-        height: Height of the picture in pixels.
-        width: Width of the picture in pixels.
-
-    Raises:
-        ValueError: If the angle is out of range.
-    """
-    check_fov(fov)
-    focal = 0.5 * width / math.tan(math.radians(fov) / 2)
-    return Intrinsics(focal, focal, width / 2, height / 2)
-
-
-_DIAGONAL_35MM = math.hypot(36, 24)
-
-
-def intrinsics_from_35mm(focal: float, height: int, width: int) -> Intrinsics:
-    """The camera with a focal length in terms of 35 mm film, as EXIF data have it.
-
-    The diagonal of the picture corresponds to that of the film, which is right for a picture that
-    was not cropped after it was taken.
-
-    Args:
-        focal: FocalLengthIn35mmFilm in millimetres, above 0.
-        height: Height of the picture in pixels.
-        width: Width of the picture in pixels.
-    """
-    pixels = focal * math.hypot(height, width) / _DIAGONAL_35MM
-    return Intrinsics(pixels, pixels, width / 2, height / 2)
-
-
-def check_intrinsics(intrinsics: Sequence[float] | np.ndarray) -> Intrinsics:
-    """Reads (fx, fy, cx, cy), or the 3 x 3 matrix [[fx, 0, cx], [0, fy, cy], [0, 0, 1]].
-
-    Raises:
-        ValueError: If it is neither, the focal lengths are not positive, or the matrix is not that
-            of a pinhole camera: transposed, scaled, or with a skew above a thousandth of fx.
-    """
-    form = (
-        "intrinsics are (fx, fy, cx, cy) in pixels, or a 3 x 3 matrix [[fx, 0, cx], [0, fy, cy], "
-    )
-    form += "[0, 0, 1]], with fx and fy above 0"
-    try:
-        values = np.asarray(intrinsics, float)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{form}; got {intrinsics!r}") from error
-    if values.shape == (3, 3):
-        matrix, values = values, values[[0, 1, 0, 1], [0, 1, 2, 2]]
-        if reason := _why_no_camera(matrix):
-            raise ValueError(f"{form}; {reason}: {matrix.tolist()}")
-    if values.shape != (4,) or not np.isfinite(values).all() or min(values[:2]) <= 0:
-        raise ValueError(f"{form}; got {np.asarray(intrinsics).tolist()}")
-    return Intrinsics(*values.tolist())
-
-
-def _why_no_camera(matrix: np.ndarray) -> str:
-    """Why a 3 x 3 matrix is not that of a pinhole camera; "" if it is."""
-    if not np.isfinite(matrix).all():
-        return "the matrix has an entry that is not finite"
-    near = 1e-6 * np.abs(matrix).max()
-    if np.abs(matrix.T[2] - (0, 0, 1)).max() <= near and np.abs(matrix[2, :2]).max() > near:
-        return "the matrix is transposed"
-    if np.abs(matrix[2] - (0, 0, 1)).max() > 1e-6:
-        return "the last row of the matrix is not (0, 0, 1)"
-    if abs(matrix[1, 0]) > near:
-        return "the matrix has an entry below its diagonal"
-    if abs(matrix[0, 1]) > 1e-3 * abs(matrix[0, 0]):
-        return "the matrix has a skew, which is not supported (rectify the picture first)"
-    return ""
-
-
-@functools.lru_cache(maxsize=64)  # one warning for all frames of a video
-def _warn_of_camera(camera: Intrinsics, height: int, width: int) -> None:
-    """Warns of a camera that a picture of this size is unlikely to have."""
-    problems = []
-    degrees = 2 * math.degrees(math.atan(width / (2 * camera.fx)))
-    if min(camera.fx / width, camera.fy / height) < 0.1:
-        problems.append(
-            f"the focal length ({camera.fx:g}, {camera.fy:g}) is under a tenth of the picture's "
-            "size; is it in millimetres, or relative to the width? It must be in pixels"
-        )
-    if degrees < 5:
-        problems.append(
-            f"the field of view is {degrees:.3g} degrees; was it given in radians, or the focal "
-            "length for a larger picture?"
-        )
-    if not (0 <= camera.cx <= width and 0 <= camera.cy <= height):
-        problems.append(
-            f"the centre ({camera.cx:g}, {camera.cy:g}) is outside the picture; are the "
-            "intrinsics those of a picture of another size?"
-        )
-    for problem in problems:
-        warn(DataWarning, f"camera of a picture of {width}x{height} pixels: {problem}")
 
 
 @dataclass(frozen=True)
@@ -222,7 +108,7 @@ def point_cloud(
             f"the depth map has the shape {depth.shape}, its image {image.shape}; (H, W) and "
             "(H, W, 3) of one size are needed"
         )
-    _warn_of_camera(camera, *depth.shape)
+    warn_of_camera(camera, *depth.shape)
     if image.dtype != np.uint8:
         image = (np.clip(image, 0, 1) * 255).round().astype(np.uint8)
     known = np.isfinite(depth) & (depth > 0)

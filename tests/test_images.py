@@ -437,7 +437,7 @@ def test_paths_that_lead_nowhere(tmp_path):
 
 @pytest.mark.parametrize(
     ("shape", "hint"),
-    [((2, 3, 4, 5), r"pass list\(images\)"), ((40, 50, 3), r"image\.permute\(2, 0, 1\)")],
+    [((2, 3, 4, 5), r"pass list\(batch\)"), ((40, 50, 3), r"image\.permute\(2, 0, 1\)")],
 )
 def test_tensors_of_other_layouts(shape, hint):
     with pytest.raises(ImageError, match=hint):

@@ -11,11 +11,11 @@ import torch
 import dafast
 from dafast.pointcloud import (
     Intrinsics,
-    _warn_of_camera,
     check_fov,
     check_intrinsics,
     intrinsics_from_fov,
     point_cloud,
+    warn_of_camera,
 )
 from tests.tiny import tiny
 
@@ -177,7 +177,7 @@ def test_matrices_that_are_no_camera(matrix, message):
     ],
 )
 def test_unlikely_cameras_give_one_warning(camera, message, rng, notices):
-    _warn_of_camera.cache_clear()
+    warn_of_camera.cache_clear()
     depth, image = random_scene(rng)  # 17 x 13
     point_cloud(depth, image, (30, 30, 8, 6))
     point_cloud(depth, image, intrinsics_from_fov(90, 13, 17))
@@ -189,7 +189,7 @@ def test_unlikely_cameras_give_one_warning(camera, message, rng, notices):
 
 
 def test_a_field_of_view_in_radians(seed, notices):
-    _warn_of_camera.cache_clear()
+    warn_of_camera.cache_clear()
     model = dafast.DepthAnything(METRIC).eval()
     photos = [np.zeros((20, 30, 3), np.uint8)] * 2
     model.infer_metric(photos, fov=math.pi / 3)

@@ -29,7 +29,9 @@ class DepthAnythingForDepthEstimation(transformers.DepthAnythingForDepthEstimati
         fast = vars(self).get("_dafast")  # a new object of this class has none
         config = self.config
         more = config.output_attentions if output_attentions is None else output_attentions
-        states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        states = (
+            config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        )
         if fast is not None and labels is None and not (kwargs or more or states):
             depth = fast(self, pixel_values)
             if depth is not None:

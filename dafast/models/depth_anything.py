@@ -15,11 +15,13 @@ from ..config import ModelConfig
 from ..geometry import MAX_TOKENS
 from ..images import Picture
 from ..ops.linear_int8 import why_slow as why_slow_int8
+from ..result import DepthResult
 from ..runtime import keep_freed_memory, warn_if_slow
 from . import checkpoint, inference
 from .inference import InferenceKeywords, InferenceOptions
 from .network import DepthNetwork
 from .packed_cpu import OptimizedForward, why_not_packed
+from .prediction import predict_results
 
 logger = logging.getLogger("dafast")
 
@@ -175,8 +177,9 @@ class DepthAnything(DepthNetwork):
         Spawned processes always work; they get the model as a pickle and pack the weights again.
 
         Args:
-            images: A path, a PIL image, a numpy array (H, W), or (H, W, C) in RGB (uint8, uint16 or
-                floating point), a tensor (C, H, W) of these dtypes, or a list or tuple of them
+            images: A path, an http or https URL, the bytes of a file, a file open for reading in
+                binary mode, a PIL image, a numpy array (H, W), or (H, W, C) in RGB (uint8, uint16
+                or floating point), a tensor (C, H, W) of these dtypes, or a list or tuple of them
                 with any sizes.
             fit: ``"pad"`` (keeps the aspect ratio and pads), ``"official"`` (the official script's
                 size rule and bicubic resize) or ``"upper_bound"`` (the rule of Depth Anything 3);
@@ -255,6 +258,65 @@ class DepthAnything(DepthNetwork):
             fit, size, padding, max_batch_tokens, max_tokens, flip, return_tensors
         )
         return inference.infer_metric(self, images, options, intrinsics=intrinsics, fov=fov)
+
+    @overload
+    def predict(
+        self,
+        images: Picture,
+        *,
+        intrinsics: Sequence[float] | np.ndarray | None = ...,
+        fov: float | None = ...,
+        keep_image: bool = ...,
+        **options: Unpack[InferenceKeywords],
+    ) -> DepthResult: ...
+    @overload
+    def predict(
+        self,
+        images: ImageList,
+        *,
+        intrinsics: Sequence[float] | np.ndarray | None = ...,
+        fov: float | None = ...,
+        keep_image: bool = ...,
+        **options: Unpack[InferenceKeywords],
+    ) -> list[DepthResult]: ...
+    def predict(
+        self,
+        images: Any,
+        *,
+        intrinsics: Sequence[float] | np.ndarray | None = None,
+        fov: float | None = None,
+        keep_image: bool = True,
+        **options: Unpack[InferenceKeywords],
+    ) -> Any:
+        """Predicts photos with any model; the results say what they are.
+
+        Args:
+            images: As for `infer`.
+            intrinsics: The camera, the same for all photos: (fx, fy, cx, cy) in pixels of the
+                upright photo, or a 3 x 3 matrix; see `dafast.camera.Intrinsics`.
+            fov: The horizontal field of view in degrees, instead of ``intrinsics``. Without both
+                the camera is that of the photo's EXIF data (FocalLengthIn35mmFilm), and else one
+                with `dafast.camera.ASSUMED_35MM`; `DepthResult.camera_source` says which.
+            keep_image: Whether the results hold the photos, for the colours of points and meshes.
+            **options: As for `infer`.
+
+        Returns:
+            A `DepthResult` for one image, a list of them for a list: disparity or relative depth
+            of a relative model, metres of a metric model.
+
+        Raises:
+            ImageError: If an image cannot be used; the message names it.
+            ValueError: If the camera or an option is not valid; or if the model needs the camera
+                (`ModelConfig.focal_length`) and it is unknown.
+        """
+        return predict_results(
+            self,
+            images,
+            InferenceOptions(**options),
+            intrinsics=intrinsics,
+            fov=fov,
+            keep_image=keep_image,
+        )
 
     def infer_sky(self, images: Any, **options: Unpack[InferenceKeywords]) -> Any:
         """Finds the sky in photos, with a model that has a sky head (Depth Anything 3).

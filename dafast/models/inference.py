@@ -20,20 +20,21 @@ import torch
 from torch import Tensor
 
 from .._warnings import WeightsWarning, warn
+from ..camera import (
+    Intrinsics,
+    check_fov,
+    check_intrinsics,
+    intrinsics_from_35mm,
+    intrinsics_from_fov,
+)
 from ..config import ModelConfig
 from ..geometry import MAX_TOKENS, check_count, check_geometry
 from ..images import as_pixels, focal_from_exif
 from ..ops import Geometry, postprocess, preprocess
 from ..ops._triton import why_missing as triton_missing
 from ..ops.pad import check_padding
-from ..pointcloud import (
-    Intrinsics,
-    check_fov,
-    check_intrinsics,
-    intrinsics_from_35mm,
-    intrinsics_from_fov,
-    point_cloud,
-)
+from ..picture_sources import EncodedPicture, fetch_source
+from ..pointcloud import point_cloud
 from .network import DepthNetwork
 from .sky import SKY
 
@@ -200,7 +201,15 @@ class _Predictor:
             yield _Prediction(i, out, geometry, output.isfinite().all())
 
 
-def _predict(
+def fetch_all(images: Sequence[Any]) -> list[Any]:
+    """Reads the images that can be read only once; see `fetch_source`."""
+    return [
+        fetch_source(image, f"image {i}" if len(images) > 1 else "image")
+        for i, image in enumerate(images)
+    ]
+
+
+def predict_maps(
     model: DepthNetwork,
     images: Sequence[Any],
     options: InferenceOptions,
@@ -215,6 +224,7 @@ def _predict(
     ``pixels`` and ``geometries`` collect the images as read, and how they were resized.
     """
     options.check(model.config)
+    images = fetch_all(images)
     maps: dict[int, Tensor] = {}
     finite: dict[int, Tensor] = {}
     kind = dict(native=native, sky=sky)
@@ -255,7 +265,7 @@ def predict(model: DepthNetwork, images: Any, options: InferenceOptions | None =
     """Runs a model of either kind on images; see `DepthAnything.infer`."""
     options = options or InferenceOptions()
     single = not isinstance(images, list | tuple)
-    maps = _predict(model, [images] if single else list(images), options)
+    maps = predict_maps(model, [images] if single else list(images), options)
     results = maps if options.return_tensors else [out.cpu().numpy() for out in maps]
     return results[0] if single else results
 
@@ -274,7 +284,7 @@ def infer_sky(model: DepthNetwork, images: Any, options: InferenceOptions | None
     """Finds the sky with a model that has a sky head; see `DepthAnything.infer_sky`."""
     options = options or InferenceOptions()
     single = not isinstance(images, list | tuple)
-    maps = _predict(model, [images] if single else list(images), options, sky=True)
+    maps = predict_maps(model, [images] if single else list(images), options, sky=True)
     masks = [out >= SKY for out in maps]
     results = masks if options.return_tensors else [mask.cpu().numpy() for mask in masks]
     return results[0] if single else results
@@ -309,14 +319,14 @@ def infer_metric(
     elif intrinsics is not None:
         check_intrinsics(intrinsics)
     single = not isinstance(images, list | tuple)
-    listed = [images] if single else list(images)
+    listed = fetch_all([images] if single else list(images))
     # Before the network runs: a photo without a camera is an error.
     noted = [] if given else [_camera_of(image, i, config) for i, image in enumerate(listed)]
     points = given and not options.return_tensors
     pixels: dict[int, Tensor] | None = {} if points else None
     geometries: dict[int, Geometry] = {}
     with torch.no_grad():
-        maps = _predict(model, listed, options, pixels=pixels, geometries=geometries)
+        maps = predict_maps(model, listed, options, pixels=pixels, geometries=geometries)
     results: list[Any] = []
     for i, out in enumerate(maps):
         if not given:
@@ -326,7 +336,7 @@ def infer_metric(
         else:
             camera = intrinsics_from_fov(fov, *out.shape)
         if config.focal_length is not None:
-            out = out * (_network_focal(camera, geometries[i]) / config.focal_length)
+            out = out * focal_factor(config.focal_length, camera, geometries[i])
         if pixels is None:
             results.append(out if options.return_tensors else out.cpu().numpy())
             continue
@@ -336,10 +346,31 @@ def infer_metric(
     return results[0] if single else results
 
 
-def _network_focal(camera: Intrinsics, geometry: Geometry) -> float:
-    """The focal length in pixels of the network's input, the mean of both directions."""
+def focal_factor(focal_length: float, camera: Intrinsics, geometry: Geometry) -> float:
+    """What turns the output of a model with a `ModelConfig.focal_length` into metres.
+
+    It is the camera's focal length in pixels of the network's input, the mean of both directions,
+    divided by ``focal_length``.
+    """
     (height, width), (rows, columns) = geometry.original, geometry.resized
-    return (camera.fx * columns / width + camera.fy * rows / height) / 2
+    return (camera.fx * columns / width + camera.fy * rows / height) / 2 / focal_length
+
+
+def name_of(image: Any) -> str:
+    """The name of an image: its path, its URL, or ""."""
+    if isinstance(image, str | Path):
+        return str(image)
+    name = getattr(image, "name" if isinstance(image, EncodedPicture) else "filename", "")
+    return name if isinstance(name, str) else ""
+
+
+def no_camera(name: str, config: ModelConfig) -> ValueError:
+    """The error for a photo whose camera a model needs and nobody knows."""
+    return ValueError(
+        f"{name}: {config.name!r} needs the camera's focal length for metres, and the photo has no "
+        "FocalLengthIn35mmFilm in EXIF data: pass intrinsics=(fx, fy, cx, cy) in pixels or fov= "
+        "(the horizontal field of view in degrees)"
+    )
 
 
 def _camera_of(image: Any, position: int, config: ModelConfig) -> Callable[[int, int], Intrinsics]:
@@ -350,12 +381,7 @@ def _camera_of(image: Any, position: int, config: ModelConfig) -> Callable[[int,
     """
     focal = focal_from_exif(image)
     if focal is None:
-        name = str(image) if isinstance(image, str | Path) else f"image {position}"
-        raise ValueError(
-            f"{name}: {config.name!r} needs the camera's focal length for metres, and the photo "
-            "has no FocalLengthIn35mmFilm in EXIF data: pass intrinsics=(fx, fy, cx, cy) in pixels "
-            "or fov= (the horizontal field of view in degrees)"
-        )
+        raise no_camera(name_of(image) or f"image {position}", config)
     return lambda height, width: intrinsics_from_35mm(focal, height, width)
 
 
@@ -384,7 +410,7 @@ def predict_native(
     options = InferenceOptions(
         fit="pad", size=size, max_batch_tokens=max_batch_tokens, max_tokens=max_tokens
     )
-    return [out.cpu().numpy() for out in _predict(model, images, options, native=True)]
+    return [out.cpu().numpy() for out in predict_maps(model, images, options, native=True)]
 
 
 def check_options(config: ModelConfig, **options: Any) -> None:

@@ -1,0 +1,76 @@
+"""From photos to results that say their kind, unit and camera: `DepthAnything.predict`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..camera import check_fov, check_intrinsics, choose_camera
+from ..images import focal_from_exif
+from ..ops import Geometry
+from ..result import DepthResult
+from .inference import InferenceOptions, fetch_all, focal_factor, name_of, no_camera, predict_maps
+from .network import DepthNetwork
+from .sky import SKY
+
+
+@torch.no_grad()
+def predict_results(
+    model: DepthNetwork,
+    images: Any,
+    options: InferenceOptions,
+    *,
+    intrinsics: Sequence[float] | np.ndarray | None = None,
+    fov: float | None = None,
+    keep_image: bool = True,
+) -> Any:
+    """Predicts results; see `DepthAnything.predict`."""
+    config = model.config
+    if intrinsics is not None and fov is not None:
+        raise ValueError("intrinsics and fov both describe the camera: pass one of them")
+    if fov is not None:
+        check_fov(fov)
+    if intrinsics is not None:
+        intrinsics = check_intrinsics(intrinsics)
+    single = not isinstance(images, list | tuple)
+    listed = fetch_all([images] if single else list(images))
+    given = intrinsics is not None or fov is not None
+    focals = [None if given else focal_from_exif(image) for image in listed]
+    names = [name_of(image) for image in listed]
+    if config.focal_length is not None and not given:  # before the network runs
+        for i, focal in enumerate(focals):
+            if focal is None:
+                raise no_camera(names[i] or f"image {i}", config)
+    pixels: dict[int, Tensor] | None = {} if keep_image else None
+    geometries: dict[int, Geometry] = {}
+    maps = predict_maps(model, listed, options, pixels=pixels, geometries=geometries)
+    skies = predict_maps(model, listed, options, sky=True) if config.sky_head else None
+    results = []
+    for i, out in enumerate(maps):
+        camera, source = choose_camera(
+            *out.shape, intrinsics=intrinsics, fov=fov, focal_35mm=focals[i]
+        )
+        if config.focal_length is not None:
+            out = out * focal_factor(config.focal_length, camera, geometries[i])
+        result = DepthResult(
+            out.cpu().numpy(),
+            kind="disparity" if config.quantity == "disparity" else "depth",
+            unit="m" if config.is_metric else "",
+            image=None if pixels is None else _rgb(pixels.pop(i)),
+            intrinsics=camera,
+            camera_source=source,
+            sky=None if skies is None else (skies[i] >= SKY).cpu().numpy(),
+            name=names[i],
+            model=config.name,
+        )
+        results.append(result)
+    return results[0] if single else results
+
+
+def _rgb(photo: Tensor) -> np.ndarray:
+    """The pixels of `as_pixels` as (H, W, 3)."""
+    return (photo if photo.dtype == torch.uint8 else photo.permute(1, 2, 0)).numpy()
