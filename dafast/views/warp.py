@@ -105,7 +105,12 @@ def render_view(
         return photo.copy()
     height, width = near.shape
     edge = round(width * EDGE) if edge is None else edge
-    image = torch.from_numpy(np.require(photo, requirements="W")).to(device).permute(2, 0, 1)[None].float()
+    image = (
+        torch.from_numpy(np.require(photo, requirements="W"))
+        .to(device)
+        .permute(2, 0, 1)[None]
+        .float()
+    )
     order = torch.from_numpy(np.ascontiguousarray(near, np.float32)).to(device)[None, None]
     if edge:
         order = F.max_pool2d(order, 2 * edge + 1, stride=1, padding=edge)
