@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 GROUND = {"_version", "_warnings", "camera", "config", "distributed", "files", "geometry"}
 GROUND |= {"images", "optional", "palettes", "picture_formats", "picture_sources"}
 GROUND |= {"picture_values", "pointcloud", "profiling", "result", "runtime"}
+GROUND |= {"alignment", "known_points"}
 BACKENDS = {"_C", "kernels"}
 OPS = {"ops"}
 NETWORK = {"layers", "losses", *OPS}
@@ -34,9 +35,10 @@ MAY_IMPORT = {
     "inference": MODELS,
     "synthetic": set(),
     "data": {"synthetic"},
+    "views": NETWORK,
     "evaluation": MODELS | DATA,
     "training": EVALUATION,
-    "cli": TRAINING,
+    "cli": {"views", *TRAINING},
     "__main__": {"cli"},
     "train": {"cli"},
     "kernels": set(),

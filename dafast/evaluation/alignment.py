@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..alignment import least_squares, masked_median, ratio, weighted_mean, work_dtype
+
 Array = np.ndarray
 
 ALIGNMENTS = {
@@ -27,40 +29,6 @@ ALIGNMENTS = {
 DEPTH_RANGE = 1000.0
 """`depth_scale_shift` inverts before it fits: there a disparity below this fraction of the largest
 one (zero and negative ones too) is taken as the largest over this."""
-
-
-def work_dtype(device: torch.device) -> torch.dtype:
-    """The widest floating-point type that a device computes in."""
-    return torch.float32 if device.type == "mps" else torch.float64
-
-
-def _mean(x: Tensor, mask: Tensor, count: Tensor) -> Tensor:
-    """Mean over each image's valid pixels, (B, 1, 1)."""
-    return torch.where(mask, x, 0).sum((-2, -1), keepdim=True) / count
-
-
-def _median(x: Tensor, mask: Tensor, count: Tensor) -> Tensor:
-    """Lower median over each image's valid pixels, (B, 1, 1), as `torch.median` has it."""
-    ordered = torch.where(mask, x, torch.inf).flatten(1).sort(1).values
-    return ordered.gather(1, (count.flatten(1).long() - 1) // 2)[..., None]
-
-
-def _least_squares(x: Tensor, y: Tensor, mask: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
-    """Scale and shift that bring x nearest to y. A constant x has scale 0: the best constant."""
-    x_mean, y_mean = _mean(x, mask, count), _mean(y, mask, count)
-    variance = _mean((x - x_mean) ** 2, mask, count)
-    covariance = _mean((x - x_mean) * (y - y_mean), mask, count)
-    # Rounding leaves a constant a variance that is not quite 0.
-    rounding = (16 * torch.finfo(x.dtype).eps) ** 2 * _mean(x**2, mask, count)
-    flat = variance <= rounding
-    scale = torch.where(flat, 0, covariance / torch.where(flat, 1, variance))
-    return scale, y_mean - scale * x_mean
-
-
-def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
-    """numerator / denominator, and 0 where the denominator is 0."""
-    zero = denominator == 0
-    return torch.where(zero, 0, numerator / torch.where(zero, 1, denominator))
 
 
 def align(
@@ -111,22 +79,25 @@ def align(
     scale: Tensor | float
     shift: Tensor | float
     if method == "scale_shift":
-        scale, shift = _least_squares(p, target, mask, count)
+        scale, shift = least_squares(p, target, mask, count)
     elif method == "scale":
-        scale, shift = _ratio(_mean(p * target, mask, count), _mean(p**2, mask, count)), 0
+        scale, shift = (
+            ratio(weighted_mean(p * target, mask, count), weighted_mean(p**2, mask, count)),
+            0,
+        )
     elif method == "median":
-        scale, shift = _ratio(_median(target, mask, count), _median(p, mask, count)), 0
+        scale, shift = ratio(masked_median(target, mask, count), masked_median(p, mask, count)), 0
     elif method == "robust":
-        center, target_center = _median(p, mask, count), _median(target, mask, count)
-        scale = _ratio(
-            _mean((target - target_center).abs(), mask, count),
-            _mean((p - center).abs(), mask, count),
+        center, target_center = masked_median(p, mask, count), masked_median(target, mask, count)
+        scale = ratio(
+            weighted_mean((target - target_center).abs(), mask, count),
+            weighted_mean((p - center).abs(), mask, count),
         )
         shift = target_center - scale * center
     elif method == "depth_scale_shift":
         largest = torch.where(mask, p, -torch.inf).amax((-2, -1), keepdim=True)
         inverse = 1 / p.maximum(torch.where(largest > 0, largest, 1) / DEPTH_RANGE)
-        scale, shift = _least_squares(inverse, truth, mask, count)
+        scale, shift = least_squares(inverse, truth, mask, count)
         return (scale * inverse + shift).maximum(cap / DEPTH_RANGE).minimum(cap)
     else:
         scale, shift = 1, 0
@@ -164,7 +135,7 @@ def align_disparity(prediction: Array, disparity: Array, mask: Array) -> Array:
         raise ValueError("no valid pixel to align to")
     maps = (prediction, disparity, mask)
     p, y, m = (torch.from_numpy(np.ascontiguousarray(a))[None] for a in maps)
-    scale, shift = _least_squares(p.double(), y.double(), m, m.sum((-2, -1), keepdim=True))
+    scale, shift = least_squares(p.double(), y.double(), m, m.sum((-2, -1), keepdim=True))
     return (scale * p + shift)[0].numpy()
 
 

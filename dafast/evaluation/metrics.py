@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .alignment import work_dtype
+from ..alignment import work_dtype
 
 MIN_DEPTH = 1e-3
 """Truth at or below this many metres is not counted."""

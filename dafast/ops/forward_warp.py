@@ -116,9 +116,7 @@ def forward_warp_reference(
     return torch.stack(images), torch.stack(holes)[:, None]
 
 
-def _results(
-    image: Tensor, flow: Tensor, order: Tensor, tolerance: float
-) -> tuple[Tensor, Tensor]:
+def _results(image: Tensor, flow: Tensor, order: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
     return (
         torch.empty_like(image, memory_format=torch.contiguous_format),
         torch.empty(order.shape, dtype=torch.bool, device=order.device),

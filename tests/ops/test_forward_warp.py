@@ -113,7 +113,7 @@ def test_all_pixels_leave(backend):
     }
 )
 def test_cpp_matches_the_reference(shape, size, tolerance, layout, poisoned):
-    batch, channels, height, width = shape
+    batch, _, height, width = shape
     image = torch.rand(shape)
     order = size * torch.rand(batch, 1, height, width)
     if layout == "channels_last":
