@@ -5,6 +5,7 @@ import dataclasses
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,8 @@ class _NoFloat64(TorchDispatchMode):
         target = kwargs.get("device")
         if func is torch.ops.aten._to_copy.default and there and str(target) == "cpu":
             return torch.zeros(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
+        if there and "aten::upsample" in func.name():  # slow: in Python, and keeps the dtype
+            return args[0].new_empty((*args[0].shape[:2], *args[1]))
         out = func(*args, **kwargs)
         for x in tree_flatten(out)[0]:
             if isinstance(x, torch.Tensor) and x.is_meta:
@@ -85,7 +88,7 @@ def test_the_mode_refuses_float64():
 # ---------------------------------------------------------------------- threads and processes
 
 _SHARED = """
-import concurrent.futures, os, sys, time
+import os, sys
 import numpy as np, torch
 import dafast
 
@@ -106,33 +109,48 @@ def same(maps):
 
 if __name__ == "__main__":
     expected = [model.infer(photo, size=56) for photo in photos]
-    if sys.argv[1] == "threads":
-        with concurrent.futures.ThreadPoolExecutor(4) as pool:
-            assert same(list(pool.map(lambda photo: model.infer(photo, size=56), photos)))
-    else:
-        if sys.argv[1] == "fork":
-            child = os.fork()
-            if not child:
-                torch.set_num_threads(1)
-                os._exit(0 if same([model.infer(photo, size=56) for photo in photos]) else 1)
-            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    child = os.fork()
+    if not child:
+        torch.set_num_threads(1)
+        os._exit(0 if same([model.infer(photo, size=56) for photo in photos]) else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    for how in ("fork", "spawn"):
         loader = torch.utils.data.DataLoader(
-            Data(model), batch_size=None, num_workers=1, multiprocessing_context=sys.argv[1]
+            Data(model), batch_size=None, num_workers=1, multiprocessing_context=how
         )
-        assert same(list(loader))
+        assert same(list(loader)), how
     print("good")
 """
 
 
+def test_threads_share_a_model(seed):
+    model = dafast.DepthAnything(TINY).eval()
+    photos = [_photo(seed + i) for i in range(6)]
+    expected = [model.infer(photo) for photo in photos]
+    maps: list[np.ndarray] = [None] * len(photos)
+
+    def work(first):
+        for i in (first, first + 3):
+            maps[i] = model.infer(photos[i])
+
+    threads = [threading.Thread(target=work, args=(i,), daemon=True) for i in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=120)
+    for got, wanted in zip(maps, expected, strict=True):
+        np.testing.assert_allclose(got, wanted, atol=1e-5 * np.abs(wanted).max())
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
-@pytest.mark.parametrize("how", ["threads", "fork", "spawn"])
-def test_threads_and_processes_share_a_model(how, tmp_path):
+def test_processes_share_a_model(tmp_path):
     """After `infer`, as its documentation says; in a process of its own, where it could hang."""
     (tmp_path / "shared.py").write_text(_SHARED)
     root = str(Path(__file__).resolve().parents[2])
     environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "2"}
     done = subprocess.run(
-        [sys.executable, str(tmp_path / "shared.py"), how],
+        [sys.executable, str(tmp_path / "shared.py")],
         capture_output=True, text=True, env=environment, timeout=300,
     )  # fmt: skip
     assert done.stdout.split() == ["good"], done.stderr

@@ -36,6 +36,7 @@ CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.uint8: 3, 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 LIBRARY = "DAFAST_CUDA_HOST_LIBRARY"  # already built, where the tests run in a sanitizer
 SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer")
+SANITIZE = (*SANITIZE, "-O0", "-g1")  # the compiler takes three times as long with -O1 -g
 
 
 def build(path: Path, *flags: str) -> Path:
@@ -276,8 +277,11 @@ def test_preprocess(kernels, kind, fit, dtype, channels_last, aligned, rng):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("align_corners", [False, True])
 def test_postprocess(kernels, align_corners, dtype, rng):
-    geometries = [plan_geometry(*size, size=28) for size in SIZES]
-    disparity = torch.from_numpy(rng.random((len(SIZES), *geometries[0].network))).to(dtype)
+    sizes = [size for size in SIZES if size[0] < 100]
+    if align_corners and dtype == torch.float32:
+        sizes.append((182, 260))  # wider than a block of threads
+    geometries = [plan_geometry(*size, size=28) for size in sizes]
+    disparity = torch.from_numpy(rng.random((len(sizes), *geometries[0].network))).to(dtype)
     with use_backend("reference"):
         expected = postprocess(disparity.double(), geometries, align_corners=align_corners)
     crops, maps = [], []
