@@ -64,25 +64,40 @@ def _tile_of(ptr, stride, count, D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: 
 
 
 @triton.jit
-def _fwd_step(
-    q, k_ptr, v_ptr, acc, m, total, count, scale, stride_kn, stride_vn,
+def _logits(
+    q, k_ptr, count, stride_kn,
     D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, TAIL: tl.constexpr,
     PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
-    """One tile of keys: logits, running maximum and sum, output."""
+    """Products of the queries with one tile of keys; minus infinity past ``count`` keys."""
     k = _tile_of(k_ptr, stride_kn, count, D, BLOCK_N, BLOCK_D, TAIL)
     logits = tl.zeros((q.shape[0], BLOCK_N), tl.float32)
     logits = dot(q, tl.trans(k), logits, PRECISION, INTERPRETED)
     if TAIL:
         logits = tl.where((tl.arange(0, BLOCK_N) < count)[None, :], logits, -float("inf"))
+    return logits
+
+
+@triton.jit
+def _exponents(logits, m, scale):
+    """Exponents of a tile's probabilities, the factor of all earlier sums, the new maximum."""
     m_new = tl.maximum(m, tl.max(logits, 1) * scale)
-    p = tl.exp2(logits * scale - m_new[:, None])
-    alpha = tl.exp2(m - m_new)
+    return logits * scale - m_new[:, None], tl.exp2(m - m_new), m_new
+
+
+@triton.jit
+def _add_tile(
+    exponents, alpha, acc, total, v_ptr, count, stride_vn,
+    D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, TAIL: tl.constexpr,
+    PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
+):  # fmt: skip
+    """Adds a tile of ``count`` keys to the output and to the sum of the probabilities."""
+    p = tl.exp2(exponents)
     total = total * alpha + tl.sum(p, 1)
     acc = acc * alpha[:, None]
     v = _tile_of(v_ptr, stride_vn, count, D, BLOCK_N, BLOCK_D, TAIL)
     acc = dot(p.to(v.dtype), v, acc, PRECISION, INTERPRETED)
-    return acc, m_new, total
+    return acc, total
 
 
 @triton.jit(do_not_specialize=_SIZES)
@@ -92,7 +107,7 @@ def _flash_attention_fwd_kernel(
     stride_qb, stride_qn, stride_qh, stride_kb, stride_kn, stride_kh,
     stride_vb, stride_vn, stride_vh, stride_ob, stride_on, stride_oh,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    BRANCH: tl.constexpr, VARLEN: tl.constexpr, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
+    BRANCH: tl.constexpr, OVERLAP: tl.constexpr, VARLEN: tl.constexpr, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     start, batch, head, first, q_count, k_count, lse_at = _place(
         cu_ptr, heads, q_length, k_length, lse_rows, BLOCK_M, False, VARLEN
@@ -110,18 +125,42 @@ def _flash_attention_fwd_kernel(
     acc = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
     last = (k_count - 1) // BLOCK_N * BLOCK_N
     past = last.to(tl.int64)
-    if not BRANCH or k_count > last:  # always so; see `_tile`
-        acc, m, total = _fwd_step(
-            q, k_ptr + past * stride_kn, v_ptr + past * stride_vn, acc, m, total, k_count - last,
-            scale, stride_kn, stride_vn, D, BLOCK_N, BLOCK_D, True, PRECISION, INTERPRETED,
-        )  # fmt: skip
-    for _ in range(0, last, BLOCK_N):
-        acc, m, total = _fwd_step(
-            q, k_ptr, v_ptr, acc, m, total, BLOCK_N, scale, stride_kn, stride_vn,
-            D, BLOCK_N, BLOCK_D, False, PRECISION, INTERPRETED,
-        )  # fmt: skip
-        k_ptr += BLOCK_N * stride_kn
-        v_ptr += BLOCK_N * stride_vn
+    tail = k_count - last
+    if OVERLAP:
+        # The values lag one tile behind the keys: the products of the next tile of keys run while
+        # the exponentials of this one are computed.
+        logits = _logits(q, k_ptr + past * stride_kn, tail, stride_kn,
+                         D, BLOCK_N, BLOCK_D, True, PRECISION, INTERPRETED)  # fmt: skip
+        exponents, alpha, m = _exponents(logits, m, scale)
+        v_ptr += past * stride_vn
+        for begin in range(0, last, BLOCK_N):
+            count = tl.where(begin == 0, tail, BLOCK_N)
+            logits = _logits(q, k_ptr + begin.to(tl.int64) * stride_kn, BLOCK_N, stride_kn,
+                             D, BLOCK_N, BLOCK_D, False, PRECISION, INTERPRETED)  # fmt: skip
+            acc, total = _add_tile(exponents, alpha, acc, total, v_ptr, count, stride_vn,
+                                   D, BLOCK_N, BLOCK_D, True, PRECISION, INTERPRETED)  # fmt: skip
+            exponents, alpha, m = _exponents(logits, m, scale)
+            v_ptr += tl.where(begin == 0, -past, BLOCK_N) * stride_vn
+        count = tl.where(last == 0, tail, BLOCK_N)
+        acc, total = _add_tile(exponents, alpha, acc, total, v_ptr, count, stride_vn,
+                               D, BLOCK_N, BLOCK_D, True, PRECISION, INTERPRETED)  # fmt: skip
+    else:
+        if not BRANCH or tail > 0:  # always so; see `_tile`
+            logits = _logits(q, k_ptr + past * stride_kn, tail, stride_kn,
+                             D, BLOCK_N, BLOCK_D, True, PRECISION, INTERPRETED)  # fmt: skip
+            exponents, alpha, m = _exponents(logits, m, scale)
+            acc, total = _add_tile(
+                exponents, alpha, acc, total, v_ptr + past * stride_vn, tail, stride_vn,
+                D, BLOCK_N, BLOCK_D, True, PRECISION, INTERPRETED,
+            )  # fmt: skip
+        for _ in range(0, last, BLOCK_N):
+            logits = _logits(q, k_ptr, BLOCK_N, stride_kn,
+                             D, BLOCK_N, BLOCK_D, False, PRECISION, INTERPRETED)  # fmt: skip
+            exponents, alpha, m = _exponents(logits, m, scale)
+            acc, total = _add_tile(exponents, alpha, acc, total, v_ptr, BLOCK_N, stride_vn,
+                                   D, BLOCK_N, BLOCK_D, False, PRECISION, INTERPRETED)  # fmt: skip
+            k_ptr += BLOCK_N * stride_kn
+            v_ptr += BLOCK_N * stride_vn
     row, column = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D)
     tl.store(lse_ptr + lse_at + start + row, m + tl.log2(total), mask=row < rows)
     out = (acc * (1.0 / total)[:, None]).to(out_ptr.dtype.element_ty)
@@ -295,7 +334,20 @@ def _flash_attention_bwd_dq_kernel(
              mask=(row < rows)[:, None] & (column < D)[None, :])  # fmt: skip
 
 
-def _tile(kind: str, dtype: torch.dtype, head_dim: int) -> dict[str, int]:
+def _matrix_units() -> str:
+    """Returns how the target multiplies matrices.
+
+    ``"wgmma"`` (sm_90) and ``"tcgen05"`` (sm_10x and sm_11x) run while a program goes on, and take
+    64 rows or more. ``"mma"`` (sm_8x and sm_12x) does not. The others are ``"mfma"`` (AMD) and
+    ``"interpreter"``.
+    """
+    backend, arch = target()
+    if backend != "cuda":
+        return "mfma" if backend == "hip" else backend
+    return {9: "wgmma", 10: "tcgen05", 11: "tcgen05"}.get(int(arch) // 10, "mma")
+
+
+def _tile(kind: str, dtype: torch.dtype, head_dim: int, small: bool = False) -> dict[str, int]:
     """Tile sizes, warps and pipeline stages of a pass: ``fwd``, ``dkdv`` or ``dq``.
 
     BRANCH puts the first tile of a loop behind a condition that always holds. It keeps the operands
@@ -303,38 +355,53 @@ def _tile(kind: str, dtype: torch.dtype, head_dim: int) -> dict[str, int]:
     taken. On Hopper, where matrix products run asynchronously, it would make the compiler
     serialise them; where loads and products do not overlap there is nothing to lose.
 
-    Chosen so that no configuration spills on sm_80, sm_90, sm_100 and gfx942 and its shared memory
-    fits; see docs/kernels/flash_attention.md.
+    OVERLAP, of the forward only, computes the exponentials of a tile while the products of the next
+    one run.
+
+    Chosen so that no configuration spills on sm_80, sm_89, sm_90, sm_100, sm_120 and gfx942 and its
+    shared memory fits; see docs/kernels/flash_attention.md.
+
+    Args:
+        kind: The pass.
+        dtype: Of the queries.
+        head_dim: Of the queries.
+        small: Whether larger tiles would leave processors without a program. Results have the
+            same bits: rows do not depend on each other.
     """
-    backend, arch = target()
+    units = _matrix_units()
     wide = head_dim > 64
-    branch = backend != "cuda" or int(arch) < 90
+    asynchronous = units in ("wgmma", "tcgen05")
+    branch, overlap = not asynchronous, False
     tf32 = dtype == torch.float32 and float32_precision() == "tf32"
-    if backend == "interpreter":
+    if units == "interpreter":
         m, n, warps, stages = 32, 32, 4, 1
-    elif backend == "hip" and (wide or dtype == torch.float32):
+    elif units == "mfma" and (wide or dtype == torch.float32):
         m = 32 if kind == "dkdv" and wide and dtype == torch.float32 else 64
         n, warps, stages = 32, 4, 1
-    elif backend == "hip":
+    elif units == "mfma":
         m, n, warps, stages = (64 if kind == "dkdv" else 128), 64, 4, 1
     elif tf32 and kind == "fwd":
-        m, n, warps, stages = 64, 32, 4, 1 if wide and int(arch) >= 90 else 2
+        m, n, warps, stages = 64, 32, 4, 1 if wide and asynchronous else 2
     elif tf32:
         branch = True
         m, n, warps, stages = 32, 32, 4, 1
-        if int(arch) >= 90:  # wgmma and tcgen05 take 64 rows
+        if asynchronous:
             m, n = (64, 32) if kind == "dq" else (16 if wide else 32, 64)
     elif dtype == torch.float32:
         m, n, warps, stages = (16, 16, 8, 1) if wide else (32, 32, 8, 1)
+    elif kind == "fwd" and units == "wgmma":
+        overlap = True
+        m, n, warps, stages = (64, 64, 4, 2 if wide else 3)
     elif kind == "fwd":
-        m, n, warps, stages = (128, 64, 8 if wide or int(arch) >= 100 else 4, 3)
-    elif not wide and int(arch) == 90:  # the fastest of a sweep on an H100
+        m, n, warps, stages = (128, 64, 8 if wide or units == "tcgen05" else 4, 3)
+    elif not wide and units == "wgmma":  # the fastest of a sweep on an H100
         m, n, warps, stages = (32, 128, 8, 3) if kind == "dkdv" else (64, 64, 4, 3)
-    elif wide and int(arch) >= 90:  # 64 rows for each of two groups of four warps
+    elif wide and asynchronous:  # 64 rows for each of two groups of four warps
         m, n, warps, stages = (128, 64, 8, 2) if kind == "dq" else (32, 128, 8, 2)
     else:
         m, n, warps, stages = (64, 64, 8 if wide else 4, 2)
-    return {"BLOCK_M": m, "BLOCK_N": n, "num_warps": warps, "num_stages": stages, "BRANCH": branch}
+    tile = {"BLOCK_M": m, "BLOCK_N": n, "num_warps": warps, "num_stages": stages, "BRANCH": branch}
+    return {**tile, "OVERLAP": overlap} if kind == "fwd" else tile
 
 
 def _strides(x: Tensor, varlen: bool) -> tuple[int, int, int]:
