@@ -18,6 +18,7 @@ from dafast.models import hub as dafast_hub
 from dafast.models.checkpoint import CheckpointError
 from dafast.models.hub import HubError
 from dafast.models.model_card import model_card
+from dafast.runtime import on_meta
 from dafast.training.config import ModelSection, TrainConfig
 from dafast.training.config_files import to_json
 from tests.models.fake_hub import GATED, READ_ONLY, TOKEN, serve, url
@@ -265,7 +266,7 @@ def test_the_card_of_a_run(run):
 def test_the_base_model_of_a_run(tmp_path, init, encoder_init, base, license):
     section = ModelSection(preset="vits", init=init, encoder_init=encoder_init)
     (tmp_path / "config.json").write_text(to_json(TrainConfig(model=section)))
-    with torch.device("meta"):
+    with on_meta():
         model = DepthAnything("vits")
     data = ModelCard(model_card(model, run=tmp_path)).data
     assert (data.base_model, data.license) == (base, license)
@@ -277,7 +278,7 @@ def test_cards_without_a_run(model, tmp_path):
     nano = DepthAnything.from_pretrained("nano", device="cpu", dtype="float32")
     assert ModelCard(model_card(nano)).data.license == "apache-2.0"
     # A published model that was saved to a folder is still that model.
-    with torch.device("meta"):
+    with on_meta():
         model = DepthAnything("v2-metric-hypersim-vitl")
     model.loaded_from = str(tmp_path)
     text = model_card(model)
