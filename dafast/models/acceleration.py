@@ -110,7 +110,7 @@ def restore(model_or_pipeline: Accelerated) -> Accelerated:
     from .accelerated import DepthAnythingForDepthEstimation as Fast
 
     if type(model) is Fast:
-        model.__class__ = depth_anything_class()
+        model.__class__ = depth_anything_class()  # type: ignore[assignment]
         vars(model).pop("_dafast", None)
     return model_or_pipeline
 
@@ -154,7 +154,8 @@ class FastForward:
         """
         why = _why_not_now(model, images)
         if why:
-            return self._decline(why)
+            self._decline(why)
+            return None
         if self._current is None or not self._current[0].is_of(model):
             self._current = Snapshot(model), self._build(model)
         run = self._current[1]
@@ -174,7 +175,8 @@ class FastForward:
         """The forward for the weights as they are; None if there is no fast one."""
         why = _why_not_modules(model)
         if why:
-            return self._decline(why)
+            self._decline(why)
+            return None
         # Outside of inference mode: its tensors could not be written to in a later call.
         with torch.inference_mode(False), torch.no_grad():
             network, pieces = _network(model)
@@ -182,7 +184,8 @@ class FastForward:
                 return _OnModules(network, pieces)
             why = why_not_packed(network)
             if why:
-                return self._decline(why)
+                self._decline(why)
+                return None
             packed = OptimizedForward(network, self.int8)
             return lambda images: packed(images).squeeze(1)
 

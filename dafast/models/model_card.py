@@ -117,7 +117,7 @@ def model_card(
     start, entry = _start(model, depth, about)
     base = start if base_model is None else base_model
     if license is None:
-        license = _license(base, entry, depth)
+        license = _license(base, entry, "" if about.config else depth.license)
     task = "image-segmentation" if classes else "depth-estimation"
     library = "transformers" if layout == "transformers" else "dafast"
     metadata = _metadata(repo_id, task, library, base, license, about)
@@ -156,12 +156,12 @@ def _start(model: Any, config: ModelConfig, about: Run) -> tuple[str, ZooEntry |
     return (name if is_hub_id(name) else ""), None
 
 
-def _license(base: str, entry: ZooEntry | None, config: ModelConfig) -> str:
+def _license(base: str, entry: ZooEntry | None, own: str) -> str:
     if entry is not None:
         return entry.config.license
     if base in DINOV2_HUB_IDS.values():
         return "apache-2.0"
-    return config.license if base else ""
+    return own if base else ""
 
 
 def _metadata(repo_id: str, task: str, library: str, base: str, license: str, about: Run) -> str:

@@ -86,7 +86,7 @@ class Publishable:
             if card is not None:
                 files["README.md"] = card.encode()
             stale = [file for file in there if file not in files and _is_ours(file)]
-            changes = [
+            changes: list[Any] = [
                 *(CommitOperationAdd(file, content) for file, content in sorted(files.items())),
                 *(CommitOperationDelete(file) for file in sorted(stale)),
             ]

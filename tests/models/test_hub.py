@@ -1,13 +1,10 @@
 """Downloads, against a local server that plays the hub: nothing here touches the network."""
 
-import hashlib
 import json
 import os
 import socket
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -15,60 +12,9 @@ import torch
 
 from dafast import DepthAnything
 from dafast.models.conversion import LAYOUTS, from_official
+from tests.models.fake_hub import COMMIT, GATED, serve, url
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-GATED = "someone/gated"
-
-
-class Hub(BaseHTTPRequestHandler):
-    """The part of the hub's protocol that `hf_hub_download` uses; serves the class's folder."""
-
-    folder: Path
-    requests: list[str]
-    protocol_version = "HTTP/1.1"
-
-    def do_HEAD(self) -> None:
-        self.answer(body=False)
-
-    def do_GET(self) -> None:
-        self.answer(body=True)
-
-    def answer(self, body: bool) -> None:
-        parts = self.path.strip("/").split("/")
-        self.requests.append(f"{self.command} {self.path}")
-        if len(parts) < 5 or parts[2] != "resolve":
-            return self.refuse(404, "RepoNotFound", body)
-        repository, file = "/".join(parts[:2]), "/".join(parts[4:])
-        if repository == GATED:
-            return self.refuse(403, "GatedRepo", body)
-        if not (self.folder / repository).is_dir():
-            return self.refuse(404, "RepoNotFound", body)
-        if parts[3] not in ("main", COMMIT):
-            return self.refuse(404, "RevisionNotFound", body)
-        path = self.folder / repository / file
-        if not path.is_file():
-            return self.refuse(404, "EntryNotFound", body)
-        content = path.read_bytes()
-        self.send_response(200)
-        self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
-        self.send_header("X-Repo-Commit", COMMIT)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        if body:
-            self.wfile.write(content)
-
-    def refuse(self, status: int, code: str, body: bool) -> None:
-        self.send_response(status)
-        self.send_header("X-Error-Code", code)
-        self.send_header("X-Error-Message", code)
-        if code == "EntryNotFound":
-            self.send_header("X-Repo-Commit", COMMIT)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def log_message(self, *args: object) -> None:
-        pass
 
 
 @pytest.fixture(scope="module")
@@ -108,14 +54,8 @@ def repositories(nano, tmp_path_factory) -> Path:
 @pytest.fixture
 def hub(repositories):
     """The running server."""
-    handler = type("Handler", (Hub,), {"folder": repositories, "requests": []})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with serve(repositories) as server:
+        yield server
 
 
 # The variables of huggingface_hub are read when it is imported: a process of its own per test.
@@ -160,10 +100,6 @@ def load_all(
     )
     assert result.returncode == 0, result.stderr
     return [json.loads(line) for line in result.stdout.splitlines()], result.stderr
-
-
-def url(server: ThreadingHTTPServer) -> str:
-    return f"http://127.0.0.1:{server.server_address[1]}"
 
 
 def total(model: DepthAnything) -> float:

@@ -1,0 +1,476 @@
+"""`dafast.accelerate`: transformers' model with our forward, compared with its own."""
+
+from __future__ import annotations
+
+import copy
+import io
+import logging
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import dafast
+from dafast import DepthAnything
+from dafast.models import acceleration
+from dafast.ops.linear_int8 import why_slow as why_slow_int8
+from tests.tiny import tiny
+from tests.tolerances import TOLERANCES
+
+TOLERANCE = TOLERANCES[torch.float32].model
+CONFIGS = {
+    "v1": tiny(),
+    "v2": tiny(num_layers=6, out_indices=(1, 2, 3, 5), output_align_corners=True),
+    "metric": tiny(max_depth=80.0, output_align_corners=True),
+}
+
+
+@pytest.fixture
+def make(seed, transformers, randomise, calibrate):
+    """Builds transformers' model with random weights whose output is of order 1."""
+
+    def build(name: str = "v1") -> nn.Module:
+        ours = DepthAnything(CONFIGS[name]).eval()
+        randomise(ours, seed)
+        x = torch.randn(1, 3, 56, 56)
+        mean, std = (0.0, 1.0) if ours.config.is_metric else (1.0, 0.5)
+        calibrate(lambda: ours(x), ours.depth_head.scratch.output_conv2[2], mean, std)
+        return ours.to_transformers()
+
+    return build
+
+
+@pytest.fixture
+def served(monkeypatch):
+    """How often our forward served a call, as a list that tests compare lengths of."""
+    calls: list[torch.Tensor] = []
+    original = acceleration.FastForward.__call__
+
+    def call(self, model, images):
+        depth = original(self, model, images)
+        if depth is not None:
+            calls.append(depth)
+        return depth
+
+    monkeypatch.setattr(acceleration.FastForward, "__call__", call)
+    return calls
+
+
+def assert_close(got: torch.Tensor, expected: torch.Tensor, tolerance: float = TOLERANCE) -> None:
+    """Compares two maps, relative to the largest value."""
+    assert got.shape == expected.shape
+    assert got.dtype == expected.dtype
+    assert expected.float().std() > 0
+    error = (got.float() - expected.float()).abs().max() / expected.float().abs().max()
+    assert error <= tolerance, f"{error:.1e} of the largest value"
+
+
+def original_of(model: nn.Module) -> nn.Module:
+    return dafast.restore(copy.deepcopy(model))
+
+
+def assert_follows(model: nn.Module, served: list, x: torch.Tensor, fast: bool = True) -> None:
+    """An accelerated model predicts what a restored copy of it does, by our forward or not."""
+    before = len(served)
+    with torch.no_grad():
+        got = model(x).predicted_depth
+        expected = original_of(model)(x).predicted_depth
+    assert (len(served) > before) is fast
+    assert_close(got, expected)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(
+    ("batch", "height", "width"), [(1, 28, 28), (3, 42, 28), (2, 14, 98), (1, 45, 69)]
+)
+def test_outputs(make, served, name, batch, height, width):
+    model = make(name)
+    assert next(model.parameters()).requires_grad
+    x = torch.randn(batch, 3, height, width)
+    with torch.inference_mode():
+        expected = model(x).predicted_depth
+    assert dafast.accelerate(model) is model
+    with torch.inference_mode():
+        outputs = model(x)
+
+    assert type(outputs).__name__ == "DepthEstimatorOutput"
+    assert list(outputs) == ["predicted_depth"]
+    assert len(served) == 1
+    assert_close(outputs.predicted_depth, expected)
+
+
+def test_other_outputs(make, served):
+    """What the original returns in other ways, and requests that only it can serve."""
+    model = make()
+    x = torch.randn(2, 3, 42, 28)
+    with torch.no_grad():
+        before = {
+            "tuple": model(x, return_dict=False),
+            "hidden": model(x, output_hidden_states=True),
+            "attentions": model(pixel_values=x, output_attentions=True),
+        }
+        dafast.accelerate(model)
+        got = model(x, return_dict=False)
+        assert type(got) is tuple
+        assert len(got) == len(before["tuple"]) == 1
+        assert_close(got[0], before["tuple"][0])
+        assert len(served) == 1
+        hidden = model(x, output_hidden_states=True)
+        attentions = model(x, output_attentions=True)
+        with pytest.raises(NotImplementedError):
+            model(x, labels=x[:, 0])
+        assert len(served) == 1
+        model.config.output_hidden_states = True
+        assert model(x).hidden_states is not None
+        model.config.output_hidden_states = False
+        # The hooks with which transformers recorded hidden states are still there.
+        assert model(x).hidden_states is None
+        assert len(served) == 2
+    for name, outputs in {"hidden": hidden, "attentions": attentions}.items():
+        assert outputs.keys() == before[name].keys()
+        assert torch.equal(outputs.predicted_depth, before[name].predicted_depth)
+    pairs = zip(hidden.hidden_states, before["hidden"].hidden_states, strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_wrong_inputs_fail_as_before(make):
+    model = make()
+    shapes = [(3, 28, 28), (1, 1, 28, 28), (1, 3, 7, 28), (0, 3, 28, 28)]
+    for x in [*map(torch.randn, shapes), "x"]:
+        errors = []
+        for change in (dafast.restore, dafast.accelerate):
+            with torch.no_grad(), pytest.raises(Exception) as raised:
+                change(model)(x)
+            errors.append((raised.type, str(raised.value)))
+        assert errors[0] == errors[1]
+
+
+@pytest.mark.parametrize("name", ["v2", "metric"])
+def test_changed_weights_are_seen(make, served, name):
+    model = dafast.accelerate(make(name))
+    x = torch.randn(1, 3, 28, 42)
+    query = next(w for n, w in model.named_parameters() if "layer.1" in n and ".q_proj.w" in n)
+    other = make(name).state_dict()
+
+    def reloads():
+        model.load_state_dict({k: v * 1.1 for k, v in other.items()})
+
+    changes = {
+        "in place": lambda: query.detach().mul_(1.5),
+        "through data": lambda: query.data.add_(0.1),
+        "through numpy": lambda: np.multiply(query.detach().numpy(), 0.5, out=query.data.numpy()),
+        "new data": lambda: setattr(query, "data", query.data * -1),
+        "load_state_dict": reloads,
+        "a new parameter": lambda: setattr(model.head.conv3, "bias", nn.Parameter(torch.ones(1))),
+    }
+    assert_follows(model, served, x)
+    for label, change in changes.items():
+        with torch.no_grad():
+            before = model(x).predicted_depth
+            change()
+            assert not torch.equal(model(x).predicted_depth, before), label
+        assert_follows(model, served, x)
+    model.to(torch.float64)
+    assert_follows(model, served, x.double(), fast=False)  # not packed
+    model.to(torch.float32)
+    assert_follows(model, served, x)
+
+
+def test_bfloat16(make, served):
+    model = make().to(torch.bfloat16)
+    x = torch.randn(1, 3, 42, 42)
+    with torch.inference_mode():
+        expected = model(x).predicted_depth
+        got = dafast.accelerate(model)(x).predicted_depth
+    assert bool(served) is torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    assert_close(got, expected, TOLERANCES[torch.bfloat16].model)
+
+
+def test_the_rest_stays(make, tmp_path, transformers):
+    """Type, keys, files, attributes: as before, and again after `restore`."""
+    model = make("metric")
+    cls, keys, attributes = type(model), list(model.state_dict()), dict(vars(model))
+    model.save_pretrained(tmp_path / "before")
+    dafast.accelerate(model)
+    with torch.no_grad():
+        model(torch.randn(1, 3, 28, 28))
+    model.save_pretrained(tmp_path / "after")
+
+    for name in ("config.json", "model.safetensors"):
+        assert (tmp_path / "after" / name).read_bytes() == (tmp_path / "before" / name).read_bytes()
+    assert list(model.state_dict()) == keys
+    assert isinstance(model, cls)
+    assert type(model).__name__ == cls.__name__
+    assert dafast.restore(model) is model
+    assert type(model) is cls
+    assert vars(model) == attributes
+    assert dafast.restore(model) is model  # not accelerated: nothing to do
+
+
+def test_hooks(make, served):
+    model = dafast.accelerate(make())
+    x, seen = torch.randn(1, 3, 28, 28), []
+    handle = model.register_forward_hook(lambda module, args, output: seen.append("model"))
+    assert_follows(model, served, x)
+    assert seen == ["model", "model"]  # and once in the copy
+    handle.remove()
+    part = model.neck.convs[0].register_forward_hook(lambda *args: seen.append("part"))
+    assert_follows(model, served, x, fast=False)
+    assert seen[2:] == ["part", "part"]
+    part.remove()
+    assert_follows(model, served, x)
+
+
+def test_gradients_and_training(make, served):
+    model = dafast.accelerate(make())
+    x = torch.randn(1, 3, 28, 28)
+    model(x).predicted_depth.sum().backward()
+    assert model.backbone.embeddings.cls_token.grad.abs().sum() > 0
+    model.train()
+    with torch.no_grad():
+        model(x)
+    assert served == []
+    model.eval().requires_grad_(False)
+    assert not model(x).predicted_depth.requires_grad
+    assert len(served) == 1
+    x.requires_grad_()
+    model(x).predicted_depth.sum().backward()
+    assert x.grad.abs().sum() > 0
+    assert len(served) == 1
+
+
+def test_other_contexts(make, served):
+    model = dafast.accelerate(make())
+    x = torch.randn(1, 3, 28, 28)
+    with torch.no_grad():
+        expected = original_of(model)(x).predicted_depth
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert model(x).predicted_depth.dtype == torch.bfloat16
+        state = {name: value.detach() for name, value in model.named_parameters()}
+        got = torch.func.functional_call(model, state, (x,)).predicted_depth
+        assert_close(got, expected)
+    assert served == []
+
+
+@pytest.mark.parametrize("change", ["lora", "activation", "eps", "max_depth", "removed"])
+def test_changed_parts_run_as_they_are(make, served, change):
+    model = dafast.accelerate(make())
+    x = torch.randn(1, 3, 28, 28)
+    layer = model.backbone.encoder.layer[0]
+    if change == "lora":
+        layer.mlp.fc1 = nn.Sequential(layer.mlp.fc1, nn.Identity())
+    elif change == "activation":
+        layer.mlp.activation_fn = nn.SiLU()
+    elif change == "eps":
+        layer.norm1.eps = 0.5
+    elif change == "max_depth":
+        model.head.max_depth = 2
+    else:
+        layer.mlp.fc1.bias = None
+    assert_follows(model, served, x, fast=False)
+
+
+@pytest.mark.parametrize("way", ["deepcopy", "pickle", "torch.save"])
+def test_copies(make, served, way):
+    model = dafast.accelerate(make())
+    x = torch.randn(1, 3, 28, 28)
+    if way != "deepcopy":
+        # transformers 5 makes a new model with hooks that cannot be pickled.
+        for part in model.modules():
+            part._forward_hooks.clear()
+    with torch.no_grad():
+        expected = model(x).predicted_depth
+        if way == "deepcopy":
+            other = copy.deepcopy(model)
+        elif way == "pickle":
+            other = pickle.loads(pickle.dumps(model))
+        else:
+            buffer = io.BytesIO()
+            torch.save(model, buffer)
+            buffer.seek(0)
+            other = torch.load(buffer, weights_only=False)
+        served.clear()
+        assert torch.equal(other(x).predicted_depth, expected)
+        other.head.conv3.bias.add_(1)
+        assert not torch.equal(other(x).predicted_depth, expected)
+        assert torch.equal(model(x).predicted_depth, expected)
+    assert len(served) == 3
+    assert type(dafast.restore(other)) is type(dafast.restore(model))
+
+
+def test_a_second_call(make, served):
+    model = dafast.accelerate(make())
+    forward = model._dafast
+    assert dafast.accelerate(model)._dafast is forward
+    if not why_slow_int8():
+        assert dafast.accelerate(model, int8=True)._dafast.int8
+    type(model)(model.config)  # a new model of the class is the original one
+    new = type(model)(model.config).eval()
+    with torch.no_grad():
+        new(torch.randn(1, 3, 28, 28))
+    assert served == []
+
+
+@pytest.mark.skipif(bool(why_slow_int8()), reason=why_slow_int8())
+def test_int8(make, served):
+    model = dafast.accelerate(make("v2"), int8=True)
+    x = torch.randn(1, 3, 56, 56)
+    with torch.no_grad():
+        got, expected = model(x).predicted_depth, original_of(model)(x).predicted_depth
+    assert len(served) == 1
+    assert not torch.allclose(got, expected, rtol=1e-4)
+    assert (got - expected).abs().mean() < 0.1 * expected.abs().mean()
+
+
+def test_a_reason_is_logged_once(make, caplog):
+    caplog.set_level(logging.INFO, "dafast")
+    model = dafast.accelerate(make())
+    for _ in range(3):
+        model(torch.randn(1, 3, 28, 28))
+    messages = [r.message for r in caplog.records if "accelerated model" in r.message]
+    assert len(messages) == 1
+    assert "gradients are enabled: use torch.no_grad()" in messages[0]
+
+
+def test_what_cannot_be_accelerated(make, transformers, monkeypatch):
+    with pytest.raises(TypeError, match="not DepthAnything"):
+        dafast.accelerate(DepthAnything(tiny()))
+    with pytest.raises(TypeError, match="not str"):
+        dafast.accelerate("depth")
+    with pytest.raises(TypeError, match="not Linear"):
+        dafast.restore(nn.Linear(1, 1))
+
+    class Derived(transformers.DepthAnythingForDepthEstimation):
+        pass
+
+    model = make()
+    model.__class__ = Derived
+    with pytest.raises(TypeError, match="Derived is derived from"):
+        dafast.accelerate(model)
+    model = make()
+    model.forward = lambda pixel_values: None
+    with pytest.raises(ValueError, match="forward was replaced"):
+        dafast.accelerate(model)
+    model = make()
+    model.backbone.encoder.layer[0].mlp.fc1 = nn.Sequential(model.backbone.encoder.layer[0].mlp.fc1)
+    with pytest.raises(ValueError, match="other weights than its configuration"):
+        dafast.accelerate(model)
+    assert type(model) is transformers.DepthAnythingForDepthEstimation  # and unchanged
+    config = make().config
+    config.head_hidden_size = 16
+    with pytest.raises(ValueError, match="head_hidden_size=16"):
+        dafast.accelerate(transformers.DepthAnythingForDepthEstimation(config))
+    if why_slow_int8():
+        with pytest.raises(RuntimeError, match="int8"):
+            dafast.accelerate(make(), int8=True)
+    monkeypatch.setattr(acceleration, "why_slow_int8", lambda: "")
+    with pytest.raises(ValueError, match="the model is on meta"):
+        dafast.accelerate(make().to("meta"), int8=True)
+
+
+# ------------------------------------------------------------------------------ in the pipeline
+
+
+@pytest.fixture
+def photo(rng) -> Image.Image:
+    return Image.fromarray(rng.integers(0, 256, (60, 80, 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize("name", ["v2", "metric"])
+def test_a_pipeline_of_a_saved_folder(
+    seed, tmp_path, served, transformers, randomise, calibrate, photo, name
+):
+    """transformers loads what `save_pretrained` wrote, and predicts what we predict."""
+    import dataclasses
+
+    config = dataclasses.replace(CONFIGS[name], position_embedding="transformers")
+    ours = DepthAnything(config).eval()
+    randomise(ours, seed)
+    x = torch.randn(1, 3, 56, 56)
+    calibrate(lambda: ours(x), ours.depth_head.scratch.output_conv2[2], 1.0, 0.5)
+    ours.save_pretrained(tmp_path, layout="transformers")
+
+    pipe = transformers.pipeline("depth-estimation", model=str(tmp_path), device="cpu")
+    before = pipe(photo)
+    assert before["predicted_depth"].shape == (60, 80)
+    pixels = pipe.image_processor(photo, return_tensors="pt")["pixel_values"]
+    assert pixels.shape == (1, 3, 28, 42)  # the shorter side to 28, multiples of 14
+    with torch.no_grad():
+        resized = nn.functional.interpolate(
+            ours(pixels)[None], (60, 80), mode="bicubic", align_corners=False
+        )[0, 0]
+    assert_close(before["predicted_depth"], resized)
+    # Without a resize the transforms are equal: the photo's whole path predicts the same map.
+    small = photo.resize((42, 28))
+    predict = ours.infer_metric if config.is_metric else ours.infer
+    whole = torch.from_numpy(predict(small, fit="official"))
+    assert_close(pipe(small)["predicted_depth"], whole)
+
+    processor = pipe.image_processor
+    served.clear()
+    assert dafast.accelerate(pipe) is pipe
+    after = pipe([photo, photo], batch_size=2)
+    assert len(served) == 1
+    assert pipe.image_processor is processor
+    for result in after:
+        assert_close(result["predicted_depth"], before["predicted_depth"])
+    difference = np.abs(np.int64(after[0]["depth"]) - np.int64(before["depth"]))
+    assert difference.max() <= 1  # 8 bits, of values that differ by rounding
+    dafast.restore(pipe)
+    assert torch.equal(pipe(photo)["predicted_depth"], before["predicted_depth"])
+
+
+def test_a_pipeline_of_another_model(transformers, tmp_path):
+    class Pipeline:
+        model = nn.Linear(1, 1)
+
+    with pytest.raises(TypeError, match="not Linear"):
+        dafast.accelerate(Pipeline())
+
+
+# ------------------------------------------------------------------------------------ in memory
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_conversion_in_memory(make, name):
+    theirs = make(name)
+    ours = DepthAnything.from_transformers(theirs)
+    x = torch.randn(2, 3, 28, 70)
+    with torch.no_grad():
+        expected = theirs(x).predicted_depth
+        assert_close(ours(x), expected)
+        back = ours.to_transformers()
+        assert torch.equal(back(x).predicted_depth, expected)
+        # Copies, in both directions.
+        for model in (ours, back):
+            for weight in model.parameters():
+                weight.zero_()
+        assert torch.equal(theirs(x).predicted_depth, expected)
+    assert ours.config.max_depth == CONFIGS[name].max_depth
+    assert ours.config.out_indices == CONFIGS[name].out_indices
+    assert not ours.training
+    assert DepthAnything.from_transformers(theirs.train().half()).dtype == torch.float16
+    assert DepthAnything.from_transformers(theirs).training
+
+
+def test_conversion_of_other_models(transformers):
+    with pytest.raises(TypeError, match="not Linear"):
+        DepthAnything.from_transformers(nn.Linear(1, 1))
+    with pytest.raises(ValueError, match="metric bins"):
+        DepthAnything(tiny(max_depth=10.0, bin_centers="softplus")).to_transformers()
+    with pytest.raises(ValueError, match="sky head"):
+        DepthAnything(tiny(sky_head=True, output="exp", kind="depth")).to_transformers()
+
+
+def test_trained_after_conversion(transformers):
+    """Weights of a converted model are parameters like any others."""
+    ours = DepthAnything(tiny())
+    model = ours.to_transformers()
+    model(torch.randn(1, 3, 28, 28)).predicted_depth.sum().backward()
+    back = DepthAnything.from_transformers(model)
+    back(torch.randn(1, 3, 28, 28)).sum().backward()
+    for each in (model, back):
+        assert sum(w.grad is not None for w in each.parameters()) > 50
