@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .._warnings import DataWarning, warn
+from .._warnings import DataWarning, is_quiet, warn
 from ..files import explain
 from .alignment import align, constant_baseline, plane_baseline
 from .builtin import aloe, builtin, motorcycle, synthetic
@@ -234,7 +234,8 @@ def score(
     share: Any = samples[rank::size] if isinstance(samples, Sequence) else samples
     rows: list[tuple[str, dict[str, dict[str, float]]]] = []
     # A bar on a terminal, nothing in a log.
-    shown = tqdm(share, desc=data, unit="image", disable=None if rank == 0 else True, leave=False)
+    hidden = None if rank == 0 and not is_quiet() else True
+    shown = tqdm(share, desc=data, unit="image", disable=hidden, leave=False)
     for batch in _batches(shown, preset, data):
         predictions = _predict(model, [s.image for s, _ in batch], store, options)
         for (sample, mask), prediction in zip(batch, predictions, strict=True):
