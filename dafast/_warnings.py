@@ -1,4 +1,4 @@
-"""Classes of the warnings that dafast gives.
+"""Classes of the warnings that dafast gives, and whether they are wanted.
 
 What a caller can act on is a warning; the logger ``"dafast"`` has only events, such as a download
 that is tried again.
@@ -6,6 +6,7 @@ that is tried again.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import warnings
@@ -32,6 +33,14 @@ class PerformanceWarning(DafastWarning):
 
 
 _PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+
+
+def is_quiet() -> bool:
+    """Whether only errors are wanted: ``-q``, or a level of the logger ``"dafast"`` above warnings.
+
+    Progress is not shown then.
+    """
+    return not logging.getLogger("dafast").isEnabledFor(logging.WARNING)
 
 
 def warn(category: type[DafastWarning], text: str) -> None:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ._warnings import DataWarning, warn
 from .alignment import Alignment, robust_scale_shift
 from .result import DepthResult
-
-logger = logging.getLogger("dafast")
 
 METHODS = ("global", "local")
 
@@ -117,7 +115,7 @@ def align_result(result: DepthResult, points: Any, method: str = "global") -> De
         notes=tuple(notes),
     )
     for note in notes:
-        logger.warning("align_to: %s%s", result.name and f"{result.name}: ", note)
+        warn(DataWarning, f"align_to: {result.name and f'{result.name}: '}{note}")
     return dataclasses.replace(result, values=depth, kind="depth", unit="m", alignment=alignment)
 
 

@@ -226,13 +226,14 @@ def metadata(target: Path) -> email.message.Message:
     return email.message_from_string(path.read_text(encoding="utf-8"))
 
 
-def test_the_description_has_absolute_links(installed):
+def test_the_description_has_absolute_links(installed, project):
     """As an index shows it, away from the repository; each leads to a file that exists."""
     found = metadata(installed[0])
-    source = "https://github.com/dafast/dafast/"
+    source = project["urls"]["Source"]
     assert found["Description-Content-Type"] == "text/markdown"
     links = re.findall(r"\]\(([^)\s]+)\)", str(found.get_payload()))
-    ours = [link for link in links if "/dafast/dafast/" in link]
+    place = source.partition("github.com")[2]
+    ours = [link for link in links if f"{place}/" in link]
     assert len(ours) > 20
     assert not [link for link in links if not link.startswith("https://")]
     for link in ours:
@@ -240,7 +241,7 @@ def test_the_description_has_absolute_links(installed):
         assert (ROOT / path).exists(), link
     pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", str(found.get_payload()))
     assert pictures and all(p.startswith("https://raw.githubusercontent.com/") for p in pictures)
-    assert [url for url in found.get_all("Project-URL") if url.endswith(source[:-1])]
+    assert [url for url in found.get_all("Project-URL") if url.endswith(source)]
 
 
 def test_the_metadata_is_true(installed, project):

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, TextIO
 
-from .._warnings import DafastWarning
+from .._warnings import DafastWarning, is_quiet
 
 logger = logging.getLogger("dafast")
 
@@ -74,11 +74,6 @@ def set_level(args: argparse.Namespace) -> None:
         logger.setLevel(logging.ERROR)
     elif args.verbose:
         logger.setLevel(logging.INFO if args.verbose == 1 else logging.DEBUG)
-
-
-def is_quiet() -> bool:
-    """Whether ``-q`` was given."""
-    return not logger.isEnabledFor(logging.WARNING)
 
 
 def tell(text: str) -> None:

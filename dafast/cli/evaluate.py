@@ -57,6 +57,13 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         help="also predict the mirror image of each photo, and average",
     )
     parser.add_argument(
+        "--fov",
+        type=float,
+        metavar="DEGREES",
+        help="horizontal field of view of all photos, for a model whose metres depend on the "
+        "camera (DA3METRIC-LARGE); every --align but none works without it",
+    )
+    parser.add_argument(
         "--json", type=named_path, metavar="FILE", help="also write the results there"
     )
     parser.add_argument("--md", action="store_true", help="print the table as Markdown")
@@ -111,6 +118,7 @@ def evaluate(args: argparse.Namespace) -> int:
             cache=args.cache,
             fit=args.fit,
             flip=args.flip,
+            fov=args.fov,
         )
         if not world.is_main:
             return 0

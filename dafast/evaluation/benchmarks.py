@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .._warnings import DataWarning, warn
+from .._warnings import DataWarning, is_quiet, warn
 from ..files import explain
 from .alignment import align, constant_baseline, plane_baseline
 from .builtin import aloe, builtin, motorcycle, synthetic
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 BATCH_IMAGES, BATCH_PIXELS = 16, 8_000_000
 """Largest batch: number of samples, and number of their pixels."""
+_ANY_FOV = 60.0  # the alignment cancels it
 
 
 @dataclass(frozen=True)
@@ -192,6 +193,7 @@ def score(
     cache: Path | None = None,
     fit: str | None = None,
     flip: bool = False,
+    fov: float | None = None,
 ) -> tuple[list[Result], dict[str, dict[str, dict[str, float]]]]:
     """Scores a model and the two baselines.
 
@@ -209,13 +211,16 @@ def score(
         cache: Folder for predictions; existing ones are reused.
         fit: The size rule of `infer`; by default the model's own.
         flip: Whether to predict the photo's mirror image too and average the two maps.
+        fov: Horizontal field of view of all photos in degrees, for a model whose metres depend on
+            the camera (`ModelConfig.focal_length`). Every alignment but ``"none"`` cancels it.
 
     Returns:
         The mean results of the model, the plane and the constant; and the metrics per image,
         `[predictor][sample name]`.
 
     Raises:
-        ValueError: If no sample has a valid pixel or the protocol is unknown.
+        ValueError: If no sample has a valid pixel, the protocol is unknown, or the camera is
+            needed and unknown.
     """
     from tqdm import tqdm
 
@@ -225,6 +230,17 @@ def score(
     options: dict[str, Any] = {"fit": fit or model.config.fit}
     if flip:
         options["flip"] = True
+    if model.config.focal_length is not None:
+        if fov is None and preset.alignment == "none":
+            raise ValueError(
+                f"{model.config.name!r} predicts metres that depend on the camera, which the data "
+                "sets do not give: pass fov= (--fov) with the horizontal field of view of all "
+                "photos in degrees, or an alignment that needs no camera, e.g. "
+                "alignment='median' (--align median)"
+            )
+        options["fov"] = _ANY_FOV if fov is None else fov
+    elif fov is not None:
+        raise ValueError(f"fov= (--fov): the output of {model.config.name!r} needs no camera")
     store = PredictionCache(cache, model, options) if cache else None
     rank, size = 0, 1
     if dist.is_available() and dist.is_initialized():
@@ -234,7 +250,8 @@ def score(
     share: Any = samples[rank::size] if isinstance(samples, Sequence) else samples
     rows: list[tuple[str, dict[str, dict[str, float]]]] = []
     # A bar on a terminal, nothing in a log.
-    shown = tqdm(share, desc=data, unit="image", disable=None if rank == 0 else True, leave=False)
+    hidden = None if rank == 0 and not is_quiet() else True
+    shown = tqdm(share, desc=data, unit="image", disable=hidden, leave=False)
     for batch in _batches(shown, preset, data):
         predictions = _predict(model, [s.image for s, _ in batch], store, options)
         for (sample, mask), prediction in zip(batch, predictions, strict=True):
@@ -268,7 +285,8 @@ def evaluate(model: DepthAnything, data: Iterable[str], **options: Any) -> list[
     Args:
         model: A relative or a metric model.
         data: ``NAME`` from `DATA` or ``NAME=PATH`` with a name from `readers.READERS`.
-        **options: ``protocol``, ``alignment``, ``cache``, ``fit`` and ``flip``, as in `score`.
+        **options: ``protocol``, ``alignment``, ``cache``, ``fit``, ``flip`` and ``fov``, as in
+            `score`.
 
     Returns:
         One result per data set and predictor.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +12,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from .._warnings import is_quiet
 from ..data.segmentation import IGNORE, READERS, SegmentationDataset
 from ..models.segmentation_inference import SegmentationOptions, segment
 from .builtin import SYNTHETIC_SCENES
 
 if TYPE_CHECKING:
     from ..models import SegmentationModel
-
-logger = logging.getLogger("dafast")
 
 
 @dataclass(frozen=True)
@@ -163,7 +161,7 @@ def score(
         rank, size = dist.get_rank(), dist.get_world_size()
     chosen = list(range(len(samples)) if indices is None else indices)
     total = torch.zeros((len(classes), len(classes)), dtype=torch.int64)
-    hidden = None if progress and rank == 0 else True
+    hidden = None if progress and rank == 0 and not is_quiet() else True
     for index in tqdm(chosen[rank::size], desc=data, unit="image", disable=hidden, leave=False):
         sample = samples.read(index)
         predicted = torch.from_numpy(segment(model, sample.image, options))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 import re
 from collections.abc import Mapping
@@ -13,14 +12,13 @@ from typing import Any
 from torch import nn
 
 from .._version import __version__
+from .._warnings import DataWarning, warn
 from ..config import ModelConfig
 from ..files import explain
 from .checkpoint import DINOV2_HUB_IDS, published_dinov2
 from .hub import is_hub_id
 from .weight_files import CheckpointError
 from .zoo import ZooEntry, find
-
-logger = logging.getLogger("dafast")
 
 _SCORES = {
     "abs_rel": "AbsRel (lower is better)",
@@ -81,7 +79,7 @@ def _read(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        logger.warning("%s: left out of the model card (%s)", path, explain(error))
+        warn(DataWarning, f"{path}: left out of the model card ({explain(error)})")
         return {}
     return data if isinstance(data, dict) else {}
 

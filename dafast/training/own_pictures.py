@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dafast._warnings import DataWarning, warn
+from dafast._warnings import DataWarning, is_quiet, warn
 from dafast.data.lists import list_source
 from dafast.data.pack import pack
 from dafast.data.remote import is_url
@@ -73,7 +73,8 @@ def _pack(items: list[Item], folder: Path, config: TrainConfig, key: str) -> Non
     if not items:
         raise ConfigError(f"data.{key}: no picture is left; lower data.hold_out")
     try:
-        _, failures = pack(items, folder, {"source": "list"}, say=lambda line: print(folder, line))
+        say = (lambda line: None) if is_quiet() else (lambda line: print(folder, line))
+        _, failures = pack(items, folder, {"source": "list"}, say=say)
     except (SourceError, OSError) as error:
         raise ConfigError(f"data.{key}: {error}") from error
     for name, reason in failures:

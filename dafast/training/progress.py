@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import shutil
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+from dafast._warnings import is_quiet
 from dafast.data.remote import write_text
 from dafast.files import writing
 from dafast.optional import why_no_module
@@ -40,7 +40,7 @@ class RunLog:
     ) -> None:
         self.enabled, self.total_steps, self.log_every = enabled, total_steps, log_every
         self._live = sys.stdout.isatty()
-        self._quiet = not logging.getLogger("dafast").isEnabledFor(logging.WARNING)
+        self._quiet = is_quiet()
         self._speed = 0.0
         self._recent: list[float] = []
         self._line_shown = False

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +39,15 @@ def test_eval_prints_and_writes(tmp_path, capsys, monkeypatch, model_folder, rng
     for result in results:
         row = next(line for line in table if f"| {result['predictor']} |" in line)
         assert f"{result['abs_rel']:.4f}" in row
+
+    for options in ([], ["-q"]):
+        terminal = io.StringIO()
+        terminal.isatty = lambda: True
+        with monkeypatch.context() as patched:
+            patched.setattr(sys, "stderr", terminal)
+            assert main([*command, *options]) == 0
+        assert ("0/1" in terminal.getvalue()) == (not options)  # the progress bar
+        assert capsys.readouterr().out.strip().splitlines() == table
 
     assert main(["eval", "--model", model_folder, "--data", "nope"]) == 1
     assert "mine" in capsys.readouterr().err

@@ -342,3 +342,24 @@ def test_metres_are_not_clamped_to_the_truth(protocol, seed, monkeypatch):
     )
     (result, *_), _ = benchmarks.score(model, samples, "toy", protocol=protocol)
     assert result.metrics["abs_rel"] == pytest.approx(19.0, rel=1e-3)
+
+
+def test_a_model_whose_metres_depend_on_the_camera(seed):
+    config = tiny(output="exp", kind="metric", focal_length=300.0, sky_head=True, fit="upper_bound")
+    model = dafast.DepthAnything(config).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(0.02 * torch.randn_like(weight))
+    samples = list(_samples(seed))
+
+    def scores(**options) -> dict[str, float]:
+        return benchmarks.score(model, samples, "toy", **options)[0][0].metrics
+
+    with pytest.raises(ValueError, match=r"--fov.*--align median"):
+        scores()
+    wide, narrow = (scores(fov=fov)["abs_rel"] for fov in (90.0, 30.0))
+    assert wide != pytest.approx(narrow, rel=1e-3)
+    aligned = scores(alignment="median")
+    assert aligned == pytest.approx(scores(alignment="median", fov=20.0), rel=1e-3)
+    with pytest.raises(ValueError, match="needs no camera"):
+        benchmarks.score(dafast.DepthAnything(tiny()), samples, "toy", fov=60.0)
