@@ -106,6 +106,7 @@ class Launch:
     loop: dict[str, int] = field(default_factory=dict)
     loads: dict[str, int] = field(default_factory=dict)
     matrix: list[str] = field(default_factory=list)
+    counting: dict[str, int] = field(default_factory=dict)
 
 
 def _kind(opcode: str) -> str:
@@ -184,6 +185,8 @@ def _analyse(kernel: CompiledKernel) -> dict[str, Any]:
         "instructions": dict(kinds),
         "loop": dict(main),
         "loads": dict(Counter(o for o in opcodes if re.match(wide, o))),
+        # How a histogram counts: with shared atomics, or with ballots for each bin.
+        "counting": dict(Counter(o for o in opcodes if re.match(r"ATOMS|VOTE|MATCH", o))),
         "matrix": sorted({o.split(".")[0] for o in opcodes if _kind(o) == "matrix"}),
     }
 
