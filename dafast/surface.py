@@ -61,7 +61,7 @@ def _slope(values: np.ndarray) -> np.ndarray:
     Args:
         values: (H, W) float64, NaN where unknown.
     """
-    height, width = values.shape
+    width = values.shape[1]
     padded = np.pad(values, ((0, 0), (2, 2)), constant_values=np.nan)
     before2, before, after, after2 = (padded[:, i : i + width] for i in (0, 1, 3, 4))
     left, right = values - before, after - values
@@ -154,8 +154,8 @@ def mesh_of(
     known = np.isfinite(z) & (z > 0)
     corners = np.where(known, z, np.nan)
     numbers = np.arange(z.size).reshape(z.shape)
-    quads = [a for a in (numbers[:-1, :-1], numbers[1:, :-1], numbers[:-1, 1:], numbers[1:, 1:])]
-    upper_left, lower_left, upper_right, lower_right = (q.ravel() for q in quads)
+    upper_left, upper_right = numbers[:-1, :-1].ravel(), numbers[:-1, 1:].ravel()
+    lower_left, lower_right = numbers[1:, :-1].ravel(), numbers[1:, 1:].ravel()
     faces = np.concatenate(
         [
             np.stack([upper_left, lower_left, upper_right], axis=1),
