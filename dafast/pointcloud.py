@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,8 @@ from .camera import (
     intrinsics_from_fov,
     warn_of_camera,
 )
-from .files import whole_file
+from .formats.ply import Points, write_ply
+from .surface import normals_of
 
 __all__ = [
     "SUFFIXES",
@@ -32,7 +33,8 @@ __all__ = [
 SUFFIXES = (".ply",)
 """Suffixes of the files that `PointCloud.save` writes."""
 
-_VERTEX = np.dtype([("xyz", "<f4", 3), ("rgb", "u1", 3)])
+_ROWS = 64
+"""Rows that are unprojected at a time: the float64 values of a large map would be large."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +46,16 @@ class PointCloud:
         colors: (N, 3) uint8, RGB.
         depth: (H, W) float32, metres: the map of the points.
         intrinsics: The camera.
+        normals: (N, 3) float32, unit vectors that point to the camera, or None.
+        unit: ``"m"``; ``""`` for points and depth with an unknown scale.
     """
 
     points: np.ndarray
     colors: np.ndarray
     depth: np.ndarray
     intrinsics: Intrinsics
+    normals: np.ndarray | None = None
+    unit: str = "m"
 
     def save(self, path: str | Path) -> None:
         """Writes a binary PLY file, which CloudCompare, MeshLab, Open3D and Blender read.
@@ -69,25 +75,21 @@ class PointCloud:
                 f"{path}: point clouds are written as {', '.join(SUFFIXES)}, not as "
                 f"{path.suffix or 'a file without a suffix'}"
             )
-        vertices = np.empty(len(self.points), _VERTEX)
-        vertices["xyz"], vertices["rgb"] = self.points, self.colors
-        header = (
-            "ply\nformat binary_little_endian 1.0\ncomment metres: x right, y down, z forward\n"
-            f"element vertex {len(vertices)}\n"
-            "property float x\nproperty float y\nproperty float z\n"
-            "property uchar red\nproperty uchar green\nproperty uchar blue\nend_header\n"
-        )
-        with whole_file(path) as file:
-            file.write(header.encode("ascii"))
-            file.write(vertices.data)
+        part = Points(self.points, self.colors, self.normals)
+        write_ply(path, len(self.points), [part], self.unit, self.normals is not None)
 
 
 def point_cloud(
-    depth: np.ndarray, image: np.ndarray, intrinsics: Sequence[float] | np.ndarray
+    depth: np.ndarray,
+    image: np.ndarray,
+    intrinsics: Sequence[float] | np.ndarray,
+    *,
+    normals: bool = False,
+    unit: str = "m",
 ) -> PointCloud:
     """Unprojects a depth map.
 
-    A warning is logged if the focal length is under a tenth of the picture's size, the field of
+    A warning is given if the focal length is under a tenth of the picture's size, the field of
     view is under 5 degrees, or the centre is outside the picture.
 
     Args:
@@ -95,6 +97,8 @@ def point_cloud(
             give no point.
         image: (H, W, 3) RGB, uint8, or floating point in 0..1.
         intrinsics: The camera, as for `check_intrinsics`.
+        normals: Whether the points get the normals of `dafast.surface.normals_of`.
+        unit: Unit of the depth, ``"m"`` or ``""``.
 
     Returns:
         One point for each pixel with depth, row by row.
@@ -109,12 +113,31 @@ def point_cloud(
             "(H, W, 3) of one size are needed"
         )
     warn_of_camera(camera, *depth.shape)
-    if image.dtype != np.uint8:
-        image = (np.clip(image, 0, 1) * 255).round().astype(np.uint8)
-    known = np.isfinite(depth) & (depth > 0)
-    rows, columns = np.nonzero(known)
-    z = depth[known].astype(np.float64)
-    x = (columns + 0.5 - camera.cx) / camera.fx * z
-    y = (rows + 0.5 - camera.cy) / camera.fy * z
-    points = np.stack([x, y, z], axis=1).astype(np.float32)
-    return PointCloud(points, image[known], depth.astype(np.float32), camera)
+    parts = list(cloud_parts(depth, image, camera, normals))
+    points, colors = (np.concatenate([part[i] for part in parts]) for i in (0, 1))  # type: ignore[misc]
+    directions = np.concatenate([part.normals for part in parts]) if normals else None  # type: ignore[misc]
+    return PointCloud(points, colors, depth.astype(np.float32), camera, directions, unit)
+
+
+def cloud_parts(
+    depth: np.ndarray, image: np.ndarray, camera: Intrinsics, normals: bool
+) -> Iterator[Points]:
+    """The points of a depth map, some rows at a time; the arguments are those of `point_cloud`."""
+    for first in range(0, max(1, len(depth)), _ROWS):
+        rows = slice(first, first + _ROWS)
+        part = depth[rows]
+        known = np.isfinite(part) & (part > 0)
+        down, across = np.nonzero(known)
+        z = part[known].astype(np.float64)
+        x = (across + 0.5 - camera.cx) / camera.fx * z
+        y = (down + first + 0.5 - camera.cy) / camera.fy * z
+        points = np.stack([x, y, z], axis=1).astype(np.float32)
+        found = normals_of(depth, camera, first, first + len(part))[known] if normals else None
+        yield Points(points, as_bytes(image[rows][known]), found)
+
+
+def as_bytes(image: np.ndarray) -> np.ndarray:
+    """Pixels in 0..1 as uint8; uint8 as it is."""
+    if image.dtype == np.uint8:
+        return image
+    return (np.clip(image, 0, 1) * 255).round().astype(np.uint8)

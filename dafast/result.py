@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from .camera import CAMERA_SOURCES, Intrinsics
+from .camera import CAMERA_SOURCES, Intrinsics, warn_of_camera
+from .formats import exr, glb, npz, pfm, ply, png, tiff
 from .palettes import colorize
-from .pointcloud import PointCloud, point_cloud
+from .pointcloud import PointCloud, as_bytes, cloud_parts, point_cloud
+from .surface import EDGE_THRESHOLD, MAX_VERTICES, Mesh, mesh_of, normals_of
 
-KINDS = ("disparity", "depth")
-UNITS = ("", "m")
+UNITS = {"disparity": ("", "1/m"), "depth": ("", "m")}
+"""The units of each kind."""
+
+_Strips = Iterator[tuple[slice, np.ndarray]]
+
+SUFFIXES = (".png", ".exr", ".npz", ".npy", ".tif", ".tiff", ".pfm", ".ply", ".glb")
+"""Suffixes of the files that `DepthResult.save` writes."""
+
+DEPTH_SCALE = 1000.0
+"""Steps of a 16-bit PNG per metre: millimetres."""
 
 _ROWS = 16
 """Rows that are converted at a time: the float64 values of a large map would be large."""
@@ -33,8 +45,8 @@ class DepthResult:
         values: (H, W) float32, the map at the size of the photo. Pixels without a value are NaN.
         kind: ``"disparity"`` (large is near, up to an unknown scale and shift) or ``"depth"``
             (distance along the optical axis, large is far).
-        unit: ``"m"`` for depth in metres; ``""`` for a map without a unit: disparity, or depth up
-            to an unknown scale.
+        unit: ``"m"`` for depth in metres, ``"1/m"`` for its inverse; ``""`` for relative disparity,
+            and for depth up to an unknown scale.
         image: The photo, (H, W, 3) RGB, uint8, or float32 in 0..1; None if it was not kept.
         intrinsics: The camera in pixels of the photo, or None.
         camera_source: Where the intrinsics come from: ``"given"``, ``"fov"``, ``"exif"``,
@@ -60,8 +72,8 @@ class DepthResult:
                 f"values is a float32 map (H, W); got {self.values.dtype} {self.values.shape}"
             )
         for name, value, allowed in (
-            ("kind", self.kind, KINDS),
-            ("unit", self.unit, UNITS if self.kind == "depth" else ("",)),
+            ("kind", self.kind, UNITS),
+            ("unit", self.unit, UNITS.get(self.kind, ())),
             ("camera_source", self.camera_source, CAMERA_SOURCES),
         ):
             if value not in allowed:
@@ -86,8 +98,8 @@ class DepthResult:
 
     @property
     def is_metric(self) -> bool:
-        """Whether the map is in metres."""
-        return self.unit == "m"
+        """Whether the map is in metres or their inverse."""
+        return self.unit != ""
 
     @property
     def range(self) -> tuple[float, float]:
@@ -152,17 +164,18 @@ class DepthResult:
         return colors
 
     def to_disparity(self) -> DepthResult:
-        """The result with disparity: of depth its inverse, NaN where the depth is not positive."""
+        """The result with disparity; of depth the inverse, NaN where the depth is not positive."""
         if self.kind == "disparity":
             return self
+        unit = "1/m" if self.unit == "m" else ""
         inverse = np.full(self.values.shape, np.nan, np.float32)
         np.divide(1, self.values, out=inverse, where=self.values > 0)
-        return dataclasses.replace(self, values=inverse, kind="disparity", unit="")
+        return dataclasses.replace(self, values=inverse, kind="disparity", unit=unit)
 
     def to_depth(self, ratio: float = 10.0) -> DepthResult:
-        """The result with depth.
+        """The result with depth; of disparity in 1/m the inverse.
 
-        A relative disparity leaves a shift open, so its depth is an assumption: the nearest pixel
+        Relative disparity leaves a shift open, so its depth is an assumption: the nearest pixel
         is at 1, the farthest at ``ratio``, and the disparity is linear between them.
 
         Args:
@@ -175,22 +188,66 @@ class DepthResult:
             return self
         if not 1 < ratio < float("inf"):
             raise ValueError(f"ratio={ratio!r}: the farthest depth over the nearest, above 1")
-        depth = np.empty(self.values.shape, np.float32)
+        depth = np.full(self.values.shape, np.nan, np.float32)
+        if self.is_metric:
+            np.divide(1, self.values, out=depth, where=self.values > 0)
+            return dataclasses.replace(self, values=depth, kind="depth", unit="m")
         for rows, values in self._scaled():
             depth[rows] = 1 / (values + (1 - values) / ratio)
         return dataclasses.replace(self, values=depth, kind="depth")
 
-    def point_cloud(self) -> PointCloud:
-        """The points in space, in metres for a metric map and else up to an unknown scale.
+    def normals(self) -> np.ndarray:
+        """Normals of the surface, by `dafast.surface.normals_of`.
 
-        Disparity becomes depth by `to_depth`. Points have the colours of the photo, or those of
-        the map where the photo was not kept.
+        Returns:
+            (H, W, 3) float32 unit vectors that point to the camera: x right, y down, z forward.
+            Zero where the depth is unknown, and in the sky.
 
         Raises:
             ValueError: If the result has no intrinsics.
         """
-        image = self.colored() if self.image is None else self.image
-        return point_cloud(self.to_depth().values, image, self._camera())
+        return normals_of(self._surface_depth(), self._camera())
+
+    def point_cloud(self) -> PointCloud:
+        """The points in space with their normals: in metres, or up to an unknown scale.
+
+        Disparity becomes depth by `to_depth`; the sky gives no points. The colours are those of the
+        photo, or of `colored` if the photo was not kept.
+
+        Raises:
+            ValueError: If the result has no intrinsics.
+        """
+        camera, unit = self._camera(), "m" if self.is_metric else ""
+        return point_cloud(self._surface_depth(), self._pixels(), camera, normals=True, unit=unit)
+
+    def mesh(
+        self, *, edge_threshold: float = EDGE_THRESHOLD, max_vertices: int = MAX_VERTICES
+    ) -> Mesh:
+        """The surface as triangles with the photo as texture; otherwise as `point_cloud`.
+
+        Args:
+            edge_threshold: A triangle is left out if its farthest corner is farther than its
+                nearest by more than this fraction: it would join what an edge separates.
+            max_vertices: A larger map is sampled at every second, third, ... row and column.
+
+        Raises:
+            ValueError: If the result has no intrinsics, or an argument is out of range.
+        """
+        return mesh_of(
+            self._surface_depth(),
+            as_bytes(self._pixels()),
+            self._camera(),
+            unit="m" if self.is_metric else "",
+            edge_threshold=edge_threshold,
+            max_vertices=max_vertices,
+        )
+
+    def _pixels(self) -> np.ndarray:
+        return self.colored() if self.image is None else self.image
+
+    def _surface_depth(self) -> np.ndarray:
+        depth = self.to_depth().values
+        return depth if self.sky is None else np.where(self.sky, np.float32(np.nan), depth)
 
     def _camera(self) -> Intrinsics:
         if self.intrinsics is None:
@@ -199,3 +256,132 @@ class DepthResult:
                 "dataclasses.replace(result, intrinsics=..., camera_source='given') adds one"
             )
         return self.intrinsics
+
+    def facts(self) -> dict[str, Any]:
+        """What the map means, for the headers of files; JSON can hold it."""
+        low, high = self.range
+        facts: dict[str, Any] = {"kind": self.kind, "unit": self.unit, "min": low, "max": high}
+        facts["near_is_large"] = self.near_is_large
+        facts["camera_source"] = self.camera_source
+        if self.intrinsics is not None:
+            facts["intrinsics"] = [float(value) for value in self.intrinsics]
+        for key, value in (("name", self.name), ("model", self.model)):
+            if value:
+                facts[key] = value
+        return facts
+
+    def save(
+        self,
+        path: str | Path,
+        *,
+        depth_scale: float = DEPTH_SCALE,
+        edge_threshold: float = EDGE_THRESHOLD,
+        value_range: tuple[float, float] | None = None,
+        facts: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """Writes a file; it appears under its name only when it is complete.
+
+        ``.npy``, ``.pfm``, ``.tiff`` and ``.exr`` hold the map in float32. ``.npz`` holds
+        everything of the result. ``.png`` has 16 bits: a map in metres is multiplied by
+        ``depth_scale``, and what does not fit is 0; another map is scaled from its range to
+        0..65535. ``.ply`` holds the points and ``.glb`` the surface. docs/output.md describes them.
+
+        Args:
+            path: The file; its suffix decides the format.
+            depth_scale: Steps of a 16-bit PNG per metre.
+            edge_threshold: For ``.glb``, see `mesh`.
+            value_range: The values that become 0 and 65535 in a PNG without a unit; by default the
+                range of the map.
+            facts: Further facts for the header of the file; JSON must be able to hold them.
+
+        Returns:
+            The facts in the file, also of a format that has no place for them: those of `facts`,
+            and of a PNG in metres ``depth_scale`` and the number of pixels that did not fit,
+            ``out_of_range``.
+
+        Raises:
+            ValueError: If the suffix is another one, an argument is out of range, or a format for
+                3D is chosen and the result has no intrinsics.
+            DiskFullError: If there is no room for the file.
+        """
+        path = Path(path)
+        noted = {**self.facts(), **(facts or {})}
+        suffix = path.suffix.lower()
+        if suffix == ".png":
+            return self._save_png(path, noted, depth_scale, value_range)
+        if suffix == ".npy":
+            npz.write_npy(path, self.values)
+        elif suffix == ".npz":
+            npz.write_npz(path, self._arrays(), noted)
+        elif suffix == ".pfm":
+            pfm.write_pfm(path, self.values)
+        elif suffix in (".tif", ".tiff"):
+            tiff.write_tiff(path, self.values, noted)
+        elif suffix == ".exr":
+            exr.write_exr(path, self.values, noted)
+        elif suffix == ".ply":
+            self._save_ply(path, noted)
+        elif suffix == ".glb":
+            mesh = self.mesh(edge_threshold=edge_threshold)
+            parts = (mesh.vertices, mesh.faces, mesh.uv, mesh.texture, mesh.intrinsics)
+            glb.write_glb(path, *parts, {**noted, "edge_threshold": edge_threshold})
+        else:
+            raise ValueError(
+                f"{path}: results are saved as {', '.join(SUFFIXES)}, not as "
+                f"{path.suffix or 'a file without a suffix'}"
+            )
+        return noted
+
+    def _save_png(
+        self,
+        path: Path,
+        facts: dict[str, Any],
+        depth_scale: float,
+        value_range: tuple[float, float] | None,
+    ) -> dict[str, Any]:
+        if self.unit == "m":
+            if not 0 < depth_scale < float("inf"):
+                raise ValueError(f"depth_scale={depth_scale!r}: steps per metre, above 0")
+            lost = 0
+            for _, part in self._steps(depth_scale):
+                lost += int((part == 0).sum())
+            facts = {**facts, "depth_scale": depth_scale, "out_of_range": lost}
+            png.write_gray16(path, self.values.shape, self._steps(depth_scale), facts)
+            return facts
+        low, high = self.range if value_range is None else value_range
+        facts = {**facts, "disparity_min": low, "disparity_max": high}
+        if self.kind == "depth":
+            facts = {**facts, "depth_min": low, "depth_max": high}
+        png.write_gray16(path, self.values.shape, self._whole_range(low, high), facts)
+        return facts
+
+    def _steps(self, scale: float) -> _Strips:
+        """The map in steps of 16 bits per metre; 0 where it is unknown or does not fit."""
+        for rows in strips(len(self.values)):
+            steps = (self.values[rows].astype(np.float64) * scale).round()
+            yield rows, np.where((steps > 0) & (steps <= 65535), steps, 0).astype(np.uint16)
+
+    def _whole_range(self, low: float, high: float) -> _Strips:
+        for rows, values in self._scaled(low, high):
+            steps = (np.nan_to_num(np.clip(values, 0, 1)) * 65535).round()
+            yield rows, steps.astype(np.uint16)
+
+    def _save_ply(self, path: Path, facts: dict[str, Any]) -> None:
+        depth, camera = self._surface_depth(), self._camera()
+        warn_of_camera(camera, *depth.shape)
+        count = int((np.isfinite(depth) & (depth > 0)).sum())
+        parts = cloud_parts(depth, self._pixels(), camera, normals=True)
+        unit = "m" if self.is_metric else ""
+        ply.write_ply(path, count, parts, unit, normals=True, facts=facts)
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        arrays = {self.kind: self.values}
+        for name in ("kind", "unit", "near_is_large", "camera_source", "name", "model"):
+            arrays[name] = np.array(getattr(self, name))
+        if self.intrinsics is not None:
+            fx, fy, cx, cy = self.intrinsics
+            arrays["intrinsics"] = np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
+        for name in ("image", "sky"):
+            if getattr(self, name) is not None:
+                arrays[name] = getattr(self, name)
+        return arrays
