@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from .alignment import Alignment
 from .camera import CAMERA_SOURCES, Intrinsics, warn_of_camera
 from .formats import exr, glb, npz, pfm, ply, png, tiff
 from .palettes import colorize
@@ -54,6 +55,7 @@ class DepthResult:
         sky: (H, W) bool, True in the sky; None for a model without a sky head.
         name: Name of the photo: its path or URL, or "".
         model: Name of the model, or "".
+        alignment: How the map was aligned to known points; None if it was not.
     """
 
     values: np.ndarray
@@ -65,6 +67,7 @@ class DepthResult:
     sky: np.ndarray | None = field(default=None, repr=False)
     name: str = ""
     model: str = ""
+    alignment: Alignment | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if self.values.ndim != 2 or self.values.dtype != np.float32:

@@ -36,6 +36,7 @@ OPTIONAL = (
     Package("triton", "triton", ("triton",), "the Triton kernels are off: GPUs are slower"),
     Package("xformers", "xformers", ("xformers",), "no comparison with its attention"),
     Package("pillow-heif", "pillow_heif", ("heif",), "HEIC and HEIF photos cannot be read"),
+    Package("av", "av", ("video",), "no MP4 files of `dafast parallax`"),
     Package(
         "transformers",
         "transformers",

@@ -268,6 +268,8 @@ class DepthAnything(Publishable, DepthNetwork):
         intrinsics: Sequence[float] | np.ndarray | None = ...,
         fov: float | None = ...,
         keep_image: bool = ...,
+        align_to: Any = ...,
+        align: str = ...,
         **options: Unpack[InferenceKeywords],
     ) -> DepthResult: ...
     @overload
@@ -278,6 +280,8 @@ class DepthAnything(Publishable, DepthNetwork):
         intrinsics: Sequence[float] | np.ndarray | None = ...,
         fov: float | None = ...,
         keep_image: bool = ...,
+        align_to: Any = ...,
+        align: str = ...,
         **options: Unpack[InferenceKeywords],
     ) -> list[DepthResult]: ...
     def predict(
@@ -287,6 +291,8 @@ class DepthAnything(Publishable, DepthNetwork):
         intrinsics: Sequence[float] | np.ndarray | None = None,
         fov: float | None = None,
         keep_image: bool = True,
+        align_to: Any = None,
+        align: str = "global",
         **options: Unpack[InferenceKeywords],
     ) -> Any:
         """Predicts photos with any model; the results say what they are.
@@ -299,11 +305,17 @@ class DepthAnything(Publishable, DepthNetwork):
                 the camera is that of the photo's EXIF data (FocalLengthIn35mmFilm), and else one
                 with `dafast.camera.ASSUMED_35MM`; `DepthResult.camera_source` says which.
             keep_image: Whether the results hold the photos, for the colours of points and meshes.
+            align_to: Points whose depth is known, which turn any prediction into metres: an array
+                (N, 3) of row, column and metres, or a map of the photo's size, 0 or NaN where
+                nothing is known. For a list of images a list of them.
+            align: ``"global"``: a scale and a shift, robustly; or ``"local"``: then also a smooth
+                correction that passes near the points. See `dafast.known_points.align_result`.
             **options: As for `infer`.
 
         Returns:
             A `DepthResult` for one image, a list of them for a list: disparity or relative depth
-            of a relative model, metres of a metric model.
+            of a relative model, metres of a metric model and with ``align_to``, where
+            `DepthResult.alignment` has the residuals.
 
         Raises:
             ImageError: If an image cannot be used; the message names it.
@@ -317,6 +329,8 @@ class DepthAnything(Publishable, DepthNetwork):
             intrinsics=intrinsics,
             fov=fov,
             keep_image=keep_image,
+            align_to=align_to,
+            align=align,
         )
 
     def infer_sky(self, images: Any, **options: Unpack[InferenceKeywords]) -> Any:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..camera import check_fov, check_intrinsics, choose_camera
 from ..images import focal_from_exif
+from ..known_points import align_result, check_method
 from ..ops import Geometry
 from ..result import DepthResult
 from .inference import InferenceOptions, fetch_all, focal_factor, name_of, no_camera, predict_maps
@@ -27,9 +28,12 @@ def predict_results(
     intrinsics: Sequence[float] | np.ndarray | None = None,
     fov: float | None = None,
     keep_image: bool = True,
+    align_to: Any = None,
+    align: str = "global",
 ) -> Any:
     """Predicts results; see `DepthAnything.predict`."""
     config = model.config
+    check_method(align)
     if intrinsics is not None and fov is not None:
         raise ValueError("intrinsics and fov both describe the camera: pass one of them")
     if fov is not None:
@@ -38,6 +42,9 @@ def predict_results(
         intrinsics = check_intrinsics(intrinsics)
     single = not isinstance(images, list | tuple)
     listed = fetch_all([images] if single else list(images))
+    points = [align_to] if single else align_to
+    if align_to is not None and (not isinstance(points, list | tuple) or len(points) != len(listed)):
+        raise ValueError(f"align_to: for {len(listed)} images a list of as many sets of points")
     given = intrinsics is not None or fov is not None
     focals = [None if given else focal_from_exif(image) for image in listed]
     names = [name_of(image) for image in listed]
@@ -67,6 +74,8 @@ def predict_results(
             name=names[i],
             model=config.name,
         )
+        if align_to is not None:
+            result = align_result(result, points[i], align)
         results.append(result)
     return results[0] if single else results
 
