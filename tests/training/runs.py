@@ -28,6 +28,7 @@ from dafast.training.config import (
 )
 from dafast.training.loop import train
 from dafast.training.progress import RunLog
+from tests.forks import Fork, ranks
 from tests.training import tiny
 
 ONE = World(0, 1, torch.device("cpu"))
@@ -92,18 +93,25 @@ def toml(value: Any) -> str:
     return f'"{value}"' if isinstance(value, str) else repr(value)
 
 
-def start(config: TrainConfig, at_step: int) -> subprocess.Popen:
+def start(config: TrainConfig, at_step: int) -> Fork:
     """Starts the run as a process and returns when it has done `at_step` steps."""
-    process = subprocess.Popen(
-        [sys.executable, *command(config)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
+    arguments = command(config)[1:]
+    process = Fork(lambda: tiny.command(arguments), {})
     deadline = time.monotonic() + 60
     while max(tiny.losses(Path(config.out)), default=0) < at_step:
         if process.poll() is not None or time.monotonic() > deadline:
-            process.kill()
-            pytest.fail(f"the run ended early:\n{process.communicate()[0].decode()}")
+            process.end()
+            pytest.fail(f"the run ended early:\n{process.stderr}")
         time.sleep(0.005)
     return process
+
+
+def processes(
+    config: TrainConfig, count: int, *, fails: bool = False, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Runs it to its end in several processes, a good one or, where it `fails`, a bad one."""
+    arguments = command(config)[1:]
+    return ranks(lambda: tiny.command(arguments), count, fails=fails, **environment)
 
 
 def run_until(config: TrainConfig, step: int) -> None:
@@ -137,14 +145,9 @@ def poison(monkeypatch: pytest.MonkeyPatch, bad_calls: range | list[int]) -> Non
 
 
 def torchrun(
-    config: TrainConfig,
-    processes: int,
-    restarts: int = 0,
-    *,
-    fails: bool = False,
-    **environment: str,
+    config: TrainConfig, processes: int, restarts: int = 0, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """Runs it to its end in several processes, a good one or, where it `fails`, a bad one."""
+    """Runs it to its end with the command of that name."""
     done = subprocess.run(
         [
             *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
@@ -157,5 +160,5 @@ def torchrun(
         check=False,
         env={**os.environ, **environment},
     )
-    assert (done.returncode != 0) == fails, done.stdout + done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
     return done

@@ -31,7 +31,7 @@ from dafast.training.tasks import task_of
 from dafast.training.tasks.metric import build_metric_model, metric_evaluation
 from tests.tolerances import TOLERANCES
 from tests.training import tiny
-from tests.training.runs import ONE, assert_same_weights, metrics, run_until, tiny_config, torchrun
+from tests.training.runs import ONE, assert_same_weights, metrics, processes, run_until, tiny_config
 
 CPU = torch.device("cpu")
 HEADS = ["softplus", "normed", "sigmoid"]
@@ -160,12 +160,12 @@ def test_a_run_that_accumulates(shards: Path, tmp_path: Path, seed: int) -> None
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_two_processes(shards: Path, tmp_path: Path, seed: int, accumulate: int) -> None:
     config = metric_run(shards, tmp_path / "two", seed=seed, steps=5, checkpoint_every=0)
-    torchrun(dataclasses.replace(config, accumulate=accumulate), 2)
+    processes(dataclasses.replace(config, accumulate=accumulate), 2)
     losses = tiny.losses(tmp_path / "two")
     assert sorted(losses) == [1, 2, 3, 4, 5] and all(np.isfinite(v) for v in losses.values())
     if accumulate > 1:  # what the pieces give is what the processes' whole batches give
         whole = dataclasses.replace(config, out=str(tmp_path / "whole"))
-        torchrun(whole, 2)
+        processes(whole, 2)
         expected = tiny.losses(tmp_path / "whole")
         for step, loss in losses.items():
             assert loss == pytest.approx(expected[step], rel=1e-3), step

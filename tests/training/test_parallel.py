@@ -153,7 +153,7 @@ def test_two_sharded_processes_equal_one_and_its_checkpoints_are_those_of_one(
     )
     train(config, ONE)
     sharded = dataclasses.replace(config, out=str(tmp_path / "sharded"), parallel="fsdp")
-    runs.torchrun(sharded, 2)
+    runs.processes(sharded, 2)
     assert_same_course(tmp_path / "one", tmp_path / "sharded")
 
     # One process loads what two have saved, in the same file as its own.
@@ -174,7 +174,7 @@ def test_two_sharded_processes_equal_one_and_its_checkpoints_are_those_of_one(
     whole = runs.metrics(Path(sharded.out))
     for run in (config, sharded):
         list_checkpoints(checkpoint_folder(run.out))[0].unlink()
-    text = runs.torchrun(sharded, 2).stdout
+    text = runs.processes(sharded, 2).stdout
     assert "resumed from" in text and "at step 2" in text
     again = runs.metrics(Path(sharded.out))
     for line in (*whole, *again):
@@ -190,7 +190,7 @@ def test_two_processes_that_accumulate_equal_one(shards: Path, tmp_path: Path, s
     config = start_config(shards, tmp_path, seed, checkpoint_every=0)
     train(config, ONE)
     two = dataclasses.replace(config, out=str(tmp_path / "two"), accumulate=2)
-    runs.torchrun(two, 2)
+    runs.processes(two, 2)
     assert_same_course(tmp_path / "one", tmp_path / "two")
 
 
@@ -198,7 +198,7 @@ def test_two_processes_that_accumulate_equal_one(shards: Path, tmp_path: Path, s
 def test_a_killed_worker_is_started_again(shards: Path, tmp_path: Path, seed: int) -> None:
     """The run continues from its last checkpoint, and ends as if nothing had happened."""
     config = start_config(shards, tmp_path, seed, steps=5)
-    runs.torchrun(config, 2)
+    runs.processes(config, 2)
     broken = dataclasses.replace(config, out=str(tmp_path / "broken"))
     done = runs.torchrun(broken, 2, restarts=1, TINY_KILL="1 3")
     assert "at step 2" in done.stdout

@@ -43,7 +43,7 @@ from dafast.training.tasks.segmentation import (
 from tests.notices import Notices
 from tests.tolerances import TOLERANCES
 from tests.training import tiny
-from tests.training.runs import ONE, command, metrics, run_until, torchrun
+from tests.training.runs import ONE, command, metrics, processes, run_until
 
 ROOT = Path(__file__).parents[2]
 COLOURS = np.array([[220, 40, 40], [40, 200, 60], [50, 60, 220]], np.uint8)
@@ -367,7 +367,7 @@ def test_the_export_is_shown_what_training_was(photos: Path, tmp_path: Path) -> 
 def test_two_processes_train(photos: Path, tmp_path: Path, seed: int) -> None:
     """Losses near those of one process: on CPUs each normalises its own share of the batch."""
     config = config_of(photos, tmp_path / "two", seed, "dpt", steps=3)
-    torchrun(config, 2)
+    processes(config, 2)
     train(dataclasses.replace(config, out=str(tmp_path / "one")), ONE)
     one, two = tiny.losses(tmp_path / "one"), tiny.losses(tmp_path / "two")
     assert two.keys() == one.keys()

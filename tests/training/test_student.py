@@ -358,9 +358,7 @@ def test_resume_after_kill_is_exact(
     )
     broken = dataclasses.replace(config, out=str(tmp_path / "broken"))
     killed_at = random.Random(seed).randrange(5, 12)
-    process = runs.start(broken, killed_at)
-    process.kill()
-    process.communicate()
+    runs.start(broken, killed_at).end()
     reached = max(tiny.losses(Path(broken.out)))
     assert killed_at <= reached < 300, "the run was over before the kill"
     end = reached + 3
@@ -400,7 +398,7 @@ def test_two_processes_equal_one(
     runs.poison(monkeypatch, [bad_call])
     train(config, ONE)
     two = dataclasses.replace(config, out=str(tmp_path / "two"))
-    error = runs.torchrun(two, 2, TINY_POISON=f"1 {bad_call}").stderr
+    error = runs.processes(two, 2, TINY_POISON=f"1 {bad_call}").stderr
     for rank in range(2):
         assert f"rank {rank} samples: " in error, "each names its own"
     one, both = runs.metrics(tmp_path / "one"), runs.metrics(tmp_path / "two")

@@ -34,10 +34,10 @@ from tests.training.runs import (
     assert_same_weights,
     metrics,
     poison,
+    processes,
     run_until,
     start,
     tiny_config,
-    torchrun,
 )
 
 ONE = World(0, 1, torch.device("cpu"))
@@ -51,17 +51,13 @@ def test_resume_after_kill_is_exact(shards: Path, tmp_path: Path, seed: int) -> 
 
     terminated_at = chance.randrange(11, 20)
     process = start(broken, terminated_at)
-    process.send_signal(signal.SIGTERM)
-    output = process.communicate(timeout=60)[0].decode()
-    assert process.returncode == 0, output
+    assert process.end(signal.SIGTERM) == 0, process.stderr
     saved = int(list_checkpoints(checkpoint_folder(broken.out))[0].stem.removeprefix("step-"))
     assert saved == max(tiny.losses(Path(broken.out))), "SIGTERM saves the step it stopped at"
     assert saved < 400, "the run was over before the signal"
 
     killed_at = saved + chance.randrange(3, 25)
-    process = start(broken, killed_at)
-    process.kill()
-    process.communicate()
+    start(broken, killed_at).end()
     reached = max(tiny.losses(Path(broken.out)))
     assert killed_at <= reached < 400, "the run was over before the kill"
     end = reached + 7
@@ -91,7 +87,7 @@ def test_two_processes_equal_one(shards: Path, tmp_path: Path, seed: int) -> Non
     )
     train(config, ONE)
     two = dataclasses.replace(config, out=str(tmp_path / "two"))
-    torchrun(two, 2)
+    processes(two, 2)
     one, both = metrics(tmp_path / "one"), metrics(tmp_path / "two")
     assert len(one) == len(both) == 6
     assert both[0]["loss"] == pytest.approx(one[0]["loss"], rel=1e-5)

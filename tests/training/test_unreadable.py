@@ -102,7 +102,7 @@ def test_two_processes_count_together(tmp_path: Path, seed: int) -> None:
     config = dataclasses.replace(
         config, data=dataclasses.replace(config.data, max_bad_fraction=0.3)
     )
-    done = runs.torchrun(config, 2, fails=True, TINY_LENIENT="1")
+    done = runs.processes(config, 2, fails=True, TINY_LENIENT="1")
     assert "4 of 10 samples cannot be read" in done.stderr
 
 

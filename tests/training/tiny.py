@@ -133,7 +133,8 @@ def poisoned_loss(bad_calls: Container[int]) -> Callable[..., torch.Tensor]:
     return forward
 
 
-if __name__ == "__main__":
+def command(arguments: list[str]) -> int:
+    """`dafast train` with the faults that the environment names; the exit code."""
     from dafast.cli import main
     from dafast.training.loop import train  # noqa: F401 (before anything is replaced)
     from dafast.training.progress import RunLog
@@ -173,4 +174,8 @@ if __name__ == "__main__":
                     os.truncate(path, 0)
 
         RunLog.step = step_and_lose
-    sys.exit(main(["train", *sys.argv[1:]]))
+    return main(["train", *arguments])
+
+
+if __name__ == "__main__":
+    sys.exit(command(sys.argv[1:]))
