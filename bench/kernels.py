@@ -234,7 +234,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument(
         "--static", action="store_true", help="compile and inspect the kernels; time nothing"
     )
-    parser.add_argument("--arch", default="sm_90", choices=("sm_80", "sm_90", "sm_100", "gfx942"),
+    parser.add_argument("--arch", default="sm_90", choices=("sm_80", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942"),
                         help="architecture that --static compiles for")  # fmt: skip
     parser.add_argument("--dtype", action="append", help="with --static: only this dtype")
     parser.add_argument("--sample", action="store_true",

@@ -14,7 +14,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .runtime import INTERPRET, cdiv, dot, float32_precision, next_power_of_2, on_its_device, target
+from .runtime import (
+    INTERPRET,
+    cdiv,
+    dot,
+    float32_precision,
+    matrix_units,
+    next_power_of_2,
+    on_its_device,
+)
 
 
 @triton.jit
@@ -176,14 +184,13 @@ def _decoder_tail_kernel(
 def _tile(dtype: torch.dtype, channels: int, hidden: int) -> dict[str, int]:
     """Tile sizes, warps and pipeline stages.
 
-    Chosen so that no configuration spills on sm_80, sm_90, sm_100 and gfx942; see
-    docs/kernels/decoder_tail.md.
+    Chosen so that no configuration spills on sm_80, sm_89, sm_90, sm_100, sm_120 and
+    gfx942; see docs/kernels/decoder_tail.md.
     """
-    backend, arch = target()
+    units = matrix_units()
     half = dtype != torch.float32
-    hip, cuda = backend == "hip", backend == "cuda"
-    hopper, blackwell = cuda and 90 <= int(arch) < 100, cuda and int(arch) >= 100
-    rows, block_w = (8, 32) if backend == "interpreter" else (16, 64)
+    hip, hopper, blackwell = units == "mfma", units == "wgmma", units == "tcgen05"
+    rows, block_w = (8, 32) if units == "interpreter" else (16, 64)
     block_c, order = 16, "rolled"
     if hopper and (half or float32_precision() == "tf32"):
         order = "ahead"

@@ -16,51 +16,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .runtime import INTERPRET, cdiv, dot, float32_precision, next_power_of_2, on_its_device, target
+from .flash_attention_tiles import clear_gaps, is_small, load_tile, place, tile_of
+from .runtime import INTERPRET, cdiv, dot, float32_precision, next_power_of_2, on_its_device
 
 LOG2E = math.log2(math.e)
 _SIZES = ["heads", "q_length", "k_length", "lse_rows"]  # a new length needs no compilation
 _DELTA_ROWS = 64
 _MAX_ROW_STRIDE = 2**23  # within a tile of at most 128 rows, offsets are int32
-
-
-@triton.jit
-def _place(
-    cu_ptr, heads, q_length, k_length, lse_rows,
-    BLOCK: tl.constexpr, OVER_KEYS: tl.constexpr, VARLEN: tl.constexpr,
-):  # fmt: skip
-    """Which rows a program takes: those of one tile of one head of one sequence.
-
-    Returns:
-        First row of the tile; batch, head and first row of the sequence, with which pointers are
-        made (int64; a dense batch starts each sequence at its own stride, packed ones have batch
-        0); the numbers of queries and keys; where the head's statistics begin.
-    """
-    tiles = tl.cdiv(k_length if OVER_KEYS else q_length, BLOCK)
-    pid = tl.program_id(0)
-    start = pid % tiles * BLOCK
-    batch, head = (pid // tiles // heads).to(tl.int64), (pid // tiles % heads).to(tl.int64)
-    if VARLEN:
-        first = tl.load(cu_ptr + batch).to(tl.int64)
-        q_count = (tl.load(cu_ptr + batch + 1) - first).to(tl.int32)
-        return start, tl.zeros((), tl.int64), head, first, q_count, q_count, head * lse_rows + first
-    else:
-        first = tl.zeros((), tl.int64)
-        return start, batch, head, first, q_length, k_length, (batch * heads + head) * lse_rows
-
-
-@triton.jit
-def _tile_of(ptr, stride, count, D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
-             MASKED: tl.constexpr):  # fmt: skip
-    """The rows (BLOCK, BLOCK_D) from ``ptr`` on; 0 past ``count`` rows and past D columns."""
-    row, column = tl.arange(0, BLOCK), tl.arange(0, BLOCK_D)
-    at = ptr + (row[:, None] * stride + column[None, :])
-    if MASKED:
-        return tl.load(at, mask=(row < count)[:, None] & (column < D)[None, :], other=0.0)
-    elif BLOCK_D != D:
-        return tl.load(at, mask=(column < D)[None, :], other=0.0)
-    else:
-        return tl.load(at)
 
 
 @triton.jit
@@ -70,7 +32,7 @@ def _logits(
     PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     """Products of the queries with one tile of keys; minus infinity past ``count`` keys."""
-    k = _tile_of(k_ptr, stride_kn, count, D, BLOCK_N, BLOCK_D, TAIL)
+    k = load_tile(k_ptr, stride_kn, count, D, BLOCK_N, BLOCK_D, TAIL)
     logits = tl.zeros((q.shape[0], BLOCK_N), tl.float32)
     logits = dot(q, tl.trans(k), logits, PRECISION, INTERPRETED)
     if TAIL:
@@ -95,7 +57,7 @@ def _add_tile(
     p = tl.exp2(exponents)
     total = total * alpha + tl.sum(p, 1)
     acc = acc * alpha[:, None]
-    v = _tile_of(v_ptr, stride_vn, count, D, BLOCK_N, BLOCK_D, TAIL)
+    v = load_tile(v_ptr, stride_vn, count, D, BLOCK_N, BLOCK_D, TAIL)
     acc = dot(p.to(v.dtype), v, acc, PRECISION, INTERPRETED)
     return acc, total
 
@@ -107,11 +69,15 @@ def _flash_attention_fwd_kernel(
     stride_qb, stride_qn, stride_qh, stride_kb, stride_kn, stride_kh,
     stride_vb, stride_vn, stride_vh, stride_ob, stride_on, stride_oh,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    BRANCH: tl.constexpr, OVERLAP: tl.constexpr, VARLEN: tl.constexpr, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
+    BRANCH: tl.constexpr, OVERLAP: tl.constexpr, VARLEN: tl.constexpr, PRECISION: tl.constexpr,
+    INTERPRETED: tl.constexpr,
 ):  # fmt: skip
-    start, batch, head, first, q_count, k_count, lse_at = _place(
+    start, batch, head, first, q_count, k_count, lse_at = place(
         cu_ptr, heads, q_length, k_length, lse_rows, BLOCK_M, False, VARLEN
     )
+    if VARLEN:
+        clear_gaps(out_ptr, stride_on, stride_oh, cu_ptr, heads, q_length, lse_rows,
+                    D, BLOCK_M, BLOCK_D)  # fmt: skip
     if start >= q_count:
         return
     q_ptr += batch * stride_qb + (first + start) * stride_qn + head * stride_qh
@@ -119,7 +85,7 @@ def _flash_attention_fwd_kernel(
     k_ptr += batch * stride_kb + first * stride_kn + head * stride_kh
     v_ptr += batch * stride_vb + first * stride_vn + head * stride_vh
     rows = q_count - start
-    q = _tile_of(q_ptr, stride_qn, rows, D, BLOCK_M, BLOCK_D, True)
+    q = load_tile(q_ptr, stride_qn, rows, D, BLOCK_M, BLOCK_D, True)
     m = tl.full((BLOCK_M,), -float("inf"), tl.float32)
     total = tl.zeros((BLOCK_M,), tl.float32)
     acc = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
@@ -135,7 +101,7 @@ def _flash_attention_fwd_kernel(
         v_ptr += past * stride_vn
         for begin in range(0, last, BLOCK_N):
             count = tl.where(begin == 0, tail, BLOCK_N)
-            logits = _logits(q, k_ptr + begin.to(tl.int64) * stride_kn, BLOCK_N, stride_kn,
+            logits = _logits(q, k_ptr + tl.cast(begin, tl.int64) * stride_kn, BLOCK_N, stride_kn,
                              D, BLOCK_N, BLOCK_D, False, PRECISION, INTERPRETED)  # fmt: skip
             acc, total = _add_tile(exponents, alpha, acc, total, v_ptr, count, stride_vn,
                                    D, BLOCK_N, BLOCK_D, True, PRECISION, INTERPRETED)  # fmt: skip
@@ -145,7 +111,7 @@ def _flash_attention_fwd_kernel(
         acc, total = _add_tile(exponents, alpha, acc, total, v_ptr, count, stride_vn,
                                D, BLOCK_N, BLOCK_D, True, PRECISION, INTERPRETED)  # fmt: skip
     else:
-        if not BRANCH or tail > 0:  # always so; see `_tile`
+        if not BRANCH or tail > 0:  # always so; see `tile_of`
             logits = _logits(q, k_ptr + past * stride_kn, tail, stride_kn,
                              D, BLOCK_N, BLOCK_D, True, PRECISION, INTERPRETED)  # fmt: skip
             exponents, alpha, m = _exponents(logits, m, scale)
@@ -176,7 +142,7 @@ def _flash_attention_bwd_preprocess_kernel(
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, VARLEN: tl.constexpr,
 ):  # fmt: skip
     """Delta: the dot product of every output row with its gradient."""
-    start, batch, head, first, count, _, lse_at = _place(
+    start, batch, head, first, count, _, lse_at = place(
         cu_ptr, heads, q_length, q_length, lse_rows, BLOCK_M, False, VARLEN
     )
     if start >= count:
@@ -184,8 +150,8 @@ def _flash_attention_bwd_preprocess_kernel(
     out_ptr += batch * stride_ob + (first + start) * stride_on + head * stride_oh
     grad_ptr += batch * stride_gb + (first + start) * stride_gn + head * stride_gh
     rows = count - start
-    out = _tile_of(out_ptr, stride_on, rows, D, BLOCK_M, BLOCK_D, True).to(tl.float32)
-    grad = _tile_of(grad_ptr, stride_gn, rows, D, BLOCK_M, BLOCK_D, True).to(tl.float32)
+    out = load_tile(out_ptr, stride_on, rows, D, BLOCK_M, BLOCK_D, True).to(tl.float32)
+    grad = load_tile(grad_ptr, stride_gn, rows, D, BLOCK_M, BLOCK_D, True).to(tl.float32)
     row = tl.arange(0, BLOCK_M)
     tl.store(delta_ptr + lse_at + start + row, tl.sum(out * grad, 1), mask=row < rows)
 
@@ -197,8 +163,8 @@ def _dkdv_step(
     PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     """One tile of queries, everything transposed: probabilities are (keys, queries)."""
-    q = _tile_of(q_ptr, stride_qn, count, D, BLOCK_M, BLOCK_D, TAIL)
-    grad = _tile_of(grad_ptr, stride_gn, count, D, BLOCK_M, BLOCK_D, TAIL)
+    q = load_tile(q_ptr, stride_qn, count, D, BLOCK_M, BLOCK_D, TAIL)
+    grad = load_tile(grad_ptr, stride_gn, count, D, BLOCK_M, BLOCK_D, TAIL)
     row = tl.arange(0, BLOCK_M)
     if TAIL:  # an infinite log-sum-exp makes the probabilities of rows that are not there 0
         lse = tl.load(lse_ptr + row, mask=row < count, other=float("inf"))
@@ -207,9 +173,11 @@ def _dkdv_step(
         lse = tl.load(lse_ptr + row)
         delta = tl.load(delta_ptr + row)
     zero = tl.zeros((k.shape[0], BLOCK_M), tl.float32)
-    p = tl.exp2(dot(k, tl.trans(q), zero, PRECISION, INTERPRETED) * scale - lse[None, :])
-    dv = dot(p.to(grad.dtype), grad, dv, PRECISION, INTERPRETED)
+    # The second product runs while the exponentials of the first are computed.
+    logits = dot(k, tl.trans(q), zero, PRECISION, INTERPRETED)
     dp = dot(v, tl.trans(grad), zero, PRECISION, INTERPRETED)
+    p = tl.exp2(logits * scale - lse[None, :])
+    dv = dot(p.to(grad.dtype), grad, dv, PRECISION, INTERPRETED)
     ds = p * (dp - delta[None, :])
     dk = dot(ds.to(q.dtype), q, dk, PRECISION, INTERPRETED)
     return dk, dv
@@ -226,9 +194,14 @@ def _flash_attention_bwd_dkdv_kernel(
     BRANCH: tl.constexpr, VARLEN: tl.constexpr, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     """dK and dV of one tile of keys: a loop over the queries."""
-    start, batch, head, first, q_count, k_count, lse_at = _place(
+    start, batch, head, first, q_count, k_count, lse_at = place(
         cu_ptr, heads, q_length, k_length, lse_rows, BLOCK_N, True, VARLEN
     )
+    if VARLEN:
+        clear_gaps(dk_ptr, stride_dkn, stride_dkh, cu_ptr, heads, k_length, lse_rows,
+                    D, BLOCK_N, BLOCK_D)  # fmt: skip
+        clear_gaps(dv_ptr, stride_dvn, stride_dvh, cu_ptr, heads, k_length, lse_rows,
+                    D, BLOCK_N, BLOCK_D)  # fmt: skip
     if start >= k_count:
         return
     q_ptr += batch * stride_qb + first * stride_qn + head * stride_qh
@@ -240,13 +213,13 @@ def _flash_attention_bwd_dkdv_kernel(
     lse_ptr += lse_at
     delta_ptr += lse_at
     rows = k_count - start
-    k = _tile_of(k_ptr, stride_kn, rows, D, BLOCK_N, BLOCK_D, True)
-    v = _tile_of(v_ptr, stride_vn, rows, D, BLOCK_N, BLOCK_D, True)
+    k = load_tile(k_ptr, stride_kn, rows, D, BLOCK_N, BLOCK_D, True)
+    v = load_tile(v_ptr, stride_vn, rows, D, BLOCK_N, BLOCK_D, True)
     dk = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
     dv = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
     last = (q_count - 1) // BLOCK_M * BLOCK_M
     past = last.to(tl.int64)
-    if not BRANCH or q_count > last:  # always so; see `_tile`
+    if not BRANCH or q_count > last:  # always so; see `tile_of`
         dk, dv = _dkdv_step(
             k, v, dk, dv, q_ptr + past * stride_qn, grad_ptr + past * stride_gn, lse_ptr + past,
             delta_ptr + past, q_count - last, scale_log2, stride_qn, stride_gn,
@@ -275,11 +248,12 @@ def _dq_step(
     D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, TAIL: tl.constexpr,
     PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
-    k = _tile_of(k_ptr, stride_kn, count, D, BLOCK_N, BLOCK_D, TAIL)
-    v = _tile_of(v_ptr, stride_vn, count, D, BLOCK_N, BLOCK_D, TAIL)
+    k = load_tile(k_ptr, stride_kn, count, D, BLOCK_N, BLOCK_D, TAIL)
+    v = load_tile(v_ptr, stride_vn, count, D, BLOCK_N, BLOCK_D, TAIL)
     zero = tl.zeros((q.shape[0], BLOCK_N), tl.float32)
-    p = tl.exp2(dot(q, tl.trans(k), zero, PRECISION, INTERPRETED) * scale - lse[:, None])
+    logits = dot(q, tl.trans(k), zero, PRECISION, INTERPRETED)
     dp = dot(grad, tl.trans(v), zero, PRECISION, INTERPRETED)
+    p = tl.exp2(logits * scale - lse[:, None])
     ds = p * (dp - delta[:, None])
     if TAIL:  # a logit of 0 can be far above the row's own: exp2 may have overflowed
         ds = tl.where((tl.arange(0, BLOCK_N) < count)[None, :], ds, 0.0)
@@ -297,9 +271,12 @@ def _flash_attention_bwd_dq_kernel(
     BRANCH: tl.constexpr, VARLEN: tl.constexpr, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     """dQ of one tile of queries: a loop over the keys."""
-    start, batch, head, first, q_count, k_count, lse_at = _place(
+    start, batch, head, first, q_count, k_count, lse_at = place(
         cu_ptr, heads, q_length, k_length, lse_rows, BLOCK_M, False, VARLEN
     )
+    if VARLEN:
+        clear_gaps(dq_ptr, stride_dqn, stride_dqh, cu_ptr, heads, q_length, lse_rows,
+                    D, BLOCK_M, BLOCK_D)  # fmt: skip
     if start >= q_count:
         return
     q_ptr += batch * stride_qb + (first + start) * stride_qn + head * stride_qh
@@ -309,14 +286,14 @@ def _flash_attention_bwd_dq_kernel(
     v_ptr += batch * stride_vb + first * stride_vn + head * stride_vh
     rows = q_count - start
     row, column = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D)
-    q = _tile_of(q_ptr, stride_qn, rows, D, BLOCK_M, BLOCK_D, True)
-    grad = _tile_of(grad_ptr, stride_gn, rows, D, BLOCK_M, BLOCK_D, True)
+    q = load_tile(q_ptr, stride_qn, rows, D, BLOCK_M, BLOCK_D, True)
+    grad = load_tile(grad_ptr, stride_gn, rows, D, BLOCK_M, BLOCK_D, True)
     lse = tl.load(lse_ptr + lse_at + start + row, mask=row < rows, other=float("inf"))
     delta = tl.load(delta_ptr + lse_at + start + row, mask=row < rows, other=0.0)
     dq = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
     last = (k_count - 1) // BLOCK_N * BLOCK_N
     past = last.to(tl.int64)
-    if not BRANCH or k_count > last:  # always so; see `_tile`
+    if not BRANCH or k_count > last:  # always so; see `tile_of`
         dq = _dq_step(
             q, grad, lse, delta, dq, k_ptr + past * stride_kn, v_ptr + past * stride_vn,
             k_count - last, scale_log2, stride_kn, stride_vn,
@@ -332,76 +309,6 @@ def _flash_attention_bwd_dq_kernel(
     tl.store(dq_ptr + (row[:, None] * stride_dqn + column[None, :]),
              (dq * scale).to(dq_ptr.dtype.element_ty),
              mask=(row < rows)[:, None] & (column < D)[None, :])  # fmt: skip
-
-
-def _matrix_units() -> str:
-    """Returns how the target multiplies matrices.
-
-    ``"wgmma"`` (sm_90) and ``"tcgen05"`` (sm_10x and sm_11x) run while a program goes on, and take
-    64 rows or more. ``"mma"`` (sm_8x and sm_12x) does not. The others are ``"mfma"`` (AMD) and
-    ``"interpreter"``.
-    """
-    backend, arch = target()
-    if backend != "cuda":
-        return "mfma" if backend == "hip" else backend
-    return {9: "wgmma", 10: "tcgen05", 11: "tcgen05"}.get(int(arch) // 10, "mma")
-
-
-def _tile(kind: str, dtype: torch.dtype, head_dim: int, small: bool = False) -> dict[str, int]:
-    """Tile sizes, warps and pipeline stages of a pass: ``fwd``, ``dkdv`` or ``dq``.
-
-    BRANCH puts the first tile of a loop behind a condition that always holds. It keeps the operands
-    that the loop does not change in shared memory, where otherwise too many registers would be
-    taken. On Hopper, where matrix products run asynchronously, it would make the compiler
-    serialise them; where loads and products do not overlap there is nothing to lose.
-
-    OVERLAP, of the forward only, computes the exponentials of a tile while the products of the next
-    one run.
-
-    Chosen so that no configuration spills on sm_80, sm_89, sm_90, sm_100, sm_120 and gfx942 and its
-    shared memory fits; see docs/kernels/flash_attention.md.
-
-    Args:
-        kind: The pass.
-        dtype: Of the queries.
-        head_dim: Of the queries.
-        small: Whether larger tiles would leave processors without a program. Results have the
-            same bits: rows do not depend on each other.
-    """
-    units = _matrix_units()
-    wide = head_dim > 64
-    asynchronous = units in ("wgmma", "tcgen05")
-    branch, overlap = not asynchronous, False
-    tf32 = dtype == torch.float32 and float32_precision() == "tf32"
-    if units == "interpreter":
-        m, n, warps, stages = 32, 32, 4, 1
-    elif units == "mfma" and (wide or dtype == torch.float32):
-        m = 32 if kind == "dkdv" and wide and dtype == torch.float32 else 64
-        n, warps, stages = 32, 4, 1
-    elif units == "mfma":
-        m, n, warps, stages = (64 if kind == "dkdv" else 128), 64, 4, 1
-    elif tf32 and kind == "fwd":
-        m, n, warps, stages = 64, 32, 4, 1 if wide and asynchronous else 2
-    elif tf32:
-        branch = True
-        m, n, warps, stages = 32, 32, 4, 1
-        if asynchronous:
-            m, n = (64, 32) if kind == "dq" else (16 if wide else 32, 64)
-    elif dtype == torch.float32:
-        m, n, warps, stages = (16, 16, 8, 1) if wide else (32, 32, 8, 1)
-    elif kind == "fwd" and units == "wgmma":
-        overlap = True
-        m, n, warps, stages = (64, 64, 4, 2 if wide else 3)
-    elif kind == "fwd":
-        m, n, warps, stages = (128, 64, 8 if wide or units == "tcgen05" else 4, 3)
-    elif not wide and units == "wgmma":  # the fastest of a sweep on an H100
-        m, n, warps, stages = (32, 128, 8, 3) if kind == "dkdv" else (64, 64, 4, 3)
-    elif wide and asynchronous:  # 64 rows for each of two groups of four warps
-        m, n, warps, stages = (128, 64, 8, 2) if kind == "dq" else (32, 128, 8, 2)
-    else:
-        m, n, warps, stages = (64, 64, 8 if wide else 4, 2)
-    tile = {"BLOCK_M": m, "BLOCK_N": n, "num_warps": warps, "num_stages": stages, "BRANCH": branch}
-    return {**tile, "OVERLAP": overlap} if kind == "fwd" else tile
 
 
 def _strides(x: Tensor, varlen: bool) -> tuple[int, int, int]:
@@ -423,6 +330,7 @@ class _Problem:
             self.batch, self.lse_rows = q.shape[0], q.shape[1]
             self.q_length, self.k_length = q.shape[1], k.shape[1]
         self.dtype = q.dtype
+        self.small = is_small(q.shape[:-1].numel())
         precision = float32_precision() if q.dtype == torch.float32 else "tf32"
         self.constants = {
             "D": self.head_dim, "BLOCK_D": max(16, next_power_of_2(self.head_dim)),
@@ -431,7 +339,7 @@ class _Problem:
         self.products = {"PRECISION": precision, "INTERPRETED": INTERPRET}
 
     def tile(self, kind: str) -> dict[str, int]:
-        return _tile(kind, self.dtype, self.head_dim)
+        return tile_of(kind, self.dtype, self.head_dim, self.small)
 
     def readable(self, *tensors: Tensor) -> list[Tensor]:
         """Each as it is where the kernels can read it in place, else a copy."""
@@ -440,6 +348,9 @@ class _Problem:
             x if x.stride(-1) == 1 and x.stride(row) < _MAX_ROW_STRIDE else x.contiguous()
             for x in tensors
         ]
+
+    def is_empty(self, q: Tensor, k: Tensor) -> bool:
+        return q.numel() == 0 or k.numel() == 0 or self.q_length == 0 or self.batch == 0
 
     def grid(self, length: int, block: int) -> tuple[int]:
         return (cdiv(length, block) * self.batch * self.heads,)
@@ -458,7 +369,8 @@ def flash_attention_fwd(
         v: Like ``k``.
         scale: Factor on the logits.
         cu_seqlens: int32 (S + 1), first rows of the sequences and the end of the last.
-        max_seqlen: Rows of the longest sequence.
+        max_seqlen: Rows of the longest sequence. A longer one is cut: the rows past it get zeros,
+            as do rows outside of all sequences.
 
     Returns:
         The output, contiguous, like ``q``; the logarithm to base 2 of the softmax's denominators,
@@ -472,7 +384,7 @@ def flash_attention_fwd(
     lse = torch.empty(
         shape if varlen else (problem.batch, *shape), dtype=torch.float32, device=q.device
     )
-    if q.numel() == 0 or k.numel() == 0 or problem.q_length == 0:
+    if problem.is_empty(q, k):
         return out.zero_(), lse.zero_()
     tile = problem.tile("fwd")
     _flash_attention_fwd_kernel[problem.grid(problem.q_length, tile["BLOCK_M"])](
@@ -509,7 +421,7 @@ def flash_attention_bwd(
     problem = _Problem(q, k, cu_seqlens, max_seqlen)
     varlen = problem.varlen
     grad, q, k, v = problem.readable(grad, q, k, v)
-    if q.numel() == 0 or k.numel() == 0 or problem.q_length == 0:
+    if problem.is_empty(q, k):
         for x in (dq, dk, dv):
             x.zero_()
         return

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import triton
@@ -40,6 +40,32 @@ def target() -> tuple[str, int | str]:
         return "interpreter", 0
     current = triton.runtime.driver.active.get_current_target()
     return current.backend, current.arch
+
+
+def matrix_units() -> str:
+    """Returns how the target multiplies matrices.
+
+    ``"wgmma"`` (sm_90) and ``"tcgen05"`` (sm_10x and sm_11x) run while a program goes on, and take
+    64 rows or more. ``"mma"`` (sm_8x and sm_12x) does not. The others are ``"mfma"`` (AMD) and
+    ``"interpreter"``.
+    """
+    backend, arch = target()
+    if backend != "cuda":
+        return "mfma" if backend == "hip" else backend
+    return {9: "wgmma", 10: "tcgen05", 11: "tcgen05"}.get(int(arch) // 10, "mma")
+
+
+def processors() -> int:
+    """Returns the number of multiprocessors of the current GPU; 0 in Triton's interpreter."""
+    if INTERPRET:
+        return 0
+    driver = triton.runtime.driver.active
+    return _processors_of(driver, driver.get_current_device())
+
+
+@functools.cache
+def _processors_of(driver: Any, device: int) -> int:
+    return driver.utils.get_device_properties(device)["multiprocessor_count"]
 
 
 @contextlib.contextmanager

@@ -1,0 +1,160 @@
+"""Tiles of the attention kernels: their sizes, and the rows that each program takes."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from .runtime import float32_precision, matrix_units, processors, target
+
+_PROGRAMS = 4
+"""Programs of 128 rows per processor; with fewer, the last round leaves too many of them idle."""
+
+
+def is_small(rows: int) -> bool:
+    """Whether tiles of 128 rows would leave much of the current GPU idle.
+
+    Args:
+        rows: Queries, summed over batch and heads.
+    """
+    return rows < 128 * _PROGRAMS * processors()
+
+
+def tile_of(kind: str, dtype: torch.dtype, head_dim: int, small: bool = False) -> dict[str, int]:
+    """Tile sizes, warps and pipeline stages of a pass: ``fwd``, ``dkdv`` or ``dq``.
+
+    BRANCH puts the first tile of a loop behind a condition that always holds. It keeps the operands
+    that the loop does not change in shared memory, where otherwise too many registers would be
+    taken. On Hopper, where matrix products run asynchronously, it would make the compiler
+    serialise them; where loads and products do not overlap there is nothing to lose.
+
+    OVERLAP, of the forward only, computes the exponentials of a tile while the products of the next
+    one run.
+
+    Chosen so that no configuration spills on sm_80, sm_89, sm_90, sm_100, sm_120 and gfx942 and its
+    shared memory fits; see docs/kernels/flash_attention.md.
+
+    Args:
+        kind: The pass.
+        dtype: Of the queries.
+        head_dim: Of the queries.
+        small: Whether larger tiles would leave processors without a program. Results have the
+            same bits: rows do not depend on each other.
+    """
+    units = matrix_units()
+    wide = head_dim > 64
+    asynchronous = units in ("wgmma", "tcgen05")
+    branch, overlap = not asynchronous, False
+    tf32 = dtype == torch.float32 and float32_precision() == "tf32"
+    if units == "interpreter":
+        m, n, warps, stages = 32, 32, 4, 1
+    elif units == "mfma" and (wide or dtype == torch.float32):
+        m = 32 if kind == "dkdv" and wide and dtype == torch.float32 else 64
+        n, warps, stages = 32, 4, 1
+    elif units == "mfma":
+        m, n, warps, stages = (64 if kind == "dkdv" else 128), 64, 4, 1
+    elif tf32 and kind == "fwd":
+        m, n, warps, stages = 64, 32, 4, 1 if wide and asynchronous else 2
+    elif tf32:
+        branch = True
+        m, n, warps, stages = 32, 32, 4, 1
+        if asynchronous:
+            m, n = (64, 32) if kind == "dq" else (16 if wide else 32, 64)
+    elif dtype == torch.float32:
+        m, n, warps, stages = (16, 16, 8, 1) if wide else (32, 32, 8, 1)
+    elif kind == "fwd" and units == "wgmma":
+        overlap = True
+        m, n, warps, stages = (64, 64, 4, 2 if wide else 3)
+    elif kind == "fwd":
+        eight = wide or units == "tcgen05" or int(target()[1]) >= 120  # with 4 warps it spills
+        m, n, warps, stages = (128, 64, 8 if eight else 4, 3)
+    elif not wide and units == "wgmma":  # the fastest of a sweep on an H100
+        m, n, warps, stages = (32, 128, 8, 3) if kind == "dkdv" else (64, 64, 4, 3)
+    elif wide and asynchronous:  # 64 rows for each of two groups of four warps
+        m, n, warps, stages = (128, 64, 8, 2) if kind == "dq" else (32, 128, 8, 2)
+    else:
+        m, n, warps, stages = (64, 64, 8 if wide else 4, 2)
+    if small and max(m, n) == 128 and (kind == "fwd" or not wide):
+        m, n, warps = min(m, 64), min(n, 64), 4
+    tile = {"BLOCK_M": m, "BLOCK_N": n, "num_warps": warps, "num_stages": stages, "BRANCH": branch}
+    return {**tile, "OVERLAP": overlap} if kind == "fwd" else tile
+
+
+@triton.jit
+def _sequence(cu_ptr, sequence, rows):
+    """First row and end of a sequence, within the ``rows`` that exist."""
+    first = tl.minimum(tl.maximum(tl.load(cu_ptr + sequence), 0), rows)
+    return first, tl.minimum(tl.maximum(tl.load(cu_ptr + sequence + 1), first), rows)
+
+
+@triton.jit
+def clear_gaps(
+    ptr, stride_n, stride_h, cu_ptr, heads, length, rows,
+    D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Writes zeros to the rows of packed sequences that no tile covers.
+
+    They are the rows past ``length`` of a sequence and those outside of all sequences. A correct
+    ``cu_seqlens`` leaves none. The program of a sequence's last tile writes them.
+    """
+    tiles = tl.cdiv(length, BLOCK)
+    pid = tl.program_id(0)
+    sequence, head = pid // tiles // heads, (pid // tiles % heads).to(tl.int64)
+    if pid % tiles == tiles - 1:
+        first, end = _sequence(cu_ptr, sequence, rows)
+        gap = first + tl.minimum(end - first, length)
+        if sequence == tl.num_programs(0) // tiles // heads - 1:
+            end = rows
+        row, column = tl.arange(0, BLOCK), tl.arange(0, BLOCK_D)
+        at = ptr + head * stride_h + (row[:, None] * stride_n + column[None, :])
+        zeros = tl.zeros((BLOCK, BLOCK_D), ptr.dtype.element_ty)
+        for begin in range(gap, end, BLOCK):
+            inside = (row < end - begin)[:, None] & (column < D)[None, :]
+            tl.store(at + tl.cast(begin, tl.int64) * stride_n, zeros, mask=inside)
+        before = tl.where(sequence == 0, first, 0)
+        for begin in range(0, before, BLOCK):
+            inside = (row < before - begin)[:, None] & (column < D)[None, :]
+            tl.store(at + tl.cast(begin, tl.int64) * stride_n, zeros, mask=inside)
+
+
+@triton.jit
+def place(
+    cu_ptr, heads, q_length, k_length, lse_rows,
+    BLOCK: tl.constexpr, OVER_KEYS: tl.constexpr, VARLEN: tl.constexpr,
+):  # fmt: skip
+    """Which rows a program takes: those of one tile of one head of one sequence.
+
+    Returns:
+        First row of the tile; batch, head and first row of the sequence, with which pointers are
+        made (int64; a dense batch starts each sequence at its own stride, packed ones have batch
+        0); the numbers of queries and keys; where the head's statistics begin.
+    """
+    tiles = tl.cdiv(k_length if OVER_KEYS else q_length, BLOCK)
+    pid = tl.program_id(0)
+    start = pid % tiles * BLOCK
+    batch, head = (pid // tiles // heads).to(tl.int64), (pid // tiles % heads).to(tl.int64)
+    if VARLEN:
+        first, end = _sequence(cu_ptr, batch, lse_rows)
+        count = tl.minimum(end - first, q_length)
+        first = first.to(tl.int64)
+        return start, tl.zeros((), tl.int64), head, first, count, count, head * lse_rows + first
+    else:
+        first = tl.zeros((), tl.int64)
+        return start, batch, head, first, q_length, k_length, (batch * heads + head) * lse_rows
+
+
+@triton.jit
+def load_tile(
+    ptr, stride, count,
+    D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """The rows (BLOCK, BLOCK_D) from ``ptr`` on; 0 past ``count`` rows and past D columns."""
+    row, column = tl.arange(0, BLOCK), tl.arange(0, BLOCK_D)
+    at = ptr + (row[:, None] * stride + column[None, :])
+    if MASKED:
+        return tl.load(at, mask=(row < count)[:, None] & (column < D)[None, :], other=0.0)
+    elif BLOCK_D != D:
+        return tl.load(at, mask=(column < D)[None, :], other=0.0)
+    else:
+        return tl.load(at)
