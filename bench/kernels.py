@@ -11,7 +11,8 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -99,52 +100,59 @@ def print_timed(report: dict[str, Any]) -> None:
     _console().print(table)
 
 
-def static(options: argparse.Namespace) -> dict[str, Any]:
-    """Compiles the cases for one architecture; returns the records of their kernels."""
-    # Imported here: they need Triton, without its interpreter.
-    os.environ.pop("TRITON_INTERPRET", None)
-    from bench import static, traffic
-
-    def chosen(case: Case) -> bool:
-        return not options.op or case.op in options.op
-
-    found = []
+def _static_choice(options: argparse.Namespace) -> Iterator[tuple[Case, torch.dtype, str]]:
+    """The cases, dtypes and precisions of float32 products that ``--static`` inspects."""
     sampled = set()
-    for case in filter(chosen, STATIC_CASES):
-        if options.sample and case.op in sampled:
+    for case in STATIC_CASES:
+        if (options.op and case.op not in options.op) or (options.sample and case.op in sampled):
             continue
         sampled.add(case.op)
         for dtype in case.dtypes:
             if options.dtype and str(dtype).removeprefix("torch.") not in options.dtype:
                 continue
-            # It affects float32 products only.
-            for precision in ("highest", "high") if dtype == torch.float32 else ("highest",):
-                if precision == "high" and case.op in WITHOUT_PRODUCTS:
-                    continue
-                torch.set_float32_matmul_precision(precision)
-                record = static.inspect(case, dtype, options.arch)
-                found.append((case, dtype, {**record, "precision": precision}))
-    torch.set_float32_matmul_precision("highest")
-    # Interpreting is slow: count the first case of every op, and all small ones.
-    counted: dict[str, tuple[Case, torch.dtype]] = {}
-    if not options.no_traffic:
-        seen = set()
-        for case, dtype, _ in found:
-            if case.op not in seen or case.flops < 3e7:
-                counted[case.name(dtype)] = (case, dtype)
-            seen.add(case.op)
-    bytes_moved = traffic.count(list(counted), options.arch) if counted else {}
-    for case, dtype, record in found:
-        if record["precision"] == "highest" and (launches := bytes_moved.get(case.name(dtype))):
-            record["traffic"] = launches
-            record["eager_operations"] = static.eager_operations(case, dtype)
-    card = static.CARDS[options.arch].name
-    about = {
-        k: v for k, v in machine(torch.device("cpu")).items() if k in ("triton", "torch", "date")
-    }
-    return {
-        "arch": options.arch, "card": card, **about, "records": [r for _, _, r in found],
+            products = dtype == torch.float32 and case.op not in WITHOUT_PRODUCTS
+            for precision in ("highest", "high") if products else ("highest",):
+                yield case, dtype, precision
+
+
+def static(options: argparse.Namespace) -> dict[str, Any]:
+    """Compiles the cases for one architecture and prints their kernels one by one.
+
+    ``--json`` is written after every case, so that an interrupted run keeps its records.
+    """
+    # Imported here: they need Triton, without its interpreter.
+    os.environ.pop("TRITON_INTERPRET", None)
+    from bench import static, traffic
+
+    about = machine(torch.device("cpu"))
+    records: list[dict[str, Any]] = []
+    report: dict[str, Any] = {
+        "arch": options.arch, "card": static.CARDS[options.arch].name,
+        **{k: about[k] for k in ("triton", "torch", "date") if k in about}, "records": records,
     }  # fmt: skip
+    console = _console()
+    console.print(
+        f"Compiled for {report['arch']} by Triton {report['triton']}. The bound follows from "
+        f"the data sheet of {report['card']}; it is not a measurement."
+    )
+    choice = list(_static_choice(options))
+    counted = set()
+    with traffic.Counter(options.arch) if not options.no_traffic else nullcontext() as counter:
+        for i, (case, dtype, precision) in enumerate(choice):
+            print(f"{i + 1}/{len(choice)} {case.name(dtype)}", file=sys.stderr, flush=True)
+            torch.set_float32_matmul_precision(precision)
+            record = {**static.inspect(case, dtype, options.arch), "precision": precision}
+            torch.set_float32_matmul_precision("highest")
+            # Interpreting is slow: count the first case of every op, and all small ones.
+            if counter and precision == "highest" and (case.op not in counted or case.flops < 3e7):
+                record["traffic"] = counter.count(case.name(dtype))
+                record["eager_operations"] = static.eager_operations(case, dtype)
+                counted.add(case.op)
+            records.append(record)
+            _print_static(console, record)
+            if options.json:
+                options.json.write_text(json.dumps(report, indent=1) + "\n")
+    return report
 
 
 def _title(r: dict[str, Any]) -> str:
@@ -152,34 +160,30 @@ def _title(r: dict[str, Any]) -> str:
     return f"{r['op']}  {r['case']}  {r['dtype']}{tf32}"
 
 
-def print_static(report: dict[str, Any]) -> None:
-    """Prints the records of `static`: the launches of every case, and their total."""
-    console = _console()
-    console.print(
-        f"Compiled for {report['arch']} by Triton {report['triton']}. The bound follows from "
-        f"the data sheet of {report['card']}; it is not a measurement."
-    )
-    for r in report["records"]:
-        table = Table(title=_title(r), title_justify="left")
-        for column in ("kernel", "grid", "warps", "stages", "registers", "spills", "shared",
-                       "occupancy", "main loop", "MB read", "MB written"):  # fmt: skip
-            table.add_column(column, overflow="fold")
-        traffic = r.get("traffic", [{}] * len(r["launches"]))
-        for launch, moved in zip(r["launches"], traffic, strict=True):
-            mix = "  ".join(f"{k} {launch['loop'][k]}" for k in LOOP_KINDS if launch["loop"].get(k))
-            name = launch["kernel"].removeprefix(f"_{r['op']}").strip("_")
-            table.add_row(
-                name, "x".join(map(str, launch["grid"])),
-                str(launch["num_warps"]), str(launch["num_stages"]), str(launch["registers"]),
-                str(launch["spills"]), str(launch["shared"]), f"{launch['occupancy']:.0%}", mix,
-                *(f"{moved[key] / 1e6:.2f}" if moved else "" for key in ("read", "written")),
-            )  # fmt: skip
-        console.print(table)
-        summary = f"{len(r['launches'])} launches"
-        if "eager_operations" in r:
-            summary += f", the eager reference dispatches {r['eager_operations']} operations"
-        summary += f"; the forward must move {r['bytes'] / 1e6:.2f} MB"
-        console.print(f"{summary}; bound {r['forward_bound_us']:.1f} us\n")
+def _print_static(console: Console, r: dict[str, Any]) -> None:
+    """Prints a record of `static`: its launches and their total."""
+    table = Table(title=_title(r), title_justify="left")
+    for column in ("kernel", "grid", "warps", "stages", "registers", "spills", "shared",
+                   "occupancy", "main loop", "overlap", "MB read", "MB written"):  # fmt: skip
+        table.add_column(column, overflow="fold")
+    traffic = r.get("traffic", [{}] * len(r["launches"]))
+    for launch, moved in zip(r["launches"], traffic, strict=True):
+        loop = launch["loop"]
+        mix = "  ".join(f"{k} {loop[k]}" for k in LOOP_KINDS if loop.get(k))
+        name = launch["kernel"].removeprefix(f"_{r['op']}").strip("_")
+        over = f"{launch['overlap']} of {loop['exp']}" if launch["overlap"] else ""
+        table.add_row(
+            name, "x".join(map(str, launch["grid"])),
+            str(launch["num_warps"]), str(launch["num_stages"]), str(launch["registers"]),
+            str(launch["spills"]), str(launch["shared"]), f"{launch['occupancy']:.0%}", mix, over,
+            *(f"{moved[key] / 1e6:.2f}" if moved else "" for key in ("read", "written")),
+        )  # fmt: skip
+    console.print(table)
+    summary = f"{len(r['launches'])} launches"
+    if "eager_operations" in r:
+        summary += f", the eager reference dispatches {r['eager_operations']} operations"
+    summary += f"; the forward must move {r['bytes'] / 1e6:.2f} MB"
+    console.print(f"{summary}; bound {r['forward_bound_us']:.1f} us\n")
 
 
 def plot(report: dict[str, Any], path: Path) -> None:
@@ -234,8 +238,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument(
         "--static", action="store_true", help="compile and inspect the kernels; time nothing"
     )
-    parser.add_argument("--arch", default="sm_90", choices=("sm_80", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942"),
-                        help="architecture that --static compiles for")  # fmt: skip
+    parser.add_argument(
+        "--arch", default="sm_90", help="architecture that --static compiles for",
+        choices=("sm_80", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942"),
+    )  # fmt: skip
     parser.add_argument("--dtype", action="append", help="with --static: only this dtype")
     parser.add_argument("--sample", action="store_true",
                         help="with --static: only the first case of every op")  # fmt: skip
@@ -246,7 +252,6 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         parser.error("--leave-out reference: the others are compared with it")
     if options.static:
         report = static(options)
-        print_static(report)
     else:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         # Convolutions in full float32, as matrix products are: cuDNN's default is TF32.

@@ -528,8 +528,10 @@ _LOSS_OPTIONS = ((False, True), (False, False), (True, True))  # regions, masked
 
 STATIC_CASES: tuple[Case, ...] = (
     *(attention(1, 1370, 6, head_dim, ALL_DTYPES) for head_dim in (64, 32, 48, 80, 96, 128)),
+    *(attention(10, 1370, 6, head_dim, ALL_DTYPES[1:]) for head_dim in (64, 32, 48, 80, 96, 128)),
     _separate(1, 1370, 6),
     *(_varlen((1370, 962), 6, head_dim) for head_dim in (64, 32, 48, 80, 96, 128)),
+    *(_varlen((6850, 6850), 6, head_dim) for head_dim in (64, 128)),
     *(loss(1, 518, *options, dtypes=ALL_DTYPES) for options in _LOSS_OPTIONS),
     *(loss(16, 518, *options, dtypes=ALL_DTYPES) for options in _LOSS_OPTIONS),
     loss(1, 512, dtypes=ALL_DTYPES),
@@ -544,6 +546,6 @@ STATIC_CASES: tuple[Case, ...] = (
 )
 """Every configuration of every Triton kernel that a call can choose, for one image.
 
-The loss also for sixteen images, where its tiles are larger, and at 512x512, where its loads are
-wider.
+Attention also for ten images and the loss for sixteen, where their tiles are larger, and the loss
+at 512x512, where its loads are wider.
 """

@@ -92,7 +92,11 @@ KINDS = {
 
 @dataclass
 class Launch:
-    """One launch: the compiled kernel and its launch parameters."""
+    """One launch: the compiled kernel and its launch parameters.
+
+    ``overlap`` counts the exponentials of the main loop that lie between a matrix instruction and
+    the wait for it (sm_90 only).
+    """
 
     kernel: str
     grid: tuple[int, int, int]
@@ -104,6 +108,7 @@ class Launch:
     occupancy: float
     instructions: dict[str, int] = field(default_factory=dict)
     loop: dict[str, int] = field(default_factory=dict)
+    overlap: int = 0
     loads: dict[str, int] = field(default_factory=dict)
     matrix: list[str] = field(default_factory=list)
     counting: dict[str, int] = field(default_factory=dict)
@@ -158,6 +163,20 @@ def _gcn(text: str) -> tuple[list[str], list[tuple[int, int]]]:
     return opcodes, loops
 
 
+def _overlap(body: list[str]) -> int:
+    """The most exponentials of a loop between a matrix instruction and the wait for it."""
+    most = since = 0
+    running = False
+    for opcode in body:
+        if _kind(opcode) == "matrix":
+            running = True
+        elif opcode.startswith("WARPGROUP.DEPBAR"):
+            most, since, running = max(most, since), 0, False
+        elif running and opcode.startswith("MUFU.EX2"):
+            since += 1
+    return most
+
+
 @functools.cache
 def _analyse(kernel: CompiledKernel) -> dict[str, Any]:
     """Registers, spills and instructions of a compiled kernel."""
@@ -176,14 +195,17 @@ def _analyse(kernel: CompiledKernel) -> dict[str, Any]:
         if not any(o != body and body[0] <= o[0] and o[1] <= body[1] for o in loops)
     ]  # fmt: skip
     # The main loop has the most matrix instructions; without any it is the longest.
-    bodies = [Counter(map(_kind, opcodes[first : last + 1])) for first, last in innermost]
-    main = max(bodies, key=lambda c: (c["matrix"], c.total()), default=Counter())
+    bodies = [opcodes[first : last + 1] for first, last in innermost]
+    mixes = [Counter(map(_kind, body)) for body in bodies]
+    order = sorted(range(len(bodies)), key=lambda i: (mixes[i]["matrix"], mixes[i].total()))
+    main = mixes[order[-1]] if order else Counter()
     kinds = Counter(map(_kind, opcodes))
     return {
         "registers": registers,
         "spills": kinds["spill"],
         "instructions": dict(kinds),
         "loop": dict(main),
+        "overlap": _overlap(bodies[order[-1]]) if order else 0,
         "loads": dict(Counter(o for o in opcodes if re.match(wide, o))),
         # How a histogram counts: with shared atomics, or with ballots for each bin.
         "counting": dict(Counter(o for o in opcodes if re.match(r"ATOMS|VOTE|MATCH", o))),

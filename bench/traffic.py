@@ -1,8 +1,8 @@
 """Counts the bytes that the launches of an op load and store, in Triton's interpreter.
 
-As a program, in its own process with the interpreter on, it prints JSON: for every case a list of
-kernels with the bytes that they load and store. Masked-off elements do not count; loads that a
-cache would serve do.
+As a program, in its own process with the interpreter on, it reads the label of a case per line and
+prints a line of JSON for each: a list of kernels with the bytes that they load and store.
+Masked-off elements do not count; loads that a cache would serve do.
 """
 
 from __future__ import annotations
@@ -19,23 +19,45 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 
-def count(labels: list[str], arch: str) -> dict[str, list[dict[str, Any]]]:
-    """Counts in a separate process.
+class Counter:
+    """Counts in a process of its own, one case at a time; a context manager.
 
     Args:
-        labels: ``op|case|dtype`` of cases in `bench.registry`.
         arch: Architecture that the launchers choose tiles for, for example ``sm_90``.
-
-    Returns:
-        The launches by label, each with ``kernel``, ``read`` and ``written`` in bytes.
     """
-    command = [sys.executable, str(Path(__file__)), "--arch", arch, *labels]
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True, text=True)
-    return json.loads(done.stdout)
+
+    def __init__(self, arch: str) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, str(Path(__file__)), "--arch", arch],
+            env={**os.environ, "TRITON_INTERPRET": "1"},
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def __enter__(self) -> Counter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.communicate()  # closes its input, which ends it
+
+    def count(self, label: str) -> list[dict[str, Any]]:
+        """Counts the case ``op|case|dtype`` of `bench.registry`.
+
+        Returns:
+            Its launches, each with ``kernel``, ``read`` and ``written`` in bytes.
+
+        Raises:
+            RuntimeError: If the process ended; its message is on the standard error stream.
+        """
+        assert self._process.stdin and self._process.stdout
+        self._process.stdin.write(label + "\n")
+        self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"counting the bytes of {label} failed")
+        return json.loads(line)
 
 
-def _count_here(labels: list[str], arch: str) -> dict[str, list[dict[str, Any]]]:
+def _count_lines(arch: str) -> None:
     import dafast.kernels.runtime as runtime
     import numpy as np
     import torch
@@ -70,23 +92,21 @@ def _count_here(labels: list[str], arch: str) -> dict[str, list[dict[str, Any]]]
     builder.create_masked_store = counted("written", store, 0, 2)
     builder.create_atomic_rmw = counted("written", atomic, 1, 3)
     target = ARCHITECTURES[arch]
-    counts = {}
-    for case in (*STATIC_CASES, *SMALL_CASES):
-        for dtype in case.dtypes:
-            label = case.name(dtype)
-            if label not in labels:
-                continue
-            launches.clear()
-            arguments = case.make(0, dtype, torch.device("cpu"))
-            with use_backend("triton"), runtime.assume_target(target.backend, target.arch):
-                case.run(arguments)
-            counts[label] = list(launches)
-    return counts
+    cases = {
+        case.name(dtype): (case, dtype)
+        for case in (*SMALL_CASES, *STATIC_CASES)
+        for dtype in case.dtypes
+    }
+    for line in sys.stdin:
+        case, dtype = cases[line.rstrip("\n")]
+        launches.clear()
+        arguments = case.make(0, dtype, torch.device("cpu"))
+        with use_backend("triton"), runtime.assume_target(target.backend, target.arch):
+            case.run(arguments)
+        print(json.dumps(launches), flush=True)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--arch", default="sm_90")
-    parser.add_argument("labels", nargs="+")
-    options = parser.parse_args()
-    print(json.dumps(_count_here(options.labels, options.arch)))
+    _count_lines(parser.parse_args().arch)

@@ -75,9 +75,6 @@ def _flash_attention_fwd_kernel(
     start, batch, head, first, q_count, k_count, lse_at = place(
         cu_ptr, heads, q_length, k_length, lse_rows, BLOCK_M, False, VARLEN
     )
-    if VARLEN:
-        clear_gaps(out_ptr, stride_on, stride_oh, cu_ptr, heads, q_length, lse_rows,
-                    D, BLOCK_M, BLOCK_D)  # fmt: skip
     if start >= q_count:
         return
     q_ptr += batch * stride_qb + (first + start) * stride_qn + head * stride_qh
@@ -134,14 +131,39 @@ def _flash_attention_fwd_kernel(
              mask=(row < rows)[:, None] & (column < D)[None, :])  # fmt: skip
 
 
-@triton.jit(do_not_specialize=_SIZES)
+@triton.jit(do_not_specialize=["heads", "sequences", "length", "rows"])
+def _flash_attention_gaps_kernel(
+    ptr, cu_ptr, heads, sequences, length, rows, stride_n, stride_h,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Zeros in the rows that no tile of the forward covers; one program per sequence and head."""
+    pid = tl.program_id(0)
+    clear_gaps(ptr, stride_n, stride_h, cu_ptr, pid // heads, sequences, pid % heads, length, rows,
+               D, BLOCK, BLOCK_D)  # fmt: skip
+
+
+@triton.jit(do_not_specialize=[*_SIZES, "sequences"])
 def _flash_attention_bwd_preprocess_kernel(
-    out_ptr, grad_ptr, delta_ptr, cu_ptr,
-    heads, q_length, lse_rows,
+    out_ptr, grad_ptr, delta_ptr, dq_ptr, dk_ptr, dv_ptr, cu_ptr,
+    heads, q_length, lse_rows, sequences,
     stride_ob, stride_on, stride_oh, stride_gb, stride_gn, stride_gh,
+    stride_dqn, stride_dqh, stride_dkn, stride_dkh, stride_dvn, stride_dvh,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, VARLEN: tl.constexpr,
 ):  # fmt: skip
-    """Delta: the dot product of every output row with its gradient."""
+    """Delta: the dot product of every output row with its gradient.
+
+    Also writes zeros to the rows of dQ, dK and dV that no tile covers.
+    """
+    if VARLEN:
+        tiles, pid = tl.cdiv(q_length, BLOCK_M), tl.program_id(0)
+        if pid % tiles == 0:
+            sequence, at = pid // tiles // heads, pid // tiles % heads
+            clear_gaps(dq_ptr, stride_dqn, stride_dqh, cu_ptr, sequence, sequences, at,
+                       q_length, lse_rows, D, BLOCK_M, BLOCK_D)  # fmt: skip
+            clear_gaps(dk_ptr, stride_dkn, stride_dkh, cu_ptr, sequence, sequences, at,
+                       q_length, lse_rows, D, BLOCK_M, BLOCK_D)  # fmt: skip
+            clear_gaps(dv_ptr, stride_dvn, stride_dvh, cu_ptr, sequence, sequences, at,
+                       q_length, lse_rows, D, BLOCK_M, BLOCK_D)  # fmt: skip
     start, batch, head, first, count, _, lse_at = place(
         cu_ptr, heads, q_length, q_length, lse_rows, BLOCK_M, False, VARLEN
     )
@@ -197,11 +219,6 @@ def _flash_attention_bwd_dkdv_kernel(
     start, batch, head, first, q_count, k_count, lse_at = place(
         cu_ptr, heads, q_length, k_length, lse_rows, BLOCK_N, True, VARLEN
     )
-    if VARLEN:
-        clear_gaps(dk_ptr, stride_dkn, stride_dkh, cu_ptr, heads, k_length, lse_rows,
-                    D, BLOCK_N, BLOCK_D)  # fmt: skip
-        clear_gaps(dv_ptr, stride_dvn, stride_dvh, cu_ptr, heads, k_length, lse_rows,
-                    D, BLOCK_N, BLOCK_D)  # fmt: skip
     if start >= k_count:
         return
     q_ptr += batch * stride_qb + first * stride_qn + head * stride_qh
@@ -274,9 +291,6 @@ def _flash_attention_bwd_dq_kernel(
     start, batch, head, first, q_count, k_count, lse_at = place(
         cu_ptr, heads, q_length, k_length, lse_rows, BLOCK_M, False, VARLEN
     )
-    if VARLEN:
-        clear_gaps(dq_ptr, stride_dqn, stride_dqh, cu_ptr, heads, q_length, lse_rows,
-                    D, BLOCK_M, BLOCK_D)  # fmt: skip
     if start >= q_count:
         return
     q_ptr += batch * stride_qb + (first + start) * stride_qn + head * stride_qh
@@ -361,7 +375,7 @@ def flash_attention_fwd(
     q: Tensor, k: Tensor, v: Tensor, scale: float,
     cu_seqlens: Tensor | None = None, max_seqlen: int = 0,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Launches the forward: one kernel.
+    """Launches the forward: one kernel, and one for the rows outside of packed sequences.
 
     Args:
         q: (B, N, H, D), or (T, H, D) with ``cu_seqlens``; read in place where D has stride 1.
@@ -386,6 +400,13 @@ def flash_attention_fwd(
     )
     if problem.is_empty(q, k):
         return out.zero_(), lse.zero_()
+    if varlen:
+        _flash_attention_gaps_kernel[(problem.batch * problem.heads,)](
+            out, problem.cu_seqlens,
+            problem.heads, problem.batch, problem.q_length, problem.lse_rows, *out.stride()[:2],
+            BLOCK=16, num_warps=1, D=problem.head_dim, BLOCK_D=problem.constants["BLOCK_D"],
+            enable_fp_fusion=True,
+        )  # fmt: skip
     tile = problem.tile("fwd")
     _flash_attention_fwd_kernel[problem.grid(problem.q_length, tile["BLOCK_M"])](
         q, k, v, out, lse, problem.cu_seqlens,
@@ -430,9 +451,10 @@ def flash_attention_bwd(
               scale, scale * LOG2E)  # fmt: skip
     inputs = [s for x in (q, k, v, grad) for s in _strides(x, varlen)]
     _flash_attention_bwd_preprocess_kernel[problem.grid(problem.q_length, _DELTA_ROWS)](
-        out, grad, delta, problem.cu_seqlens,
-        problem.heads, problem.q_length, problem.lse_rows,
+        out, grad, delta, dq, dk, dv, problem.cu_seqlens,
+        problem.heads, problem.q_length, problem.lse_rows, problem.batch,
         *_strides(out, varlen), *_strides(grad, varlen),
+        *(stride for x in (dq, dk, dv) for stride in _strides(x, varlen)[1:]),
         BLOCK_M=_DELTA_ROWS, num_warps=4, **problem.constants,
     )  # fmt: skip
     tile = problem.tile("dkdv")

@@ -90,32 +90,28 @@ def _sequence(cu_ptr, sequence, rows):
 
 @triton.jit
 def clear_gaps(
-    ptr, stride_n, stride_h, cu_ptr, heads, length, rows,
+    ptr, stride_n, stride_h, cu_ptr, sequence, sequences, head, length, rows,
     D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Writes zeros to the rows of packed sequences that no tile covers.
+    """Writes zeros to the rows next to a sequence that no tile covers, in one head.
 
-    They are the rows past ``length`` of a sequence and those outside of all sequences. A correct
-    ``cu_seqlens`` leaves none. The program of a sequence's last tile writes them.
+    They are the rows past ``length`` of the sequence and, at the first and the last sequence, those
+    outside of all. A correct ``cu_seqlens`` leaves none.
     """
-    tiles = tl.cdiv(length, BLOCK)
-    pid = tl.program_id(0)
-    sequence, head = pid // tiles // heads, (pid // tiles % heads).to(tl.int64)
-    if pid % tiles == tiles - 1:
-        first, end = _sequence(cu_ptr, sequence, rows)
-        gap = first + tl.minimum(end - first, length)
-        if sequence == tl.num_programs(0) // tiles // heads - 1:
-            end = rows
-        row, column = tl.arange(0, BLOCK), tl.arange(0, BLOCK_D)
-        at = ptr + head * stride_h + (row[:, None] * stride_n + column[None, :])
-        zeros = tl.zeros((BLOCK, BLOCK_D), ptr.dtype.element_ty)
-        for begin in range(gap, end, BLOCK):
-            inside = (row < end - begin)[:, None] & (column < D)[None, :]
-            tl.store(at + tl.cast(begin, tl.int64) * stride_n, zeros, mask=inside)
-        before = tl.where(sequence == 0, first, 0)
-        for begin in range(0, before, BLOCK):
-            inside = (row < before - begin)[:, None] & (column < D)[None, :]
-            tl.store(at + tl.cast(begin, tl.int64) * stride_n, zeros, mask=inside)
+    first, end = _sequence(cu_ptr, sequence, rows)
+    gap = first + tl.minimum(end - first, length)
+    if sequence == sequences - 1:
+        end = rows
+    before = tl.where(sequence == 0, first, 0)
+    row, column = tl.arange(0, BLOCK), tl.arange(0, BLOCK_D)
+    at = ptr + head.to(tl.int64) * stride_h + (row[:, None] * stride_n + column[None, :])
+    zeros = tl.zeros((BLOCK, BLOCK_D), ptr.dtype.element_ty)
+    for begin in range(gap, end, BLOCK):
+        inside = (row < end - begin)[:, None] & (column < D)[None, :]
+        tl.store(at + tl.cast(begin, tl.int64) * stride_n, zeros, mask=inside)
+    for begin in range(0, before, BLOCK):
+        inside = (row < before - begin)[:, None] & (column < D)[None, :]
+        tl.store(at + tl.cast(begin, tl.int64) * stride_n, zeros, mask=inside)
 
 
 @triton.jit
