@@ -314,6 +314,51 @@ def test_a_second_call(make, served):
     assert served == []
 
 
+@pytest.mark.parametrize("name", CONFIGS)
+def test_modules_that_share_weights(make, name):
+    """What serves devices other than the CPU, on the CPU."""
+    model = make(name)
+    x = torch.randn(2, 3, 28, 70)
+    run = acceleration._OnModules(*acceleration._network(model))
+    weights = dict(model.named_parameters())
+    shared = {w.data_ptr() for w in weights.values()} & {
+        w.data_ptr() for w in run.network.parameters()
+    }
+    split = [n for n in weights if n.split(".")[-2] in ("q_proj", "k_proj", "v_proj")]
+    assert len(shared) >= len(weights) - len(split) - 1  # all but these, and the mask token
+    with torch.no_grad():
+        assert_close(run(x), model(x).predicted_depth)
+        for key in split:
+            weights[key].data.mul_(-1.3)  # PyTorch counts no version of it
+        model.head.conv3.bias.data.add_(0.1)
+        assert_close(run(x), model(x).predicted_depth)
+    with torch.inference_mode():
+        assert_close(run(x), model(x).predicted_depth)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_on_a_gpu(make, served, monkeypatch, name, dtype):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    model = dafast.accelerate(make(name).to("cuda", dtype))
+    tolerance = TOLERANCES[dtype].model
+    for height, width in ((28, 28), (42, 70)):
+        x = torch.randn(2, 3, height, width, device="cuda", dtype=dtype)
+        for _ in range(2):
+            with torch.no_grad():
+                got = model(x).predicted_depth
+                expected = original_of(model)(x).predicted_depth
+                assert_close(got, expected, tolerance)
+                for weight in model.parameters():
+                    weight.data.mul_(1.01)
+    assert len(served) == 4
+    model.to("cpu", torch.float32)
+    assert_follows(model, served, torch.randn(1, 3, 28, 28))
+    with pytest.raises(ValueError, match="for a CPU"):
+        dafast.accelerate(model.to("cuda"), int8=True)
+
+
 @pytest.mark.skipif(bool(why_slow_int8()), reason=why_slow_int8())
 def test_int8(make, served):
     model = dafast.accelerate(make("v2"), int8=True)
