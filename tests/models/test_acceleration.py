@@ -148,12 +148,11 @@ def test_wrong_inputs_fail_as_before(make):
         assert errors[0] == errors[1]
 
 
-@pytest.mark.parametrize("name", ["v2", "metric"])
-def test_changed_weights_are_seen(make, served, name):
-    model = dafast.accelerate(make(name))
+def test_changed_weights_are_seen(make, served):
+    model = dafast.accelerate(make("metric"))
     x = torch.randn(1, 3, 28, 42)
     query = next(w for n, w in model.named_parameters() if "layer.1" in n and ".q_proj.w" in n)
-    other = make(name).state_dict()
+    other = make("metric").state_dict()
 
     def reloads():
         model.load_state_dict({k: v * 1.1 for k, v in other.items()})
