@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import copy
+import gc
 import io
+import itertools
 import logging
 import pickle
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -254,10 +258,11 @@ def test_other_contexts(make, served):
     assert served == []
 
 
-@pytest.mark.parametrize("change", ["lora", "activation", "eps", "max_depth", "removed"])
+@pytest.mark.parametrize("change", ["lora", "activation", "eps", "max_depth", "removed", "taps"])
 def test_changed_parts_run_as_they_are(make, served, change):
     model = dafast.accelerate(make())
     x = torch.randn(1, 3, 28, 28)
+    assert_follows(model, served, x)
     layer = model.backbone.encoder.layer[0]
     if change == "lora":
         layer.mlp.fc1 = nn.Sequential(layer.mlp.fc1, nn.Identity())
@@ -267,9 +272,64 @@ def test_changed_parts_run_as_they_are(make, served, change):
         layer.norm1.eps = 0.5
     elif change == "max_depth":
         model.head.max_depth = 2
+    elif change == "taps":
+        model.backbone.config.out_indices = [0, 2, 3, 4]
     else:
         layer.mlp.fc1.bias = None
-    assert_follows(model, served, x, fast=False)
+    assert_follows(model, served, x, fast=change == "taps")
+
+
+def test_compiled_and_exported(make, served):
+    model = dafast.accelerate(make())
+    x = torch.randn(1, 3, 28, 28)
+    with torch.no_grad():
+        expected = original_of(model)(x).predicted_depth
+        compiled = torch.compile(model, fullgraph=True, backend="eager")
+        assert_close(compiled(x).predicted_depth, expected)
+        exported = torch.export.export(model, (x,)).module()
+        assert_close(exported(x).predicted_depth, expected)
+    assert served == []
+
+
+def test_a_model_made_in_inference_mode(make, served):
+    with torch.inference_mode():
+        model = dafast.accelerate(make())
+        x = torch.randn(1, 3, 28, 28)
+        first = model(x).predicted_depth
+        model.backbone.encoder.layer[0].attention.q_proj.weight.mul_(3)
+        assert not torch.equal(model(x).predicted_depth, first)
+        assert_follows(model, served, x)
+    with torch.no_grad():
+        assert_follows(model, served, x)
+
+
+def test_threads(make):
+    model = dafast.accelerate(make())
+    x = torch.randn(1, 3, 28, 28)
+    with torch.no_grad():
+        expected = original_of(model)(x).predicted_depth
+
+    def run(_):
+        with torch.no_grad():  # of this thread
+            return [model(x).predicted_depth for _ in range(5)]
+
+    with ThreadPoolExecutor(4) as pool:
+        for depth in itertools.chain.from_iterable(pool.map(run, range(4))):
+            assert_close(depth, expected)
+
+
+def test_nothing_keeps_a_model_alive(make):
+    model = dafast.accelerate(make())
+    with torch.no_grad():
+        model(torch.randn(1, 3, 28, 28))
+    gc.collect()
+    gc.disable()
+    try:
+        alive = weakref.ref(model)
+        del model
+        assert alive() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("way", ["deepcopy", "pickle", "torch.save"])
