@@ -363,3 +363,17 @@ def test_a_model_whose_metres_depend_on_the_camera(seed):
     assert aligned == pytest.approx(scores(alignment="median", fov=20.0), rel=1e-3)
     with pytest.raises(ValueError, match="needs no camera"):
         benchmarks.score(dafast.DepthAnything(tiny()), samples, "toy", fov=60.0)
+
+
+def test_missing_photos_are_named_once(seed, monkeypatch, notices):
+    def absent():
+        raise DataMissingError("aloe is not here")
+
+    monkeypatch.setattr(builtin, "aloe", absent)
+    monkeypatch.setattr(builtin, "motorcycle", lambda: list(_samples(seed)))
+    assert len(builtin.builtin()) == 3 and notices.messages == ["builtin: aloe is not here"]
+    notices.clear()
+    monkeypatch.setattr(builtin, "motorcycle", absent)
+    with pytest.raises(DataMissingError, match="aloe is not here; aloe is not here"):
+        builtin.builtin()
+    assert not notices.messages
