@@ -252,6 +252,18 @@ def test_gradcheck(seed):
 
 
 @pytest.mark.parametrize("backend", KERNELS)
+def test_only_the_loss_is_differentiable(backend, seed):
+    """What the backward keeps gets no gradient, and autograd fills none with zeros for it."""
+    from dafast.ops.feature_alignment_loss import _op
+
+    student, teacher = _inputs(seed, (2, 6, 32), torch.float32)
+    inputs = (student.requires_grad_(), teacher, 0.85, False, backend)
+    assert OPS["feature_alignment_loss"].backends[backend].supports(*inputs[:2]) == ""
+    for op in (_op, torch.ops.dafast.feature_alignment_loss):
+        assert [x.requires_grad for x in op(*inputs)] == [True, False, False]
+
+
+@pytest.mark.parametrize("backend", KERNELS)
 def test_opcheck_and_compile(backend, seed, monkeypatch):
     monkeypatch.undo()  # opcheck compares allocations of its own
     student, teacher = _inputs(seed, (2, 6, 32), torch.float32)
