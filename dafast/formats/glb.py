@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from .._version import __version__
 from ..files import whole_file
@@ -141,6 +140,8 @@ def _accessor(view: int, values: np.ndarray, kind: str, **bounds: np.ndarray) ->
 
 
 def _jpeg(texture: np.ndarray) -> bytes:
+    from PIL import Image
+
     image = Image.fromarray(texture)
     if max(image.size) > _LARGEST_TEXTURE:
         image.thumbnail((_LARGEST_TEXTURE, _LARGEST_TEXTURE))

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, TiffImagePlugin
 
 from ..files import whole_file
 from ._text import TAG, from_text, to_text
@@ -18,6 +17,8 @@ _FLOAT = 11
 
 def write_tiff(path: Path, values: np.ndarray, facts: Mapping[str, Any]) -> None:
     """Writes a map, (H, W) float32, with deflate compression."""
+    from PIL import Image, TiffImagePlugin
+
     tags = TiffImagePlugin.ImageFileDirectory_v2()
     tags[_DESCRIPTION], tags[_SOFTWARE] = to_text(facts), TAG
     for tag, key in ((_MINIMUM, "min"), (_MAXIMUM, "max")):
@@ -31,6 +32,8 @@ def write_tiff(path: Path, values: np.ndarray, facts: Mapping[str, Any]) -> None
 
 def read_facts(path: Path) -> dict[str, Any] | None:
     """The facts in the description, if the file has all its strips."""
+    from PIL import Image
+
     with Image.open(path, formats=["TIFF"]) as image:
         tags = image.tag_v2  # type: ignore[attr-defined]
         if tags.get(_SOFTWARE) != TAG:
