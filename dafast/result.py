@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from .alignment import Alignment
-from .camera import CAMERA_SOURCES, Intrinsics, warn_of_camera
+from .camera import CAMERA_SOURCES, Intrinsics
 from .formats import exr, glb, npz, pfm, ply, png, tiff
 from .palettes import colorize
 from .pointcloud import PointCloud, as_bytes, cloud_parts, point_cloud
@@ -275,8 +275,14 @@ class DepthResult:
         Raises:
             ValueError: If the result has no intrinsics.
         """
-        camera, unit = self.camera(), "m" if self.is_metric else ""
-        return point_cloud(self.surface_depth(), self._pixels(), camera, normals=True, unit=unit)
+        return point_cloud(
+            self.surface_depth(),
+            self._pixels(),
+            self.camera(),
+            normals=True,
+            unit="m" if self.is_metric else "",
+            warn=self.camera_source in ("given", "fov"),
+        )
 
     def mesh(
         self, *, edge_threshold: float = EDGE_THRESHOLD, max_vertices: int = MAX_VERTICES
@@ -430,7 +436,6 @@ class DepthResult:
 
     def _save_ply(self, path: Path, facts: dict[str, Any]) -> None:
         depth, camera = self.surface_depth(), self.camera()
-        warn_of_camera(camera, *depth.shape)
         count = int((np.isfinite(depth) & (depth > 0)).sum())
         parts = cloud_parts(depth, self._pixels(), camera, normals=True)
         unit = "m" if self.is_metric else ""
