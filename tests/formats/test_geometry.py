@@ -11,6 +11,7 @@ import pytest
 import trimesh
 
 from dafast.camera import Intrinsics
+from dafast.formats.facts import read_facts
 from dafast.surface import mesh_of, normals_of
 from tests.formats.scenes import CAMERA, SHAPE, metric, plane_and_box, rays
 
@@ -113,6 +114,15 @@ def test_unknown_depth_and_sky_have_no_surface(rng):
     assert (result.normals()[:9] == 0).all() and (result.normals()[9:] != 0).any(axis=2).all()
     # v of the tenth row's pixels and below.
     assert result.mesh().uv[:, 1].min() > 9 / SHAPE[0]
+
+
+def test_a_photo_of_nothing_but_sky(rng, tmp_path):
+    result = metric(plane_and_box(rng).depth, rng, sky=np.ones(SHAPE, bool))
+    result.save(tmp_path / "a.glb")
+    assert not trimesh.load(tmp_path / "a.glb").geometry
+    assert read_facts(tmp_path / "a.glb")["unit"] == "m"
+    result.save(tmp_path / "a.ply")
+    assert len(plyfile.PlyData.read(str(tmp_path / "a.ply"))["vertex"]["x"]) == 0
 
 
 def test_a_mesh_for_trimesh(rng):
