@@ -46,11 +46,10 @@ def predict_results(
     if align_to is not None and (not isinstance(points, list | tuple) or len(points) != len(listed)):
         raise ValueError(f"align_to: for {len(listed)} images a list of as many sets of points")
     given = intrinsics is not None or fov is not None
-    focals = [None if given else focal_from_exif(image) for image in listed]
     names = [name_of(image) for image in listed]
     if config.focal_length is not None and not given:  # before the network runs
-        for i, focal in enumerate(focals):
-            if focal is None:
+        for i, image in enumerate(listed):
+            if focal_from_exif(image) is None:
                 raise no_camera(names[i] or f"image {i}", config)
     pixels: dict[int, Tensor] | None = {} if keep_image else None
     geometries: dict[int, Geometry] = {}
@@ -58,8 +57,9 @@ def predict_results(
     skies = predict_maps(model, listed, options, sky=True) if config.sky_head else None
     results = []
     for i, out in enumerate(maps):
+        focal = None if given else focal_from_exif(listed[i])
         camera, source = choose_camera(
-            *out.shape, intrinsics=intrinsics, fov=fov, focal_35mm=focals[i]
+            *out.shape, intrinsics=intrinsics, fov=fov, focal_35mm=focal
         )
         if config.focal_length is not None:
             out = out * focal_factor(config.focal_length, camera, geometries[i])
