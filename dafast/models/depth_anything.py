@@ -270,6 +270,7 @@ class DepthAnything(Publishable, DepthNetwork):
         keep_image: bool = ...,
         align_to: Any = ...,
         align: str = ...,
+        tile: int | str | None = ...,
         **options: Unpack[InferenceKeywords],
     ) -> DepthResult: ...
     @overload
@@ -282,6 +283,7 @@ class DepthAnything(Publishable, DepthNetwork):
         keep_image: bool = ...,
         align_to: Any = ...,
         align: str = ...,
+        tile: int | str | None = ...,
         **options: Unpack[InferenceKeywords],
     ) -> list[DepthResult]: ...
     def predict(
@@ -293,6 +295,7 @@ class DepthAnything(Publishable, DepthNetwork):
         keep_image: bool = True,
         align_to: Any = None,
         align: str = "global",
+        tile: int | str | None = None,
         **options: Unpack[InferenceKeywords],
     ) -> Any:
         """Predicts photos with any model; the results say what they are.
@@ -310,6 +313,9 @@ class DepthAnything(Publishable, DepthNetwork):
                 nothing is known. For a list of images a list of them.
             align: ``"global"``: a scale and a shift, robustly; or ``"local"``: then also a smooth
                 correction that passes near the points. See `dafast.known_points.align_result`.
+            tile: Predicts large photos in overlapping tiles of this many pixels a side, which gives
+                more detail, or of a size that suits the photo (``"auto"``): the whole photo gives
+                the layout, the tiles the detail; see `dafast.models.tiles`. None: one pass.
             **options: As for `infer`.
 
         Returns:
@@ -331,6 +337,7 @@ class DepthAnything(Publishable, DepthNetwork):
             keep_image=keep_image,
             align_to=align_to,
             align=align,
+            tile=tile,
         )
 
     def infer_sky(self, images: Any, **options: Unpack[InferenceKeywords]) -> Any:
