@@ -46,6 +46,13 @@ class Fork:
                 self.returncode = os.waitstatus_to_exitcode(status)
         return self.returncode
 
+    def wait(self, timeout: float) -> int | None:
+        """Waits for its end; the exit code, or None if it still runs."""
+        deadline = time.monotonic() + timeout
+        while self.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return self.returncode
+
     def end(self, number: int = signal.SIGKILL) -> int:
         """Sends a signal, unless it has ended; waits for its end and returns the exit code."""
         if self.poll() is None:
@@ -105,6 +112,7 @@ def ranks(
         "LOCAL_WORLD_SIZE": str(count),
         "TORCHELASTIC_USE_AGENT_STORE": "True",
         "TORCHELASTIC_RESTART_COUNT": "0",
+        "CUDA_VISIBLE_DEVICES": "",  # not usable after a fork
         **environment,
     }
     processes = [
