@@ -228,6 +228,11 @@ def use_backend(name: str) -> Iterator[None]:
         _forced.reset(token)
 
 
+def forced_backend() -> str | None:
+    """Returns the backend that `use_backend` names around this call."""
+    return _forced.get()
+
+
 def available_backends() -> dict[str, list[str]]:
     """Returns the backends of every op, the preferred one first."""
     return {name: list(op.backends) for name, op in OPS.items()}
