@@ -16,7 +16,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .runtime import INTERPRET, cdiv, dot, float32_precision, next_power_of_2, on_its_device, target
+from .runtime import (
+    INTERPRET,
+    cdiv,
+    dot,
+    float32_precision,
+    kernel,
+    next_power_of_2,
+    on_its_device,
+    target,
+)
 
 LOG2E = math.log2(math.e)
 _SIZES = ["heads", "q_length", "k_length", "lse_rows"]  # a new length needs no compilation
@@ -100,7 +109,7 @@ def _add_tile(
     return acc, total
 
 
-@triton.jit(do_not_specialize=_SIZES)
+@kernel(do_not_specialize=_SIZES)
 def _flash_attention_fwd_kernel(
     q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, cu_ptr,
     heads, q_length, k_length, lse_rows, scale,
@@ -168,7 +177,7 @@ def _flash_attention_fwd_kernel(
              mask=(row < rows)[:, None] & (column < D)[None, :])  # fmt: skip
 
 
-@triton.jit(do_not_specialize=_SIZES)
+@kernel(do_not_specialize=_SIZES)
 def _flash_attention_bwd_preprocess_kernel(
     out_ptr, grad_ptr, delta_ptr, cu_ptr,
     heads, q_length, lse_rows,
@@ -215,7 +224,7 @@ def _dkdv_step(
     return dk, dv
 
 
-@triton.jit(do_not_specialize=_SIZES)
+@kernel(do_not_specialize=_SIZES)
 def _flash_attention_bwd_dkdv_kernel(
     q_ptr, k_ptr, v_ptr, grad_ptr, lse_ptr, delta_ptr, dk_ptr, dv_ptr, cu_ptr,
     heads, q_length, k_length, lse_rows, scale, scale_log2,
@@ -286,7 +295,7 @@ def _dq_step(
     return dot(ds.to(k.dtype), k, dq, PRECISION, INTERPRETED)
 
 
-@triton.jit(do_not_specialize=_SIZES)
+@kernel(do_not_specialize=_SIZES)
 def _flash_attention_bwd_dq_kernel(
     q_ptr, k_ptr, v_ptr, grad_ptr, lse_ptr, delta_ptr, dq_ptr, cu_ptr,
     heads, q_length, k_length, lse_rows, scale, scale_log2,
