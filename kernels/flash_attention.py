@@ -413,9 +413,12 @@ def _tile(kind: str, dtype: torch.dtype, head_dim: int, small: bool = False) -> 
     return {**tile, "OVERLAP": overlap} if kind == "fwd" else tile
 
 
-def _strides(x: Tensor, varlen: bool) -> tuple[int, int, int]:
-    """Batch, row and head strides; packed sequences (T, H, D) have no batch."""
-    return (0, x.stride(0), x.stride(1)) if varlen else (x.stride(0), x.stride(1), x.stride(2))
+def _strides(varlen: bool, *tensors: Tensor) -> list[int]:
+    """Batch, row and head strides of each; packed sequences (T, H, D) have no batch."""
+    strides: list[int] = []
+    for x in tensors:
+        strides += (0, *x.stride()[:2]) if varlen else x.stride()[:3]
+    return strides
 
 
 class _Problem:
@@ -487,7 +490,7 @@ def flash_attention_fwd(
     _flash_attention_fwd_kernel[problem.grid(problem.q_length, tile["BLOCK_M"])](
         q, k, v, out, lse, problem.cu_seqlens,
         problem.heads, problem.q_length, problem.k_length, problem.lse_rows, scale * LOG2E,
-        *_strides(q, varlen), *_strides(k, varlen), *_strides(v, varlen), *_strides(out, varlen),
+        *_strides(varlen, q, k, v, out),
         **tile, **problem.constants, **problem.products,
     )  # fmt: skip
     return out, lse
@@ -525,22 +528,22 @@ def flash_attention_bwd(
     delta = torch.empty_like(lse)
     common = (problem.heads, problem.q_length, problem.k_length, problem.lse_rows,
               scale, scale * LOG2E)  # fmt: skip
-    inputs = [s for x in (q, k, v, grad) for s in _strides(x, varlen)]
+    inputs = _strides(varlen, q, k, v, grad)
     _flash_attention_bwd_preprocess_kernel[problem.grid(problem.q_length, _DELTA_ROWS)](
         out, grad, delta, problem.cu_seqlens,
         problem.heads, problem.q_length, problem.lse_rows,
-        *_strides(out, varlen), *_strides(grad, varlen),
+        *_strides(varlen, out, grad),
         BLOCK_M=_DELTA_ROWS, num_warps=4, **problem.constants,
     )  # fmt: skip
     tile = problem.tile("dkdv")
     _flash_attention_bwd_dkdv_kernel[problem.grid(problem.k_length, tile["BLOCK_N"])](
         q, k, v, grad, lse, delta, dk, dv, problem.cu_seqlens, *common,
-        *inputs, *_strides(dk, varlen), *_strides(dv, varlen),
+        *inputs, *_strides(varlen, dk, dv),
         **tile, **problem.constants, **problem.products,
     )  # fmt: skip
     tile = problem.tile("dq")
     _flash_attention_bwd_dq_kernel[problem.grid(problem.q_length, tile["BLOCK_M"])](
         q, k, v, grad, lse, delta, dq, problem.cu_seqlens, *common,
-        *inputs, *_strides(dq, varlen),
+        *inputs, *_strides(varlen, dq),
         **tile, **problem.constants, **problem.products,
     )  # fmt: skip
