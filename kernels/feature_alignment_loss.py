@@ -7,12 +7,13 @@ reads nothing of a token that gets no gradient.
 
 from __future__ import annotations
 
+import functools
+
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
-from .runtime import cdiv, next_power_of_2, on_its_device
+from .runtime import cdiv, kernel, next_power_of_2, on_its_device
 
 EPS = 1e-8
 """Lower bound of a norm, that of `torch.nn.functional.cosine_similarity`."""
@@ -20,7 +21,7 @@ EPS = 1e-8
 _REDUCE = 2048
 
 
-@triton.jit
+@kernel(do_not_specialize=["batch_rows", "rows"])
 def _feature_alignment_loss_fwd_kernel(
     student_ptr, teacher_ptr, stats_ptr, sums_ptr, counts_ptr,
     batch_rows, rows, channels, margin,
@@ -49,7 +50,7 @@ def _feature_alignment_loss_fwd_kernel(
     tl.store(counts_ptr + tl.program_id(0), tl.sum(kept.to(tl.int32), 0))
 
 
-@triton.jit
+@kernel(do_not_specialize=["programs", "rows"])
 def _feature_alignment_loss_reduce_kernel(
     sums_ptr, counts_ptr, loss_ptr, weight_ptr, programs, rows,
     KEPT_ONLY: tl.constexpr, BLOCK: tl.constexpr,
@@ -69,7 +70,7 @@ def _feature_alignment_loss_reduce_kernel(
     tl.store(weight_ptr, 1.0 / divisor)
 
 
-@triton.jit
+@kernel(do_not_specialize=["batch_rows", "rows"])
 def _feature_alignment_loss_bwd_kernel(
     grad_ptr, student_ptr, teacher_ptr, stats_ptr, weight_ptr, out_ptr,
     batch_rows, rows, channels,
@@ -100,13 +101,14 @@ def _feature_alignment_loss_bwd_kernel(
     tl.store(out_ptr + out_at, grad.to(out_ptr.dtype.element_ty), mask=valid[:, None] & inside)
 
 
-def _tile(student: Tensor) -> dict[str, int]:
+@functools.lru_cache(1024)
+def _tile(channels: int, element_size: int) -> dict[str, int]:
     """BLOCK_R, BLOCK_C, num_warps: loads of 16 bytes a lane, and all warps are adjacent on a row.
 
     So no two warps hold different rows, and the sum over rows needs no exchange between them.
     """
-    lane = 16 // student.element_size()
-    block_c = next_power_of_2(student.shape[-1])
+    lane = 16 // element_size
+    block_c = next_power_of_2(channels)
     num_warps = min(8, max(1, block_c // (32 * lane)))
     return {"BLOCK_R": max(1, min(32 // lane, 16384 // block_c)), "BLOCK_C": block_c,
             "num_warps": num_warps}  # fmt: skip
@@ -142,7 +144,7 @@ def feature_alignment_loss_fwd(
         # No channel: every cosine is 0.
         value = float(rows > 0 and not margin < 0.0)
         return loss.fill_(value), stats.fill_(0.0), weight.fill_(0.0)
-    tile = _tile(student)
+    tile = _tile(channels, student.element_size())
     programs = cdiv(rows, tile["BLOCK_R"])
     sums = student.new_empty((programs,), dtype=torch.float32)
     counts = student.new_empty((programs,), dtype=torch.int32)
@@ -181,7 +183,7 @@ def feature_alignment_loss_bwd(
         return out
     student, teacher = _rows_of_unit_stride(student), _rows_of_unit_stride(teacher)
     batch, tokens, channels = student.shape
-    tile = _tile(student)
+    tile = _tile(channels, student.element_size())
     _feature_alignment_loss_bwd_kernel[(cdiv(batch * tokens, tile["BLOCK_R"]),)](
         grad, student, teacher, stats, weight, out, tokens, batch * tokens, channels,
         student.stride(0), student.stride(1), teacher.stride(0), teacher.stride(1),

@@ -16,7 +16,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .runtime import INTERPRET, cdiv, dot, float32_precision, next_power_of_2, on_its_device, target
+from .runtime import (
+    INTERPRET,
+    cdiv,
+    dot,
+    float32_precision,
+    kernel,
+    next_power_of_2,
+    on_its_device,
+    target,
+)
 
 LOG2E = math.log2(math.e)
 _SIZES = ["heads", "q_length", "k_length", "lse_rows"]  # a new length needs no compilation
@@ -100,7 +109,7 @@ def _add_tile(
     return acc, total
 
 
-@triton.jit(do_not_specialize=_SIZES)
+@kernel(do_not_specialize=_SIZES)
 def _flash_attention_fwd_kernel(
     q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, cu_ptr,
     heads, q_length, k_length, lse_rows, scale,
@@ -168,7 +177,7 @@ def _flash_attention_fwd_kernel(
              mask=(row < rows)[:, None] & (column < D)[None, :])  # fmt: skip
 
 
-@triton.jit(do_not_specialize=_SIZES)
+@kernel(do_not_specialize=_SIZES)
 def _flash_attention_bwd_preprocess_kernel(
     out_ptr, grad_ptr, delta_ptr, cu_ptr,
     heads, q_length, lse_rows,
@@ -215,7 +224,7 @@ def _dkdv_step(
     return dk, dv
 
 
-@triton.jit(do_not_specialize=_SIZES)
+@kernel(do_not_specialize=_SIZES)
 def _flash_attention_bwd_dkdv_kernel(
     q_ptr, k_ptr, v_ptr, grad_ptr, lse_ptr, delta_ptr, dk_ptr, dv_ptr, cu_ptr,
     heads, q_length, k_length, lse_rows, scale, scale_log2,
@@ -286,7 +295,7 @@ def _dq_step(
     return dot(ds.to(k.dtype), k, dq, PRECISION, INTERPRETED)
 
 
-@triton.jit(do_not_specialize=_SIZES)
+@kernel(do_not_specialize=_SIZES)
 def _flash_attention_bwd_dq_kernel(
     q_ptr, k_ptr, v_ptr, grad_ptr, lse_ptr, delta_ptr, dq_ptr, cu_ptr,
     heads, q_length, k_length, lse_rows, scale, scale_log2,
@@ -404,9 +413,12 @@ def _tile(kind: str, dtype: torch.dtype, head_dim: int, small: bool = False) -> 
     return {**tile, "OVERLAP": overlap} if kind == "fwd" else tile
 
 
-def _strides(x: Tensor, varlen: bool) -> tuple[int, int, int]:
-    """Batch, row and head strides; packed sequences (T, H, D) have no batch."""
-    return (0, x.stride(0), x.stride(1)) if varlen else (x.stride(0), x.stride(1), x.stride(2))
+def _strides(varlen: bool, *tensors: Tensor) -> list[int]:
+    """Batch, row and head strides of each; packed sequences (T, H, D) have no batch."""
+    strides: list[int] = []
+    for x in tensors:
+        strides += (0, *x.stride()[:2]) if varlen else x.stride()[:3]
+    return strides
 
 
 class _Problem:
@@ -478,7 +490,7 @@ def flash_attention_fwd(
     _flash_attention_fwd_kernel[problem.grid(problem.q_length, tile["BLOCK_M"])](
         q, k, v, out, lse, problem.cu_seqlens,
         problem.heads, problem.q_length, problem.k_length, problem.lse_rows, scale * LOG2E,
-        *_strides(q, varlen), *_strides(k, varlen), *_strides(v, varlen), *_strides(out, varlen),
+        *_strides(varlen, q, k, v, out),
         **tile, **problem.constants, **problem.products,
     )  # fmt: skip
     return out, lse
@@ -516,22 +528,22 @@ def flash_attention_bwd(
     delta = torch.empty_like(lse)
     common = (problem.heads, problem.q_length, problem.k_length, problem.lse_rows,
               scale, scale * LOG2E)  # fmt: skip
-    inputs = [s for x in (q, k, v, grad) for s in _strides(x, varlen)]
+    inputs = _strides(varlen, q, k, v, grad)
     _flash_attention_bwd_preprocess_kernel[problem.grid(problem.q_length, _DELTA_ROWS)](
         out, grad, delta, problem.cu_seqlens,
         problem.heads, problem.q_length, problem.lse_rows,
-        *_strides(out, varlen), *_strides(grad, varlen),
+        *_strides(varlen, out, grad),
         BLOCK_M=_DELTA_ROWS, num_warps=4, **problem.constants,
     )  # fmt: skip
     tile = problem.tile("dkdv")
     _flash_attention_bwd_dkdv_kernel[problem.grid(problem.k_length, tile["BLOCK_N"])](
         q, k, v, grad, lse, delta, dk, dv, problem.cu_seqlens, *common,
-        *inputs, *_strides(dk, varlen), *_strides(dv, varlen),
+        *inputs, *_strides(varlen, dk, dv),
         **tile, **problem.constants, **problem.products,
     )  # fmt: skip
     tile = problem.tile("dq")
     _flash_attention_bwd_dq_kernel[problem.grid(problem.q_length, tile["BLOCK_M"])](
         q, k, v, grad, lse, delta, dq, problem.cu_seqlens, *common,
-        *inputs, *_strides(dq, varlen),
+        *inputs, *_strides(varlen, dq),
         **tile, **problem.constants, **problem.products,
     )  # fmt: skip

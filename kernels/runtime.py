@@ -1,11 +1,11 @@
-"""What all kernels share: which device they are launched on, and `tl.dot` in every dtype."""
+"""What all kernels share: how and on which device they are launched, `tl.dot` in every dtype."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import triton
@@ -38,8 +38,19 @@ def target() -> tuple[str, int | str]:
         return _assumed[-1]
     if INTERPRET:
         return "interpreter", 0
+    return _target_of(torch.cuda.current_device() if _several_gpus() else 0)
+
+
+@functools.cache
+def _target_of(device: int) -> tuple[str, int | str]:
+    """The target of the current device; the driver is asked once for each."""
     current = triton.runtime.driver.active.get_current_target()
     return current.backend, current.arch
+
+
+@functools.cache
+def _several_gpus() -> bool:
+    return torch.cuda.device_count() > 1
 
 
 @contextlib.contextmanager
@@ -68,10 +79,82 @@ def on_its_device(launcher: _Launcher) -> _Launcher:
 
     @functools.wraps(launcher)
     def run(*args, **kwargs):
+        if not _several_gpus():
+            return launcher(*args, **kwargs)
         with torch.cuda.device_of(next(x for x in args if isinstance(x, torch.Tensor))):
             return launcher(*args, **kwargs)
 
     return run  # type: ignore[return-value]
+
+
+_MAX_LAUNCHES = 4096
+_INT32 = range(-(2**31), 2**31)
+
+
+class Kernel:
+    """A kernel whose launches find the compiled code without Triton's search.
+
+    Triton binds the arguments of every launch to their names, and derives and formats what the code
+    is specialised for: some 20 Python calls. Here a key of the arguments' dtypes, alignments and
+    specialised values leads to what Triton launched for them before.
+
+    Args:
+        fn: What `triton.jit` made.
+    """
+
+    def __init__(self, fn: Any) -> None:
+        self.fn = fn
+        self._specialized = [not p.do_not_specialize for p in fn.params]
+        self._launches: dict[tuple[Any, ...], tuple[Any, ...]] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.fn, name)
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        return functools.partial(self._launch, grid)
+
+    def _launch(self, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
+        hooks = triton.knobs.runtime
+        if hooks.launch_enter_hook.calls or hooks.launch_exit_hook.calls:  # of a profiler
+            self.fn[grid](*args, **options)
+            return
+        device = torch.cuda.current_device() if _several_gpus() else 0
+        parts = [device, *options, *options.values()]
+        for specialized, x in zip(self._specialized, args, strict=False):
+            if isinstance(x, torch.Tensor):
+                parts.append(x.dtype)
+                parts.append(x.data_ptr() % 16)
+            elif type(x) is float:  # one code for all values
+                parts.append(float)
+            elif specialized or type(x) is not int:
+                parts.append(x)
+            else:
+                parts.append(x in _INT32)
+        key = tuple(parts)
+        known = self._launches.get(key)
+        if known is None:
+            compiled = self.fn[grid](*args, **options)
+            if len(self._launches) >= _MAX_LAUNCHES:
+                self._launches.clear()
+            rest = [options.get(p.name, p.default) for p in self.fn.params[len(args) :]]
+            stream = triton.runtime.driver.active.get_current_stream
+            about = (compiled.run, compiled.function, compiled.packed_metadata)
+            self._launches[key] = (*about, stream, rest, compiled)
+            return
+        run, function, metadata, stream, rest, _ = known
+        x, y, z = (*grid, 1, 1)[:3]
+        run(x, y, z, stream(device), function, metadata, None, None, None, *args, *rest)
+
+
+def kernel(fn: Callable[..., Any] | None = None, **options: Any) -> Any:
+    """`triton.jit` for what is launched, as a `Kernel` where it is compiled for NVIDIA GPUs.
+
+    On AMD GPUs Triton's launches stay: there the code also depends on the sizes of the tensors.
+    """
+    if fn is None:
+        return functools.partial(kernel, **options)
+    jitted = triton.jit(fn, **options)
+    return jitted if INTERPRET or torch.version.hip else Kernel(jitted)
 
 
 @triton.jit
@@ -87,7 +170,7 @@ def dot(a, b, acc, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr):
         return tl.dot(a, b, acc, input_precision=PRECISION)
 
 
-@triton.jit
+@kernel(do_not_specialize=["programs"])
 def _sum_over_programs_kernel(
     partial_ptr, out_ptr, programs, columns, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr
 ):
