@@ -10,8 +10,12 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING
 
+from .optional import why_no_module
+
 if TYPE_CHECKING:
     import numpy as np
+
+GRAY = "gray"
 
 
 def colorize(values: np.ndarray, palette: str = "Spectral_r") -> np.ndarray:
@@ -19,7 +23,7 @@ def colorize(values: np.ndarray, palette: str = "Spectral_r") -> np.ndarray:
 
     Args:
         values: Floats of any shape; values outside 0..1 get the colour of the nearer end.
-        palette: One of `PALETTES`.
+        palette: One of `PALETTES`, or a name that `check_palette` accepts.
 
     Returns:
         RGB, uint8, of shape ``(*values.shape, 3)``.
@@ -29,18 +33,60 @@ def colorize(values: np.ndarray, palette: str = "Spectral_r") -> np.ndarray:
     """
     import numpy as np
 
-    if palette not in PALETTES:
-        raise ValueError(f"no palette {palette!r}; there are: {', '.join(PALETTES)}")
+    check_palette(palette)
     # As in matplotlib: 256 bins of equal width, the last one closed.
     index = np.clip(np.floor(np.asarray(values, np.float64) * 256), 0, 255).astype(np.uint8)
     return _table(palette)[index]
 
 
+def check_palette(palette: str) -> None:
+    """Checks that a palette is known: one of `PALETTES`, of matplotlib or of cmap.
+
+    Raises:
+        ValueError: If it is unknown.
+    """
+    if palette not in PALETTES:
+        _table(palette)
+
+
 @functools.cache
 def _table(palette: str) -> np.ndarray:
+    """The 256 colours of a palette, (256, 3) uint8."""
     import numpy as np
 
-    return np.frombuffer(bytes.fromhex(_TABLES[palette]), dtype=np.uint8).reshape(256, 3)
+    if palette == GRAY:
+        return np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1)
+    if palette in _TABLES:
+        return np.frombuffer(bytes.fromhex(_TABLES[palette]), dtype=np.uint8).reshape(256, 3)
+    missing = []
+    for package, colors_of in (("matplotlib", _of_matplotlib), ("cmap", _of_cmap)):
+        if why := why_no_module(package):
+            missing.append(why)
+        elif (colors := colors_of(palette)) is not None:
+            return (colors[:, :3] * 255).round().astype(np.uint8)
+    also = f"; names of matplotlib and cmap need these packages ({', '.join(missing)})"
+    raise ValueError(
+        f"no palette {palette!r}; there are: {', '.join(PALETTES)}{also if missing else ''}"
+    )
+
+
+def _of_matplotlib(palette: str) -> np.ndarray | None:
+    import matplotlib
+    import numpy as np
+
+    if palette not in matplotlib.colormaps:
+        return None
+    return matplotlib.colormaps[palette](np.arange(256) / 255)
+
+
+def _of_cmap(palette: str) -> np.ndarray | None:
+    import cmap
+    import numpy as np
+
+    try:
+        return cmap.Colormap(palette)(np.arange(256) / 255)
+    except (ValueError, TypeError):
+        return None
 
 
 # fmt: off
@@ -174,5 +220,5 @@ _TABLES = {
 }
 # fmt: on
 
-PALETTES: tuple[str, ...] = tuple(_TABLES)
-"""Names of the palettes."""
+PALETTES: tuple[str, ...] = (*_TABLES, GRAY)
+"""Names of the palettes that need no other package."""

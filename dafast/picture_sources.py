@@ -81,9 +81,9 @@ def fetch_source(image: Any, name: str) -> Any:
 
 
 def _download(url: str) -> bytes:
-    # Some servers refuse urllib's own name.
-    request = urllib.request.Request(url, headers={"User-Agent": f"dafast/{__version__}"})
     try:
+        # Some servers refuse urllib's own name.
+        request = urllib.request.Request(url, headers={"User-Agent": f"dafast/{__version__}"})
         with urllib.request.urlopen(request, timeout=_SECONDS) as answer:
             data = answer.read(_LARGEST + 1)
     except urllib.error.HTTPError as error:

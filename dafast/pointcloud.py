@@ -86,6 +86,7 @@ def point_cloud(
     *,
     normals: bool = False,
     unit: str = "m",
+    warn: bool = True,
 ) -> PointCloud:
     """Unprojects a depth map.
 
@@ -99,6 +100,7 @@ def point_cloud(
         intrinsics: The camera, as for `check_intrinsics`.
         normals: Whether the points get the normals of `dafast.surface.normals_of`.
         unit: Unit of the depth, ``"m"`` or ``""``.
+        warn: Whether to warn of a camera that the picture is unlikely to have.
 
     Returns:
         One point for each pixel with depth, row by row.
@@ -112,7 +114,8 @@ def point_cloud(
             f"the depth map has the shape {depth.shape}, its image {image.shape}; (H, W) and "
             "(H, W, 3) of one size are needed"
         )
-    warn_of_camera(camera, *depth.shape)
+    if warn:
+        warn_of_camera(camera, *depth.shape)
     parts = list(cloud_parts(depth, image, camera, normals))
     points, colors = (np.concatenate([part[i] for part in parts]) for i in (0, 1))  # type: ignore[misc]
     directions = np.concatenate([part.normals for part in parts]) if normals else None  # type: ignore[misc]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from .alignment import Alignment
-from .camera import CAMERA_SOURCES, Intrinsics, warn_of_camera
+from .camera import CAMERA_SOURCES, Intrinsics
 from .formats import exr, glb, npz, pfm, ply, png, tiff
 from .palettes import colorize
 from .pointcloud import PointCloud, as_bytes, cloud_parts, point_cloud
@@ -32,10 +32,59 @@ _ROWS = 16
 """Rows that are converted at a time: the float64 values of a large map would be large."""
 
 
-def strips(height: int) -> Iterator[slice]:
+def strips(height: int, rows: int = _ROWS) -> Iterator[slice]:
     """Slices of a few rows that cover a map of this height."""
-    for start in range(0, height, _ROWS):
-        yield slice(start, min(height, start + _ROWS))
+    for start in range(0, height, rows):
+        yield slice(start, min(height, start + rows))
+
+
+def shade_strips(
+    result: DepthResult,
+    palette: str | None,
+    low: float | None = None,
+    high: float | None = None,
+) -> _Strips:
+    """A map in colours, some rows at a time; see `DepthResult.colored`.
+
+    Args:
+        result: The map.
+        palette: A name that `dafast.palettes.colorize` knows, or None for shades of gray, light for
+            near pixels.
+        low: As for `DepthResult.colored`.
+        high: As for `DepthResult.colored`.
+
+    Yields:
+        Rows, and their pixels in uint8: (rows, W, 3), or (rows, W) for gray.
+    """
+    own = result.disparity_range
+    low = own[0] if low is None else low
+    high = own[1] if high is None else high
+    for rows in strips(len(result.values)):
+        values = result.values[rows]
+        if result.kind == "depth":
+            values = _inverse(values)
+        scaled = _scale(values, low, high)
+        unknown = np.isnan(scaled)
+        scaled[unknown] = 0
+        if palette is None:
+            pixels = (np.clip(scaled, 0, 1) * 255).round().astype(np.uint8)
+        else:
+            pixels = colorize(scaled, palette)
+        pixels[unknown] = 0
+        yield rows, pixels
+
+
+def _inverse(values: np.ndarray) -> np.ndarray:
+    """The inverse in float32, NaN where a value is not positive."""
+    inverse = np.full(values.shape, np.nan, np.float32)
+    return np.divide(1, values, out=inverse, where=values > 0)
+
+
+def _scale(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    """The values in float64, scaled so that low..high becomes 0..1; a range of 0 gives 0."""
+    if high <= low:
+        return values.astype(np.float64) * 0
+    return (values.astype(np.float64) - low) / (high - low)
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,6 +162,17 @@ class DepthResult:
             low, high = (float(known.min()), float(known.max())) if known.size else (low, low)
         return low, high
 
+    @property
+    def disparity_range(self) -> tuple[float, float]:
+        """The smallest and the largest disparity: of depth, the inverses of its range."""
+        low, high = self.range
+        if self.kind == "disparity":
+            return low, high
+        if low <= 0:  # depth that is not positive is unknown
+            known = self.values[self.values > 0]
+            low, high = (float(known.min()), high) if known.size else (np.nan, np.nan)
+        return 1 / high, 1 / low
+
     def numpy(self) -> np.ndarray:
         """The map, (H, W) float32."""
         return self.values
@@ -141,8 +201,7 @@ class DepthResult:
         low = own[0] if low is None else low
         high = own[1] if high is None else high
         for rows in strips(len(self.values)):
-            values = self.values[rows].astype(np.float64)
-            yield rows, (values - low) / (high - low) if high > low else values * 0
+            yield rows, _scale(self.values[rows], low, high)
 
     def colored(
         self, palette: str = "Spectral_r", low: float | None = None, high: float | None = None
@@ -160,10 +219,8 @@ class DepthResult:
             (H, W, 3) uint8, RGB; pixels without a value are black.
         """
         colors = np.empty((*self.values.shape, 3), np.uint8)
-        for rows, values in self.to_disparity()._scaled(low, high):
-            unknown = np.isnan(values)
-            colors[rows] = colorize(np.where(unknown, 0, values), palette)
-            colors[rows][unknown] = 0
+        for rows, pixels in shade_strips(self, palette, low, high):
+            colors[rows] = pixels
         return colors
 
     def to_disparity(self) -> DepthResult:
@@ -171,9 +228,8 @@ class DepthResult:
         if self.kind == "disparity":
             return self
         unit = "1/m" if self.unit == "m" else ""
-        inverse = np.full(self.values.shape, np.nan, np.float32)
-        np.divide(1, self.values, out=inverse, where=self.values > 0)
-        return dataclasses.replace(self, values=inverse, kind="disparity", unit=unit)
+        values = _inverse(self.values)
+        return dataclasses.replace(self, values=values, kind="disparity", unit=unit)
 
     def to_depth(self, ratio: float = 10.0) -> DepthResult:
         """The result with depth; of disparity in 1/m the inverse.
@@ -191,10 +247,9 @@ class DepthResult:
             return self
         if not 1 < ratio < float("inf"):
             raise ValueError(f"ratio={ratio!r}: the farthest depth over the nearest, above 1")
-        depth = np.full(self.values.shape, np.nan, np.float32)
         if self.is_metric:
-            np.divide(1, self.values, out=depth, where=self.values > 0)
-            return dataclasses.replace(self, values=depth, kind="depth", unit="m")
+            return dataclasses.replace(self, values=_inverse(self.values), kind="depth", unit="m")
+        depth = np.empty(self.values.shape, np.float32)
         for rows, values in self._scaled():
             depth[rows] = 1 / (values + (1 - values) / ratio)
         return dataclasses.replace(self, values=depth, kind="depth")
@@ -209,7 +264,7 @@ class DepthResult:
         Raises:
             ValueError: If the result has no intrinsics.
         """
-        return normals_of(self._surface_depth(), self._camera())
+        return normals_of(self.surface_depth(), self.camera())
 
     def point_cloud(self) -> PointCloud:
         """The points in space with their normals: in metres, or up to an unknown scale.
@@ -220,8 +275,14 @@ class DepthResult:
         Raises:
             ValueError: If the result has no intrinsics.
         """
-        camera, unit = self._camera(), "m" if self.is_metric else ""
-        return point_cloud(self._surface_depth(), self._pixels(), camera, normals=True, unit=unit)
+        return point_cloud(
+            self.surface_depth(),
+            self._pixels(),
+            self.camera(),
+            normals=True,
+            unit="m" if self.is_metric else "",
+            warn=self.camera_source in ("given", "fov"),
+        )
 
     def mesh(
         self, *, edge_threshold: float = EDGE_THRESHOLD, max_vertices: int = MAX_VERTICES
@@ -237,9 +298,9 @@ class DepthResult:
             ValueError: If the result has no intrinsics, or an argument is out of range.
         """
         return mesh_of(
-            self._surface_depth(),
+            self.surface_depth(),
             as_bytes(self._pixels()),
-            self._camera(),
+            self.camera(),
             unit="m" if self.is_metric else "",
             edge_threshold=edge_threshold,
             max_vertices=max_vertices,
@@ -248,11 +309,17 @@ class DepthResult:
     def _pixels(self) -> np.ndarray:
         return self.colored() if self.image is None else self.image
 
-    def _surface_depth(self) -> np.ndarray:
+    def surface_depth(self) -> np.ndarray:
+        """Depth of the surfaces, (H, W) float32, by `to_depth`; NaN in the sky."""
         depth = self.to_depth().values
         return depth if self.sky is None else np.where(self.sky, np.float32(np.nan), depth)
 
-    def _camera(self) -> Intrinsics:
+    def camera(self) -> Intrinsics:
+        """The intrinsics.
+
+        Raises:
+            ValueError: If there are none.
+        """
         if self.intrinsics is None:
             raise ValueError(
                 f"{self.name or 'the result'}: 3D needs a camera; "
@@ -352,9 +419,7 @@ class DepthResult:
             png.write_gray16(path, self.values.shape, self._steps(depth_scale), facts)
             return facts
         low, high = self.range if value_range is None else value_range
-        facts = {**facts, "disparity_min": low, "disparity_max": high}
-        if self.kind == "depth":
-            facts = {**facts, "depth_min": low, "depth_max": high}
+        facts = {**facts, f"{self.kind}_min": low, f"{self.kind}_max": high}
         png.write_gray16(path, self.values.shape, self._whole_range(low, high), facts)
         return facts
 
@@ -370,8 +435,7 @@ class DepthResult:
             yield rows, steps.astype(np.uint16)
 
     def _save_ply(self, path: Path, facts: dict[str, Any]) -> None:
-        depth, camera = self._surface_depth(), self._camera()
-        warn_of_camera(camera, *depth.shape)
+        depth, camera = self.surface_depth(), self.camera()
         count = int((np.isfinite(depth) & (depth > 0)).sum())
         parts = cloud_parts(depth, self._pixels(), camera, normals=True)
         unit = "m" if self.is_metric else ""

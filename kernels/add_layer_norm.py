@@ -7,18 +7,19 @@ way; those sums are added in a fixed order by a second kernel.
 
 from __future__ import annotations
 
+import functools
+
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
-from .runtime import cdiv, next_power_of_2, on_its_device, sum_over_programs
+from .runtime import cdiv, kernel, next_power_of_2, on_its_device, sum_over_programs
 
 _MIN_ROWS = 8  # of a program
 _MAX_PROGRAMS = 1024
 
 
-@triton.jit
+@kernel(do_not_specialize=["rows", "program_rows"])
 def _add_layer_norm_fwd_kernel(
     x_ptr, branch_ptr, gamma_ptr, weight_ptr, bias_ptr, s_ptr, n_ptr, stats_ptr,
     rows, channels, program_rows, eps,
@@ -49,7 +50,7 @@ def _add_layer_norm_fwd_kernel(
         tl.store(stats_ptr + rows + row, rstd, mask=valid)
 
 
-@triton.jit
+@kernel(do_not_specialize=["rows", "program_rows"])
 def _add_layer_norm_bwd_kernel(
     grad_s_ptr, grad_n_ptr, s_ptr, branch_ptr, gamma_ptr, weight_ptr, stats_ptr,
     grad_x_ptr, grad_branch_ptr, partial_ptr,
@@ -95,18 +96,19 @@ def _add_layer_norm_bwd_kernel(
     tl.store(at + 2 * channels, bias_sum, mask=inside)
 
 
-def _launch(s: Tensor, block_r: int) -> tuple[int, dict[str, int]]:
-    """Number of programs, and the options that both kernels share.
+@functools.lru_cache(1024)
+def _launch(
+    rows: int, channels: int, element_size: int, block_r: int
+) -> tuple[int, tuple[int, int, int], dict[str, int]]:
+    """Number of programs, and the sizes and options that both kernels share.
 
     A lane has 16 bytes of s, whose dtype is the widest, and all warps are adjacent on a row.
     So no two warps hold different rows, and sums over rows need no exchange between them.
     """
-    rows, channels = s.numel() // s.shape[-1], s.shape[-1]
     block_c = next_power_of_2(channels)
-    lane = 16 // s.element_size()
+    lane = 16 // element_size
     tiles = cdiv(max(_MIN_ROWS, cdiv(rows, _MAX_PROGRAMS)), block_r)
-    return cdiv(rows, tiles * block_r), {
-        "rows": rows, "channels": channels, "program_rows": tiles * block_r,
+    return cdiv(rows, tiles * block_r), (rows, channels, tiles * block_r), {
         "BLOCK_R": block_r, "BLOCK_C": block_c, "LANE": lane,
         "num_warps": min(16, max(1, block_c // (32 * lane))),
     }  # fmt: skip
@@ -141,15 +143,17 @@ def add_layer_norm_fwd(
     """
     s = torch.empty(x.shape, dtype=sum_dtype, device=x.device)
     n = torch.empty(x.shape, dtype=dtype, device=x.device)
-    stats = torch.empty((2, x.numel() // x.shape[-1]), dtype=torch.float32, device=x.device)
-    if x.numel() == 0:
+    channels = x.shape[-1]
+    rows = x.numel() // channels
+    stats = torch.empty((2, rows), dtype=torch.float32, device=x.device)
+    if rows == 0:
         return s, n, stats
-    programs, options = _launch(s, 4)
+    programs, sizes, options = _launch(rows, channels, s.element_size(), 4)
     # No contraction to FMA: two lanes that add each other's square would contract one each, and
     # then hold different last digits of the one number that is stored.
     _add_layer_norm_fwd_kernel[(programs,)](
         x.contiguous(), branch.contiguous(), gamma.contiguous(), weight.contiguous(),
-        bias.contiguous(), s, n, stats, eps=eps, **options, enable_fp_fusion=False,
+        bias.contiguous(), s, n, stats, *sizes, eps, **options, enable_fp_fusion=False,
     )  # fmt: skip
     return s, n, stats
 
@@ -186,10 +190,11 @@ def add_layer_norm_bwd(
         return grad_x, grad_branch, s.new_zeros((3, s.shape[-1]), dtype=torch.float32)
     grad_s = None if grad_s is None else grad_s.contiguous()
     grad_n = None if grad_n is None else grad_n.contiguous()
-    programs, options = _launch(s, 2)
-    partial = torch.empty((programs, 3 * s.shape[-1]), dtype=torch.float32, device=s.device)
+    channels = s.shape[-1]
+    programs, sizes, options = _launch(s.numel() // channels, channels, s.element_size(), 2)
+    partial = torch.empty((programs, 3 * channels), dtype=torch.float32, device=s.device)
     _add_layer_norm_bwd_kernel[(programs,)](
         grad_s, grad_n, s, branch.contiguous(), gamma.contiguous(), weight.contiguous(), stats,
-        grad_x, grad_branch, partial, **options, enable_fp_fusion=True,
+        grad_x, grad_branch, partial, *sizes, **options, enable_fp_fusion=True,
     )  # fmt: skip
     return grad_x, grad_branch, sum_over_programs(partial).unflatten(0, (3, -1))

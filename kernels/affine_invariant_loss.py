@@ -22,7 +22,7 @@ from .masked_median import (
     statistics,
     sum_in_order,
 )
-from .runtime import cdiv, next_power_of_2, on_its_device
+from .runtime import cdiv, kernel, next_power_of_2, on_its_device
 from .runtime import target as current_target
 
 _COEFFICIENTS = 8  # float32 per map and region; see the reduce kernel
@@ -73,7 +73,7 @@ def _normalisation(
     return p_median, p_inverse, t_median, t_inverse, weight
 
 
-@triton.jit(do_not_specialize=SIZES)
+@kernel(do_not_specialize=SIZES)
 def _affine_invariant_loss_l1_kernel(
     prediction_ptr, target_ptr, mask_ptr, regions_ptr, hist_ptr, area_ptr, state_ptr,
     deviations_ptr, losses_ptr, signs_ptr, coefficients_ptr, min_scale,
@@ -130,7 +130,7 @@ def _affine_invariant_loss_l1_kernel(
         tl.store(signs_ptr + 3 * chunks, along2)
 
 
-@triton.jit(do_not_specialize=["maps", "chunks", "units"])
+@kernel(do_not_specialize=["maps", "chunks", "units"])
 def _affine_invariant_loss_reduce_kernel(
     area_ptr, state_ptr, losses_ptr, signs_ptr, coefficients_ptr, loss_ptr,
     maps, chunks, units,
@@ -168,7 +168,7 @@ def _affine_invariant_loss_reduce_kernel(
         tl.store(loss_ptr, sum_in_order(losses_ptr, maps * chunks, 1024))
 
 
-@triton.jit(do_not_specialize=["blocks", *SIZES[3:]])
+@kernel(do_not_specialize=["blocks", *SIZES[3:]])
 def _affine_invariant_loss_bwd_kernel(
     grad_ptr, prediction_ptr, target_ptr, mask_ptr, regions_ptr, coefficients_ptr, out_ptr,
     blocks, units, stride_pb, stride_tb, stride_mb, stride_rb,

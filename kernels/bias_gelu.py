@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
-from .runtime import cdiv, on_its_device, sum_over_programs
+from .runtime import cdiv, kernel, on_its_device, sum_over_programs
 
 _BLOCK_C = 256
 _MIN_ROWS = 32  # of a program
 _MAX_CHUNKS = 256  # of rows
 
 
-@triton.jit
+@kernel(do_not_specialize=["rows", "chunk_rows"])
 def _bias_gelu_fwd_kernel(
     x_ptr, bias_ptr, out_ptr, rows, channels, chunk_rows, blocks,
     ADDED: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
@@ -34,7 +35,7 @@ def _bias_gelu_fwd_kernel(
         tl.store(out_ptr + at, out.to(out_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@kernel(do_not_specialize=["rows", "chunk_rows"])
 def _bias_gelu_bwd_kernel(
     grad_ptr, x_ptr, bias_ptr, grad_x_ptr, partial_ptr, rows, channels, chunk_rows, blocks,
     ADDED: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
@@ -61,16 +62,16 @@ def _bias_gelu_bwd_kernel(
     tl.store(partial_ptr + chunk * channels + column, tl.sum(total, 0), mask=inside)
 
 
-def _launch(x: Tensor, added: bool) -> tuple[int, int, dict[str, int | bool]]:
-    """Chunks of rows, programs (a chunk times a block of columns), and the kernels' options."""
-    channels = x.shape[-1]
-    rows = x.numel() // channels
-    block_r = 8 if x.element_size() == 2 else 4
+@functools.lru_cache(1024)
+def _launch(
+    rows: int, channels: int, element_size: int, added: bool
+) -> tuple[int, int, tuple[int, int, int, int], dict[str, int | bool]]:
+    """Chunks of rows, programs (a chunk times a block of columns), and sizes and options."""
+    block_r = 8 if element_size == 2 else 4
     tiles = cdiv(max(_MIN_ROWS, cdiv(rows, _MAX_CHUNKS)), block_r)
     chunks = cdiv(rows, tiles * block_r)
     blocks = cdiv(channels, _BLOCK_C)
-    return chunks, chunks * blocks, {
-        "rows": rows, "channels": channels, "chunk_rows": tiles * block_r, "blocks": blocks,
+    return chunks, chunks * blocks, (rows, channels, tiles * block_r, blocks), {
         "ADDED": added, "BLOCK_R": block_r, "BLOCK_C": _BLOCK_C, "num_warps": 4,
         "enable_fp_fusion": True,
     }  # fmt: skip
@@ -91,8 +92,10 @@ def bias_gelu_fwd(x: Tensor, bias: Tensor, added: bool) -> Tensor:
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if out.numel() == 0:
         return out
-    _, programs, options = _launch(x, added)
-    _bias_gelu_fwd_kernel[(programs,)](x.contiguous(), bias.contiguous(), out, **options)
+    channels = x.shape[-1]
+    plan = _launch(x.numel() // channels, channels, x.element_size(), added)
+    _, programs, sizes, options = plan
+    _bias_gelu_fwd_kernel[(programs,)](x.contiguous(), bias.contiguous(), out, *sizes, **options)
     return out
 
 
@@ -112,9 +115,11 @@ def bias_gelu_bwd(grad: Tensor, x: Tensor, bias: Tensor, added: bool) -> tuple[T
     grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if x.numel() == 0:
         return grad_x, bias.new_zeros(bias.shape, dtype=torch.float32)
-    chunks, programs, options = _launch(x, added)
-    partial = torch.empty((chunks, x.shape[-1]), dtype=torch.float32, device=x.device)
+    channels = x.shape[-1]
+    plan = _launch(x.numel() // channels, channels, x.element_size(), added)
+    chunks, programs, sizes, options = plan
+    partial = torch.empty((chunks, channels), dtype=torch.float32, device=x.device)
     _bias_gelu_bwd_kernel[(programs,)](
-        grad.contiguous(), x.contiguous(), bias.contiguous(), grad_x, partial, **options
+        grad.contiguous(), x.contiguous(), bias.contiguous(), grad_x, partial, *sizes, **options
     )
     return grad_x, sum_over_programs(partial)

@@ -9,6 +9,8 @@ row that lies between them.
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
@@ -19,9 +21,11 @@ from .runtime import (
     cdiv,
     dot,
     float32_precision,
+    kernel,
     matrix_units,
     next_power_of_2,
     on_its_device,
+    target,
 )
 
 
@@ -127,7 +131,7 @@ def _row_products(
     return upper, middle, lower
 
 
-@triton.jit(do_not_specialize=["blocks", "in_height", "in_width", "height", "width"])
+@kernel(do_not_specialize=["blocks", "in_height", "in_width", "height", "width"])
 def _decoder_tail_kernel(
     x_ptr, weight1_ptr, bias1_ptr, weight2_ptr, bias2_ptr, out_ptr,
     blocks, in_height, in_width, height, width, scale_y, scale_x,
@@ -181,18 +185,21 @@ def _decoder_tail_kernel(
             row, s, t = _neighbours(y, height, scale_y, in_height)
 
 
-def _tile(dtype: torch.dtype, channels: int, hidden: int) -> dict[str, int]:
+@functools.lru_cache(1024)
+def _tile(
+    dtype: torch.dtype, channels: int, hidden: int, backend: str, arch: int | str, precision: str
+) -> dict[str, int | str]:
     """Tile sizes, warps and pipeline stages.
 
     Chosen so that no configuration spills on sm_80, sm_89, sm_90, sm_100, sm_120 and
     gfx942; see docs/kernels/decoder_tail.md.
     """
-    units = matrix_units()
+    units = matrix_units(backend, arch)
     half = dtype != torch.float32
     hip, hopper, blackwell = units == "mfma", units == "wgmma", units == "tcgen05"
     rows, block_w = (8, 32) if units == "interpreter" else (16, 64)
     block_c, order = 16, "rolled"
-    if hopper and (half or float32_precision() == "tf32"):
+    if hopper and (half or precision == "tf32"):
         order = "ahead"
         block_c = next((c for c in ((64, 32) if half else (32,)) if channels % c == 0), 16)
     elif half:
@@ -239,14 +246,14 @@ def decoder_tail_fwd(
     if x.stride(1) != 1:
         x = x.contiguous(memory_format=torch.channels_last)
     weight1 = weight1.to(x.dtype).contiguous(memory_format=torch.channels_last)
-    tile = _tile(x.dtype, channels, len(weight1))
+    precision = float32_precision() if x.dtype == torch.float32 else "tf32"
+    tile = _tile(x.dtype, channels, len(weight1), *target(), precision)
     grid = (cdiv(width, tile["BLOCK_W"]), cdiv(height, tile["ROWS"]), batch)
     _decoder_tail_kernel[grid](
         x, weight1, bias1.contiguous(), weight2.contiguous(), bias2, out,
         cdiv(channels, tile["BLOCK_C"]), in_height, in_width, height, width,
         _scale(in_height, height), _scale(in_width, width), x.stride(0), x.stride(2), x.stride(3),
         C=channels, N=len(weight1), ACTIVATION=activation, **tile,
-        PRECISION=float32_precision() if x.dtype == torch.float32 else "tf32",
-        INTERPRETED=INTERPRET, enable_fp_fusion=True,
+        PRECISION=precision, INTERPRETED=INTERPRET, enable_fp_fusion=True,
     )  # fmt: skip
     return out

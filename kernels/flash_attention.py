@@ -17,7 +17,15 @@ import triton.language as tl
 from torch import Tensor
 
 from .flash_attention_tiles import clear_gaps, is_small, load_tile, place, tile_of
-from .runtime import INTERPRET, cdiv, dot, float32_precision, next_power_of_2, on_its_device
+from .runtime import (
+    INTERPRET,
+    cdiv,
+    dot,
+    float32_precision,
+    kernel,
+    next_power_of_2,
+    on_its_device,
+)
 
 LOG2E = math.log2(math.e)
 _SIZES = ["heads", "q_length", "k_length", "lse_rows"]  # a new length needs no compilation
@@ -62,7 +70,7 @@ def _add_tile(
     return acc, total
 
 
-@triton.jit(do_not_specialize=_SIZES)
+@kernel(do_not_specialize=_SIZES)
 def _flash_attention_fwd_kernel(
     q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, cu_ptr,
     heads, q_length, k_length, lse_rows, scale,
@@ -131,7 +139,7 @@ def _flash_attention_fwd_kernel(
              mask=(row < rows)[:, None] & (column < D)[None, :])  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["heads", "sequences", "length", "rows"])
+@kernel(do_not_specialize=["heads", "sequences", "length", "rows"])
 def _flash_attention_gaps_kernel(
     ptr, cu_ptr, heads, sequences, length, rows, stride_n, stride_h,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK: tl.constexpr,
@@ -142,7 +150,7 @@ def _flash_attention_gaps_kernel(
                D, BLOCK, BLOCK_D)  # fmt: skip
 
 
-@triton.jit(do_not_specialize=[*_SIZES, "sequences"])
+@kernel(do_not_specialize=[*_SIZES, "sequences"])
 def _flash_attention_bwd_preprocess_kernel(
     out_ptr, grad_ptr, delta_ptr, dq_ptr, dk_ptr, dv_ptr, cu_ptr,
     heads, q_length, lse_rows, sequences,
@@ -205,7 +213,7 @@ def _dkdv_step(
     return dk, dv
 
 
-@triton.jit(do_not_specialize=_SIZES)
+@kernel(do_not_specialize=_SIZES)
 def _flash_attention_bwd_dkdv_kernel(
     q_ptr, k_ptr, v_ptr, grad_ptr, lse_ptr, delta_ptr, dk_ptr, dv_ptr, cu_ptr,
     heads, q_length, k_length, lse_rows, scale, scale_log2,
@@ -277,7 +285,7 @@ def _dq_step(
     return dot(ds.to(k.dtype), k, dq, PRECISION, INTERPRETED)
 
 
-@triton.jit(do_not_specialize=_SIZES)
+@kernel(do_not_specialize=_SIZES)
 def _flash_attention_bwd_dq_kernel(
     q_ptr, k_ptr, v_ptr, grad_ptr, lse_ptr, delta_ptr, dq_ptr, cu_ptr,
     heads, q_length, k_length, lse_rows, scale, scale_log2,
@@ -325,9 +333,12 @@ def _flash_attention_bwd_dq_kernel(
              mask=(row < rows)[:, None] & (column < D)[None, :])  # fmt: skip
 
 
-def _strides(x: Tensor, varlen: bool) -> tuple[int, int, int]:
-    """Batch, row and head strides; packed sequences (T, H, D) have no batch."""
-    return (0, x.stride(0), x.stride(1)) if varlen else (x.stride(0), x.stride(1), x.stride(2))
+def _strides(varlen: bool, *tensors: Tensor) -> list[int]:
+    """Batch, row and head strides of each; packed sequences (T, H, D) have no batch."""
+    strides: list[int] = []
+    for x in tensors:
+        strides += (0, *x.stride()[:2]) if varlen else x.stride()[:3]
+    return strides
 
 
 class _Problem:
@@ -411,7 +422,7 @@ def flash_attention_fwd(
     _flash_attention_fwd_kernel[problem.grid(problem.q_length, tile["BLOCK_M"])](
         q, k, v, out, lse, problem.cu_seqlens,
         problem.heads, problem.q_length, problem.k_length, problem.lse_rows, scale * LOG2E,
-        *_strides(q, varlen), *_strides(k, varlen), *_strides(v, varlen), *_strides(out, varlen),
+        *_strides(varlen, q, k, v, out),
         **tile, **problem.constants, **problem.products,
     )  # fmt: skip
     return out, lse
@@ -449,23 +460,23 @@ def flash_attention_bwd(
     delta = torch.empty_like(lse)
     common = (problem.heads, problem.q_length, problem.k_length, problem.lse_rows,
               scale, scale * LOG2E)  # fmt: skip
-    inputs = [s for x in (q, k, v, grad) for s in _strides(x, varlen)]
+    inputs = _strides(varlen, q, k, v, grad)
     _flash_attention_bwd_preprocess_kernel[problem.grid(problem.q_length, _DELTA_ROWS)](
         out, grad, delta, dq, dk, dv, problem.cu_seqlens,
         problem.heads, problem.q_length, problem.lse_rows, problem.batch,
-        *_strides(out, varlen), *_strides(grad, varlen),
-        *(stride for x in (dq, dk, dv) for stride in _strides(x, varlen)[1:]),
+        *_strides(varlen, out, grad),
+        *(stride for x in (dq, dk, dv) for stride in x.stride()[-3:-1]),
         BLOCK_M=_DELTA_ROWS, num_warps=4, **problem.constants,
     )  # fmt: skip
     tile = problem.tile("dkdv")
     _flash_attention_bwd_dkdv_kernel[problem.grid(problem.k_length, tile["BLOCK_N"])](
         q, k, v, grad, lse, delta, dk, dv, problem.cu_seqlens, *common,
-        *inputs, *_strides(dk, varlen), *_strides(dv, varlen),
+        *inputs, *_strides(varlen, dk, dv),
         **tile, **problem.constants, **problem.products,
     )  # fmt: skip
     tile = problem.tile("dq")
     _flash_attention_bwd_dq_kernel[problem.grid(problem.q_length, tile["BLOCK_M"])](
         q, k, v, grad, lse, delta, dq, problem.cu_seqlens, *common,
-        *inputs, *_strides(dq, varlen),
+        *inputs, *_strides(varlen, dq),
         **tile, **problem.constants, **problem.products,
     )  # fmt: skip

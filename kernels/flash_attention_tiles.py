@@ -42,7 +42,8 @@ def tile_of(kind: str, dtype: torch.dtype, head_dim: int, small: bool = False) -
         small: Whether larger tiles would leave processors without a program. Results have the
             same bits: rows do not depend on each other.
     """
-    units = matrix_units()
+    backend, arch = target()
+    units = matrix_units(backend, arch)
     wide = head_dim > 64
     asynchronous = units in ("wgmma", "tcgen05")
     branch, overlap = not asynchronous, False
@@ -67,7 +68,7 @@ def tile_of(kind: str, dtype: torch.dtype, head_dim: int, small: bool = False) -
         overlap = True
         m, n, warps, stages = (64, 64, 4, 2 if wide else 3)
     elif kind == "fwd":
-        eight = wide or units == "tcgen05" or int(target()[1]) >= 120  # with 4 warps it spills
+        eight = wide or units == "tcgen05" or int(arch) >= 120  # with 4 warps it spills
         m, n, warps, stages = (128, 64, 8 if eight else 4, 3)
     elif not wide and units == "wgmma":  # the fastest of a sweep on an H100
         m, n, warps, stages = (32, 128, 8, 3) if kind == "dkdv" else (64, 64, 4, 3)

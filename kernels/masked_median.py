@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import triton
 import triton.language as tl
 
+from .runtime import kernel
+
 
 @dataclass(frozen=True)
 class Counting:
@@ -183,7 +185,7 @@ def _count(
     return counts, distances
 
 
-@triton.jit(do_not_specialize=SIZES)
+@kernel(do_not_specialize=SIZES)
 def _affine_invariant_loss_histogram_kernel(
     prediction_ptr, target_ptr, mask_ptr, regions_ptr, hist_ptr, area_ptr, state_ptr,
     deviations_ptr, maps, chunks, tiles, units, stride_pb, stride_tb, stride_mb, stride_rb,

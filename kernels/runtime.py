@@ -1,4 +1,4 @@
-"""What all kernels share: which device they are launched on, and `tl.dot` in every dtype."""
+"""What all kernels share: how and on which device they are launched, `tl.dot` in every dtype."""
 
 from __future__ import annotations
 
@@ -38,18 +38,23 @@ def target() -> tuple[str, int | str]:
         return _assumed[-1]
     if INTERPRET:
         return "interpreter", 0
+    return _target_of(torch.cuda.current_device() if _several_gpus() else 0)
+
+
+@functools.cache
+def _target_of(device: int) -> tuple[str, int | str]:
+    """The target of the current device; the driver is asked once for each."""
     current = triton.runtime.driver.active.get_current_target()
     return current.backend, current.arch
 
 
-def matrix_units() -> str:
-    """Returns how the target multiplies matrices.
+def matrix_units(backend: str, arch: int | str) -> str:
+    """Returns how a `target` multiplies matrices.
 
     ``"wgmma"`` (sm_90) and ``"tcgen05"`` (sm_10x and sm_11x) run while a program goes on, and take
     64 rows or more. ``"mma"`` (sm_8x and sm_12x) does not. The others are ``"mfma"`` (AMD) and
     ``"interpreter"``.
     """
-    backend, arch = target()
     if backend != "cuda":
         return "mfma" if backend == "hip" else backend
     return {9: "wgmma", 10: "tcgen05", 11: "tcgen05"}.get(int(arch) // 10, "mma")
@@ -59,13 +64,18 @@ def processors() -> int:
     """Returns the number of multiprocessors of the current GPU; 0 in Triton's interpreter."""
     if INTERPRET:
         return 0
-    driver = triton.runtime.driver.active
-    return _processors_of(driver, driver.get_current_device())
+    return _processors_of(torch.cuda.current_device() if _several_gpus() else 0)
 
 
 @functools.cache
-def _processors_of(driver: Any, device: int) -> int:
-    return driver.utils.get_device_properties(device)["multiprocessor_count"]
+def _processors_of(device: int) -> int:
+    utils = triton.runtime.driver.active.utils
+    return utils.get_device_properties(device)["multiprocessor_count"]
+
+
+@functools.cache
+def _several_gpus() -> bool:
+    return torch.cuda.device_count() > 1
 
 
 @contextlib.contextmanager
@@ -94,10 +104,82 @@ def on_its_device(launcher: _Launcher) -> _Launcher:
 
     @functools.wraps(launcher)
     def run(*args, **kwargs):
+        if not _several_gpus():
+            return launcher(*args, **kwargs)
         with torch.cuda.device_of(next(x for x in args if isinstance(x, torch.Tensor))):
             return launcher(*args, **kwargs)
 
     return run  # type: ignore[return-value]
+
+
+_MAX_LAUNCHES = 4096
+_INT32 = range(-(2**31), 2**31)
+
+
+class Kernel:
+    """A kernel whose launches find the compiled code without Triton's search.
+
+    Triton binds the arguments of every launch to their names, and derives and formats what the code
+    is specialised for: some 20 Python calls. Here a key of the arguments' dtypes, alignments and
+    specialised values leads to what Triton launched for them before.
+
+    Args:
+        fn: What `triton.jit` made.
+    """
+
+    def __init__(self, fn: Any) -> None:
+        self.fn = fn
+        self._specialized = [not p.do_not_specialize for p in fn.params]
+        self._launches: dict[tuple[Any, ...], tuple[Any, ...]] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.fn, name)
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        return functools.partial(self._launch, grid)
+
+    def _launch(self, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
+        hooks = triton.knobs.runtime
+        if hooks.launch_enter_hook.calls or hooks.launch_exit_hook.calls:  # of a profiler
+            self.fn[grid](*args, **options)
+            return
+        device = torch.cuda.current_device() if _several_gpus() else 0
+        parts = [device, *options, *options.values()]
+        for specialized, x in zip(self._specialized, args, strict=False):
+            if isinstance(x, torch.Tensor):
+                parts.append(x.dtype)
+                parts.append(x.data_ptr() % 16)
+            elif type(x) is float:  # one code for all values
+                parts.append(float)
+            elif specialized or type(x) is not int:
+                parts.append(x)
+            else:
+                parts.append(x in _INT32)
+        key = tuple(parts)
+        known = self._launches.get(key)
+        if known is None:
+            compiled = self.fn[grid](*args, **options)
+            if len(self._launches) >= _MAX_LAUNCHES:
+                self._launches.clear()
+            rest = [options.get(p.name, p.default) for p in self.fn.params[len(args) :]]
+            stream = triton.runtime.driver.active.get_current_stream
+            about = (compiled.run, compiled.function, compiled.packed_metadata)
+            self._launches[key] = (*about, stream, rest, compiled)
+            return
+        run, function, metadata, stream, rest, _ = known
+        x, y, z = (*grid, 1, 1)[:3]
+        run(x, y, z, stream(device), function, metadata, None, None, None, *args, *rest)
+
+
+def kernel(fn: Callable[..., Any] | None = None, **options: Any) -> Any:
+    """`triton.jit` for what is launched, as a `Kernel` where it is compiled for NVIDIA GPUs.
+
+    On AMD GPUs Triton's launches stay: there the code also depends on the sizes of the tensors.
+    """
+    if fn is None:
+        return functools.partial(kernel, **options)
+    jitted = triton.jit(fn, **options)
+    return jitted if INTERPRET or torch.version.hip else Kernel(jitted)
 
 
 @triton.jit
@@ -113,7 +195,7 @@ def dot(a, b, acc, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr):
         return tl.dot(a, b, acc, input_precision=PRECISION)
 
 
-@triton.jit
+@kernel(do_not_specialize=["programs"])
 def _sum_over_programs_kernel(
     partial_ptr, out_ptr, programs, columns, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr
 ):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from PIL import Image
 
 from dafast.data.shards import ShardDataset
 from dafast.models.depth_anything import DepthAnything
+from tests.forks import Fork, python, run_script
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -36,20 +36,9 @@ def test_engine_in_miniature(tmp_path: Path, seed: int, rng: np.random.Generator
     work = tmp_path / "work"
     sizes = {"SCENES": "4", "HELD_OUT": "1", "TEACHER_STEPS": "2", "STUDENT_STEPS": "2"}
     extra = "--batch-size 2 --data.shapes 56 70 --data.workers 0 --optim.warmup-steps 0"
-    done = subprocess.run(
-        ["bash", str(ROOT / "experiments/engine_in_miniature.sh"), str(photos)],
-        env={
-            **os.environ,
-            **sizes,
-            "EXTRA": f"{extra} --seed {seed}",
-            "PROCESSES": "1",
-            "PYTHON": sys.executable,
-            "WORK": str(work),
-        },
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
+    script = str(ROOT / "experiments/engine_in_miniature.sh")
+    given = {"EXTRA": f"{extra} --seed {seed}", "PROCESSES": "1", "WORK": str(work)}
+    done = run_script(["bash", script, str(photos)], {**os.environ, **sizes, **given})
     assert done.returncode == 0, done.stdout + done.stderr
     assert "FAILED broken.jpg" in done.stdout
     assert len(ShardDataset(work / "pseudo-labeled")) == 4
@@ -66,7 +55,7 @@ def test_engine_in_miniature(tmp_path: Path, seed: int, rng: np.random.Generator
 FAKE = """#!/bin/sh
 # Runs instead of Python: packs for real and notes the other steps.
 echo "$*" >> "$LOG"
-case "$*" in *"data pack"*) exec "$REAL" "$@" ;; esac
+case "$*" in *"data pack"*) exec "$WARM" "$@" ;; esac
 """
 
 
@@ -76,16 +65,10 @@ def engine(tmp_path: Path, folders: list[str]) -> tuple[subprocess.CompletedProc
     fake.write_text(FAKE)
     fake.chmod(0o755)
     log.write_text("")
-    given = {"PYTHON": str(fake), "REAL": sys.executable, "LOG": str(log), "WORK": "work"}
+    given = {"LOG": str(log), "WORK": "work", "PYTHONPATH": str(ROOT)}
     script = os.path.relpath(ROOT / "experiments/engine_in_miniature.sh", tmp_path)
-    done = subprocess.run(
-        ["bash", script, *folders],
-        env={**os.environ, **given, "PYTHONPATH": str(ROOT)},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    command = f'cd {tmp_path} && WARM=$PYTHON PYTHON={fake} exec bash {script} "$@"'
+    done = run_script(["bash", "-c", command, "", *folders], {**os.environ, **given})
     return done, log.read_text()
 
 
@@ -125,10 +108,8 @@ def test_metric_on_synthetic(tmp_path: Path, seed: int) -> None:
     script = str(ROOT / "experiments/metric_on_synthetic.py")
     small = "--scenes 4 --held-out 2 --steps 2 --batch-size 2 --data.shapes 56 56"
     options = f"{small} --optim.warmup-steps 0 --seed {seed} --work {tmp_path}"
-    done = subprocess.run(
-        [sys.executable, script, *options.split()], capture_output=True, text=True, timeout=280
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = Fork(lambda: python([script, *options.split()]), {})
+    assert done.wait(280) == 0, done.stdout + done.stderr
     rows = json.loads((tmp_path / "scores.json").read_text())
     assert len(rows) == 6
     for name, row in rows.items():

@@ -264,6 +264,17 @@ def test_extra_all_is_everything_without_a_gpu(project):
     assert named == set(extras) - gpu_and_development
 
 
+def test_the_extras_of_messages_and_pages_exist(project):
+    places = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "dafast").rglob("*.py")]
+    named = {
+        extra
+        for path in places
+        for listed in re.findall(r"dafast\[([a-z,]+)\]", path.read_text(encoding="utf-8"))
+        for extra in listed.split(",")
+    }
+    assert {"all", "heif"} < named <= set(project["optional-dependencies"])
+
+
 def test_the_source_distribution_builds_the_same_wheel(checkout, installed, tmp_path):
     code = f"import setuptools.build_meta as b; b.build_sdist({str(tmp_path)!r})"
     run([sys.executable, "-c", code], checkout, DAFAST_NO_EXTENSION="1")

@@ -21,8 +21,8 @@ inline void load_block(const Features& features, int64_t row, int64_t channel, R
   }
 }
 
-// Rows [begin, end). Writes to `stats` the cosines (or kLeftOut), then the inverse norms of the
-// student and of the teacher, each for all rows.
+// Rows [begin, end). Writes to `stats` the cosines (or kLeftOut), the inverse norms of the student,
+// infinite for a zero vector, and the inverse norms of the teacher, at most 1 / kMinNorm.
 void compare_rows(const Features& features, float margin, int64_t begin, int64_t end, float* stats,
                   Alignment* out) {
   RowBlock block;
@@ -43,7 +43,7 @@ void compare_rows(const Features& features, float margin, int64_t begin, int64_t
     const float cosine = dot * s_inverse * t_inverse;
     const bool kept = !(cosine > margin);  // not `<=`: NaN must reach the loss
     stats[row] = kept ? cosine : kLeftOut;
-    stats[features.rows + row] = s_inverse;
+    stats[features.rows + row] = 1.0f / s_norm;
     stats[2 * features.rows + row] = t_inverse;
     if (kept) {
       out->sum += 1.0f - cosine;
@@ -60,10 +60,12 @@ void write_gradient(const Features& features, const float* stats, float factor, 
   alignas(64) float buffer[kBlock];
   const Dtype dtype = features.dtypes[0];
   for (int64_t row = begin; row < end; ++row) {
-    const float cosine = stats[row], s_inverse = stats[features.rows + row];
-    const bool clamped = s_inverse >= 1.0f / kMinNorm;  // the norm is then a constant
+    const float cosine = stats[row], inverse = stats[features.rows + row];
+    // PyTorch clamps the norm's value, not its derivative.
+    const float s_inverse = inverse > 1.0f / kMinNorm ? 1.0f / kMinNorm : inverse;  // keeps NaN
+    const float derivative = __builtin_isinf(inverse) ? 0.0f : inverse;
     const float by_teacher = -factor * s_inverse * stats[2 * features.rows + row];
-    const float by_student = clamped ? 0.0f : factor * cosine * s_inverse * s_inverse;
+    const float by_student = factor * cosine * s_inverse * derivative;
     for (int64_t channel = 0; channel < features.channels; channel += kBlock) {
       const int64_t left = features.channels - channel, at = row * features.channels + channel;
       const int64_t count = left < kBlock ? left : kBlock;

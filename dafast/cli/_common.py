@@ -20,9 +20,14 @@ class CommandError(Exception):
 
 
 def named_path(text: str) -> Path:
-    """Parses the name of a file or folder; an empty one, as of an unset variable, is refused."""
+    """Parses the name of a local file or folder; an empty one and a URL are refused.
+
+    An empty name is that of an unset variable; a URL would become folders of that name.
+    """
     if not text:
         raise argparse.ArgumentTypeError("an empty name")
+    if "://" in text:
+        raise argparse.ArgumentTypeError(f"{text} is a URL; this option takes a local path")
     return Path(text)
 
 

@@ -14,7 +14,8 @@ from ._common import CommandError
 
 if TYPE_CHECKING:
     from ..config import ModelConfig
-    from ..models import DepthAnything
+    from ..models import DepthAnything, SegmentationModel
+    from ..models.segmentation import SegmentationConfig
 
 
 def load_model(args: argparse.Namespace, device: str) -> DepthAnything:
@@ -75,9 +76,11 @@ def own_device(name: str) -> str:
     return f"cuda:{local}" if name == "auto" and local and torch.cuda.is_available() else name
 
 
-def digest_model(model: DepthAnything) -> str:
+def digest_model(model: DepthAnything | SegmentationModel) -> str:
     """Digest of the first few values of each weight; training changes all of them."""
-    digest = hashlib.sha256(model.config.identity.encode())
+    config: ModelConfig | SegmentationConfig = model.config
+    identity = getattr(config, "identity", "") or repr(config)
+    digest = hashlib.sha256(identity.encode())
     for name, tensor in model.state_dict().items():
         digest.update(name.encode())
         digest.update(tensor.detach().flatten()[:16].float().cpu().numpy().tobytes())

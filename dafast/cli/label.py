@@ -51,7 +51,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "--batch-tokens",
         type=positive,
         metavar="N",
-        help="images run together up to this many tokens (default: that of infer, 8192)",
+        help="images run together up to this many tokens (default: that of infer, 8192 on a CPU "
+        "and by its free memory on a GPU)",
     )
     add_max_tokens(parser)
     add_workers(parser, "threads that decode and compress", 2)
@@ -65,7 +66,7 @@ def label(args: argparse.Namespace) -> int:
     from ..data.remote import is_remote, place_of, plain_name, same_place
     from ..data.tars import expand_shards
     from ..geometry import MAX_TOKENS
-    from ..models.inference import MAX_BATCH_TOKENS, check_options, predict_native
+    from ..models.inference import check_options, predict_native
     from ._model import digest_model, load_relative_model
 
     shards, out = expand_shards(args.inputs), place_of(args.out)
@@ -81,8 +82,11 @@ def label(args: argparse.Namespace) -> int:
             f"{args.model} predicts {model.config.quantity}, and labels are disparity: choose a "
             "model of V1 or V2, or nano (`dafast models` lists what each predicts)"
         )
-    tokens = args.batch_tokens or MAX_BATCH_TOKENS
-    limits = {"size": args.size, "max_batch_tokens": tokens, "max_tokens": args.max_tokens}
+    limits = {
+        "size": args.size,
+        "max_batch_tokens": args.batch_tokens,
+        "max_tokens": args.max_tokens,
+    }
     check_options(model.config, **limits)
     if not is_remote(out):
         out.mkdir(parents=True, exist_ok=True)

@@ -7,14 +7,18 @@ import glob
 import hashlib
 import itertools
 import os
+import sys
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from ..images import PHOTO_SUFFIXES, find_pictures, is_pipe, why_no_file
-from .outputs import read_settings
+from ..files import explain
+from ..images import PHOTO_SUFFIXES, find_pictures, why_no_file
+from ..picture_sources import is_pipe
+from ._common import CommandError
+from .outputs import is_result
 
 _LONGEST = 200
 """Bytes in the name of a result: file systems take 255, and `_depth.png` is added."""
@@ -59,9 +63,11 @@ def find_photos(inputs: Sequence[str], recursive: bool = False) -> Found:
     Args:
         inputs: Names of files and folders, and patterns as `glob` takes them (``**`` too, which
             follows links). A part of a pattern that exists under its literal name is that name.
+            ``@FILE`` stands for the lines of a file, ``-`` for those of the standard input.
         recursive: Whether to look into subfolders.
     """
     found = Found()
+    inputs = [name for given in inputs for name in _listed(given)]
     photos: dict[str, tuple[Path, Path]] = {}  # by absolute path: as given, folder of the input
     results: dict[str, str] = {}
     for name in inputs:
@@ -76,7 +82,7 @@ def find_photos(inputs: Sequence[str], recursive: bool = False) -> Found:
         found.problems += problems
         for path in paths:
             absolute = os.path.abspath(path)
-            if path.suffix.lower() == ".png" and read_settings(path) is not None:
+            if is_result(path):
                 results[absolute] = name
             else:
                 photos.setdefault(absolute, (path, root))
@@ -91,6 +97,30 @@ def find_photos(inputs: Sequence[str], recursive: bool = False) -> Found:
         for (path, _), name, result in zip(photos.values(), names, result_names(names), strict=True)
     ]
     return found
+
+
+def _listed(name: str) -> list[str]:
+    """The names in a list, or the name itself if it stands for no list.
+
+    Raises:
+        CommandError: If the list cannot be read, or is empty.
+    """
+    if name == "-":
+        data, what = sys.stdin.buffer.read(), "standard input"
+    elif name.startswith("@") and not os.path.lexists(name):
+        what = name[1:]
+        try:
+            data = Path(what).read_bytes()
+        except (OSError, ValueError) as error:
+            raise CommandError(f"{name}: the list cannot be read ({explain(error)})") from None
+    else:
+        return [name]
+    # `find -print0` ends names with a null character, which no name holds.
+    lines = data.split(b"\0") if b"\0" in data else data.splitlines()
+    names = [os.fsdecode(line.removeprefix(b"\xef\xbb\xbf")) for line in lines if line.strip()]
+    if not names:
+        raise CommandError(f"{what}: the list has no names")
+    return names
 
 
 def _expand(name: str, recursive: bool) -> tuple[Path, list[Path], list[tuple[str, str]]]:

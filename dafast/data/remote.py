@@ -74,7 +74,10 @@ def place_of(text: str | os.PathLike[str]) -> Path:
     try:
         place = UPath(text)
         _file_system(place)
-    except (ImportError, ValueError) as error:  # ValueError: fsspec knows no such protocol
+    except ImportError as error:  # of the package for this protocol, which fsspec names
+        hint = "; pip install 'dafast[remote]'" if text.startswith("http") else ""
+        raise RemoteError(f"{text} cannot be opened: {explain(error)}{hint}") from error
+    except ValueError as error:  # fsspec knows no such protocol
         raise RemoteError(f"{text} cannot be opened: {explain(error)}") from error
     return cast(Path, place)
 

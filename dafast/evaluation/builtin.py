@@ -110,9 +110,10 @@ def builtin() -> Sequence[EvaluationSample]:
             samples += scene()
         except DataMissingError as error:
             missing.append(str(error))
-            warn(DataWarning, f"builtin: {error}")
     if not samples:
         raise DataMissingError("; ".join(missing))
+    for text in missing:
+        warn(DataWarning, f"builtin: {text}")
     return samples
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from .._version import __version__
 from ..files import whole_file
@@ -19,6 +18,7 @@ from ._text import TAG, from_text, to_text
 
 _ARRAY_BUFFER, _ELEMENT_ARRAY_BUFFER = 34962, 34963
 _FLOAT, _UINT32 = 5126, 5125
+_JSON, _BINARY = 0x4E4F534A, 0x004E4942
 _CLAMP, _LINEAR, _LINEAR_MIPMAP = 33071, 9729, 9987
 _POINTS, _TRIANGLES = 0, 4
 _LARGEST_TEXTURE = 8192
@@ -63,76 +63,71 @@ def write_glb(
         intrinsics: fx, fy, cx, cy.
         facts: See `dafast.formats`; they are the ``extras`` of the asset.
     """
-    binary = _Binary()
-    points = vertices.astype("<f4") * np.array((1, -1, -1), np.float32)
     height, width = texture.shape[:2]
-    primitive: dict[str, Any] = {"attributes": {"POSITION": 0, "TEXCOORD_0": 1}, "material": 0}
-    primitive["mode"] = _TRIANGLES if len(faces) else _POINTS
-    view = binary.add(points.tobytes(), target=_ARRAY_BUFFER)
-    accessors = [_accessor(view, points, "VEC3", min=points.min(0), max=points.max(0))]
-    view = binary.add(uv.astype("<f4").tobytes(), target=_ARRAY_BUFFER)
-    accessors.append(_accessor(view, uv, "VEC2"))
-    if len(faces):
-        indices = faces.astype("<u4").ravel()
-        view = binary.add(indices.tobytes(), target=_ELEMENT_ARRAY_BUFFER)
-        accessors.append({**_accessor(view, indices, "SCALAR"), "componentType": _UINT32})
-        primitive["indices"] = 2
-    picture = binary.add(_jpeg(texture))
-    angle = 2 * math.atan(height / (2 * intrinsics[1]))
-    scene = {
+    fx, fy = intrinsics[:2]
+    near = float(vertices[:, 2].min()) / 10 if len(vertices) else 0.01
+    perspective = {
+        "yfov": 2 * math.atan(height / (2 * fy)),
+        "aspectRatio": width / fx * fy / height,
+        "znear": near,
+    }
+    scene: dict[str, Any] = {
         "asset": {
             "version": "2.0",
             "generator": f"dafast {__version__}",
             "extras": {TAG: json.loads(to_text(facts))},
         },
-        "extensionsUsed": ["KHR_materials_unlit"],
         "scene": 0,
-        "scenes": [{"nodes": [0, 1]}],
-        "nodes": [{"mesh": 0, "name": "surface"}, {"camera": 0, "name": "camera"}],
-        "cameras": [
-            {
-                "type": "perspective",
-                "perspective": {
-                    "yfov": angle,
-                    "aspectRatio": width / intrinsics[0] * intrinsics[1] / height,
-                    "znear": float(vertices[:, 2].min()) / 10,
-                },
-            }
-        ],
-        "meshes": [{"primitives": [primitive]}],
-        "materials": [
-            {
-                "pbrMetallicRoughness": {
-                    "baseColorTexture": {"index": 0},
-                    "metallicFactor": 0,
-                    "roughnessFactor": 1,
-                },
-                "doubleSided": True,
-                "extensions": {"KHR_materials_unlit": {}},
-            }
-        ],
-        "textures": [{"source": 0, "sampler": 0}],
-        "images": [{"bufferView": picture, "mimeType": "image/jpeg"}],
-        "samplers": [
-            {
-                "magFilter": _LINEAR,
-                "minFilter": _LINEAR_MIPMAP,
-                "wrapS": _CLAMP,
-                "wrapT": _CLAMP,
-            }
-        ],
-        "accessors": accessors,
-        "bufferViews": binary.views,
-        "buffers": [{"byteLength": binary.length}],
+        "scenes": [{"nodes": [0]}],
+        "nodes": [{"camera": 0, "name": "camera"}],
+        "cameras": [{"type": "perspective", "perspective": perspective}],
     }
+    binary = _Binary()
+    if len(vertices):  # a picture of nothing but sky has none
+        scene["scenes"][0]["nodes"].append(1)
+        scene["nodes"].append({"mesh": 0, "name": "surface"})
+        scene |= _surface(binary, vertices, faces, uv, texture)
+        scene |= {"bufferViews": binary.views, "buffers": [{"byteLength": binary.length}]}
     text = json.dumps(scene, allow_nan=False).encode()
     text += b" " * (-len(text) % 4)
+    content = struct.pack("<II", binary.length, _BINARY) if binary.parts else b""
     with whole_file(path) as file:
-        total = 12 + 8 + len(text) + 8 + binary.length
-        file.write(struct.pack("<4sIIII", b"glTF", 2, total, len(text), 0x4E4F534A) + text)
-        file.write(struct.pack("<II", binary.length, 0x004E4942))
+        total = 12 + 8 + len(text) + len(content) + binary.length
+        file.write(struct.pack("<4sIIII", b"glTF", 2, total, len(text), _JSON) + text + content)
         for part in binary.parts:
             file.write(part)
+
+
+def _surface(
+    binary: _Binary, vertices: np.ndarray, faces: np.ndarray, uv: np.ndarray, texture: np.ndarray
+) -> dict[str, Any]:
+    """The parts of a scene with one mesh; their data go into ``binary``."""
+    points = vertices.astype("<f4") * np.array((1, -1, -1), np.float32)
+    view = binary.add(points.tobytes(), target=_ARRAY_BUFFER)
+    accessors = [_accessor(view, points, "VEC3", min=points.min(0), max=points.max(0))]
+    view = binary.add(uv.astype("<f4").tobytes(), target=_ARRAY_BUFFER)
+    accessors.append(_accessor(view, uv, "VEC2"))
+    primitive: dict[str, Any] = {"attributes": {"POSITION": 0, "TEXCOORD_0": 1}, "material": 0}
+    primitive["mode"] = _TRIANGLES if len(faces) else _POINTS
+    if len(faces):
+        indices = faces.astype("<u4").ravel()
+        view = binary.add(indices.tobytes(), target=_ELEMENT_ARRAY_BUFFER)
+        accessors.append({**_accessor(view, indices, "SCALAR"), "componentType": _UINT32})
+        primitive["indices"] = 2
+    shown = {"baseColorTexture": {"index": 0}, "metallicFactor": 0, "roughnessFactor": 1}
+    sampler = {"magFilter": _LINEAR, "minFilter": _LINEAR_MIPMAP, "wrapS": _CLAMP, "wrapT": _CLAMP}
+    unlit = "KHR_materials_unlit"
+    return {
+        "extensionsUsed": [unlit],
+        "meshes": [{"primitives": [primitive]}],
+        "materials": [
+            {"pbrMetallicRoughness": shown, "doubleSided": True, "extensions": {unlit: {}}}
+        ],
+        "textures": [{"source": 0, "sampler": 0}],
+        "images": [{"bufferView": binary.add(_jpeg(texture)), "mimeType": "image/jpeg"}],
+        "samplers": [sampler],
+        "accessors": accessors,
+    }
 
 
 def _accessor(view: int, values: np.ndarray, kind: str, **bounds: np.ndarray) -> dict[str, Any]:
@@ -141,6 +136,8 @@ def _accessor(view: int, values: np.ndarray, kind: str, **bounds: np.ndarray) ->
 
 
 def _jpeg(texture: np.ndarray) -> bytes:
+    from PIL import Image
+
     image = Image.fromarray(texture)
     if max(image.size) > _LARGEST_TEXTURE:
         image.thumbnail((_LARGEST_TEXTURE, _LARGEST_TEXTURE))

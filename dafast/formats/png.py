@@ -5,13 +5,15 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, PngImagePlugin
 
 from ..files import whole_file
 from ._text import TAG, from_text, to_text
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 Facts = Mapping[str, Any]
 
@@ -21,8 +23,10 @@ _LONGEST = 1 << 20
 """Bytes that the text of facts may have."""
 
 
-def write_png(path: Path, image: Image.Image, facts: Facts) -> None:
+def write_png(path: Path, image: Image, facts: Facts) -> None:
     """Writes a picture; the facts are in the text chunk ``dafast``, before the pixels."""
+    from PIL import PngImagePlugin
+
     info = PngImagePlugin.PngInfo()
     info.add_text(TAG, to_text(facts))
     with whole_file(path) as file:
@@ -43,10 +47,12 @@ def write_gray16(path: Path, shape: tuple[int, int], strips: Strips, facts: Fact
         strips: All rows, uint16.
         facts: See `dafast.formats`.
     """
+    import PIL.Image
+
     values = np.empty(shape, np.uint16)
     for rows, part in strips:
         values[rows] = part
-    write_png(path, Image.fromarray(values), facts)
+    write_png(path, PIL.Image.fromarray(values), facts)
 
 
 def write_pixels(path: Path, shape: tuple[int, ...], strips: Strips, facts: Facts) -> None:
@@ -58,9 +64,11 @@ def write_pixels(path: Path, shape: tuple[int, ...], strips: Strips, facts: Fact
         strips: All rows, uint8.
         facts: See `dafast.formats`.
     """
-    image = Image.new("RGB" if len(shape) == 3 else "L", (shape[1], shape[0]))
+    import PIL.Image
+
+    image = PIL.Image.new("RGB" if len(shape) == 3 else "L", (shape[1], shape[0]))
     for rows, part in strips:
-        image.paste(Image.fromarray(part), (0, rows.start))
+        image.paste(PIL.Image.fromarray(part), (0, rows.start))
     write_png(path, image, facts)
 
 

@@ -1,29 +1,26 @@
-"""TIFF: a map in float32, with the facts in its description and the range in its tags."""
+"""TIFF: a map in float32, with the facts in its description."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, TiffImagePlugin
 
 from ..files import whole_file
 from ._text import TAG, from_text, to_text
 
-_DESCRIPTION, _OFFSETS, _SOFTWARE, _COUNTS, _MINIMUM, _MAXIMUM = 270, 273, 305, 279, 340, 341
-_FLOAT = 11
+_DESCRIPTION, _OFFSETS, _COUNTS, _SOFTWARE = 270, 273, 279, 305
 
 
 def write_tiff(path: Path, values: np.ndarray, facts: Mapping[str, Any]) -> None:
     """Writes a map, (H, W) float32, with deflate compression."""
+    from PIL import Image, TiffImagePlugin
+
     tags = TiffImagePlugin.ImageFileDirectory_v2()
     tags[_DESCRIPTION], tags[_SOFTWARE] = to_text(facts), TAG
-    for tag, key in ((_MINIMUM, "min"), (_MAXIMUM, "max")):
-        if key in facts:
-            tags.tagtype[tag] = _FLOAT
-            tags[tag] = facts[key]
     with whole_file(path) as file:
         image = Image.fromarray(values)
         image.save(file, format="TIFF", compression="tiff_adobe_deflate", tiffinfo=tags)
@@ -31,7 +28,12 @@ def write_tiff(path: Path, values: np.ndarray, facts: Mapping[str, Any]) -> None
 
 def read_facts(path: Path) -> dict[str, Any] | None:
     """The facts in the description, if the file has all its strips."""
-    with Image.open(path, formats=["TIFF"]) as image:
+    from PIL import Image
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow warns of a file that is cut off
+        image = Image.open(path, formats=["TIFF"])
+    with image:
         tags = image.tag_v2  # type: ignore[attr-defined]
         if tags.get(_SOFTWARE) != TAG:
             return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -133,8 +134,8 @@ class FastForward:
 
     def __init__(self, int8: bool) -> None:
         self.int8 = int8
-        # One attribute: another thread sees a snapshot and the forward that belongs to it.
-        self._current: tuple[Snapshot, Callable[[Tensor], Tensor] | None] | None = None
+        # One attribute: another thread sees a state and the forward that belongs to it.
+        self._current: tuple[_State, Callable[[Tensor], Tensor] | None] | None = None
         self._logged: set[str] = set()
 
     def __reduce__(self) -> tuple[type[FastForward], tuple[bool]]:
@@ -152,12 +153,14 @@ class FastForward:
             (B, H', W') in the dtype of the weights, H' and W' multiples of 14; None if the original
             forward has to serve the call.
         """
+        if torch.compiler.is_compiling():  # before what cannot be compiled
+            return None
         why = _why_not_now(model, images)
         if why:
             self._decline(why)
             return None
         if self._current is None or not self._current[0].is_of(model):
-            self._current = Snapshot(model), self._build(model)
+            self._current = _State(model), self._build(model)
         run = self._current[1]
         if run is None:
             return None
@@ -179,7 +182,11 @@ class FastForward:
             return None
         # Outside of inference mode: its tensors could not be written to in a later call.
         with torch.inference_mode(False), torch.no_grad():
-            network, pieces = _network(model)
+            try:
+                network, pieces = _network(model)
+            except ValueError as error:  # the configuration was changed since
+                self._decline(str(error))
+                return None
             if model.device.type != "cpu":
                 return _OnModules(network, pieces)
             why = why_not_packed(network)
@@ -188,6 +195,24 @@ class FastForward:
                 return None
             packed = OptimizedForward(network, self.int8)
             return lambda images: packed(images).squeeze(1)
+
+
+class _State:
+    """The weights, modules and configurations of a model at one time."""
+
+    def __init__(self, model: Any) -> None:
+        self.snapshot = Snapshot(model)
+        self.configs = copy.deepcopy(_configs(model))
+
+    def is_of(self, model: Any) -> bool:
+        """Whether nothing has changed since that affects the results of a model."""
+        return _configs(model) == self.configs and self.snapshot.is_of(model)
+
+
+def _configs(model: Any) -> list[dict[str, Any]]:
+    """The settings that transformers' forward reads in each call."""
+    configs = (model.config, getattr(model.backbone, "config", None))
+    return [vars(config) for config in configs if config is not None]
 
 
 class _OnModules:
@@ -216,21 +241,22 @@ def _network(model: Any) -> tuple[DepthNetwork, dict[str, list[Tensor]]]:
         ValueError: If dafast does not support the model.
     """
     with on_meta():
-        network = DepthNetwork(config_of(model))
+        # Inference tensors, which a model made in inference mode has, take no gradients.
+        network = DepthNetwork(config_of(model)).requires_grad_(False).eval()
     shapes = {key: tuple(value.shape) for key, value in network.state_dict().items()}
     state, pieces = weights_of(model, shapes)
     mask = "pretrained.mask_token"  # takes no part in a prediction, and may be missing
     state[mask] = state[mask].to(model.device, model.dtype)
     network.load_state_dict(state, strict=True, assign=True)
-    return network.requires_grad_(False).eval(), pieces
+    return network, pieces
 
 
 def _why_not_now(model: Any, images: Any) -> str:
     """Why the original forward has to serve a call, or ""."""
     if not isinstance(images, Tensor) or images.ndim != 4 or 0 in images.shape:
         return "the input is no tensor (B, 3, H, W)"
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return "it is compiled or traced"
+    if torch.jit.is_tracing():
+        return "it is traced"
     if torch._C._functorch.peek_interpreter_stack() is not None:
         return "a transform of torch.func is active"
     weights = list(model.parameters())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, Unpack, overload
+from typing import Any, Literal, TypeVar, Unpack, overload
 
 import numpy as np
 import torch
@@ -17,7 +17,8 @@ from ..images import Picture
 from ..ops.linear_int8 import why_slow as why_slow_int8
 from ..result import DepthResult
 from ..runtime import keep_freed_memory, warn_if_slow
-from . import checkpoint, inference, transformers_bridge
+from . import checkpoint, cuda_graphs, inference, transformers_bridge
+from .cuda_graphs import GraphedForward
 from .inference import InferenceKeywords, InferenceOptions
 from .network import DepthNetwork
 from .packed_cpu import OptimizedForward, why_not_packed
@@ -27,6 +28,7 @@ from .publishing import Publishable
 logger = logging.getLogger("dafast")
 
 ImageList = list[Any] | tuple[Any, ...]
+_T = TypeVar("_T")
 
 
 class DepthAnything(Publishable, DepthNetwork):
@@ -41,32 +43,49 @@ class DepthAnything(Publishable, DepthNetwork):
 
     def __init__(self, config: str | ModelConfig = "vits") -> None:
         super().__init__(config)
-        self._optimized: OptimizedForward | None = None
+        self._optimized: OptimizedForward | GraphedForward | None = None
+        self._uses_graphs = True
 
-    def optimize(self, *, int8: bool | None = None, keep_memory: bool = True) -> DepthAnything:
-        """Makes inference on a CPU fast: packs the weights once into the layout of its products.
+    def optimize(
+        self,
+        *,
+        int8: bool | None = None,
+        keep_memory: bool = True,
+        cuda_graphs: bool | None = None,
+    ) -> DepthAnything:
+        """Makes inference fast: with packed weights on a CPU, with CUDA graphs on a GPU.
 
-        A later call without gradients (`torch.no_grad`, `torch.inference_mode`) and outside of
-        autocast runs `dafast.models.packed_cpu.OptimizedForward`, which computes the same function
-        within rounding. The packed weights are a second copy of all weights. Training, gradients,
-        ``features``, forward hooks on parts of the model, `torch.compile`, `torch.func` and
-        `torch.jit.trace` use the modules as before. `infer` calls this method by itself.
+        It serves later calls without gradients (`torch.no_grad`, `torch.inference_mode`) and
+        outside of autocast. Training, gradients, ``features``, forward hooks on parts of the model,
+        `torch.compile`, `torch.func`, `torch.jit.trace` and a caller's own graph capture use the
+        modules as before. `infer` calls this method by itself.
 
-        Calling it again changes nothing, and neither does calling it where packing is not possible:
-        on a GPU, in float16 or float64, or if a part was replaced by one of another kind (the
-        reason is logged). A copy or a pickle of the model starts unoptimized.
+        On a CPU the weights are packed once into the layout of the products, a second copy of all
+        weights (`dafast.models.packed_cpu`). The result is the same within rounding.
+
+        On a GPU (`dafast.models.cuda_graphs`) the second call with an input of one size captures a
+        graph, and later ones replay it: the same kernels, without the time of Python. A model keeps
+        at most 8 graphs and their memory. The decoder's weights move to channels-last memory, once.
+        Lists of images of different sizes use the modules.
+
+        Calling it again changes nothing, and neither does calling it where it cannot help: on a CPU
+        in float16 or float64, or if a part was replaced by one of another kind (the reason is
+        logged). A copy or a pickle of the model starts unoptimized.
 
         Every call checks whether the weights or the settings of a module (`norm.eps`,
-        `depth_head.max_depth`, ...) have changed, and packs them again if so. The check reads every
-        value of every weight, so it also sees writes through `Tensor.data` and numpy.
+        `depth_head.max_depth`, ...) have changed. On a CPU the check reads every value of every
+        weight, so it also sees writes through `Tensor.data` and numpy. On a GPU the graphs read the
+        weights themselves, and are captured again only if weights have other memory.
 
         Args:
-            int8: Whether the encoder's linear layers multiply in int8 (`dafast.ops.linear_int8`):
-                even faster, and less exact; docs/performance.md has figures. By default the
-                current choice stays; the first is False.
-            keep_memory: Whether the process keeps the memory that a forward releases, for the next
-                one. It applies to all allocations of the process from then on, with glibc's malloc
-                only. `infer` does not set it.
+            int8: On a CPU, whether the encoder's linear layers multiply in int8
+                (`dafast.ops.linear_int8`): even faster, and less exact; docs/performance.md has
+                figures. By default the current choice stays; the first is False.
+            keep_memory: On a CPU, whether the process keeps the memory that a forward releases, for
+                the next one. It applies to all allocations of the process from then on, with
+                glibc's malloc only. `infer` does not set it.
+            cuda_graphs: On a GPU, whether to capture graphs. False releases them and their memory.
+                By default the current choice stays; the first is True.
 
         Returns:
             The model itself.
@@ -74,7 +93,12 @@ class DepthAnything(Publishable, DepthNetwork):
         Raises:
             RuntimeError: If ``int8`` is requested and this machine has no fast kernel for it.
         """
-        now = self._optimized
+        if cuda_graphs is not None:
+            self._uses_graphs = cuda_graphs
+        if self._captures_graphs():
+            self._prepare_graphs()
+            return self
+        now = self._optimized if isinstance(self._optimized, OptimizedForward) else None
         wanted = (now is not None and now.int8) if int8 is None else int8
         if wanted and (slow := why_slow_int8()):
             raise RuntimeError(f"optimize(int8=True): {slow}")
@@ -87,29 +111,79 @@ class DepthAnything(Publishable, DepthNetwork):
             keep_freed_memory()
         return self
 
+    def _captures_graphs(self) -> bool:
+        return cuda_graphs.can_capture(self.device)
+
+    def _prepare_graphs(self) -> None:
+        now = self._optimized if isinstance(self._optimized, GraphedForward) else None
+        if not self._uses_graphs:
+            self._optimized = None
+        elif now is None or not now.is_current(self):
+            reason = cuda_graphs.why_not_captured(self)
+            if reason:
+                logger.info("dafast: optimize() changes nothing: %s", reason)
+                self._optimized = None
+                return
+            cuda_graphs.use_channels_last(self)
+            self._optimized = GraphedForward(self, cuda_graphs.new_machinery(self.device))
+
     def prepare_inference(self) -> None:
-        """Packs the weights as `optimize` does; each forward checks that they are current."""
+        """Optimizes the model as `optimize` does; each forward checks that this is current."""
         warn_if_slow(self.dtype, self.device)
         if self._optimized is None:
             self.optimize(keep_memory=False)
 
-    def _fast_forward(self) -> Callable[[Tensor], Tensor] | None:
+    def train(self, mode: bool = True) -> DepthAnything:
+        """As `torch.nn.Module.train`; training gets the memory of the CUDA graphs."""
+        if mode and isinstance(self._optimized, GraphedForward):
+            self._optimized.release()
+        return super().train(mode)
+
+    def _optimized_now(self) -> OptimizedForward | GraphedForward | None:
+        """What may replace the modules for a call now, for the weights and settings as they are."""
         if self._optimized is None or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return None
-        if self.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+        device = self.device.type
+        # Asking a device that knows no autocast ("meta") would raise.
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
             return None
         if torch.jit.is_tracing() or torch._C._functorch.peek_interpreter_stack() is not None:
             return None
-        if nn.modules.module._has_any_global_hook() or any(
-            m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m)
-            for m in self.modules()
-            if m is not self
-        ):
+        if nn.modules.module._has_any_global_hook() or self._optimized.is_hooked():
             return None
-        return self.optimize(keep_memory=False)._optimized
+        if not self._optimized.is_current(self):
+            self.optimize(keep_memory=False)
+        now = self._optimized
+        return None if now is None or now.is_hooked() or now.why_not() else now
+
+    def _fast_forward(self, x: Tensor | Sequence[Tensor]) -> Callable[[Tensor], Tensor] | None:
+        now = self._optimized_now()
+        if not isinstance(now, GraphedForward):
+            return now
+        if type(x) is not Tensor:  # of mixed sizes, for which there is no graph
+            return None
+        return lambda image: now.run(self._run_modules, [image], torch.clone)
+
+    def predict_batch(
+        self, images: Sequence[Tensor], read: Callable[[Tensor], _T], sky: bool = False
+    ) -> _T:
+        """As `DepthNetwork.predict_batch`; on a GPU the inputs and results of a graph directly."""
+        plain = type(self).forward is DepthNetwork.forward and self._compiled_call_impl is None
+        hooked = self._forward_hooks or self._forward_pre_hooks or "forward" in vars(self)
+        with torch.no_grad():
+            now = self._optimized_now() if plain and not hooked else None
+            if not isinstance(now, GraphedForward) or (sky and not self.config.sky_head):
+                return super().predict_batch(images, read, sky)
+            for image in images:
+                self.pretrained.check_images(image)
+
+            def finish(maps: Tensor) -> _T:
+                return read(maps[:, 1] if sky else self._finish(maps))
+
+            return now.run(self._run_modules, images, finish)
 
     def __getstate__(self) -> dict[str, Any]:
-        # oneDNN's layouts depend on the machine: a copy or a pickle packs its own.
+        # oneDNN's layouts depend on the machine, graphs on addresses: a copy makes its own.
         return {**super().__getstate__(), "_optimized": None}
 
     @overload
@@ -151,7 +225,7 @@ class DepthAnything(Publishable, DepthNetwork):
         fit: str | None = None,
         size: int | None = None,
         padding: str = "replicate",
-        max_batch_tokens: int = inference.MAX_BATCH_TOKENS,
+        max_batch_tokens: int | None = None,
         max_tokens: int = MAX_TOKENS,
         flip: bool = False,
         return_tensors: bool = False,
@@ -190,7 +264,8 @@ class DepthAnything(Publishable, DepthNetwork):
                 of V1 and V2, 504 for Depth Anything 3).
             padding: ``"replicate"``, ``"reflect"`` or ``"constant"``; for ``fit="pad"``.
             max_batch_tokens: Photos of one network size share a batch of at most this many tokens;
-                on a GPU with Triton, photos of all sizes do.
+                on a GPU with Triton, photos of all sizes do. By default 8192 on a CPU; on a GPU as
+                many as half of its free memory holds, up to 65536.
             max_tokens: A photo that needs more tokens is scaled down, with a warning.
             flip: Whether to average the map with that of the mirror image (test-time
                 augmentation): twice the time, a little more accuracy.
@@ -221,7 +296,7 @@ class DepthAnything(Publishable, DepthNetwork):
         fit: str | None = None,
         size: int | None = None,
         padding: str = "replicate",
-        max_batch_tokens: int = inference.MAX_BATCH_TOKENS,
+        max_batch_tokens: int | None = None,
         max_tokens: int = MAX_TOKENS,
         flip: bool = False,
         return_tensors: bool = False,
@@ -270,6 +345,7 @@ class DepthAnything(Publishable, DepthNetwork):
         keep_image: bool = ...,
         align_to: Any = ...,
         align: str = ...,
+        tile: int | str | None = ...,
         **options: Unpack[InferenceKeywords],
     ) -> DepthResult: ...
     @overload
@@ -282,6 +358,7 @@ class DepthAnything(Publishable, DepthNetwork):
         keep_image: bool = ...,
         align_to: Any = ...,
         align: str = ...,
+        tile: int | str | None = ...,
         **options: Unpack[InferenceKeywords],
     ) -> list[DepthResult]: ...
     def predict(
@@ -293,6 +370,7 @@ class DepthAnything(Publishable, DepthNetwork):
         keep_image: bool = True,
         align_to: Any = None,
         align: str = "global",
+        tile: int | str | None = None,
         **options: Unpack[InferenceKeywords],
     ) -> Any:
         """Predicts photos with any model; the results say what they are.
@@ -310,6 +388,9 @@ class DepthAnything(Publishable, DepthNetwork):
                 nothing is known. For a list of images a list of them.
             align: ``"global"``: a scale and a shift, robustly; or ``"local"``: then also a smooth
                 correction that passes near the points. See `dafast.known_points.align_result`.
+            tile: Predicts large photos in overlapping tiles of this many pixels a side, which gives
+                more detail, or of a size that suits the photo (``"auto"``): the whole photo gives
+                the layout, the tiles the detail; see `dafast.models.tiles`. None: one pass.
             **options: As for `infer`.
 
         Returns:
@@ -331,6 +412,7 @@ class DepthAnything(Publishable, DepthNetwork):
             keep_image=keep_image,
             align_to=align_to,
             align=align,
+            tile=tile,
         )
 
     def infer_sky(self, images: Any, **options: Unpack[InferenceKeywords]) -> Any:

@@ -10,7 +10,7 @@ released one by one as they are read.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
@@ -37,8 +37,9 @@ from ..picture_sources import EncodedPicture, fetch_source
 from ..pointcloud import point_cloud
 from .network import DepthNetwork
 from .sky import SKY
+from .transfer import MAX_BATCH_TOKENS as MAX_BATCH_TOKENS
+from .transfer import Downloads, batch_tokens, upload
 
-MAX_BATCH_TOKENS = 8192
 WAITING_BATCHES = 4
 """Limit on the tokens of photos that wait for others of their size, in `max_batch_tokens`."""
 
@@ -49,7 +50,7 @@ class InferenceKeywords(TypedDict, total=False):
     fit: str | None
     size: int | None
     padding: str
-    max_batch_tokens: int
+    max_batch_tokens: int | None
     max_tokens: int
     flip: bool
 
@@ -61,7 +62,7 @@ class InferenceOptions:
     fit: str | None = None
     size: int | None = None
     padding: str = "replicate"
-    max_batch_tokens: int = MAX_BATCH_TOKENS
+    max_batch_tokens: int | None = None
     max_tokens: int = MAX_TOKENS
     flip: bool = False
     return_tensors: bool = False
@@ -75,7 +76,8 @@ class InferenceOptions:
             max_tokens=self.max_tokens,
         )
         check_padding(1, 1, (0, 0, 0, 0), self.padding)
-        check_count("max_batch_tokens", self.max_batch_tokens, 1, "it must be at least 1")
+        if self.max_batch_tokens is not None:
+            check_count("max_batch_tokens", self.max_batch_tokens, 1, "it must be at least 1")
 
     def fit_for(self, config: ModelConfig) -> str:
         """The size rule."""
@@ -125,8 +127,7 @@ class _Predictor:
         sky: bool = False,
         mirrored: bool = False,
     ) -> None:
-        self.model, self.options = model, options
-        self.forward = model.predict_sky if sky else model
+        self.model, self.options, self.sky = model, options, sky
         self.native, self.mirrored = native, mirrored
         # On a GPU that the kernels serve, one batch takes photos of all sizes.
         self.mixed = model.device.type == "cuda" and not triton_missing()
@@ -138,6 +139,8 @@ class _Predictor:
         """Yields the maps of images, in any order; ``pixels`` collects the images as read."""
         self.model.prepare_inference()
         limit = self.options.max_batch_tokens
+        if limit is None:
+            limit = batch_tokens(self.model) if len(images) > 1 else 1
         for i, image in enumerate(images):
             photo = as_pixels(image, f"image {i}" if len(images) > 1 else "image")
             if pixels is not None:
@@ -162,7 +165,7 @@ class _Predictor:
         if self.mirrored:
             photo = photo.flip(1 if photo.dtype == torch.uint8 else 2)
         x, (geometry,) = preprocess(
-            photo.to(self.model.device),
+            upload(photo, self.model.device),
             size=options.size_for(config),
             multiple=config.patch_size,
             fit=options.fit_for(config),
@@ -187,18 +190,28 @@ class _Predictor:
         if not entries:
             return
         inputs = [entry.x for entry in entries]
+
+        def read(outputs: Iterable[Tensor]) -> list[_Prediction]:
+            return [self._postprocess(*each) for each in zip(entries, outputs, strict=True)]
+
         if len({x.shape for x in inputs}) == 1:
-            outputs = self.forward(torch.cat(inputs))
+            yield from self.model.predict_batch(inputs, read, self.sky)
         else:
-            outputs = self.forward([x[0] for x in inputs])
+            forward = self.model.predict_sky if self.sky else self.model
+            yield from read(forward([x[0] for x in inputs]))
+
+    def _postprocess(self, entry: _Input, output: Tensor) -> _Prediction:
+        """The map of a photo, in memory of its own, from the network's output (H, W)."""
+        geometry = wanted = entry.geometry
+        if self.native:
+            wanted = dataclasses.replace(geometry, original=geometry.resized)
         align_corners = self.model.config.output_align_corners
-        for (i, _, geometry), output in zip(entries, outputs, strict=True):
-            wanted = geometry
-            if self.native:
-                wanted = dataclasses.replace(geometry, original=geometry.resized)
-            out = postprocess(output[None], [wanted], align_corners=align_corners)[0].float()
-            out = out.flip(-1) if self.mirrored else out
-            yield _Prediction(i, out, geometry, output.isfinite().all())
+        out = postprocess(output[None], [wanted], align_corners=align_corners)[0].float()
+        if self.mirrored:
+            out = out.flip(-1)
+        elif out.untyped_storage().data_ptr() == output.untyped_storage().data_ptr():
+            out = out.clone()
+        return _Prediction(entry.position, out, geometry, output.isfinite().all())
 
 
 def fetch_all(images: Sequence[Any]) -> list[Any]:
@@ -219,12 +232,15 @@ def predict_maps(
     pixels: dict[int, Tensor] | None = None,
     geometries: dict[int, Geometry] | None = None,
 ) -> list[Tensor]:
-    """Maps of images, float32 on the model's device, with a warning if one is not finite.
+    """Maps of images, float32, with a warning if one is not finite.
 
-    ``pixels`` and ``geometries`` collect the images as read, and how they were resized.
+    They are on the model's device with ``options.return_tensors``, else on the host: each is copied
+    while the next photos are read and computed. ``pixels`` and ``geometries`` collect the images as
+    read, and how they were resized.
     """
     options.check(model.config)
     images = fetch_all(images)
+    downloads = None if options.return_tensors else Downloads()
     maps: dict[int, Tensor] = {}
     finite: dict[int, Tensor] = {}
     kind = dict(native=native, sky=sky)
@@ -232,10 +248,14 @@ def predict_maps(
         maps[i], finite[i] = out, good
         if geometries is not None:
             geometries[i] = geometry
+        if downloads and not options.flip:
+            downloads.add(i, maps.pop(i))
     if options.flip:
         for i, out, _, good in _Predictor(model, options, **kind, mirrored=True).run(images):
             maps[i] = (maps[i] + out) / 2
             finite[i] = finite[i] & good
+            if downloads:
+                downloads.add(i, maps.pop(i))
     order = range(len(images))
     if order:
         flags = torch.stack([finite[i] for i in order]).tolist()  # waits for the device once
@@ -246,6 +266,7 @@ def predict_maps(
             reason = why_not_finite(model)
             text = f"the prediction of {subject}{more} is not finite: {reason}"
             warn(WeightsWarning, text)
+    maps = maps if downloads is None else downloads.finish()
     return [maps[i] for i in order]
 
 
@@ -391,7 +412,7 @@ def predict_native(
     images: Sequence[Any],
     *,
     size: int | None = None,
-    max_batch_tokens: int = MAX_BATCH_TOKENS,
+    max_batch_tokens: int | None = None,
     max_tokens: int = MAX_TOKENS,
 ) -> list[np.ndarray]:
     """Predicts maps at the network's own resolution, in which pseudo-labels are stored.

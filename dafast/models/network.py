@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,8 @@ from .dpt import DPTHead
 from .sky import fill_sky
 from .vision_transformer import VisionTransformer
 from .zoedepth import MetricBinsHead
+
+_T = TypeVar("_T")
 
 
 class DepthNetwork(nn.Module):
@@ -106,15 +108,32 @@ class DepthNetwork(nn.Module):
         maps = self._maps(x)
         return maps[:, 1] if isinstance(maps, Tensor) else [each[1] for each in maps]
 
+    def predict_batch(
+        self, images: Sequence[Tensor], read: Callable[[Tensor], _T], sky: bool = False
+    ) -> _T:
+        """Computes ``read`` of the predictions of images of one size, without gradients.
+
+        Args:
+            images: (B_i, 3, H, W) each, as for `forward`.
+            read: Takes predictions (B, H, W) in memory that the next call overwrites, so it must
+                return copies. It must not call the model.
+            sky: Whether the predictions are those of `predict_sky`.
+        """
+        with torch.no_grad():
+            x = images[0] if len(images) == 1 else torch.cat(list(images))
+            return read(self.predict_sky(x) if sky else self(x))
+
     def _maps(self, x: Tensor | Sequence[Tensor]) -> Tensor | list[Tensor]:
         """The decoder's outputs (B, C, H, W), or a list of (C, H_i, W_i)."""
-        run = self._fast_forward()
+        run = self._fast_forward(x)
         if run is not None:
             if isinstance(x, Tensor):
                 return run(self.pretrained.check_images(x))
             return [run(self.pretrained.check_images(image[None]))[0] for image in x]
-        if not isinstance(x, Tensor):
-            return self._forward_packed(x)
+        return self._run_modules(x) if isinstance(x, Tensor) else self._forward_packed(x)
+
+    def _run_modules(self, x: Tensor) -> Tensor:
+        """Images (B, 3, H, W) to the decoder's outputs (B, C, H, W)."""
         taps = self.pretrained.get_intermediate_layers(x, self.config.out_indices)
         patch = self.config.patch_size
         return self._decode(taps, x.shape[-2] // patch, x.shape[-1] // patch)
@@ -123,7 +142,7 @@ class DepthNetwork(nn.Module):
         """The decoder's outputs (B, C, H, W) to the prediction (B, H, W)."""
         return fill_sky(maps[:, 0], maps[:, 1]) if self.config.sky_head else maps.squeeze(1)
 
-    def _fast_forward(self) -> Callable[[Tensor], Tensor] | None:
+    def _fast_forward(self, x: Tensor | Sequence[Tensor]) -> Callable[[Tensor], Tensor] | None:
         """What replaces the modules for this call, images to outputs (B, C, H, W), or None."""
         return None
 

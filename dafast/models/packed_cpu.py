@@ -18,7 +18,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config import ModelConfig
 from ..layers import Block, LayerNorm
 from ..ops import (
     add_layer_norm,
@@ -30,19 +29,14 @@ from ..ops import (
     resize_bilinear,
 )
 from ..profiling import annotate
-from ..runtime import on_meta
-from .dpt import DPTHead, FeatureFusionBlock, ResidualConvUnit, activation_name
+from .dpt import FeatureFusionBlock, ResidualConvUnit, activation_name
 from .network import DepthNetwork
-from .snapshot import Snapshot, settings
-from .vision_transformer import VisionTransformer
+from .snapshot import Snapshot, why_not_as_built
 
 _GRIDS = 16
 """Sizes whose position embeddings are cached; videos and batches have one, folders a few."""
 
 _DTYPES = (torch.float32, torch.bfloat16)
-
-_READ_SETTINGS = ("eps", "max_depth", "position_embedding")
-"""Settings of modules that the packed forward reads; all others must be as built."""
 
 
 @functools.cache
@@ -66,41 +60,7 @@ def why_not_packed(model: DepthNetwork) -> str:
         return f"packing takes float32 or bfloat16 weights, not {', '.join(map(str, dtypes))}"
     if model.dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return "oneDNN does not multiply bfloat16 on this CPU: use float32"
-    return _why_not_modules(model) or _why_no_onednn()
-
-
-@functools.cache
-def _built(config: ModelConfig) -> dict[str, dict[str, Any]]:
-    """Settings of every module that a configuration builds."""
-    with on_meta():
-        parts = {"pretrained": VisionTransformer(config), "depth_head": DPTHead(config)}
-    return {
-        f"{part}.{name}": settings(child)
-        for part, module in parts.items()
-        for name, child in module.named_modules()
-    }
-
-
-def _why_not_modules(model: DepthNetwork) -> str:
-    """Names a part that the configuration does not build: it may compute something else."""
-    expected = _built(model.config)
-    found = {
-        f"{part}.{name}": settings(child)
-        for part in ("pretrained", "depth_head")
-        for name, child in getattr(model, part).named_modules(remove_duplicate=False)
-    }
-    nothing = {"class": "nothing"}
-    for name in expected | found:
-        now, built = found.get(name, nothing), expected.get(name, nothing)
-        for key in now | built:
-            if key not in _READ_SETTINGS and now.get(key) != built.get(key):
-                what = f"{name} is" if key in ("class", "type") else f"{name}.{key} is"
-                key = "class" if key == "type" else key
-                return (
-                    "packing takes the model as it is built; "
-                    f"{what} {now.get(key)}, not {built.get(key)}"
-                )
-    return ""
+    return why_not_as_built(model) or _why_no_onednn()
 
 
 class _Linear:
@@ -312,6 +272,14 @@ class OptimizedForward:
     def is_current(self, model: DepthNetwork) -> bool:
         """Whether the model's weights and settings are still those that were packed."""
         return self._packed.is_of(model)
+
+    def is_hooked(self) -> bool:
+        """As `Structure.is_hooked`."""
+        return self._packed.is_hooked()
+
+    def why_not(self) -> str:
+        """The reason why it cannot serve a call now: there is none."""
+        return ""
 
     def _position(self, rows: int, columns: int) -> tuple[Tensor, Tensor]:
         """The first token, and the position embeddings of the others: (1, C), (N, C), float32."""

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from ..camera import check_fov, check_intrinsics, choose_camera
-from ..images import focal_from_exif
+from ..images import as_pixels, focal_from_exif
 from ..known_points import align_result, check_method
 from ..ops import Geometry
 from ..result import DepthResult
 from .inference import InferenceOptions, fetch_all, focal_factor, name_of, no_camera, predict_maps
 from .network import DepthNetwork
 from .sky import SKY
+from .tiles import check_tile, predict_tiled
 
 
 @torch.no_grad()
@@ -30,10 +31,12 @@ def predict_results(
     keep_image: bool = True,
     align_to: Any = None,
     align: str = "global",
+    tile: int | str | None = None,
 ) -> Any:
     """Predicts results; see `DepthAnything.predict`."""
     config = model.config
     check_method(align)
+    check_tile(tile, config)
     if intrinsics is not None and fov is not None:
         raise ValueError("intrinsics and fov both describe the camera: pass one of them")
     if fov is not None:
@@ -43,23 +46,28 @@ def predict_results(
     single = not isinstance(images, list | tuple)
     listed = fetch_all([images] if single else list(images))
     points = [align_to] if single else align_to
-    if align_to is not None and (not isinstance(points, list | tuple) or len(points) != len(listed)):
+    if align_to is not None and (
+        not isinstance(points, list | tuple) or len(points) != len(listed)
+    ):
         raise ValueError(f"align_to: for {len(listed)} images a list of as many sets of points")
     given = intrinsics is not None or fov is not None
-    focals = [None if given else focal_from_exif(image) for image in listed]
     names = [name_of(image) for image in listed]
     if config.focal_length is not None and not given:  # before the network runs
-        for i, focal in enumerate(focals):
-            if focal is None:
+        for i, image in enumerate(listed):
+            if focal_from_exif(image) is None:
                 raise no_camera(names[i] or f"image {i}", config)
     pixels: dict[int, Tensor] | None = {} if keep_image else None
     geometries: dict[int, Geometry] = {}
-    maps = predict_maps(model, listed, options, pixels=pixels, geometries=geometries)
+    if tile is None:
+        maps = predict_maps(model, listed, options, pixels=pixels, geometries=geometries)
+    else:
+        maps = _predict_in_tiles(model, listed, options, tile, pixels, geometries)
     skies = predict_maps(model, listed, options, sky=True) if config.sky_head else None
     results = []
     for i, out in enumerate(maps):
+        focal = None if given else focal_from_exif(listed[i])
         camera, source = choose_camera(
-            *out.shape, intrinsics=intrinsics, fov=fov, focal_35mm=focals[i]
+            *out.shape, intrinsics=intrinsics, fov=fov, focal_35mm=focal
         )
         if config.focal_length is not None:
             out = out * focal_factor(config.focal_length, camera, geometries[i])
@@ -78,6 +86,26 @@ def predict_results(
             result = align_result(result, points[i], align)
         results.append(result)
     return results[0] if single else results
+
+
+def _predict_in_tiles(
+    model: DepthNetwork,
+    images: Sequence[Any],
+    options: InferenceOptions,
+    tile: int | str,
+    pixels: dict[int, Tensor] | None,
+    geometries: dict[int, Geometry],
+) -> list[Tensor]:
+    """As `predict_maps`, one photo after the other."""
+    options.check(model.config)
+    maps = []
+    for i, image in enumerate(images):
+        photo = as_pixels(image, f"image {i}" if len(images) > 1 else "image")
+        out, geometries[i] = predict_tiled(model, _rgb(photo), options, tile)
+        maps.append(out)
+        if pixels is not None:
+            pixels[i] = photo
+    return maps
 
 
 def _rgb(photo: Tensor) -> np.ndarray:

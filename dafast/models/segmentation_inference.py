@@ -17,8 +17,8 @@ from torch import Tensor
 from ..geometry import MAX_TOKENS, check_count
 from ..images import as_pixels
 from ..ops import postprocess, preprocess
-from .inference import MAX_BATCH_TOKENS
 from .segmentation_network import SegmentationNetwork
+from .transfer import MAX_BATCH_TOKENS
 
 
 @dataclass(frozen=True)

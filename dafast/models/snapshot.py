@@ -1,35 +1,142 @@
-"""The state of a model at one time, to tell whether its weights or settings have changed since."""
+"""What the results of a model depend on, and whether it has changed since."""
 
 from __future__ import annotations
 
-from operator import is_
+import functools
+from itertools import chain
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..config import ModelConfig
+from ..runtime import on_meta
+from .network import DepthNetwork
+
 NO_EFFECT = ("training", "checkpoint_activations", "feeds_product", "inplace")
 """Settings without an effect on inference."""
+
+_PLAIN = (bool, int, float, str, tuple, type(None))
+
+_READ = ("eps", "max_depth", "position_embedding")
+"""Settings that every forward reads from the modules; all others must be as built."""
 
 _COLUMNS = 4099
 """A prime above the rows of every weight, so that no two rows of a weight share all columns."""
 
 
+def _setting_names(module: nn.Module) -> list[str]:
+    """Names of a module's plain attributes that have an effect on inference."""
+    return [
+        name
+        for name, value in vars(module).items()
+        if name[0] != "_" and name not in NO_EFFECT and isinstance(value, _PLAIN)
+    ]
+
+
 def settings(module: nn.Module) -> dict[str, Any]:
     """What a module computes apart from its weights: its class, its plain attributes, its parts."""
-    plain = (bool, int, float, str, tuple, type(None))
-    values = {
-        name: value
-        for name, value in vars(module).items()
-        if name[0] != "_" and name not in NO_EFFECT and isinstance(value, plain)
-    }
+    values = {name: vars(module)[name] for name in _setting_names(module)}
     weights = [name for name, weight in module._parameters.items() if weight is not None]
     return {"class": type(module).__name__, "type": type(module), "weights": weights, **values}
 
 
-class Snapshot:
-    """The weights and settings of a model when it was packed.
+@functools.cache
+def _built(config: ModelConfig) -> dict[str, dict[str, Any]]:
+    """Settings of every module that a configuration builds."""
+    with on_meta():
+        model = DepthNetwork(config)
+    return {name: settings(child) for name, child in model.named_modules() if name}
+
+
+def why_not_as_built(model: DepthNetwork) -> str:
+    """Names a part that the configuration does not build, or "": it may compute something else."""
+    expected = _built(model.config)
+    found = {
+        name: settings(child) for name, child in model.named_modules(remove_duplicate=False) if name
+    }
+    nothing = {"class": "nothing"}
+    for name in expected | found:
+        now, built = found.get(name, nothing), expected.get(name, nothing)
+        for key in now | built:
+            if key not in _READ and now.get(key) != built.get(key):
+                what = f"{name} is" if key in ("class", "type") else f"{name}.{key} is"
+                key = "class" if key == "type" else key
+                return f"the model is not as built: {what} {now.get(key)}, not {built.get(key)}"
+    return ""
+
+
+class Structure:
+    """The modules of a model, their settings, and the memory of their weights.
+
+    It does not look at values: `Snapshot` adds them. Every call of a fast forward asks `is_of`, so
+    it makes no Python call for each module.
+
+    Args:
+        model: A module with a ``config``.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        parts = [module for module in model.modules() if module is not model]
+        self._config = model.config
+        self._parts, self._types = parts, [type(part) for part in parts]
+        self._attributes = [vars(part) for part in parts]
+        self._sizes = [len(attributes) for attributes in self._attributes]
+        self._children: list[dict[str, Any]] = [m._modules for m in (model, *parts)]
+        self._child_ids = self._ids_of_children()
+        self._weights: list[dict[str, Any]] = [
+            *(part._parameters for part in parts), *(part._buffers for part in parts)
+        ]  # fmt: skip
+        self._filled = [found for found in self._weights if found]
+        self._places = self._places_of_weights()
+        names = [(_setting_names(part), vars(part)) for part in parts]
+        self._readers = [(itemgetter(*each), found) for each, found in names if each]
+        self._settings = [read(found) for read, found in self._readers]
+        self._hooks = [h for part in parts for h in (part._forward_hooks, part._forward_pre_hooks)]
+
+    def is_of(self, model: nn.Module) -> bool:
+        """Whether a model still has these modules, settings and weights, at the same addresses."""
+        if model._modules is not self._children[0]:
+            return False
+        if model.config is not self._config and model.config != self._config:
+            return False
+        return (
+            [*map(len, self._attributes)] == self._sizes
+            and [*map(type, self._parts)] == self._types
+            and self._ids_of_children() == self._child_ids
+            and self._has_settings()
+            and self._places_of_weights() == self._places
+        )
+
+    def is_hooked(self) -> bool:
+        """Whether a module has hooks, or another function instead of its `forward`."""
+        return any(self._hooks) or any("forward" in found for found in self._attributes)
+
+    def _has_settings(self) -> bool:
+        try:
+            return [read(found) for read, found in self._readers] == self._settings
+        except KeyError:  # one attribute instead of another
+            return False
+
+    def _ids_of_children(self) -> list[int]:
+        return [*map(id, chain.from_iterable(map(dict.values, self._children)))]
+
+    def _places_of_weights(self) -> tuple[list[int], ...]:
+        """Addresses and layouts: `Tensor.data = ...` replaces the memory of the same parameter."""
+        slots = chain.from_iterable(map(dict.values, self._filled))
+        weights: list[Any] = [w for w in slots if w is not None]
+        # Lists of tuples would have the garbage collector run at every call.
+        return (
+            [*map(len, self._weights)],
+            [*map(Tensor.data_ptr, weights)],
+            [*map(Tensor.is_contiguous, weights)],
+        )
+
+
+class Snapshot(Structure):
+    """The structure of a model and the values of its weights when they were packed.
 
     PyTorch counts a version of each weight, but `Tensor.data`, numpy and fused optimizers write
     without counting. So every value is compared too: small weights as they are, large ones by sums
@@ -42,12 +149,11 @@ class Snapshot:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._parts = [_Part(module) for module in model.modules() if module is not model]
-        self._config = model.config
-        self._state = self._state_of(model)
-        weights = [p.detach() for p in model.parameters()]
-        self._alive = weights
-        weights = [w for w in weights if w.device.type == "cpu"]
+        super().__init__(model)
+        self._tensors = list(model.parameters())
+        self._versions = self._count_versions()
+        self._alive = [p.detach() for p in self._tensors]
+        weights = [w for w in self._alive if w.device.type == "cpu"]
         memory = [_memory_of(w) for w in weights]
         self._with_gaps = [w for w, m in zip(weights, memory, strict=True) if m is None]
         self._small: list[np.ndarray] = []
@@ -59,7 +165,14 @@ class Snapshot:
 
     def is_of(self, model: nn.Module) -> bool:
         """Whether nothing has changed since that affects the results of a model."""
-        return self._same_state(model) and self._values == self._fingerprint()
+        return (
+            super().is_of(model)
+            and self._count_versions() == self._versions
+            and self._values == self._fingerprint()
+        )
+
+    def _count_versions(self) -> list[int]:
+        return [0 if weight.is_inference() else weight._version for weight in self._tensors]
 
     def _add(self, content: np.ndarray) -> None:
         """Prepares the views of a weight's memory, uint8 (N,)."""
@@ -74,49 +187,6 @@ class Snapshot:
         """Integers, in which NaN equals NaN; sums modulo 2^64 still tell any single change."""
         parts: list[Any] = [*self._small, *(_memory_of(w.contiguous()) for w in self._with_gaps)]
         return b"".join(parts + [np.add.reduce(table, axis=0) for table in self._large])
-
-    def _same_state(self, model: nn.Module) -> bool:
-        """Compares by identity first, and by value only if something is another object."""
-        if model.config is not self._config and model.config != self._config:
-            return False
-        parts = [module for module in model.modules() if module is not model]
-        if len(parts) == len(self._parts) and all(
-            part.is_unchanged(module) for part, module in zip(self._parts, parts, strict=True)
-        ):
-            return True
-        return self._state == self._state_of(model)
-
-    @staticmethod
-    def _state_of(model: nn.Module) -> list[Any]:
-        weights = [_identity(p) for p in model.parameters()]
-        return [*weights, *map(settings, model.modules())]
-
-
-class _Part:
-    """The attributes and the weights of a module, as objects."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self.module, self.type = module, type(module)
-        self.values = list(vars(module).values())
-        self.weights = list(module._parameters.values())
-        self.identities = [w if w is None else _identity(w) for w in self.weights]
-
-    def is_unchanged(self, module: nn.Module) -> bool:
-        values, weights = vars(module).values(), module._parameters.values()
-        return (
-            module is self.module
-            and type(module) is self.type
-            and len(values) == len(self.values)
-            and all(map(is_, values, self.values))
-            and len(weights) == len(self.weights)
-            and all(map(is_, weights, self.weights))
-            and self.identities == [w if w is None else _identity(w) for w in weights]
-        )
-
-
-def _identity(weight: Tensor) -> tuple[int, int]:
-    """Address and version: `Tensor.data = ...` replaces the memory of the same parameter."""
-    return weight.data_ptr(), 0 if weight.is_inference() else weight._version
 
 
 def _memory_of(weight: Tensor) -> np.ndarray | None:

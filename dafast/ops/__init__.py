@@ -1,7 +1,14 @@
 """Ops: for each a specification in plain PyTorch, the public function, and its backends."""
 
 from ..geometry import Geometry, plan_geometry
-from ._dispatch import BACKENDS, OPS, BackendError, available_backends, use_backend
+from ._dispatch import (
+    BACKENDS,
+    OPS,
+    BackendError,
+    available_backends,
+    forced_backend,
+    use_backend,
+)
 from .add_layer_norm import add_layer_norm, add_layer_norm_reference
 from .affine_invariant_loss import affine_invariant_loss, affine_invariant_loss_reference
 from .bias_gelu import bias_gelu, bias_gelu_reference
@@ -46,6 +53,7 @@ __all__ = [
     "flash_attention_reference",
     "flash_attention_varlen",
     "flash_attention_varlen_reference",
+    "forced_backend",
     "forward_warp",
     "forward_warp_reference",
     "linear_int8",

@@ -48,6 +48,35 @@ def _context() -> tuple[str | None, bool, bool]:
 _context._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
+_MAX_CHOICES = 4096
+
+
+def _key(args: tuple[Any, ...], forced: str | None) -> tuple[Any, ...] | None:
+    """All that the choice of a backend depends on within a process, None if it is not known."""
+    parts: list[Any] = [forced, torch.is_grad_enabled()]
+    for x in args:
+        if isinstance(x, Tensor):
+            if type(x) is not Tensor and type(x) is not torch.nn.Parameter:
+                return None
+            parts += (x.dtype, x.device, x.shape, x.stride(), x.requires_grad)
+            if x.dtype is torch.float32:
+                parts.append(torch.backends.cuda.matmul.fp32_precision)
+        else:
+            parts.append(x)
+    key = tuple(parts)
+    try:
+        hash(key)
+    except TypeError:
+        return None
+    return key
+
+
+def forget_choices() -> None:
+    """Forgets which backends served which calls, where a reason of one of them has changed."""
+    for op in OPS.values():
+        op._choices.clear()
+
+
 class BackendError(RuntimeError):
     """A backend that was asked for by name cannot serve the call."""
 
@@ -93,6 +122,7 @@ class Op:
         if unknown:
             raise ValueError(f"op {name}: unknown backends {sorted(unknown)}")
         self._logged: set[tuple[str, str]] = set()
+        self._choices: dict[tuple[Any, ...] | None, str] = {}
         OPS[name] = self
 
     def select(self, *args: Any) -> str:
@@ -102,6 +132,21 @@ class Op:
             BackendError: If `use_backend` names a backend of this op that cannot serve them.
         """
         forced, exported, transforms = _context()
+        key = None
+        if not (exported or transforms or torch.compiler.is_dynamo_compiling()):
+            key = _key(args, forced)
+            if key in self._choices:
+                return self._choices[key]
+        name = self._choose(args, forced, exported, transforms)
+        if key is not None:
+            if len(self._choices) >= _MAX_CHOICES:
+                self._choices.clear()
+            self._choices[key] = name
+        return name
+
+    def _choose(
+        self, args: tuple[Any, ...], forced: str | None, exported: bool, transforms: bool
+    ) -> str:
         no_custom = _transformed(args) if transforms else ""
         if forced is not None and forced in self.backends:
             backend = self.backends[forced]
@@ -226,6 +271,11 @@ def use_backend(name: str) -> Iterator[None]:
         yield
     finally:
         _forced.reset(token)
+
+
+def forced_backend() -> str | None:
+    """Returns the backend that `use_backend` names around this call."""
+    return _forced.get()
 
 
 def available_backends() -> dict[str, list[str]]:

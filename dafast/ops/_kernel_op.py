@@ -33,6 +33,7 @@ class KernelOp:
             self.fn: Callable[..., Any] = lambda *args: kernels[args[-1]](*args[:-1])
         else:
             (self.fn,) = kernels.values()
+        self.kernels = kernels if "str backend)" in schema else None
         self.op = torch.library.custom_op(
             f"dafast::{self.name}", self.fn, mutates_args=(), schema=f"({rest}"
         )
@@ -75,24 +76,34 @@ class KernelOp:
         """
 
         def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-            kept = keep(inputs, output)
-            tensors = [x for x in kept if x is None or isinstance(x, Tensor)]
-            ctx.save_for_backward(*tensors)
-            ctx.options = kept[len(tensors) :]
-            ctx.dtypes = [x.dtype if isinstance(x, Tensor) else None for x in inputs]
+            # Loops, not comprehensions, which are calls of their own up to Python 3.11.
+            kept, first, dtypes = keep(inputs, output), 0, []
+            for x in kept:
+                if x is not None and not isinstance(x, Tensor):
+                    break
+                first += 1
+            for x in inputs:
+                dtypes.append(x.dtype if isinstance(x, Tensor) else None)
+            ctx.save_for_backward(*kept[:first])
+            ctx.options, ctx.dtypes = kept[first:], dtypes
             if isinstance(output, tuple):
                 ctx.mark_non_differentiable(*output[outputs:])
             ctx.set_materialize_grads(False)
 
         def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-            grads, unused = grads[:outputs], [None] * len(ctx.dtypes)
-            if all(grad is None for grad in grads):
-                return tuple(unused)
+            grads = grads[:outputs]
+            cast: list[Tensor | None] = [None] * len(ctx.dtypes)
+            for grad in grads:
+                if grad is not None:
+                    break
+            else:
+                return tuple(cast)
             results = backward_op(*grads, *ctx.saved_tensors, *ctx.options)
             results = results if isinstance(results, tuple) else (results,)
             results = finish(*results) if finish else results
-            cast = [x.to(dtype) for x, dtype in zip(results, ctx.dtypes, strict=False)]
-            return *cast, *unused[len(cast) :]
+            for i, result in enumerate(results):
+                cast[i] = result.to(ctx.dtypes[i])
+            return tuple(cast)
 
         def no_second_derivative(ctx: Any, *grads: Tensor) -> NoReturn:
             raise NotImplementedError(
@@ -123,4 +134,4 @@ class KernelOp:
         # From here on nothing but eager autograd looks at this call.
         if gradient and torch.is_grad_enabled():
             return (self._function.apply if self._function else self.op)(*args)
-        return self.fn(*args)
+        return self.kernels[args[-1]](*args[:-1]) if self.kernels else self.fn(*args)

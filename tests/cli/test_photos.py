@@ -368,7 +368,7 @@ def test_a_list_is_no_photo(run, tmp_path, rng):
     photo(tmp_path / "a.png", rng)
     (tmp_path / "photos.txt").write_text("a.png\n")
     code, text = run(tmp_path / "photos.txt")
-    assert code == 1 and "for a list of photos: xargs" in text
+    assert code == 1 and f"for a list of photos: dafast run --out DIR @{tmp_path}" in text
 
 
 def test_an_entry_without_access_never_stops_the_rest(run, tmp_path, rng, monkeypatch):

@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
         (["run", "a.jpg", "--out", "x", "--size", "0"], "at least 1"),
         (["run", "a.jpg", "--out", ""], "--out: an empty name"),
         (["synth", "--scenes", "1", "--out", ""], "--out: an empty name"),
+        (["run", "a.jpg", "--out", "s3://b/depth"], "--out: s3://b/depth is a URL"),
         (["run", "a.jpg", "--out", "x", "--size", "big"], "whole number"),
         (["synth", "--out", "x"], "--scenes"),
     ],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import re
@@ -23,7 +22,7 @@ from safetensors.torch import load_file, save_file
 import dafast
 from dafast.images import load_image
 from dafast.palettes import PALETTES, colorize
-from tests.cli.helpers import contents, photo, save_model
+from tests.cli.helpers import contents, photo
 from tests.full_disk import limited
 from tests.tiny import TINY
 
@@ -70,7 +69,9 @@ def test_palettes_are_matplotlibs(rng):
     values = np.concatenate([rng.random(2000), np.arange(257) / 256, [-0.5, 1.5]])
     for name in PALETTES:
         expected = matplotlib.colormaps[name](np.clip(values, 0, 1), bytes=True)[:, :3]
-        np.testing.assert_array_equal(colorize(values, name), expected, err_msg=name)
+        # matplotlib's gray is rounded down at some places; ours has the shades 0..255.
+        away = 1 if name == "gray" else 0
+        np.testing.assert_allclose(colorize(values, name), expected, atol=away, err_msg=name)
     with pytest.raises(ValueError, match="Spectral_r"):
         colorize(values, "nope")
 
@@ -139,13 +140,6 @@ def test_a_model_that_is_not_there(run, tmp_path, rng):
     assert code == 1
     assert "no-model" in text
     assert "Traceback" not in text
-
-
-def test_metric_models_are_refused(run, tmp_path, rng):
-    folder = save_model(tmp_path / "metric", dataclasses.replace(TINY, max_depth=20.0))
-    code, text = run(photo(tmp_path / "a.png", rng), model=folder)
-    assert code == 1
-    assert "infer_metric" in text
 
 
 def test_size_under_a_patch_ends_it_before_any_photo(run, tmp_path, rng):
@@ -234,7 +228,7 @@ def test_config_says_what_the_weights_are(run, tmp_path, rng, model_folder):
     data["model"]["max_depth"] = 20.0
     (tmp_path / "metric.json").write_text(json.dumps(data))
     code, text = run(source, "--config", tmp_path / "metric.json", model=str(weights))
-    assert code == 1 and "infer_metric" in text
+    assert code == 1 and "different depth_scale and weights" in text
 
 
 @pytest.mark.skipif(os.name == "nt", reason="limits the size of files")

@@ -26,7 +26,7 @@ def call(model_folder, capsys):
 
 
 def test_the_parsers_know_all_layouts_and_paths():
-    assert stereo_command.LAYOUTS == tuple(LAYOUTS) and parallax_command.PATHS == PATHS
+    assert tuple(LAYOUTS) == stereo_command.LAYOUTS and parallax_command.PATHS == PATHS
 
 
 def test_layouts_have_names_that_players_know(call, rng, tmp_path):

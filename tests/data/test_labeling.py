@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import tarfile
 import time
 from collections.abc import Sequence
@@ -20,6 +16,7 @@ from dafast.data.labeling import encode_label, label_shards
 from dafast.data.shards import ShardDataset, minmax
 from dafast.models.depth_anything import DepthAnything
 from dafast.models.inference import predict_native
+from tests.forks import Fork
 from tests.tiny import tiny as smallest
 from tests.training import tiny
 
@@ -175,15 +172,9 @@ def test_killed_and_run_again_by_two(teacher: Path, tmp_path: Path, seed: int) -
     photos = tiny.write_shards(tmp_path / "in", 12, 30, seed, labeled=False)
     out = tmp_path / "out"
 
-    def start(**ranks: str) -> subprocess.Popen:
-        command = [
-            *(sys.executable, "-m", "dafast", "label", "--model", str(teacher)),
-            *("--in", str(photos), "--out", str(out), "--device", "cpu", "--dtype", "float32"),
-        ]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", **ranks}
-        return subprocess.Popen(
-            command, cwd=tiny.ROOT, env=environment, stdout=subprocess.PIPE, text=True
-        )
+    def start(**ranks: str) -> Fork:
+        command = ["label", "--model", str(teacher), "--in", str(photos), "--out", str(out)]
+        return Fork(lambda: main([*command, "--device", "cpu", "--dtype", "float32"]), ranks)
 
     process = start()
     deadline = time.monotonic() + 60
@@ -191,13 +182,12 @@ def test_killed_and_run_again_by_two(teacher: Path, tmp_path: Path, seed: int) -
         assert process.poll() is None, "it ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.end()
     finished = {p.name: p.stat().st_mtime_ns for p in out.glob("*.tar")}
     assert 2 <= len(finished) < 12
     both = [start(RANK=str(rank), WORLD_SIZE="2") for rank in range(2)]
-    outputs = [process.communicate(timeout=120)[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0], outputs
+    assert [process.wait(120) for process in both] == [0, 0], both[0].stderr + both[1].stderr
+    outputs = [process.stdout for process in both]
     written = [int(text.split()[0]) for text in outputs]
     assert sum(written) == 12 - len(finished), outputs
     assert {name: (out / name).stat().st_mtime_ns for name in finished} == finished

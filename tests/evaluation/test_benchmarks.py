@@ -3,8 +3,6 @@
 import dataclasses
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +15,7 @@ from dafast.evaluation import benchmarks, builtin
 from dafast.evaluation.metrics import METRICS
 from dafast.evaluation.protocols import PROTOCOLS
 from dafast.evaluation.samples import DataMissingError, EvaluationSample, Samples
+from tests.forks import ranks
 from tests.tiny import TINY, tiny
 
 ROOT = Path(__file__).parents[2]
@@ -272,22 +271,13 @@ def test_two_processes_score_like_one(seed, tmp_path, rng):
     """Five photos shared by two: the same numbers, in a table that is printed once."""
     _model(seed).save_pretrained(tmp_path / "model")
     command = [
-        *("-m", "dafast", "eval", "--model", str(tmp_path / "model"), "--device", "cpu"),
+        *("eval", "--model", str(tmp_path / "model"), "--device", "cpu"),
         *("--data", _write_list(tmp_path, 5, rng), "--protocol", "midas", "--json"),
     ]
     from dafast.cli import main
 
-    assert main([*command[2:], str(tmp_path / "one.json")]) == 0
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [sys.executable, *torchrun, *command, str(tmp_path / "two.json")],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        cwd=ROOT,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert main([*command, str(tmp_path / "one.json")]) == 0
+    done = ranks(lambda: main([*command, str(tmp_path / "two.json")]), 2)
     assert done.stdout.count("predictor") == 1
     one, two = (json.loads((tmp_path / f"{n}.json").read_text()) for n in ("one", "two"))
     assert [r["predictor"] for r in one] == [r["predictor"] for r in two]
@@ -363,3 +353,17 @@ def test_a_model_whose_metres_depend_on_the_camera(seed):
     assert aligned == pytest.approx(scores(alignment="median", fov=20.0), rel=1e-3)
     with pytest.raises(ValueError, match="needs no camera"):
         benchmarks.score(dafast.DepthAnything(tiny()), samples, "toy", fov=60.0)
+
+
+def test_missing_photos_are_named_once(seed, monkeypatch, notices):
+    def absent():
+        raise DataMissingError("aloe is not here")
+
+    monkeypatch.setattr(builtin, "aloe", absent)
+    monkeypatch.setattr(builtin, "motorcycle", lambda: list(_samples(seed)))
+    assert len(builtin.builtin()) == 3 and notices.messages == ["builtin: aloe is not here"]
+    notices.clear()
+    monkeypatch.setattr(builtin, "motorcycle", absent)
+    with pytest.raises(DataMissingError, match="aloe is not here; aloe is not here"):
+        builtin.builtin()
+    assert not notices.messages

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +23,7 @@ from dafast.evaluation.segmentation import (
 )
 from dafast.models import DepthAnything
 from tests.data.test_segmentation_readers import write_list
+from tests.forks import ranks
 from tests.models.test_segmentation import TINY, build
 
 ROOT = Path(__file__).parents[2]
@@ -212,16 +210,5 @@ def test_two_processes_give_the_scores_of_one(tmp_path: Path, rng: np.random.Gen
     arguments = ["eval", "--model", str(model), "--dtype", "float32", "--data", f"list={path}"]
     one, two = tmp_path / "one.json", tmp_path / "two.json"
     assert main([*arguments, "--device", "cpu", "--json", str(one)]) == 0
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-            *("--nproc-per-node", "2", "-m", "dafast", *arguments, "--json", str(two)),
-        ],
-        cwd=ROOT,
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    ranks(lambda: main([*arguments, "--json", str(two)]), 2)
     assert json.loads(one.read_text()) == json.loads(two.read_text())

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import copy
+import gc
 import io
+import itertools
 import logging
 import pickle
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -148,12 +152,11 @@ def test_wrong_inputs_fail_as_before(make):
         assert errors[0] == errors[1]
 
 
-@pytest.mark.parametrize("name", ["v2", "metric"])
-def test_changed_weights_are_seen(make, served, name):
-    model = dafast.accelerate(make(name))
+def test_changed_weights_are_seen(make, served):
+    model = dafast.accelerate(make("metric"))
     x = torch.randn(1, 3, 28, 42)
     query = next(w for n, w in model.named_parameters() if "layer.1" in n and ".q_proj.w" in n)
-    other = make(name).state_dict()
+    other = make("metric").state_dict()
 
     def reloads():
         model.load_state_dict({k: v * 1.1 for k, v in other.items()})
@@ -255,10 +258,11 @@ def test_other_contexts(make, served):
     assert served == []
 
 
-@pytest.mark.parametrize("change", ["lora", "activation", "eps", "max_depth", "removed"])
+@pytest.mark.parametrize("change", ["lora", "activation", "eps", "max_depth", "removed", "taps"])
 def test_changed_parts_run_as_they_are(make, served, change):
     model = dafast.accelerate(make())
     x = torch.randn(1, 3, 28, 28)
+    assert_follows(model, served, x)
     layer = model.backbone.encoder.layer[0]
     if change == "lora":
         layer.mlp.fc1 = nn.Sequential(layer.mlp.fc1, nn.Identity())
@@ -268,9 +272,64 @@ def test_changed_parts_run_as_they_are(make, served, change):
         layer.norm1.eps = 0.5
     elif change == "max_depth":
         model.head.max_depth = 2
+    elif change == "taps":
+        model.backbone.config.out_indices = [0, 2, 3, 4]
     else:
         layer.mlp.fc1.bias = None
-    assert_follows(model, served, x, fast=False)
+    assert_follows(model, served, x, fast=change == "taps")
+
+
+def test_compiled_and_exported(make, served):
+    model = dafast.accelerate(make())
+    x = torch.randn(1, 3, 28, 28)
+    with torch.no_grad():
+        expected = original_of(model)(x).predicted_depth
+        compiled = torch.compile(model, fullgraph=True, backend="eager")
+        assert_close(compiled(x).predicted_depth, expected)
+        exported = torch.export.export(model, (x,)).module()
+        assert_close(exported(x).predicted_depth, expected)
+    assert served == []
+
+
+def test_a_model_made_in_inference_mode(make, served):
+    with torch.inference_mode():
+        model = dafast.accelerate(make())
+        x = torch.randn(1, 3, 28, 28)
+        first = model(x).predicted_depth
+        model.backbone.encoder.layer[0].attention.q_proj.weight.mul_(3)
+        assert not torch.equal(model(x).predicted_depth, first)
+        assert_follows(model, served, x)
+    with torch.no_grad():
+        assert_follows(model, served, x)
+
+
+def test_threads(make):
+    model = dafast.accelerate(make())
+    x = torch.randn(1, 3, 28, 28)
+    with torch.no_grad():
+        expected = original_of(model)(x).predicted_depth
+
+    def run(_):
+        with torch.no_grad():  # of this thread
+            return [model(x).predicted_depth for _ in range(5)]
+
+    with ThreadPoolExecutor(4) as pool:
+        for depth in itertools.chain.from_iterable(pool.map(run, range(4))):
+            assert_close(depth, expected)
+
+
+def test_nothing_keeps_a_model_alive(make):
+    model = dafast.accelerate(make())
+    with torch.no_grad():
+        model(torch.randn(1, 3, 28, 28))
+    gc.collect()
+    gc.disable()
+    try:
+        alive = weakref.ref(model)
+        del model
+        assert alive() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("way", ["deepcopy", "pickle", "torch.save"])
@@ -312,6 +371,51 @@ def test_a_second_call(make, served):
     with torch.no_grad():
         new(torch.randn(1, 3, 28, 28))
     assert served == []
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_modules_that_share_weights(make, name):
+    """What serves devices other than the CPU, on the CPU."""
+    model = make(name)
+    x = torch.randn(2, 3, 28, 70)
+    run = acceleration._OnModules(*acceleration._network(model))
+    weights = dict(model.named_parameters())
+    shared = {w.data_ptr() for w in weights.values()} & {
+        w.data_ptr() for w in run.network.parameters()
+    }
+    split = [n for n in weights if n.split(".")[-2] in ("q_proj", "k_proj", "v_proj")]
+    assert len(shared) >= len(weights) - len(split) - 1  # all but these, and the mask token
+    with torch.no_grad():
+        assert_close(run(x), model(x).predicted_depth)
+        for key in split:
+            weights[key].data.mul_(-1.3)  # PyTorch counts no version of it
+        model.head.conv3.bias.data.add_(0.1)
+        assert_close(run(x), model(x).predicted_depth)
+    with torch.inference_mode():
+        assert_close(run(x), model(x).predicted_depth)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_on_a_gpu(make, served, monkeypatch, name, dtype):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    model = dafast.accelerate(make(name).to("cuda", dtype))
+    tolerance = TOLERANCES[dtype].model
+    for height, width in ((28, 28), (42, 70)):
+        x = torch.randn(2, 3, height, width, device="cuda", dtype=dtype)
+        for _ in range(2):
+            with torch.no_grad():
+                got = model(x).predicted_depth
+                expected = original_of(model)(x).predicted_depth
+                assert_close(got, expected, tolerance)
+                for weight in model.parameters():
+                    weight.data.mul_(1.01)
+    assert len(served) == 4
+    model.to("cpu", torch.float32)
+    assert_follows(model, served, torch.randn(1, 3, 28, 28))
+    with pytest.raises(ValueError, match="for a CPU"):
+        dafast.accelerate(model.to("cuda"), int8=True)
 
 
 @pytest.mark.skipif(bool(why_slow_int8()), reason=why_slow_int8())

@@ -412,6 +412,19 @@ def test_reduce_adds_up_more_chunks_than_one_step_takes(chunks, seed, device):
     torch.testing.assert_close(loss.double(), losses.double().sum(), rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("backend", KERNELS)
+def test_only_the_loss_is_differentiable(backend, seed):
+    """What the backward keeps gets no gradient, and autograd fills none with zeros for it."""
+    from dafast.ops import OPS
+    from dafast.ops.affine_invariant_loss import _op
+
+    prediction, target, _, _ = _inputs(seed, (2, 8, 9))
+    inputs = (prediction.float().requires_grad_(), target.float(), None, None, backend)
+    assert OPS["affine_invariant_loss"].backends[backend].supports(*inputs[:2]) == ""
+    for op in (_op, torch.ops.dafast.affine_invariant_loss):
+        assert [x.requires_grad for x in op(*inputs)] == [True, False]
+
+
 @pytest.mark.parametrize("with_masks", [False, True])
 @pytest.mark.parametrize("backend", KERNELS)
 def test_opcheck_and_compile(backend, with_masks, seed):

@@ -134,6 +134,19 @@ def test_zero_features_are_finite(backend, seed, device):
     torch.testing.assert_close(grad.double(), expected_grad, rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.parametrize("norm", [1e-9, 5e-9, 9e-9, 2e-8])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gradient_of_vanishing_features(backend, norm, seed, device):
+    """Below 1e-8 the norm's value is clamped, and as in PyTorch not its derivative."""
+    student, teacher = _inputs(seed, (1, 5, 64), torch.float32)
+    student = norm * F.normalize(student, dim=-1)
+    loss, grad = _run(backend, student, teacher, margin=2.0)
+    expected, expected_grad = _run("reference", student.double(), teacher.double(), margin=2.0)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    atol = 1e-5 * expected_grad.abs().max().item()
+    torch.testing.assert_close(grad.double(), expected_grad, rtol=1e-4, atol=atol)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_nan_shows(backend, seed, device):
     student, teacher = _inputs(seed, (1, 6, 32), torch.float32)
@@ -236,6 +249,18 @@ def test_gradcheck(seed):
     assert torch.autograd.gradcheck(
         lambda s: feature_alignment_loss_reference(s, teacher), [student]
     )
+
+
+@pytest.mark.parametrize("backend", KERNELS)
+def test_only_the_loss_is_differentiable(backend, seed):
+    """What the backward keeps gets no gradient, and autograd fills none with zeros for it."""
+    from dafast.ops.feature_alignment_loss import _op
+
+    student, teacher = _inputs(seed, (2, 6, 32), torch.float32)
+    inputs = (student.requires_grad_(), teacher, 0.85, False, backend)
+    assert OPS["feature_alignment_loss"].backends[backend].supports(*inputs[:2]) == ""
+    for op in (_op, torch.ops.dafast.feature_alignment_loss):
+        assert [x.requires_grad for x in op(*inputs)] == [True, False, False]
 
 
 @pytest.mark.parametrize("backend", KERNELS)

@@ -43,6 +43,7 @@ def test_every_launch_is_made_on_the_device_of_its_tensors(op, seed, monkeypatch
         return launch(self, *args, **kwargs)
 
     monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    monkeypatch.setattr("dafast.kernels.runtime._several_gpus", lambda: True)
     monkeypatch.setattr(GridExecutor, "__call__", checked)
     arguments = _inputs(op, seed)
     with use_backend("triton"):

@@ -7,7 +7,6 @@ import errno
 import json
 import math
 import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -38,6 +37,7 @@ from dafast.training.state import (
     load_newest,
     save_checkpoint,
 )
+from tests.forks import Fork
 from tests.training import runs, tiny
 from tests.training.runs import ONE, tiny_config
 
@@ -240,17 +240,22 @@ def test_a_shard_that_vanishes_stops_the_run_with_what_is_done(
 ) -> None:
     """It is one error about the shard, not many damaged samples; the run continues from there.
 
-    As a command: with processes of the loader it has to end, too.
+    With processes of the loader as a command, which has to end, too.
     """
     data = tiny.write_shards(tmp_path / "data", 3, 8, seed)
     config = tiny_config(data, tmp_path / "run", seed=seed, steps=12, optim=OPTIM)
     section = dataclasses.replace(config.data, workers=workers, prefetch=1, max_bad_fraction=1.0)
     config = dataclasses.replace(config, data=section, checkpoint_every=0)
-    done = subprocess.run(
-        [sys.executable, *runs.command(config)],
-        capture_output=True, text=True, timeout=300, check=False,
-        env={**os.environ, "TINY_LOSE": "1", "TINY_SHARDS": str(data)},
-    )  # fmt: skip
+    changes = {"TINY_LOSE": "1", "TINY_SHARDS": str(data)}
+    if workers:
+        done = subprocess.run(
+            [sys.executable, *runs.command(config)], capture_output=True, text=True, timeout=300,
+            check=False, env={**os.environ, **changes},
+        )  # fmt: skip
+    else:
+        arguments = runs.command(config)[1:]
+        done = Fork(lambda: tiny.command(arguments), changes)
+        done.wait(300)
     assert done.returncode == 1
     lines = done.stderr.strip().splitlines()
     assert lines[-1].startswith(f"dafast: error: the shard {data}")
@@ -344,14 +349,16 @@ def test_a_limit_of_the_system_is_one_line(shards: Path, tmp_path: Path, seed: i
     """The command itself, under a limit on the size of files that the checkpoint does not pass."""
     config = tiny_config(shards, tmp_path / "run", seed=seed, steps=2, optim=OPTIM)
 
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+    arguments = runs.command(config)[1:]
 
-    done = subprocess.run(
-        [sys.executable, *runs.command(config)],
-        capture_output=True, text=True, timeout=300, check=False, preexec_fn=limit,
-    )  # fmt: skip
-    assert done.returncode == 1
+    def limited() -> int:
+        import resource  # not on Windows
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+        return tiny.command(arguments)
+
+    done = Fork(limited, {})
+    assert done.wait(300) == 1
     lines = [line for line in done.stderr.splitlines() if line.startswith("dafast: error: ")]
     assert len(lines) == 1 and "cannot write" in lines[0] and "Free some space" in lines[0]
     assert "Traceback" not in done.stderr

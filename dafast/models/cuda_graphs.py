@@ -1,0 +1,272 @@
+"""The forward on a GPU as CUDA graphs; `DepthAnything.optimize` builds it.
+
+One photo takes some 250 launches, and Python needs longer for them than a GPU for their work. A
+graph is all of them in one launch. Each graph is of one size of the input and is captured when this
+size is seen for the second time, so that a folder of odd sizes captures nothing.
+
+A graph reads the weights where they are: it is right after any change in place, however it is made
+(`Tensor.data`, fused optimizers, ...), because it keeps nothing that is derived from them. So it
+also resizes the position embeddings itself, in five short launches, unless the input has the size
+of the training. Other modules, settings or weights at other addresses are seen by `Structure`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from ..ops import forced_backend
+from .network import DepthNetwork
+from .snapshot import Structure, why_not_as_built
+
+logger = logging.getLogger("dafast")
+
+MAX_GRAPHS = 8
+"""Graphs that a model keeps; the one whose last use is the longest ago makes room."""
+
+_MAX_SEEN = 64
+"""Sizes that are remembered without a graph."""
+
+_T = TypeVar("_T")
+_Forward = Callable[[Tensor], Tensor]
+
+
+class Graph(NamedTuple):
+    """A captured graph: its input and its result, in memory that all graphs share."""
+
+    x: Tensor
+    out: Tensor
+    replay: Callable[[], None]
+
+
+class Machinery(Protocol):
+    """Captures and replays graphs on one device."""
+
+    def why_not(self) -> str:
+        """The reason why no graph can run now, or ""."""
+        ...
+
+    def turn(self) -> contextlib.AbstractContextManager[None]:
+        """A block that uses the shared memory: after all earlier ones, whatever their stream.
+
+        Input and result of a graph are valid within a turn, up to the replay of another graph.
+        """
+        ...
+
+    def capture(self, run: _Forward, x: Tensor) -> Graph:
+        """Captures the launches of ``run`` for inputs like ``x``; within a turn."""
+        ...
+
+    def reset(self) -> None:
+        """Gives the shared memory back, once no graph is left."""
+        ...
+
+
+class CudaMachinery:
+    """`torch.cuda.CUDAGraph` on one GPU."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.pool = torch.cuda.graph_pool_handle()
+        # Of all captures: only then can graphs share the memory of a pool.
+        self.stream = torch.cuda.Stream(device)
+        self.done = torch.cuda.Event()
+
+    def why_not(self) -> str:
+        """As `Machinery.why_not`."""
+        with torch.cuda.device(self.device):
+            capturing = torch.cuda.is_current_stream_capturing()
+        return "a CUDA graph is being captured" if capturing else ""
+
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[None]:
+        """As `Machinery.turn`."""
+        with torch.cuda.device(self.device):
+            stream = torch.cuda.current_stream()
+            stream.wait_event(self.done)
+            try:
+                yield
+            finally:
+                self.done.record(stream)
+
+    def capture(self, run: _Forward, x: Tensor) -> Graph:
+        """As `Machinery.capture`."""
+        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        self.stream.wait_stream(current)
+        with torch.cuda.stream(self.stream):
+            run(x)  # compiles kernels and chooses algorithms, which a capture cannot
+        current.wait_stream(self.stream)
+        try:
+            # "thread_local": other threads may allocate memory meanwhile.
+            with torch.cuda.graph(
+                graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"
+            ):
+                static = torch.empty_like(x)
+                out = run(static)
+        except BaseException:
+            torch.cuda.set_stream(current)
+            self.pool = torch.cuda.graph_pool_handle()  # the old one may be left half open
+            raise
+        return Graph(static, out, graph.replay)
+
+    def reset(self) -> None:
+        """As `Machinery.reset`."""
+        self.pool = torch.cuda.graph_pool_handle()
+        torch.cuda.empty_cache()
+
+
+def can_capture(device: torch.device) -> bool:
+    """Whether graphs can be captured on a device."""
+    return device.type == "cuda"
+
+
+def new_machinery(device: torch.device) -> Machinery:
+    """The machinery for a device that can capture graphs."""
+    return CudaMachinery(device)
+
+
+def why_not_captured(model: DepthNetwork) -> str:
+    """The reason why the forward of a model cannot be captured, or "" if it can."""
+    for name, weight in model.named_parameters():
+        if type(weight.data) is not Tensor:
+            return f"graphs need plain tensors as weights; {name} is a {type(weight.data).__name__}"
+        if weight.device != model.device:
+            return f"graphs need all weights on one device; {name} is on {weight.device}"
+    for name, module in model.named_modules():
+        if name and module._compiled_call_impl is not None:
+            return f"{name} is compiled by torch.compile"
+    return why_not_as_built(model)
+
+
+def use_channels_last(model: DepthNetwork) -> None:
+    """Lays the decoder's kernels out as cuDNN reads them with maps of the encoder's layout.
+
+    Otherwise cuDNN copies 30 of them in every forward. The values stay; a weight moves to other
+    memory the first time.
+    """
+    for name, weight in model.named_parameters():
+        if weight.ndim == 4 and not name.startswith("pretrained.") and not weight.is_inference():
+            weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+
+
+class GraphedForward:
+    """`DepthNetwork.forward` without gradients, from graphs.
+
+    It has no reference to the model, which owns it.
+
+    Args:
+        model: A model for which `why_not_captured` returns "".
+        machinery: For the model's device.
+    """
+
+    def __init__(self, model: DepthNetwork, machinery: Machinery) -> None:
+        self._structure = Structure(model)
+        self._machinery = machinery
+        self._graphs: OrderedDict[Any, Graph] = OrderedDict()
+        self._seen: OrderedDict[Any, str] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def is_current(self, model: DepthNetwork) -> bool:
+        """Whether the model still has the modules, settings and weights that graphs hold."""
+        return self._structure.is_of(model)
+
+    def is_hooked(self) -> bool:
+        """As `Structure.is_hooked`."""
+        return self._structure.is_hooked()
+
+    def why_not(self) -> str:
+        """The reason why no graph can run now, or ""."""
+        return self._machinery.why_not()
+
+    def run(self, forward: _Forward, images: Sequence[Tensor], read: Callable[[Tensor], _T]) -> _T:
+        """Computes ``read(forward(torch.cat(images)))``, from a graph if there is one.
+
+        Args:
+            forward: The model's forward, from images (B, 3, H, W) to (B, C, H, W).
+            images: (B_i, 3, H, W) each, of one size and dtype, on the model's device.
+            read: Gets the result in memory that the next call overwrites, so it must return
+                copies. It must not call the model.
+        """
+        with self._lock, torch.inference_mode(False), torch.no_grad():
+            # Else static tensors would be inference tensors, which only inference mode can write.
+            graph = self._graph_for(forward, images)
+            if graph is not None:
+                with self._machinery.turn():
+                    if len(images) == 1:
+                        graph.x.copy_(images[0])
+                    else:
+                        torch.cat(list(images), out=graph.x)
+                    graph.replay()
+                    return read(graph.out)
+        x = _joined(images)
+        try:
+            return read(forward(x))
+        except torch.OutOfMemoryError:
+            if not self.release():
+                raise
+        return read(forward(x))  # with the memory of the graphs
+
+    def release(self) -> bool:
+        """Drops all graphs and their memory; they are captured again. False if there are none."""
+        with self._lock:
+            if not self._graphs:
+                return False
+            self._graphs.clear()
+            self._machinery.reset()
+        return True
+
+    def _graph_for(self, forward: _Forward, images: Sequence[Tensor]) -> Graph | None:
+        first, batch = images[0], sum(map(len, images))
+        last = first.is_contiguous(memory_format=torch.channels_last) and not first.is_contiguous()
+        key = (batch, *first.shape[1:], first.dtype, last, *_arithmetic())
+        graph = self._graphs.get(key)
+        if graph is not None:
+            self._graphs.move_to_end(key)
+            return graph
+        if key not in self._seen:
+            self._seen[key] = ""
+            if len(self._seen) > _MAX_SEEN:
+                self._seen.popitem(last=False)
+            return None
+        if self._seen[key]:  # captured before, without success
+            return None
+        if len(self._graphs) >= MAX_GRAPHS:
+            self._graphs.popitem(last=False)
+        layout = torch.channels_last if last else torch.contiguous_format
+        try:
+            x = _joined(images).contiguous(memory_format=layout)
+            with self._machinery.turn():
+                graph = self._machinery.capture(forward, x)
+        except RuntimeError as error:  # out of memory, too: the modules need less
+            self._seen[key] = str(error) or type(error).__name__
+            shape = (batch, *first.shape[1:])
+            logger.info("dafast: no CUDA graph for %s: %s", shape, self._seen[key])
+            return None
+        self._graphs[key] = graph
+        return graph
+
+
+def _joined(images: Sequence[Tensor]) -> Tensor:
+    return images[0] if len(images) == 1 else torch.cat(list(images))
+
+
+def _arithmetic() -> tuple[Any, ...]:
+    """The global settings that choose how products are computed."""
+    cuda, cudnn = torch.backends.cuda, torch.backends.cudnn
+    return (
+        forced_backend(), cuda.matmul.fp32_precision,
+        cudnn.conv.fp32_precision,  # type: ignore[attr-defined]
+        cuda.matmul.allow_fp16_reduced_precision_reduction,
+        cuda.matmul.allow_bf16_reduced_precision_reduction,
+        cudnn.enabled, cudnn.benchmark, cudnn.deterministic,
+        torch.are_deterministic_algorithms_enabled(),
+        cuda.flash_sdp_enabled(), cuda.mem_efficient_sdp_enabled(), cuda.math_sdp_enabled(),
+        cuda.cudnn_sdp_enabled(),
+    )  # fmt: skip

@@ -1,0 +1,106 @@
+"""CUDA graphs on a CPU: what is captured is every operation, with the memory it was called with.
+
+As on a GPU a replay runs no Python of the model, reads and writes the captured addresses, and the
+graphs of one pool share the memory of their results: a replay destroys those of all others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from dafast.models.cuda_graphs import Graph
+
+
+def _tensors(result: Any) -> list[Tensor]:
+    many = result if isinstance(result, tuple | list) else (result,)
+    return [x for x in many if isinstance(x, Tensor)]
+
+
+class _Record(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, tuple, dict, list[Tensor]]] = []
+        self.made: list[Tensor] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if not func.is_view:
+            self.calls.append((func, args, kwargs or {}, _tensors(result)))
+            before = {x.untyped_storage().data_ptr() for x in _tensors(args)}
+            self.made += [
+                x for x in _tensors(result) if x.untyped_storage().data_ptr() not in before
+            ]
+        return result
+
+
+class FakeGraph:
+    """One captured graph."""
+
+    def __init__(self, pool: FakeMachinery, record: _Record, x: Tensor) -> None:
+        self.pool, self.record, self.x = pool, record, x
+
+    def poison(self) -> None:
+        """Destroys what another graph of the pool may overwrite."""
+        for x in self.record.made:
+            if x.is_floating_point():
+                x.fill_(float("nan"))
+
+    @torch.no_grad()
+    def replay(self) -> None:
+        assert self.pool.inside == threading.get_ident(), "the memory is used out of turn"
+        self.pool.replays += 1
+        for graph in self.pool.graphs:
+            graph.poison()
+            if graph is not self:
+                graph.x.fill_(float("nan"))
+        for func, args, kwargs, results in self.record.calls:
+            for old, new in zip(results, _tensors(func(*args, **kwargs)), strict=True):
+                if old is not new:
+                    old.copy_(new)
+
+
+class FakeMachinery:
+    """A `dafast.models.cuda_graphs.Machinery` that counts."""
+
+    def __init__(self) -> None:
+        self.captures = self.replays = 0
+        self.reason = ""  # why_not
+        self.error: Exception | None = None  # of the next captures
+        self.inside: int | None = None  # the thread whose turn it is
+        self.graphs: list[FakeGraph] = []
+
+    def why_not(self) -> str:
+        return self.reason
+
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[None]:
+        assert self.inside is None, "two turns at once"
+        self.inside = threading.get_ident()
+        try:
+            yield
+        finally:
+            self.inside = None
+
+    def capture(self, run: Callable[[Tensor], Tensor], x: Tensor) -> Graph:
+        assert self.inside == threading.get_ident()
+        if self.error is not None:
+            raise self.error
+        self.captures += 1
+        run(x)
+        static = torch.full_like(x, float("nan"))
+        with _Record() as record:
+            out = run(static)
+        graph = FakeGraph(self, record, static)
+        self.graphs.append(graph)
+        graph.poison()  # a capture runs nothing
+        return Graph(static, out, graph.replay)
+
+    def reset(self) -> None:
+        self.graphs.clear()

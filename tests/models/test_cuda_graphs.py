@@ -1,0 +1,507 @@
+"""`DepthAnything.optimize` on a GPU: right in every case, and captured when it should be.
+
+On a CPU a fake captures and replays (`tests/models/fake_graphs.py`); with ``-m gpu`` the real ones
+are compared bit by bit with the modules.
+"""
+
+import concurrent.futures
+import copy
+import dataclasses
+import logging
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+import dafast
+from dafast.config import get_preset
+from dafast.models import cuda_graphs
+from dafast.models.cuda_graphs import MAX_GRAPHS, GraphedForward
+from dafast.ops import use_backend
+from tests.models.fake_graphs import FakeMachinery
+from tests.tiny import TINY, tiny
+
+ZOE = dataclasses.replace(TINY, max_depth=10.0, bin_centers="softplus")
+FIVE = tiny(num_layers=5)  # one more than the decoder reads
+WITH_SKY = tiny(output="exp", kind="depth", sky_head=True)
+
+
+def make(config=TINY):
+    model = dafast.DepthAnything(config).eval()
+    with torch.no_grad():
+        for p in model.parameters():  # every bias, gamma and norm counts
+            p += 0.1 * torch.randn_like(p)
+    return model
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """Graphs on the CPU; the list of all machinery, the newest last."""
+    machines = []
+
+    def new_machinery(device):
+        machines.append(FakeMachinery())
+        return machines[-1]
+
+    monkeypatch.setattr(cuda_graphs, "can_capture", lambda device: device.type == "cpu")
+    monkeypatch.setattr(cuda_graphs, "new_machinery", new_machinery)
+    return machines
+
+
+@pytest.fixture
+def model(made, seed):
+    return make(FIVE).optimize()
+
+
+def modules(model, x):
+    """What the modules compute."""
+    plain = copy.deepcopy(model)
+    with torch.no_grad():
+        return plain(x)
+
+
+def images(batch=1, height=28, width=42):
+    return torch.randn(batch, 3, height, width)
+
+
+@torch.no_grad()
+def test_a_size_is_captured_when_it_is_seen_again(model, made):
+    small, large = images(), images(2, 42, 28)
+    counts = []
+    for x in (small, large, small, small, large, small):
+        assert torch.equal(model(x), modules(model, x))
+        counts.append((made[0].captures, made[0].replays))
+    assert counts == [(0, 0), (0, 0), (1, 1), (1, 2), (2, 3), (2, 4)]
+    assert len(made) == 1
+
+
+@torch.no_grad()
+def test_results_are_the_callers_own(model, made):
+    first, second = images(), images()
+    model(first)
+    kept = [model(first), model(second)]
+    values = [x.clone() for x in kept]
+    first.zero_()  # the input is the caller's, too
+    model(images(2)), model(images(2))  # another graph, which shares the memory
+    kept[0].add_(0)
+    assert all(map(torch.equal, kept, values))
+    assert not torch.equal(*values)
+
+
+@torch.no_grad()
+def test_the_key_is_all_that_a_graph_depends_on(model, made):
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    x = images(2)
+    last = x.contiguous(memory_format=torch.channels_last)
+    for given in (x, last, x[:1], x):  # one each; the batch is of the key, and the layout
+        model(given)
+    assert made[0].captures == 1
+    model(last)
+    assert made[0].captures == 2
+    try:
+        torch.set_float32_matmul_precision("high")
+        model(x)
+        assert made[0].captures == 2
+        with use_backend("reference"):
+            model(x), model(x)
+        assert made[0].captures == 3
+        torch.set_float32_matmul_precision("highest")
+        model(x)
+        assert made[0].captures == 3 and made[0].replays == 4
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@torch.no_grad()
+def test_the_graph_of_the_oldest_use_makes_room(model, made):
+    sizes = [images(1, 14, 14 * (1 + i)) for i in range(MAX_GRAPHS + 1)]
+    for x in sizes:
+        model(x), model(x)
+        model(sizes[0])  # the latest of all each time
+    assert made[0].captures == MAX_GRAPHS + 1
+    model(sizes[0]), model(sizes[-1])
+    assert made[0].captures == MAX_GRAPHS + 1
+    assert torch.equal(model(sizes[1]), modules(model, sizes[1]))
+    assert made[0].captures == MAX_GRAPHS + 2
+    assert len(model._optimized._graphs) == MAX_GRAPHS
+
+
+def in_place(model):
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(1.5)
+
+
+def by_data(model):
+    for p in model.parameters():
+        p.data.mul_(1.5)
+
+
+def fused_step(model):
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
+    with torch.enable_grad():
+        model(images()).sum().backward()
+    optimizer.step()
+
+
+def loaded(model):
+    model.load_state_dict(make(FIVE).state_dict())
+
+
+def positions(model):
+    model.pretrained.pos_embed.data.mul_(-2)
+
+
+@pytest.mark.parametrize("change", [in_place, by_data, fused_step, loaded, positions])
+@torch.no_grad()
+def test_weights_changed_in_place_need_no_capture(change, model, made):
+    x = images()
+    before = [model(x), model(x)][0]
+    change(model)
+    after = model(x)
+    assert torch.equal(after, modules(model, x)) and not torch.allclose(before, after)
+    assert [m.captures for m in made] == [1] and made[0].replays == 2
+
+
+def replaced_data(model):
+    for p in model.parameters():
+        p.data = p.data * 1.5
+
+
+def replaced_parameter(model):
+    fc1 = model.pretrained.blocks[0].mlp.fc1
+    fc1.weight = torch.nn.Parameter(2 * fc1.weight.data)
+
+
+def assigned(model):
+    model.load_state_dict(make(FIVE).state_dict(), assign=True)
+
+
+def replaced_module(model):
+    other = torch.nn.Linear(32, 32)
+    model.pretrained.blocks[1].attn.proj = other
+
+
+def other_eps(model):
+    model.pretrained.norm.eps = 0.5
+
+
+def other_config(model):
+    model.config = dataclasses.replace(model.config, out_indices=(0, 1, 2, 4))
+
+
+def transposed(model):
+    weight = model.pretrained.blocks[0].attn.proj.weight
+    weight.data = weight.data.t()
+
+
+CHANGES = [
+    *(replaced_data, replaced_parameter, assigned, replaced_module),
+    *(other_eps, other_config, transposed),
+]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@torch.no_grad()
+def test_other_memory_modules_and_settings_are_captured_again(change, model, made):
+    x = images()
+    before = [model(x), model(x)][0]
+    change(model)
+    for _ in range(3):
+        after = model(x)
+        assert torch.equal(after, modules(model, x))
+    assert not torch.allclose(before, after)
+    assert [m.captures for m in made] == [1, 1] and made[1].replays == 2
+
+
+def test_what_stays_outside_of_graphs(model, made):
+    x = images()
+    with torch.no_grad():
+        model(x), model(x)
+    replays = made[0].replays
+    assert model(x).requires_grad, "with gradients"
+    with torch.no_grad():
+        wanted = modules(model, x)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert not torch.equal(model(x), wanted), "autocast computes in 16 bits"
+        seen = []
+        for hook in (
+            model.pretrained.norm.register_forward_hook(lambda *_: seen.append(1)),
+            model.depth_head.register_forward_pre_hook(lambda *_: seen.append(1)),
+            torch.nn.modules.module.register_module_forward_hook(lambda *_: seen.append(1)),
+        ):
+            assert torch.equal(model(x), wanted) and seen
+            hook.remove()
+            seen.clear()
+        features = model(x, features=True)
+        assert torch.equal(features[0], wanted) and isinstance(features, tuple)
+        model.depth_head.forward = lambda *_: torch.ones(1, 1, 28, 42)
+        assert torch.equal(model(x), torch.ones(1, 28, 42))
+        del model.depth_head.forward
+        mapped = torch.vmap(model)(torch.stack([x, x]))
+        torch.testing.assert_close(mapped[0], wanted)
+        made[0].reason = "the caller captures"
+        assert torch.equal(model(x), wanted)
+        made[0].reason = ""
+        lists = model([x[0], images(1, 14, 28)[0]])
+        assert [tuple(out.shape) for out in lists] == [(28, 42), (14, 28)]
+        assert made[0].replays == replays
+        assert torch.equal(model(x), wanted) and made[0].replays == replays + 1
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+@torch.no_grad()
+def test_compiled_and_traced_models_stay_outside(model, made):
+    x = images()
+    wanted = [model(x), model(x)][0]
+    replays = made[0].replays
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), wanted)
+    traced = torch.jit.trace(model, x, check_trace=False)
+    torch.testing.assert_close(traced(x), wanted)
+    assert made[0].replays == replays
+    model.depth_head.compile(backend="eager")
+    torch.testing.assert_close(model(x), wanted)
+    assert made[0].replays == replays and model._optimized is None
+
+
+@torch.no_grad()
+def test_replaced_kinds_of_modules_are_not_captured(model, made, caplog):
+    class Louder(torch.nn.Linear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    x = images()
+    model(x), model(x)
+    model.pretrained.blocks[0].attn.proj = Louder(32, 32)
+    with caplog.at_level(logging.INFO, logger="dafast"):
+        assert torch.equal(model(x), modules(model, x))
+    assert "pretrained.blocks.0.attn.proj is Louder, not Linear" in caplog.text
+    assert made[0].replays == 1
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
+def test_inference_mode_and_no_grad_share_a_graph(mode, model, made):
+    x = images()
+    with torch.inference_mode():
+        model(x), model(x)
+    with mode():
+        assert torch.equal(model(x), modules(model, x))
+    assert made[0].captures == 1 and made[0].replays == 2
+
+
+@torch.no_grad()
+def test_threads_take_turns(model, made):
+    inputs = [images(1 + i % 2, 28, 28) for i in range(24)]
+    wanted = [modules(model, x) for x in inputs]
+
+    def call(x):
+        with torch.no_grad():
+            return model(x)
+
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        got = list(pool.map(call, inputs))
+    assert all(map(torch.equal, got, wanted))
+    assert made[0].captures == 2 and made[0].replays == 22
+
+
+@pytest.mark.parametrize("error", [RuntimeError("not permitted"), torch.OutOfMemoryError("full")])
+@torch.no_grad()
+def test_a_failed_capture_leaves_the_modules(error, model, made, caplog):
+    made[0].error = error
+    x = images()
+    wanted = modules(model, x)
+    with caplog.at_level(logging.INFO, logger="dafast"):
+        assert all(torch.equal(model(x), wanted) for _ in range(4))
+    text = f"no CUDA graph for (1, 3, 28, 42): {error}"
+    assert [r.getMessage() for r in caplog.records].count(f"dafast: {text}") == 1, "tried once"
+    made[0].error = None
+    other = images(2)
+    model(other), model(other)
+    assert made[0].captures == 1, "other sizes are captured"
+
+
+@torch.no_grad()
+def test_modules_get_the_memory_of_the_graphs(model, made, monkeypatch):
+    x, other = images(), images(2)
+    model(x), model(x)
+    run, calls = model._run_modules, []
+
+    def short_of_memory(given):
+        calls.append(len(given))
+        if len(calls) == 1:
+            raise torch.OutOfMemoryError("full")
+        return run(given)
+
+    monkeypatch.setattr(type(model), "_run_modules", lambda self, given: short_of_memory(given))
+    assert torch.equal(model(other), run(other).squeeze(1))
+    assert calls == [2, 2] and not model._optimized._graphs
+
+
+@torch.no_grad()
+def test_graphs_are_released(model, made):
+    x = images()
+    model(x), model(x)
+    assert len(model._optimized._graphs) == 1
+    model.train()
+    assert len(model._optimized._graphs) == 0, "training gets the memory"
+    model.eval()
+    assert torch.equal(model(x), modules(model, x)) and made[0].captures == 2
+    assert model.optimize(cuda_graphs=False)._optimized is None
+    assert model.optimize()._optimized is None, "the choice stays"
+    model.infer(np.zeros((20, 30, 3), np.uint8))
+    assert model._optimized is None
+    assert isinstance(model.optimize(cuda_graphs=True)._optimized, GraphedForward)
+
+
+def test_copies_and_pickles_start_without_graphs(model):
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert twin._optimized is None
+    assert isinstance(model._optimized, GraphedForward)
+
+
+@pytest.mark.parametrize(
+    "config", [tiny(max_depth=20.0), ZOE, WITH_SKY], ids=["metric", "bins", "sky"]
+)
+@torch.no_grad()
+def test_every_kind_of_network(config, made, seed):
+    model = make(config).optimize()
+    x = images(2)
+    for _ in range(3):
+        assert torch.equal(model(x), modules(model, x))
+    assert made[0].replays == 2
+    if config.sky_head:
+        skies = [model.predict_batch([x], torch.clone, sky=True), model.predict_sky(x)]
+        assert all(torch.equal(sky, copy.deepcopy(model).predict_sky(x)) for sky in skies)
+        assert (made[0].captures, made[0].replays) == (1, 4)
+
+
+@torch.no_grad()
+def test_the_decoder_is_laid_out_channels_last(made, seed):
+    model = make()
+    values = {name: value.clone() for name, value in model.state_dict().items()}
+    model.optimize()
+    head = [p for p in model.depth_head.parameters() if p.ndim == 4]
+    assert head and all(p.is_contiguous(memory_format=torch.channels_last) for p in head)
+    assert all(torch.equal(value, values[name]) for name, value in model.state_dict().items())
+    places = [p.data_ptr() for p in model.parameters()]
+    model.optimize()
+    assert [p.data_ptr() for p in model.parameters()] == places, "once"
+
+
+def photo(height, width):
+    return np.random.randint(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_infer_reads_the_memory_of_the_graph(flip, model, made):
+    photos = [photo(40, 60) for _ in range(5)]
+    options = {"size": 28, "max_batch_tokens": 2 * (2 * 3 + 1), "flip": flip}
+    plain = copy.deepcopy(model).optimize(cuda_graphs=False)
+    wanted = plain.infer(photos, **options)
+    got = model.infer(photos, **options)
+    # Batches of 2, 2 and 1, and again for the mirror images.
+    assert (made[0].captures, made[0].replays) == ((2, 4) if flip else (1, 1))
+    for a, b in zip(got, wanted, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert not np.array_equal(got[0], got[1])
+
+
+def test_infer_results_are_not_the_memory_of_the_graph(model, made):
+    """Photos of the network's own size, which no resize copies."""
+    photos = [photo(28, 42) for _ in range(2)]
+    first = [model.infer(photos[0], size=28, return_tensors=True) for _ in range(3)]
+    kept = first[-1].clone()
+    model.infer(photos[1], size=28)
+    assert torch.equal(first[-1], kept) and made[0].replays == 3
+
+
+def test_infer_calls_the_hooks_and_the_forward_of_a_subclass(made, seed):
+    class Twice(dafast.DepthAnything):
+        def forward(self, x, features=False):
+            return 2 * super().forward(x, features)
+
+    plain, twice = make(), Twice(TINY).eval()
+    twice.load_state_dict(plain.state_dict())
+    picture = photo(28, 42)
+    for _ in range(3):
+        once = plain.infer(picture, size=28)
+        np.testing.assert_array_equal(twice.infer(picture, size=28), 2 * once)
+    handle = plain.register_forward_hook(lambda module, given, out: out + 1)
+    np.testing.assert_allclose(plain.infer(picture, size=28), once + 1, rtol=1e-6)
+    handle.remove()
+    with pytest.raises(TypeError, match="no sky head"):
+        plain.predict_batch([images()], torch.clone, sky=True)
+    with pytest.raises(ValueError, match="multiples of 14"):
+        plain.predict_batch([images(1, 15, 28)], torch.clone)
+
+
+@pytest.fixture(scope="module")
+def on_gpu(run_seed):
+    return make(dataclasses.replace(get_preset("nano"), num_layers=4, out_indices=(0, 1, 2, 3)))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@torch.no_grad()
+def test_gpu_graphs_equal_the_modules_to_the_bit(dtype, on_gpu, seed):
+    model = copy.deepcopy(on_gpu).to("cuda", dtype).optimize()
+    sizes = [(1, 70, 98), (2, 70, 98), (1, 126, 56)]
+    for round_ in range(4):
+        for size in sizes:
+            x = images(*size).to("cuda", dtype)
+            assert torch.equal(model(x), modules(model, x)), (round_, size)
+    assert len(model._optimized._graphs) == len(sizes)
+    in_place(model)
+    x = images(*sizes[0]).to("cuda", dtype)
+    assert torch.equal(model(x), modules(model, x))
+    replaced_data(model)
+    for _ in range(3):
+        assert torch.equal(model(x), modules(model, x))
+
+
+@pytest.mark.gpu
+@torch.no_grad()
+def test_gpu_streams_and_threads(on_gpu, seed):
+    model = copy.deepcopy(on_gpu).to("cuda").optimize()
+    inputs = [images(1 + i % 3, 70, 98).cuda() for i in range(30)]
+    wanted = [modules(model, x) for x in inputs]
+    torch.cuda.synchronize()
+
+    def call(x):
+        with torch.no_grad(), torch.cuda.stream(torch.cuda.Stream()):
+            out = model(x)
+            torch.cuda.current_stream().synchronize()
+            return out
+
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        assert all(map(torch.equal, pool.map(call, inputs), wanted))
+
+
+@pytest.mark.gpu
+@torch.no_grad()
+def test_gpu_a_callers_capture_gets_the_modules(on_gpu, seed):
+    model = copy.deepcopy(on_gpu).to("cuda").optimize()
+    x = images(1, 70, 98).cuda()
+    for _ in range(3):
+        wanted = model(x)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = model(x)
+    graph.replay()
+    assert torch.equal(out, wanted)
+
+
+@pytest.mark.gpu
+def test_gpu_infer_equals_the_modules(on_gpu, seed):
+    model = copy.deepcopy(on_gpu).to("cuda")
+    plain = copy.deepcopy(model).optimize(cuda_graphs=False)
+    cuda_graphs.use_channels_last(plain)
+    photos = [photo(90, 130) for _ in range(9)] + [photo(50, 60)]
+    for _ in range(3):
+        for a, b in zip(model.infer(photos), plain.infer(photos), strict=True):
+            np.testing.assert_array_equal(a, b)
+        np.testing.assert_array_equal(model.infer(photos[0]), plain.infer(photos[0]))
+    assert model._optimized._graphs

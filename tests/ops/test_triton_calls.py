@@ -1,0 +1,50 @@
+"""What a launch costs the host: Python calls, which no machine's load changes, and compilations."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("triton", reason="the kernels are launched with Triton, which is missing")
+
+# The most calls of functions of dafast, Triton and torch.cuda in a call of the op, and with its
+# backward pass (0: none). Behind them what it was when Triton looked every launch up and every op
+# asked its backends at every call.
+BOUNDS = {
+    "add_layer_norm": (20, 36),  # 56, 113
+    "affine_invariant_loss": (40, 70),  # 114, 170
+    "bias_gelu": (12, 27),  # 45, 101
+    "decoder_tail": (20, 0),  # 57
+    "feature_alignment_loss": (17, 31),  # 59, 100
+    "flash_attention": (27, 69),  # 59, 155
+    "flash_attention_qkvpacked": (25, 62),  # 56, 148
+    "flash_attention_varlen": (28, 70),  # 60, 156
+}
+
+
+@pytest.fixture(scope="module")
+def counted():
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "tests.ops.triton_calls"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_a_launch_makes_few_python_calls(counted):
+    calls, _ = counted
+    assert calls.keys() == BOUNDS.keys()
+    more = {op: made for op, made in calls.items() if any(map(int.__gt__, made, BOUNDS[op]))}
+    assert not more, f"more calls than { ({op: BOUNDS[op] for op in more}) }"
+
+
+def test_no_kernel_is_compiled_again_for_other_sizes(counted):
+    _, compilations = counted
+    assert {name: n for name, n in compilations.items() if n != 1} == {}
+    assert {name.removesuffix("_kernel") for name in compilations} == {
+        "_add_layer_norm_fwd", "_add_layer_norm_bwd", "_bias_gelu_fwd", "_bias_gelu_bwd",
+        "_feature_alignment_loss_fwd", "_feature_alignment_loss_reduce",
+        "_feature_alignment_loss_bwd", "_sum_over_programs",
+    }  # fmt: skip
