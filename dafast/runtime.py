@@ -45,6 +45,14 @@ def device_has_bfloat16(device: torch.device) -> bool:
     return False
 
 
+def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Turns autocast off; also for a device that knows none ("meta"), where asking would raise."""
+    kind = device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.autocast(kind, enabled=False)
+    return contextlib.nullcontext()
+
+
 @functools.cache
 def keep_freed_memory() -> bool:
     """Makes glibc's malloc keep freed memory for the next allocation, up to 1 GiB at its top.

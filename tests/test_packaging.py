@@ -258,7 +258,7 @@ def test_the_metadata_is_true(installed, project):
 
 def test_extra_all_is_everything_without_a_gpu(project):
     extras = project["optional-dependencies"]
-    gpu_and_development = {"all", "triton", "xformers", "profile", "test", "dev"}
+    gpu_and_development = {"all", "triton", "xformers", "flash-attn", "profile", "test", "dev"}
     (everything,) = extras["all"]
     named = set(re.fullmatch(r"dafast\[(.*)\]", everything)[1].split(","))
     assert named == set(extras) - gpu_and_development
@@ -269,7 +269,7 @@ def test_the_extras_of_messages_and_pages_exist(project):
     named = {
         extra
         for path in places
-        for listed in re.findall(r"dafast\[([a-z,]+)\]", path.read_text(encoding="utf-8"))
+        for listed in re.findall(r"dafast\[([a-z,-]+)\]", path.read_text(encoding="utf-8"))
         for extra in listed.split(",")
     }
     assert {"all", "heif"} < named <= set(project["optional-dependencies"])

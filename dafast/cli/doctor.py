@@ -35,6 +35,7 @@ REQUIRED = ("torch", "numpy", "Pillow", "safetensors", "huggingface_hub", "tqdm"
 OPTIONAL = (
     Package("triton", "triton", ("triton",), "the Triton kernels are off: GPUs are slower"),
     Package("xformers", "xformers", ("xformers",), "no comparison with its attention"),
+    Package("flash-attn-4", "flash_attn.cute", ("flash-attn",), "no comparison with its attention"),
     Package("pillow-heif", "pillow_heif", ("heif",), "HEIC and HEIF photos cannot be read"),
     Package("av", "av", ("video",), "no MP4 files of `dafast parallax`"),
     Package(
@@ -138,6 +139,7 @@ def _backend_states() -> dict[str, tuple[bool, str]]:
         "cuda": "; ".join(lacks),
         "triton": _triton.why_missing(),
         "xformers": why_no_module("xformers.ops") if gpu else no_gpu,
+        "flash_attn": why_no_module("flash_attn.cute") if gpu else no_gpu,
     }
     return {name: (not why, why) for name, why in reasons.items()}
 
@@ -157,6 +159,7 @@ def _missing_backends(
         "cuda": "CUDA kernels",
         "triton": "Triton kernels",
         "xformers": "xformers",
+        "flash_attn": "FlashAttention 4",
     }
     parts = []
     for backend, name in names.items():

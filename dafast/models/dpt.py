@@ -13,6 +13,7 @@ from ..layers.mlp import is_plain
 from ..ops import decoder_tail
 from ..ops.resize_bilinear import interpolate
 from ..profiling import annotate
+from ..runtime import without_autocast
 
 _TAIL_CHANNELS = 32
 
@@ -82,7 +83,7 @@ class _Float32Conv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         if x.dtype == torch.float64:
             return super().forward(x)
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x.device):
             bias = None if self.bias is None else self.bias.float()
             return self._conv_forward(x.float(), self.weight.float(), bias)
 

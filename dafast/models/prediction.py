@@ -66,9 +66,7 @@ def predict_results(
     results = []
     for i, out in enumerate(maps):
         focal = None if given else focal_from_exif(listed[i])
-        camera, source = choose_camera(
-            *out.shape, intrinsics=intrinsics, fov=fov, focal_35mm=focal
-        )
+        camera, source = choose_camera(*out.shape, intrinsics=intrinsics, fov=fov, focal_35mm=focal)
         if config.focal_length is not None:
             out = out * focal_factor(config.focal_length, camera, geometries[i])
         result = DepthResult(

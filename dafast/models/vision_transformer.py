@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from ..config import ModelConfig
 from ..layers import Block, LayerNorm, PatchEmbed
 from ..ops.resize_bicubic import cubic_taps
+from ..runtime import without_autocast
 
 # DINOv2 adds it to the grid before dividing by the trained one, against rounding in the
 # interpolation; the published weights were used with it, so it is part of the function.
@@ -95,7 +96,7 @@ class VisionTransformer(nn.Module):
             chosen = taps[:, :, None] == torch.arange(grid, device=device)
             matrices.append((chosen * weights[:, :, None]).sum(1))
         cls_pos, patch_pos = self.pos_embed[:, :1], self.pos_embed[:, 1:]
-        with torch.autocast(device.type, enabled=False):
+        with without_autocast(device):
             square = patch_pos.float().unflatten(1, (grid, grid))
             down = torch.einsum("yi,bijc->byjc", matrices[0], square)
             both = torch.einsum("xj,byjc->byxc", matrices[1], down).flatten(1, 2)

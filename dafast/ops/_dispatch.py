@@ -20,7 +20,7 @@ from torch import Tensor
 
 logger = logging.getLogger("dafast")
 
-BACKENDS = ("reference", "cpp", "cuda", "triton", "sdpa", "xformers")
+BACKENDS = ("reference", "cpp", "cuda", "triton", "sdpa", "xformers", "flash_attn")
 """The backends that exist; see `available_backends` for the ones that an op has."""
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
@@ -259,7 +259,8 @@ def use_backend(name: str) -> Iterator[None]:
     current thread; a function that `torch.compile` has traced keeps the one it was traced with.
 
     Args:
-        name: One of ``reference``, ``cpp``, ``cuda``, ``triton``, ``sdpa``, ``xformers``.
+        name: One of ``reference``, ``cpp``, ``cuda``, ``triton``, ``sdpa``, ``xformers``,
+            ``flash_attn``.
 
     Raises:
         ValueError: If no such backend exists.

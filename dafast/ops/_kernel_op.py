@@ -124,8 +124,10 @@ class KernelOp:
         ):
             return self.op(*args)
         gradient = False
-        for x in args:
-            if isinstance(x, Tensor):
+        for arg in args:
+            for x in arg if type(arg) is list else (arg,):  # of images, for example
+                if not isinstance(x, Tensor):
+                    continue
                 if type(x) is not Tensor and type(x) is not torch.nn.Parameter:
                     return self.op(*args)
                 if functorch.is_legacy_batchedtensor(x):  # of is_grads_batched

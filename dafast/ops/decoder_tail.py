@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..runtime import without_autocast
 from . import _extension, _triton
 from ._dispatch import Op, wrong_dtype
 from ._kernel_op import KernelOp
@@ -31,7 +32,7 @@ def decoder_tail_reference(
     In float64 it is what other backends are compared with.
     """
     compute = torch.float64 if x.dtype == torch.float64 else torch.float32
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x.device):
         x = resize_bilinear_reference(x, size, align_corners=True, compute=x.dtype)
         x = F.relu(F.conv2d(x, weight1.to(x.dtype), bias1.to(x.dtype), padding=1))
         x = F.conv2d(x.to(compute), weight2.to(compute), bias2.to(compute))

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..optional import why_no_module
+from ..runtime import without_autocast
 from . import _extension, _triton
 from ._dispatch import Backend, BackendError, Op, wrong_dtype
 from ._kernel_op import KernelOp
@@ -31,10 +32,11 @@ def flash_attention_reference(
 ) -> Tensor:
     """Specification of `flash_attention`: softmax(q k^T * scale) v, in float32 inside."""
     compute = torch.float64 if q.dtype == torch.float64 else torch.float32
-    logits = torch.einsum("bnhd,bmhd->bhnm", q.to(compute), k.to(compute))
-    logits = logits * _default_scale(q, scale)
-    out = torch.einsum("bhnm,bmhd->bnhd", logits.softmax(dim=-1), v.to(compute))
-    return out.to(q.dtype)
+    with without_autocast(q.device):
+        logits = torch.einsum("bnhd,bmhd->bhnm", q.to(compute), k.to(compute))
+        logits = logits * _default_scale(q, scale)
+        out = torch.einsum("bhnm,bmhd->bnhd", logits.softmax(dim=-1), v.to(compute))
+        return out.to(q.dtype)
 
 
 def flash_attention_qkvpacked_reference(qkv: Tensor, scale: float | None = None) -> Tensor:
@@ -65,7 +67,8 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
     if not q.numel() or not k.numel():  # its kernels for CUDA return None (PyTorch 2.11)
         return flash_attention_reference(q, k, v, scale)
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-    return F.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2)
+    with without_autocast(q.device):  # which would change the dtype of the result
+        return F.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2)
 
 
 # xformers: only by request, for comparisons.
@@ -102,6 +105,47 @@ def _xformers_varlen(
 
     mask = BlockDiagonalMask.from_seqlens(cu_seqlens.diff().tolist(), device=q.device)
     return _xformers(q[None], k[None], v[None], scale, mask)[0]
+
+
+# FlashAttention 4: only by request. It has never run here: its checks and its call are tested with
+# a module in its place.
+
+
+def _flash_attn_supports(q: Tensor, *_: Any) -> str:
+    if q.device.type != "cuda":
+        return f"has no kernels for tensors on {q.device}"
+    if q.dtype not in (torch.float16, torch.bfloat16):
+        return f"takes float16 and bfloat16, not {q.dtype}"
+    if q.shape[-1] % 8:
+        return f"takes a head_dim that is a multiple of 8, not {q.shape[-1]}"
+    why = why_no_module("flash_attn.cute")
+    return f"{why}; pip install 'dafast[flash-attn]'" if why else ""
+
+
+def _flash_attn_call(name: str, q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
+    import flash_attn.cute
+
+    if not q.numel() or not k.numel():
+        return q * 0.0 + (k.sum() + v.sum()) * 0.0  # empty or zero, with a graph
+    try:
+        out = getattr(flash_attn.cute, name)(*_unit_stride(q, k, v), **options)
+    except (AssertionError, NotImplementedError) as error:  # how it refuses a card or a shape
+        raise BackendError(f"flash_attn: {str(error) or 'refuses these inputs'}") from error
+    return out[0] if isinstance(out, tuple) else out  # the log-sum-exp follows
+
+
+def _flash_attn(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
+    return _flash_attn_call("flash_attn_func", q, k, v, softmax_scale=scale)
+
+
+def _flash_attn_varlen(
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int, scale: float | None
+) -> Tensor:
+    return _flash_attn_call(
+        "flash_attn_varlen_func", q, k, v, softmax_scale=scale,
+        cu_seqlens_q=cu_seqlens, cu_seqlens_k=cu_seqlens,
+        max_seqlen_q=max_seqlen, max_seqlen_k=max_seqlen,
+    )  # fmt: skip
 
 
 # The project's kernels. A call of the custom op has packed sequences if it has `cu_seqlens`.
@@ -239,15 +283,20 @@ def _unpacked(attend: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return lambda qkv, scale: attend(*qkv.unbind(2), scale)
 
 
-def _backends(triton: Any, cpp: Any, xformers: Any, sdpa: Any) -> dict[str, Backend]:
+def _by_request(*_: Any) -> str:
+    return "serves only when asked for by name"
+
+
+def _backends(
+    triton: Any, cpp: Any, xformers: Any, flash_attn: Any, sdpa: Any
+) -> dict[str, Backend]:
     return {
         "triton": _triton.backend(triton, _limits, _triton_unasked),
         "cpp": _extension.backend(
             "cpp", "flash_attention", cpp, _limits, _cpp_preferred, backward=False
         ),
-        "xformers": Backend(
-            xformers, _xformers_supports, lambda *_: "serves only when asked for by name"
-        ),
+        "xformers": Backend(xformers, _xformers_supports, _by_request),
+        "flash_attn": Backend(flash_attn, _flash_attn_supports, _by_request),
         "sdpa": Backend(sdpa),
     }
 
@@ -255,21 +304,25 @@ def _backends(triton: Any, cpp: Any, xformers: Any, sdpa: Any) -> dict[str, Back
 _flash_attention = Op(
     "flash_attention",
     flash_attention_reference,
-    _backends(_dense("triton"), _dense("cpp"), _xformers, _sdpa),
+    _backends(_dense("triton"), _dense("cpp"), _xformers, _flash_attn, _sdpa),
 )
 _flash_attention_qkvpacked = Op(
     "flash_attention_qkvpacked",
     flash_attention_qkvpacked_reference,
     _backends(
         lambda qkv, scale: _packed_op(qkv, _default_scale(qkv, scale))[0],
-        *map(_unpacked, (_dense("cpp"), _xformers, _sdpa)),
+        *map(_unpacked, (_dense("cpp"), _xformers, _flash_attn, _sdpa)),
     ),
 )
 _flash_attention_varlen = Op(
     "flash_attention_varlen",
     flash_attention_varlen_reference,
     _backends(
-        _varlen("triton"), _varlen("cpp"), _xformers_varlen, lambda *args: _one_by_one(_sdpa, *args)
+        _varlen("triton"),
+        _varlen("cpp"),
+        _xformers_varlen,
+        _flash_attn_varlen,
+        lambda *args: _one_by_one(_sdpa, *args),
     ),
 )
 
@@ -384,8 +437,9 @@ def flash_attention_varlen(
 
     Raises:
         ValueError: If shapes, dtypes and ``cu_seqlens`` do not fit together. The values of a
-            ``cu_seqlens`` on a GPU are not checked, because that would wait for the device: wrong
-            values there read memory outside of the inputs.
+            ``cu_seqlens`` on a GPU are not checked, because that would wait for the device. There
+            the Triton kernels cut a sequence that is longer than ``max_seqlen``, and rows of the
+            output and of the gradients that belong to no sequence are zero.
     """
     if q.ndim != 3 or not q.shape == k.shape == v.shape:
         raise ValueError(
