@@ -192,6 +192,15 @@ def test_images_in_another_dtype_or_elsewhere(dtype, x):
         model(x)
 
 
+@pytest.mark.parametrize("gradients", [False, True])
+def test_a_forward_on_the_meta_device(gradients):
+    """Counters of operations use it; the device knows no autocast."""
+    with torch.device("meta"):
+        model = DepthAnything("nano")
+    with torch.set_grad_enabled(gradients):
+        assert model(torch.empty(2, 3, 28, 42, device="meta")).shape == (2, 28, 42)
+
+
 @pytest.mark.parametrize("compiled", [False, True])
 def test_autocast_takes_any_floating_point_images(compiled):
     model = DepthAnything("nano").eval()

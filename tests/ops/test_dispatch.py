@@ -8,6 +8,7 @@ import threading
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from dafast.ops import OPS, BackendError, _extension, flash_attention, use_backend
 from dafast.ops._dispatch import Backend, Op
@@ -145,3 +146,14 @@ def test_unknown_instruction_sets_and_failing_imports_are_named(tmp_path):
     assert "rebuild" not in done.stdout.splitlines()[0]
     assert "torch.Size([1, 1, 8, 8])" in done.stdout
     assert "its import fails (AttributeError: no Tensor)" in done.stdout
+
+
+def test_fake_tensors_in_a_list_reach_the_custom_op():
+    """Also outside of their mode: a kernel would read memory that they do not have."""
+    mode = FakeTensorMode()
+    images = [mode.from_tensor(torch.zeros(3, *size)) for size in ((9, 9), (20, 30))]
+    op = sys.modules["dafast.ops.preprocess"]._op
+    for batch in (images, images[1:]):
+        out = op(batch, [28, 42, 0, 0] * len(batch), [28, 42], [0.5] * 3, [0.5] * 3,
+                 False, True, 0, torch.float32, False)  # fmt: skip
+        assert isinstance(out, FakeTensor) and out.shape == (len(batch), 3, 28, 42)
