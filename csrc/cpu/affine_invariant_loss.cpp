@@ -12,21 +12,10 @@
 #include <vector>
 
 #include "../registry.h"
+#include "dafast/losses.h"
 #include "tensors.h"
 
 namespace dafast::cpu {
-
-// Maps with contiguous pixels; the strides between maps are free, in elements.
-struct LossMaps {
-  const void* values[2];  // prediction, target
-  Dtype dtypes[2];
-  const uint8_t* mask;     // valid pixels, or nullptr: all
-  const uint8_t* regions;  // first of two regions, or nullptr: one
-  int64_t strides[4];      // between maps: of the values, of the mask, of the regions
-  int64_t maps, pixels;
-
-  int region_count() const { return regions ? 2 : 1; }
-};
 
 // The median of one map's values in one region, and the counts that the gradient needs.
 struct Segment {
@@ -44,11 +33,6 @@ struct Sums {
   double along[2];  // e * p_hat
   int64_t area;     // pixels in the first region, valid or not
 };
-
-// Coefficients of one region of a map: [0] [1] median and inverse scale of the prediction, [2] [3]
-// of the target; factors in the gradient of a pixel: [4] of sign(p_hat - t_hat), [5] of p ==
-// median, [6] of sign(p - median); [7] whether the scale of the prediction was clamped.
-constexpr int kCoefficients = 8;
 
 // Histograms of 11 bits, of both regions and of all other pixels; four counters to a bin.
 constexpr int kBins = 2048, kCopies = 4;
@@ -178,21 +162,10 @@ void forward(const Tensor& prediction, const Tensor& target, std::optional<Tenso
     for (int r = 0; r < count; ++r) {
       const Segment& segment = segments[map * 2 * count + r];
       if (segment.valid == 0) continue;
-      const double valid = static_cast<double>(segment.valid);
       const int64_t area = count == 1 ? maps.pixels : r == 0 ? all.area : maps.pixels - all.area;
-      const double share = static_cast<double>(area) / static_cast<double>(maps.pixels);
-      const double weight = share / (valid * static_cast<double>(maps.maps));
-      total += weight * all.loss[r];
-      float* c = out + (map * count + r) * kCoefficients;
-      const double by_sign = weight * c[1];
-      const double by_scale = c[7] != 0.0f ? 0.0 : -by_sign * all.along[r] / valid;
-      // Pixels above the median minus those below it: the sum of sign(p - median).
-      const double beyond =
-          static_cast<double>(segment.valid - segment.ties - 2 * segment.below);
-      const double tied = by_sign * all.signs[r] + by_scale * beyond;
-      c[4] = static_cast<float>(by_sign);
-      c[5] = static_cast<float>(-tied / static_cast<double>(segment.ties));
-      c[6] = static_cast<float>(by_scale);
+      total += write_factors({area, segment.valid, segment.below, segment.ties, all.loss[r],
+                              all.signs[r], all.along[r]},
+                             maps.maps, maps.pixels, out + (map * count + r) * kCoefficients);
     }
   }
   *sum = static_cast<float>(total);
