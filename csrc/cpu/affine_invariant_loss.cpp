@@ -11,8 +11,8 @@
 #include <optional>
 #include <vector>
 
+#include "../loss_maps.h"
 #include "../registry.h"
-#include "dafast/losses.h"
 #include "tensors.h"
 
 namespace dafast::cpu {
@@ -56,41 +56,6 @@ using torch::stable::Tensor;
 constexpr const char* kOp = "affine_invariant_loss";
 constexpr int64_t kPart = 32768;  // pixels of a map that one thread sums or writes at a time
 
-LossMaps maps_of(const Tensor& prediction, const Tensor& target, const std::optional<Tensor>& mask,
-                 const std::optional<Tensor>& regions) {
-  LossMaps maps{};
-  maps.maps = prediction.size(0);
-  maps.pixels = prediction.size(1) * prediction.size(2);
-  const Tensor* tensors[4] = {&prediction, &target, mask ? &*mask : nullptr,
-                              regions ? &*regions : nullptr};
-  for (int i = 0; i < 4; ++i) {
-    if (!tensors[i]) continue;
-    const Tensor& x = *tensors[i];
-    STD_TORCH_CHECK(x.is_cpu() && x.dim() == 3 && x.size(0) == maps.maps &&
-                        x.size(1) == prediction.size(1) && x.size(2) == prediction.size(2),
-                    kOp, ": expected CPU tensors (B, H, W) of one shape");
-    STD_TORCH_CHECK(maps.pixels == 0 || ((x.stride(2) == 1 || x.size(2) == 1) &&
-                                         (x.stride(1) == x.size(2) || x.size(1) == 1)),
-                    kOp, ": expected dense maps");
-    maps.strides[i] = x.stride(0);
-  }
-  const auto bytes = [](const std::optional<Tensor>& x) {
-    STD_TORCH_CHECK(!x || x->scalar_type() == torch::headeronly::ScalarType::Bool,
-                    kOp, ": expected mask and regions in bool");
-    // An empty tensor is present, but may have no memory.
-    static const uint8_t nothing = 0;
-    if (!x) return static_cast<const uint8_t*>(nullptr);
-    return x->numel() > 0 ? static_cast<const uint8_t*>(x->const_data_ptr()) : &nothing;
-  };
-  maps.mask = bytes(mask);
-  maps.regions = bytes(regions);
-  for (int i = 0; i < 2; ++i) {
-    maps.values[i] = tensors[i]->const_data_ptr();
-    maps.dtypes[i] = float_dtype_of(*tensors[i], kOp);
-  }
-  return maps;
-}
-
 // Calls body(map, begin, end) for the parts of all maps.
 template <typename Body>
 void for_parts(const LossMaps& maps, const Body& body) {
@@ -109,7 +74,7 @@ float scale_of(const Segment& segment) {
 
 void forward(const Tensor& prediction, const Tensor& target, std::optional<Tensor> mask,
              std::optional<Tensor> regions, double min_scale, Tensor loss, Tensor coefficients) {
-  const LossMaps maps = maps_of(prediction, target, mask, regions);
+  const LossMaps maps = loss_maps_of(prediction, target, mask, regions);
   const int count = maps.region_count();
   float* const out = float_data_of(coefficients, maps.maps * count * kCoefficients,
                                    kOp);
@@ -174,7 +139,7 @@ void forward(const Tensor& prediction, const Tensor& target, std::optional<Tenso
 void backward(const Tensor& grad, const Tensor& prediction, const Tensor& target,
               std::optional<Tensor> mask, std::optional<Tensor> regions,
               const Tensor& coefficients, Tensor out) {
-  const LossMaps maps = maps_of(prediction, target, mask, regions);
+  const LossMaps maps = loss_maps_of(prediction, target, mask, regions);
   const int64_t stride = maps.region_count() * kCoefficients;
   const float* const c = float_data_of(coefficients, maps.maps * stride, kOp);
   const float factor = *float_data_of(grad, 1, kOp);

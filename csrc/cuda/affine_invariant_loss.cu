@@ -542,10 +542,18 @@ Cluster affine_invariant_loss_cluster(int64_t pixels, int regions) {
 
 int affine_invariant_loss(const LossMaps& maps, float min_scale, const LossResults& results,
                           Cluster cluster, void* stream) {
+  const auto clear = [&](void* words, int64_t count) {
+    return cudaMemsetAsync(words, 0, count * sizeof(int32_t), static_cast<cudaStream_t>(stream));
+  };
+  if (maps.maps == 0 || maps.pixels == 0) {
+    const int64_t count = maps.maps * maps.region_count() * kCoefficients;
+    if (const cudaError_t error = count > 0 ? clear(results.coefficients, count) : cudaSuccess) {
+      return error;
+    }
+    return clear(results.loss, 1);
+  }
   // The counter of finished maps.
-  const cudaError_t error = cudaMemsetAsync(results.workspace, 0, sizeof(int32_t),
-                                            static_cast<cudaStream_t>(stream));
-  if (error != cudaSuccess) return error;
+  if (const cudaError_t error = clear(results.workspace, 1)) return error;
   cudaLaunchAttribute attribute;
   const auto config = config_of(maps.maps, maps.pixels, maps.region_count(), cluster, stream,
                                 &attribute);
@@ -558,6 +566,7 @@ int affine_invariant_loss(const LossMaps& maps, float min_scale, const LossResul
 
 int affine_invariant_loss_backward(const LossMaps& maps, const float* grad,
                                    const float* coefficients, void* out, void* stream) {
+  if (maps.maps == 0 || maps.pixels == 0) return cudaSuccess;
   return with_type(maps.dtypes[0], [&](auto type) {
     return run_backward<decltype(type)>(maps, grad, coefficients, out, stream);
   });
