@@ -101,6 +101,7 @@ class _Prediction(NamedTuple):
     map: Tensor
     geometry: Geometry
     finite: Tensor  # bool scalar on the model's device
+    sky: Tensor | None
 
 
 class _Predictor:
@@ -112,7 +113,7 @@ class _Predictor:
         model: A relative or a metric model.
         options: Checked options.
         native: Whether maps keep the network's resolution.
-        sky: Whether the maps are those of the sky.
+        sky: Whether to predict the sky, too.
         mirrored: Whether the network sees the mirror images; the maps are mirrored back.
     """
 
@@ -126,7 +127,7 @@ class _Predictor:
         mirrored: bool = False,
     ) -> None:
         self.model, self.options = model, options
-        self.forward = model.predict_sky if sky else model
+        self.forward = model.predict_with_sky if sky else model
         self.native, self.mirrored = native, mirrored
         # On a GPU that the kernels serve, one batch takes photos of all sizes.
         self.mixed = model.device.type == "cuda" and not triton_missing()
@@ -196,9 +197,11 @@ class _Predictor:
             wanted = geometry
             if self.native:
                 wanted = dataclasses.replace(geometry, original=geometry.resized)
-            out = postprocess(output[None], [wanted], align_corners=align_corners)[0].float()
-            out = out.flip(-1) if self.mirrored else out
-            yield _Prediction(i, out, geometry, output.isfinite().all())
+            layers = output.reshape(-1, *output.shape[-2:])  # the prediction, and the sky
+            out = postprocess(layers, [wanted] * len(layers), align_corners=align_corners)
+            first, *rest = (o.float().flip(-1) if self.mirrored else o.float() for o in out)
+            sky = rest[0] if rest else None
+            yield _Prediction(i, first, geometry, output.isfinite().all(), sky)
 
 
 def fetch_all(images: Sequence[Any]) -> list[Any]:
@@ -215,27 +218,32 @@ def predict_maps(
     options: InferenceOptions,
     *,
     native: bool = False,
-    sky: bool = False,
+    skies: dict[int, Tensor] | None = None,
     pixels: dict[int, Tensor] | None = None,
     geometries: dict[int, Geometry] | None = None,
 ) -> list[Tensor]:
     """Maps of images, float32 on the model's device, with a warning if one is not finite.
 
-    ``pixels`` and ``geometries`` collect the images as read, and how they were resized.
+    ``skies``, ``pixels`` and ``geometries`` collect the outputs of the sky head, the images as
+    read, and how they were resized.
     """
     options.check(model.config)
     images = fetch_all(images)
     maps: dict[int, Tensor] = {}
     finite: dict[int, Tensor] = {}
-    kind = dict(native=native, sky=sky)
-    for i, out, geometry, good in _Predictor(model, options, **kind).run(images, pixels):
+    kind = dict(native=native, sky=skies is not None)
+    for i, out, geometry, good, sky in _Predictor(model, options, **kind).run(images, pixels):
         maps[i], finite[i] = out, good
         if geometries is not None:
             geometries[i] = geometry
+        if skies is not None and sky is not None:
+            skies[i] = sky
     if options.flip:
-        for i, out, _, good in _Predictor(model, options, **kind, mirrored=True).run(images):
+        for i, out, _, good, sky in _Predictor(model, options, **kind, mirrored=True).run(images):
             maps[i] = (maps[i] + out) / 2
             finite[i] = finite[i] & good
+            if skies is not None and sky is not None:
+                skies[i] = (skies[i] + sky) / 2
     order = range(len(images))
     if order:
         flags = torch.stack([finite[i] for i in order]).tolist()  # waits for the device once
@@ -284,8 +292,9 @@ def infer_sky(model: DepthNetwork, images: Any, options: InferenceOptions | None
     """Finds the sky with a model that has a sky head; see `DepthAnything.infer_sky`."""
     options = options or InferenceOptions()
     single = not isinstance(images, list | tuple)
-    maps = predict_maps(model, [images] if single else list(images), options, sky=True)
-    masks = [out >= SKY for out in maps]
+    skies: dict[int, Tensor] = {}
+    predict_maps(model, [images] if single else list(images), options, skies=skies)
+    masks = [skies[i] >= SKY for i in range(len(skies))]
     results = masks if options.return_tensors else [mask.cpu().numpy() for mask in masks]
     return results[0] if single else results
 

@@ -101,10 +101,27 @@ class DepthNetwork(nn.Module):
         Raises:
             TypeError: If the model has no sky head.
         """
+        both = self.predict_with_sky(x)
+        return both[:, 1] if isinstance(both, Tensor) else [each[1] for each in both]
+
+    def predict_with_sky(self, x: Tensor | Sequence[Tensor]) -> Any:
+        """The results of `forward` and of `predict_sky` from one pass.
+
+        Args:
+            x: As for `forward`.
+
+        Returns:
+            (B, 2, H, W); for a list of images a list of (2, H_i, W_i).
+
+        Raises:
+            TypeError: If the model has no sky head.
+        """
         if not self.config.sky_head:
             raise TypeError(f"{self.config.name!r} has no sky head; 'da3mono-vitl' has one")
         maps = self._maps(x)
-        return maps[:, 1] if isinstance(maps, Tensor) else [each[1] for each in maps]
+        if isinstance(maps, Tensor):
+            return torch.stack([self._finish(maps), maps[:, 1]], dim=1)
+        return [torch.stack([self._finish(each[None])[0], each[1]]) for each in maps]
 
     def _maps(self, x: Tensor | Sequence[Tensor]) -> Tensor | list[Tensor]:
         """The decoder's outputs (B, C, H, W), or a list of (C, H_i, W_i)."""

@@ -43,7 +43,9 @@ def predict_results(
     single = not isinstance(images, list | tuple)
     listed = fetch_all([images] if single else list(images))
     points = [align_to] if single else align_to
-    if align_to is not None and (not isinstance(points, list | tuple) or len(points) != len(listed)):
+    if align_to is not None and (
+        not isinstance(points, list | tuple) or len(points) != len(listed)
+    ):
         raise ValueError(f"align_to: for {len(listed)} images a list of as many sets of points")
     given = intrinsics is not None or fov is not None
     names = [name_of(image) for image in listed]
@@ -53,14 +55,12 @@ def predict_results(
                 raise no_camera(names[i] or f"image {i}", config)
     pixels: dict[int, Tensor] | None = {} if keep_image else None
     geometries: dict[int, Geometry] = {}
-    maps = predict_maps(model, listed, options, pixels=pixels, geometries=geometries)
-    skies = predict_maps(model, listed, options, sky=True) if config.sky_head else None
+    skies: dict[int, Tensor] | None = {} if config.sky_head else None
+    maps = predict_maps(model, listed, options, skies=skies, pixels=pixels, geometries=geometries)
     results = []
     for i, out in enumerate(maps):
         focal = None if given else focal_from_exif(listed[i])
-        camera, source = choose_camera(
-            *out.shape, intrinsics=intrinsics, fov=fov, focal_35mm=focal
-        )
+        camera, source = choose_camera(*out.shape, intrinsics=intrinsics, fov=fov, focal_35mm=focal)
         if config.focal_length is not None:
             out = out * focal_factor(config.focal_length, camera, geometries[i])
         result = DepthResult(
