@@ -178,7 +178,7 @@ class DepthAnything(Publishable, DepthNetwork):
                 self.pretrained.check_images(image)
 
             def finish(maps: Tensor) -> _T:
-                return read(maps[:, 1] if sky else self._finish(maps))
+                return read(self._finish_with_sky(maps) if sky else self._finish(maps))
 
             return now.run(self._run_modules, images, finish)
 

@@ -58,17 +58,18 @@ def predict_results(
                 raise no_camera(names[i] or f"image {i}", config)
     pixels: dict[int, Tensor] | None = {} if keep_image else None
     geometries: dict[int, Geometry] = {}
+    skies: dict[int, Tensor] | None = {} if config.sky_head else None
+    collected: dict[str, Any] = dict(pixels=pixels, geometries=geometries)
     if tile is None:
-        maps = predict_maps(model, listed, options, pixels=pixels, geometries=geometries)
+        maps = predict_maps(model, listed, options, skies=skies, **collected)
     else:
-        maps = _predict_in_tiles(model, listed, options, tile, pixels, geometries)
-    skies = predict_maps(model, listed, options, sky=True) if config.sky_head else None
+        maps = _predict_in_tiles(model, listed, options, tile, **collected)
+        if skies is not None:  # of the whole picture
+            predict_maps(model, listed, options, skies=skies)
     results = []
     for i, out in enumerate(maps):
         focal = None if given else focal_from_exif(listed[i])
-        camera, source = choose_camera(
-            *out.shape, intrinsics=intrinsics, fov=fov, focal_35mm=focal
-        )
+        camera, source = choose_camera(*out.shape, intrinsics=intrinsics, fov=fov, focal_35mm=focal)
         if config.focal_length is not None:
             out = out * focal_factor(config.focal_length, camera, geometries[i])
         result = DepthResult(
