@@ -22,5 +22,9 @@ def directions_of(rows: Sequence[int], height: int, width: int) -> np.ndarray:
     longitude = ((np.arange(width) + 0.5) / width - 0.5) * 2 * math.pi
     latitude = (0.5 - (np.asarray(rows) + 0.5) / height)[:, None] * math.pi
     level = np.cos(latitude)
-    parts = [level * np.sin(longitude), -np.sin(latitude) + 0 * longitude, level * np.cos(longitude)]
+    parts = [
+        level * np.sin(longitude),
+        -np.sin(latitude) + 0 * longitude,
+        level * np.cos(longitude),
+    ]
     return np.stack(parts, axis=-1)

@@ -95,7 +95,9 @@ def predict_panorama(model: DepthNetwork, photo: np.ndarray, options: InferenceO
         maps = [out.clamp(min=1e-6).log() for out in maps]
     rays = _sphere(_DIRECTIONS)
     seen = [_sample(m, r, rays, aligned_corners) for m, r in zip(maps, rotations, strict=True)]
-    values, stretch, weights = (torch.stack(column).double().numpy() for column in zip(*seen, strict=True))
+    values, stretch, weights = (
+        torch.stack(column).double().numpy() for column in zip(*seen, strict=True)
+    )
     solve = _solve_disparity if disparity else _solve_depth
     scales, shifts = solve(values, stretch, weights)
     result = torch.empty(height, width)
@@ -212,7 +214,7 @@ def _solve_disparity(
 def _solve_depth(
     values: np.ndarray, stretch: np.ndarray, weights: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What is added to the logarithm of each view's depth, so that distances agree; 0 on average."""
+    """What is added to the logarithm of each view's depth, so that distances agree."""
     count = len(values)
     distance = values + np.log(stretch)
     robust, shifts = np.ones_like(weights), np.zeros(count)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..camera import check_fov, check_intrinsics, choose_camera
+from ..config import ModelConfig
 from ..images import as_pixels, focal_from_exif
 from ..known_points import align_result, check_method
 from ..ops import Geometry
@@ -66,15 +67,13 @@ def predict_results(
     results = []
     for i, out in enumerate(maps):
         focal = None if given else focal_from_exif(listed[i])
-        camera, source = choose_camera(
-            *out.shape, intrinsics=intrinsics, fov=fov, focal_35mm=focal
-        )
+        camera, source = choose_camera(*out.shape, intrinsics=intrinsics, fov=fov, focal_35mm=focal)
         if config.focal_length is not None:
             out = out * focal_factor(config.focal_length, camera, geometries[i])
         result = DepthResult(
             out.cpu().numpy(),
             kind="disparity" if config.quantity == "disparity" else "depth",
-            unit="m" if config.is_metric else "",
+            unit=_unit(config),
             image=None if pixels is None else _rgb(pixels.pop(i)),
             intrinsics=camera,
             camera_source=source,
@@ -86,6 +85,12 @@ def predict_results(
             result = align_result(result, points[i], align)
         results.append(result)
     return results[0] if single else results
+
+
+def _unit(config: ModelConfig) -> str:
+    if config.is_metric or config.calibration:
+        return "1/m" if config.quantity == "disparity" else "m"
+    return ""
 
 
 def _predict_in_tiles(
