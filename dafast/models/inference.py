@@ -280,7 +280,10 @@ def predict_maps(
             text = f"the prediction of {subject}{more} is not finite: {reason}"
             warn(WeightsWarning, text)
     maps = maps if downloads is None else downloads.finish()
-    return [maps[i] for i in order]
+    if model.config.calibration is None or sky:
+        return [maps[i] for i in order]
+    scale, shift = model.config.calibration
+    return [maps[i] * scale + shift for i in order]
 
 
 def why_not_finite(model: DepthNetwork) -> str:
