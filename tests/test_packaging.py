@@ -140,6 +140,7 @@ def test_wheel_without_extension_works(installed, tmp_path):
     assert "C++ extension" in doctor
 
 
+@pytest.mark.slow
 def test_uninstalled_checkout_works(checkout, tmp_path):
     text = python(PREDICT, tmp_path, checkout)
     assert text.split()[1] == str(checkout / "kernels" / "__init__.py")
