@@ -192,7 +192,7 @@ def test_images_in_another_dtype_or_elsewhere(dtype, x):
         model(x)
 
 
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_autocast_takes_any_floating_point_images(compiled):
     model = DepthAnything("nano").eval()
     network = torch.compile(model, backend="eager", fullgraph=True) if compiled else model
