@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "affine_invariant_loss.h"
 #include "cpu/isa.h"
 #include "registry.h"
 
@@ -39,6 +40,8 @@ PYBIND11_MODULE(_C, m) {
   m.attr("compiler") = compiler();
 #ifdef DAFAST_CUDA
   m.attr("cuda") = true;
+  m.def("affine_invariant_loss_cluster", &dafast::affine_invariant_loss_cluster,
+        "Blocks of a cluster that keeps a map in shared memory on a GPU; 0 if none does.");
 #else
   m.attr("cuda") = false;
 #endif

@@ -14,7 +14,9 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 _OLD_NAMES = {"licence": "license"}
 # Fields that were added later; at their default they are no part of `ModelConfig.identity`.
-_LATER_FIELDS = frozenset(("output", "kind", "focal_length", "sky_head", "norm_eps", "fit"))
+_LATER_FIELDS = frozenset(
+    ("output", "kind", "focal_length", "sky_head", "norm_eps", "fit", "calibration")
+)
 _CHOICES = {
     "position_embedding": ("official", "transformers"),
     "bin_centers": ("", "softplus", "normed"),
@@ -65,6 +67,9 @@ class ModelConfig:
         norm_eps: Epsilon of the encoder's final LayerNorm.
         fit: The size rule that `infer` uses by default: ``"pad"``, ``"official"`` or
             ``"upper_bound"``, see `dafast.geometry.plan_geometry`.
+        calibration: A scale and a shift that `dafast calibrate` fitted: predictions are multiplied
+            by the first, then the second is added. Disparity is then in 1/m, depth in metres.
+            ``None`` without. The network's own output, which training sees, is without it.
         output_align_corners: How the prediction is resized to the photo; False in V1, True in V2.
         position_embedding: ``"official"`` (bicubic with ``scale_factor`` and the 0.1 offset) or
             ``"transformers"`` (bicubic with ``size``); they differ at every grid but
@@ -94,6 +99,7 @@ class ModelConfig:
     sky_head: bool = False
     norm_eps: float = 1e-6
     fit: str = "pad"
+    calibration: tuple[float, float] | None = None
     output_align_corners: bool = False
     position_embedding: str = "official"
     hub_id: str = ""
@@ -106,6 +112,9 @@ class ModelConfig:
         for name in ("out_channels", "out_indices", "mean", "std"):
             object.__setattr__(self, name, tuple(getattr(self, name)))  # JSON and TOML give lists
         problems = []
+        if self.calibration is not None:
+            object.__setattr__(self, "calibration", tuple(self.calibration))
+            problems += self._why_not_calibrated()
         if self.embed_dim % self.num_heads:
             problems.append(f"embed_dim={self.embed_dim} not divisible by {self.num_heads} heads")
         if len(self.out_channels) != 4 or len(self.out_indices) != 4:
@@ -158,6 +167,14 @@ class ModelConfig:
         if unknown:
             raise ValueError(f"model configuration with unknown fields: {', '.join(unknown)}")
         return cls(**fields)
+
+    def _why_not_calibrated(self) -> list[str]:
+        values = self.calibration or ()
+        if len(values) != 2 or not _is_positive(values[0]) or not math.isfinite(values[1]):
+            return [f"calibration={self.calibration!r}: a scale above 0 and a shift are needed"]
+        if self.focal_length is not None and values[1] != 0:
+            return ["calibration: with a focal_length the shift must be 0"]
+        return []
 
     @property
     def identity(self) -> str:

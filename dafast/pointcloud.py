@@ -45,7 +45,7 @@ class PointCloud:
         points: (N, 3) float32, metres: x right, y down, z forward from the camera.
         colors: (N, 3) uint8, RGB.
         depth: (H, W) float32, metres: the map of the points.
-        intrinsics: The camera.
+        intrinsics: The camera; None for a panorama.
         normals: (N, 3) float32, unit vectors that point to the camera, or None.
         unit: ``"m"``; ``""`` for points and depth with an unknown scale.
     """
@@ -53,7 +53,7 @@ class PointCloud:
     points: np.ndarray
     colors: np.ndarray
     depth: np.ndarray
-    intrinsics: Intrinsics
+    intrinsics: Intrinsics | None
     normals: np.ndarray | None = None
     unit: str = "m"
 

@@ -89,7 +89,7 @@ class Mesh:
         normals: (N, 3) float32 unit vectors that point to the camera.
         texture: (H, W, 3) uint8, RGB.
         unit: ``"m"``, or ``""`` for an unknown scale.
-        intrinsics: The camera.
+        intrinsics: The camera; None for a panorama.
     """
 
     vertices: np.ndarray
@@ -98,7 +98,7 @@ class Mesh:
     normals: np.ndarray
     texture: np.ndarray = field(repr=False)
     unit: str
-    intrinsics: Intrinsics
+    intrinsics: Intrinsics | None
 
     def to_trimesh(self) -> trimesh.Trimesh:
         """The mesh for trimesh, with its texture; the axes stay.
@@ -143,14 +143,41 @@ def mesh_of(
     Raises:
         ValueError: If the threshold is not positive or ``max_vertices`` is under 4.
     """
-    if not edge_threshold > 0:
-        raise ValueError(f"edge_threshold={edge_threshold!r}: a relative difference above 0")
-    if max_vertices < 4:
-        raise ValueError(f"max_vertices={max_vertices!r}: at least 4 make a surface")
     camera = check_intrinsics(intrinsics)
     height, width = depth.shape
-    rows, columns = _samples(height, width, max_vertices)
+    rows, columns = sampled_lines(height, width, max_vertices)
     z = depth[np.ix_(rows, columns)].astype(np.float64)
+    faces, used = joined_faces(z, edge_threshold)
+    across = np.broadcast_to(columns + 0.5, z.shape).ravel()[used]
+    down = np.broadcast_to(rows[:, None] + 0.5, z.shape).ravel()[used]
+    z = z.ravel()[used]
+    points = [(across - camera.cx) / camera.fx * z, (down - camera.cy) / camera.fy * z, z]
+    return Mesh(
+        np.stack(points, axis=1).astype(np.float32),
+        faces,
+        np.stack([across / width, down / height], axis=1).astype(np.float32),
+        _sampled_normals(depth, camera, rows, columns).reshape(-1, 3)[used],
+        texture,
+        unit,
+        camera,
+    )
+
+
+def joined_faces(z: np.ndarray, edge_threshold: float) -> tuple[np.ndarray, np.ndarray]:
+    """Triangles between neighbouring samples of a depth map.
+
+    Args:
+        z: (H, W), not finite or not positive where it is unknown.
+        edge_threshold: As for `mesh_of`.
+
+    Returns:
+        Faces (M, 3) int32, whose indices count the samples that are used, and which are (H * W,).
+
+    Raises:
+        ValueError: If the threshold is not positive.
+    """
+    if not edge_threshold > 0:
+        raise ValueError(f"edge_threshold={edge_threshold!r}: a relative difference above 0")
     known = np.isfinite(z) & (z > 0)
     corners = np.where(known, z, np.nan)
     numbers = np.arange(z.size).reshape(z.shape)
@@ -169,23 +196,17 @@ def mesh_of(
     used = np.zeros(z.size, bool)
     used[faces if len(faces) else known.ravel()] = True  # without a face, points remain
     place = np.cumsum(used) - 1
-    across = np.broadcast_to(columns + 0.5, z.shape).ravel()[used]
-    down = np.broadcast_to(rows[:, None] + 0.5, z.shape).ravel()[used]
-    z = z.ravel()[used]
-    points = [(across - camera.cx) / camera.fx * z, (down - camera.cy) / camera.fy * z, z]
-    return Mesh(
-        np.stack(points, axis=1).astype(np.float32),
-        place[faces].astype(np.int32),
-        np.stack([across / width, down / height], axis=1).astype(np.float32),
-        _sampled_normals(depth, camera, rows, columns).reshape(-1, 3)[used],
-        texture,
-        unit,
-        camera,
-    )
+    return place[faces].astype(np.int32), used
 
 
-def _samples(height: int, width: int, limit: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and columns, evenly spaced and with the last ones, of at most ``limit`` pixels."""
+def sampled_lines(height: int, width: int, limit: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and columns, evenly spaced and with the last ones, of at most ``limit`` pixels.
+
+    Raises:
+        ValueError: If the limit is under 4.
+    """
+    if limit < 4:
+        raise ValueError(f"max_vertices={limit!r}: at least 4 make a surface")
     step = 1
     while True:
         rows, columns = (

@@ -6,6 +6,7 @@ import functools
 import os
 import random
 import secrets
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -97,6 +98,19 @@ def seed(run_seed: int) -> int:
     """The seed of this run; every global generator starts from it in every test."""
     _seed_generators(run_seed)
     return run_seed
+
+
+def _forget_choices() -> None:
+    if dispatch := sys.modules.get("dafast.ops._dispatch"):
+        dispatch.forget_choices()
+
+
+@pytest.fixture(autouse=True)
+def _choices_of_one_test() -> Iterator[None]:
+    """Ops keep their choices of backends, and a test may change the reasons for them."""
+    _forget_choices()
+    yield
+    _forget_choices()
 
 
 @pytest.fixture

@@ -34,12 +34,15 @@ class Fork:
         if not hasattr(os, "fork"):
             pytest.skip("needs fork")
         self.returncode: int | None = None
-        # Closed with this object.
         self._out, self._err = (tempfile.TemporaryFile() for _ in range(2))  # noqa: SIM115
         self.pid = os.fork()
         if not self.pid:
             os.environ.update(environment)
             _run_and_leave(function, self._out.fileno(), self._err.fileno())
+
+    def __del__(self) -> None:
+        self._out.close()
+        self._err.close()
 
     def poll(self) -> int | None:
         """The exit code, or None while it runs."""
@@ -215,6 +218,7 @@ def _serve(connection: socket.socket) -> int:
         os.chdir(folder)
         os.environ.clear()
         os.environ.update(environment)
+        sys.executable = environment["PYTHON"]  # of what it starts itself
         _run_and_leave(lambda: python(arguments), *streams)
     for stream in streams:
         os.close(stream)

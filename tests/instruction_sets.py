@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from dafast.ops import _extension
+from dafast.ops._dispatch import forget_choices
 
 needs_extension = pytest.mark.skipif(
     _extension.load() is None, reason=_extension.why_missing() or "it is there"
@@ -21,19 +22,27 @@ CPP = pytest.param("cpp", marks=needs_extension)
 INSTRUCTION_SETS = ("portable", "avx2", "avx512", "avx512_bf16")
 
 
+def limit_instructions(name: str) -> None:
+    """Limits the kernels to a set; "" for all. The ops choose their backends again."""
+    module = _extension.load()
+    assert module is not None
+    module.limit_cpu_capability(name)
+    forget_choices()
+
+
 @contextlib.contextmanager
 def instruction_set(name: str) -> Iterator[None]:
     """Kernels use this set in the block; skips the test if the processor does not have it."""
     module = _extension.load()
     if module is None:
         pytest.skip(_extension.why_missing())
-    module.limit_cpu_capability(name)
+    limit_instructions(name)
     try:
         if module.cpu_capability() != name:
             pytest.skip(f"this processor has {module.cpu_capability()}, not {name}")
         yield
     finally:
-        module.limit_cpu_capability(os.environ.get("DAFAST_CPU_CAPABILITY", ""))
+        limit_instructions(os.environ.get("DAFAST_CPU_CAPABILITY", ""))
 
 
 @contextlib.contextmanager

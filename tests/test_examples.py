@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from PIL import Image
 
 import dafast
 from dafast.config import PRESETS
+from tests.forks import Fork, python
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = sorted(path.name for path in (ROOT / "examples").glob("*.py"))
@@ -89,13 +89,8 @@ def test_finetune_on_a_folder(tmp_path: Path, rng: np.random.Generator) -> None:
     small += " --optim.warmup-steps 0"
     script = str(ROOT / "examples/finetune_on_a_folder.py")
     options = f"--model nano {small} --out {tmp_path / 'run'}"
-    done = subprocess.run(
-        [sys.executable, script, str(tmp_path), *options.split()],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = Fork(lambda: python([script, str(tmp_path), *options.split()]), {})
+    assert done.wait(120) == 0, done.stdout + done.stderr
     lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
     assert max(json.loads(line)["step"] for line in lines) == 2
     model = dafast.DepthAnything.from_pretrained(tmp_path / "run/export", device="cpu")

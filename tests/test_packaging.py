@@ -69,6 +69,9 @@ def build_wheel(checkout: Path, out: Path, **environment: str) -> tuple[Path, st
     return wheel, log
 
 
+INSTALLED = pytest.mark.slow  # pip builds a wheel and installs it; .ci/run does so in every run
+
+
 @pytest.fixture(scope="module")
 def installed(checkout, tmp_path_factory) -> tuple[Path, str]:
     """The wheel without extension, unpacked as pip would, and the log of its build."""
@@ -96,6 +99,7 @@ PREDICT = """if True:
 """
 
 
+@INSTALLED
 def test_wheel_without_extension_holds_everything(installed):
     target, log = installed
     assert "WITHOUT the C++ extension: DAFAST_NO_EXTENSION is set" in log
@@ -115,28 +119,28 @@ def test_wheel_without_extension_holds_everything(installed):
     assert not list(target.rglob("_C*"))
 
 
+@INSTALLED
 def test_wheel_without_extension_works(installed, tmp_path):
-    target, _ = installed
-    text = python(PREDICT, tmp_path, target)
-    assert text.split() == [
-        str(target / "dafast" / "__init__.py"),
-        str(target / "dafast" / "kernels" / "__init__.py"),
-    ]
-    why = "from dafast.ops import _extension as e; print(e.load(), '|', e.why_missing())"
-    loaded, _, reason = python(why, tmp_path, target).partition(" | ")
-    assert loaded == "None"
-    assert "not built" in reason
-    assert "--no-build-isolation" in reason
-
-
-def test_command_is_installed(installed, tmp_path):
     target, _ = installed
     (entry_points,) = target.glob("dafast-*.dist-info/entry_points.txt")
     assert "dafast = dafast.cli:main" in entry_points.read_text()
-    text = python("import dafast.cli as c; c.main(['doctor'])", tmp_path, target)
-    assert "C++ extension" in text
+    more = """if True:
+        from dafast.ops import _extension as e; print(e.load(), '|', e.why_missing())
+        import dafast.cli as c; c.main(['doctor'])
+    """
+    first, second, doctor = python(PREDICT + more, tmp_path, target).split("\n", 2)
+    assert first.split() == [
+        str(target / "dafast" / "__init__.py"),
+        str(target / "dafast" / "kernels" / "__init__.py"),
+    ]
+    loaded, _, reason = second.partition(" | ")
+    assert loaded == "None"
+    assert "not built" in reason
+    assert "--no-build-isolation" in reason
+    assert "C++ extension" in doctor
 
 
+@pytest.mark.slow
 def test_uninstalled_checkout_works(checkout, tmp_path):
     text = python(PREDICT, tmp_path, checkout)
     assert text.split()[1] == str(checkout / "kernels" / "__init__.py")
@@ -226,6 +230,7 @@ def metadata(target: Path) -> email.message.Message:
     return email.message_from_string(path.read_text(encoding="utf-8"))
 
 
+@INSTALLED
 def test_the_description_has_absolute_links(installed, project):
     """As an index shows it, away from the repository; each leads to a file that exists."""
     found = metadata(installed[0])
@@ -244,6 +249,7 @@ def test_the_description_has_absolute_links(installed, project):
     assert [url for url in found.get_all("Project-URL") if url.endswith(source)]
 
 
+@INSTALLED
 def test_the_metadata_is_true(installed, project):
     found = metadata(installed[0])
     assert found["License-Expression"] == "Apache-2.0"
@@ -275,6 +281,7 @@ def test_the_extras_of_messages_and_pages_exist(project):
     assert {"all", "heif"} < named <= set(project["optional-dependencies"])
 
 
+@INSTALLED
 def test_the_source_distribution_builds_the_same_wheel(checkout, installed, tmp_path):
     code = f"import setuptools.build_meta as b; b.build_sdist({str(tmp_path)!r})"
     run([sys.executable, "-c", code], checkout, DAFAST_NO_EXTENSION="1")

@@ -34,10 +34,11 @@ def test_fails(seed):
 """
 
 
-def drawn(pytester: pytest.Pytester, *arguments: str) -> str:
-    result = pytester.runpytest_subprocess("-s", *arguments)
-    (line,) = re.findall("SECOND.*", result.stdout.str())
-    return line
+def drawn(pytester: pytest.Pytester, *seeds: int) -> list[str]:
+    """What the second test draws with each seed, in one process."""
+    calls = [f"pytest.main(['-s', '-k', 'second', '--seed={seed}'])" for seed in seeds]
+    result = pytester.runpython_c("import pytest; " + "; ".join(calls))
+    return re.findall("SECOND.*", result.stdout.str())
 
 
 @pytest.mark.slow
@@ -49,5 +50,5 @@ def test_seed_repeats_a_run(pytester: pytest.Pytester, monkeypatch: pytest.Monke
     whole = pytester.runpytest_subprocess("-rP", "-p", "xdist", "-n", "1")
     (seed,) = set(re.findall(r"repeat with --seed=(\d+)", whole.stdout.str()))
     (line,) = re.findall("SECOND.*", whole.stdout.str())
-    assert drawn(pytester, f"--seed={seed}", "-k", "second") == line
-    assert drawn(pytester, f"--seed={int(seed) + 1}") != line
+    same, other = drawn(pytester, int(seed), int(seed) + 1)
+    assert same == line != other

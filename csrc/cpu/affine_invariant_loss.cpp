@@ -11,22 +11,11 @@
 #include <optional>
 #include <vector>
 
+#include "../loss_maps.h"
 #include "../registry.h"
 #include "tensors.h"
 
 namespace dafast::cpu {
-
-// Maps with contiguous pixels; the strides between maps are free, in elements.
-struct LossMaps {
-  const void* values[2];  // prediction, target
-  Dtype dtypes[2];
-  const uint8_t* mask;     // valid pixels, or nullptr: all
-  const uint8_t* regions;  // first of two regions, or nullptr: one
-  int64_t strides[4];      // between maps: of the values, of the mask, of the regions
-  int64_t maps, pixels;
-
-  int region_count() const { return regions ? 2 : 1; }
-};
 
 // The median of one map's values in one region, and the counts that the gradient needs.
 struct Segment {
@@ -44,11 +33,6 @@ struct Sums {
   double along[2];  // e * p_hat
   int64_t area;     // pixels in the first region, valid or not
 };
-
-// Coefficients of one region of a map: [0] [1] median and inverse scale of the prediction, [2] [3]
-// of the target; factors in the gradient of a pixel: [4] of sign(p_hat - t_hat), [5] of p ==
-// median, [6] of sign(p - median); [7] whether the scale of the prediction was clamped.
-constexpr int kCoefficients = 8;
 
 // Histograms of 11 bits, of both regions and of all other pixels; four counters to a bin.
 constexpr int kBins = 2048, kCopies = 4;
@@ -72,41 +56,6 @@ using torch::stable::Tensor;
 constexpr const char* kOp = "affine_invariant_loss";
 constexpr int64_t kPart = 32768;  // pixels of a map that one thread sums or writes at a time
 
-LossMaps maps_of(const Tensor& prediction, const Tensor& target, const std::optional<Tensor>& mask,
-                 const std::optional<Tensor>& regions) {
-  LossMaps maps{};
-  maps.maps = prediction.size(0);
-  maps.pixels = prediction.size(1) * prediction.size(2);
-  const Tensor* tensors[4] = {&prediction, &target, mask ? &*mask : nullptr,
-                              regions ? &*regions : nullptr};
-  for (int i = 0; i < 4; ++i) {
-    if (!tensors[i]) continue;
-    const Tensor& x = *tensors[i];
-    STD_TORCH_CHECK(x.is_cpu() && x.dim() == 3 && x.size(0) == maps.maps &&
-                        x.size(1) == prediction.size(1) && x.size(2) == prediction.size(2),
-                    kOp, ": expected CPU tensors (B, H, W) of one shape");
-    STD_TORCH_CHECK(maps.pixels == 0 || ((x.stride(2) == 1 || x.size(2) == 1) &&
-                                         (x.stride(1) == x.size(2) || x.size(1) == 1)),
-                    kOp, ": expected dense maps");
-    maps.strides[i] = x.stride(0);
-  }
-  const auto bytes = [](const std::optional<Tensor>& x) {
-    STD_TORCH_CHECK(!x || x->scalar_type() == torch::headeronly::ScalarType::Bool,
-                    kOp, ": expected mask and regions in bool");
-    // An empty tensor is present, but may have no memory.
-    static const uint8_t nothing = 0;
-    if (!x) return static_cast<const uint8_t*>(nullptr);
-    return x->numel() > 0 ? static_cast<const uint8_t*>(x->const_data_ptr()) : &nothing;
-  };
-  maps.mask = bytes(mask);
-  maps.regions = bytes(regions);
-  for (int i = 0; i < 2; ++i) {
-    maps.values[i] = tensors[i]->const_data_ptr();
-    maps.dtypes[i] = float_dtype_of(*tensors[i], kOp);
-  }
-  return maps;
-}
-
 // Calls body(map, begin, end) for the parts of all maps.
 template <typename Body>
 void for_parts(const LossMaps& maps, const Body& body) {
@@ -125,7 +74,7 @@ float scale_of(const Segment& segment) {
 
 void forward(const Tensor& prediction, const Tensor& target, std::optional<Tensor> mask,
              std::optional<Tensor> regions, double min_scale, Tensor loss, Tensor coefficients) {
-  const LossMaps maps = maps_of(prediction, target, mask, regions);
+  const LossMaps maps = loss_maps_of(prediction, target, mask, regions);
   const int count = maps.region_count();
   float* const out = float_data_of(coefficients, maps.maps * count * kCoefficients,
                                    kOp);
@@ -178,21 +127,10 @@ void forward(const Tensor& prediction, const Tensor& target, std::optional<Tenso
     for (int r = 0; r < count; ++r) {
       const Segment& segment = segments[map * 2 * count + r];
       if (segment.valid == 0) continue;
-      const double valid = static_cast<double>(segment.valid);
       const int64_t area = count == 1 ? maps.pixels : r == 0 ? all.area : maps.pixels - all.area;
-      const double share = static_cast<double>(area) / static_cast<double>(maps.pixels);
-      const double weight = share / (valid * static_cast<double>(maps.maps));
-      total += weight * all.loss[r];
-      float* c = out + (map * count + r) * kCoefficients;
-      const double by_sign = weight * c[1];
-      const double by_scale = c[7] != 0.0f ? 0.0 : -by_sign * all.along[r] / valid;
-      // Pixels above the median minus those below it: the sum of sign(p - median).
-      const double beyond =
-          static_cast<double>(segment.valid - segment.ties - 2 * segment.below);
-      const double tied = by_sign * all.signs[r] + by_scale * beyond;
-      c[4] = static_cast<float>(by_sign);
-      c[5] = static_cast<float>(-tied / static_cast<double>(segment.ties));
-      c[6] = static_cast<float>(by_scale);
+      total += write_factors({area, segment.valid, segment.below, segment.ties, all.loss[r],
+                              all.signs[r], all.along[r]},
+                             maps.maps, maps.pixels, out + (map * count + r) * kCoefficients);
     }
   }
   *sum = static_cast<float>(total);
@@ -201,7 +139,7 @@ void forward(const Tensor& prediction, const Tensor& target, std::optional<Tenso
 void backward(const Tensor& grad, const Tensor& prediction, const Tensor& target,
               std::optional<Tensor> mask, std::optional<Tensor> regions,
               const Tensor& coefficients, Tensor out) {
-  const LossMaps maps = maps_of(prediction, target, mask, regions);
+  const LossMaps maps = loss_maps_of(prediction, target, mask, regions);
   const int64_t stride = maps.region_count() * kCoefficients;
   const float* const c = float_data_of(coefficients, maps.maps * stride, kOp);
   const float factor = *float_data_of(grad, 1, kOp);

@@ -37,16 +37,6 @@ inline void load_pixels(const LossMaps& maps, int64_t map, int64_t at, int64_t e
   out.count = whole(count);
 }
 
-// An int32 that orders like the float32; -0 counts as 0.
-inline int32_t key_of(float x) {
-  const int32_t bits = static_cast<int32_t>(bits_of(x == 0.0f ? 0.0f : x));
-  return bits ^ ((bits >> 31) & 0x7fffffff);
-}
-
-inline float value_of(int32_t key) {
-  return float_of(static_cast<uint32_t>(key ^ ((key >> 31) & 0x7fffffff)));
-}
-
 // Finds the counters of digit kPass (the first 11 bits, the next 11, the last 10) of the keys in a
 // block. A key takes part if its bits before the digit are the prefix of its region; all others use
 // the counters of slot 2 in turn. Returns whether any key takes part.

@@ -35,6 +35,16 @@ int launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, void* stream,
   return error;
 }
 
+// The shared memory whose size the launch gives, from a multiple of 16 bytes on.
+#if defined(__CUDACC__)
+__device__ inline unsigned char* dynamic_shared() {
+  extern __shared__ __align__(16) unsigned char memory[];
+  return memory;
+}
+#else
+unsigned char* dynamic_shared();  // of whoever runs the kernels on the host
+#endif
+
 // Whether runs of a pack's length along the columns (or the channels) are contiguous and start at
 // multiples of 16 bytes everywhere in the view.
 template <typename T>

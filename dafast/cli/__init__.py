@@ -23,7 +23,19 @@ DESCRIPTION = "Depth Anything, fast and trainable: depth from one photo."
 
 def build_parser() -> argparse.ArgumentParser:
     """Returns the parser of the whole command line."""
-    from . import data, doctor, evaluate, label, models, parallax, run, stereo, synth, train
+    from . import (
+        calibrate,
+        data,
+        doctor,
+        evaluate,
+        label,
+        models,
+        parallax,
+        run,
+        stereo,
+        synth,
+        train,
+    )
 
     parser = argparse.ArgumentParser(prog="dafast", description=DESCRIPTION)
     parser.add_argument("--version", action="version", version=f"dafast {__version__}")
@@ -31,7 +43,19 @@ def build_parser() -> argparse.ArgumentParser:
         "--traceback", action="store_true", help="show the Python traceback of an error"
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (run, stereo, parallax, doctor, models, synth, data, label, train, evaluate):
+    for command in (
+        run,
+        stereo,
+        parallax,
+        doctor,
+        models,
+        synth,
+        data,
+        label,
+        train,
+        evaluate,
+        calibrate,
+    ):
         command.add_parser(commands)
     add_verbosity(parser)
     return parser

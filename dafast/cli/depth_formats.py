@@ -11,11 +11,8 @@ import numpy as np
 
 from ..formats import png, sidecar
 from ..pointcloud import as_bytes
-from ..result import DepthResult, shade_strips, strips
-from ..surface import normals_of
+from ..result import DepthResult, shade_strips
 from .outputs import Format
-
-_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -92,16 +89,14 @@ def _save_side(path: Path, made: Made, settings: dict[str, Any]) -> None:
 
 def _save_normals(path: Path, made: Made, settings: dict[str, Any]) -> None:
     """Writes x, -y, -z in -1..1 as red, green and blue in 0..255; black where there is none."""
-    depth, camera = made.result.surface_depth(), made.result.camera()
 
     def colors() -> Iterator[tuple[slice, np.ndarray]]:
-        for rows in strips(len(depth), _ROWS):
-            normals = normals_of(depth, camera, rows.start, rows.stop)
+        for rows, normals in made.result.normal_strips():
             pixels = ((normals * (1, -1, -1) + 1) * 127.5).round()
             yield rows, np.where(normals.any(axis=2, keepdims=True), pixels, 0).astype(np.uint8)
 
     facts = {**made.facts_of(settings), "axes": "red right, green up, blue to the camera"}
-    png.write_pixels(path, (*depth.shape, 3), colors(), facts)
+    png.write_pixels(path, (*made.result.values.shape, 3), colors(), facts)
 
 
 def _save_facts(path: Path, made: Made, settings: dict[str, Any]) -> None:

@@ -221,6 +221,22 @@ def _shipped_weights() -> dict[str, Any]:
     return {"present": True, "folder": str(folder), "megabytes": round(size / 1e6, 1)}
 
 
+def _inference(device: torch.device, dtype: torch.dtype) -> str:
+    """How `infer` and the commands run the network on a device."""
+    from ..models.cuda_graphs import MAX_GRAPHS, can_capture
+    from ..models.packed_cpu import why_not_on_this_cpu
+
+    if can_capture(device):
+        return (
+            f"captures a CUDA graph for each size of input from the second time on, up to "
+            f"{MAX_GRAPHS}; batches by free memory"
+        )
+    if device.type != "cpu":
+        return "runs the modules"
+    why = why_not_on_this_cpu(dtype)
+    return f"runs the modules: {why}" if why else "packs the weights once"
+
+
 def collect() -> dict[str, Any]:
     """Returns the content of the report, ready for JSON."""
     from huggingface_hub import constants
@@ -259,6 +275,7 @@ def collect() -> dict[str, Any]:
         },
         "devices": _devices(),
         "auto": {"device": str(device), "dtype": str(dtype).removeprefix("torch.")},
+        "inference": _inference(device, dtype),
         "ops": {
             op: [{"backend": b, "on": states[b][0]} for b in backends]
             for op, backends in ops.items()
@@ -313,7 +330,8 @@ def format_report(report: dict[str, Any]) -> str:
             break_long_words=False,
         )
     auto = report["auto"]
-    lines += [f"  {'auto':8} takes {auto['device']} in {auto['dtype']}", ""]
+    lines += [f"  {'auto':8} takes {auto['device']} in {auto['dtype']}"]
+    lines += [f"  {'infer':8} {report['inference']}", ""]
     lines.append("Backends of each op, the preferred one first; (off) cannot run here")
     for op, backends in report["ops"].items():
         row = ", ".join(b["backend"] + ("" if b["on"] else " (off)") for b in backends)

@@ -236,7 +236,7 @@ class PhotoRun:
             output.format.write(output.path, made, output.settings)
         for path, facts in made.noted.items():
             self._warn_of_lost(path, facts, made.result.values.size)
-        if not self.shows_camera:
+        if not self.shows_camera or made.result.intrinsics is None:  # of a panorama
             return ""
         source, camera = made.result.camera_source, made.result.intrinsics
         self.counts.cameras[source] += 1

@@ -47,7 +47,7 @@ def write_glb(
     faces: np.ndarray,
     uv: np.ndarray,
     texture: np.ndarray,
-    intrinsics: tuple[float, float, float, float],
+    intrinsics: tuple[float, float, float, float] | None,
     facts: Mapping[str, Any],
 ) -> None:
     """Writes a surface that shows its texture without lighting, and the camera of the photo.
@@ -60,17 +60,9 @@ def write_glb(
         faces: (M, 3) indices of vertices, counterclockwise from the front; with none, points.
         uv: (N, 2) float32, places in the texture from its top left corner.
         texture: (H, W, 3) uint8; a side above 8192 pixels is reduced.
-        intrinsics: fx, fy, cx, cy.
+        intrinsics: fx, fy, cx, cy; None for a panorama, whose file has no camera.
         facts: See `dafast.formats`; they are the ``extras`` of the asset.
     """
-    height, width = texture.shape[:2]
-    fx, fy = intrinsics[:2]
-    near = float(vertices[:, 2].min()) / 10 if len(vertices) else 0.01
-    perspective = {
-        "yfov": 2 * math.atan(height / (2 * fy)),
-        "aspectRatio": width / fx * fy / height,
-        "znear": near,
-    }
     scene: dict[str, Any] = {
         "asset": {
             "version": "2.0",
@@ -79,9 +71,12 @@ def write_glb(
         },
         "scene": 0,
         "scenes": [{"nodes": [0]}],
-        "nodes": [{"camera": 0, "name": "camera"}],
-        "cameras": [{"type": "perspective", "perspective": perspective}],
+        "nodes": [{"name": "camera"}],
     }
+    if intrinsics is not None:
+        scene["nodes"][0]["camera"] = 0
+        lens = _perspective(vertices, texture.shape, intrinsics)
+        scene["cameras"] = [{"type": "perspective", "perspective": lens}]
     binary = _Binary()
     if len(vertices):  # a picture of nothing but sky has none
         scene["scenes"][0]["nodes"].append(1)
@@ -96,6 +91,18 @@ def write_glb(
         file.write(struct.pack("<4sIIII", b"glTF", 2, total, len(text), _JSON) + text + content)
         for part in binary.parts:
             file.write(part)
+
+
+def _perspective(
+    vertices: np.ndarray, shape: tuple[int, ...], intrinsics: tuple[float, float, float, float]
+) -> dict[str, float]:
+    height, width = shape[:2]
+    fx, fy = intrinsics[:2]
+    return {
+        "yfov": 2 * math.atan(height / (2 * fy)),
+        "aspectRatio": width / fx * fy / height,
+        "znear": float(vertices[:, 2].min()) / 10 if len(vertices) else 0.01,
+    }
 
 
 def _surface(

@@ -178,7 +178,7 @@ class DepthAnything(Publishable, DepthNetwork):
                 self.pretrained.check_images(image)
 
             def finish(maps: Tensor) -> _T:
-                return read(maps[:, 1] if sky else self._finish(maps))
+                return read(self._finish_with_sky(maps) if sky else self._finish(maps))
 
             return now.run(self._run_modules, images, finish)
 
@@ -346,6 +346,7 @@ class DepthAnything(Publishable, DepthNetwork):
         align_to: Any = ...,
         align: str = ...,
         tile: int | str | None = ...,
+        panorama: bool = ...,
         **options: Unpack[InferenceKeywords],
     ) -> DepthResult: ...
     @overload
@@ -359,6 +360,7 @@ class DepthAnything(Publishable, DepthNetwork):
         align_to: Any = ...,
         align: str = ...,
         tile: int | str | None = ...,
+        panorama: bool = ...,
         **options: Unpack[InferenceKeywords],
     ) -> list[DepthResult]: ...
     def predict(
@@ -371,6 +373,7 @@ class DepthAnything(Publishable, DepthNetwork):
         align_to: Any = None,
         align: str = "global",
         tile: int | str | None = None,
+        panorama: bool = False,
         **options: Unpack[InferenceKeywords],
     ) -> Any:
         """Predicts photos with any model; the results say what they are.
@@ -391,6 +394,8 @@ class DepthAnything(Publishable, DepthNetwork):
             tile: Predicts large photos in overlapping tiles of this many pixels a side, which gives
                 more detail, or of a size that suits the photo (``"auto"``): the whole photo gives
                 the layout, the tiles the detail; see `dafast.models.tiles`. None: one pass.
+            panorama: Whether the photos are equirectangular (360 by 180 degrees); the results are
+                `dafast.panorama.PanoramaResult`: distances from the camera.
             **options: As for `infer`.
 
         Returns:
@@ -413,6 +418,7 @@ class DepthAnything(Publishable, DepthNetwork):
             align_to=align_to,
             align=align,
             tile=tile,
+            panorama=panorama,
         )
 
     def infer_sky(self, images: Any, **options: Unpack[InferenceKeywords]) -> Any:

@@ -98,7 +98,7 @@ def _download(repo_id: str, filename: str, options: HubOptions) -> Path:
         elif isinstance(reason, errors.OfflineModeIsEnabled):
             why = "HF_HUB_OFFLINE is set, and the file is not in the cache"
         else:
-            why = f"the hub could not be reached ({first_line(reason)})"
+            why = f"the hub could not be reached ({_first_line(reason)})"
         raise HubError(why) from error
     except errors.EntryNotFoundError as error:
         raise _NotThereError(filename) from error
@@ -113,13 +113,12 @@ def _download(repo_id: str, filename: str, options: HubOptions) -> Path:
     except errors.RevisionNotFoundError as error:
         raise HubError(f"the repository has no revision {options.revision!r}") from error
     except errors.HFValidationError as error:
-        raise HubError(first_line(error)) from error
+        raise HubError(_first_line(error)) from error
     except (errors.HfHubHTTPError, errors.FileMetadataError, OSError) as error:
-        raise HubError(f"the download failed ({first_line(error)})") from error
+        raise HubError(f"the download failed ({_first_line(error)})") from error
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its type."""
+def _first_line(error: BaseException) -> str:
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0]
 

@@ -103,6 +103,7 @@ class _Prediction(NamedTuple):
     map: Tensor
     geometry: Geometry
     finite: Tensor  # bool scalar on the model's device
+    sky: Tensor | None
 
 
 class _Predictor:
@@ -114,7 +115,7 @@ class _Predictor:
         model: A relative or a metric model.
         options: Checked options.
         native: Whether maps keep the network's resolution.
-        sky: Whether the maps are those of the sky.
+        sky: Whether to predict the sky, too.
         mirrored: Whether the network sees the mirror images; the maps are mirrored back.
     """
 
@@ -197,7 +198,7 @@ class _Predictor:
         if len({x.shape for x in inputs}) == 1:
             yield from self.model.predict_batch(inputs, read, self.sky)
         else:
-            forward = self.model.predict_sky if self.sky else self.model
+            forward = self.model.predict_with_sky if self.sky else self.model
             yield from read(forward([x[0] for x in inputs]))
 
     def _postprocess(self, entry: _Input, output: Tensor) -> _Prediction:
@@ -206,12 +207,19 @@ class _Predictor:
         if self.native:
             wanted = dataclasses.replace(geometry, original=geometry.resized)
         align_corners = self.model.config.output_align_corners
-        out = postprocess(output[None], [wanted], align_corners=align_corners)[0].float()
+        layers = output.reshape(-1, *output.shape[-2:])  # the prediction, and the sky
+        out = postprocess(layers, [wanted] * len(layers), align_corners=align_corners)
+        first, *rest = (self._own(o.float(), output) for o in out)
+        return _Prediction(
+            entry.position, first, geometry, output.isfinite().all(), rest[0] if rest else None
+        )
+
+    def _own(self, out: Tensor, output: Tensor) -> Tensor:
+        """A map in memory of its own, mirrored back."""
         if self.mirrored:
-            out = out.flip(-1)
-        elif out.untyped_storage().data_ptr() == output.untyped_storage().data_ptr():
-            out = out.clone()
-        return _Prediction(entry.position, out, geometry, output.isfinite().all())
+            return out.flip(-1)
+        shared = out.untyped_storage().data_ptr() == output.untyped_storage().data_ptr()
+        return out.clone() if shared else out
 
 
 def fetch_all(images: Sequence[Any]) -> list[Any]:
@@ -228,14 +236,15 @@ def predict_maps(
     options: InferenceOptions,
     *,
     native: bool = False,
-    sky: bool = False,
+    skies: dict[int, Tensor] | None = None,
     pixels: dict[int, Tensor] | None = None,
     geometries: dict[int, Geometry] | None = None,
 ) -> list[Tensor]:
     """Maps of images, float32, with a warning if one is not finite.
 
     They are on the model's device with ``options.return_tensors``, else on the host: each is copied
-    while the next photos are read and computed. ``pixels`` and ``geometries`` collect the images as
+    while the next photos are read and computed. ``skies``, ``pixels`` and ``geometries`` collect
+    the outputs of the sky head on the model's device, the images as
     read, and how they were resized.
     """
     options.check(model.config)
@@ -243,17 +252,21 @@ def predict_maps(
     downloads = None if options.return_tensors else Downloads()
     maps: dict[int, Tensor] = {}
     finite: dict[int, Tensor] = {}
-    kind = dict(native=native, sky=sky)
-    for i, out, geometry, good in _Predictor(model, options, **kind).run(images, pixels):
+    kind = dict(native=native, sky=skies is not None)
+    for i, out, geometry, good, sky in _Predictor(model, options, **kind).run(images, pixels):
         maps[i], finite[i] = out, good
         if geometries is not None:
             geometries[i] = geometry
+        if skies is not None and sky is not None:
+            skies[i] = sky
         if downloads and not options.flip:
             downloads.add(i, maps.pop(i))
     if options.flip:
-        for i, out, _, good in _Predictor(model, options, **kind, mirrored=True).run(images):
+        for i, out, _, good, sky in _Predictor(model, options, **kind, mirrored=True).run(images):
             maps[i] = (maps[i] + out) / 2
             finite[i] = finite[i] & good
+            if skies is not None and sky is not None:
+                skies[i] = (skies[i] + sky) / 2
             if downloads:
                 downloads.add(i, maps.pop(i))
     order = range(len(images))
@@ -267,7 +280,10 @@ def predict_maps(
             text = f"the prediction of {subject}{more} is not finite: {reason}"
             warn(WeightsWarning, text)
     maps = maps if downloads is None else downloads.finish()
-    return [maps[i] for i in order]
+    if model.config.calibration is None or sky:
+        return [maps[i] for i in order]
+    scale, shift = model.config.calibration
+    return [maps[i] * scale + shift for i in order]
 
 
 def why_not_finite(model: DepthNetwork) -> str:
@@ -305,8 +321,9 @@ def infer_sky(model: DepthNetwork, images: Any, options: InferenceOptions | None
     """Finds the sky with a model that has a sky head; see `DepthAnything.infer_sky`."""
     options = options or InferenceOptions()
     single = not isinstance(images, list | tuple)
-    maps = predict_maps(model, [images] if single else list(images), options, sky=True)
-    masks = [out >= SKY for out in maps]
+    skies: dict[int, Tensor] = {}
+    predict_maps(model, [images] if single else list(images), options, skies=skies)
+    masks = [skies[i] >= SKY for i in range(len(skies))]
     results = masks if options.return_tensors else [mask.cpu().numpy() for mask in masks]
     return results[0] if single else results
 

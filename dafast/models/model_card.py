@@ -57,13 +57,29 @@ class Run:
         path = path if path.is_dir() else path.parent
         scores = _read(path / "evaluation.json")
         for name, value in scores.items():
-            if isinstance(value, int | float) and math.isfinite(value):
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            if is_number and math.isfinite(value):
                 self.scores[name] = value
         for parent in (path, *path.parents[:2]):
             config = _read(parent / "config.json")
             if isinstance(config.get("model"), dict) and "optim" in config:
                 self.config = config
                 return
+
+    @classmethod
+    def named(cls, folder: str | Path) -> Run:
+        """The run that a user named.
+
+        Raises:
+            ValueError: If nothing of a run is there.
+        """
+        run = cls(folder)
+        if not run.scores and not run.config:
+            raise ValueError(
+                f"run={str(folder)!r}: no evaluation.json there and no config.json of a training "
+                "run; name a folder such as runs/x/best"
+            )
+        return run
 
     def setting(self, name: str) -> Any:
         """A setting, by its dotted name; "" if it is unknown."""
@@ -108,8 +124,11 @@ def model_card(
 
     Returns:
         Text in Markdown, with the metadata that the hub reads at its start.
+
+    Raises:
+        ValueError: If ``run`` is given and nothing of a training run is there.
     """
-    about = Run(run or model.loaded_from)
+    about = Run(model.loaded_from) if run is None else Run.named(run)
     depth: ModelConfig = getattr(model.config, "encoder", model.config)
     classes: tuple[str, ...] = getattr(model.config, "classes", ())
     start, entry = _start(model, depth, about)
@@ -247,9 +266,8 @@ def _network_table(model: nn.Module, config: ModelConfig, classes: tuple[str, ..
 
 def _table(head: list[str], rows: list[list[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(
-        "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines
-    )
+    escaped = [[" ".join(cell.split()).replace("|", "\\|") for cell in line] for line in lines]
+    return "\n".join(f"| {' | '.join(line)} |" for line in escaped)
 
 
 def _training(about: Run) -> str:

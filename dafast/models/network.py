@@ -103,10 +103,27 @@ class DepthNetwork(nn.Module):
         Raises:
             TypeError: If the model has no sky head.
         """
+        both = self.predict_with_sky(x)
+        return both[:, 1] if isinstance(both, Tensor) else [each[1] for each in both]
+
+    def predict_with_sky(self, x: Tensor | Sequence[Tensor]) -> Any:
+        """The results of `forward` and of `predict_sky` from one pass.
+
+        Args:
+            x: As for `forward`.
+
+        Returns:
+            (B, 2, H, W); for a list of images a list of (2, H_i, W_i).
+
+        Raises:
+            TypeError: If the model has no sky head.
+        """
         if not self.config.sky_head:
             raise TypeError(f"{self.config.name!r} has no sky head; 'da3mono-vitl' has one")
         maps = self._maps(x)
-        return maps[:, 1] if isinstance(maps, Tensor) else [each[1] for each in maps]
+        if isinstance(maps, Tensor):
+            return self._finish_with_sky(maps)
+        return [self._finish_with_sky(each[None])[0] for each in maps]
 
     def predict_batch(
         self, images: Sequence[Tensor], read: Callable[[Tensor], _T], sky: bool = False
@@ -115,13 +132,16 @@ class DepthNetwork(nn.Module):
 
         Args:
             images: (B_i, 3, H, W) each, as for `forward`.
-            read: Takes predictions (B, H, W) in memory that the next call overwrites, so it must
-                return copies. It must not call the model.
-            sky: Whether the predictions are those of `predict_sky`.
+            read: Takes the results of `forward`, or of `predict_with_sky`, in memory that the next
+                call overwrites, so it must return copies. It must not call the model.
+            sky: Whether to predict the sky, too.
         """
         with torch.no_grad():
             x = images[0] if len(images) == 1 else torch.cat(list(images))
-            return read(self.predict_sky(x) if sky else self(x))
+            return read(self.predict_with_sky(x) if sky else self(x))
+
+    def _finish_with_sky(self, maps: Tensor) -> Tensor:
+        return torch.stack([self._finish(maps), maps[:, 1]], dim=1)
 
     def _maps(self, x: Tensor | Sequence[Tensor]) -> Tensor | list[Tensor]:
         """The decoder's outputs (B, C, H, W), or a list of (C, H_i, W_i)."""

@@ -49,6 +49,14 @@ def _why_no_onednn() -> str:
     return f"this PyTorch has no torch.ops.mkldnn.{missing[0]}" if missing else ""
 
 
+def why_not_on_this_cpu(dtype: torch.dtype) -> str:
+    """The reason why weights of a dtype cannot be packed here, or "" if they can."""
+    why = _why_no_onednn()
+    if not why and dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return "oneDNN does not multiply bfloat16 on this CPU: use float32"
+    return why
+
+
 def why_not_packed(model: DepthNetwork) -> str:
     """The reason why the weights of a model cannot be packed, or "" if they can."""
     if model.config.bin_centers:
@@ -58,9 +66,7 @@ def why_not_packed(model: DepthNetwork) -> str:
     dtypes = {p.dtype for p in model.parameters()}
     if len(dtypes) > 1 or model.dtype not in _DTYPES:
         return f"packing takes float32 or bfloat16 weights, not {', '.join(map(str, dtypes))}"
-    if model.dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return "oneDNN does not multiply bfloat16 on this CPU: use float32"
-    return why_not_as_built(model) or _why_no_onednn()
+    return why_not_on_this_cpu(model.dtype) or why_not_as_built(model)
 
 
 class _Linear:

@@ -10,12 +10,15 @@ import torch
 from torch import Tensor
 
 from ..camera import check_fov, check_intrinsics, choose_camera
+from ..config import ModelConfig
 from ..images import as_pixels, focal_from_exif
 from ..known_points import align_result, check_method
 from ..ops import Geometry
+from ..panorama import PanoramaResult
 from ..result import DepthResult
 from .inference import InferenceOptions, fetch_all, focal_factor, name_of, no_camera, predict_maps
 from .network import DepthNetwork
+from .panorama import predict_panorama
 from .sky import SKY
 from .tiles import check_tile, predict_tiled
 
@@ -32,9 +35,12 @@ def predict_results(
     align_to: Any = None,
     align: str = "global",
     tile: int | str | None = None,
+    panorama: bool = False,
 ) -> Any:
     """Predicts results; see `DepthAnything.predict`."""
     config = model.config
+    if panorama and (intrinsics is not None or fov is not None or tile is not None):
+        raise ValueError("a panorama has no intrinsics, fov and tile: leave them out")
     check_method(align)
     check_tile(tile, config)
     if intrinsics is not None and fov is not None:
@@ -50,6 +56,13 @@ def predict_results(
         not isinstance(points, list | tuple) or len(points) != len(listed)
     ):
         raise ValueError(f"align_to: for {len(listed)} images a list of as many sets of points")
+    if panorama:
+        results = [
+            _panorama(model, image, i, options, keep_image) for i, image in enumerate(listed)
+        ]
+        if align_to is not None:
+            results = [align_result(r, p, align) for r, p in zip(results, points, strict=True)]
+        return results[0] if single else results
     given = intrinsics is not None or fov is not None
     names = [name_of(image) for image in listed]
     if config.focal_length is not None and not given:  # before the network runs
@@ -58,11 +71,14 @@ def predict_results(
                 raise no_camera(names[i] or f"image {i}", config)
     pixels: dict[int, Tensor] | None = {} if keep_image else None
     geometries: dict[int, Geometry] = {}
+    skies: dict[int, Tensor] | None = {} if config.sky_head else None
+    collected: dict[str, Any] = dict(pixels=pixels, geometries=geometries)
     if tile is None:
-        maps = predict_maps(model, listed, options, pixels=pixels, geometries=geometries)
+        maps = predict_maps(model, listed, options, skies=skies, **collected)
     else:
-        maps = _predict_in_tiles(model, listed, options, tile, pixels, geometries)
-    skies = predict_maps(model, listed, options, sky=True) if config.sky_head else None
+        maps = _predict_in_tiles(model, listed, options, tile, **collected)
+        if skies is not None:  # of the whole picture
+            predict_maps(model, listed, options, skies=skies)
     results = []
     for i, out in enumerate(maps):
         focal = None if given else focal_from_exif(listed[i])
@@ -72,7 +88,7 @@ def predict_results(
         result = DepthResult(
             out.cpu().numpy(),
             kind="disparity" if config.quantity == "disparity" else "depth",
-            unit="m" if config.is_metric else "",
+            unit=_unit(config),
             image=None if pixels is None else _rgb(pixels.pop(i)),
             intrinsics=camera,
             camera_source=source,
@@ -84,6 +100,28 @@ def predict_results(
             result = align_result(result, points[i], align)
         results.append(result)
     return results[0] if single else results
+
+
+def _panorama(
+    model: DepthNetwork, image: Any, number: int, options: InferenceOptions, keep_image: bool
+) -> DepthResult:
+    name = name_of(image)
+    photo = _rgb(as_pixels(image, name or f"image {number}"))
+    config = model.config
+    return PanoramaResult(
+        predict_panorama(model, photo, options).numpy(),
+        kind="disparity" if config.quantity == "disparity" else "depth",
+        unit=_unit(config),
+        image=photo if keep_image else None,
+        name=name,
+        model=config.name,
+    )
+
+
+def _unit(config: ModelConfig) -> str:
+    if config.is_metric or config.calibration:
+        return "1/m" if config.quantity == "disparity" else "m"
+    return ""
 
 
 def _predict_in_tiles(

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .hub import WEIGHT_FILES, HubError, first_line
-from .model_card import model_card
+from .hub import WEIGHT_FILES, HubError
+from .model_card import Run, model_card
 
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 
@@ -62,13 +62,16 @@ class Publishable:
             The address of the commit, or of the pull request.
 
         Raises:
-            ValueError: As `save_pretrained`; also if ``branch`` and ``create_pr`` are both given.
+            ValueError: As `save_pretrained`; also if ``branch`` and ``create_pr`` are both given,
+                or ``run`` is not in a training run.
             HubError: If the hub was not reached, or refused; the message says why.
         """
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
         if branch and create_pr:
             raise ValueError("create_pr opens a pull request for the main branch: leave out branch")
+        if run is not None:
+            Run.named(run)  # an error comes before the upload
         hub = HfApi(token=token)
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, **options)
@@ -113,7 +116,8 @@ def _explained(repo_id: str) -> Iterator[None]:
         yield
     except Exception as error:  # of the client, of its HTTP library, of the system
         status = getattr(getattr(error, "response", None), "status_code", None)
-        why = first_line(error)
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        why = " ".join(lines[:2]) or type(error).__name__
         if status == 401 or type(error).__name__ == "LocalTokenNotFoundError":
             why = f"no valid token ({why}): run `hf auth login`, set HF_TOKEN or pass token="
         elif status == 403:

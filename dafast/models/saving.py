@@ -131,6 +131,8 @@ def check_layout(layout: str, config: ModelConfig) -> None:
         why = "has no metric bins"
     elif layout == "da3" and not sky:
         why = "has no sky head"
+    elif layout == "transformers" and config.calibration:
+        why = "has a calibration"
     elif layout == "transformers" and (bins or sky):
         why = "has metric bins" if bins else "has a sky head"
     elif layout == "transformers" and config.activation != (

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..ops._triton import why_missing as triton_missing
 from .network import DepthNetwork
 
 MAX_BATCH_TOKENS = 8192
@@ -77,11 +78,13 @@ def bytes_per_token(model: DepthNetwork) -> int:
     channels, features, pixels = config.embed_dim, config.features, config.patch_size**2
     # The stream, its norm, both sides of the GELU, the taps.
     values = 14 * channels + 200 * features
-    if model.dtype not in (torch.float16, torch.bfloat16) or config.bin_centers:
-        values += pixels * (features // 2 + 64)
+    single = 4 * pixels  # in float32, as maps and bins are
+    half = model.dtype in (torch.float16, torch.bfloat16)
+    if not half or config.bin_centers or triton_missing():
+        single += pixels * (features // 2 + 64)
     if config.bin_centers:
-        values += 6 * 64 * pixels
-    return values * model.pretrained.cls_token.element_size() + 16 * pixels
+        single += 6 * 64 * pixels
+    return values * model.pretrained.cls_token.element_size() + 4 * single
 
 
 def batch_tokens(model: DepthNetwork) -> int:

@@ -54,15 +54,18 @@ _MAX_CHOICES = 4096
 def _key(args: tuple[Any, ...], forced: str | None) -> tuple[Any, ...] | None:
     """All that the choice of a backend depends on within a process, None if it is not known."""
     parts: list[Any] = [forced, torch.is_grad_enabled()]
-    for x in args:
-        if isinstance(x, Tensor):
+    for arg in args:
+        many = isinstance(arg, list)  # of images or of geometries
+        parts.append(len(arg) if many else None)
+        for x in arg if many else (arg,):
+            if not isinstance(x, Tensor):
+                parts.append(x)
+                continue
             if type(x) is not Tensor and type(x) is not torch.nn.Parameter:
                 return None
             parts += (x.dtype, x.device, x.shape, x.stride(), x.requires_grad)
             if x.dtype is torch.float32:
                 parts.append(torch.backends.cuda.matmul.fp32_precision)
-        else:
-            parts.append(x)
     key = tuple(parts)
     try:
         hash(key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -76,8 +77,8 @@ def _dense_maps(*tensors: Tensor | None) -> list[Tensor | None]:
     return [x if x is None or x[:1].is_contiguous() else x.contiguous() for x in tensors]
 
 
-def _cpp_forward(*args: Any) -> tuple[Tensor, Tensor]:
-    results = _empty_results(*args, "cpp")
+def _extension_forward(*args: Any) -> tuple[Tensor, Tensor]:
+    results = _empty_results(*args, "")
     torch.ops.dafast_C.affine_invariant_loss(*_dense_maps(*args), MIN_SCALE, *results)
     return results
 
@@ -87,11 +88,12 @@ _op = KernelOp(
     " str backend) -> (Tensor, Tensor)",
     fake=_empty_results,
     triton=lambda *args: _launch(*args, MIN_SCALE),
-    cpp=_cpp_forward,
+    cpp=_extension_forward,
+    cuda=_extension_forward,
 )
 
 
-def _cpp_backward(grad: Tensor, prediction: Tensor, *args: Any) -> Tensor:
+def _extension_backward(grad: Tensor, prediction: Tensor, *args: Any) -> Tensor:
     *others, coefficients = args
     out = prediction.new_empty(prediction.shape)
     torch.ops.dafast_C.affine_invariant_loss_backward(
@@ -105,7 +107,8 @@ _backward_op = KernelOp(
     " Tensor? regions, Tensor coefficients, str backend) -> Tensor",
     fake=lambda grad, prediction, *_: prediction.new_empty(prediction.shape),
     triton=_triton.launcher("affine_invariant_loss", "affine_invariant_loss_bwd"),
-    cpp=_cpp_backward,
+    cpp=_extension_backward,
+    cuda=_extension_backward,
 )
 
 
@@ -127,12 +130,46 @@ def _triton_limits(prediction: Tensor, target: Tensor, *_: Any) -> str:
     return _limits(prediction, target)
 
 
+@functools.lru_cache
+def _why_no_cluster(device: int, pixels: int, regions: int) -> str:
+    """Why no cluster of thread blocks of a GPU keeps a map in its shared memory."""
+    ask = getattr(_extension.load(), "affine_invariant_loss_cluster", None)
+    if ask is None:
+        return f"the C++ extension is of an older version: {_extension.HOW_TO_BUILD}"
+    if ask(device, pixels, regions) == 0:
+        return (
+            f"no cluster of thread blocks keeps {pixels} pixels in its shared memory; it takes "
+            "compute capability 9.0 or later and smaller maps"
+        )
+    return ""
+
+
+# A constant while torch.compile traces; see `_dispatch._context`.
+_why_no_cluster._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def _cuda_limits(
+    prediction: Tensor, target: Tensor, mask: Tensor | None = None, regions: Tensor | None = None
+) -> str:
+    pixels = prediction.shape[1] * prediction.shape[2]
+    return _limits(prediction, target) or _why_no_cluster(
+        prediction.device.index, pixels, 1 if regions is None else 2
+    )
+
+
+def _cuda_preferred(*_: Any) -> str:
+    return "was never timed, and serves only when it is asked for by name"
+
+
 _affine_invariant_loss = Op(
     "affine_invariant_loss",
     affine_invariant_loss_reference,
     {
         "triton": _triton.backend(_backend("triton"), _triton_limits),
         "cpp": _extension.backend("cpp", "affine_invariant_loss", _backend("cpp"), _limits),
+        "cuda": _extension.backend(
+            "cuda", "affine_invariant_loss", _backend("cuda"), _cuda_limits, _cuda_preferred
+        ),
     },
 )
 

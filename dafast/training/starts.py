@@ -105,6 +105,7 @@ def start_encoder(model: DepthAnything, source: str, key: str) -> None:
 
 def prepare_model(model: DepthAnything, device: torch.device, channels_last: bool) -> DepthAnything:
     """Puts a model into the state that training expects."""
+    model.config = dataclasses.replace(model.config, calibration=None)
     model.to(device=device, dtype=torch.float32).train().requires_grad_(True)
     if channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

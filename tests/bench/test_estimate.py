@@ -16,6 +16,7 @@ from dafast.config import PRESETS
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "scale.md"
 
 
+@pytest.mark.slow
 def test_the_page_is_what_is_printed(capsys) -> None:
     text = estimate.main([])
     assert capsys.readouterr().out == text
@@ -52,6 +53,7 @@ def test_counts_of_a_forward(images: int, rng: np.random.Generator) -> None:
     assert work.own_calls >= 4 * layers
 
 
+@pytest.mark.slow
 def test_counts_of_a_step(rng: np.random.Generator) -> None:
     """A backward is two forwards; the frozen encoder sees two images of three."""
     size = (14 * int(rng.integers(2, 5)), 42)

@@ -35,6 +35,7 @@ def test_runs_on_given_shards(tmp_path: Path, seed: int, capsys) -> None:
     assert json.loads((tmp_path / "out.json").read_text())["shape"] == 28
 
 
+@pytest.mark.slow
 def test_beside_webdataset(tmp_path: Path, seed: int, capsys) -> None:
     shards = tiny.write_shards(tmp_path / "shards", 2, 6, seed)
     report = loader.main([

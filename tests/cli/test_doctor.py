@@ -32,7 +32,20 @@ def test_doctor(capsys):
     text = capsys.readouterr().out
     for part in report["missing"]:
         assert part["part"] in text
-    assert str(torch.__version__) in text
+    assert str(torch.__version__) in text and report["inference"] in text
+
+
+def test_doctor_says_how_the_network_runs(monkeypatch):
+    from dafast.cli.doctor import _inference
+    from dafast.models import packed_cpu
+
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    assert "captures a CUDA graph for each size" in _inference(gpu, torch.bfloat16)
+    monkeypatch.setattr(packed_cpu, "_why_no_onednn", lambda: "")
+    assert _inference(cpu, torch.float32) == "packs the weights once"
+    monkeypatch.setattr(packed_cpu, "_why_no_onednn", lambda: "no oneDNN")
+    assert _inference(cpu, torch.float32) == "runs the modules: no oneDNN"
+    assert _inference(torch.device("mps"), torch.float32) == "runs the modules"
 
 
 @needs_extension

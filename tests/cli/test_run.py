@@ -23,6 +23,7 @@ import dafast
 from dafast.images import load_image
 from dafast.palettes import PALETTES, colorize
 from tests.cli.helpers import contents, photo
+from tests.forks import Fork
 from tests.full_disk import limited
 from tests.tiny import TINY
 
@@ -92,26 +93,20 @@ def test_interrupt_leaves_whole_files(tmp_path, rng, model_folder):
         photo(tmp_path / "in" / f"{i:02}.png", rng, (300, 400))
     out = tmp_path / "out"
     command = ["run", str(tmp_path / "in"), "--out", str(out), "--model", model_folder, "--npy"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "dafast", *command],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
+
+    def interruptible() -> int:
         # A test run in the background may ignore Ctrl-C, and its children inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    try:
-        deadline = time.monotonic() + 60
-        while not list(out.glob("*.npy")) and time.monotonic() < deadline:
-            time.sleep(0.01)
-        process.send_signal(signal.SIGINT)
-        text, errors = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode == 130, text + errors
-    assert "Traceback" not in errors
-    assert "interrupted with" in text
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        return dafast.cli.main(command)
+
+    process = Fork(interruptible, {})
+    deadline = time.monotonic() + 60
+    while not list(out.glob("*.npy")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    code = process.end(signal.SIGINT)
+    assert code == 130, process.stdout + process.stderr
+    assert "Traceback" not in process.stderr
+    assert "interrupted with" in process.stdout
     files_there = contents(out)
     assert 0 < len(files_there) < 3 * 60
     assert not [name for name in files_there if name.endswith(".part")]
@@ -255,6 +250,7 @@ def test_nan_of_float32_weights(run, tmp_path, rng):
     assert code == 1 and "--dtype float32" not in text and "its weights may be damaged" in text
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from Linux's /proc")
 def test_memory(tmp_path, model_folder):
     """Bytes a pixel, next to the model; 11 and 17 are stated. Slow: small maps do not show."""

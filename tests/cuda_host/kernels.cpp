@@ -2,6 +2,7 @@
 // fields of the structs in dafast/images.h, in their order.
 #include <vector>
 
+#include "../../csrc/cuda/affine_invariant_loss.cu"
 #include "../../csrc/cuda/pad.cu"
 #include "../../csrc/cuda/postprocess.cu"
 #include "../../csrc/cuda/preprocess.cu"
@@ -24,6 +25,35 @@ std::vector<int32_t> workspace(int64_t words) {
 }  // namespace
 
 extern "C" {
+
+// The order in which threads run; what the device has to answer.
+void set_order(unsigned order) { shim::order = order; }
+
+void set_device(int max_shared, int max_cluster) {
+  shim::max_shared = max_shared;
+  shim::max_cluster = max_cluster;
+}
+
+int affine_invariant_loss_cluster(int64_t pixels, int regions) {
+  return cuda::affine_invariant_loss_cluster(pixels, regions).blocks;
+}
+
+// Without `out` the forward, which writes the loss and the coefficients; else the backward.
+int affine_invariant_loss(void** tensors, const int* dtypes, const int64_t* strides, int64_t count,
+                          int64_t pixels, float min_scale, float* loss, float* coefficients,
+                          void* out, int blocks, int threads) {
+  const LossMaps maps{{tensors[0], tensors[1]},
+                      {static_cast<Dtype>(dtypes[0]), static_cast<Dtype>(dtypes[1])},
+                      static_cast<const uint8_t*>(tensors[2]),
+                      static_cast<const uint8_t*>(tensors[3]),
+                      {strides[0], strides[1], strides[2], strides[3]},
+                      count,
+                      pixels};
+  if (out) return cuda::affine_invariant_loss_backward(maps, loss, coefficients, out, nullptr);
+  std::vector<int32_t> words = workspace(cuda::affine_invariant_loss_workspace(count));
+  return cuda::affine_invariant_loss(maps, min_scale, {loss, coefficients, words.data()},
+                                     {blocks, threads}, nullptr);
+}
 
 int resize_bilinear(void* source, const int64_t* source_view, void* target,
                     const int64_t* target_view, int dtype, int align_corners, int antialias,

@@ -49,6 +49,7 @@ def test_validity():
         depth_errors(*(torch.ones(2, 3, dtype=torch.bool),) * 3)
 
 
+@pytest.mark.slow
 def test_against_torchmetrics(rng):
     regression = pytest.importorskip("torchmetrics.regression")
     predicted, depth, mask = _maps(rng)

@@ -42,6 +42,8 @@ class Hub(BaseHTTPRequestHandler):
         if parts[:2] == ["api", "models"] and len(parts) > 4 and parts[4] == "tree":
             self.requests.append(f"{self.command} {self.path}")
             return self.tree("/".join(parts[2:4]), parts[5])
+        if parts[:2] == ["api", "models"] and "revision" in parts[4:]:  # older clients ask
+            return self.answer(200, {"id": "/".join(parts[2:4]), "sha": COMMIT, "siblings": []})
         return self.resolve(body=True)
 
     def resolve(self, body: bool) -> None:

@@ -258,9 +258,11 @@ def test_other_contexts(make, served):
     assert served == []
 
 
-@pytest.mark.parametrize("change", ["lora", "activation", "eps", "max_depth", "removed", "taps"])
+@pytest.mark.parametrize(
+    "change", ["lora", "activation", "eps", "max_depth", "removed", "taps", "embedding"]
+)
 def test_changed_parts_run_as_they_are(make, served, change):
-    model = dafast.accelerate(make())
+    model = dafast.accelerate(make("v2"))
     x = torch.randn(1, 3, 28, 28)
     assert_follows(model, served, x)
     layer = model.backbone.encoder.layer[0]
@@ -273,12 +275,15 @@ def test_changed_parts_run_as_they_are(make, served, change):
     elif change == "max_depth":
         model.head.max_depth = 2
     elif change == "taps":
-        model.backbone.config.out_indices = [0, 2, 3, 4]
+        model.backbone.config.out_indices = [1, 2, 3, 4]
+    elif change == "embedding":
+        model.backbone.config.out_indices = [0, 2, 3, 4]  # what comes before the first block
     else:
         layer.mlp.fc1.bias = None
     assert_follows(model, served, x, fast=change == "taps")
 
 
+@pytest.mark.slow
 def test_compiled_and_exported(make, served):
     model = dafast.accelerate(make())
     x = torch.randn(1, 3, 28, 28)

@@ -176,6 +176,7 @@ def test_a_turned_tiff_is_turned_once(seed, tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from Linux's /proc")
+@pytest.mark.slow
 def test_memory_of_reading_a_turned_photo(tmp_path):
     """At most the 11 bytes a pixel that the module states."""
     photos = [tmp_path / "small.jpg", tmp_path / "large.jpg"]

@@ -311,6 +311,7 @@ def test_features_hooks_of_all_modules_and_patched_ones_get_the_modules(seed):
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+@pytest.mark.slow
 def test_transforms_and_traces_get_the_modules(seed):
     model = make(SMALL).requires_grad_(False)
     ready(model)
@@ -328,6 +329,7 @@ def test_transforms_and_traces_get_the_modules(seed):
         close(compiled(x[0]), expected[:1], torch.float32)
 
 
+@pytest.mark.slow
 def test_many_sizes_on_threads(seed):
     model = make(SMALL).optimize()
     ready(model)
@@ -459,6 +461,7 @@ def test_int8_is_refused_without_a_kernel(monkeypatch):
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts as Linux counts")
+@pytest.mark.slow
 def test_in_the_steady_state_no_memory_is_asked_of_the_system():
     """In a process of its own, whose malloc is as it was. The network's large maps come and go."""
     script = """

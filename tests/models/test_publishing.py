@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub import ModelCard, constants
+from huggingface_hub import ModelCard, constants, file_download
 
 from dafast import DepthAnything, SegmentationModel
+from dafast._warnings import DataWarning
 from dafast.config import PRESETS
 from dafast.models import hub as dafast_hub
 from dafast.models.checkpoint import CheckpointError
@@ -37,7 +38,9 @@ def hub(tmp_path, monkeypatch):
     with serve(tmp_path / "hub") as server:
         monkeypatch.setattr(constants, "ENDPOINT", url(server))
         template = f"{url(server)}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        for module in (constants, file_download):  # where older clients keep a copy
+            name = "HUGGINGFACE_CO_URL_TEMPLATE"
+            monkeypatch.setattr(module, name, template, raising=module is constants)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
         for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
@@ -289,11 +292,26 @@ def test_cards_without_a_run(model, tmp_path):
     assert "20 m" in text
 
 
-def test_a_card_with_a_damaged_evaluation(run, caplog):
+def test_a_card_with_a_damaged_evaluation(run):
     (run / "evaluation.json").write_text("{")
     model = DepthAnything.from_pretrained(run, device="cpu", dtype="float32")
-    assert "## Evaluation" not in model_card(model)
-    assert "evaluation.json" in caplog.text
+    with pytest.warns(DataWarning, match="evaluation.json"):
+        assert "## Evaluation" not in model_card(model)
+    odd = {"a|b\nc": 1.5, "flag": True, "step": "late", "list": [1], "abs_rel": 1e-7}
+    (run / "evaluation.json").write_text(json.dumps(odd))
+    text = model_card(model)
+    assert "| a\\|b c | 1.5 |" in text
+    assert "flag" not in text
+    assert "late" not in text
+
+
+def test_a_folder_outside_of_runs(hub, model, tmp_path):
+    for run in (tmp_path / "nowhere", tmp_path, ""):
+        with pytest.raises(ValueError, match="name a folder"):
+            model_card(model, run=run)
+        with pytest.raises(ValueError, match="name a folder"):
+            model.push_to_hub("me/garden", token=TOKEN, run=run)
+    assert hub.RequestHandlerClass.requests == []
 
 
 def test_the_card_of_transformers_layout(model):

@@ -201,7 +201,7 @@ def test_a_forward_on_the_meta_device(gradients):
         assert model(torch.empty(2, 3, 28, 42, device="meta")).shape == (2, 28, 42)
 
 
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_autocast_takes_any_floating_point_images(compiled):
     model = DepthAnything("nano").eval()
     network = torch.compile(model, backend="eager", fullgraph=True) if compiled else model

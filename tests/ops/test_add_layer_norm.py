@@ -9,6 +9,7 @@ from tests.instruction_sets import (
     CPP,
     INSTRUCTION_SETS,
     instruction_set,
+    limit_instructions,
     needs_extension,
     threads,
 )
@@ -269,10 +270,10 @@ def test_cpp_is_taken_unasked_where_it_gains():
     x, vector = torch.zeros(64, 512), torch.zeros(512)
     with torch.no_grad():
         for name in ("", "avx2"):
-            _extension.load().limit_cpu_capability(name)
+            limit_instructions(name)
             wide = _extension.load().cpu_capability().startswith("avx512")
             taken = op.select(x, x, vector, vector, vector)
-            _extension.load().limit_cpu_capability("")
+            limit_instructions("")
             assert taken == ("cpp" if wide else "reference")
         small, brain = (op.select(t, t, *3 * [vector]) for t in (x[:2], x.bfloat16()))
     trained = op.select(x.clone().requires_grad_(), x, vector, vector, vector)

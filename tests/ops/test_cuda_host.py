@@ -18,8 +18,10 @@ import numpy as np
 import pytest
 import torch
 
+from bench.depth_like import depth_like
 from dafast.config import IMAGENET_MEAN, IMAGENET_STD
 from dafast.ops import (
+    affine_invariant_loss_reference,
     pad_reference,
     plan_geometry,
     postprocess,
@@ -310,6 +312,124 @@ def test_shim_finds_an_empty_launch(kernels):
     """An empty batch is an invalid launch, as in CUDA; callers must check for it."""
     x = torch.empty(0, 1, 4, 4)
     assert kernels.resize_bilinear(*view(x), *view(x), 0, 0, 0, 0) == 9
+
+
+def run_loss(kernels, tensors, cluster, order=0, factor=1.7):
+    """Loss, gradient and coefficients by a cluster of blocks and threads."""
+    prediction, target, _, regions = tensors
+    maps, pixels = len(prediction), prediction[0].numel()
+    present = [torch.empty(0) if x is None else x for x in tensors]
+    addresses = (ctypes.c_void_p * 4)(*(x.data_ptr() or None for x in present))
+    dtypes = (ctypes.c_int * 2)(CODES[prediction.dtype], CODES[target.dtype])
+    strides = integers(*(x.stride(0) for x in present))
+    loss = torch.full((), float("nan"))
+    coefficients = torch.full((maps, 1 if regions is None else 2, 8), float("nan"))
+    grad = torch.full(prediction.shape, float("nan"), dtype=prediction.dtype)
+
+    def call(scalar, out):
+        error = kernels.affine_invariant_loss(
+            addresses, dtypes, strides, ctypes.c_int64(maps), ctypes.c_int64(pixels),
+            ctypes.c_float(1e-6), ctypes.c_void_p(scalar.data_ptr()),
+            ctypes.c_void_p(coefficients.data_ptr()),
+            None if out is None else ctypes.c_void_p(out.data_ptr()), *cluster,
+        )  # fmt: skip
+        assert error == 0
+
+    kernels.set_order(order)
+    call(loss, None)
+    call(torch.tensor(factor), grad)
+    kernels.set_order(0)
+    return loss, grad, coefficients
+
+
+def check_loss(kernels, tensors, cluster):
+    loss, grad, coefficients = run_loss(kernels, tensors, cluster)
+    wide = tensors[0].double().requires_grad_()
+    expected = affine_invariant_loss_reference(wide, *tensors[1:])
+    (expected_grad,) = torch.autograd.grad(1.7 * expected, wide)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5, abs=1e-6, nan_ok=True)
+    assert torch.equal(grad.isnan(), expected_grad.isnan())
+    floor = 2**-25 if grad.dtype == torch.float16 else 1e-12  # half of the smallest float16
+    parity.assert_within(grad.nan_to_num(0), expected_grad.nan_to_num(0), steps=2, slack=floor)
+    return loss, grad, coefficients
+
+
+def loss_inputs(seed, shape, kind, masks):
+    generator = torch.Generator().manual_seed(seed)
+    if kind == "depth-like":
+        prediction, target = depth_like(generator, shape)
+    else:
+        prediction, target = torch.rand(2, *shape, generator=generator) - 0.3
+    if kind == "constant":
+        prediction = torch.full(shape, -0.25)
+    mask, regions = torch.rand(2, *shape, generator=generator) < 0.6
+    if len(mask) > 2:
+        mask[0] = False  # a map without a valid pixel
+        regions[1] = True  # no second region
+    return [prediction, target, mask if "m" in masks else None, regions if "r" in masks else None]
+
+
+@grid(
+    {
+        "kind": ["noise", "depth-like", "constant"],
+        "shape": [(3, 16, 24), (1, 17, 23), (2, 1, 1), (3, 2, 150)],
+        "dtypes": [
+            (torch.float32, torch.float32),
+            (torch.bfloat16, torch.float32),
+            (torch.float16, torch.bfloat16),
+        ],
+        "masks": ["", "m", "r", "mr"],
+        "cluster": [(1, 32), (2, 64), (4, 64), (8, 32)],
+    }
+)
+def test_affine_invariant_loss(kernels, kind, shape, dtypes, masks, cluster, seed):
+    tensors = loss_inputs(seed, shape, kind, masks)
+    tensors[:2] = [x.to(dtype) for x, dtype in zip(tensors, dtypes, strict=False)]
+    results = check_loss(kernels, tensors, cluster)
+    # Neither the order of the threads changes a bit, nor that of the blocks.
+    for order in (1, 2 + seed % 1000):
+        again = run_loss(kernels, tensors, cluster, order)
+        parity.assert_equal([x.nan_to_num(9) for x in again], [x.nan_to_num(9) for x in results])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("where", [0, 1])
+def test_affine_invariant_loss_of_values_that_are_not_finite(kernels, where, value, seed):
+    tensors = loss_inputs(seed, (2, 12, 11), "noise", "mr")
+    clean = run_loss(kernels, tensors, (4, 32))
+    dirty = [x.masked_fill(~tensors[2], value) for x in tensors[:2]] + tensors[2:]
+    parity.assert_equal(run_loss(kernels, dirty, (4, 32)), clean)
+    tensors[2][1, 3, 5] = True
+    tensors[where][1, 3, 5] = value
+    assert check_loss(kernels, tensors, (4, 32))[0].isnan()
+
+
+def test_affine_invariant_loss_of_unaligned_and_distant_maps(kernels, seed):
+    tensors = loss_inputs(seed, (4, 8, 15), "depth-like", "mr")
+    expected = run_loss(kernels, [x[::2].contiguous() for x in tensors], (4, 32))
+    parity.assert_equal(run_loss(kernels, [unaligned(x)[::2] for x in tensors], (4, 32)), expected)
+
+
+def test_the_cluster_is_chosen_by_the_size_of_the_map_and_the_device(kernels):
+    size = kernels.affine_invariant_loss_cluster
+    try:
+        for most, cluster, pixels, expected in (
+            (232448, 16, 30 * 30, 8),
+            (232448, 16, 518 * 518, 16),
+            (232448, 8, 518 * 518, 0),
+            (232448, 8, 300 * 300, 8),
+            (232448, 16, 1024 * 1024, 0),
+            (101376, 8, 518 * 518, 0),  # sm_120
+            (101376, 8, 224 * 224, 8),
+            (232448, 0, 30 * 30, 0),  # clusters are refused
+            (232448, 16, 2**31, 0),
+        ):
+            kernels.set_device(most, cluster)
+            assert size(ctypes.c_int64(pixels), 1) == expected
+        kernels.set_device(232448, 16)
+        assert size(ctypes.c_int64(518 * 518), 2) == 16
+    finally:
+        kernels.set_device(232448, 16)
 
 
 @pytest.mark.slow

@@ -179,7 +179,7 @@ def test_reads_the_view_without_class_token_in_place(backend, seed, monkeypatch,
 
 
 def test_triton_is_bit_equal_run_to_run(seed, device):
-    student, teacher = _inputs(seed, (3, 700, 40), torch.float32)
+    student, teacher = _inputs(seed, (2, 300, 40), torch.float32)
     parity.assert_equal(*(_run("triton", student, teacher) for _ in range(2)))
 
 

@@ -21,20 +21,20 @@ PACKAGE = str(Path(dafast.__file__).parent)
 # The most calls of dafast's own functions. By op: unasked and with "cpp", then both with a
 # backward pass; 0 without a backward pass.
 BOUNDS = {
-    "add_layer_norm": (28, 23, 17, 39),
-    "affine_invariant_loss": (16, 15, 30, 29),
-    "bias_gelu": (17, 12, 9, 25),
-    "decoder_tail": (19, 18, 9, 0),
-    "feature_alignment_loss": (14, 13, 26, 25),
-    "flash_attention": (11, 19, 11, 0),
-    "flash_attention_qkvpacked": (10, 18, 10, 0),
-    "flash_attention_varlen": (23, 20, 29, 0),
-    "linear_int8": (13, 13, 6, 0),
-    "pad": (9, 15, 9, 29),
-    "postprocess": (17, 15, 0, 0),
-    "preprocess": (38, 36, 0, 0),
-    "resize_bicubic": (9, 9, 10, 0),
-    "resize_bilinear": (16, 13, 23, 20),
+    "add_layer_norm": (17, 17, 14, 27),
+    "affine_invariant_loss": (11, 11, 20, 20),
+    "bias_gelu": (8, 8, 6, 16),
+    "decoder_tail": (13, 13, 9, 0),
+    "feature_alignment_loss": (9, 9, 16, 16),
+    "flash_attention": (9, 15, 9, 0),
+    "flash_attention_qkvpacked": (8, 14, 8, 0),
+    "flash_attention_varlen": (16, 16, 27, 0),
+    "linear_int8": (9, 9, 6, 0),
+    "pad": (7, 12, 7, 26),
+    "postprocess": (12, 12, 0, 0),
+    "preprocess": (33, 33, 0, 0),
+    "resize_bicubic": (7, 7, 10, 0),
+    "resize_bilinear": (10, 10, 17, 17),
 }
 
 

@@ -158,6 +158,7 @@ for seed in {seeds}:
 """
 
 
+@pytest.mark.slow
 def test_same_seed_same_bytes_in_another_process_and_order() -> None:
     seeds = [5, 2**31 + 3, 11, 12]
     here = {}

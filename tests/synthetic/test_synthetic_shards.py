@@ -71,6 +71,7 @@ def test_kinds_take_turns(tmp_path: Path) -> None:
         write_shards(tmp_path / "new", 1, kinds=["attic"], progress=False)
 
 
+@pytest.mark.slow
 def test_same_bytes_for_any_number_of_workers_and_resume(tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     write_shards(one, 5, seed=3, workers=1, shard_size=2, size=SMALL, progress=False)
@@ -102,6 +103,7 @@ def test_other_seeds_in_the_folder_are_refused(tmp_path: Path) -> None:
         write_shards(tmp_path, 1, seed=4, workers=1, size=SMALL, progress=False)
 
 
+@pytest.mark.slow
 def test_what_defines_the_set_is_kept_beside_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
@@ -227,6 +229,7 @@ def test_textures_that_are_not_there_are_told_first(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_worker_that_dies_is_an_error_not_a_hang(tmp_path: Path) -> None:
     task = shards._Task(tmp_path / "synthetic-000000.tar", 0, 1, 0, SMALL, None)
     twin = shards._Task(tmp_path / "synthetic-000001.tar", 1, 1, 0, SMALL, None)

@@ -89,6 +89,7 @@ def run_training(words: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch
     assert exported.config.bin_centers == config.metric.head
 
 
+@pytest.mark.slow
 def test_commands_one_after_the_other(
     folder: Path,
     monkeypatch: pytest.MonkeyPatch,
