@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from ..config import ModelConfig
+from ..files import explain
 from ..optional import MissingPackageError, why_no_module
 from ..runtime import on_meta
 from .configurations import config_from_json, config_to_transformers
@@ -23,7 +24,7 @@ from .conversion import (
 )
 from .identify import some
 from .network import DepthNetwork
-from .saving import check_layout
+from .saving import check_layout, check_state
 
 Network = TypeVar("Network", bound=DepthNetwork)
 
@@ -113,9 +114,15 @@ def to_transformers(model: DepthNetwork) -> Any:
     """Builds transformers' model from ours; see `DepthAnything.to_transformers`."""
     cls = depth_anything_class()
     check_layout("transformers", model.config)
-    config = cls.config_class.from_dict(  # type: ignore[attr-defined]
-        config_to_transformers(model.config, str(model.dtype).removeprefix("torch."))
-    )
+    with on_meta():
+        check_state(model, DepthNetwork(model.config).state_dict())
+    data = config_to_transformers(model.config, str(model.dtype).removeprefix("torch."))
+    try:
+        config = cls.config_class.from_dict(data)  # type: ignore[attr-defined]
+    except Exception as error:  # transformers 5 takes only whole metres as max_depth
+        raise ValueError(
+            f"transformers does not take this configuration: {explain(error)}"
+        ) from error
     with on_meta():
         built = cls(config)
     layout = detect_layout(built.state_dict())

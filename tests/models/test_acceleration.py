@@ -570,6 +570,12 @@ def test_conversion_of_other_models(transformers):
         DepthAnything.from_transformers(nn.Linear(1, 1))
     with pytest.raises(ValueError, match="metric bins"):
         DepthAnything(tiny(max_depth=10.0, bin_centers="softplus")).to_transformers()
+    with pytest.raises(ValueError, match=r"max_depth.*2\.5"):
+        DepthAnything(tiny(max_depth=2.5)).to_transformers()
+    changed = DepthAnything(tiny())
+    changed.pretrained.blocks[0].mlp.fc1 = nn.Sequential(changed.pretrained.blocks[0].mlp.fc1)
+    with pytest.raises(ValueError, match="other weights than its configuration"):
+        changed.to_transformers()
     with pytest.raises(ValueError, match="sky head"):
         DepthAnything(tiny(sky_head=True, output="exp", kind="depth")).to_transformers()
 
