@@ -19,8 +19,9 @@ from torch import nn
 
 import dafast
 from dafast import DepthAnything
-from dafast.models import acceleration
+from dafast.models import acceleration, transformers_bridge
 from dafast.ops.linear_int8 import why_slow as why_slow_int8
+from dafast.optional import MissingPackageError
 from tests.tiny import tiny
 from tests.tolerances import TOLERANCES
 
@@ -478,6 +479,17 @@ def test_what_cannot_be_accelerated(make, transformers, monkeypatch):
     monkeypatch.setattr(acceleration, "why_slow_int8", lambda: "")
     with pytest.raises(ValueError, match="the model is on meta"):
         dafast.accelerate(make().to("meta"), int8=True)
+
+
+def test_without_transformers(monkeypatch):
+    why = "transformers is not installed"
+    monkeypatch.setattr(transformers_bridge, "why_no_module", lambda name: why)
+    ours = DepthAnything(tiny())
+    for call in (dafast.accelerate, dafast.restore, DepthAnything.from_transformers):
+        with pytest.raises(MissingPackageError, match=rf"{why}: pip install 'dafast\[transf"):
+            call(ours)
+    with pytest.raises(MissingPackageError, match=why):
+        ours.to_transformers()
 
 
 # ------------------------------------------------------------------------------ in the pipeline
