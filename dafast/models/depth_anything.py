@@ -17,13 +17,14 @@ from ..images import Picture
 from ..ops.linear_int8 import why_slow as why_slow_int8
 from ..result import DepthResult
 from ..runtime import keep_freed_memory, warn_if_slow
-from . import checkpoint, cuda_graphs, inference, transformers_bridge
+from . import checkpoint, cuda_graphs, inference
 from .cuda_graphs import GraphedForward
 from .inference import InferenceKeywords, InferenceOptions
 from .network import DepthNetwork
 from .packed_cpu import OptimizedForward, why_not_packed
 from .prediction import predict_results
 from .publishing import Publishable
+from .transformers_bridge import Convertible
 
 logger = logging.getLogger("dafast")
 
@@ -31,7 +32,7 @@ ImageList = list[Any] | tuple[Any, ...]
 _T = TypeVar("_T")
 
 
-class DepthAnything(Publishable, DepthNetwork):
+class DepthAnything(Convertible, Publishable, DepthNetwork):
     """Depth Anything V1, V2 and 3 (monocular): photos in, depth out.
 
     The weights are random; `from_pretrained` loads trained ones. The network, its forward and its
@@ -485,45 +486,3 @@ class DepthAnything(Publishable, DepthNetwork):
         checkpoint.save_pretrained(
             self, folder, layout=layout, dtype=dtype, max_shard_size=max_shard_size
         )
-
-    @classmethod
-    def from_transformers(
-        cls, model: Any, *, position_embedding: str = "transformers"
-    ) -> DepthAnything:
-        """Builds a model from one of transformers, without files.
-
-        The weights are copied: neither model sees later changes of the other.
-
-        Args:
-            model: A ``DepthAnythingForDepthEstimation``: V1, V2 or metric.
-            position_embedding: As in `ModelConfig`. The default predicts what ``model`` predicts;
-                `from_pretrained` takes ``"official"``.
-
-        Returns:
-            The model, on the device, in the dtype and in the mode (training or evaluation) of the
-            other.
-
-        Raises:
-            TypeError: If ``model`` is of another class.
-            ValueError: If dafast does not support a setting of the model, or its weights are not
-                those of its configuration (LoRA, quantization).
-            MissingPackageError: If transformers cannot be imported.
-        """
-        return transformers_bridge.from_transformers(cls, model, position_embedding)
-
-    def to_transformers(self) -> Any:
-        """Builds transformers' ``DepthAnythingForDepthEstimation`` from the model, without files.
-
-        The weights are copied. transformers resizes position embeddings by its own rule, so its
-        predictions differ at other sizes than ``grid_size`` x ``grid_size`` patches unless the
-        configuration has ``position_embedding="transformers"``.
-
-        Returns:
-            The model, on the same device, in the same dtype and mode.
-
-        Raises:
-            ValueError: If transformers has no place for the model (ZoeDepth's bins, Depth
-                Anything 3), or its weights are not those of its configuration.
-            MissingPackageError: If transformers cannot be imported.
-        """
-        return transformers_bridge.to_transformers(self)
