@@ -34,6 +34,8 @@ MAX_GRAPHS = 8
 _MAX_SEEN = 64
 """Sizes that are remembered without a graph."""
 
+_capturing = threading.Lock()  # a capture waits for the device, which would end another one
+
 _T = TypeVar("_T")
 _Forward = Callable[[Tensor], Tensor]
 
@@ -105,8 +107,11 @@ class CudaMachinery:
         current.wait_stream(self.stream)
         try:
             # "thread_local": other threads may allocate memory meanwhile.
-            with torch.cuda.graph(
-                graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"
+            with (
+                _capturing,
+                torch.cuda.graph(
+                    graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"
+                ),
             ):
                 static = torch.empty_like(x)
                 out = run(static)
@@ -183,6 +188,8 @@ class GraphedForward:
 
     def why_not(self) -> str:
         """The reason why no graph can run now, or ""."""
+        if torch._C._len_torch_dispatch_stack():  # FakeTensorMode, a counter of operations, ...
+            return "a TorchDispatchMode has to see the operations"
         return self._machinery.why_not()
 
     def run(self, forward: _Forward, images: Sequence[Tensor], read: Callable[[Tensor], _T]) -> _T:

@@ -41,10 +41,11 @@ class DepthAnything(Publishable, DepthNetwork):
         config: Name of a preset (``"vits"``, ``"v2-vitb"``, ``"nano"``, ...) or a `ModelConfig`.
     """
 
+    _uses_graphs = True  # on a GPU; see `optimize`
+
     def __init__(self, config: str | ModelConfig = "vits") -> None:
         super().__init__(config)
         self._optimized: OptimizedForward | GraphedForward | None = None
-        self._uses_graphs = True
 
     def optimize(
         self,
@@ -124,7 +125,8 @@ class DepthAnything(Publishable, DepthNetwork):
                 logger.info("dafast: optimize() changes nothing: %s", reason)
                 self._optimized = None
                 return
-            cuda_graphs.use_channels_last(self)
+            if now is None:  # later weights may be a caller's, as in `torch.func.functional_call`
+                cuda_graphs.use_channels_last(self)
             self._optimized = GraphedForward(self, cuda_graphs.new_machinery(self.device))
 
     def prepare_inference(self) -> None:
@@ -172,7 +174,8 @@ class DepthAnything(Publishable, DepthNetwork):
         hooked = self._forward_hooks or self._forward_pre_hooks or "forward" in vars(self)
         with torch.no_grad():
             now = self._optimized_now() if plain and not hooked else None
-            if not isinstance(now, GraphedForward) or (sky and not self.config.sky_head):
+            tensors = all(type(image) is Tensor for image in images)
+            if not isinstance(now, GraphedForward) or not tensors or sky > self.config.sky_head:
                 return super().predict_batch(images, read, sky)
             for image in images:
                 self.pretrained.check_images(image)

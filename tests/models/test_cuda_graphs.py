@@ -13,6 +13,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+import torch.utils.flop_counter
 
 import dafast
 from dafast.config import get_preset
@@ -249,6 +250,31 @@ def test_what_stays_outside_of_graphs(model, made):
         assert [tuple(out.shape) for out in lists] == [(28, 42), (14, 28)]
         assert made[0].replays == replays
         assert torch.equal(model(x), wanted) and made[0].replays == replays + 1
+
+
+@torch.no_grad()
+def test_modes_that_see_operations_get_the_modules(model, made):
+    x = images()
+    model(x), model(x)
+    with torch.utils.flop_counter.FlopCounterMode(display=False) as plain:
+        modules(model, x)
+    with torch.utils.flop_counter.FlopCounterMode(display=False) as counted:
+        model(x)
+        model.predict_batch([x], torch.clone)
+    assert counted.get_total_flops() == 2 * plain.get_total_flops() > 0
+    assert made[0].replays == 1
+
+
+@torch.no_grad()
+def test_a_call_with_other_weights_moves_none_of_them(model, made):
+    x = images()
+    before = [model(x), model(x)][0]
+    weights = {name: 1.5 * p.contiguous() for name, p in model.named_parameters()}
+    places = [(p.data_ptr(), p.stride()) for p in weights.values()]
+    other = torch.func.functional_call(model, weights, (x,))
+    assert [(p.data_ptr(), p.stride()) for p in weights.values()] == places
+    assert not torch.allclose(other, before)
+    assert all(torch.equal(model(x), before) for _ in range(3))
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
