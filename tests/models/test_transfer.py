@@ -1,6 +1,8 @@
 """Copies between the host and a GPU, and the size of a batch."""
 
+import contextlib
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -54,6 +56,39 @@ def test_downloads_wait_only_for_the_oldest(copies, seed):
     assert copies[8:] == [("wait", i) for i in range(2, 6)]
     assert done.keys() == given.keys()
     assert all(torch.equal(done[key], x) for key, x in given.items())
+
+
+def test_the_order_of_a_copy_on_streams(monkeypatch):
+    """The real copy, with a `torch.cuda` that notes the calls."""
+    calls, pinned = [], []
+
+    def stream(name):
+        return SimpleNamespace(
+            name=name, wait_stream=lambda other: calls.append(f"{name} waits for {other.name}")
+        )
+
+    event = SimpleNamespace(
+        record=lambda stream: calls.append(f"event on {stream.name}"),
+        synchronize=lambda: calls.append("waited"),
+    )
+    empty = torch.empty
+
+    def pinned_empty(*args, pin_memory, **kwargs):
+        pinned.append(empty(*args, **kwargs))
+        return pinned[-1]
+
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: stream("side"))
+    monkeypatch.setattr(torch.cuda, "Event", lambda: event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream("current"))
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    monkeypatch.setattr(torch, "empty", pinned_empty)
+    record = lambda self, stream: calls.append(f"kept for {stream.name}")  # noqa: E731
+    monkeypatch.setattr(torch.Tensor, "record_stream", record)
+    x = torch.arange(6.0)
+    host, wait = transfer._start_copy(x)
+    wait()
+    assert host is pinned[0] and torch.equal(host, x)
+    assert calls == ["side waits for current", "event on side", "kept for side", "waited"]
 
 
 def test_tensors_of_the_host_are_not_copied(copies):
