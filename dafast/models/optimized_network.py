@@ -13,7 +13,7 @@ from ..config import ModelConfig
 from ..ops.linear_int8 import why_slow as why_slow_int8
 from ..runtime import keep_freed_memory, warn_if_slow
 from . import cuda_graphs
-from .cuda_graphs import GraphedForward
+from .cuda_graphs import GraphedForward, InputKind
 from .network import DepthNetwork
 from .packed_cpu import OptimizedForward, why_not_packed
 
@@ -152,26 +152,38 @@ class OptimizedNetwork(DepthNetwork):
             return now
         if type(x) is not Tensor:  # of mixed sizes, for which there is no graph
             return None
-        return lambda image: now.run(self._run_modules, [image], torch.clone)
+
+        def run(image: Tensor) -> Tensor:
+            dense = image.is_contiguous()
+            last = image.is_contiguous(memory_format=torch.channels_last) and not dense
+            kind = InputKind(tuple(image.shape), image.dtype, last)
+
+            def fill(out: Tensor | None) -> Tensor:
+                return image if out is None else out.copy_(image)
+
+            return now.run(self._run_modules, kind, fill, torch.clone)
+
+        return run
 
     def predict_batch(
-        self, images: Sequence[Tensor], read: Callable[[Tensor], _T], sky: bool = False
+        self,
+        shape: tuple[int, ...],
+        fill: Callable[[Tensor | None], Tensor],
+        read: Callable[[Tensor], _T],
+        sky: bool = False,
     ) -> _T:
-        """As `DepthNetwork.predict_batch`; on a GPU the inputs and results of a graph directly."""
+        """As `DepthNetwork.predict_batch`; on a GPU in the memory of a graph."""
         plain = type(self).forward is DepthNetwork.forward and self._compiled_call_impl is None
         hooked = self._forward_hooks or self._forward_pre_hooks or "forward" in vars(self)
         with torch.no_grad():
             now = self._optimized_now() if plain and not hooked else None
-            tensors = all(type(image) is Tensor for image in images)
-            if not isinstance(now, GraphedForward) or not tensors or sky > self.config.sky_head:
-                return super().predict_batch(images, read, sky)
-            for image in images:
-                self.pretrained.check_images(image)
+            if not isinstance(now, GraphedForward) or sky > self.config.sky_head:
+                return super().predict_batch(shape, fill, read, sky)
 
             def finish(maps: Tensor) -> _T:
                 return read(self._finish_with_sky(maps) if sky else self._finish(maps))
 
-            return now.run(self._run_modules, images, finish)
+            return now.run(self._run_modules, InputKind(shape, self.dtype), fill, finish)
 
     def __getstate__(self) -> dict[str, Any]:
         # oneDNN's layouts depend on the machine, graphs on addresses: a copy makes its own.

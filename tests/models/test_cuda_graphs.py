@@ -16,7 +16,7 @@ import torch
 import torch.utils.flop_counter
 
 import dafast
-from dafast.models import cuda_graphs
+from dafast.models import cuda_graphs, inference
 from dafast.models.cuda_graphs import MAX_GRAPHS, GraphedForward
 from dafast.ops import use_backend
 from tests.models.fake_graphs import (
@@ -52,6 +52,13 @@ def made(monkeypatch):
 @pytest.fixture
 def model(made, seed):
     return make(FIVE).optimize()
+
+
+def predict_batch(model, x, sky=False):
+    def fill(out):
+        return x.clone() if out is None else out.copy_(x)
+
+    return model.predict_batch(tuple(x.shape), fill, torch.clone, sky)
 
 
 @torch.no_grad()
@@ -237,7 +244,7 @@ def test_modes_that_see_operations_get_the_modules(model, made):
         modules(model, x)
     with torch.utils.flop_counter.FlopCounterMode(display=False) as counted:
         model(x)
-        model.predict_batch([x], torch.clone)
+        predict_batch(model, x)
     assert counted.get_total_flops() == 2 * plain.get_total_flops() > 0
     assert made[0].replays == 1
 
@@ -376,7 +383,7 @@ def test_every_kind_of_network(config, made, seed):
         assert torch.equal(model(x), modules(model, x))
     assert made[0].replays == 2
     if config.sky_head:
-        skies = [model.predict_batch([x], torch.clone, sky=True)[:, 1], model.predict_sky(x)]
+        skies = [predict_batch(model, x, sky=True)[:, 1], model.predict_sky(x)]
         assert all(torch.equal(sky, copy.deepcopy(model).predict_sky(x)) for sky in skies)
         assert (made[0].captures, made[0].replays) == (1, 4)
 
@@ -408,6 +415,21 @@ def test_infer_reads_the_memory_of_the_graph(flip, model, made):
     assert not np.array_equal(got[0], got[1])
 
 
+def test_one_photo_is_preprocessed_in_the_memory_of_the_graph(model, made, monkeypatch):
+    preprocess, places = inference.preprocess, []
+
+    def noted(*args, out=None, **options):
+        places.append(out)
+        return preprocess(*args, out=out, **options)
+
+    monkeypatch.setattr(inference, "preprocess", noted)
+    picture = photo(40, 60)
+    results = [model.infer(picture, size=28) for _ in range(4)]
+    (graph,) = model._optimized._graphs.values()
+    assert [out is graph.x for out in places] == [False, False, True, True]
+    assert all(np.array_equal(result, results[0]) for result in results)
+
+
 def test_infer_results_are_not_the_memory_of_the_graph(model, made):
     """Photos of the network's own size, which no resize copies."""
     photos = [photo(28, 42) for _ in range(2)]
@@ -432,6 +454,6 @@ def test_infer_calls_the_hooks_and_the_forward_of_a_subclass(made, seed):
     np.testing.assert_allclose(plain.infer(picture, size=28), once + 1, rtol=1e-6)
     handle.remove()
     with pytest.raises(TypeError, match="no sky head"):
-        plain.predict_batch([images()], torch.clone, sky=True)
+        predict_batch(plain, images(), sky=True)
     with pytest.raises(ValueError, match="multiples of 14"):
-        plain.predict_batch([images(1, 15, 28)], torch.clone)
+        predict_batch(plain, images(1, 15, 28))

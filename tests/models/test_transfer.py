@@ -96,6 +96,9 @@ def test_tensors_of_the_host_are_not_copied(copies):
     downloads.add(0, x)
     assert downloads.finish()[0] is x and not copies
     assert transfer.upload(x, torch.device("cpu")) is x
+    there = x.as_subclass(OnGpu)
+    there.to = lambda device: ("moved", device)
+    assert transfer.upload(there, torch.device("cuda", 1)) == ("moved", torch.device("cuda", 1))
 
 
 def test_maps_are_fetched_while_the_next_photos_are_computed(copies, monkeypatch, seed):
@@ -109,9 +112,10 @@ def test_maps_are_fetched_while_the_next_photos_are_computed(copies, monkeypatch
         copies.append(("compute", None))
         return run(x)
 
-    monkeypatch.setattr(
-        model, "predict_batch", lambda images, read, sky: read(noted(*images)[:, 0])
-    )
+    def predict_batch(shape, fill, read, sky):
+        return read(noted(fill(None))[:, 0])
+
+    monkeypatch.setattr(model, "predict_batch", predict_batch)
     monkeypatch.setattr(Downloads, "add", lambda self, key, x: add(self, key, x.as_subclass(OnGpu)))
     options = InferenceOptions(size=28, max_batch_tokens=1)
     with torch.no_grad():
