@@ -45,6 +45,10 @@ TESTS: tuple[tuple[str, tuple[str, ...]], ...] = (
                                        ("options", "train", "reliability", "student"))),
     (r"losses\.py", ("tests/test_losses.py", "tests/test_gradient_matching.py",
                      "tests/training/test_metric.py")),
+    (r"masked_median", (f"{OPS}affine_invariant_loss.py",)),
+    (r"csrc/.*(affine_invariant_loss|losses|loss_maps)", tuple(f"{OPS}{n}.py" for n in
+                                                   ("affine_invariant_loss_cpu", "cuda_host",
+                                                    "affine_invariant_loss"))),
     (r"csrc/(cuda|include)", tuple(f"{OPS}{n}.py" for n in
                                    ("cuda_host", "pad", "resize_bilinear", "preprocess"))),
     (r"csrc/cpu/flash_attention", (f"{OPS}flash_attention_cpu.py",)),
