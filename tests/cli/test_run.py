@@ -274,7 +274,7 @@ def test_memory(tmp_path, model_folder):
         path, out = tmp_path / f"{size[0]}.jpg", tmp_path / f"{size[0]}{len(option)}"
         return f"run|{path}|--out|{out}|--model|{model_folder}|--device|cpu|{option}"
 
-    others = "--formats|exr,tiff,pfm,gray,npz", "--formats|normals,ply"
+    others = "--formats|exr,tiff,pfm,gray", "--formats|normals,npz,ply"
     cases = ((small, "--npy"), *((large, o) for o in ("--npy", "--side-by-side", *others)))
     done = subprocess.run(
         [sys.executable, "-c", code, *(command(*case) for case in cases)],
