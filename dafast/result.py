@@ -32,10 +32,10 @@ _ROWS = 16
 """Rows that are converted at a time: the float64 values of a large map would be large."""
 
 
-def strips(height: int, rows: int = _ROWS) -> Iterator[slice]:
+def strips(height: int) -> Iterator[slice]:
     """Slices of a few rows that cover a map of this height."""
-    for start in range(0, height, rows):
-        yield slice(start, min(height, start + rows))
+    for start in range(0, height, _ROWS):
+        yield slice(start, min(height, start + _ROWS))
 
 
 def shade_strips(

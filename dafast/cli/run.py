@@ -1,7 +1,7 @@
 """``dafast run``: photos in, maps, pictures and scenes out.
 
 Peak memory, in addition to the model: 11 bytes a pixel of an 8-bit photo, as in `infer`, and 17
-with the formats that show the photo, except ``glb``.
+with ``side``, ``ply`` and ``normals``; ``glb`` takes 0.2 GB more for its million of vertices.
 """
 
 from __future__ import annotations

@@ -271,9 +271,8 @@ def predict_maps(
     """Maps of images, float32, with a warning if one is not finite.
 
     They are on the model's device with ``options.return_tensors``, else on the host: each is copied
-    while the next photos are read and computed. ``skies``, ``pixels`` and ``geometries`` collect
-    the outputs of the sky head on the model's device, the images as
-    read, and how they were resized.
+    while the next photos are read and computed. ``skies`` collects the outputs of the sky head,
+    ``pixels`` the images as read, and ``geometries`` how they were resized.
     """
     options.check(model.config)
     images = fetch_all(images)

@@ -390,7 +390,7 @@ def test_ten_photos_in_every_format(kind, run, tmp_path, rng, model_folder, metr
     assert contents(out) == before
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_50_megapixels_in_every_format(run, tmp_path, rng):
     image = Image.fromarray(rng.integers(0, 256, (60, 90, 3), dtype=np.uint8))
     image.resize((8660, 5774)).save(tmp_path / "large.jpg")
