@@ -39,6 +39,7 @@ class DepthPredictor:
         from ..models.tiles import check_tile
 
         refused = {"--fov": args.fov, "--intrinsics": args.intrinsics, "--tile": args.tile}
+        refused["--guided"] = args.guided
         given = [name for name, value in refused.items() if value]
         if args.panorama and given:
             raise CommandError(f"--panorama: leave out {', '.join(given)}")
@@ -49,7 +50,7 @@ class DepthPredictor:
         # A bad option ends the command before any photo.
         check_options(config, **self.given)
         check_tile(args.tile, config)
-        self.large = dict(tile=args.tile, panorama=args.panorama)
+        self.large = dict(tile=args.tile, guided=args.guided, panorama=args.panorama)
         self.base: dict[str, Any] = {
             "model": config.name,
             "weights": digest_model(self.model),
@@ -58,6 +59,7 @@ class DepthPredictor:
             "size": args.size or config.image_size,
             "max_tokens": args.max_tokens,
             "tile": args.tile,
+            "guided": args.guided or None,
             "panorama": args.panorama or None,
         }
         self.options: dict[str, Any] = {"palette": args.palette, "camera": camera.setting}
@@ -123,7 +125,7 @@ class ClassPredictor:
 
         depth_only = {"--config": args.config, "--fit": args.fit, "--fov": args.fov}
         depth_only |= {"--intrinsics": args.intrinsics, "--common-range": args.common_range}
-        depth_only |= {"--tile": args.tile, "--panorama": args.panorama}
+        depth_only |= {"--tile": args.tile, "--guided": args.guided, "--panorama": args.panorama}
         given = [name for name, value in depth_only.items() if value]
         if given:
             raise CommandError(

@@ -127,13 +127,18 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 
 def _add_large(parser: argparse.ArgumentParser) -> None:
-    """Adds ``--tile`` and ``--panorama``."""
+    """Adds ``--tile``, ``--guided`` and ``--panorama``."""
     parser.add_argument(
         "--tile",
         type=_tile,
         metavar="auto|N",
         help="predict large photos in overlapping tiles, of N pixels a side or of a size that "
         "suits the photo: more detail, and more time (default: one pass)",
+    )
+    parser.add_argument(
+        "--guided",
+        action="store_true",
+        help="enlarge the maps along the edges of the photo: sharper borders of objects",
     )
     parser.add_argument(
         "--panorama",

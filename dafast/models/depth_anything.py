@@ -347,6 +347,7 @@ class DepthAnything(Publishable, DepthNetwork):
         align: str = ...,
         tile: int | str | None = ...,
         panorama: bool = ...,
+        guided: bool = ...,
         **options: Unpack[InferenceKeywords],
     ) -> DepthResult: ...
     @overload
@@ -361,6 +362,7 @@ class DepthAnything(Publishable, DepthNetwork):
         align: str = ...,
         tile: int | str | None = ...,
         panorama: bool = ...,
+        guided: bool = ...,
         **options: Unpack[InferenceKeywords],
     ) -> list[DepthResult]: ...
     def predict(
@@ -374,6 +376,7 @@ class DepthAnything(Publishable, DepthNetwork):
         align: str = "global",
         tile: int | str | None = None,
         panorama: bool = False,
+        guided: bool = False,
         **options: Unpack[InferenceKeywords],
     ) -> Any:
         """Predicts photos with any model; the results say what they are.
@@ -396,6 +399,8 @@ class DepthAnything(Publishable, DepthNetwork):
                 the layout, the tiles the detail; see `dafast.models.tiles`. None: one pass.
             panorama: Whether the photos are equirectangular (360 by 180 degrees); the results are
                 `dafast.panorama.PanoramaResult`: distances from the camera.
+            guided: Whether to enlarge the maps along the edges of the photo
+                (`dafast.ops.guided_upsample`), instead of smoothly.
             **options: As for `infer`.
 
         Returns:
@@ -419,6 +424,7 @@ class DepthAnything(Publishable, DepthNetwork):
             align=align,
             tile=tile,
             panorama=panorama,
+            guided=guided,
         )
 
     def infer_sky(self, images: Any, **options: Unpack[InferenceKeywords]) -> Any:

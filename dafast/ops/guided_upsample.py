@@ -144,7 +144,7 @@ def guided_upsample(
     compute = torch.float64 if x.dtype == torch.float64 else torch.float32
     # One channel at a time: a large uint8 photo never becomes float as a whole.
     channels = [
-        F.adaptive_avg_pool2d(guide[:, c : c + 1].to(compute), x.shape[-2:])
+        F.adaptive_avg_pool2d(guide[:, c : c + 1].to(compute), (x.shape[2], x.shape[3]))
         for c in range(guide.shape[1])
     ]
     small = torch.cat(channels, 1) / (255 if guide.dtype == torch.uint8 else 1)

@@ -36,6 +36,14 @@ def test_a_panorama_goes_through_the_formats(run, rng, tmp_path):
     assert Image.open(out / "a_normals.png").size == (64, 32)
 
 
+def test_guided_maps_are_noted(run, rng, tmp_path):
+    path, out = photo(tmp_path / "a.png", rng, (60, 80)), tmp_path / "out"
+    assert run(path, "--guided", "--tile", 64)[0] == 0
+    assert read_facts(out / "a_depth.png")["guided"] is True
+    code, text = run(path, "--tile", 64)
+    assert code == 1 and "different guided" in text
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
