@@ -106,6 +106,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "%(default)s)",
     )
     add_camera(parser)
+    _add_large(parser)
     parser.add_argument("--recursive", action="store_true", help="also read subfolders")
     parser.add_argument(
         "--overwrite",
@@ -123,6 +124,33 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     add_max_tokens(parser)
     add_device(parser)
     parser.set_defaults(function=run)
+
+
+def _add_large(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--tile``, ``--guided`` and ``--panorama``."""
+    parser.add_argument(
+        "--tile",
+        type=_tile,
+        metavar="auto|N",
+        help="predict large photos in overlapping tiles, of N pixels a side or of a size that "
+        "suits the photo: more detail, and more time (default: one pass)",
+    )
+    parser.add_argument(
+        "--guided",
+        action="store_true",
+        help="enlarge the maps along the edges of the photo: sharper borders of objects",
+    )
+    parser.add_argument(
+        "--panorama",
+        action="store_true",
+        help="the photos are equirectangular, 360 by 180 degrees: the maps hold the distance from "
+        "the camera, and ply and glb surround it",
+    )
+
+
+def _tile(text: str) -> int | str:
+    """Parses "auto" or a number of pixels."""
+    return text if text == "auto" else positive(text)
 
 
 def _formats(text: str) -> tuple[str, ...]:

@@ -195,6 +195,7 @@ class DepthAnything(Convertible, Publishable, OptimizedNetwork):
         align: str = ...,
         tile: int | str | None = ...,
         panorama: bool = ...,
+        guided: bool = ...,
         **options: Unpack[InferenceKeywords],
     ) -> DepthResult: ...
     @overload
@@ -209,6 +210,7 @@ class DepthAnything(Convertible, Publishable, OptimizedNetwork):
         align: str = ...,
         tile: int | str | None = ...,
         panorama: bool = ...,
+        guided: bool = ...,
         **options: Unpack[InferenceKeywords],
     ) -> list[DepthResult]: ...
     def predict(
@@ -222,6 +224,7 @@ class DepthAnything(Convertible, Publishable, OptimizedNetwork):
         align: str = "global",
         tile: int | str | None = None,
         panorama: bool = False,
+        guided: bool = False,
         **options: Unpack[InferenceKeywords],
     ) -> Any:
         """Predicts photos with any model; the results say what they are.
@@ -244,6 +247,8 @@ class DepthAnything(Convertible, Publishable, OptimizedNetwork):
                 the layout, the tiles the detail; see `dafast.models.tiles`. None: one pass.
             panorama: Whether the photos are equirectangular (360 by 180 degrees); the results are
                 `dafast.panorama.PanoramaResult`: distances from the camera.
+            guided: Whether to enlarge the maps along the edges of the photo
+                (`dafast.ops.guided_upsample`), instead of smoothly.
             **options: As for `infer`.
 
         Returns:
@@ -267,6 +272,7 @@ class DepthAnything(Convertible, Publishable, OptimizedNetwork):
             align=align,
             tile=tile,
             panorama=panorama,
+            guided=guided,
         )
 
     def infer_sky(self, images: Any, **options: Unpack[InferenceKeywords]) -> Any:
