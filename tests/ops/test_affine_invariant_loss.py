@@ -571,3 +571,14 @@ def test_gpu_graph_capture_and_streams(seed):
     torch.cuda.synchronize()
     for got, got_grad in [*results, (loss.detach(), grad)]:
         assert torch.equal(got, expected) and torch.equal(got_grad, expected_grad)
+
+
+@needs_extension
+@pytest.mark.parametrize("shape", [(1, 4, 6), (1, 3, 5), (2, 4, 5), (4, 5)])
+def test_extension_refuses_maps_of_two_shapes(shape):
+    op = torch.ops.dafast_C.affine_invariant_loss
+    x, other = torch.ones(1, 4, 5), torch.ones(shape)
+    out = torch.empty(()), torch.empty(2, 1, 8)
+    for arguments in ((x, other, None), (x, x, other.bool())):
+        with pytest.raises(RuntimeError, match="of one shape"):
+            op(*arguments, None, 1e-6, *out)
