@@ -183,6 +183,7 @@ def test_what_the_hub_refuses(hub, tmp_path):
     assert "no such repository" in errors[7]
 
 
+@pytest.mark.slow
 def test_no_network(tmp_path):
     with socket.socket() as unused:  # bound, but nobody listens: connections are refused
         unused.bind(("127.0.0.1", 0))
