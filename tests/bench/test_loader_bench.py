@@ -12,6 +12,7 @@ from dafast.data.shards import ShardDataset
 from tests.training import tiny
 
 
+@pytest.mark.slow
 def test_runs_on_given_shards(tmp_path: Path, seed: int, capsys) -> None:
     shards = tiny.write_shards(tmp_path / "shards", 1, 6, seed)
     report = loader.main([

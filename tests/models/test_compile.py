@@ -116,6 +116,7 @@ def check_sizes(program, model, sizes=(*SMALL, TRAINED)):
         assert error <= 1e-5 * expected.abs().max(), (batch, rows, columns)
 
 
+@pytest.mark.slow
 def test_an_export_holds_for_every_batch_and_size(seed):
     model = random_model()
     sides = [14 * Dim(name, min=2, max=100) for name in ("rows", "columns")]

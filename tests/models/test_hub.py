@@ -156,6 +156,7 @@ def test_download_then_the_cache(hub, nano, tmp_path):
     assert "model.safetensors" in unknown
 
 
+@pytest.mark.slow
 def test_what_the_hub_refuses(hub, tmp_path):
     (tmp_path / "taken").mkdir()
     answers, _ = load_all(

@@ -391,6 +391,7 @@ def test_maps_of_any_stride_are_read_in_place(backend, seed, monkeypatch, device
 
 
 @pytest.mark.parametrize("backend", KERNELS)
+@pytest.mark.slow
 def test_full_size_map_twice_bit_equal(backend, seed, poisoned):
     prediction, target, mask, generator = _inputs(seed, (1, 518, 518))
     regions = _regions(mask, generator)
@@ -425,7 +426,7 @@ def test_only_the_loss_is_differentiable(backend, seed):
         assert [x.requires_grad for x in op(*inputs)] == [True, False]
 
 
-@pytest.mark.parametrize("with_masks", [False, True])
+@pytest.mark.parametrize("with_masks", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize("backend", KERNELS)
 def test_opcheck_and_compile(backend, with_masks, seed):
     prediction, target, mask, generator = _inputs(seed, (2, 8, 9))

@@ -219,6 +219,7 @@ def test_settings_that_a_checkpoint_does_not_know_have_their_defaults() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_learns(shards: Path, tmp_path: Path, seed: int) -> None:
     config = tiny_config(
         shards, tmp_path / "run", steps=60, seed=seed, augment=AugmentConfig(), checkpoint_every=0
