@@ -287,6 +287,7 @@ def test_memory(tmp_path, model_folder):
     assert 4 < (scenes - base) / (large[0] * large[1]) <= 18
 
 
+@pytest.mark.slow
 def test_broken_optional_packages_do_not_matter_to_a_png(tmp_path, rng, model_folder):
     source = photo(tmp_path / "a.png", rng)
     for package in ("triton", "pillow_heif", "xformers"):

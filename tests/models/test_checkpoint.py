@@ -223,6 +223,7 @@ def test_saved_files_have_ordinary_permissions(tmp_path):
         assert path.stat().st_mode == expected, path.name
 
 
+@pytest.mark.slow
 def test_loading_and_inference_do_not_import_the_compiler():
     script = """
 import sys

@@ -384,6 +384,7 @@ def test_maps_of_any_stride_are_read_in_place(backend, seed, monkeypatch, device
 
 
 @pytest.mark.parametrize("backend", KERNELS)
+@pytest.mark.slow
 def test_full_size_map_twice_bit_equal(backend, seed, poisoned):
     prediction, target, mask, generator = _inputs(seed, (1, 518, 518))
     regions = _regions(mask, generator)
@@ -418,7 +419,7 @@ def test_only_the_loss_is_differentiable(backend, seed):
         assert [x.requires_grad for x in op(*inputs)] == [True, False]
 
 
-@pytest.mark.parametrize("with_masks", [False, True])
+@pytest.mark.parametrize("with_masks", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize("backend", KERNELS)
 def test_opcheck_and_compile(backend, with_masks, seed):
     prediction, target, mask, generator = _inputs(seed, (2, 8, 9))
@@ -469,3 +470,14 @@ def test_triton_leaves_float64_to_the_reference():
     x = torch.zeros(1, 2, 3, dtype=torch.float64)
     with use_backend("triton"), pytest.raises(BackendError, match=r"not torch\.float64"):
         affine_invariant_loss(x, x)
+
+
+@needs_extension
+@pytest.mark.parametrize("shape", [(1, 4, 6), (1, 3, 5), (2, 4, 5), (4, 5)])
+def test_extension_refuses_maps_of_two_shapes(shape):
+    op = torch.ops.dafast_C.affine_invariant_loss
+    x, other = torch.ones(1, 4, 5), torch.ones(shape)
+    out = torch.empty(()), torch.empty(2, 1, 8)
+    for arguments in ((x, other, None), (x, x, other.bool())):
+        with pytest.raises(RuntimeError, match="of one shape"):
+            op(*arguments, None, 1e-6, *out)
