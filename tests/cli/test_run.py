@@ -280,7 +280,9 @@ def test_memory(tmp_path, model_folder):
         [sys.executable, "-c", code, *(command(*case) for case in cases)],
         capture_output=True, text=True, cwd=ROOT, check=True,
     )  # fmt: skip
-    base, npy, side, maps, scenes = (int(peak) for peak in re.findall(r"^peak (\d+)$", done.stdout, re.M))
+    base, npy, side, maps, scenes = (
+        int(peak) for peak in re.findall(r"^peak (\d+)$", done.stdout, re.M)
+    )
     assert 4 < (npy - base) / (large[0] * large[1]) <= 12
     assert 4 < (side - base) / (large[0] * large[1]) <= 18
     assert 4 < (maps - base) / (large[0] * large[1]) <= 12

@@ -13,7 +13,8 @@ import torch.nn.utils.prune
 from safetensors.torch import load_file
 
 from dafast import DepthAnything, SegmentationModel, files
-from dafast.config import PRESETS, LicenseWarning
+from dafast._warnings import LicenseWarning
+from dafast.config import PRESETS
 from dafast.models import checkpoint
 from dafast.models.checkpoint import CheckpointError, load_encoder, save_pretrained
 from dafast.models.conversion import ENCODER_LAYOUTS, LAYOUTS, from_official

@@ -234,7 +234,7 @@ def test_command_describes_files(capsys, model, tmp_path):
 
 @pytest.mark.parametrize("start", ["https://huggingface.co/", "hf://"])
 def test_addresses_of_the_hub_are_no_ids(start):
-    with pytest.raises(CheckpointError, match="id of the repository is 'owner/name'$"):
+    with pytest.raises(CheckpointError, match=r"id of the repository is 'owner/name'$"):
         locate(f"{start}owner/name/tree/main", None, HubOptions())
 
 

@@ -472,7 +472,7 @@ def test_triton_leaves_float64_to_the_reference():
         affine_invariant_loss(x, x)
 
 
-@needs_extension
+@parity.needs_extension
 @pytest.mark.parametrize("shape", [(1, 4, 6), (1, 3, 5), (2, 4, 5), (4, 5)])
 def test_extension_refuses_maps_of_two_shapes(shape):
     op = torch.ops.dafast_C.affine_invariant_loss
