@@ -6,7 +6,7 @@ import torch
 
 from bench.depth_like import depth_like
 from dafast.ops import affine_invariant_loss, affine_invariant_loss_reference, use_backend
-from tests.instruction_sets import CPP
+from tests.instruction_sets import CPP, needs_extension
 from tests.ops import parity
 from tests.pairwise import grid
 
@@ -472,7 +472,7 @@ def test_triton_leaves_float64_to_the_reference():
         affine_invariant_loss(x, x)
 
 
-@parity.needs_extension
+@needs_extension
 @pytest.mark.parametrize("shape", [(1, 4, 6), (1, 3, 5), (2, 4, 5), (4, 5)])
 def test_extension_refuses_maps_of_two_shapes(shape):
     op = torch.ops.dafast_C.affine_invariant_loss
