@@ -270,6 +270,12 @@ def _chosen(args: argparse.Namespace, formats: Iterable[str], default: Sequence[
     return list(dict.fromkeys(names))
 
 
+def _span(values: Sequence[float]) -> str:
+    """The smallest and the largest of some values."""
+    low, high = (f"{pick(values):.1f}" for pick in (min, max))
+    return low if low == high else f"{low}..{high}"
+
+
 _CAMERAS = {
     "given": "from --intrinsics",
     "fov": "from --fov",
@@ -302,8 +308,11 @@ def _summary(
         parts.append(f"interrupted with {left} left")
     print(f"{', '.join(parts)} ({seconds:.1f} s)")
     if progress.cameras:
-        sources = [f"{n} {_CAMERAS[source]}" for source, n in sorted(progress.cameras.items())]
-        print(f"  camera: {', '.join(sources)}")
+        sources = [
+            f"{len(focals)} {_CAMERAS[source]}, fx {_span(focals)}"
+            for source, focals in sorted(progress.cameras.items())
+        ]
+        print(f"  camera: {'; '.join(sources)}")
     for name, reason in failures:
         print(f"  FAILED {shown(name)}: {reason}")
     for warning in progress.warnings:
