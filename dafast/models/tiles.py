@@ -124,7 +124,10 @@ def predict_tiled(
         done = end - top
         finished = band[0, :done] / band[1, :done]
         result[top:end] = _invert(finished) if inverse else finished
-        band = torch.cat([band[:, done:], torch.zeros(2, done, width)], 1)
+        for sums in band:  # one after the other: half of the memory
+            kept = sums[done:].clone()
+            sums[: tall - done] = kept
+            sums[tall - done :] = 0
     return result, geometries[0]
 
 
