@@ -21,6 +21,7 @@ def counts():
         return {label: counter.count(label) for label in labels}
 
 
+@pytest.mark.slow
 def test_affine_invariant_loss(counts):
     *forward, backward = counts["affine_invariant_loss|2x30x30, 20% masked|float32"]
     inputs = PIXELS * (4 + 4 + 1)
@@ -35,6 +36,7 @@ def test_affine_invariant_loss(counts):
     assert backward["written"] == PIXELS * 4
 
 
+@pytest.mark.slow
 def test_feature_alignment_loss(counts):
     first, reduce, backward = counts["feature_alignment_loss|2x9x48|bfloat16"]
     maps = 2 * TOKENS * CHANNELS * 2
