@@ -40,19 +40,20 @@ pytestmark = pytest.mark.usefixtures("poisoned")
 
 def _inputs(seed, shape, dtypes=(FLOAT, FLOAT, FLOAT, None)):
     """x, branch, gamma, weight, bias; the rows' means and spreads differ."""
-    stream, branch, parameters, _ = dtypes
+    stream, branch_dtype, parameters, _ = dtypes
     generator = torch.Generator().manual_seed(seed)
 
     def random(*size):
         return torch.randn(size, generator=generator, dtype=torch.float64)
 
     x = random(*shape) * (0.5 + random(*shape[:-1], 1).abs()) + random(*shape[:-1], 1)
-    if (
-        shape[-1] < 16
-    ):  # so few may lie close together, and rounding them would then be all there is
-        x += 4 * torch.arange(shape[-1])
-    vectors = (random(shape[-1]).to(parameters) for _ in range(3))
-    return [x.to(stream), random(*shape).to(branch), *vectors]
+    branch = random(*shape)
+    gamma, weight, bias = (random(shape[-1]) for _ in range(3))
+    if shape[-1] < 16:  # values of so few that lie close together would be lost in rounding
+        x = random(*shape).clamp(-1, 1) + 16 * torch.arange(shape[-1])
+        branch, gamma = branch.clamp(-2, 2), gamma.clamp(-2, 2)
+    vectors = (vector.to(parameters) for vector in (gamma, weight, bias))
+    return [x.to(stream), branch.to(branch_dtype), *vectors]
 
 
 def _gradients_of(seed, s, n):
