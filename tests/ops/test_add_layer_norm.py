@@ -71,7 +71,8 @@ def _check(got, exact, eager):
     for name, value, wanted, usual in zip(NAMES, got, exact, eager, strict=True):
         # What follows from s has its rounding, which few channels make larger.
         coarsest = max(value.dtype, got[0].dtype, key=lambda dtype: TOLERANCES[dtype].op)
-        parity.assert_within(value, wanted, usual, steps=4, dtype=coarsest, name=name)
+        steps = 8 if name in NAMES[4:] else 4  # sums over rows cancel
+        parity.assert_within(value, wanted, usual, steps=steps, dtype=coarsest, name=name)
 
 
 def _eager(x, branch, gamma, weight, bias, dtype):
