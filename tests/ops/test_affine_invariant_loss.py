@@ -257,7 +257,7 @@ def test_depth_like_maps(backend, dtype, with_regions, seed, poisoned, device):
     )
 
 
-@pytest.mark.parametrize("spread", [1, 700, 5000])
+@pytest.mark.parametrize("spread", [1, 3000])
 @pytest.mark.parametrize("backend", KERNELS)
 def test_deviations_of_neighbouring_floats(backend, spread, seed, poisoned, device):
     """Values a few steps of float32 around the median, where the last digit's interval ends."""
