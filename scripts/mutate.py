@@ -75,8 +75,8 @@ NOT_MUTATED = re.compile(
 )
 NOT_MUTATED_LINE = re.compile(
     r"^\s*(#|//|\*|using|template|static_assert|raise|return \"|f?\"|import|from|@|extern)"
-    r"|isa\(\) >=|cuda|namespace|operator|_CHECK|->|>>|<<|num_warps|num_stages|grain|prefetch|restrict"
-    r"|typename|cdiv|pragma"
+    r"|isa\(\) >=|cuda|namespace|operator|_CHECK|->|>>|<<|num_warps|num_stages|grain|prefetch"
+    r"|restrict|typename|cdiv|pragma"
 )
 
 # Path and line of faults that no caller can see, with the reason.
