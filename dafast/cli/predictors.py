@@ -65,7 +65,7 @@ class DepthPredictor:
         self.options: dict[str, Any] = {"palette": args.palette, "camera": camera.setting}
         self.options["edge_threshold"] = args.edge_threshold
         self.options["range"] = None
-        if config.is_metric:
+        if config.is_metric or config.calibration:
             self.options["depth_scale"] = args.depth_scale
         if config.focal_length is not None:  # the metres depend on the camera
             self.base["camera"] = camera.setting
@@ -96,8 +96,11 @@ class DepthPredictor:
 
     def make(self, result: DepthResult, name: str) -> depth_formats.Made:
         """Prepares a result for its files."""
-        shown = result if result.is_metric else result.to_disparity()
-        _check_finite(shown.values, self.base["dtype"])  # depth 0 has no disparity
+        if result.unit == "1/m":  # of a calibrated model; metres are unknown where it is 0 or less
+            shown = result.to_depth()
+        else:
+            shown = result if result.is_metric else result.to_disparity()
+            _check_finite(shown.values, self.base["dtype"])  # depth 0 has no disparity
         facts = {"photo_name": name, **self._true_size(result.values.shape)}
         return depth_formats.Made(result, shown, facts)
 

@@ -109,6 +109,15 @@ def test_the_command_stores_it_and_eval_reads_it(tmp_path, rng, capsys):
     assert main([*scored, "--align", "none", "--json", str(tmp_path / "scores.json")]) == 0
     scores = json.loads((tmp_path / "scores.json").read_text())
     assert scores[0]["delta_1"] > 0.85  # a tenth of the depth is wrong
+    photo, out = str(tmp_path / "0.png"), tmp_path / "depth"
+    formats = ["--formats", "png16,npz,color,ply", "--out", str(out)]
+    assert main(["run", photo, "--model", str(tmp_path / "new"), *formats]) == 0
+    depth = np.load(out / "0.npz")
+    assert depth["kind"] == "depth" and depth["unit"] == "m"
+    disparity = 0.5 * model.infer(photo) + 0.2
+    np.testing.assert_allclose(depth["depth"], 1 / disparity, rtol=0.1)
+    millimetres = np.asarray(Image.open(out / "0_depth.png"))
+    np.testing.assert_allclose(millimetres / 1000, depth["depth"], atol=1e-3)
     assert main([*command, str(tmp_path / "new")]) == 1
     assert "not an empty folder" in capsys.readouterr().err
 

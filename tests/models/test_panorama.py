@@ -111,7 +111,9 @@ def test_the_room_comes_back_in_depth(photo, truth, seed):
 def test_metres_keep_their_mean(photo, truth, seed):
     result = seer(kind="metric", output="exp").predict(photo, panorama=True)
     assert result.unit == "m"
-    assert np.median(result.values / truth) == pytest.approx(1, abs=0.1)  # of 12 scales, 0.8..1.2
+    assert np.median(result.values / truth) == pytest.approx(
+        1, abs=0.17
+    )  # of 12 scales in 0.8..1.2: five deviations of their mean
 
 
 def test_the_room_comes_back_in_disparity(photo, truth, seed):
