@@ -366,6 +366,47 @@ def _bicubic(height: int, width: int, size: tuple[int, int]) -> Case:
     )
 
 
+def _warp(height: int, width: int) -> Case:
+    def make(seed: int, dtype: torch.dtype, device: torch.device) -> tuple[Any, ...]:
+        generator = torch.Generator().manual_seed(seed)
+        image = torch.rand(1, 3, height, width, generator=generator)
+        coarse = 12 * torch.rand(1, 1, height // 20 + 1, width // 20 + 1, generator=generator)
+        order = torch.nn.functional.interpolate(coarse, size=(height, width))
+        flow = torch.cat([order, 0.3 * order], 1)
+        return tuple(x.to(device, dtype) for x in (image, flow, order))
+
+    return Case(
+        op="forward_warp",
+        label=f"{width}x{height}",
+        make=make,
+        call=lambda *inputs: ops.forward_warp(*inputs)[0],
+        differentiable=(),
+        flops=4.0 * 8 * height * width,
+        bytes=lambda b: 9.0 * b * height * width,
+        dtypes=(torch.float32,),
+        tolerance={torch.float32: 1e-5},
+    )
+
+
+def _guided(height: int, width: int, size: tuple[int, int]) -> Case:
+    def make(seed: int, dtype: torch.dtype, device: torch.device) -> tuple[Any, ...]:
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.rand(1, 1, *size, generator=generator).to(device, dtype)
+        return x, torch.rand(1, 3, height, width, generator=generator).to(device, dtype)
+
+    return Case(
+        op="guided_upsample",
+        label=f"{size[1]}x{size[0]} to {width}x{height}",
+        make=make,
+        call=ops.guided_upsample,
+        differentiable=(),
+        flops=25.0 * 15 * height * width,
+        bytes=lambda b: b * (4.0 * height * width + size[0] * size[1]),
+        dtypes=(torch.float32,),
+        tolerance={torch.float32: 1e-4},
+    )
+
+
 def _bilinear(
     channels: int,
     source: tuple[int, int],
@@ -491,6 +532,8 @@ CASES: tuple[Case, ...] = (
     _gelu(4, 1536),
     _gelu(16, 4096, gpu_only=True),
     _bicubic(1080, 1920, (518, 924)),
+    _warp(1080, 1920),
+    _guided(1080, 1920, (518, 921)),
     _bilinear(64, (148, 148), (296, 296)),
     _bilinear(32, (296, 296), (518, 518)),
     _bilinear(3, (1080, 1920), (518, 921), antialias=True),
@@ -516,6 +559,8 @@ SMALL_CASES: tuple[Case, ...] = (
     _gelu(2, 96, tokens=9),
     _int8(9, 30, 33),
     _bicubic(40, 60, (28, 42)),
+    _warp(40, 60),
+    _guided(40, 60, (14, 21)),
     _bilinear(4, (9, 10), (18, 20)),
     _bilinear(3, (40, 60), (28, 42), antialias=True),
     _pad(4, (9, 10), (1, 2, 3, 4)),

@@ -40,7 +40,7 @@ def directions_of(rows: np.ndarray | range, height: int, width: int) -> np.ndarr
     return np.stack(np.broadcast_arrays(*parts), axis=-1)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class PanoramaResult(DepthResult):
     """The prediction of an equirectangular photo.
 

@@ -33,7 +33,7 @@ __all__ = [
 SUFFIXES = (".ply",)
 """Suffixes of the files that `PointCloud.save` writes."""
 
-_ROWS = 64
+_ROWS = 16
 """Rows that are unprojected at a time: the float64 values of a large map would be large."""
 
 

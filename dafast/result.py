@@ -32,10 +32,10 @@ _ROWS = 16
 """Rows that are converted at a time: the float64 values of a large map would be large."""
 
 
-def strips(height: int, rows: int = _ROWS) -> Iterator[slice]:
+def strips(height: int) -> Iterator[slice]:
     """Slices of a few rows that cover a map of this height."""
-    for start in range(0, height, rows):
-        yield slice(start, min(height, start + rows))
+    for start in range(0, height, _ROWS):
+        yield slice(start, min(height, start + _ROWS))
 
 
 def shade_strips(
@@ -269,9 +269,8 @@ class DepthResult:
     def normal_strips(self) -> _Strips:
         """Strips of `normals`, which takes less memory."""
         depth, camera = self.surface_depth(), self.camera()
-        for first in range(0, len(depth), 64):
-            last = min(len(depth), first + 64)
-            yield slice(first, last), normals_of(depth, camera, first, last)
+        for rows in strips(len(depth)):
+            yield rows, normals_of(depth, camera, rows.start, rows.stop)
 
     def point_cloud(self) -> PointCloud:
         """The points in space with their normals: in metres, or up to an unknown scale.

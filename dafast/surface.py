@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 EDGE_THRESHOLD = 0.05
 MAX_VERTICES = 1_000_000
 
+_ROWS = 16
+"""Rows of normals at a time: the float64 values of a large map would be large."""
+
 
 def normals_of(
     depth: np.ndarray, intrinsics: Intrinsics, first: int = 0, last: int | None = None
@@ -179,8 +182,8 @@ def joined_faces(z: np.ndarray, edge_threshold: float) -> tuple[np.ndarray, np.n
     if not edge_threshold > 0:
         raise ValueError(f"edge_threshold={edge_threshold!r}: a relative difference above 0")
     known = np.isfinite(z) & (z > 0)
-    corners = np.where(known, z, np.nan)
-    numbers = np.arange(z.size).reshape(z.shape)
+    corners = np.where(known, z, np.nan).astype(np.float32)
+    numbers = np.arange(z.size, dtype=np.int32).reshape(z.shape)
     upper_left, upper_right = numbers[:-1, :-1].ravel(), numbers[:-1, 1:].ravel()
     lower_left, lower_right = numbers[1:, :-1].ravel(), numbers[1:, 1:].ravel()
     faces = np.concatenate(
@@ -222,9 +225,9 @@ def _sampled_normals(
 ) -> np.ndarray:
     """Normals at some rows and columns, a few rows at a time."""
     found = np.empty((len(rows), len(columns), 3), np.float32)
-    for start in range(0, depth.shape[0], 64):
-        chosen = (rows >= start) & (rows < start + 64)
+    for start in range(0, depth.shape[0], _ROWS):
+        chosen = (rows >= start) & (rows < start + _ROWS)
         if chosen.any():
-            part = normals_of(depth, camera, start, min(depth.shape[0], start + 64))
+            part = normals_of(depth, camera, start, min(depth.shape[0], start + _ROWS))
             found[chosen] = part[np.ix_(rows[chosen] - start, columns)]
     return found

@@ -131,8 +131,8 @@ def feature_alignment_loss_fwd(
         kept_only: Whether to divide by the number of the other tokens, else by all.
 
     Returns:
-        The loss (), and for the backward per token cosine and both inverse norms (3, B * N), that of
-        a zero student infinite, and the weight of a token (); all float32.
+        The loss (), and for the backward per token cosine and both inverse norms (3, B * N),
+        infinite for a zero student, and the weight of a token (); all float32.
     """
     student, teacher = _rows_of_unit_stride(student), _rows_of_unit_stride(teacher)
     batch, tokens, channels = student.shape

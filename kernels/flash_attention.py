@@ -19,7 +19,6 @@ from torch import Tensor
 from .flash_attention_tiles import clear_gaps, is_small, load_tile, place, tile_of
 from .runtime import (
     INTERPRET,
-    cdiv,
     dot,
     float32_precision,
     kernel,
@@ -370,16 +369,17 @@ class _Problem:
     def readable(self, *tensors: Tensor) -> list[Tensor]:
         """Each as it is where the kernels can read it in place, else a copy."""
         row = 0 if self.varlen else 1
-        return [
-            x if x.stride(-1) == 1 and x.stride(row) < _MAX_ROW_STRIDE else x.contiguous()
-            for x in tensors
-        ]
+        found = []
+        for x in tensors:
+            in_place = x.stride(-1) == 1 and x.stride(row) < _MAX_ROW_STRIDE
+            found.append(x if in_place else x.contiguous())
+        return found
 
     def is_empty(self, q: Tensor, k: Tensor) -> bool:
         return q.numel() == 0 or k.numel() == 0 or self.q_length == 0 or self.batch == 0
 
     def grid(self, length: int, block: int) -> tuple[int]:
-        return (cdiv(length, block) * self.batch * self.heads,)
+        return (-(-length // block) * self.batch * self.heads,)
 
 
 @on_its_device

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
@@ -42,12 +44,24 @@ def tile_of(kind: str, dtype: torch.dtype, head_dim: int, small: bool = False) -
         small: Whether larger tiles would leave processors without a program. Results have the
             same bits: rows do not depend on each other.
     """
-    backend, arch = target()
+    tf32 = dtype == torch.float32 and float32_precision() == "tf32"
+    return dict(_tile_of(kind, dtype, head_dim, small, tf32, *target()))
+
+
+@functools.lru_cache(1024)
+def _tile_of(
+    kind: str,
+    dtype: torch.dtype,
+    head_dim: int,
+    small: bool,
+    tf32: bool,
+    backend: str,
+    arch: int | str,
+) -> dict[str, int]:
     units = matrix_units(backend, arch)
     wide = head_dim > 64
     asynchronous = units in ("wgmma", "tcgen05")
     branch, overlap = not asynchronous, False
-    tf32 = dtype == torch.float32 and float32_precision() == "tf32"
     if units == "interpreter":
         m, n, warps, stages = 32, 32, 4, 1
     elif units == "mfma" and (wide or dtype == torch.float32):

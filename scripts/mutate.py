@@ -2,6 +2,7 @@
 
     python scripts/mutate.py                       # 40 faults, drawn with seed 0
     python scripts/mutate.py --seed 3 --count 10
+    python scripts/mutate.py --first 13            # after an interruption: from the 13th on
     python scripts/mutate.py --only kernels/bias_gelu.py
 
 It works in a temporary copy of the checkout, rebuilds the extension there where a fault is in C++,
@@ -45,6 +46,10 @@ TESTS: tuple[tuple[str, tuple[str, ...]], ...] = (
                                        ("options", "train", "reliability", "student"))),
     (r"losses\.py", ("tests/test_losses.py", "tests/test_gradient_matching.py",
                      "tests/training/test_metric.py")),
+    (r"masked_median", (f"{OPS}affine_invariant_loss.py",)),
+    (r"csrc/.*(affine_invariant_loss|losses|loss_maps)", tuple(f"{OPS}{n}.py" for n in
+                                                   ("affine_invariant_loss_cpu", "cuda_host",
+                                                    "affine_invariant_loss"))),
     (r"csrc/(cuda|include)", tuple(f"{OPS}{n}.py" for n in
                                    ("cuda_host", "pad", "resize_bilinear", "preprocess"))),
     (r"csrc/cpu/flash_attention", (f"{OPS}flash_attention_cpu.py",)),
@@ -295,6 +300,7 @@ def main() -> int:
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the faults (default 0)")
     parser.add_argument("--count", type=int, default=40, help="number of faults (default 40)")
+    parser.add_argument("--first", type=int, default=1, help="number of the first to make")
     parser.add_argument("--only", metavar="PATH", help="only faults in this file")
     parser.add_argument("--list", action="store_true", help="print the faults and make none")
     options = parser.parse_args()
@@ -310,9 +316,12 @@ def main() -> int:
         if compiled and (complaint := copy.build()):
             sys.exit(f"the extension does not build without a fault:\n{complaint}")
         limits: dict[tuple[str, ...], float] = {}
-        for i, fault in enumerate(faults, 1):
+        built = False  # the extension holds the fault before
+        for i, fault in list(enumerate(faults, 1))[options.first - 1 :]:
             tests = tests_of(fault.path)
             if tests not in limits:
+                if built:
+                    built = bool(copy.build())
                 start = time.monotonic()
                 if failed := copy.failure(tests, options.seed, 3600):
                     sys.exit(f"{failed} fails without a fault")
@@ -321,18 +330,18 @@ def main() -> int:
             text = target.read_text(encoding="utf-8")
             target.write_text(fault.apply(text), encoding="utf-8")
             needs_build = fault.path.startswith("csrc/") and "/cuda/" not in fault.path
-            caught = "the compiler" if needs_build and copy.build() else ""
+            caught = "the compiler" if (needs_build or built) and copy.build() else ""
+            built = needs_build
             caught = caught or copy.failure(tests, options.seed, limits[tests])
             target.write_text(text, encoding="utf-8")
-            if needs_build:
-                copy.build()
             if not caught:
                 survivors.append(fault)
             verdict = f"caught by {caught}" if caught else "SURVIVED"
             if not caught and fault.kind == "bound":
                 verdict += " (equivalent if both sides are never equal)"
             print(f"[{i}/{len(faults)}] {fault.describe(text)}\n    {verdict}", flush=True)
-    print(f"{len(faults) - len(survivors)} of {len(faults)} faults caught")
+    made = len(faults) - options.first + 1
+    print(f"{made - len(survivors)} of {made} faults caught")
     return 1 if survivors else 0
 
 

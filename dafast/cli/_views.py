@@ -71,13 +71,10 @@ def photo_and_nearness(
     model: DepthAnything, photo: Path, args: argparse.Namespace
 ) -> tuple[np.ndarray, np.ndarray]:
     """A photo (H, W, 3), uint8, and its nearness (H, W)."""
-    import numpy as np
-
+    from ..pointcloud import as_bytes
     from ..views import nearness
 
     options: dict[str, Any] = dict(fit=args.fit, size=args.size, max_tokens=args.max_tokens)
     result = model.predict(photo, fov=args.fov, **options)
-    pixels = result.image
-    if pixels.dtype != np.uint8:
-        pixels = (pixels * 255).round().clip(0, 255).astype(np.uint8)
-    return pixels, nearness(result.to_disparity().values)
+    assert result.image is not None
+    return as_bytes(result.image), nearness(result.to_disparity().values)

@@ -36,13 +36,21 @@ class DepthPredictor:
 
     def __init__(self, args: argparse.Namespace, camera: CameraChoice) -> None:
         from ..models.inference import check_options
+        from ..models.tiles import check_tile
 
+        refused = {"--fov": args.fov, "--intrinsics": args.intrinsics, "--tile": args.tile}
+        refused["--guided"] = args.guided
+        given = [name for name, value in refused.items() if value]
+        if args.panorama and given:
+            raise CommandError(f"--panorama: leave out {', '.join(given)}")
         self.model: DepthAnything = load_model(args, own_device(args.device))
         self.camera = camera
         config = self.model.config
         self.given = dict(size=args.size, fit=args.fit, max_tokens=args.max_tokens)
         # A bad option ends the command before any photo.
         check_options(config, **self.given)
+        check_tile(args.tile, config)
+        self.large = dict(tile=args.tile, guided=args.guided, panorama=args.panorama)
         self.base: dict[str, Any] = {
             "model": config.name,
             "weights": digest_model(self.model),
@@ -50,6 +58,9 @@ class DepthPredictor:
             "fit": args.fit or config.fit,
             "size": args.size or config.image_size,
             "max_tokens": args.max_tokens,
+            "tile": args.tile,
+            "guided": args.guided or None,
+            "panorama": args.panorama or None,
         }
         self.options: dict[str, Any] = {"palette": args.palette, "camera": camera.setting}
         self.options["edge_threshold"] = args.edge_threshold
@@ -77,6 +88,7 @@ class DepthPredictor:
             intrinsics=self.camera.intrinsics,
             fov=self.camera.fov,
             keep_image=keep_image,
+            **self.large,
             **self.given,
         )
         _check_finite(result.values, self.base["dtype"])
@@ -92,6 +104,8 @@ class DepthPredictor:
     def _true_size(self, shape: tuple[int, ...]) -> dict[str, int]:
         """The size that the network saw, where the token limit made it smaller than asked."""
         base, patch = self.base, self.model.config.patch_size
+        if base["panorama"]:
+            return {}
         options = dict(size=base["size"], multiple=patch, fit=base["fit"])
         free = plan_geometry(*shape, **options, max_tokens=2**62)
         cut = plan_geometry(*shape, **options, max_tokens=base["max_tokens"], warn=False)
@@ -111,6 +125,7 @@ class ClassPredictor:
 
         depth_only = {"--config": args.config, "--fit": args.fit, "--fov": args.fov}
         depth_only |= {"--intrinsics": args.intrinsics, "--common-range": args.common_range}
+        depth_only |= {"--tile": args.tile, "--guided": args.guided, "--panorama": args.panorama}
         given = [name for name, value in depth_only.items() if value]
         if given:
             raise CommandError(

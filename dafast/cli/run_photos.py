@@ -10,7 +10,6 @@ import os
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -53,14 +52,14 @@ class Counts:
         kept: Photos whose results were there already.
         failures: Names and reasons.
         warnings: Texts.
-        cameras: How many photos got their camera from where.
+        cameras: Focal lengths in pixels of the photos, by the source of the camera.
     """
 
     written: int = 0
     kept: int = 0
     failures: list[tuple[str, str]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
-    cameras: Counter[str] = field(default_factory=Counter)
+    cameras: dict[str, list[float]] = field(default_factory=dict)
 
     def __add__(self, other: Counts) -> Counts:
         return Counts(
@@ -68,7 +67,10 @@ class Counts:
             self.kept + other.kept,
             self.failures + other.failures,
             self.warnings + other.warnings,
-            self.cameras + other.cameras,
+            {
+                source: self.cameras.get(source, []) + other.cameras.get(source, [])
+                for source in (*self.cameras, *other.cameras)
+            },
         )
 
 
@@ -100,9 +102,8 @@ class PhotoRun:
         self.sources |= {os.path.realpath(photo.path) for photo in all_photos}
         self.pipes: dict[Path, bytes] = {}
         self.predicted: dict[Path, DepthResult] = {}
-        self.shows_camera = any(
-            {"camera", "edge_threshold"} & set(predictor.formats[name].depends) for name in formats
-        )
+        used = {option for name in formats for option in predictor.formats[name].depends}
+        self.shows_camera = "camera" in used or "camera" in predictor.base
 
     def run(self) -> None:
         """Handles all photos; one that fails never stops the others."""
@@ -239,7 +240,7 @@ class PhotoRun:
         if not self.shows_camera or made.result.intrinsics is None:  # of a panorama
             return ""
         source, camera = made.result.camera_source, made.result.intrinsics
-        self.counts.cameras[source] += 1
+        self.counts.cameras.setdefault(source, []).append(camera.fx)
         return f"  camera: fx {camera.fx:.1f} fy {camera.fy:.1f} ({source})"
 
     def _warn_of_lost(self, path: Path, facts: dict[str, Any], size: int) -> None:

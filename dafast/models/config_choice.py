@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .._warnings import WeightsWarning, warn
@@ -23,7 +23,7 @@ from .configurations import (
 )
 from .conversion import STRUCTURE, Layout, has_sky
 from .identify import looks_like
-from .names import NameClaim, read_names
+from .names import NameClaim, preset_from_name, read_names
 from .sources import Source
 from .weight_files import CheckpointError, Weights
 from .zoo import by_content
@@ -69,7 +69,7 @@ def choose_config(
         return published.config
     sizes = _sizes(weights, layout, source.label)
     if has_sky(weights.tensors, layout):
-        return _da3(claim, sizes, source.label)
+        return _da3(source.names, sizes, source.label)
     if sizes.bin_centers:
         return _with_bins(claim, sizes, source.label)
     if unnamed is not None and not _is_decided(claim, weights, unnamed):
@@ -186,10 +186,15 @@ def _with_bins(claim: NameClaim, sizes: ModelConfig, label: str) -> ModelConfig:
     return config
 
 
-def _da3(claim: NameClaim, sizes: ModelConfig, label: str) -> ModelConfig:
-    """Depth Anything 3's mono or metric model; the two have the same weights' names and shapes."""
-    if claim.preset is not None and claim.preset.sky_head and _same_sizes(sizes, claim.preset):
-        return claim.preset
+def _da3(names: Sequence[str], sizes: ModelConfig, label: str) -> ModelConfig:
+    """Depth Anything 3's mono or metric model; the two have the same weights' names and shapes.
+
+    Only the nearest name of a published one says which.
+    """
+    presets = map(preset_from_name, names)
+    found = next((preset for preset in presets if preset is not None and preset.sky_head), None)
+    if found is not None and _same_sizes(sizes, found):
+        return found
     raise CheckpointError(
         f"{label}: Depth Anything 3, and neither a config.json with its model_name nor a published "
         "name says whether it is DA3MONO-LARGE (relative depth) or DA3METRIC-LARGE (metres), which "

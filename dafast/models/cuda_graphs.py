@@ -16,7 +16,7 @@ import contextlib
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
@@ -34,6 +34,8 @@ MAX_GRAPHS = 8
 _MAX_SEEN = 64
 """Sizes that are remembered without a graph."""
 
+_capturing = threading.Lock()  # a capture waits for the device, which would end another one
+
 _T = TypeVar("_T")
 _Forward = Callable[[Tensor], Tensor]
 
@@ -44,6 +46,18 @@ class Graph(NamedTuple):
     x: Tensor
     out: Tensor
     replay: Callable[[], None]
+
+
+class InputKind(NamedTuple):
+    """What a graph takes: images (B, 3, H, W)."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    channels_last: bool = False
+
+
+Fill = Callable[[Tensor | None], Tensor]
+"""Writes images into the given memory, or into new memory, and returns it."""
 
 
 class Machinery(Protocol):
@@ -105,8 +119,11 @@ class CudaMachinery:
         current.wait_stream(self.stream)
         try:
             # "thread_local": other threads may allocate memory meanwhile.
-            with torch.cuda.graph(
-                graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"
+            with (
+                _capturing,
+                torch.cuda.graph(
+                    graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"
+                ),
             ):
                 static = torch.empty_like(x)
                 out = run(static)
@@ -183,29 +200,34 @@ class GraphedForward:
 
     def why_not(self) -> str:
         """The reason why no graph can run now, or ""."""
+        if torch._C._len_torch_dispatch_stack():  # FakeTensorMode, a counter of operations, ...
+            return "a TorchDispatchMode has to see the operations"
         return self._machinery.why_not()
 
-    def run(self, forward: _Forward, images: Sequence[Tensor], read: Callable[[Tensor], _T]) -> _T:
-        """Computes ``read(forward(torch.cat(images)))``, from a graph if there is one.
+    def run(
+        self, forward: _Forward, kind: InputKind, fill: Fill, read: Callable[[Tensor], _T]
+    ) -> _T:
+        """Computes ``read(forward(fill(None)))``, from a graph if there is one.
 
         Args:
             forward: The model's forward, from images (B, 3, H, W) to (B, C, H, W).
-            images: (B_i, 3, H, W) each, of one size and dtype, on the model's device.
+            kind: What ``fill`` returns.
+            fill: Writes the images into the given memory, or into new memory, and returns it.
             read: Gets the result in memory that the next call overwrites, so it must return
-                copies. It must not call the model.
+                copies. It must not call the model, and neither must ``fill``.
         """
         with self._lock, torch.inference_mode(False), torch.no_grad():
             # Else static tensors would be inference tensors, which only inference mode can write.
-            graph = self._graph_for(forward, images)
+            graph, x = self._graph_for(forward, kind, fill)
             if graph is not None:
                 with self._machinery.turn():
-                    if len(images) == 1:
-                        graph.x.copy_(images[0])
+                    if x is None:
+                        fill(graph.x)
                     else:
-                        torch.cat(list(images), out=graph.x)
+                        graph.x.copy_(x)
                     graph.replay()
                     return read(graph.out)
-        x = _joined(images)
+        x = fill(None) if x is None else x
         try:
             return read(forward(x))
         except torch.OutOfMemoryError:
@@ -222,39 +244,34 @@ class GraphedForward:
             self._machinery.reset()
         return True
 
-    def _graph_for(self, forward: _Forward, images: Sequence[Tensor]) -> Graph | None:
-        first, batch = images[0], sum(map(len, images))
-        last = first.is_contiguous(memory_format=torch.channels_last) and not first.is_contiguous()
-        key = (batch, *first.shape[1:], first.dtype, last, *_arithmetic())
+    def _graph_for(
+        self, forward: _Forward, kind: InputKind, fill: Fill
+    ) -> tuple[Graph | None, Tensor | None]:
+        """The graph for a kind of input, and the input if it had to be made."""
+        key = (*kind, *_arithmetic())
         graph = self._graphs.get(key)
         if graph is not None:
             self._graphs.move_to_end(key)
-            return graph
+            return graph, None
         if key not in self._seen:
             self._seen[key] = ""
             if len(self._seen) > _MAX_SEEN:
                 self._seen.popitem(last=False)
-            return None
+            return None, None
         if self._seen[key]:  # captured before, without success
-            return None
+            return None, None
         if len(self._graphs) >= MAX_GRAPHS:
             self._graphs.popitem(last=False)
-        layout = torch.channels_last if last else torch.contiguous_format
+        layout = torch.channels_last if kind.channels_last else torch.contiguous_format
+        x = fill(None)
         try:
-            x = _joined(images).contiguous(memory_format=layout)
             with self._machinery.turn():
-                graph = self._machinery.capture(forward, x)
+                static = x.contiguous(memory_format=layout)
+                graph = self._graphs[key] = self._machinery.capture(forward, static)
         except RuntimeError as error:  # out of memory, too: the modules need less
             self._seen[key] = str(error) or type(error).__name__
-            shape = (batch, *first.shape[1:])
-            logger.info("dafast: no CUDA graph for %s: %s", shape, self._seen[key])
-            return None
-        self._graphs[key] = graph
-        return graph
-
-
-def _joined(images: Sequence[Tensor]) -> Tensor:
-    return images[0] if len(images) == 1 else torch.cat(list(images))
+            logger.info("dafast: no CUDA graph for %s: %s", kind.shape, self._seen[key])
+        return graph, x
 
 
 def _arithmetic() -> tuple[Any, ...]:

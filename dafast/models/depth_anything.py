@@ -2,36 +2,29 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Unpack, overload
+from typing import Any, Literal, Unpack, overload
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..config import ModelConfig
 from ..geometry import MAX_TOKENS
 from ..images import Picture
-from ..ops.linear_int8 import why_slow as why_slow_int8
 from ..result import DepthResult
-from ..runtime import keep_freed_memory, warn_if_slow
-from . import checkpoint, cuda_graphs, inference, transformers_bridge
-from .cuda_graphs import GraphedForward
+from . import checkpoint, inference
 from .inference import InferenceKeywords, InferenceOptions
-from .network import DepthNetwork
-from .packed_cpu import OptimizedForward, why_not_packed
+from .optimized_network import OptimizedNetwork
 from .prediction import predict_results
 from .publishing import Publishable
-
-logger = logging.getLogger("dafast")
+from .transformers_bridge import Convertible
 
 ImageList = list[Any] | tuple[Any, ...]
-_T = TypeVar("_T")
 
 
-class DepthAnything(Publishable, DepthNetwork):
+class DepthAnything(Convertible, Publishable, OptimizedNetwork):
     """Depth Anything V1, V2 and 3 (monocular): photos in, depth out.
 
     The weights are random; `from_pretrained` loads trained ones. The network, its forward and its
@@ -40,151 +33,6 @@ class DepthAnything(Publishable, DepthNetwork):
     Args:
         config: Name of a preset (``"vits"``, ``"v2-vitb"``, ``"nano"``, ...) or a `ModelConfig`.
     """
-
-    def __init__(self, config: str | ModelConfig = "vits") -> None:
-        super().__init__(config)
-        self._optimized: OptimizedForward | GraphedForward | None = None
-        self._uses_graphs = True
-
-    def optimize(
-        self,
-        *,
-        int8: bool | None = None,
-        keep_memory: bool = True,
-        cuda_graphs: bool | None = None,
-    ) -> DepthAnything:
-        """Makes inference fast: with packed weights on a CPU, with CUDA graphs on a GPU.
-
-        It serves later calls without gradients (`torch.no_grad`, `torch.inference_mode`) and
-        outside of autocast. Training, gradients, ``features``, forward hooks on parts of the model,
-        `torch.compile`, `torch.func`, `torch.jit.trace` and a caller's own graph capture use the
-        modules as before. `infer` calls this method by itself.
-
-        On a CPU the weights are packed once into the layout of the products, a second copy of all
-        weights (`dafast.models.packed_cpu`). The result is the same within rounding.
-
-        On a GPU (`dafast.models.cuda_graphs`) the second call with an input of one size captures a
-        graph, and later ones replay it: the same kernels, without the time of Python. A model keeps
-        at most 8 graphs and their memory. The decoder's weights move to channels-last memory, once.
-        Lists of images of different sizes use the modules.
-
-        Calling it again changes nothing, and neither does calling it where it cannot help: on a CPU
-        in float16 or float64, or if a part was replaced by one of another kind (the reason is
-        logged). A copy or a pickle of the model starts unoptimized.
-
-        Every call checks whether the weights or the settings of a module (`norm.eps`,
-        `depth_head.max_depth`, ...) have changed. On a CPU the check reads every value of every
-        weight, so it also sees writes through `Tensor.data` and numpy. On a GPU the graphs read the
-        weights themselves, and are captured again only if weights have other memory.
-
-        Args:
-            int8: On a CPU, whether the encoder's linear layers multiply in int8
-                (`dafast.ops.linear_int8`): even faster, and less exact; docs/performance.md has
-                figures. By default the current choice stays; the first is False.
-            keep_memory: On a CPU, whether the process keeps the memory that a forward releases, for
-                the next one. It applies to all allocations of the process from then on, with
-                glibc's malloc only. `infer` does not set it.
-            cuda_graphs: On a GPU, whether to capture graphs. False releases them and their memory.
-                By default the current choice stays; the first is True.
-
-        Returns:
-            The model itself.
-
-        Raises:
-            RuntimeError: If ``int8`` is requested and this machine has no fast kernel for it.
-        """
-        if cuda_graphs is not None:
-            self._uses_graphs = cuda_graphs
-        if self._captures_graphs():
-            self._prepare_graphs()
-            return self
-        now = self._optimized if isinstance(self._optimized, OptimizedForward) else None
-        wanted = (now is not None and now.int8) if int8 is None else int8
-        if wanted and (slow := why_slow_int8()):
-            raise RuntimeError(f"optimize(int8=True): {slow}")
-        if now is None or now.int8 != wanted or not now.is_current(self):
-            reason = why_not_packed(self)
-            if reason:
-                logger.info("dafast: optimize() changes nothing: %s", reason)
-            self._optimized = None if reason else OptimizedForward(self, wanted)
-        if keep_memory and self._optimized is not None:
-            keep_freed_memory()
-        return self
-
-    def _captures_graphs(self) -> bool:
-        return cuda_graphs.can_capture(self.device)
-
-    def _prepare_graphs(self) -> None:
-        now = self._optimized if isinstance(self._optimized, GraphedForward) else None
-        if not self._uses_graphs:
-            self._optimized = None
-        elif now is None or not now.is_current(self):
-            reason = cuda_graphs.why_not_captured(self)
-            if reason:
-                logger.info("dafast: optimize() changes nothing: %s", reason)
-                self._optimized = None
-                return
-            cuda_graphs.use_channels_last(self)
-            self._optimized = GraphedForward(self, cuda_graphs.new_machinery(self.device))
-
-    def prepare_inference(self) -> None:
-        """Optimizes the model as `optimize` does; each forward checks that this is current."""
-        warn_if_slow(self.dtype, self.device)
-        if self._optimized is None:
-            self.optimize(keep_memory=False)
-
-    def train(self, mode: bool = True) -> DepthAnything:
-        """As `torch.nn.Module.train`; training gets the memory of the CUDA graphs."""
-        if mode and isinstance(self._optimized, GraphedForward):
-            self._optimized.release()
-        return super().train(mode)
-
-    def _optimized_now(self) -> OptimizedForward | GraphedForward | None:
-        """What may replace the modules for a call now, for the weights and settings as they are."""
-        if self._optimized is None or torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return None
-        device = self.device.type
-        # Asking a device that knows no autocast ("meta") would raise.
-        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-            return None
-        if torch.jit.is_tracing() or torch._C._functorch.peek_interpreter_stack() is not None:
-            return None
-        if nn.modules.module._has_any_global_hook() or self._optimized.is_hooked():
-            return None
-        if not self._optimized.is_current(self):
-            self.optimize(keep_memory=False)
-        now = self._optimized
-        return None if now is None or now.is_hooked() or now.why_not() else now
-
-    def _fast_forward(self, x: Tensor | Sequence[Tensor]) -> Callable[[Tensor], Tensor] | None:
-        now = self._optimized_now()
-        if not isinstance(now, GraphedForward):
-            return now
-        if type(x) is not Tensor:  # of mixed sizes, for which there is no graph
-            return None
-        return lambda image: now.run(self._run_modules, [image], torch.clone)
-
-    def predict_batch(
-        self, images: Sequence[Tensor], read: Callable[[Tensor], _T], sky: bool = False
-    ) -> _T:
-        """As `DepthNetwork.predict_batch`; on a GPU the inputs and results of a graph directly."""
-        plain = type(self).forward is DepthNetwork.forward and self._compiled_call_impl is None
-        hooked = self._forward_hooks or self._forward_pre_hooks or "forward" in vars(self)
-        with torch.no_grad():
-            now = self._optimized_now() if plain and not hooked else None
-            if not isinstance(now, GraphedForward) or (sky and not self.config.sky_head):
-                return super().predict_batch(images, read, sky)
-            for image in images:
-                self.pretrained.check_images(image)
-
-            def finish(maps: Tensor) -> _T:
-                return read(self._finish_with_sky(maps) if sky else self._finish(maps))
-
-            return now.run(self._run_modules, images, finish)
-
-    def __getstate__(self) -> dict[str, Any]:
-        # oneDNN's layouts depend on the machine, graphs on addresses: a copy makes its own.
-        return {**super().__getstate__(), "_optimized": None}
 
     @overload
     def infer(
@@ -347,6 +195,7 @@ class DepthAnything(Publishable, DepthNetwork):
         align: str = ...,
         tile: int | str | None = ...,
         panorama: bool = ...,
+        guided: bool = ...,
         **options: Unpack[InferenceKeywords],
     ) -> DepthResult: ...
     @overload
@@ -361,6 +210,7 @@ class DepthAnything(Publishable, DepthNetwork):
         align: str = ...,
         tile: int | str | None = ...,
         panorama: bool = ...,
+        guided: bool = ...,
         **options: Unpack[InferenceKeywords],
     ) -> list[DepthResult]: ...
     def predict(
@@ -374,6 +224,7 @@ class DepthAnything(Publishable, DepthNetwork):
         align: str = "global",
         tile: int | str | None = None,
         panorama: bool = False,
+        guided: bool = False,
         **options: Unpack[InferenceKeywords],
     ) -> Any:
         """Predicts photos with any model; the results say what they are.
@@ -396,6 +247,8 @@ class DepthAnything(Publishable, DepthNetwork):
                 the layout, the tiles the detail; see `dafast.models.tiles`. None: one pass.
             panorama: Whether the photos are equirectangular (360 by 180 degrees); the results are
                 `dafast.panorama.PanoramaResult`: distances from the camera.
+            guided: Whether to enlarge the maps along the edges of the photo
+                (`dafast.ops.guided_upsample`), instead of smoothly.
             **options: As for `infer`.
 
         Returns:
@@ -419,6 +272,7 @@ class DepthAnything(Publishable, DepthNetwork):
             align=align,
             tile=tile,
             panorama=panorama,
+            guided=guided,
         )
 
     def infer_sky(self, images: Any, **options: Unpack[InferenceKeywords]) -> Any:
@@ -485,45 +339,3 @@ class DepthAnything(Publishable, DepthNetwork):
         checkpoint.save_pretrained(
             self, folder, layout=layout, dtype=dtype, max_shard_size=max_shard_size
         )
-
-    @classmethod
-    def from_transformers(
-        cls, model: Any, *, position_embedding: str = "transformers"
-    ) -> DepthAnything:
-        """Builds a model from one of transformers, without files.
-
-        The weights are copied: neither model sees later changes of the other.
-
-        Args:
-            model: A ``DepthAnythingForDepthEstimation``: V1, V2 or metric.
-            position_embedding: As in `ModelConfig`. The default predicts what ``model`` predicts;
-                `from_pretrained` takes ``"official"``.
-
-        Returns:
-            The model, on the device, in the dtype and in the mode (training or evaluation) of the
-            other.
-
-        Raises:
-            TypeError: If ``model`` is of another class.
-            ValueError: If dafast does not support a setting of the model, or its weights are not
-                those of its configuration (LoRA, quantization).
-            MissingPackageError: If transformers cannot be imported.
-        """
-        return transformers_bridge.from_transformers(cls, model, position_embedding)
-
-    def to_transformers(self) -> Any:
-        """Builds transformers' ``DepthAnythingForDepthEstimation`` from the model, without files.
-
-        The weights are copied. transformers resizes position embeddings by its own rule, so its
-        predictions differ at other sizes than ``grid_size`` x ``grid_size`` patches unless the
-        configuration has ``position_embedding="transformers"``.
-
-        Returns:
-            The model, on the same device, in the same dtype and mode.
-
-        Raises:
-            ValueError: If transformers has no place for the model (ZoeDepth's bins, Depth
-                Anything 3), or its weights are not those of its configuration.
-            MissingPackageError: If transformers cannot be imported.
-        """
-        return transformers_bridge.to_transformers(self)

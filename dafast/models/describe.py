@@ -14,7 +14,7 @@ from .checkpoint import read_weights
 from .config_choice import choose_config
 from .configurations import matching_preset
 from .conversion import LAYOUTS, detect_layout, encoder_size, to_official
-from .identify import looks_like, other_network
+from .identify import check_floating, looks_like, other_network
 from .network import DepthNetwork
 from .weight_files import CheckpointError
 
@@ -86,6 +86,10 @@ def describe(name_or_path: str | Path) -> Description:
     shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
     conversion = to_official(tensors, layout, shapes)
     result.extra, result.missing = conversion.unexpected, conversion.missing
+    try:
+        check_floating(source.label, conversion.state, result.looks_like)
+    except CheckpointError as error:
+        result.problem = str(error)
     if not conversion.ok:
         result.problem = f"the weights do not fit the configuration {config.name!r}"
     entry = zoo.find(config.name) or zoo.find((matching_preset(config) or config).name)

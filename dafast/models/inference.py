@@ -28,7 +28,7 @@ from ..camera import (
     intrinsics_from_fov,
 )
 from ..config import ModelConfig
-from ..geometry import MAX_TOKENS, check_count, check_geometry
+from ..geometry import MAX_TOKENS, check_count, check_geometry, plan_geometry
 from ..images import as_pixels, focal_from_exif
 from ..ops import Geometry, postprocess, preprocess
 from ..ops._triton import why_missing as triton_missing
@@ -92,8 +92,9 @@ class _Input(NamedTuple):
     """A photo that waits for its batch."""
 
     position: int  # in the list of images
-    x: Tensor  # (1, 3, H, W), preprocessed
+    x: Tensor | None  # (1, 3, H, W), preprocessed; None if `photo` is to be
     geometry: Geometry
+    photo: Tensor | None = None
 
 
 class _Prediction(NamedTuple):
@@ -146,6 +147,12 @@ class _Predictor:
             photo = as_pixels(image, f"image {i}" if len(images) > 1 else "image")
             if pixels is not None:
                 pixels[i] = photo
+            if self.mirrored:
+                photo = photo.flip(1 if photo.dtype == torch.uint8 else 2)
+            photo = upload(photo, self.model.device)
+            if len(images) == 1:  # its batch: preprocessed in the memory of the network's input
+                yield from self._run_batch([_Input(i, None, self._plan(photo), photo)])
+                return
             x, geometry = self._preprocess(photo)
             key = None if self.mixed else geometry.network
             tokens = self._tokens(geometry)
@@ -161,12 +168,23 @@ class _Predictor:
         for key in list(self.waiting):
             yield from self._flush(key)
 
-    def _preprocess(self, photo: Tensor) -> tuple[Tensor, Geometry]:
+    def _plan(self, photo: Tensor) -> Geometry:
         config, options = self.model.config, self.options
-        if self.mirrored:
-            photo = photo.flip(1 if photo.dtype == torch.uint8 else 2)
+        height, width = photo.shape[:2] if photo.dtype == torch.uint8 else photo.shape[1:]
+        return plan_geometry(
+            height,
+            width,
+            size=options.size_for(config),
+            multiple=config.patch_size,
+            fit=options.fit_for(config),
+            max_tokens=options.max_tokens,
+            warn=False,  # `_preprocess` does
+        )
+
+    def _preprocess(self, photo: Tensor, out: Tensor | None = None) -> tuple[Tensor, Geometry]:
+        config, options = self.model.config, self.options
         x, (geometry,) = preprocess(
-            upload(photo, self.model.device),
+            photo,
             size=options.size_for(config),
             multiple=config.patch_size,
             fit=options.fit_for(config),
@@ -175,6 +193,7 @@ class _Predictor:
             mean=config.mean,
             std=config.std,
             dtype=self.model.dtype,
+            out=out,
         )
         return x, geometry
 
@@ -188,15 +207,24 @@ class _Predictor:
     def _flush(self, key: tuple[int, int] | None) -> Iterator[_Prediction]:
         """Runs the photos that wait under a key as one batch."""
         entries = self.waiting.pop(key, [])
-        if not entries:
-            return
-        inputs = [entry.x for entry in entries]
+        if entries:
+            yield from self._run_batch(entries)
+
+    def _run_batch(self, entries: list[_Input]) -> Iterator[_Prediction]:
+        inputs = [entry.x for entry in entries if entry.x is not None]
 
         def read(outputs: Iterable[Tensor]) -> list[_Prediction]:
             return [self._postprocess(*each) for each in zip(entries, outputs, strict=True)]
 
-        if len({x.shape for x in inputs}) == 1:
-            yield from self.model.predict_batch(inputs, read, self.sky)
+        def fill(out: Tensor | None) -> Tensor:
+            if (photo := entries[0].photo) is not None:
+                return self._preprocess(photo, out)[0]
+            return inputs[0] if len(inputs) == 1 and out is None else torch.cat(inputs, out=out)
+
+        networks = {entry.geometry.network for entry in entries}
+        if len(networks) == 1:
+            shape = (len(entries), 3, *networks.pop())
+            yield from self.model.predict_batch(shape, fill, read, self.sky)
         else:
             forward = self.model.predict_with_sky if self.sky else self.model
             yield from read(forward([x[0] for x in inputs]))
@@ -243,9 +271,8 @@ def predict_maps(
     """Maps of images, float32, with a warning if one is not finite.
 
     They are on the model's device with ``options.return_tensors``, else on the host: each is copied
-    while the next photos are read and computed. ``skies``, ``pixels`` and ``geometries`` collect
-    the outputs of the sky head on the model's device, the images as
-    read, and how they were resized.
+    while the next photos are read and computed. ``skies`` collects the outputs of the sky head,
+    ``pixels`` the images as read, and ``geometries`` how they were resized.
     """
     options.check(model.config)
     images = fetch_all(images)

@@ -76,8 +76,8 @@ class Run:
         run = cls(folder)
         if not run.scores and not run.config:
             raise ValueError(
-                f"run={str(folder)!r}: no evaluation.json there and no config.json of a training "
-                "run; name a folder such as runs/x/best"
+                f"run={str(folder)!r}: no scores in evaluation.json there and no config.json of "
+                "a training run; name a folder such as runs/x/best"
             )
         return run
 
@@ -139,7 +139,7 @@ def model_card(
     library = "transformers" if layout == "transformers" else "dafast"
     metadata = _metadata(repo_id, task, library, base, license, about)
     parts = [
-        f"# {repo_id.rpartition('/')[2] or model.config.name}",
+        f"# {repo_id.rpartition('/')[2] or ' '.join(model.config.name.split())}",
         _summary(depth, classes),
         "## Use\n\n" + _usage(repo_id or "OWNER/NAME", layout, depth, classes),
         "## Network\n\n" + _network_table(model, depth, classes),
@@ -154,7 +154,7 @@ def model_card(
 def _start(model: Any, config: ModelConfig, about: Run) -> tuple[str, ZooEntry | None]:
     """Hub id of the model that training started from, or "", and its entry of the zoo."""
     if about.config:
-        name = about.setting("model.init") or about.setting("model.encoder_init")
+        name = str(about.setting("model.init") or about.setting("model.encoder_init"))
         if name in ("random", "mimetic", ""):
             return "", None
         if name == "dinov2":
@@ -209,13 +209,14 @@ def _metadata(repo_id: str, task: str, library: str, base: str, license: str, ab
 
 
 def _summary(config: ModelConfig, classes: tuple[str, ...]) -> str:
+    name = " ".join(config.name.split())
     if classes:
         return (
             f"Semantic segmentation into {len(classes)} classes with an encoder of Depth Anything "
-            f"(`{config.name}`), written by dafast {__version__}."
+            f"(`{name}`), written by dafast {__version__}."
         )
     return (
-        f"A Depth Anything network (`{config.name}`) that predicts {_OUTPUTS[config.quantity]}. "
+        f"A Depth Anything network (`{name}`) that predicts {_OUTPUTS[config.quantity]}. "
         f"Written by dafast {__version__}."
     )
 

@@ -126,18 +126,24 @@ class DepthNetwork(nn.Module):
         return [self._finish_with_sky(each[None])[0] for each in maps]
 
     def predict_batch(
-        self, images: Sequence[Tensor], read: Callable[[Tensor], _T], sky: bool = False
+        self,
+        shape: tuple[int, ...],
+        fill: Callable[[Tensor | None], Tensor],
+        read: Callable[[Tensor], _T],
+        sky: bool = False,
     ) -> _T:
-        """Computes ``read`` of the predictions of images of one size, without gradients.
+        """Computes ``read`` of the predictions for the images that ``fill`` gives.
 
         Args:
-            images: (B_i, 3, H, W) each, as for `forward`.
+            shape: (B, 3, H, W), as for `forward`.
+            fill: Writes images of this shape, in the dtype of the weights, into the given memory,
+                or into new memory, and returns it. It must not call the model.
             read: Takes the results of `forward`, or of `predict_with_sky`, in memory that the next
                 call overwrites, so it must return copies. It must not call the model.
             sky: Whether to predict the sky, too.
         """
         with torch.no_grad():
-            x = images[0] if len(images) == 1 else torch.cat(list(images))
+            x = fill(None)
             return read(self.predict_with_sky(x) if sky else self(x))
 
     def _finish_with_sky(self, maps: Tensor) -> Tensor:

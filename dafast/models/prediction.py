@@ -36,11 +36,12 @@ def predict_results(
     align: str = "global",
     tile: int | str | None = None,
     panorama: bool = False,
+    guided: bool = False,
 ) -> Any:
     """Predicts results; see `DepthAnything.predict`."""
     config = model.config
-    if panorama and (intrinsics is not None or fov is not None or tile is not None):
-        raise ValueError("a panorama has no intrinsics, fov and tile: leave them out")
+    if panorama and (intrinsics is not None or fov is not None or tile is not None or guided):
+        raise ValueError("a panorama has no intrinsics, fov, tile and guided: leave them out")
     check_method(align)
     check_tile(tile, config)
     if intrinsics is not None and fov is not None:
@@ -73,10 +74,10 @@ def predict_results(
     geometries: dict[int, Geometry] = {}
     skies: dict[int, Tensor] | None = {} if config.sky_head else None
     collected: dict[str, Any] = dict(pixels=pixels, geometries=geometries)
-    if tile is None:
+    if tile is None and not guided:
         maps = predict_maps(model, listed, options, skies=skies, **collected)
     else:
-        maps = _predict_in_tiles(model, listed, options, tile, **collected)
+        maps = _predict_large(model, listed, options, tile, guided, **collected)
         if skies is not None:  # of the whole picture
             predict_maps(model, listed, options, skies=skies)
     results = []
@@ -124,20 +125,21 @@ def _unit(config: ModelConfig) -> str:
     return ""
 
 
-def _predict_in_tiles(
+def _predict_large(
     model: DepthNetwork,
     images: Sequence[Any],
     options: InferenceOptions,
-    tile: int | str,
+    tile: int | str | None,
+    guided: bool,
     pixels: dict[int, Tensor] | None,
     geometries: dict[int, Geometry],
 ) -> list[Tensor]:
-    """As `predict_maps`, one photo after the other."""
+    """As `predict_maps`, one photo after the other, in tiles or with the photo's edges."""
     options.check(model.config)
     maps = []
     for i, image in enumerate(images):
         photo = as_pixels(image, f"image {i}" if len(images) > 1 else "image")
-        out, geometries[i] = predict_tiled(model, _rgb(photo), options, tile)
+        out, geometries[i] = predict_tiled(model, _rgb(photo), options, tile, guided)
         maps.append(out)
         if pixels is not None:
             pixels[i] = photo

@@ -25,6 +25,7 @@ PACKAGED_WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
 """Folder of the weights that the package contains, one folder per preset."""
 
 _TRAINING = re.compile(r"step-\d+\.pt")  # as `dafast.training.state` names checkpoints
+_HUB_ADDRESS = re.compile(r"(?:https?://(?:huggingface\.co|hf\.co)/|hf://)([\w.-]+/[\w.-]+)")
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 
 
@@ -149,6 +150,8 @@ def locate(name_or_path: str | Path, filename: str | None, options: HubOptions) 
         hint = ""
         if isinstance(name_or_path, str) and not path.suffix and len(path.parts) == 1:
             hint = f", and no preset has this name; the presets are: {', '.join(PRESETS)}"
+        if address := _HUB_ADDRESS.match(name):
+            hint = f"; the id of the repository is {address[1]!r}"
         raise CheckpointError(f"{name}: no such file or folder{hint}")
     try:
         return _hub_source(name, filename, options)

@@ -22,7 +22,7 @@ from torch import Tensor
 from ..alignment import robust_scale_shift
 from ..config import ModelConfig
 from ..geometry import check_count
-from ..ops import Geometry
+from ..ops import Geometry, guided_upsample
 from .inference import InferenceOptions, predict_maps
 from .network import DepthNetwork
 
@@ -44,7 +44,7 @@ def check_tile(tile: int | str | None, config: ModelConfig) -> None:
     check_count("tile", tile, 4 * config.patch_size, "a tile needs at least 4 x 4 patches")
 
 
-def tile_side(shape: tuple[int, int], size: int, tile: int | str) -> int | None:
+def tile_side(shape: tuple[int, int], size: int, tile: int | str | None) -> int | None:
     """The side of the tiles in pixels; None for a photo that one pass serves.
 
     ``"auto"``: two and a half times as many pixels as the network sees, or more: at most 8 tiles
@@ -53,8 +53,10 @@ def tile_side(shape: tuple[int, int], size: int, tile: int | str) -> int | None:
     Args:
         shape: Height and width of the photo.
         size: Side in pixels of the network's input.
-        tile: ``"auto"`` or the side in pixels.
+        tile: ``"auto"`` or the side in pixels; None for one pass.
     """
+    if tile is None:
+        return None
     if tile == "auto":
         side = max(round(2.5 * size), math.ceil(max(shape) / (1 + 7 * (1 - OVERLAP))))
         return side if min(shape) >= 1.2 * side else None
@@ -74,15 +76,17 @@ def predict_tiled(
     model: DepthNetwork,
     photo: np.ndarray,
     options: InferenceOptions,
-    tile: int | str,
+    tile: int | str | None,
+    guided: bool = False,
 ) -> tuple[Tensor, Geometry]:
-    """Predicts one photo in tiles.
+    """Predicts one photo in tiles, or in one pass.
 
     Args:
         model: Any model.
         photo: (H, W, 3) RGB, uint8, or float32 in 0..1.
         options: Those of the whole pass and of each tile.
-        tile: ``"auto"`` or the side of the tiles in pixels.
+        tile: ``"auto"`` or the side of the tiles in pixels; None for one pass.
+        guided: Whether maps are enlarged by `dafast.ops.guided_upsample`.
 
     Returns:
         The map (H, W), float32, on the CPU, in the quantity of the model, and the geometry of the
@@ -92,7 +96,7 @@ def predict_tiled(
     side = tile_side((height, width), options.size_for(model.config), tile)
     geometries: dict[int, Geometry] = {}
     if side is None:
-        whole = predict_maps(model, [photo], options, geometries=geometries)[0].cpu()
+        (whole,) = _maps(model, [photo], options, guided, geometries)
         return whole, geometries[0]
     whole = predict_maps(model, [photo], options, native=True, geometries=geometries)[0].cpu()
     inverse = model.config.quantity != "disparity"
@@ -103,9 +107,9 @@ def predict_tiled(
     band = torch.zeros(2, tall, width)  # sums of weighted values and of weights
     for k, top in enumerate(rows):
         crops = [photo[top : top + tall, left : left + wide] for left in columns]
-        maps = predict_maps(model, crops, options)
+        maps = _maps(model, crops, options, guided)
         for left, predicted in zip(columns, maps, strict=True):
-            sharp = _invert(predicted.cpu()) if inverse else predicted.cpu()
+            sharp = _invert(predicted) if inverse else predicted
             base = _window(
                 whole,
                 (height, width),
@@ -120,8 +124,32 @@ def predict_tiled(
         done = end - top
         finished = band[0, :done] / band[1, :done]
         result[top:end] = _invert(finished) if inverse else finished
-        band = torch.cat([band[:, done:], torch.zeros(2, done, width)], 1)
+        for sums in band:  # one after the other: half of the memory
+            kept = sums[done:].clone()
+            sums[: tall - done] = kept
+            sums[tall - done :] = 0
     return result, geometries[0]
+
+
+def _maps(
+    model: DepthNetwork,
+    photos: list[np.ndarray],
+    options: InferenceOptions,
+    guided: bool,
+    geometries: dict[int, Geometry] | None = None,
+) -> list[Tensor]:
+    """Maps of photos at their size, on the CPU."""
+    maps = predict_maps(model, photos, options, native=guided, geometries=geometries)
+    maps = [out.cpu() for out in maps]
+    if not guided:
+        return maps
+    corners = model.config.output_align_corners
+    return [
+        guided_upsample(
+            out[None, None], torch.from_numpy(photo).permute(2, 0, 1)[None], align_corners=corners
+        )[0, 0]
+        for out, photo in zip(maps, photos, strict=True)
+    ]
 
 
 def merge(sharp: Tensor, base: Tensor) -> Tensor:
@@ -142,15 +170,15 @@ def merge(sharp: Tensor, base: Tensor) -> Tensor:
 
 def _smooth(difference: Tensor) -> Tensor:
     """The low frequencies of a map (h, w)."""
-    coarse = F.adaptive_avg_pool2d(difference[None], [min(_CELLS, n) for n in difference.shape])
+    height, width = difference.shape
+    coarse = F.adaptive_avg_pool2d(difference[None], (min(_CELLS, height), min(_CELLS, width)))
     reach = math.ceil(3 * _SIGMA)
     kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / _SIGMA) ** 2)
     kernel = kernel / kernel.sum()
     padded = F.pad(coarse[None], (reach, reach, reach, reach), mode="replicate")
     rows = F.conv2d(padded, kernel.view(1, 1, -1, 1))
     blurred = F.conv2d(rows, kernel.view(1, 1, 1, -1))
-    size = difference.shape
-    return F.interpolate(blurred, size=size, mode="bicubic", align_corners=False)[0, 0]
+    return F.interpolate(blurred, size=(height, width), mode="bicubic", align_corners=False)[0, 0]
 
 
 def _invert(values: Tensor) -> Tensor:

@@ -19,8 +19,8 @@ _UNDER_WAY = 4  # maps in pinned memory at a time
 
 
 def upload(x: Tensor, device: torch.device) -> Tensor:
-    """Copies a tensor of the host to a device, through pinned memory to a GPU."""
-    if device.type != "cuda":
+    """Copies a tensor to a device, from the host to a GPU through pinned memory."""
+    if device.type != "cuda" or x.device.type != "cpu":
         return x.to(device)
     return x.pin_memory().to(device, non_blocking=True)
 

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from ..config import ModelConfig
+from ..files import explain
 from ..optional import MissingPackageError, why_no_module
 from ..runtime import on_meta
 from .configurations import config_from_json, config_to_transformers
@@ -23,7 +24,7 @@ from .conversion import (
 )
 from .identify import some
 from .network import DepthNetwork
-from .saving import check_layout
+from .saving import check_layout, check_state
 
 Network = TypeVar("Network", bound=DepthNetwork)
 
@@ -95,38 +96,82 @@ def weights_of(
     return conversion.state, pieces
 
 
-def from_transformers(cls: type[Network], model: Any, position_embedding: str) -> Network:
-    """Builds our model from one of transformers; see `DepthAnything.from_transformers`."""
-    check_is_depth_anything(model)
-    config = dataclasses.replace(config_of(model), position_embedding=position_embedding)
-    with on_meta():
-        built = cls(config)
-    shapes = {key: tuple(value.shape) for key, value in built.state_dict().items()}
-    state, _ = weights_of(model, shapes)
-    first = next(model.parameters())
-    state = {key: weight.to(first.device, first.dtype, copy=True) for key, weight in state.items()}
-    built.load_state_dict(state, strict=True, assign=True)
-    return built.train(model.training)
-
-
-def to_transformers(model: DepthNetwork) -> Any:
-    """Builds transformers' model from ours; see `DepthAnything.to_transformers`."""
-    cls = depth_anything_class()
-    check_layout("transformers", model.config)
-    config = cls.config_class.from_dict(  # type: ignore[attr-defined]
-        config_to_transformers(model.config, str(model.dtype).removeprefix("torch."))
-    )
-    with on_meta():
-        built = cls(config)
-    layout = detect_layout(built.state_dict())
-    assert layout is not None
-    state = {name: weight.detach() for name, weight in model.state_dict().items()}
-    renamed = {name: weight.clone() for name, weight in from_official(state, layout).items()}
-    built.load_state_dict(renamed, strict=True, assign=True)
-    return built.train(model.training)
-
-
 def empty_copy(model: Any) -> nn.Module:
     """The modules that a transformers model's configuration builds, on the meta device."""
     with on_meta():
         return depth_anything_class()(copy.deepcopy(model.config))
+
+
+class Convertible(DepthNetwork):
+    """A network that transformers' models are converted to and from."""
+
+    @classmethod
+    def from_transformers(
+        cls: type[Network], model: Any, *, position_embedding: str = "transformers"
+    ) -> Network:
+        """Builds a model from one of transformers, without files.
+
+        The weights are copied: neither model sees later changes of the other.
+
+        Args:
+            model: A ``DepthAnythingForDepthEstimation``: V1, V2 or metric.
+            position_embedding: As in `ModelConfig`. The default predicts what ``model`` predicts;
+                `from_pretrained` takes ``"official"``.
+
+        Returns:
+            The model, on the device, in the dtype and in the mode (training or evaluation) of the
+            other.
+
+        Raises:
+            TypeError: If ``model`` is of another class.
+            ValueError: If dafast does not support a setting of the model, or its weights are not
+                those of its configuration (LoRA, quantization).
+            MissingPackageError: If transformers cannot be imported.
+        """
+        check_is_depth_anything(model)
+        config = dataclasses.replace(config_of(model), position_embedding=position_embedding)
+        with on_meta():
+            built = cls(config)
+        shapes = {key: tuple(value.shape) for key, value in built.state_dict().items()}
+        state, _ = weights_of(model, shapes)
+        first = next(model.parameters())
+        state = {
+            key: weight.to(first.device, first.dtype, copy=True) for key, weight in state.items()
+        }
+        built.load_state_dict(state, strict=True, assign=True)
+        return built.train(model.training)
+
+    def to_transformers(self) -> Any:
+        """Builds transformers' ``DepthAnythingForDepthEstimation`` from the model, without files.
+
+        The weights are copied. transformers resizes position embeddings by its own rule, so its
+        predictions differ at other sizes than ``grid_size`` x ``grid_size`` patches unless the
+        configuration has ``position_embedding="transformers"``.
+
+        Returns:
+            The model, on the same device, in the same dtype and mode.
+
+        Raises:
+            ValueError: If transformers has no place for the model (ZoeDepth's bins, Depth
+                Anything 3), or its weights are not those of its configuration.
+            MissingPackageError: If transformers cannot be imported.
+        """
+        cls = depth_anything_class()
+        check_layout("transformers", self.config)
+        with on_meta():
+            check_state(self, DepthNetwork(self.config).state_dict())
+        data = config_to_transformers(self.config, str(self.dtype).removeprefix("torch."))
+        try:
+            config = cls.config_class.from_dict(data)  # type: ignore[attr-defined]
+        except Exception as error:  # transformers 5 takes only whole metres as max_depth
+            raise ValueError(
+                f"transformers does not take this configuration: {explain(error)}"
+            ) from error
+        with on_meta():
+            built = cls(config)
+        layout = detect_layout(built.state_dict())
+        assert layout is not None
+        state = {name: weight.detach() for name, weight in self.state_dict().items()}
+        renamed = {name: weight.clone() for name, weight in from_official(state, layout).items()}
+        built.load_state_dict(renamed, strict=True, assign=True)
+        return built.train(self.training)

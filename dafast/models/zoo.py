@@ -166,8 +166,8 @@ def entries() -> dict[str, ZooEntry]:
         if not config.hub_id.startswith("spaces/") and config.hub_id:
             aliases.append(config.hub_id.lower())
         note = _V2_METRIC if name.startswith("v2-metric-") else ""
-        file = _FILES.get(name, (None, ""))
-        found.append(ZooEntry(name, config, tuple(aliases), note, *file))
+        known = _FILES.get(name, (None, ""))
+        found.append(ZooEntry(name, config, tuple(aliases), note, *known))
     distill = "xingyang1/Distill-Any-Depth"
     for encoder, size in _SIZES.items():
         note = _DISTILL_LARGE if encoder == "vitl" else _DISTILL

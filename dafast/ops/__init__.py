@@ -23,6 +23,7 @@ from .flash_attention import (
     flash_attention_varlen_reference,
 )
 from .forward_warp import forward_warp, forward_warp_reference
+from .guided_upsample import guided_upsample, guided_upsample_reference
 from .linear_int8 import Int8Weight, linear_int8, linear_int8_reference, quantize_weight
 from .pad import pad, pad_reference
 from .postprocess import postprocess, postprocess_reference
@@ -56,6 +57,8 @@ __all__ = [
     "forced_backend",
     "forward_warp",
     "forward_warp_reference",
+    "guided_upsample",
+    "guided_upsample_reference",
     "linear_int8",
     "linear_int8_reference",
     "pad",

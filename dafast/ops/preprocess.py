@@ -86,11 +86,14 @@ def _empty_batch(images: Sequence[Tensor], *args: Any) -> Tensor:
     )
 
 
-def _kernel(images: Sequence[Tensor], *args: Any) -> Tensor:
+def _write(out: Tensor, images: Sequence[Tensor], *args: Any) -> Tensor:
     placement, _network, *options, _dtype, _channels_last = args
-    out = _empty_batch(images, *args)
     torch.ops.dafast_C.preprocess([dense_rows(x) for x in images], out, placement, *options)
     return out
+
+
+def _kernel(images: Sequence[Tensor], *args: Any) -> Tensor:
+    return _write(_empty_batch(images, *args), images, *args)
 
 
 _op = KernelOp(
@@ -101,12 +104,13 @@ _op = KernelOp(
 )
 
 
-def _extension_backend(
+def _arguments(
     images: Sequence[Tensor], geometries: Sequence[Geometry], target: _Target
-) -> Tensor:
+) -> tuple[Any, ...]:
+    """Of the custom op."""
     images = [x if x.dtype in (torch.uint8, torch.float32) else x.float() for x in images]
     placement = [n for g in geometries for n in (*g.resized, g.padding[0], g.padding[2])]
-    return _op(
+    return (
         images, placement, geometries[0].network, target.mean, target.std,
         target.fit == "official", target.antialias, PADDING_CODES[target.padding], target.dtype,
         target.memory_format == torch.channels_last,
@@ -124,7 +128,9 @@ def _limits(images: Sequence[Tensor], _geometries: Any, target: _Target) -> str:
 _preprocess = Op(
     "preprocess",
     preprocess_reference,
-    extension_backends("preprocess", _extension_backend, limits=_limits, backward=False),
+    extension_backends(
+        "preprocess", lambda *args: _op(*_arguments(*args)), limits=_limits, backward=False
+    ),
 )
 
 
@@ -141,6 +147,7 @@ def preprocess(
     max_tokens: int = MAX_TOKENS,
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
+    out: Tensor | None = None,
 ) -> tuple[Tensor, list[Geometry]]:
     """Resizes, normalises and pads photos to one batch of network inputs.
 
@@ -162,6 +169,8 @@ def preprocess(
         max_tokens: See `plan_geometry`.
         mean: Per-channel mean on RGB in 0..1.
         std: Per-channel standard deviation.
+        out: The memory of the result, contiguous or channels-last as ``memory_format`` says; new
+            memory by default.
 
     Returns:
         The batch (B, 3, H, W) on the device of the images, and the geometry of each image.
@@ -196,4 +205,19 @@ def preprocess(
             for image, geometry in zip(batch, geometries, strict=True)
         ]
     target = _Target(fit, antialias, padding, tuple(mean), tuple(std), dtype, memory_format)
-    return _preprocess(batch, geometries, target), geometries
+    if out is None:
+        return _preprocess(batch, geometries, target), geometries
+    shape = (len(batch), 3, *geometries[0].network)
+    if tuple(out.shape) != shape or out.dtype != dtype or out.device != batch[0].device:
+        raise ValueError(
+            f"out must be {shape}, {dtype} on {batch[0].device}; got {tuple(out.shape)}, "
+            f"{out.dtype} on {out.device}"
+        )
+    if not out.is_contiguous(memory_format=memory_format):
+        raise ValueError(f"out must be {memory_format}; its strides are {out.stride()}")
+    if (
+        torch.compiler.is_compiling()
+        or _preprocess.select(batch, geometries, target) == "reference"
+    ):
+        return out.copy_(_preprocess(batch, geometries, target)), geometries
+    return _write(out, *_arguments(batch, geometries, target)), geometries

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 import dafast
+from dafast.camera import intrinsics_from_35mm
 from dafast.cli.depth_formats import FORMATS
 from dafast.formats.facts import read_facts
 from dafast.models.segmentation import SegmentationConfig
@@ -199,11 +200,11 @@ def test_a_range_of_metres_with_the_photo_and_without_it(run, tmp_path, rng, met
     command = (tmp_path / "in", "--formats", "side,gray,npy", "--common-range")
     code, text = run(*command, model=metric_folder)
     assert code == 1 and "2 written" in text and "1 failed" in text
-    maps = [np.load(tmp_path / "out" / f"{name}.npy") for name in "ab"]
-    gray = [np.asarray(Image.open(tmp_path / "out" / f"{name}_gray.png")) for name in "ab"]
-    nearest = min(maps, key=np.min)
-    assert {int(g.max()) == 255 for g in gray} == {True, False} or np.isclose(*map(np.min, maps))
-    assert gray[[m is nearest for m in maps].index(True)].max() == 255
+    maps = [np.load(tmp_path / "out" / f"{name}.npy").astype(np.float64) for name in "ab"]
+    low, high = 1 / max(map(np.max, maps)), 1 / min(map(np.min, maps))
+    for name, metres in zip("ab", maps, strict=True):
+        gray = np.asarray(Image.open(tmp_path / "out" / f"{name}_gray.png"))
+        np.testing.assert_allclose(gray, (1 / metres - low) / (high - low) * 255, atol=0.51)
     assert "2 already there" in run(*command, model=metric_folder)[1]
 
 
@@ -384,13 +385,14 @@ def test_ten_photos_in_every_format(kind, run, tmp_path, rng, model_folder, metr
     assert code == 0, text
     out = tmp_path / "out"
     assert len(contents(out)) == 10 * len(ENDINGS)
-    assert "camera: 7 assumed" in text and "3 from EXIF data" in text
+    focals = intrinsics_from_35mm(26, 30, 40).fx
+    assert "camera: 7 assumed" in text and f"; 3 from EXIF data, fx {focals:.1f}\n" in text
     before = contents(out)
     assert "10 already there" in run(*command, model=model)[1]
     assert contents(out) == before
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_50_megapixels_in_every_format(run, tmp_path, rng):
     image = Image.fromarray(rng.integers(0, 256, (60, 90, 3), dtype=np.uint8))
     image.resize((8660, 5774)).save(tmp_path / "large.jpg")

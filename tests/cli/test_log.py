@@ -90,6 +90,7 @@ def test_train_takes_them_too(capsys: pytest.CaptureFixture) -> None:
     assert "nano-teacher" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_in_a_program_without_logging(tmp_path: Path) -> None:
     """A warning may say that the depth is wrong, so it shows; events show where logging is on."""
     script = tmp_path / "program.py"

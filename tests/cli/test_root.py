@@ -114,7 +114,10 @@ INTERRUPTED = """if True:
         "exec('press()')",  # of a text: Python would then end with a signal
         "type('Class', (), {'name': Descriptor()})",  # a RuntimeError in Python 3.11
         "\n        try: press()\n        except BaseException: raise ImportError('swallowed')",
-        "\n        import torch\n        torch.__spec__._initializing = True\n        press()",
+        pytest.param(
+            "\n        import torch\n        torch.__spec__._initializing = True\n        press()",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_an_interrupt_at_any_moment_ends_in_one_line(code):

@@ -271,19 +271,25 @@ def test_memory(tmp_path, model_folder):
         Image.linear_gradient("L").convert("RGB").resize(size).save(path)
 
     def command(size, option):
-        path, out = tmp_path / f"{size[0]}.jpg", tmp_path / option
+        path, out = tmp_path / f"{size[0]}.jpg", tmp_path / f"{size[0]}{len(option)}"
         return f"run|{path}|--out|{out}|--model|{model_folder}|--device|cpu|{option}"
 
-    cases = ((small, "--npy"), (large, "--npy"), (large, "--side-by-side"))
+    others = "--formats|exr,tiff,pfm,gray", "--formats|normals,npz,ply"
+    cases = ((small, "--npy"), *((large, o) for o in ("--npy", "--side-by-side", *others)))
     done = subprocess.run(
         [sys.executable, "-c", code, *(command(*case) for case in cases)],
         capture_output=True, text=True, cwd=ROOT, check=True,
     )  # fmt: skip
-    base, npy, side = (int(peak) for peak in re.findall(r"^peak (\d+)$", done.stdout, re.M))
+    base, npy, side, maps, scenes = (
+        int(peak) for peak in re.findall(r"^peak (\d+)$", done.stdout, re.M)
+    )
     assert 4 < (npy - base) / (large[0] * large[1]) <= 12
     assert 4 < (side - base) / (large[0] * large[1]) <= 18
+    assert 4 < (maps - base) / (large[0] * large[1]) <= 12
+    assert 4 < (scenes - base) / (large[0] * large[1]) <= 18
 
 
+@pytest.mark.slow
 def test_broken_optional_packages_do_not_matter_to_a_png(tmp_path, rng, model_folder):
     source = photo(tmp_path / "a.png", rng)
     for package in ("triton", "pillow_heif", "xformers"):

@@ -229,6 +229,7 @@ for path, workers in ((near, 0), (far, 0), (far, 2)):
 """
 
 
+@pytest.mark.slow
 def test_trains_from_a_url(server: Server, shards: Path, seed: int) -> None:
     """Worker processes too: a connection must not be shared over a fork.
 

@@ -41,7 +41,7 @@ def plane_and_box(rng: np.random.Generator) -> Scene:
     """A box, turned at random, in front of a plane that is also turned."""
     towards = np.array([*rng.uniform(-0.4, 0.4, 2), -1])
     towards /= np.linalg.norm(towards)
-    planes = [[*towards, towards[2] * rng.uniform(4, 6)]]
+    planes = [[*towards, towards[2] * rng.uniform(5.5, 7)]]
     turn, _ = np.linalg.qr(rng.normal(size=(3, 3)))
     centre, half = np.array([*rng.uniform(-0.3, 0.3, 2), 2.5]), rng.uniform(0.3, 0.6, 3)
     direction = rays()

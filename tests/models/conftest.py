@@ -86,3 +86,39 @@ def _randomise() -> Callable[[nn.Module, int], None]:
 @pytest.fixture(scope="session", name="calibrate")
 def _calibrate() -> Callable[..., None]:
     return calibrate
+
+
+@pytest.fixture
+def make_transformers(seed, transformers, randomise, calibrate):
+    """Builds transformers' model with random weights whose output is of order 1."""
+
+    from dafast import DepthAnything
+    from tests.models.transformers_models import CONFIGS
+
+    def build(name: str = "v1") -> nn.Module:
+        ours = DepthAnything(CONFIGS[name]).eval()
+        randomise(ours, seed)
+        x = torch.randn(1, 3, 56, 56)
+        mean, std = (0.0, 1.0) if ours.config.is_metric else (1.0, 0.5)
+        calibrate(lambda: ours(x), ours.depth_head.scratch.output_conv2[2], mean, std)
+        return ours.to_transformers()
+
+    return build
+
+
+@pytest.fixture
+def served(monkeypatch):
+    """How often our forward served a call, as a list that tests compare lengths of."""
+    from dafast.models import acceleration
+
+    calls: list[torch.Tensor] = []
+    original = acceleration.FastForward.__call__
+
+    def call(self, model, images):
+        depth = original(self, model, images)
+        if depth is not None:
+            calls.append(depth)
+        return depth
+
+    monkeypatch.setattr(acceleration.FastForward, "__call__", call)
+    return calls

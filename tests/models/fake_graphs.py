@@ -7,15 +7,19 @@ graphs of one pool share the memory of their results: a replay destroys those of
 from __future__ import annotations
 
 import contextlib
+import copy
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import dafast
 from dafast.models.cuda_graphs import Graph
+from tests.tiny import TINY
 
 
 def _tensors(result: Any) -> list[Tensor]:
@@ -104,3 +108,37 @@ class FakeMachinery:
 
     def reset(self) -> None:
         self.graphs.clear()
+
+
+def make(config=TINY):
+    model = dafast.DepthAnything(config).eval()
+    with torch.no_grad():
+        for p in model.parameters():  # every bias, gamma and norm counts
+            p += 0.1 * torch.randn_like(p)
+    return model
+
+
+def modules(model, x):
+    """What the modules compute."""
+    plain = copy.deepcopy(model)
+    with torch.no_grad():
+        return plain(x)
+
+
+def images(batch=1, height=28, width=42):
+    return torch.randn(batch, 3, height, width)
+
+
+def photo(height, width):
+    return np.random.randint(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def in_place(model):
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(1.5)
+
+
+def replaced_data(model):
+    for p in model.parameters():
+        p.data = p.data * 1.5

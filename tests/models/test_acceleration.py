@@ -14,66 +14,16 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import nn
 
 import dafast
 from dafast import DepthAnything
-from dafast.models import acceleration
+from dafast.models import acceleration, transformers_bridge
 from dafast.ops.linear_int8 import why_slow as why_slow_int8
+from dafast.optional import MissingPackageError
+from tests.models.transformers_models import CONFIGS, assert_close, original_of
 from tests.tiny import tiny
 from tests.tolerances import TOLERANCES
-
-TOLERANCE = TOLERANCES[torch.float32].model
-CONFIGS = {
-    "v1": tiny(),
-    "v2": tiny(num_layers=6, out_indices=(1, 2, 3, 5), output_align_corners=True),
-    "metric": tiny(max_depth=80.0, output_align_corners=True),
-}
-
-
-@pytest.fixture
-def make(seed, transformers, randomise, calibrate):
-    """Builds transformers' model with random weights whose output is of order 1."""
-
-    def build(name: str = "v1") -> nn.Module:
-        ours = DepthAnything(CONFIGS[name]).eval()
-        randomise(ours, seed)
-        x = torch.randn(1, 3, 56, 56)
-        mean, std = (0.0, 1.0) if ours.config.is_metric else (1.0, 0.5)
-        calibrate(lambda: ours(x), ours.depth_head.scratch.output_conv2[2], mean, std)
-        return ours.to_transformers()
-
-    return build
-
-
-@pytest.fixture
-def served(monkeypatch):
-    """How often our forward served a call, as a list that tests compare lengths of."""
-    calls: list[torch.Tensor] = []
-    original = acceleration.FastForward.__call__
-
-    def call(self, model, images):
-        depth = original(self, model, images)
-        if depth is not None:
-            calls.append(depth)
-        return depth
-
-    monkeypatch.setattr(acceleration.FastForward, "__call__", call)
-    return calls
-
-
-def assert_close(got: torch.Tensor, expected: torch.Tensor, tolerance: float = TOLERANCE) -> None:
-    """Compares two maps, relative to the largest value."""
-    assert got.shape == expected.shape
-    assert got.dtype == expected.dtype
-    assert expected.float().std() > 0
-    error = (got.float() - expected.float()).abs().max() / expected.float().abs().max()
-    assert error <= tolerance, f"{error:.1e} of the largest value"
-
-
-def original_of(model: nn.Module) -> nn.Module:
-    return dafast.restore(copy.deepcopy(model))
 
 
 def assert_follows(model: nn.Module, served: list, x: torch.Tensor, fast: bool = True) -> None:
@@ -86,12 +36,20 @@ def assert_follows(model: nn.Module, served: list, x: torch.Tensor, fast: bool =
     assert_close(got, expected)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize(
-    ("batch", "height", "width"), [(1, 28, 28), (3, 42, 28), (2, 14, 98), (1, 45, 69)]
+    ("name", "batch", "height", "width"),
+    [
+        ("v1", 1, 28, 28),
+        ("v1", 2, 14, 98),
+        ("v2", 3, 42, 28),
+        ("v2", 1, 45, 69),
+        ("metric", 1, 28, 28),
+        ("metric", 2, 14, 98),
+        ("metric", 1, 45, 69),
+    ],
 )
-def test_outputs(make, served, name, batch, height, width):
-    model = make(name)
+def test_outputs(make_transformers, served, name, batch, height, width):
+    model = make_transformers(name)
     assert next(model.parameters()).requires_grad
     x = torch.randn(batch, 3, height, width)
     with torch.inference_mode():
@@ -106,9 +64,9 @@ def test_outputs(make, served, name, batch, height, width):
     assert_close(outputs.predicted_depth, expected)
 
 
-def test_other_outputs(make, served):
+def test_other_outputs(make_transformers, served):
     """What the original returns in other ways, and requests that only it can serve."""
-    model = make()
+    model = make_transformers()
     x = torch.randn(2, 3, 42, 28)
     with torch.no_grad():
         before = {
@@ -140,8 +98,8 @@ def test_other_outputs(make, served):
     assert all(torch.equal(a, b) for a, b in pairs)
 
 
-def test_wrong_inputs_fail_as_before(make):
-    model = make()
+def test_wrong_inputs_fail_as_before(make_transformers):
+    model = make_transformers()
     shapes = [(3, 28, 28), (1, 1, 28, 28), (1, 3, 7, 28), (0, 3, 28, 28)]
     for x in [*map(torch.randn, shapes), "x"]:
         errors = []
@@ -152,11 +110,11 @@ def test_wrong_inputs_fail_as_before(make):
         assert errors[0] == errors[1]
 
 
-def test_changed_weights_are_seen(make, served):
-    model = dafast.accelerate(make("metric"))
+def test_changed_weights_are_seen(make_transformers, served):
+    model = dafast.accelerate(make_transformers("metric"))
     x = torch.randn(1, 3, 28, 42)
     query = next(w for n, w in model.named_parameters() if "layer.1" in n and ".q_proj.w" in n)
-    other = make("metric").state_dict()
+    other = make_transformers("metric").state_dict()
 
     def reloads():
         model.load_state_dict({k: v * 1.1 for k, v in other.items()})
@@ -182,8 +140,8 @@ def test_changed_weights_are_seen(make, served):
     assert_follows(model, served, x)
 
 
-def test_bfloat16(make, served):
-    model = make().to(torch.bfloat16)
+def test_bfloat16(make_transformers, served):
+    model = make_transformers().to(torch.bfloat16)
     x = torch.randn(1, 3, 42, 42)
     with torch.inference_mode():
         expected = model(x).predicted_depth
@@ -192,9 +150,9 @@ def test_bfloat16(make, served):
     assert_close(got, expected, TOLERANCES[torch.bfloat16].model)
 
 
-def test_the_rest_stays(make, tmp_path, transformers):
+def test_the_rest_stays(make_transformers, tmp_path, transformers):
     """Type, keys, files, attributes: as before, and again after `restore`."""
-    model = make("metric")
+    model = make_transformers("metric")
     cls, keys, attributes = type(model), list(model.state_dict()), dict(vars(model))
     model.save_pretrained(tmp_path / "before")
     dafast.accelerate(model)
@@ -213,8 +171,8 @@ def test_the_rest_stays(make, tmp_path, transformers):
     assert dafast.restore(model) is model  # not accelerated: nothing to do
 
 
-def test_hooks(make, served):
-    model = dafast.accelerate(make())
+def test_hooks(make_transformers, served):
+    model = dafast.accelerate(make_transformers())
     x, seen = torch.randn(1, 3, 28, 28), []
     handle = model.register_forward_hook(lambda module, args, output: seen.append("model"))
     assert_follows(model, served, x)
@@ -227,8 +185,8 @@ def test_hooks(make, served):
     assert_follows(model, served, x)
 
 
-def test_gradients_and_training(make, served):
-    model = dafast.accelerate(make())
+def test_gradients_and_training(make_transformers, served):
+    model = dafast.accelerate(make_transformers())
     x = torch.randn(1, 3, 28, 28)
     model(x).predicted_depth.sum().backward()
     assert model.backbone.embeddings.cls_token.grad.abs().sum() > 0
@@ -245,8 +203,8 @@ def test_gradients_and_training(make, served):
     assert len(served) == 1
 
 
-def test_other_contexts(make, served):
-    model = dafast.accelerate(make())
+def test_other_contexts(make_transformers, served):
+    model = dafast.accelerate(make_transformers())
     x = torch.randn(1, 3, 28, 28)
     with torch.no_grad():
         expected = original_of(model)(x).predicted_depth
@@ -261,8 +219,8 @@ def test_other_contexts(make, served):
 @pytest.mark.parametrize(
     "change", ["lora", "activation", "eps", "max_depth", "removed", "taps", "embedding"]
 )
-def test_changed_parts_run_as_they_are(make, served, change):
-    model = dafast.accelerate(make("v2"))
+def test_changed_parts_run_as_they_are(make_transformers, served, change):
+    model = dafast.accelerate(make_transformers("v2"))
     x = torch.randn(1, 3, 28, 28)
     assert_follows(model, served, x)
     layer = model.backbone.encoder.layer[0]
@@ -284,8 +242,8 @@ def test_changed_parts_run_as_they_are(make, served, change):
 
 
 @pytest.mark.slow
-def test_compiled_and_exported(make, served):
-    model = dafast.accelerate(make())
+def test_compiled_and_exported(make_transformers, served):
+    model = dafast.accelerate(make_transformers())
     x = torch.randn(1, 3, 28, 28)
     with torch.no_grad():
         expected = original_of(model)(x).predicted_depth
@@ -296,9 +254,9 @@ def test_compiled_and_exported(make, served):
     assert served == []
 
 
-def test_a_model_made_in_inference_mode(make, served):
+def test_a_model_made_in_inference_mode(make_transformers, served):
     with torch.inference_mode():
-        model = dafast.accelerate(make())
+        model = dafast.accelerate(make_transformers())
         x = torch.randn(1, 3, 28, 28)
         first = model(x).predicted_depth
         model.backbone.encoder.layer[0].attention.q_proj.weight.mul_(3)
@@ -308,8 +266,8 @@ def test_a_model_made_in_inference_mode(make, served):
         assert_follows(model, served, x)
 
 
-def test_threads(make):
-    model = dafast.accelerate(make())
+def test_threads(make_transformers):
+    model = dafast.accelerate(make_transformers())
     x = torch.randn(1, 3, 28, 28)
     with torch.no_grad():
         expected = original_of(model)(x).predicted_depth
@@ -323,8 +281,8 @@ def test_threads(make):
             assert_close(depth, expected)
 
 
-def test_nothing_keeps_a_model_alive(make):
-    model = dafast.accelerate(make())
+def test_nothing_keeps_a_model_alive(make_transformers):
+    model = dafast.accelerate(make_transformers())
     with torch.no_grad():
         model(torch.randn(1, 3, 28, 28))
     gc.collect()
@@ -338,8 +296,8 @@ def test_nothing_keeps_a_model_alive(make):
 
 
 @pytest.mark.parametrize("way", ["deepcopy", "pickle", "torch.save"])
-def test_copies(make, served, way):
-    model = dafast.accelerate(make())
+def test_copies(make_transformers, served, way):
+    model = dafast.accelerate(make_transformers())
     x = torch.randn(1, 3, 28, 28)
     if way != "deepcopy":
         # transformers 5 makes a new model with hooks that cannot be pickled.
@@ -365,8 +323,8 @@ def test_copies(make, served, way):
     assert type(dafast.restore(other)) is type(dafast.restore(model))
 
 
-def test_a_second_call(make, served):
-    model = dafast.accelerate(make())
+def test_a_second_call(make_transformers, served):
+    model = dafast.accelerate(make_transformers())
     forward = model._dafast
     assert dafast.accelerate(model)._dafast is forward
     if not why_slow_int8():
@@ -379,9 +337,9 @@ def test_a_second_call(make, served):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_modules_that_share_weights(make, name):
+def test_modules_that_share_weights(make_transformers, name):
     """What serves devices other than the CPU, on the CPU."""
-    model = make(name)
+    model = make_transformers(name)
     x = torch.randn(2, 3, 28, 70)
     run = acceleration._OnModules(*acceleration._network(model))
     weights = dict(model.named_parameters())
@@ -403,9 +361,9 @@ def test_modules_that_share_weights(make, name):
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_on_a_gpu(make, served, monkeypatch, name, dtype):
+def test_on_a_gpu(make_transformers, served, monkeypatch, name, dtype):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    model = dafast.accelerate(make(name).to("cuda", dtype))
+    model = dafast.accelerate(make_transformers(name).to("cuda", dtype))
     tolerance = TOLERANCES[dtype].model
     for height, width in ((28, 28), (42, 70)):
         x = torch.randn(2, 3, height, width, device="cuda", dtype=dtype)
@@ -424,8 +382,8 @@ def test_on_a_gpu(make, served, monkeypatch, name, dtype):
 
 
 @pytest.mark.skipif(bool(why_slow_int8()), reason=why_slow_int8())
-def test_int8(make, served):
-    model = dafast.accelerate(make("v2"), int8=True)
+def test_int8(make_transformers, served):
+    model = dafast.accelerate(make_transformers("v2"), int8=True)
     x = torch.randn(1, 3, 56, 56)
     with torch.no_grad():
         got, expected = model(x).predicted_depth, original_of(model)(x).predicted_depth
@@ -434,9 +392,9 @@ def test_int8(make, served):
     assert (got - expected).abs().mean() < 0.1 * expected.abs().mean()
 
 
-def test_a_reason_is_logged_once(make, caplog):
+def test_a_reason_is_logged_once(make_transformers, caplog):
     caplog.set_level(logging.INFO, "dafast")
-    model = dafast.accelerate(make())
+    model = dafast.accelerate(make_transformers())
     for _ in range(3):
         model(torch.randn(1, 3, 28, 28))
     messages = [r.message for r in caplog.records if "accelerated model" in r.message]
@@ -444,7 +402,7 @@ def test_a_reason_is_logged_once(make, caplog):
     assert "gradients are enabled: use torch.no_grad()" in messages[0]
 
 
-def test_what_cannot_be_accelerated(make, transformers, monkeypatch):
+def test_what_cannot_be_accelerated(make_transformers, transformers, monkeypatch):
     with pytest.raises(TypeError, match="not DepthAnything"):
         dafast.accelerate(DepthAnything(tiny()))
     with pytest.raises(TypeError, match="not str"):
@@ -455,131 +413,37 @@ def test_what_cannot_be_accelerated(make, transformers, monkeypatch):
     class Derived(transformers.DepthAnythingForDepthEstimation):
         pass
 
-    model = make()
+    model = make_transformers()
     model.__class__ = Derived
     with pytest.raises(TypeError, match="Derived is derived from"):
         dafast.accelerate(model)
-    model = make()
+    model = make_transformers()
     model.forward = lambda pixel_values: None
     with pytest.raises(ValueError, match="forward was replaced"):
         dafast.accelerate(model)
-    model = make()
+    model = make_transformers()
     model.backbone.encoder.layer[0].mlp.fc1 = nn.Sequential(model.backbone.encoder.layer[0].mlp.fc1)
     with pytest.raises(ValueError, match="other weights than its configuration"):
         dafast.accelerate(model)
     assert type(model) is transformers.DepthAnythingForDepthEstimation  # and unchanged
-    config = make().config
+    config = make_transformers().config
     config.head_hidden_size = 16
     with pytest.raises(ValueError, match="head_hidden_size=16"):
         dafast.accelerate(transformers.DepthAnythingForDepthEstimation(config))
     if why_slow_int8():
         with pytest.raises(RuntimeError, match="int8"):
-            dafast.accelerate(make(), int8=True)
+            dafast.accelerate(make_transformers(), int8=True)
     monkeypatch.setattr(acceleration, "why_slow_int8", lambda: "")
     with pytest.raises(ValueError, match="the model is on meta"):
-        dafast.accelerate(make().to("meta"), int8=True)
+        dafast.accelerate(make_transformers().to("meta"), int8=True)
 
 
-# ------------------------------------------------------------------------------ in the pipeline
-
-
-@pytest.fixture
-def photo(rng) -> Image.Image:
-    return Image.fromarray(rng.integers(0, 256, (60, 80, 3), dtype=np.uint8))
-
-
-@pytest.mark.parametrize("name", ["v2", "metric"])
-def test_a_pipeline_of_a_saved_folder(
-    seed, tmp_path, served, transformers, randomise, calibrate, photo, name
-):
-    """transformers loads what `save_pretrained` wrote, and predicts what we predict."""
-    import dataclasses
-
-    config = dataclasses.replace(CONFIGS[name], position_embedding="transformers")
-    ours = DepthAnything(config).eval()
-    randomise(ours, seed)
-    x = torch.randn(1, 3, 56, 56)
-    calibrate(lambda: ours(x), ours.depth_head.scratch.output_conv2[2], 1.0, 0.5)
-    ours.save_pretrained(tmp_path, layout="transformers")
-
-    pipe = transformers.pipeline("depth-estimation", model=str(tmp_path), device="cpu")
-    before = pipe(photo)
-    assert before["predicted_depth"].shape == (60, 80)
-    pixels = pipe.image_processor(photo, return_tensors="pt")["pixel_values"]
-    assert pixels.shape == (1, 3, 28, 42)  # the shorter side to 28, multiples of 14
-    with torch.no_grad():
-        resized = nn.functional.interpolate(
-            ours(pixels)[None], (60, 80), mode="bicubic", align_corners=False
-        )[0, 0]
-    assert_close(before["predicted_depth"], resized)
-    # Without a resize the transforms are equal: the photo's whole path predicts the same map.
-    small = photo.resize((42, 28))
-    predict = ours.infer_metric if config.is_metric else ours.infer
-    whole = torch.from_numpy(predict(small, fit="official"))
-    assert_close(pipe(small)["predicted_depth"], whole)
-
-    processor = pipe.image_processor
-    served.clear()
-    assert dafast.accelerate(pipe) is pipe
-    after = pipe([photo, photo], batch_size=2)
-    assert len(served) == 1
-    assert pipe.image_processor is processor
-    for result in after:
-        assert_close(result["predicted_depth"], before["predicted_depth"])
-    difference = np.abs(np.int64(after[0]["depth"]) - np.int64(before["depth"]))
-    assert difference.max() <= 1  # 8 bits, of values that differ by rounding
-    dafast.restore(pipe)
-    assert torch.equal(pipe(photo)["predicted_depth"], before["predicted_depth"])
-
-
-def test_a_pipeline_of_another_model(transformers, tmp_path):
-    class Pipeline:
-        model = nn.Linear(1, 1)
-
-    with pytest.raises(TypeError, match="not Linear"):
-        dafast.accelerate(Pipeline())
-
-
-# ------------------------------------------------------------------------------------ in memory
-
-
-@pytest.mark.parametrize("name", CONFIGS)
-def test_conversion_in_memory(make, name):
-    theirs = make(name)
-    ours = DepthAnything.from_transformers(theirs)
-    x = torch.randn(2, 3, 28, 70)
-    with torch.no_grad():
-        expected = theirs(x).predicted_depth
-        assert_close(ours(x), expected)
-        back = ours.to_transformers()
-        assert torch.equal(back(x).predicted_depth, expected)
-        # Copies, in both directions.
-        for model in (ours, back):
-            for weight in model.parameters():
-                weight.zero_()
-        assert torch.equal(theirs(x).predicted_depth, expected)
-    assert ours.config.max_depth == CONFIGS[name].max_depth
-    assert ours.config.out_indices == CONFIGS[name].out_indices
-    assert not ours.training
-    assert DepthAnything.from_transformers(theirs.train().half()).dtype == torch.float16
-    assert DepthAnything.from_transformers(theirs).training
-
-
-def test_conversion_of_other_models(transformers):
-    with pytest.raises(TypeError, match="not Linear"):
-        DepthAnything.from_transformers(nn.Linear(1, 1))
-    with pytest.raises(ValueError, match="metric bins"):
-        DepthAnything(tiny(max_depth=10.0, bin_centers="softplus")).to_transformers()
-    with pytest.raises(ValueError, match="sky head"):
-        DepthAnything(tiny(sky_head=True, output="exp", kind="depth")).to_transformers()
-
-
-def test_trained_after_conversion(transformers):
-    """Weights of a converted model are parameters like any others."""
+def test_without_transformers(monkeypatch):
+    why = "transformers is not installed"
+    monkeypatch.setattr(transformers_bridge, "why_no_module", lambda name: why)
     ours = DepthAnything(tiny())
-    model = ours.to_transformers()
-    model(torch.randn(1, 3, 28, 28)).predicted_depth.sum().backward()
-    back = DepthAnything.from_transformers(model)
-    back(torch.randn(1, 3, 28, 28)).sum().backward()
-    for each in (model, back):
-        assert sum(w.grad is not None for w in each.parameters()) > 50
+    for call in (dafast.accelerate, dafast.restore, DepthAnything.from_transformers):
+        with pytest.raises(MissingPackageError, match=rf"{why}: pip install 'dafast\[transf"):
+            call(ours)
+    with pytest.raises(MissingPackageError, match=why):
+        ours.to_transformers()

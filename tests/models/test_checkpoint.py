@@ -13,7 +13,8 @@ import torch.nn.utils.prune
 from safetensors.torch import load_file
 
 from dafast import DepthAnything, SegmentationModel, files
-from dafast.config import PRESETS, LicenseWarning
+from dafast._warnings import LicenseWarning
+from dafast.config import PRESETS
 from dafast.models import checkpoint
 from dafast.models.checkpoint import CheckpointError, load_encoder, save_pretrained
 from dafast.models.conversion import ENCODER_LAYOUTS, LAYOUTS, from_official
@@ -223,6 +224,7 @@ def test_saved_files_have_ordinary_permissions(tmp_path):
         assert path.stat().st_mode == expected, path.name
 
 
+@pytest.mark.slow
 def test_loading_and_inference_do_not_import_the_compiler():
     script = """
 import sys

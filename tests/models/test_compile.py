@@ -53,9 +53,8 @@ def gradients(call, module, inputs):
     out = call(leaves)
     trained = {k: p for k, p in module.named_parameters() if p.requires_grad}
     torch.manual_seed(0)
-    upstream = torch.randn(
-        out.shape, dtype=out.dtype
-    )  # not randn_like, which fills in the order of the strides
+    # Not randn_like, which fills in the order of the strides.
+    upstream = torch.randn(out.shape, dtype=out.dtype)
     grads = torch.autograd.grad(out, [*leaves, *trained.values()], upstream)
     names = [*(f"input {i}" for i in range(len(leaves))), *trained]
     return {"output": out.detach(), **dict(zip(names, grads, strict=True))}
@@ -117,6 +116,7 @@ def check_sizes(program, model, sizes=(*SMALL, TRAINED)):
         assert error <= 1e-5 * expected.abs().max(), (batch, rows, columns)
 
 
+@pytest.mark.slow
 def test_an_export_holds_for_every_batch_and_size(seed):
     model = random_model()
     sides = [14 * Dim(name, min=2, max=100) for name in ("rows", "columns")]

@@ -1,7 +1,7 @@
 """`DepthAnything.optimize` on a GPU: right in every case, and captured when it should be.
 
-On a CPU a fake captures and replays (`tests/models/fake_graphs.py`); with ``-m gpu`` the real ones
-are compared bit by bit with the modules.
+A fake captures and replays on the CPU (`tests/models/fake_graphs.py`); the real graphs are in
+`tests/models/test_cuda_machinery.py`.
 """
 
 import concurrent.futures
@@ -13,26 +13,26 @@ import pickle
 import numpy as np
 import pytest
 import torch
+import torch.utils.flop_counter
 
 import dafast
-from dafast.config import get_preset
-from dafast.models import cuda_graphs
+from dafast.models import cuda_graphs, inference
 from dafast.models.cuda_graphs import MAX_GRAPHS, GraphedForward
 from dafast.ops import use_backend
-from tests.models.fake_graphs import FakeMachinery
+from tests.models.fake_graphs import (
+    FakeMachinery,
+    images,
+    in_place,
+    make,
+    modules,
+    photo,
+    replaced_data,
+)
 from tests.tiny import TINY, tiny
 
 ZOE = dataclasses.replace(TINY, max_depth=10.0, bin_centers="softplus")
 FIVE = tiny(num_layers=5)  # one more than the decoder reads
 WITH_SKY = tiny(output="exp", kind="depth", sky_head=True)
-
-
-def make(config=TINY):
-    model = dafast.DepthAnything(config).eval()
-    with torch.no_grad():
-        for p in model.parameters():  # every bias, gamma and norm counts
-            p += 0.1 * torch.randn_like(p)
-    return model
 
 
 @pytest.fixture
@@ -54,15 +54,11 @@ def model(made, seed):
     return make(FIVE).optimize()
 
 
-def modules(model, x):
-    """What the modules compute."""
-    plain = copy.deepcopy(model)
-    with torch.no_grad():
-        return plain(x)
+def predict_batch(model, x, sky=False):
+    def fill(out):
+        return x.clone() if out is None else out.copy_(x)
 
-
-def images(batch=1, height=28, width=42):
-    return torch.randn(batch, 3, height, width)
+    return model.predict_batch(tuple(x.shape), fill, torch.clone, sky)
 
 
 @torch.no_grad()
@@ -128,12 +124,6 @@ def test_the_graph_of_the_oldest_use_makes_room(model, made):
     assert len(model._optimized._graphs) == MAX_GRAPHS
 
 
-def in_place(model):
-    with torch.no_grad():
-        for p in model.parameters():
-            p.mul_(1.5)
-
-
 def by_data(model):
     for p in model.parameters():
         p.data.mul_(1.5)
@@ -163,11 +153,6 @@ def test_weights_changed_in_place_need_no_capture(change, model, made):
     after = model(x)
     assert torch.equal(after, modules(model, x)) and not torch.allclose(before, after)
     assert [m.captures for m in made] == [1] and made[0].replays == 2
-
-
-def replaced_data(model):
-    for p in model.parameters():
-        p.data = p.data * 1.5
 
 
 def replaced_parameter(model):
@@ -249,6 +234,31 @@ def test_what_stays_outside_of_graphs(model, made):
         assert [tuple(out.shape) for out in lists] == [(28, 42), (14, 28)]
         assert made[0].replays == replays
         assert torch.equal(model(x), wanted) and made[0].replays == replays + 1
+
+
+@torch.no_grad()
+def test_modes_that_see_operations_get_the_modules(model, made):
+    x = images()
+    model(x), model(x)
+    with torch.utils.flop_counter.FlopCounterMode(display=False) as plain:
+        modules(model, x)
+    with torch.utils.flop_counter.FlopCounterMode(display=False) as counted:
+        model(x)
+        predict_batch(model, x)
+    assert counted.get_total_flops() == 2 * plain.get_total_flops() > 0
+    assert made[0].replays == 1
+
+
+@torch.no_grad()
+def test_a_call_with_other_weights_moves_none_of_them(model, made):
+    x = images()
+    before = [model(x), model(x)][0]
+    weights = {name: 1.5 * p.contiguous() for name, p in model.named_parameters()}
+    places = [(p.data_ptr(), p.stride()) for p in weights.values()]
+    other = torch.func.functional_call(model, weights, (x,))
+    assert [(p.data_ptr(), p.stride()) for p in weights.values()] == places
+    assert not torch.allclose(other, before)
+    assert all(torch.equal(model(x), before) for _ in range(3))
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
@@ -373,7 +383,7 @@ def test_every_kind_of_network(config, made, seed):
         assert torch.equal(model(x), modules(model, x))
     assert made[0].replays == 2
     if config.sky_head:
-        skies = [model.predict_batch([x], torch.clone, sky=True)[:, 1], model.predict_sky(x)]
+        skies = [predict_batch(model, x, sky=True)[:, 1], model.predict_sky(x)]
         assert all(torch.equal(sky, copy.deepcopy(model).predict_sky(x)) for sky in skies)
         assert (made[0].captures, made[0].replays) == (1, 4)
 
@@ -391,10 +401,6 @@ def test_the_decoder_is_laid_out_channels_last(made, seed):
     assert [p.data_ptr() for p in model.parameters()] == places, "once"
 
 
-def photo(height, width):
-    return np.random.randint(0, 256, (height, width, 3), dtype=np.uint8)
-
-
 @pytest.mark.parametrize("flip", [False, True])
 def test_infer_reads_the_memory_of_the_graph(flip, model, made):
     photos = [photo(40, 60) for _ in range(5)]
@@ -407,6 +413,21 @@ def test_infer_reads_the_memory_of_the_graph(flip, model, made):
     for a, b in zip(got, wanted, strict=True):
         np.testing.assert_array_equal(a, b)
     assert not np.array_equal(got[0], got[1])
+
+
+def test_one_photo_is_preprocessed_in_the_memory_of_the_graph(model, made, monkeypatch):
+    preprocess, places = inference.preprocess, []
+
+    def noted(*args, out=None, **options):
+        places.append(out)
+        return preprocess(*args, out=out, **options)
+
+    monkeypatch.setattr(inference, "preprocess", noted)
+    picture = photo(40, 60)
+    results = [model.infer(picture, size=28) for _ in range(4)]
+    (graph,) = model._optimized._graphs.values()
+    assert [out is graph.x for out in places] == [False, False, True, True]
+    assert all(np.array_equal(result, results[0]) for result in results)
 
 
 def test_infer_results_are_not_the_memory_of_the_graph(model, made):
@@ -433,75 +454,6 @@ def test_infer_calls_the_hooks_and_the_forward_of_a_subclass(made, seed):
     np.testing.assert_allclose(plain.infer(picture, size=28), once + 1, rtol=1e-6)
     handle.remove()
     with pytest.raises(TypeError, match="no sky head"):
-        plain.predict_batch([images()], torch.clone, sky=True)
+        predict_batch(plain, images(), sky=True)
     with pytest.raises(ValueError, match="multiples of 14"):
-        plain.predict_batch([images(1, 15, 28)], torch.clone)
-
-
-@pytest.fixture(scope="module")
-def on_gpu(run_seed):
-    return make(dataclasses.replace(get_preset("nano"), num_layers=4, out_indices=(0, 1, 2, 3)))
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@torch.no_grad()
-def test_gpu_graphs_equal_the_modules_to_the_bit(dtype, on_gpu, seed):
-    model = copy.deepcopy(on_gpu).to("cuda", dtype).optimize()
-    sizes = [(1, 70, 98), (2, 70, 98), (1, 126, 56)]
-    for round_ in range(4):
-        for size in sizes:
-            x = images(*size).to("cuda", dtype)
-            assert torch.equal(model(x), modules(model, x)), (round_, size)
-    assert len(model._optimized._graphs) == len(sizes)
-    in_place(model)
-    x = images(*sizes[0]).to("cuda", dtype)
-    assert torch.equal(model(x), modules(model, x))
-    replaced_data(model)
-    for _ in range(3):
-        assert torch.equal(model(x), modules(model, x))
-
-
-@pytest.mark.gpu
-@torch.no_grad()
-def test_gpu_streams_and_threads(on_gpu, seed):
-    model = copy.deepcopy(on_gpu).to("cuda").optimize()
-    inputs = [images(1 + i % 3, 70, 98).cuda() for i in range(30)]
-    wanted = [modules(model, x) for x in inputs]
-    torch.cuda.synchronize()
-
-    def call(x):
-        with torch.no_grad(), torch.cuda.stream(torch.cuda.Stream()):
-            out = model(x)
-            torch.cuda.current_stream().synchronize()
-            return out
-
-    with concurrent.futures.ThreadPoolExecutor(4) as pool:
-        assert all(map(torch.equal, pool.map(call, inputs), wanted))
-
-
-@pytest.mark.gpu
-@torch.no_grad()
-def test_gpu_a_callers_capture_gets_the_modules(on_gpu, seed):
-    model = copy.deepcopy(on_gpu).to("cuda").optimize()
-    x = images(1, 70, 98).cuda()
-    for _ in range(3):
-        wanted = model(x)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        out = model(x)
-    graph.replay()
-    assert torch.equal(out, wanted)
-
-
-@pytest.mark.gpu
-def test_gpu_infer_equals_the_modules(on_gpu, seed):
-    model = copy.deepcopy(on_gpu).to("cuda")
-    plain = copy.deepcopy(model).optimize(cuda_graphs=False)
-    cuda_graphs.use_channels_last(plain)
-    photos = [photo(90, 130) for _ in range(9)] + [photo(50, 60)]
-    for _ in range(3):
-        for a, b in zip(model.infer(photos), plain.infer(photos), strict=True):
-            np.testing.assert_array_equal(a, b)
-        np.testing.assert_array_equal(model.infer(photos[0]), plain.infer(photos[0]))
-    assert model._optimized._graphs
+        predict_batch(plain, images(1, 15, 28))

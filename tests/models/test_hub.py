@@ -156,6 +156,7 @@ def test_download_then_the_cache(hub, nano, tmp_path):
     assert "model.safetensors" in unknown
 
 
+@pytest.mark.slow
 def test_what_the_hub_refuses(hub, tmp_path):
     (tmp_path / "taken").mkdir()
     answers, _ = load_all(
@@ -183,6 +184,7 @@ def test_what_the_hub_refuses(hub, tmp_path):
     assert "no such repository" in errors[7]
 
 
+@pytest.mark.slow
 def test_no_network(tmp_path):
     with socket.socket() as unused:  # bound, but nobody listens: connections are refused
         unused.bind(("127.0.0.1", 0))

@@ -52,11 +52,11 @@ class _NoFloat64(TorchDispatchMode):
     ("kind", "fit", "padding", "dtype"),
     [
         ("relative", "pad", "replicate", torch.float32),
-        ("relative", "official", "replicate", torch.float16),
-        ("sigmoid", "official", "replicate", torch.float32),
+        pytest.param("relative", "official", "replicate", torch.float16, marks=pytest.mark.slow),
+        pytest.param("sigmoid", "official", "replicate", torch.float32, marks=pytest.mark.slow),
         ("softplus", "pad", "reflect", torch.float16),
-        ("normed", "pad", "constant", torch.float32),
-        ("relative", "upper_bound", "replicate", torch.float32),
+        pytest.param("normed", "pad", "constant", torch.float32, marks=pytest.mark.slow),
+        pytest.param("relative", "upper_bound", "replicate", torch.float32, marks=pytest.mark.slow),
     ],
 )
 def test_no_float64_on_the_device(kind, fit, padding, dtype, seed, monkeypatch):

@@ -271,6 +271,7 @@ def test_replaced_modules_are_not_packed(seed, caplog):
 
 
 @pytest.mark.parametrize("size", [(70, 70), (252, 252), (280, 280)], ids=str)
+@pytest.mark.slow
 def test_no_size_is_slow_in_bfloat16(size, seed):
     """Weights laid out for maps of one size were rearranged at every call for those of others."""
     config = dataclasses.replace(SMALL, out_channels=(16, 32, 64, 384), grid_size=37)
@@ -377,6 +378,7 @@ def test_copies_and_pickles_leave_the_packed_weights_behind(seed):
             close(twin(x), model(x), torch.float32)
 
 
+@pytest.mark.slow
 def test_del_frees_the_model_at_once(seed):
     """Without the garbage collector: nothing that `infer` makes is part of a reference cycle."""
     model = make(SMALL)

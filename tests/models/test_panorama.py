@@ -175,6 +175,7 @@ def test_the_mesh_is_closed_at_the_borders(photo, truth, tmp_path):
 
 def test_facts_say_the_projection(photo, truth):
     result = exact(photo, truth)
+    assert repr(result).startswith("DepthResult(depth 1.2") and len(repr(result)) < 100
     assert result.facts()["projection"] == "equirectangular"
     assert result.to_disparity().facts()["projection"] == "equirectangular"
 

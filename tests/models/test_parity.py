@@ -181,7 +181,7 @@ def test_taps_agree_with_transformers(name, seed, transformers, randomise, calib
     ("name", "size"),
     [
         pytest.param("vits", (392, 518), marks=pytest.mark.slow),
-        ("vits", (70, 644)),
+        pytest.param("vits", (70, 644), marks=pytest.mark.slow),
         ("v2-metric-vkitti-vits", (266, 350)),
     ],
 )
@@ -300,7 +300,16 @@ def test_weights_of_transformers_through_their_files(
     assert_close(record(our_layers(ours), lambda: ours(x)), expected)
 
 
-@pytest.mark.parametrize("name", ["vits", "v2-vits", "v2-metric-vkitti-vits", "nano"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(
+            pytest.param(n, marks=pytest.mark.slow)
+            for n in ("vits", "v2-vits", "v2-metric-vkitti-vits")
+        ),
+        "nano",
+    ],
+)
 def test_transformers_reads_our_folder_and_we_read_it_back(
     name, seed, transformers, randomise, tmp_path
 ):

@@ -1,6 +1,8 @@
 """Copies between the host and a GPU, and the size of a batch."""
 
+import contextlib
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -56,11 +58,47 @@ def test_downloads_wait_only_for_the_oldest(copies, seed):
     assert all(torch.equal(done[key], x) for key, x in given.items())
 
 
+def test_the_order_of_a_copy_on_streams(monkeypatch):
+    """The real copy, with a `torch.cuda` that notes the calls."""
+    calls, pinned = [], []
+
+    def stream(name):
+        return SimpleNamespace(
+            name=name, wait_stream=lambda other: calls.append(f"{name} waits for {other.name}")
+        )
+
+    event = SimpleNamespace(
+        record=lambda stream: calls.append(f"event on {stream.name}"),
+        synchronize=lambda: calls.append("waited"),
+    )
+    empty = torch.empty
+
+    def pinned_empty(*args, pin_memory, **kwargs):
+        pinned.append(empty(*args, **kwargs))
+        return pinned[-1]
+
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: stream("side"))
+    monkeypatch.setattr(torch.cuda, "Event", lambda: event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream("current"))
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    monkeypatch.setattr(torch, "empty", pinned_empty)
+    record = lambda self, stream: calls.append(f"kept for {stream.name}")  # noqa: E731
+    monkeypatch.setattr(torch.Tensor, "record_stream", record)
+    x = torch.arange(6.0)
+    host, wait = transfer._start_copy(x)
+    wait()
+    assert host is pinned[0] and torch.equal(host, x)
+    assert calls == ["side waits for current", "event on side", "kept for side", "waited"]
+
+
 def test_tensors_of_the_host_are_not_copied(copies):
     downloads, x = Downloads(), torch.ones(2)
     downloads.add(0, x)
     assert downloads.finish()[0] is x and not copies
     assert transfer.upload(x, torch.device("cpu")) is x
+    there = x.as_subclass(OnGpu)
+    there.to = lambda device: ("moved", device)
+    assert transfer.upload(there, torch.device("cuda", 1)) == ("moved", torch.device("cuda", 1))
 
 
 def test_maps_are_fetched_while_the_next_photos_are_computed(copies, monkeypatch, seed):
@@ -74,9 +112,10 @@ def test_maps_are_fetched_while_the_next_photos_are_computed(copies, monkeypatch
         copies.append(("compute", None))
         return run(x)
 
-    monkeypatch.setattr(
-        model, "predict_batch", lambda images, read, sky: read(noted(*images)[:, 0])
-    )
+    def predict_batch(shape, fill, read, sky):
+        return read(noted(fill(None))[:, 0])
+
+    monkeypatch.setattr(model, "predict_batch", predict_batch)
     monkeypatch.setattr(Downloads, "add", lambda self, key, x: add(self, key, x.as_subclass(OnGpu)))
     options = InferenceOptions(size=28, max_batch_tokens=1)
     with torch.no_grad():

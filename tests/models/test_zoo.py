@@ -124,6 +124,7 @@ def test_uploads_of_others(prefix, suffix, model, tmp_path):
         ("DA3MONO-LARGE/pytorch_model.bin", "da3mono-vitl"),
         ("DA3METRIC-LARGE/pytorch_model.bin", "da3metric-vitl"),
         ("da3metric-large_fp16.pth", "da3metric-vitl"),
+        ("DA3METRIC-LARGE/snapshots/model.pth", "da3metric-vitl"),
     ],
 )
 def test_names_of_published_files(path, preset, tmp_path):
@@ -216,6 +217,12 @@ def test_command_describes_files(capsys, model, tmp_path):
     assert facts["extra"] == ["depth_head.other"]
     assert facts["missing"] == ["pretrained.norm.bias"]
 
+    integers = {key: value.to(torch.int8) for key, value in model.state_dict().items()}
+    torch.save(integers, tmp_path / "mine/model.pth")
+    code, facts = run_json(capsys, "info", tmp_path / "mine")
+    assert code == 1 and "not floating point (int8" in facts["problem"]
+    torch.save(state, tmp_path / "mine/model.pth")
+
     (tmp_path / "mine/config.json").unlink()
     code, facts = run_json(capsys, "info", tmp_path / "mine/model.pth")
     assert code == 1 and "config=" in facts["problem"] and facts["layout"] == "official"
@@ -223,6 +230,12 @@ def test_command_describes_files(capsys, model, tmp_path):
     assert "problem: " in capsys.readouterr().out
     assert main(["models", "info", str(tmp_path / "nothing.pth")]) == 1
     assert "nothing.pth" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("start", ["https://huggingface.co/", "hf://"])
+def test_addresses_of_the_hub_are_no_ids(start):
+    with pytest.raises(CheckpointError, match=r"id of the repository is 'owner/name'$"):
+        locate(f"{start}owner/name/tree/main", None, HubOptions())
 
 
 def test_command_describes_entries_that_are_not_here(capsys, monkeypatch):

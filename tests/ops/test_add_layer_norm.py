@@ -223,6 +223,7 @@ def test_programs_with_many_tiles(seed, monkeypatch, device):
         assert (value - wanted).abs().max() <= 1e-5 * wanted.abs().max()
 
 
+@pytest.mark.slow
 def test_triton_is_bit_equal_run_to_run(seed, device):
     inputs = _inputs(seed, (3, 150, 40))
     upstream = _gradients_of(seed, inputs[0], inputs[0])

@@ -317,6 +317,7 @@ def test_decoder_takes_the_kernel_in_inference_alone(activation, dtype, seed, mo
     assert error <= TOLERANCES[dtype].model
 
 
+@pytest.mark.slow
 def test_decoder_compiles_and_autocasts_with_the_kernel(seed, monkeypatch):
     scratch, maps = _scratch(seed, "relu")
     compiled = torch.compile(scratch, backend="aot_eager", fullgraph=True)

@@ -123,6 +123,7 @@ def test_an_extension_with_a_failing_import_is_missing(error, named, monkeypatch
     assert module is None and f"installed, but its import fails ({named}" in reason
 
 
+@pytest.mark.slow
 def test_unknown_instruction_sets_and_failing_imports_are_named(tmp_path):
     """The ops take another backend, and doctor names the reason."""
     (tmp_path / "_C.py").write_text("raise AttributeError('no Tensor')")

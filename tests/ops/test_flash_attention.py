@@ -62,7 +62,10 @@ def test_matches_float64(backend, shape, dtype, seed, poisoned, device):
 HEAD_DIMS = [16, 32, 48, 80, 96, 112, 128]
 
 
-@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+@pytest.mark.parametrize(
+    "head_dim",
+    [pytest.param(d, marks=[] if d in (16, 80) else pytest.mark.slow) for d in HEAD_DIMS],
+)
 @pytest.mark.parametrize(
     ("tokens", "dtype"),
     [((37, 70), dtype) for dtype in DTYPES] + [((64, 32), DTYPES[0]), ((5, 1), DTYPES[0])],
@@ -225,6 +228,7 @@ def test_triton_lets_nan_through(seed, device):
         assert flash_attention(q, k, v).isnan().all()
 
 
+@pytest.mark.slow
 def test_triton_is_bit_equal_run_to_run(seed, device):
     generator = torch.Generator().manual_seed(seed)
     qkv = _draw(generator, (2, 70, 3, 2, 64), torch.float32)
@@ -251,7 +255,9 @@ def test_triton_reads_packed_in_place_and_writes_its_gradient_packed(seed, monke
     assert out.is_contiguous() and grad.is_contiguous() and grad.shape == qkv.shape
 
 
-@pytest.mark.parametrize("op", ["dense", "packed", "varlen"])
+@pytest.mark.parametrize(
+    "op", ["varlen", *(pytest.param(op, marks=pytest.mark.slow) for op in ("dense", "packed"))]
+)
 def test_triton_opcheck_and_compile(op, seed):
     generator = torch.Generator().manual_seed(seed)
     q, k, v = (_draw(generator, (2, 20, 2, 32), torch.float32) for _ in range(3))

@@ -476,3 +476,18 @@ def test_gpu_graph_capture_and_pinned_memory(rng):
         graph.replay()
     side.synchronize()
     assert all(torch.equal(a, b) for a, b in zip(expected, captured, strict=True))
+
+
+@pytest.mark.parametrize("backend", ["reference", CPP])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_writes_into_given_memory(backend, layout, seed):
+    photos = [torch.randint(0, 256, (40, 60, 3), dtype=torch.uint8) for _ in range(2)]
+    options = {"size": 28, "dtype": torch.bfloat16, "memory_format": layout}
+    with use_backend(backend):
+        expected, geometries = preprocess(photos, **options)
+        out = torch.full_like(expected, torch.nan)
+        got, same = preprocess(photos, **options, out=out)
+        assert got is out and same == geometries and torch.equal(out, expected)
+        for wrong in (out[:1], out.float(), out.mT.contiguous().mT):
+            with pytest.raises(ValueError, match="out must be"):
+                preprocess(photos, **options, out=wrong)

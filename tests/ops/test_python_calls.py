@@ -32,7 +32,7 @@ BOUNDS = {
     "linear_int8": (9, 9, 6, 0),
     "pad": (7, 12, 7, 26),
     "postprocess": (12, 12, 0, 0),
-    "preprocess": (33, 33, 0, 0),
+    "preprocess": (35, 35, 0, 0),
     "resize_bicubic": (7, 7, 10, 0),
     "resize_bilinear": (10, 10, 17, 17),
 }

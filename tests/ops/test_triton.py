@@ -201,6 +201,7 @@ def test_any_way_of_setting_the_precision_of_products_is_read(seed, monkeypatch)
 
 
 @pytest.mark.parametrize("op", DIFFERENTIABLE)
+@pytest.mark.slow
 def test_batched_gradients_get_the_custom_op(op, seed):
     """Which has a rule for them; calls go around it where nothing looks at them."""
     first, *rest = _inputs(op, seed)

@@ -18,9 +18,9 @@ BOUNDS = {
     "bias_gelu": (12, 27),  # 45, 101
     "decoder_tail": (20, 0),  # 57
     "feature_alignment_loss": (17, 31),  # 59, 100
-    "flash_attention": (27, 69),  # 59, 155
-    "flash_attention_qkvpacked": (25, 62),  # 56, 148
-    "flash_attention_varlen": (28, 70),  # 60, 156
+    "flash_attention": (27, 73),  # 59, 155
+    "flash_attention_qkvpacked": (25, 66),  # 56, 148
+    "flash_attention_varlen": (30, 76),  # 60, 156
 }
 
 

@@ -103,6 +103,7 @@ def test_every_kind_renders(kind: str) -> None:
         assert s.image.std() > 3
 
 
+@pytest.mark.slow
 def test_sizes_and_kinds_vary_by_seed() -> None:
     samples = [render_scene(s) for s in range(12)]
     assert len({s.depth.shape for s in samples}) > 1
@@ -142,6 +143,7 @@ def test_the_innermost_class_wins() -> None:
         ("people", {"person", "ground"}),
     ],
 )
+@pytest.mark.slow
 def test_scenes_show_the_classes_that_they_are_of(kind: str, expected: set[str]) -> None:
     """Over a few scenes of a kind, not in each: a camera may look past anything."""
     seen = [np.unique(render_scene(s, size=SMALL, kind=kind).classes) for s in range(5)]

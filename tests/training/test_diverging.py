@@ -30,6 +30,7 @@ def steps_of(out: Path) -> list[int]:
     return [int(p.stem.removeprefix("step-")) for p in list_checkpoints(checkpoint_folder(out))]
 
 
+@pytest.mark.slow
 def test_a_diverging_run_keeps_its_good_checkpoints(
     shards: Path, tmp_path: Path, seed: int, capsys: pytest.CaptureFixture
 ) -> None:
@@ -55,6 +56,7 @@ def test_a_diverging_run_keeps_its_good_checkpoints(
     assert not list(out.glob("set-aside-*"))
 
 
+@pytest.mark.slow
 def test_no_checkpoint_is_written_while_steps_are_skipped(
     shards: Path, tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

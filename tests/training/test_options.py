@@ -84,6 +84,7 @@ def test_accumulation_is_the_larger_batch(
     assert (found - expected).norm().item() < TOLERANCE * expected.norm().item()
 
 
+@pytest.mark.slow
 def test_a_run_that_accumulates_resumes_to_the_bit(
     shards: Path, learned: str, tmp_path: Path, seed: int
 ) -> None:
@@ -256,6 +257,7 @@ def test_the_best_model_is_kept_across_a_resume(
     assert kept() == {"step": 5, **scores[5]}
 
 
+@pytest.mark.slow
 def test_a_killed_run_repeats_the_evaluation_that_its_checkpoint_does_not_know(
     shards: Path, tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -107,6 +107,7 @@ def test_a_run_that_is_stopped_in_its_last_step_is_evaluated_by_the_next(
     assert math.isfinite(best)
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_a_stop_prevented_is_made_up_for(
     shards: Path, tmp_path: Path, seed: int
 ) -> None:
@@ -127,6 +128,7 @@ def test_an_evaluation_that_a_stop_prevented_is_made_up_for(
     assert best[0] == best[1]
 
 
+@pytest.mark.slow
 def test_an_abandoned_future_is_set_aside(
     shards: Path, tmp_path: Path, seed: int, capsys: pytest.CaptureFixture
 ) -> None:
@@ -170,6 +172,7 @@ def test_an_abandoned_future_is_set_aside(
     assert tiny.losses(out)[4] == then
 
 
+@pytest.mark.slow
 def test_a_broken_later_checkpoint_does_not_outlive_whole_ones(
     shards: Path, tmp_path: Path, seed: int
 ) -> None:
