@@ -189,7 +189,7 @@ def _flash_attention_bwd_preprocess_kernel(
 def _dkdv_step(
     k, v, dk, dv, q_ptr, grad_ptr, lse_ptr, delta_ptr, count, scale, stride_qn, stride_gn,
     D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, TAIL: tl.constexpr,
-    PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
+    BRANCH: tl.constexpr, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     """One tile of queries, everything transposed: probabilities are (keys, queries)."""
     q = load_tile(q_ptr, stride_qn, count, D, BLOCK_M, BLOCK_D, TAIL)
@@ -202,11 +202,13 @@ def _dkdv_step(
         lse = tl.load(lse_ptr + row)
         delta = tl.load(delta_ptr + row)
     zero = tl.zeros((k.shape[0], BLOCK_M), tl.float32)
-    # The second product runs while the exponentials of the first are computed.
     logits = dot(k, tl.trans(q), zero, PRECISION, INTERPRETED)
-    dp = dot(v, tl.trans(grad), zero, PRECISION, INTERPRETED)
+    if not BRANCH:  # this product runs while the exponentials are computed
+        dp = dot(v, tl.trans(grad), zero, PRECISION, INTERPRETED)
     p = tl.exp2(logits * scale - lse[None, :])
     dv = dot(p.to(grad.dtype), grad, dv, PRECISION, INTERPRETED)
+    if BRANCH:  # products run one by one: keep fewer values in registers
+        dp = dot(v, tl.trans(grad), zero, PRECISION, INTERPRETED)
     ds = p * (dp - delta[None, :])
     dk = dot(ds.to(q.dtype), q, dk, PRECISION, INTERPRETED)
     return dk, dv
@@ -247,12 +249,12 @@ def _flash_attention_bwd_dkdv_kernel(
         dk, dv = _dkdv_step(
             k, v, dk, dv, q_ptr + past * stride_qn, grad_ptr + past * stride_gn, lse_ptr + past,
             delta_ptr + past, q_count - last, scale_log2, stride_qn, stride_gn,
-            D, BLOCK_M, BLOCK_D, True, PRECISION, INTERPRETED,
+            D, BLOCK_M, BLOCK_D, True, BRANCH, PRECISION, INTERPRETED,
         )  # fmt: skip
     for _ in range(0, last, BLOCK_M):
         dk, dv = _dkdv_step(
             k, v, dk, dv, q_ptr, grad_ptr, lse_ptr, delta_ptr, BLOCK_M, scale_log2,
-            stride_qn, stride_gn, D, BLOCK_M, BLOCK_D, False, PRECISION, INTERPRETED,
+            stride_qn, stride_gn, D, BLOCK_M, BLOCK_D, False, BRANCH, PRECISION, INTERPRETED,
         )  # fmt: skip
         q_ptr += BLOCK_M * stride_qn
         grad_ptr += BLOCK_M * stride_gn
@@ -275,9 +277,8 @@ def _dq_step(
     k = load_tile(k_ptr, stride_kn, count, D, BLOCK_N, BLOCK_D, TAIL)
     v = load_tile(v_ptr, stride_vn, count, D, BLOCK_N, BLOCK_D, TAIL)
     zero = tl.zeros((q.shape[0], BLOCK_N), tl.float32)
-    logits = dot(q, tl.trans(k), zero, PRECISION, INTERPRETED)
+    p = tl.exp2(dot(q, tl.trans(k), zero, PRECISION, INTERPRETED) * scale - lse[:, None])
     dp = dot(grad, tl.trans(v), zero, PRECISION, INTERPRETED)
-    p = tl.exp2(logits * scale - lse[:, None])
     ds = p * (dp - delta[:, None])
     if TAIL:  # a logit of 0 can be far above the row's own: exp2 may have overflowed
         ds = tl.where((tl.arange(0, BLOCK_N) < count)[None, :], ds, 0.0)
