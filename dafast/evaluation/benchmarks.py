@@ -183,6 +183,22 @@ def score_sample(
     return scores
 
 
+def _camera(model: DepthAnything, protocol: Protocol, fov: float | None) -> dict[str, float]:
+    """The camera as an option of `infer_metric`, empty for a model that needs none."""
+    if model.config.focal_length is None:
+        if fov is not None:
+            raise ValueError(f"fov= (--fov): the output of {model.config.name!r} needs no camera")
+        return {}
+    if fov is None and protocol.alignment == "none":
+        raise ValueError(
+            f"{model.config.name!r} predicts metres that depend on the camera, which the data "
+            "sets do not give: pass fov= (--fov) with the horizontal field of view of all "
+            "photos in degrees, or an alignment that needs no camera, e.g. "
+            "alignment='median' (--align median)"
+        )
+    return {"fov": _ANY_FOV if fov is None else fov}
+
+
 def score(
     model: DepthAnything,
     samples: Iterable[EvaluationSample],
@@ -227,20 +243,9 @@ def score(
     if alignment is None and model.config.is_metric:
         alignment = "none"
     preset = get_protocol(protocol, alignment)
-    options: dict[str, Any] = {"fit": fit or model.config.fit}
+    options: dict[str, Any] = {"fit": fit or model.config.fit, **_camera(model, preset, fov)}
     if flip:
         options["flip"] = True
-    if model.config.focal_length is not None:
-        if fov is None and preset.alignment == "none":
-            raise ValueError(
-                f"{model.config.name!r} predicts metres that depend on the camera, which the data "
-                "sets do not give: pass fov= (--fov) with the horizontal field of view of all "
-                "photos in degrees, or an alignment that needs no camera, e.g. "
-                "alignment='median' (--align median)"
-            )
-        options["fov"] = _ANY_FOV if fov is None else fov
-    elif fov is not None:
-        raise ValueError(f"fov= (--fov): the output of {model.config.name!r} needs no camera")
     store = PredictionCache(cache, model, options) if cache else None
     rank, size = 0, 1
     if dist.is_available() and dist.is_initialized():
