@@ -31,8 +31,8 @@ def cuda_architectures() -> list[str]:
     unknown = [a for a in chosen if not (a.isdigit() and int(a) >= 80)]
     if unknown:
         sys.exit(
-            f"DAFAST_CUDA_ARCHITECTURES={text!r}: {unknown[0]!r} is not a compute capability of 8.0 "
-            'or later; examples: "90", "8.0 9.0"'
+            f"DAFAST_CUDA_ARCHITECTURES={text!r}: {unknown[0]!r} is not a compute capability of "
+            '8.0 or later; examples: "90", "8.0 9.0"'
         )
     return sorted(set(chosen), key=int) or list(CUDA_ARCHITECTURES)
 

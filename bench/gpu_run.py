@@ -25,11 +25,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench.gpu import records
 
+ROOT = Path(__file__).resolve().parent.parent
 LEAST = 10.0  # seconds without which a section is not started
 
 

@@ -106,6 +106,7 @@ def attention(meter: Meter, records: Records) -> None:
     for batch, tokens, heads in meter.size(ATTENTION_GRIDS, ((1, 20, 2),)):
         shape = (batch, tokens, 3, heads, meter.size(64, 16))
         qkv = torch.randn(shape, device=meter.device, dtype=torch.bfloat16, requires_grad=True)
+        forward = 4.0 * batch * heads * tokens**2 * shape[-1]
         cotangent = torch.randn(batch, tokens, heads, shape[-1], device=meter.device).to(qkv)
         with use_backend("reference"):
             exact = ops.flash_attention_qkvpacked(qkv.float())
@@ -119,17 +120,18 @@ def attention(meter: Meter, records: Records) -> None:
                     with torch.no_grad():
                         return attend()
 
-                def figures(run: Any = run, context: Any = context, backward: bool = backward,
-                            expected: Tensor = exact_grad if backward else exact,
-                            flops: float = 4.0 * batch * heads * tokens**2 * shape[-1]) -> Any:  # fmt: skip
+                def figures(
+                    run: Any = run, context: Any = context,
+                    expected: Tensor = exact_grad if backward else exact,
+                    flops: float = (3.5 if backward else 1.0) * forward,
+                ) -> dict[str, Any]:  # fmt: skip
                     with context():
                         error = worst(run(), expected)
                         if not error <= 0.05:
                             return {"error": error, "why": "differs from the reference"}
                         replay = meter.capture(run)
                     found = meter.time(replay, 60)
-                    rate = flops * (3.5 if backward else 1) / found["ms"] / 1e9
-                    return {"error": error, **found, "tflops": rate}
+                    return {"error": error, **found, "tflops": flops / found["ms"] / 1e9}
 
                 record = {"batch": batch, "tokens": tokens, "heads": heads, "who": who,
                           "pass": "forward+backward" if backward else "forward"}  # fmt: skip
