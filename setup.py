@@ -5,7 +5,7 @@ download a second copy of the newest version into its isolated build: install to
 --no-build-isolation. If torch or a compiler is missing, or the build fails, dafast installs
 without the extension and works, but some steps are slower; `dafast doctor` lists them. Set
 DAFAST_NO_EXTENSION=1 to build without the extension, DAFAST_NO_CUDA=1 to build it without the CUDA
-kernels.
+kernels, DAFAST_CUDA_ARCHITECTURES="90 100" to build them only for these compute capabilities.
 """
 
 from __future__ import annotations
@@ -22,6 +22,19 @@ ROOT = Path(__file__).resolve().parent
 MIN_TORCH = "0x020b000000000000"  # 2.11: the oldest PyTorch that can load the extension
 # Ampere to Blackwell, and PTX for later architectures.
 CUDA_ARCHITECTURES = ("80", "86", "89", "90", "100", "120")
+
+
+def cuda_architectures() -> list[str]:
+    """Returns the compute capabilities to build for, without their dot, the newest one last."""
+    text = os.environ.get("DAFAST_CUDA_ARCHITECTURES", "")
+    chosen = text.replace(",", " ").replace(";", " ").replace(".", "").split()
+    unknown = [a for a in chosen if not (a.isdigit() and int(a) >= 80)]
+    if unknown:
+        sys.exit(
+            f"DAFAST_CUDA_ARCHITECTURES={text!r}: {unknown[0]!r} is not a compute capability of "
+            '8.0 or later; examples: "90", "8.0 9.0"'
+        )
+    return sorted(set(chosen), key=int) or list(CUDA_ARCHITECTURES)
 
 
 def without_extension(reason: str) -> None:
@@ -76,10 +89,11 @@ def extension() -> dict:
         if cuda:
             sources += sorted(f"csrc/cuda/{p.name}" for p in (CSRC / "cuda").glob("*.cu"))
             macros.append(("DAFAST_CUDA", None))
-            newest = CUDA_ARCHITECTURES[-1]
+            architectures = cuda_architectures()
+            newest = architectures[-1]
             flags["nvcc"] = [
                 "-O3",
-                *(f"-gencode=arch=compute_{a},code=sm_{a}" for a in CUDA_ARCHITECTURES),
+                *(f"-gencode=arch=compute_{a},code=sm_{a}" for a in architectures),
                 f"-gencode=arch=compute_{newest},code=compute_{newest}",
             ]
         return (CUDAExtension if cuda else CppExtension)(

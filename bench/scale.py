@@ -1,8 +1,9 @@
 """Computes the plan of labelling 62M images from a table of inputs: `python bench/scale.py`.
 
 It prints the tables of docs/scale.md. `--set NAME=VALUE` changes an input. The images per second of
-a GPU are estimated (bench/estimate.py), with a slow and a fast end: the tables use the middle and
-also list the results for both ends. `--set teacher_rate=...` replaces the estimate.
+a GPU are those of `bench/gpu_run.py` (bench/results/gpu-run-*.json). One that was not measured is
+estimated (bench/estimate.py), with a slow and a fast end: the tables use the middle and also list
+the results for both ends. `--set teacher_rate=...` replaces it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench import estimate
+from bench.gpu import run_tables
 
 GPUS = (8, 64, 512)
 DAYS = (1, 3, 7, 30)
@@ -41,7 +43,7 @@ class Input:
 
     Attributes:
         name: Name for `--set`.
-        value: The figure; None if it is estimated.
+        value: The figure; None for the rate of a GPU: measured, else estimated.
         unit: Its unit.
         basis: Its source: measured or estimated, with the command; assumed; or published.
     """
@@ -73,7 +75,7 @@ class Span:
 
 
 _LOADER = "measured: `bench/loader.py`"
-_GPU = "`bench/estimate.py`, H100, bfloat16"
+_ESTIMATED = "not measured; **estimated**: `bench/estimate.py`, H100, bfloat16"
 
 INPUTS = (
     Input("image_kb", 139.0, "kB", f"{_LOADER} (JPEG, quality 95)"),
@@ -86,19 +88,36 @@ INPUTS = (
         "kept_ms", 1.3, "ms a shard", "measured: `bench/loader.py`, from what an earlier start kept"
     ),
     Input("index_bytes", 116.0, "bytes an image", "measured: `bench/loader.py`"),
-    Input("teacher_rate", None, "images/s and GPU", f"**estimated**: {_GPU}, ViT-L, 518 x 690"),
-    Input(
-        "small_teacher_rate", None, "images/s and GPU", f"**estimated**: {_GPU}, ViT-S, 518 x 690"
-    ),
-    Input("student_rate", None, "images/s and GPU", f"**estimated**: {_GPU}, ViT-L, 518 x 518"),
+    Input("teacher_rate", None, "images/s and GPU", f"{_ESTIMATED}, ViT-L, 518 x 690"),
+    Input("small_teacher_rate", None, "images/s and GPU", f"{_ESTIMATED}, ViT-S, 518 x 690"),
+    Input("student_rate", None, "images/s and GPU", f"{_ESTIMATED}, ViT-L, 518 x 518"),
     Input("busy", 0.9, "", "assumed: share of the time that a GPU computes"),
     Input("gpu_price", 2.5, "$ an hour", "assumed: a rented H100 with its share of a node"),
     Input("storage_price", 23.0, "$ a TB and month", "assumed: object storage at its list price"),
     Input("shard_images", 1000.0, "", "assumed: `dafast data pack --shard-size`, its default"),
 )
 
-
 Values = dict[str, Span]
+
+
+def with_measured(
+    chosen: Sequence[Input], runs: Sequence[run_tables.Run] | None = None
+) -> list[Input]:
+    """The inputs, with the rates of a GPU that were measured.
+
+    Args:
+        chosen: The inputs.
+        runs: Those of `bench/gpu_run.py`; by default the ones in bench/results.
+    """
+    rates = run_tables.plan_rates(run_tables.load() if runs is None else runs)
+    found = []
+    for entry in chosen:
+        if entry.value is None and entry.name in rates:
+            rate, device = rates[entry.name]
+            basis = entry.basis.replace(_ESTIMATED, f"measured: `bench/gpu_run.py`, {device}")
+            entry = dataclasses.replace(entry, value=float(f"{rate:.3g}"), basis=basis)
+        found.append(entry)
+    return found
 
 
 def total_images() -> float:
@@ -229,7 +248,7 @@ def spans(chosen: Sequence[Input]) -> Values:
     return values
 
 
-def report(chosen: Sequence[Input] = INPUTS) -> str:
+def report(chosen: Sequence[Input]) -> str:
     """All tables of docs/scale.md."""
     values = spans(chosen)
     parts = (
@@ -262,7 +281,7 @@ def main(argv: Sequence[str] | None = None) -> str:
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE",
                         help="change an input")  # fmt: skip
     options = parser.parse_args(argv)
-    chosen = {entry.name: entry for entry in INPUTS}
+    chosen = {entry.name: entry for entry in with_measured(INPUTS)}
     for text in options.set:
         name, _, value = text.partition("=")
         if name not in chosen:

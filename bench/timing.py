@@ -24,7 +24,8 @@ Contender = tuple[Callable[[], AbstractContextManager[Any]], Callable[..., torch
 
 
 @contextlib.contextmanager
-def _sdpa(variant: str) -> Iterator[None]:
+def sdpa_variant(variant: str) -> Iterator[None]:
+    """SDPA with one of its implementations, one of `SDPA_VARIANTS`."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     with use_backend("sdpa"), sdpa_kernel(getattr(SDPBackend, variant)):
@@ -47,7 +48,7 @@ def _contenders(case: Case, device: torch.device) -> dict[str, Contender]:
         if "sdpa" in found:
             for variant in SDPA_VARIANTS:
                 name = "sdpa " + variant.removesuffix("_ATTENTION").lower()
-                found[name] = (lambda variant=variant: _sdpa(variant), case.call)
+                found[name] = (lambda variant=variant: sdpa_variant(variant), case.call)
     return found
 
 

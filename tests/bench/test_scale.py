@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from bench import estimate, scale
+from bench.gpu import run_tables
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "scale.md"
 
@@ -79,7 +80,9 @@ def test_what_follows_from_both_ends() -> None:
         assert fast < number(row[figure]) < slow
     low, high = estimate.images_per_second("teacher_rate")
     entry = next(row for row in rows(text, "Inputs") if row[0] == "`teacher_rate`")
-    assert entry[1].endswith(f"({low:g} to {high:g})") and entry[3].startswith("**estimated**")
+    assert entry[1].endswith(f"({low:g} to {high:g})") and entry[3].startswith(
+        "not measured; **estimated**"
+    )
     hours = rows(text, "Labelling with ViT-L")[0][8].split(" to ")
     expected = [scale.total_images() / (8 * rate * 0.9) / 3600 for rate in (high, low)]
     assert list(map(number, hours)) == pytest.approx(expected, rel=0.01)
@@ -90,3 +93,21 @@ def test_mistakes(text: str, capsys) -> None:
     with pytest.raises(SystemExit):
         scale.main(["--set", text])
     assert text.partition("=")[0] in capsys.readouterr().err
+
+
+def test_measured_rates_replace_the_estimate() -> None:
+    """The records of a GPU serve, an input without one stays estimated."""
+    record = {"who": "dafast", "ms": 1.0, "images_s": 123.456}
+    records = [
+        {"section": "model_vitl", "batch": 16, "size": [518, 518], **record, "images_s": 1.0},
+        {"section": "model_vitl", "batch": 16, "size": [518, 700], **record},
+        {"section": "train", "model": "vitl", "step": "student", **record, "images_s": 45.0},
+    ]
+    report = {"machine": {"device": "Card"}, "peaks": {}, "sections": [], "records": records}
+    found = {e.name: e for e in scale.with_measured(scale.INPUTS, [run_tables.Run([report])])}
+    assert found["teacher_rate"].value == 123.0 and found["student_rate"].value == 45.0
+    assert found["teacher_rate"].basis == "measured: `bench/gpu_run.py`, Card, ViT-L, 518 x 690"
+    assert found["small_teacher_rate"].value is None
+    text = scale.report(list(found.values()))
+    row = next(row for row in rows(text, "Inputs") if row[0] == "`teacher_rate`")
+    assert row[1] == "123" and "estimated" not in row[3]

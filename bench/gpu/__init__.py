@@ -1,0 +1,1 @@
+"""The sections of `bench/gpu_run.py`."""
