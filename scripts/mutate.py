@@ -89,6 +89,10 @@ EQUIVALENT: dict[tuple[str, str], str] = {
         "csrc/cpu/bias_gelu.cpp",
         "const int64_t size = x.numel(), blocks = (size + block - 1) / block;",
     ): "one block more, which is empty",
+    (
+        "kernels/affine_invariant_loss.py",
+        "return tl.where(valid > 0, share / count, 0.0)",
+    ): "without valid pixels the share is 0, and the count at least 1",
 }
 
 

@@ -263,6 +263,7 @@ def test_a_call_with_other_weights_moves_none_of_them(model, made):
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
 @torch.no_grad()
+@pytest.mark.slow
 def test_compiled_and_traced_models_stay_outside(model, made):
     x = images()
     wanted = [model(x), model(x)][0]
