@@ -35,6 +35,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from bench.gpu import first_tables
 from bench.timing import machine
 from dafast import DepthAnything
 from dafast.models.dpt import Scratch
@@ -43,6 +44,7 @@ from dafast.ops import OPS, flash_attention_qkvpacked
 PICTURE = (518, 700)
 """518 x 690 pixels, padded to multiples of 14."""
 CROP = (518, 518)
+RESULTS = Path(__file__).resolve().parent / "results"
 LABEL_BATCH = 16  # pictures in a pass of the teacher
 TRAIN_BATCH = 24  # a GPU's: 8 labeled and 16 unlabeled
 
@@ -100,10 +102,45 @@ class Rates:
         return max(op.flops / rate, op.bytes / traffic)
 
 
-H100 = (
-    Rates(691e12, 0.60, 0.30, 369e12, 321e12, 107e12, 3.0e12, 0.70, 0.29e12, 20e-6, 200e-6),
-    Rates(746e12, 0.90, 0.70, 375e12, 328e12, 213e12, 3.0e12, 0.92, 1.08e12, 10e-6, 50e-6),
-)
+def _h100() -> tuple[Rates, Rates]:
+    """The slow and the fast end, from the records of the first runs; `SOURCES` says how."""
+    runs = first_tables.FirstRuns(RESULTS)
+
+    def record(run: str, op: str, case: str, step: str, backend: str) -> dict[str, Any]:
+        return runs.get(run, op, case, "bfloat16", step, backend)
+
+    def ends(values: Sequence[float]) -> tuple[float, float]:
+        low, high = (float(f"{end:.3g}") for end in (min(values), max(values)))
+        return low, high
+
+    attention, backward = [], []
+    for case in first_tables.CASES[:2]:
+        passes = [record("attention", first_tables.ATTENTION, case, step, "triton")
+                  for step in ("forward", first_tables.BOTH)]  # fmt: skip
+        flops = passes[0]["gflops"] * passes[0]["ms"]
+        first = record("first", first_tables.ATTENTION, case, "forward", "triton")
+        attention.append(1e9 * first["gflops"])
+        backward.append(2.5e9 * flops / (passes[1]["ms"] - passes[0]["ms"]))
+    case = "16x128x296x296 to 518x518"
+    tail = 2 * 16 * 518**2 * (9 * 128 * 32 + 32) / record(
+        "glue", "decoder_tail", case, "forward", "triton"
+    )["ms"]  # fmt: skip
+    resize = [
+        1e9 * record("resize", "resize_bilinear", "256x148x148 to 296x296", "forward", b)["gbytes"]
+        for b in ("reference", "cuda")
+    ]
+    copy = [1e9 * rate for rate in runs.peaks("copy_gbytes")]
+    share = record("printed", "add_layer_norm", "16x1370x1024", "forward", "")
+    columns = (
+        ends([1e9 * rate for rate in runs.peaks("matmul_bfloat16_gflops")]),
+        (0.60, 0.90), (0.30, 0.70), ends(attention), ends(backward), ends([500 * tail, 1e3 * tail]),
+        ends(copy), (0.70, share["share"]), ends(resize), (20e-6, 10e-6), (200e-6, 50e-6),
+    )  # fmt: skip
+    slow, fast = zip(*columns, strict=True)
+    return Rates(*slow), Rates(*fast)
+
+
+H100 = _h100()
 """The slow and the fast end of an H100 in bfloat16."""
 
 SOURCES = (

@@ -47,7 +47,7 @@ def fill(page: str, tables: dict[str, str]) -> str:
     for name, text in tables.items():
         pattern = rf"(<!-- {re.escape(name)} -->\n)(?:.*?)(<!-- end -->)"
         replace: Callable[[re.Match[str]], str] = lambda m, text=text: (  # noqa: E731
-            f"{m[1]}\n{text}\n{m[2]}"
+            f"{m[1]}\n{text.rstrip()}\n\n{m[2]}"
         )
         page, count = re.subn(pattern, replace, page, flags=re.DOTALL)
         if count != 1:

@@ -163,9 +163,9 @@ def run_all(
         section = ready[0]
         waiting.remove(section)
         limit, began = min(section.limit, left), time.monotonic()
-        print(f"[{began - start:4.0f} s] {section.name}: at most {limit:.0f} s", flush=True)
         status = "interrupted"
         try:
+            print(f"[{began - start:4.0f} s] {section.name}: at most {limit:.0f} s", flush=True)
             status = run_section(command_of(section), limit, out / f"{section.name}.log")
         finally:
             note(section, status, time.monotonic() - began)

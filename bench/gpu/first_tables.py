@@ -39,11 +39,11 @@ class FirstRuns:
         }
 
     def get(
-        self, run: str, op: str, case: str, dtype: str, step: str, backend: str | None = None
+        self, run: str, op: str, case: str, dtype: str, step: str, backend: str = ""
     ) -> dict[str, Any]:
         """A record; empty if the run has none."""
         wanted = {"op": op, "case": case, "dtype": dtype, "pass": step}
-        if backend is not None:
+        if backend:
             wanted["backend"] = backend
         for record in self.reports[run]["records"]:
             if all(record.get(key) == value for key, value in wanted.items()):

@@ -23,7 +23,8 @@ class Meter:
 
     Args:
         stub: Whether to run on the CPU: a graph is then a plain call, and `size` gives the small
-            sizes. It shows that a section runs, and its times have no meaning.
+            sizes, and the backend that a CPU has. It shows that a section runs; its times mean
+            nothing.
     """
 
     def __init__(self, stub: bool = False) -> None:
@@ -91,11 +92,12 @@ class Meter:
         torch.compiler.reset()
         return torch.compile(function, dynamic=False)
 
-    def kernels(self, run: Callable[[], Any], times: int = 5) -> dict[str, float]:
+    def kernels(self, run: Callable[[], Any]) -> dict[str, float]:
         """Microseconds of the device in one call, by kernel and kind of copy."""
         from torch.autograd import DeviceType
         from torch.profiler import ProfilerActivity, profile
 
+        times = self.size(5, 1)
         kind = ProfilerActivity.CPU if self.stub else ProfilerActivity.CUDA
         run()
         self.wait()
@@ -124,8 +126,8 @@ class Meter:
 
     def release(self) -> None:
         """Frees the memory of objects that are no longer used."""
-        gc.collect()
         if not self.stub:
+            gc.collect()
             torch.cuda.empty_cache()
 
 
@@ -145,6 +147,6 @@ def attempt(records: Records, record: dict[str, Any], run: Callable[[], dict[str
 
 def worst(got: torch.Tensor, expected: torch.Tensor) -> float:
     """Largest error over the largest expected value."""
-    expected = expected.double()
+    got, expected = got.detach().double(), expected.detach().double()
     scale = expected.abs().max().clamp_min(1e-30)
-    return float((got.double() - expected).abs().max() / scale)
+    return float((got - expected).abs().max() / scale)

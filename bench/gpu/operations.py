@@ -85,14 +85,16 @@ def machine(meter: Meter, records: Records) -> None:
     attempt(records, {"what": "resident clusters"}, clusters)
 
 
-def _attention_runs(qkv: Tensor) -> dict[str, tuple[Callable[[], Any], Callable[[], Any]]]:
+def _attention_runs(
+    meter: Meter, qkv: Tensor
+) -> dict[str, tuple[Callable[[], Any], Callable[[], Any]]]:
     """Contexts and calls of every implementation of attention."""
     found: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {}
 
     def attend() -> Tensor:
         return ops.flash_attention_qkvpacked(qkv)
 
-    found["dafast"] = (lambda: use_backend("triton"), attend)
+    found["dafast"] = (lambda: use_backend(meter.size("triton", "cpp")), attend)
     found["SDPA"] = (lambda: use_backend("sdpa"), attend)
     for name in ("CUDNN", "FLASH", "EFFICIENT"):
         variant = f"{name}_ATTENTION"
@@ -112,7 +114,7 @@ def attention(meter: Meter, records: Records) -> None:
             exact = ops.flash_attention_qkvpacked(qkv.float())
             exact_grad = torch.autograd.grad(exact, qkv, cotangent.float())[0]
         for backward in (False, True):
-            for who, (context, attend) in _attention_runs(qkv).items():
+            for who, (context, attend) in _attention_runs(meter, qkv).items():
 
                 def run(attend: Any = attend, backward: bool = backward) -> Tensor:
                     if backward:
@@ -156,7 +158,7 @@ def loss(meter: Meter, records: Records) -> None:
 
             with use_backend("reference"):
                 expected = run()
-            for backend in ("triton", "cuda", "reference"):
+            for backend in (meter.size("triton", "cpp"), "cuda", "reference"):
 
                 def figures(backend: str = backend, run: Any = run,
                             expected: Tensor = expected) -> dict[str, Any]:  # fmt: skip
@@ -252,8 +254,8 @@ def _host(meter: Meter, records: Records) -> None:
     qkv = torch.randn(1, 64, 3, 6, 64, device=meter.device, dtype=torch.bfloat16)
     calls: dict[str, tuple[str, Callable[[], Any]]] = {
         "PyTorch's gelu": ("", lambda: F.gelu(x)),
-        "bias_gelu": ("triton", lambda: ops.bias_gelu(x, bias)),
-        "attention": ("triton", lambda: ops.flash_attention_qkvpacked(qkv)),
+        "bias_gelu": (meter.size("triton", "reference"), lambda: ops.bias_gelu(x, bias)),
+        "attention": (meter.size("triton", "cpp"), lambda: ops.flash_attention_qkvpacked(qkv)),
         "attention, SDPA": ("sdpa", lambda: ops.flash_attention_qkvpacked(qkv)),
     }
     for what, (backend, call) in calls.items():
