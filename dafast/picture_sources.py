@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import re
 import stat
 import urllib.error
 import urllib.request
@@ -17,6 +18,7 @@ from .picture_values import ImageError
 _LARGEST = 1 << 30
 """Bytes that a picture behind a URL may have."""
 _SECONDS = 60
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -60,16 +62,24 @@ def fetch_source(image: Any, name: str) -> Any:
         http or https URL; anything else as it is.
 
     Raises:
-        ImageError: If a URL cannot be downloaded, or a file is open in text mode.
+        ImageError: If a URL cannot be downloaded or has another scheme, or an open file cannot be
+            read, or is in text mode.
     """
     if isinstance(image, bytes | bytearray | memoryview):
         return EncodedPicture(bytes(image))
     if is_url(image):
         return EncodedPicture(_download(image), image)
+    if isinstance(image, str) and _SCHEME.match(image) and not Path(image).exists():
+        raise ImageError(f"{image}: a URL must begin with http:// or https://")
     if callable(getattr(image, "read", None)):
         own = getattr(image, "name", "")
         own = own if isinstance(own, str) else ""
-        data = image.read()
+        try:
+            data = image.read()
+        except UnicodeDecodeError:
+            data = ""
+        except (OSError, ValueError) as error:  # for example a closed file
+            raise ImageError(f"{own or name}: cannot be read ({explain(error)})") from error
         if not isinstance(data, bytes):
             raise ImageError(
                 f"{own or name}: the file is open in text mode; open it with mode 'rb'"

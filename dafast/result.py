@@ -13,7 +13,7 @@ import numpy as np
 from .alignment import Alignment
 from .camera import CAMERA_SOURCES, Intrinsics
 from .formats import exr, glb, npz, pfm, ply, png, tiff
-from .palettes import colorize
+from .palettes import check_palette, colorize
 from .pointcloud import PointCloud, as_bytes, cloud_parts, point_cloud
 from .surface import EDGE_THRESHOLD, MAX_VERTICES, Mesh, mesh_of, normals_of
 
@@ -156,11 +156,11 @@ class DepthResult:
     @property
     def range(self) -> tuple[float, float]:
         """The smallest and the largest value of the map; NaN for a map without values."""
-        low, high = float(self.values.min()), float(self.values.max())
-        if np.isnan(low):  # some pixel has no value
+        low, high = self.values.min(), self.values.max()
+        if not (np.isfinite(low) and np.isfinite(high)):  # some pixel has no value
             known = self.values[np.isfinite(self.values)]
-            low, high = (float(known.min()), float(known.max())) if known.size else (low, low)
-        return low, high
+            low, high = (known.min(), known.max()) if known.size else (np.nan, np.nan)
+        return float(low), float(high)
 
     @property
     def disparity_range(self) -> tuple[float, float]:
@@ -169,7 +169,7 @@ class DepthResult:
         if self.kind == "disparity":
             return low, high
         if low <= 0:  # depth that is not positive is unknown
-            known = self.values[self.values > 0]
+            known = self.values[(self.values > 0) & np.isfinite(self.values)]
             low, high = (float(known.min()), high) if known.size else (np.nan, np.nan)
         return 1 / high, 1 / low
 
@@ -218,6 +218,7 @@ class DepthResult:
         Returns:
             (H, W, 3) uint8, RGB; pixels without a value are black.
         """
+        check_palette(palette)
         colors = np.empty((*self.values.shape, 3), np.uint8)
         for rows, pixels in shade_strips(self, palette, low, high):
             colors[rows] = pixels
@@ -368,7 +369,8 @@ class DepthResult:
             edge_threshold: For ``.glb``, see `mesh`.
             value_range: The values that become 0 and 65535 in a PNG without a unit; by default the
                 range of the map.
-            facts: Further facts for the header of the file; JSON must be able to hold them.
+            facts: Further facts for the header of the file; JSON must be able to hold them. None
+                leaves one out that `facts` has.
 
         Returns:
             The facts in the file, also of a format that has no place for them: those of `facts`,
@@ -381,7 +383,8 @@ class DepthResult:
             DiskFullError: If there is no room for the file.
         """
         path = Path(path)
-        noted = {**self.facts(), **(facts or {})}
+        given = {**self.facts(), **(facts or {})}
+        noted = {name: value for name, value in given.items() if value is not None}
         suffix = path.suffix.lower()
         if suffix == ".png":
             return self._save_png(path, noted, depth_scale, value_range)
@@ -457,4 +460,10 @@ class DepthResult:
         for name in ("image", "sky"):
             if getattr(self, name) is not None:
                 arrays[name] = getattr(self, name)
+        if self.alignment is not None:
+            for item in dataclasses.fields(self.alignment):
+                kind = str if item.name == "notes" else None  # there may be none
+                arrays[f"alignment_{item.name}"] = np.array(
+                    getattr(self.alignment, item.name), kind
+                )
         return arrays

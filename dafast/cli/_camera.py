@@ -13,6 +13,7 @@ from ..files import explain
 from ._common import CommandError
 
 _NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
+_NAMED = re.compile(rf"\b([fc][xy])\b[\"']?\s*[:=]?\s*({_NUMBER.pattern})")
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def camera_of(args: argparse.Namespace) -> CameraChoice:
         return CameraChoice(exif=args.intrinsics == "exif")
     try:
         return CameraChoice(tuple(check_intrinsics(_read(args.intrinsics))))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, EOFError) as error:  # NumPy's for an empty file is the last one
         raise CommandError(f"--intrinsics {args.intrinsics}: {explain(error)}") from None
 
 
@@ -90,12 +91,25 @@ def _read(text: str) -> Any:
     try:
         values = json.loads(content)
     except ValueError:
-        values = [float(number) for number in _NUMBER.findall(content)]
+        values = _from_text(content)
     if isinstance(values, dict):
         values = _from_mapping(values)
     if isinstance(values, list) and len(values) == 9:
         values = [values[0:3], values[3:6], values[6:9]]
     return values
+
+
+def _from_text(content: str) -> Any:
+    """Numbers from text: ``fx: 1450`` etc. in any order, or only numbers; # begins a comment."""
+    content = re.sub("#.*", "", content)
+    if named := dict(_NAMED.findall(content.lower())):
+        return _from_mapping({name: float(value) for name, value in named.items()})
+    if words := re.findall(r"[A-Za-z_]{2,}", content):
+        raise ValueError(
+            f"the text has the word {words[0]!r}; it must hold four numbers, a 3x3 matrix, or "
+            "fx, fy, cx and cy with their numbers (fx: 1450)"
+        )
+    return [float(number) for number in _NUMBER.findall(content)]
 
 
 def _from_mapping(values: dict[str, Any]) -> Any:
@@ -107,5 +121,5 @@ def _from_mapping(values: dict[str, Any]) -> Any:
         return [values[name] for name in ("fx", "fy", "cx", "cy")]
     except KeyError as error:
         raise ValueError(
-            f"the JSON file has neither intrinsics nor fx, fy, cx and cy ({error} is missing)"
+            f"the file has neither intrinsics nor fx, fy, cx and cy ({error} is missing)"
         ) from None

@@ -46,11 +46,14 @@ class Made:
 def _save(path: Path, made: Made, settings: dict[str, Any]) -> None:
     """The files of `DepthResult.save` that hold the map."""
     low_high = settings.get("range")
+    facts = made.facts_of(settings)
+    if "camera" not in settings:  # the file stays if another run has another camera
+        facts = {"camera_source": None, "intrinsics": None, **facts}
     made.noted[path] = made.shown.save(
         path,
         **({"depth_scale": settings["depth_scale"]} if "depth_scale" in settings else {}),
         value_range=None if low_high is None else tuple(low_high),
-        facts=made.facts_of(settings),
+        facts=facts,
     )
 
 
@@ -104,7 +107,7 @@ def _save_facts(path: Path, made: Made, settings: dict[str, Any]) -> None:
 
 
 FORMATS = {
-    "png16": Format("_depth.png", _save, ("depth_scale", "range")),
+    "png16": Format("_depth.png", _save, ("range",)),
     "color": Format("_color.png", _save_colors, ("palette", "range")),
     "gray": Format("_gray.png", _save_gray, ("range",)),
     "side": Format("_side.png", _save_side, ("palette", "range"), shows_photo=True),
@@ -119,5 +122,8 @@ FORMATS = {
     "facts": Format(".json", _save_facts, ("camera",)),
 }
 """The formats by the name that ``--formats`` takes; ``facts`` accompanies npy and pfm."""
+
+IN_METRES = {**FORMATS, "png16": Format("_depth.png", _save, ("depth_scale",))}
+"""The same for maps in metres."""
 
 DEFAULT = ("png16", "color")

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..geometry import plan_geometry
+from ..geometry import MAX_TOKENS, plan_geometry
+from ..result import DEPTH_SCALE
+from ..surface import EDGE_THRESHOLD
 from . import class_formats, depth_formats
 from ._camera import CameraChoice
 from ._common import CommandError
@@ -36,6 +38,7 @@ class DepthPredictor:
 
     def __init__(self, args: argparse.Namespace, camera: CameraChoice) -> None:
         from ..models.inference import check_options
+        from ..models.prediction import unit_of
         from ..models.tiles import check_tile
 
         refused = {"--fov": args.fov, "--intrinsics": args.intrinsics, "--tile": args.tile}
@@ -62,11 +65,20 @@ class DepthPredictor:
             "guided": args.guided or None,
             "panorama": args.panorama or None,
         }
-        self.options: dict[str, Any] = {"palette": args.palette, "camera": camera.setting}
-        self.options["edge_threshold"] = args.edge_threshold
-        self.options["range"] = None
-        if config.is_metric or config.calibration:
-            self.options["depth_scale"] = args.depth_scale
+        if unit_of(config) == "m":
+            self.formats = depth_formats.IN_METRES
+        elif args.depth_scale is not None:
+            raise CommandError(
+                f"{args.model} does not predict metres: leave out --depth-scale, or choose a "
+                "metric model"
+            )
+        self.options: dict[str, Any] = {
+            "palette": args.palette or "Spectral_r",
+            "camera": camera.setting,
+            "edge_threshold": args.edge_threshold or EDGE_THRESHOLD,
+            "depth_scale": args.depth_scale or DEPTH_SCALE,
+            "range": None,
+        }
         if config.focal_length is not None:  # the metres depend on the camera
             self.base["camera"] = camera.setting
 
@@ -129,6 +141,9 @@ class ClassPredictor:
         depth_only = {"--config": args.config, "--fit": args.fit, "--fov": args.fov}
         depth_only |= {"--intrinsics": args.intrinsics, "--common-range": args.common_range}
         depth_only |= {"--tile": args.tile, "--guided": args.guided, "--panorama": args.panorama}
+        depth_only |= {"--palette": args.palette, "--depth-scale": args.depth_scale}
+        depth_only |= {"--edge-threshold": args.edge_threshold}
+        depth_only |= {"--max-tokens": args.max_tokens != MAX_TOKENS}
         given = [name for name, value in depth_only.items() if value]
         if given:
             raise CommandError(

@@ -77,11 +77,10 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--side-by-side", action="store_true", help="adds side to the formats")
     parser.add_argument(
         "--palette",
-        default="Spectral_r",
         type=_palette,
         metavar="NAME",
         help="colours: Spectral_r, inferno, magma, plasma, viridis, turbo, gray, or a name of "
-        "matplotlib or cmap, if one of them is installed (default: %(default)s)",
+        "matplotlib or cmap, if one of them is installed (default: Spectral_r)",
     )
     parser.add_argument(
         "--common-range",
@@ -92,7 +91,6 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--depth-scale",
         type=depth,
-        default=1000.0,
         metavar="STEPS",
         help="steps per metre in NAME_depth.png of a metric model; depth above 65535 steps becomes "
         "0, and is counted (default: 1000, millimetres)",
@@ -100,10 +98,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--edge-threshold",
         type=depth,
-        default=0.05,
         metavar="FRACTION",
         help="glb: leave out triangles whose depth differs by more than this fraction (default: "
-        "%(default)s)",
+        "0.05)",
     )
     add_camera(parser)
     _add_large(parser)

@@ -246,10 +246,16 @@ class PhotoRun:
     def _warn_of_lost(self, path: Path, facts: dict[str, Any], size: int) -> None:
         lost = facts.get("out_of_range", 0)
         if lost:
-            far = 65535 / facts["depth_scale"]
+            scale, far = facts["depth_scale"], 65535 / facts["depth_scale"]
+            if facts["max"] * scale < 65535.5:  # what is lost is near
+                why = f"are nearer than half a step of {1 / scale:.4g} m"
+                remedy = f"larger --depth-scale has smaller steps ({facts['min']:.4g} m is nearest)"
+            else:
+                why = f"are not within {far:.4g} m"
+                remedy = "smaller --depth-scale reaches farther "
+                remedy += f"(the largest depth is {facts['max']:.4g} m)"
             self.counts.warnings.append(
-                f"{path}: {lost} of {size} pixels are not within {far:.4g} m and became 0; a "
-                f"smaller --depth-scale reaches farther (the largest depth is {facts['max']:.4g} m)"
+                f"{path}: {lost} of {size} pixels {why} and became 0; a {remedy}"
             )
 
 

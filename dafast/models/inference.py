@@ -280,20 +280,20 @@ def predict_maps(
     maps: dict[int, Tensor] = {}
     finite: dict[int, Tensor] = {}
     kind = dict(native=native, sky=skies is not None)
-    for i, out, geometry, good, sky in _Predictor(model, options, **kind).run(images, pixels):
+    for i, out, geometry, good, above in _Predictor(model, options, **kind).run(images, pixels):
         maps[i], finite[i] = out, good
         if geometries is not None:
             geometries[i] = geometry
-        if skies is not None and sky is not None:
-            skies[i] = sky
+        if skies is not None and above is not None:
+            skies[i] = above
         if downloads and not options.flip:
             downloads.add(i, maps.pop(i))
     if options.flip:
-        for i, out, _, good, sky in _Predictor(model, options, **kind, mirrored=True).run(images):
+        for i, out, _, good, above in _Predictor(model, options, **kind, mirrored=True).run(images):
             maps[i] = (maps[i] + out) / 2
             finite[i] = finite[i] & good
-            if skies is not None and sky is not None:
-                skies[i] = (skies[i] + sky) / 2
+            if skies is not None and above is not None:
+                skies[i] = (skies[i] + above) / 2
             if downloads:
                 downloads.add(i, maps.pop(i))
     order = range(len(images))
@@ -307,7 +307,7 @@ def predict_maps(
             text = f"the prediction of {subject}{more} is not finite: {reason}"
             warn(WeightsWarning, text)
     maps = maps if downloads is None else downloads.finish()
-    if model.config.calibration is None or sky:
+    if model.config.calibration is None:
         return [maps[i] for i in order]
     scale, shift = model.config.calibration
     return [maps[i] * scale + shift for i in order]

@@ -89,7 +89,7 @@ def predict_results(
         result = DepthResult(
             out.cpu().numpy(),
             kind="disparity" if config.quantity == "disparity" else "depth",
-            unit=_unit(config),
+            unit=unit_of(config),
             image=None if pixels is None else _rgb(pixels.pop(i)),
             intrinsics=camera,
             camera_source=source,
@@ -112,14 +112,15 @@ def _panorama(
     return PanoramaResult(
         predict_panorama(model, photo, options).numpy(),
         kind="disparity" if config.quantity == "disparity" else "depth",
-        unit=_unit(config),
+        unit=unit_of(config),
         image=photo if keep_image else None,
         name=name,
         model=config.name,
     )
 
 
-def _unit(config: ModelConfig) -> str:
+def unit_of(config: ModelConfig) -> str:
+    """The unit of a model's maps: ``"m"``, ``"1/m"``, or ``""`` for an unknown scale."""
     if config.is_metric or config.calibration:
         return "1/m" if config.quantity == "disparity" else "m"
     return ""

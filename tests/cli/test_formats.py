@@ -72,7 +72,10 @@ def test_every_format_of_a_relative_model(run, tmp_path, rng, model_folder):
     code, text = run(source, "--formats", "glb", "--fov", "70", "--edge-threshold", "0.2")
     assert code == 1 and "different edge_threshold" in text
     assert "1 already there" in run(source)[1]  # the maps do not depend on the camera
+    assert "intrinsics" not in facts_in(out, "a_depth.png")
     assert contents(out) == before
+    code, text = run(source, "--depth-scale", "500")
+    assert code == 1 and "does not predict metres: leave out --depth-scale" in text
 
 
 def test_metres(run, tmp_path, rng, metric_folder):
@@ -106,6 +109,22 @@ def test_what_does_not_fit_is_counted(run, tmp_path, rng, metric_folder):
     assert facts_in(tmp_path / "out", "a_depth.png")["out_of_range"] == lost
     code, text = run(source, model=metric_folder)
     assert code == 1 and "different depth_scale" in text
+    scale = 0.4 / metres.max()
+    command = (source, "--depth-scale", scale, "--overwrite")
+    text = run(*command, model=metric_folder)[1]
+    assert f"nearer than half a step of {1 / scale:.4g} m and became 0; a larger --depth" in text
+
+
+@pytest.mark.parametrize("sky", [False, True])
+def test_a_calibrated_model_writes_metres(sky, run, tmp_path, rng):
+    config = tiny(kind="depth", output="exp", sky_head=sky, calibration=(3.0, 0.5))
+    folder = save_model(tmp_path / "m", config)
+    source = photo(tmp_path / "in" / "a.png", rng)
+    code, text = run(source, "--depth-scale", 500, "--npy", model=folder)
+    assert code == 0, text
+    metres = np.load(tmp_path / "out" / "a.npy")
+    pixels = np.asarray(Image.open(tmp_path / "out" / "a_depth.png"))
+    np.testing.assert_allclose(pixels / 500, metres, rtol=0, atol=1.01e-3)
 
 
 def test_arrays_without_a_picture_have_a_file_of_facts(run, tmp_path, rng):
@@ -206,6 +225,11 @@ def test_a_range_of_metres_with_the_photo_and_without_it(run, tmp_path, rng, met
         gray = np.asarray(Image.open(tmp_path / "out" / f"{name}_gray.png"))
         np.testing.assert_allclose(gray, (1 / metres - low) / (high - low) * 255, atol=0.51)
     assert "2 already there" in run(*command, model=metric_folder)[1]
+    # Millimetres do not depend on the range.
+    source = tmp_path / "in" / "a.png"
+    millimetres = (source, "--formats", "png16")
+    assert "1 written" in run(*millimetres, "--common-range", model=metric_folder)[1]
+    assert "1 already there" in run(*millimetres, model=metric_folder)[1]
 
 
 @pytest.mark.parametrize("orientation", [1, 6])
@@ -233,9 +257,10 @@ def test_intrinsics_from_text_and_files(run, tmp_path, rng):
     (tmp_path / "k.txt").write_text("50 0 26\n0 52 18\n0 0 1\n")
     (tmp_path / "k.json").write_text('{"fx": 50, "fy": 52, "cx": 26, "cy": 18}')
     (tmp_path / "list.json").write_text("[50, 52, 26, 18]")
+    (tmp_path / "k.yaml").write_text("# camera 7\ncx: 26.0\ncy: 18\nfx: 5e1\nfy: 52\n")
     for given in (
         "50,52,26,18",
-        *(tmp_path / n for n in ("k.npy", "k.txt", "k.json", "list.json")),
+        *(tmp_path / n for n in ("k.npy", "k.txt", "k.json", "list.json", "k.yaml")),
     ):
         out = tmp_path / "out"
         code, text = run(source, "--formats", "exr", "--intrinsics", given)
@@ -243,8 +268,14 @@ def test_intrinsics_from_text_and_files(run, tmp_path, rng):
         assert facts_in(out, "a.exr")["intrinsics"] == [50, 52, 26, 18]
         assert "1 from --intrinsics" in text or "1 already there" in text
     (tmp_path / "t.txt").write_text("50 0 0\n0 52 0\n26 18 1\n")
+    (tmp_path / "words.txt").write_text("camera: 50 52 26 18\n")
+    (tmp_path / "part.yaml").write_text("fx: 50\nfy: 52\n")
+    (tmp_path / "empty.npy").write_bytes(b"")
     for given, message in (
         (tmp_path / "t.txt", "the matrix is transposed"),
+        (tmp_path / "words.txt", "the text has the word 'camera'; it must hold four numbers"),
+        (tmp_path / "part.yaml", "neither intrinsics nor fx, fy, cx and cy ('cx' is missing)"),
+        (tmp_path / "empty.npy", "empty.npy: No data left in file"),
         ("50,52", "intrinsics are (fx, fy, cx, cy)"),
         ("nowhere.txt", "neither a file, nor four numbers, nor exif"),
         ("-1,52,26,18", "above 0"),
@@ -299,8 +330,9 @@ def test_segmentation_models(run, tmp_path, rng):
     assert "2 already there" in run(tmp_path / "in", "--npy", model=str(tmp_path / "m"))[1]
     code, text = run(source, "--formats", "exr", model=str(tmp_path / "m"))
     assert code == 1 and "no exr; --formats takes classes, overlay, npy" in text
-    code, text = run(source, "--fov", "60", model=str(tmp_path / "m"))
-    assert code == 1 and "is a segmentation model: leave out --fov" in text
+    for option, value in (("--fov", 60), ("--palette", "gray"), ("--max-tokens", 64)):
+        code, text = run(source, option, value, model=str(tmp_path / "m"))
+        assert code == 1 and f"is a segmentation model: leave out {option}" in text
     code, text = run(source, "--formats", "classes")
     assert code == 1 and "this kind of model has no classes" in text
 
@@ -320,6 +352,8 @@ def test_lists_of_photos(run, tmp_path, rng, monkeypatch):
     given(b"\n")
     code, text = run("-")
     assert code == 1 and "standard input: the list has no names" in text
+    code, text = run("https://example.org/a.jpg")
+    assert code == 1 and "https://example.org/a.jpg: a URL; download it, or pass it to" in text
     code, text = run("@missing.txt")
     assert code == 1 and "@missing.txt: the list cannot be read" in text
     photo(tmp_path / "@c.png", rng)

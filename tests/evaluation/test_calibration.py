@@ -23,6 +23,7 @@ MODELS = [
     (dict(max_depth=10.0), "scale", (1.3, 0.0)),
     (dict(max_depth=10.0), "scale-shift", (1.3, 0.4)),
     (dict(kind="depth", output="exp"), "scale-shift", (2.0, 0.5)),
+    (dict(kind="depth", output="exp", sky_head=True), "scale", (3.0, 0.0)),
 ]
 
 

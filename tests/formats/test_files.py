@@ -22,6 +22,7 @@ from PIL import Image
 from dafast.camera import choose_camera
 from dafast.formats.facts import read_facts
 from dafast.formats.pfm import read_pfm
+from dafast.known_points import align_result
 from dafast.result import SUFFIXES, DepthResult
 from tests.formats.scenes import CAMERA, SHAPE, metric, plane_and_box, relative
 
@@ -107,6 +108,19 @@ def test_npz_has_everything(result, tmp_path):
         if result.image is not None:
             np.testing.assert_array_equal(file["image"], result.image)
         is_of(json.loads(str(file["dafast"])), result)
+
+
+def test_npz_has_the_alignment(rng, tmp_path):
+    rows, columns = rng.permuted(np.arange(20)), rng.permuted(np.arange(20))
+    plain = relative(rng)
+    metres = 1 / (plain.values[rows, columns] / 100 + 0.1)
+    result = align_result(plain, np.column_stack([rows, columns, metres]))
+    result.save(tmp_path / "a.npz")
+    with np.load(tmp_path / "a.npz", allow_pickle=False) as file:
+        for name in ("method", "quantity", "scale", "shift", "points", "residuals", "inliers"):
+            found = getattr(result.alignment, name)
+            np.testing.assert_array_equal(file[f"alignment_{name}"], found)
+        assert tuple(file["alignment_notes"]) == result.alignment.notes
 
 
 def test_png_of_metres(rng, tmp_path):

@@ -148,9 +148,16 @@ def test_a_pipe_is_read_once(rng, tmp_path):
 
 def test_inputs_that_are_none(rng, tmp_path, server):
     model = build(TINY)
+    photo(tmp_path / "a.jpg", rng)
+    with open(tmp_path / "a.jpg", "rb") as closed:
+        pass
+    text = io.TextIOWrapper(io.BytesIO((tmp_path / "a.jpg").read_bytes()), encoding="utf-8")
     for bad, message in (
         (b"text", r"image: cannot be read as an image"),
         (io.StringIO("text"), "image: the file is open in text mode; open it with mode 'rb'"),
+        ("ftp://host/a.png", "ftp://host/a.png: a URL must begin with http:// or https://"),
+        (closed, r"a.jpg: cannot be read \(.*closed"),
+        (text, "the file is open in text mode"),
         (f"{server}/missing.png", "missing.png: the server answers 404"),
         ("http://127.0.0.1:1/a.png", r"127.0.0.1:1/a.png: cannot be downloaded \(\[Errno"),
         ("http://[/a.png", r"cannot be downloaded"),
@@ -245,6 +252,11 @@ def test_scaling_and_colours(rng):
     inverse = DepthResult((1 / values).astype(np.float32), unit="1/m")
     np.testing.assert_array_equal(inverse.colored("turbo").reshape(-1, 3), colors)
     flat = DepthResult(np.full((3, 3), 2, np.float32))
+    with pytest.raises(ValueError, match="no palette None"):
+        result.colored(None)
+    infinite = np.append(values, np.float32([[np.inf] * 9]), axis=0)
+    assert DepthResult(infinite, kind="depth", unit="m").range == (low, high)
+    assert DepthResult(infinite[-1:]).range[0] != np.inf
     assert (flat.normalized() == 0).all() and np.ptp(flat.colored(), axis=(0, 1)).max() == 0
 
 
