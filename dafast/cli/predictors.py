@@ -65,7 +65,7 @@ class DepthPredictor:
             "guided": args.guided or None,
             "panorama": args.panorama or None,
         }
-        if unit_of(config) == "m":
+        if unit_of(config):  # "1/m" is written as metres, too
             self.formats = depth_formats.IN_METRES
         elif args.depth_scale is not None:
             raise CommandError(
