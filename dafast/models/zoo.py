@@ -12,7 +12,7 @@ from typing import Any
 from ..config import PRESETS, ModelConfig
 
 _SIZES = {"vits": "small", "vitb": "base", "vitl": "large"}
-# Bytes and SHA-256 of published files, each as at least two independent public programs give them
+# Bytes and SHA-256 of published files, each as public programs state them
 # (docs/models.md). The size of the last one is that of the repository's page, in 0.1 MB.
 _FILES: dict[str, tuple[int | None, str]] = {
     "v2-vits": (99218434, "715fade13be8f229f8a70cc02066f656f2423a59effd0579197bbf57860e1378"),
