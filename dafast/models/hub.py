@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -10,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from .._warnings import WeightsWarning, warn
 from ..files import explain
 
 logger = logging.getLogger("dafast")
@@ -188,12 +190,6 @@ def fetch_model(repo_id: str, options: HubOptions) -> tuple[Path | None, list[Pa
     for name in ("config.json", *WEIGHT_FILES):
         try:
             path = _download(repo_id, name, options)
-            if name == "config.json":
-                config = path
-            elif name.endswith(".index.json"):
-                return config, [_download(repo_id, shard, options) for shard in shard_names(path)]
-            else:
-                return config, [path]
         except _NotThereError:
             continue
         except HubError as error:
@@ -202,6 +198,13 @@ def fetch_model(repo_id: str, options: HubOptions) -> tuple[Path | None, list[Pa
                 break  # no such repository or no access: the next file would fail too
             # The hub did not answer for half a minute; the other files may be in the cache.
             options = dataclasses.replace(options, local_files_only=True)
+            continue
+        if name == "config.json":
+            config = path
+        elif name.endswith(".index.json"):
+            return config, _fetch_shards(repo_id, path, options)
+        else:
+            return config, [path]
     if unreachable is not None:
         files = ["config.json", *WEIGHT_FILES[::2]]
         raise HubError(
@@ -213,20 +216,65 @@ def fetch_model(repo_id: str, options: HubOptions) -> tuple[Path | None, list[Pa
     )
 
 
+def _fetch_shards(repo_id: str, index: Path, options: HubOptions) -> list[Path]:
+    """Downloads the files that an index names.
+
+    Raises:
+        HubError: If it is not an index, or a file is missing or cannot be fetched.
+    """
+    try:
+        names = shard_names(index)
+    except ValueError as error:
+        raise HubError(f"{repo_id}: {error}") from error
+    files = []
+    for name in names:
+        try:
+            files.append(_download(repo_id, name, options))
+        except _NotThereError as error:
+            raise HubError(
+                f"{repo_id}: the repository has no file {name!r}, which {index.name} names"
+            ) from error
+        except HubError as error:
+            hand = [index.name, "the files that it names"]
+            raise HubError(
+                f"{repo_id}: {name}: {error}. {_by_hand(repo_id, hand, options.revision, '')}"
+            ) from error
+    return files
+
+
 def fetch_config(repo_id: str, filename: str, options: HubOptions) -> Path | None:
     """Downloads the config.json that is next to a file of a repository, or at its root.
 
     Returns:
-        None if there is none, or if it cannot be fetched.
+        None if there is none, or, with a warning, if it cannot be fetched.
     """
+    from huggingface_hub import constants
+
     for folder in PurePosixPath(filename).parents:
         try:
             return _download(repo_id, str(folder / "config.json"), options)
         except _NotThereError:
             continue
         except HubError as error:
-            logger.info("%s: no config.json (%s)", repo_id, error)
+            if options.local_files_only or constants.HF_HUB_OFFLINE:
+                logger.info("%s: no config.json (%s)", repo_id, error)
+            else:
+                warn(
+                    WeightsWarning, f"{repo_id}: config.json, if there is one, is not used: {error}"
+                )
             options = dataclasses.replace(options, local_files_only=True)  # do not wait again
+    return None
+
+
+def hub_config(repo_id: str) -> Path | None:
+    """The config.json at the root of a repository: that of the cache, else downloaded.
+
+    Returns:
+        None if there is none, or if it cannot be fetched.
+    """
+    for local in (True, False):
+        with contextlib.suppress(_NotThereError, HubError):
+            return _download(repo_id, "config.json", HubOptions(local_files_only=local))
     return None
 
 

@@ -21,6 +21,7 @@ _ANY_VIEW = (
     "a Depth Anything 3 checkpoint for several views (of Depth Anything 3, DA3MONO-LARGE and "
     "DA3METRIC-LARGE are read)"
 )
+_SEGMENTATION = "a segmentation model of dafast, which SegmentationModel.from_pretrained reads"
 # Parts of names that have to occur together, and the network they belong to. The first that fits.
 _OTHERS: tuple[tuple[tuple[str, ...], str], ...] = (
     (("motion_modules.",), "a Video-Depth-Anything checkpoint"),
@@ -47,6 +48,8 @@ def other_network(weights: Weights) -> str:
     for parts, kind in _OTHERS:
         if has(*parts):
             return kind
+    if _is_segmentation(names):
+        return _SEGMENTATION
     if has("backbone.pretrained.", "head.") and not has("sky_output_conv2."):
         return _ANY_VIEW
     if any(_CHUNKED.search(name) for name in names) and not _is_distill(weights):
@@ -57,6 +60,12 @@ def other_network(weights: Weights) -> str:
     if any(map(has, _BINS)) and detect_layout(weights.tensors, LAYOUTS) is None:
         return "a ZoeDepth metric checkpoint of another encoder"
     return ""
+
+
+def _is_segmentation(names: Iterable[str]) -> bool:
+    """Whether these are the names of `SegmentationModel`, with one of its heads."""
+    starts = ("pretrained.", ("head.bn.", "head.projects."))
+    return all(any(name.startswith(start) for name in names) for start in starts)
 
 
 def _is_distill(weights: Weights) -> bool:
@@ -97,9 +106,10 @@ def unknown(label: str, weights: Weights, expected: str) -> CheckpointError:
         expected: The kind of weights that can be read.
     """
     found = looks_like(weights)
-    if other_network(weights):
+    if other := other_network(weights):
+        unsupported = "" if other == _SEGMENTATION else ", which is not supported"
         return CheckpointError(
-            f"{label}: it looks like {found}, which is not supported; {expected} was expected"
+            f"{label}: it looks like {found}{unsupported}; {expected} was expected"
         )
     return CheckpointError(
         f"{label}: it looks like {found}; {expected} was expected. Found: "

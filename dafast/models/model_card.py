@@ -120,7 +120,7 @@ def model_card(
         base_model: Hub id of the model that training started from; "" for none. By default that of
             the run, else that of the published model that was loaded.
         license: An identifier of the hub (``"apache-2.0"``) or an SPDX identifier; "" for none. By
-            default that of the base model.
+            default that of the base model, without a run that of the model that was loaded.
 
     Returns:
         Text in Markdown, with the metadata that the hub reads at its start.
@@ -132,9 +132,12 @@ def model_card(
     depth: ModelConfig = getattr(model.config, "encoder", model.config)
     classes: tuple[str, ...] = getattr(model.config, "classes", ())
     start, entry = _start(model, depth, about)
+    if start == repo_id:  # a model that was loaded from there is not its own base
+        start = ""
     base = start if base_model is None else base_model
     if license is None:
-        license = _license(base, entry, "" if about.config else depth.license)
+        is_known = model.loaded_from and not about.config
+        license = _license(base, entry, depth.license if is_known else "")
     task = "image-segmentation" if classes else "depth-estimation"
     library = "transformers" if layout == "transformers" else "dafast"
     metadata = _metadata(repo_id, task, library, base, license, about)
@@ -178,7 +181,7 @@ def _license(base: str, entry: ZooEntry | None, own: str) -> str:
         return entry.config.license
     if base in DINOV2_HUB_IDS.values():
         return "apache-2.0"
-    return own if base else ""
+    return own
 
 
 def _metadata(repo_id: str, task: str, library: str, base: str, license: str, about: Run) -> str:

@@ -14,13 +14,14 @@ from .._version import __version__
 from ..config import ModelConfig
 from ..files import explain, whole_files
 from ..runtime import on_meta, resolve_device, resolve_dtype, warn_if_slow
-from .hub import HubError, HubOptions, fetch_model, is_hub_id
+from .hub import HubError, HubOptions, fetch_model, hub_config, is_hub_id
 from .network import DepthNetwork
 from .publishing import Publishable
 from .saving import check_state
 from .segmentation_inference import SegmentationOptions, segment
 from .segmentation_network import HEADS, LinearHead, SegmentationConfig, SegmentationNetwork
 from .weight_files import CheckpointError, read_file
+from .zoo import find
 
 __all__ = [
     "HEADS",
@@ -168,9 +169,18 @@ class SegmentationModel(Publishable, SegmentationNetwork):
 
 
 def is_segmentation(name_or_path: str | Path) -> bool:
-    """Whether a folder holds a saved `SegmentationModel`."""
+    """Whether a folder or a repository of the hub holds a saved `SegmentationModel`.
+
+    Of a repository that `dafast.models.zoo` does not list, config.json is taken from the cache or
+    downloaded.
+    """
+    path: Path | None = Path(name_or_path).expanduser() / "config.json"
+    if is_hub_id(name_or_path) and find(str(name_or_path)) is None:
+        path = hub_config(str(name_or_path))
+    if path is None:
+        return False
     try:
-        text = (Path(name_or_path).expanduser() / "config.json").read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8")
         return json.loads(text).get("model_type") == MODEL_TYPE
     except (OSError, ValueError, AttributeError):
         return False

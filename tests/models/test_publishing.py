@@ -6,19 +6,24 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from huggingface_hub import ModelCard, constants, file_download
+from PIL import Image
 
 from dafast import DepthAnything, SegmentationModel
-from dafast._warnings import DataWarning
+from dafast._warnings import DataWarning, WeightsWarning
+from dafast.cli import main
 from dafast.config import PRESETS
 from dafast.models import hub as dafast_hub
-from dafast.models.checkpoint import CheckpointError
+from dafast.models.checkpoint import CheckpointError, load_encoder
+from dafast.models.describe import describe
 from dafast.models.hub import HubError
 from dafast.models.model_card import model_card
+from dafast.models.segmentation import HEADS, is_segmentation
 from dafast.runtime import on_meta
 from dafast.training.config import ModelSection, TrainConfig
 from dafast.training.config_files import to_json
@@ -109,6 +114,68 @@ def test_segmentation(hub):
         SegmentationModel.from_pretrained("me/none")
     with pytest.raises(CheckpointError, match="local_files_only"):
         SegmentationModel.from_pretrained("me/none", local_files_only=True)
+
+
+def test_which_kind_of_model_a_repository_has(hub, model, capsys, tmp_path):
+    """Commands find out; the wrong class says which class reads it."""
+    walls = build("linear").eval()
+    walls.push_to_hub("me/walls", token=TOKEN)
+    model.push_to_hub("me/garden", token=TOKEN)
+    assert is_segmentation("me/walls")
+    assert not is_segmentation("me/garden")
+    assert not is_segmentation("me/none")
+    hub.RequestHandlerClass.requests.clear()
+    assert is_segmentation("me/walls")
+    assert hub.RequestHandlerClass.requests == []  # its config.json is in the cache
+    assert not is_segmentation(PRESETS["v2-vits"].hub_id)
+    assert hub.RequestHandlerClass.requests == []  # published models are known
+    with pytest.raises(CheckpointError, match="not a saved segmentation model"):
+        SegmentationModel.from_pretrained("me/garden")
+    photo = tmp_path / "photo.png"
+    Image.new("RGB", (56, 42), "gray").save(photo)
+    out = ["--device", "cpu", "--dtype", "float32", "--out", str(tmp_path / "out")]
+    assert main(["run", str(photo), "--model", "me/walls", *out]) == 0, capsys.readouterr().err
+    assert list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_segmentation_model_is_named(head, tmp_path):
+    build(head).save_pretrained(tmp_path)
+    for read in (DepthAnything.from_pretrained, partial(load_encoder, DepthAnything(tiny()))):
+        with pytest.raises(CheckpointError, match=r"which SegmentationModel.from_pretrained reads"):
+            read(tmp_path)
+    assert "SegmentationModel.from_pretrained" in describe(tmp_path).problem
+
+
+@pytest.mark.parametrize("read", [DepthAnything.from_pretrained, SegmentationModel.from_pretrained])
+def test_damaged_shards(hub, model, read):
+    model.push_to_hub("me/garden", token=TOKEN, max_shard_size="50KB")
+    folder = hub.RequestHandlerClass.folder / "me/garden"
+    shard = sorted(folder.glob("*-of-*"))[1]
+    shard.unlink()
+    with pytest.raises(CheckpointError, match=rf"has no file '{shard.name}', which .*index.json"):
+        read("me/garden")
+    other = folder.with_name("other")
+    other.mkdir()
+    (other / "model.safetensors.index.json").write_text('{"weights": {}}')
+    with pytest.raises(CheckpointError, match=r"me/other: .*not an index of shards"):
+        read("me/other")
+
+
+def test_a_config_that_cannot_be_fetched_is_a_warning(hub, model, monkeypatch):
+    """Without it the names of files decide, which may be wrong."""
+    model.push_to_hub("me/garden", token=TOKEN)
+    download = dafast_hub._download
+
+    def fails(repo_id, filename, options):
+        if filename == "config.json":
+            raise HubError("the download failed")
+        return download(repo_id, filename, options)
+
+    monkeypatch.setattr(dafast_hub, "_download", fails)
+    options = dafast_hub.HubOptions()
+    with pytest.warns(WeightsWarning, match=r"me/garden: config\.json.*download failed"):
+        assert dafast_hub.fetch_config("me/garden", "model.safetensors", options) is None
 
 
 @pytest.mark.slow
@@ -281,6 +348,17 @@ def test_cards_without_a_run(model, tmp_path):
     nano = DepthAnything.from_pretrained("nano", device="cpu", dtype="float32")
     assert ModelCard(model_card(nano)).data.license == "apache-2.0"
     # A published model that was saved to a folder is still that model.
+    nano.loaded_from = str(tmp_path)
+    assert ModelCard(model_card(nano)).data.license == "apache-2.0"
+    with on_meta():
+        zoe = DepthAnything("metric-indoor-vitl")  # its repository is a space, no base model
+    zoe.loaded_from = str(tmp_path)
+    assert ModelCard(model_card(zoe)).data.license == "apache-2.0"
+    # One that goes back to where it is from is not its own base model.
+    nano.loaded_from = "me/nano"
+    data = ModelCard(model_card(nano, "me/nano")).data
+    assert (data.base_model, data.license) == (None, "apache-2.0")
+    assert ModelCard(model_card(nano, "me/other")).data.base_model == "me/nano"
     with on_meta():
         model = DepthAnything("v2-metric-hypersim-vitl")
     model.loaded_from = str(tmp_path)
