@@ -87,7 +87,10 @@ def _read(text: str) -> Any:
         import numpy as np
 
         return np.load(path, allow_pickle=False)
-    content = path.read_text(encoding="utf-8")
+    try:
+        content = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ValueError("the file is neither text, nor JSON, nor NPY") from None
     try:
         values = json.loads(content)
     except ValueError:

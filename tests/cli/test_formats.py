@@ -271,10 +271,12 @@ def test_intrinsics_from_text_and_files(run, tmp_path, rng):
     (tmp_path / "words.txt").write_text("camera: 50 52 26 18\n")
     (tmp_path / "part.yaml").write_text("fx: 50\nfy: 52\n")
     (tmp_path / "empty.npy").write_bytes(b"")
+    (tmp_path / "k.npz").write_bytes(b"PK\xff")
     for given, message in (
         (tmp_path / "t.txt", "the matrix is transposed"),
         (tmp_path / "words.txt", "the text has the word 'camera'; it must hold four numbers"),
         (tmp_path / "part.yaml", "neither intrinsics nor fx, fy, cx and cy ('cx' is missing)"),
+        (tmp_path / "k.npz", "the file is neither text, nor JSON, nor NPY"),
         (tmp_path / "empty.npy", "empty.npy: No data left in file"),
         ("50,52", "intrinsics are (fx, fy, cx, cy)"),
         ("nowhere.txt", "neither a file, nor four numbers, nor exif"),
