@@ -52,7 +52,7 @@ class Section:
 
 FIRST = (
     Section("machine", "operations", 40, extension=False),
-    Section("model_vits", "networks", 90),
+    Section("model_vits", "networks", 100),
     Section("model_vitl", "networks", 140),
     Section("infer", "networks", 45),
     Section("attention", "operations", 50),
@@ -120,22 +120,41 @@ def one_architecture() -> dict[str, str]:
     return {"DAFAST_CUDA_ARCHITECTURES": printed.splitlines()[0].strip().replace(".", "")}
 
 
-def run_section(command: Sequence[str], limit: float, log: Path) -> str:
+class Interrupt:
+    """Whether the run was interrupted. A flag: an exception could miss a process that starts."""
+
+    def __init__(self) -> None:
+        self.received = False
+
+    def listen(self) -> None:
+        """Notes Ctrl-C and SIGTERM from now on."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._note)
+
+    def _note(self, *_: object) -> None:
+        self.received = True
+
+
+def run_section(command: Sequence[str], limit: float, log: Path, interrupt: Interrupt) -> str:
     """Runs a section and returns how it ended; its errors go to the log."""
+    end = time.monotonic() + limit
     with log.open("w") as errors:
         process = subprocess.Popen(command, cwd=ROOT, stderr=errors, start_new_session=True)
-        try:
-            code = process.wait(timeout=limit)
-            return "done" if code == 0 else f"failed with exit status {code}, see {log.name}"
-        except subprocess.TimeoutExpired:
-            return f"ended at its limit of {limit:.0f} s"
-        finally:
-            kill(process)
+    try:
+        while (code := process.poll()) is None:
+            if interrupt.received:
+                return "interrupted"
+            if time.monotonic() > end:
+                return f"ended at its limit of {limit:.0f} s"
+            time.sleep(0.05)
+        return "done" if code == 0 else f"failed with exit status {code}, see {log.name}"
+    finally:
+        kill(process)
 
 
 def run_all(
     sections: Sequence[Section], command_of: Callable[[Section], Sequence[str]], out: Path,
-    budget: float, build: Build,
+    budget: float, build: Build, interrupt: Interrupt,
 ) -> None:  # fmt: skip
     """Runs sections within a budget of seconds, and adds to the file how each ended."""
     path, start = out / "gpu-run.json", time.monotonic()
@@ -151,7 +170,7 @@ def run_all(
         records.write(path, report)
         print(f"[{time.monotonic() - start:4.0f} s] {section.name}: {status}", flush=True)
 
-    while waiting:
+    while waiting and not interrupt.received:
         left = budget - (time.monotonic() - start)
         ready = [s for s in waiting if not (s.extension and build.running())]
         if left < LEAST:
@@ -163,12 +182,10 @@ def run_all(
         section = ready[0]
         waiting.remove(section)
         limit, began = min(section.limit, left), time.monotonic()
-        status = "interrupted"
-        try:
-            print(f"[{began - start:4.0f} s] {section.name}: at most {limit:.0f} s", flush=True)
-            status = run_section(command_of(section), limit, out / f"{section.name}.log")
-        finally:
-            note(section, status, time.monotonic() - began)
+        print(f"[{began - start:4.0f} s] {section.name}: at most {limit:.0f} s", flush=True)
+        log = out / f"{section.name}.log"
+        status = run_section(command_of(section), limit, log, interrupt)
+        note(section, status, time.monotonic() - began)
 
 
 def _run_here(section: Section, path: Path, stub: bool) -> None:
@@ -206,6 +223,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         command = [sys.executable, __file__, "--out", str(options.out), "--here", section.name]
         return [*command, "--stub"] if options.stub else command
 
+    interrupt = Interrupt()
+    interrupt.listen()
     options.out.mkdir(parents=True, exist_ok=True)
     report = records.read(path)
     report["stub"] = options.stub
@@ -215,15 +234,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         sections = tuple(names[name] for name in options.only)
     setup = [sys.executable, "setup.py", "build_ext", "--inplace"]
     build = Build(None if options.stub or options.no_build else setup, options.out / "build.log")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     try:
         budget = options.budget or (200.0 if options.second else 510.0)
-        run_all(sections, command_of, options.out, budget, build)
-    except KeyboardInterrupt:
-        print(f"interrupted; {path} has the records until now", flush=True)
-        return 130
+        run_all(sections, command_of, options.out, budget, build, interrupt)
     finally:
         build.end()
+    if interrupt.received:
+        print(f"interrupted; {path} has the records until now", flush=True)
+        return 130
     print(f"records: {path}")
     return 0
 

@@ -56,7 +56,7 @@ def _flat(outputs: Any) -> list[torch.Tensor]:
     return list(outputs) if isinstance(outputs, tuple) else [outputs]
 
 
-def _error(got: Any, expected: Any, outliers: float = 0.0) -> float:
+def largest_error(got: Any, expected: Any, outliers: float = 0.0) -> float:
     """Largest error over max |expected|, the worst of all outputs; inf if one is not finite.
 
     The fraction ``outliers`` of the errors is ignored if none is larger than twice the largest
@@ -133,7 +133,7 @@ def measure(
         run = make(arguments, call)
         try:
             with context():
-                record["error"] = _error(run(), expected, case.outliers if backward else 0.0)
+                record["error"] = largest_error(run(), expected, case.outliers if backward else 0.0)
                 if device.type == "cuda":
                     record["peak_bytes"] = _peak_memory(run)
         except BackendError as error:

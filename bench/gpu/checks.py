@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.gpu.meter import Meter
+from bench.gpu.meter import Meter, cuda_tool
 from bench.gpu.records import Records
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -56,10 +55,15 @@ def tests(meter: Meter, records: Records) -> None:
 
 def sanitize(meter: Meter, records: Records) -> None:
     """Every Triton and CUDA kernel at small sizes under compute-sanitizer."""
-    tool = shutil.which("compute-sanitizer")
+    tool = cuda_tool("compute-sanitizer")
     for name in TOOLS:
         if tool is None:
-            records.add({"check": name, "why": "compute-sanitizer is not on the PATH"})
+            records.add(
+                {
+                    "check": name,
+                    "why": "compute-sanitizer is neither on the PATH nor in the CUDA toolkit",
+                }
+            )
             continue
         command = [tool, "--tool", name, "--error-exitcode", "1", sys.executable,
                    "scripts/run_small_cases.py"]  # fmt: skip

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gc
+import shutil
 import statistics
 import time
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -54,8 +56,8 @@ class Meter:
 
             quartiles = do_bench(run, warmup=30, rep=budget_ms, quantiles=[0.5, 0.25, 0.75])
             found = dict(zip(("ms", "ms_low", "ms_high"), quartiles, strict=True))
-        walls = []
-        for _ in range(3 if self.stub else 15):
+        walls: list[float] = []
+        while len(walls) < 3 or (len(walls) < self.size(15, 3) and sum(walls) < budget_ms):
             self.wait()
             start = time.perf_counter()
             run()
@@ -68,16 +70,20 @@ class Meter:
         """Captures the launches of a call in a CUDA graph; returns a function that replays it."""
         if self.stub:
             return run
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
+        stream, current = torch.cuda.Stream(), torch.cuda.current_stream()
+        stream.wait_stream(current)
         with torch.cuda.stream(stream):
             for _ in range(3):
                 run()
-        torch.cuda.current_stream().wait_stream(stream)
+        current.wait_stream(stream)
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            out = run()
+        try:
+            with torch.cuda.graph(graph):
+                out = run()
+        except BaseException:
+            torch.cuda.set_stream(current)  # a capture that fails may leave its own
+            raise
 
         def replay() -> _T:
             graph.replay()
@@ -131,6 +137,14 @@ class Meter:
             torch.cuda.empty_cache()
 
 
+def cuda_tool(name: str) -> str | None:
+    """The path of a program of the CUDA toolkit, on the PATH or next to the others."""
+    from torch.utils.cpp_extension import CUDA_HOME
+
+    folder = Path(CUDA_HOME or "/usr/local/cuda", "bin")
+    return shutil.which(name) or shutil.which(name, path=str(folder))
+
+
 def attempt(records: Records, record: dict[str, Any], run: Callable[[], dict[str, Any]]) -> None:
     """Adds a record with the figures that ``run`` returns, or with the reason for none.
 
@@ -143,10 +157,3 @@ def attempt(records: Records, record: dict[str, Any], run: Callable[[], dict[str
         lines = str(error).strip().splitlines()
         figures = {"why": f"{type(error).__name__}: {lines[0][:200] if lines else ''}"}
     records.add({**record, **figures})
-
-
-def worst(got: torch.Tensor, expected: torch.Tensor) -> float:
-    """Largest error over the largest expected value."""
-    got, expected = got.detach().double(), expected.detach().double()
-    scale = expected.abs().max().clamp_min(1e-30)
-    return float((got - expected).abs().max() / scale)

@@ -38,7 +38,12 @@ def run_of(records: list[dict[str, Any]]) -> Run:
 
 def forward(who: str, wall_ms: float, preset: str = "vitl", batch: int = 16) -> dict[str, Any]:
     return {"section": f"model_{preset}", "who": who, "batch": batch, "size": [518, 518],
-            "ms": wall_ms, "wall_ms": wall_ms, "kernels_ms": 1.0}  # fmt: skip
+            "ms": wall_ms, "wall_ms": wall_ms}  # fmt: skip
+
+
+def kernels(preset: str) -> dict[str, Any]:
+    return {"section": f"model_{preset}", "who": "dafast, kernels", "batch": 1,
+            "size": [518, 518], "kernels_ms": 1.0}  # fmt: skip
 
 
 def attend(who: str, ms: float, step: str, heads: int = 6) -> dict[str, Any]:
@@ -67,6 +72,7 @@ def test_verdicts() -> None:
 
     best = [
         forward("dafast", 1.2, "vits", 1), forward("dafast", 1.3, "vitl", 1),
+        kernels("vits"), kernels("vitl"),
         forward("dafast", 7.0), forward("dafast, fp8", 6.0), forward(compiled, 10.0),
         forward(f"{compiled}, graph", 9.5), forward("transformers, sdpa", 1.0),
         attend("dafast", 2.0, "forward"), attend("SDPA cudnn", 2.5, "forward"),
@@ -84,6 +90,7 @@ def test_verdicts() -> None:
     ]  # fmt: skip
     worse = [
         forward("dafast", 1.4, "vits", 1), forward("dafast", 4.6, "vitl", 1),
+        kernels("vits"), kernels("vitl"),
         forward("dafast", 9.0), forward("dafast, fp8", 7.0), forward(compiled, 10.0),
         attend("dafast", 2.0, "forward"), attend("SDPA cudnn", 2.5, "forward"),
         attend("dafast", 3.0, "forward", 16), attend("SDPA flash", 2.0, "forward", 16),
