@@ -21,6 +21,7 @@ TESTS = (
     "tests/ops/test_flash_attention.py",
     "tests/ops/test_resize_bilinear.py",
     "tests/ops/test_decoder_tail.py",
+    "tests/bench/test_gpu_run.py",
 )
 """Those that changed since they last ran on a GPU, most valuable first."""
 

@@ -78,12 +78,16 @@ class Meter:
         current.wait_stream(stream)
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
+        gc.collect()
+        gc.disable()  # a compiled kernel that is collected ends the capture
         try:
             with torch.cuda.graph(graph):
                 out = run()
         except BaseException:
             torch.cuda.set_stream(current)  # a capture that fails may leave its own
             raise
+        finally:
+            gc.enable()
 
         def replay() -> _T:
             graph.replay()

@@ -246,3 +246,30 @@ def test_architectures_of_the_build(monkeypatch) -> None:
         monkeypatch.setenv("DAFAST_CUDA_ARCHITECTURES", text)
         with pytest.raises(SystemExit, match="DAFAST_CUDA_ARCHITECTURES"):
             scope["cuda_architectures"]()
+
+
+@pytest.mark.gpu
+def test_meter_on_a_gpu() -> None:
+    meter = Meter()
+    x = torch.randn(256, 256, device="cuda")
+    w = torch.randn(256, 256, device="cuda", requires_grad=True)
+
+    def run() -> torch.Tensor:
+        return torch.autograd.grad((x @ w).square().sum(), w)[0]
+
+    expected = run()
+    replay = meter.capture(run)
+    torch.testing.assert_close(replay(), expected)
+    found = meter.time(replay, 20)
+    assert 0 < found["ms_low"] <= found["ms"] <= found["ms_high"] and found["wall_ms"] > 0
+    assert sum(meter.kernels(run).values()) > 0
+    assert meter.peak_bytes(lambda: torch.empty(2**24, device="cuda")) >= 2**26
+
+
+@pytest.mark.gpu
+def test_a_capture_that_fails_leaves_the_device_usable(tmp_path: Path) -> None:
+    meter, x = Meter(), torch.ones(64, device="cuda")
+    found = records.Records(tmp_path / "gpu-run.json", "loss")
+    attempt(found, {}, lambda: meter.time(meter.capture(lambda: x.sum().item())))
+    assert "Error" in read(tmp_path)["records"][0]["why"]
+    assert meter.capture(lambda: x.sum())().item() == 64
