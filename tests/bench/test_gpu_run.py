@@ -124,7 +124,7 @@ def gone(pid: int) -> bool:
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
 def test_a_section_that_crashes_or_hangs_loses_nothing(tmp_path: Path, monkeypatch) -> None:
     class Clock:
-        """Jumps by an hour as soon as the section hangs, whatever the speed of this machine."""
+        """Jumps by an hour as soon as the section hangs, so that no speed is assumed."""
 
         sleep = staticmethod(time.sleep)
 
