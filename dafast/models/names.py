@@ -9,6 +9,7 @@ from functools import cache
 
 from ..config import PRESETS, ModelConfig
 from .hub import WEIGHT_FILES
+from .zoo import entries
 
 _SIZES = {"vits": "small", "vitb": "base", "vitl": "large"}
 _METRIC_DATA = {"indoor": "hypersim", "outdoor": "vkitti"}
@@ -85,9 +86,9 @@ def _stem(name: str) -> str:
 
 
 @cache
-def _published() -> dict[str, str]:
-    """Presets by the stems of published files and by the names of published repositories."""
-    published: dict[str, str] = {}
+def _published() -> dict[str, ModelConfig]:
+    """Published models by the stems of files and by the names of repositories."""
+    published: dict[str, ModelConfig] = {}
     for preset in PRESETS.values():
         if not preset.hub_id:
             continue
@@ -105,18 +106,24 @@ def _published() -> dict[str, str]:
                 "hf",
             ]
             stems.append("-".join(part for part in parts if part))
-        published.update({_stem(s): preset.name for s in stems if s not in WEIGHT_FILES})
+        published.update({_stem(s): preset for s in stems if s not in WEIGHT_FILES})
+    for entry in entries().values():
+        if entry.id not in PRESETS:
+            repository = entry.config.hub_id.split("/")[-1]
+            folder, file = entry.config.hub_file.split("/")
+            name = f"{repository}-{folder}" if file in WEIGHT_FILES else file
+            published[_stem(name)] = entry.config
     return published
 
 
 def preset_from_name(name: str) -> ModelConfig | None:
-    """The preset that a published file name or hub id stands for, or None.
+    """The configuration that a published file name or hub id stands for, or None.
 
     For instance ``depth_anything_v2_metric_vkitti_vitl.pth``, ``LiheYoung/depth_anything_vits14``
     or ``depth-anything/Depth-Anything-V2-Small-hf``. Suffixes that say how the weights are stored
     (``.safetensors``, ``_fp16``, ``(1)``) may differ; a name with any other word is not published.
     """
-    return PRESETS.get(_published().get(_stem(name.split("/")[-1]), ""))
+    return _published().get(_stem(name.split("/")[-1]))
 
 
 def _version(words: str) -> str:
@@ -140,6 +147,8 @@ def read_names(names: Sequence[str]) -> NameClaim:
         return NameClaim()
     telling = 1 if names[0] in WEIGHT_FILES and len(names) > 1 else 0
     preset = preset_from_name(names[telling])
+    if preset is None and telling and len(names) > 2:
+        preset = preset_from_name(f"{names[2]}-{names[1]}")  # a repository with several models
     words, version = [_words(name) for name in names], ""
     text = words[0]
     for depth, word in enumerate(words, 1):

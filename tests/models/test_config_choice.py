@@ -11,6 +11,7 @@ import torch
 
 from dafast import DepthAnything
 from dafast.config import PRESETS
+from dafast.models import zoo
 from dafast.models.checkpoint import CheckpointError, load_pretrained
 from dafast.models.config_choice import choose_config
 from dafast.models.configurations import (
@@ -84,7 +85,8 @@ FILE_NAMES = [
     ("dav2_small_best.pt", "v2-vits", True),
     ("DAv2-vits-step20000.ckpt", "v2-vits", True),
     ("v2_vits_ema.pth", "v2-vits", True),
-    ("depth_anything_AC_vits.pth", "v2-vits", True),
+    ("depth_anything_AC_vits.pth", "depth-anything-ac-vits", False),
+    ("depth_anything_AC_vits_night.pth", "v2-vits", True),
     ("dav2_vits_kitti_relative.pth", "v2-vits", True),
     ("dav2_vits_photometric_loss.pth", "v2-vits", True),
     ("depth_anything_v2_metric_hypersim_vits_epoch5.pth", "v2-metric-hypersim-vits", True),
@@ -123,7 +125,7 @@ def shapes(config) -> dict[str, torch.Tensor]:
 def test_names_of_files(name, preset, warns, notices):
     tensors = shapes("vits")
     if preset:
-        assert choose(tensors, name) == PRESETS[preset]
+        assert choose(tensors, name) == zoo.find(preset).config
     else:
         with pytest.raises(CheckpointError, match=r"config='v2-vits'.*--config|--config.*v2-vits"):
             choose(tensors, name)

@@ -116,30 +116,43 @@ def test_uploads_of_others(prefix, suffix, model, tmp_path):
     assert_same(load(path, config=TINY), model)
 
 
+def file_names(entry: zoo.ZooEntry) -> list[str]:
+    """Paths under which a user may have a published file, with suffixes that torch.save takes."""
+    repository = entry.config.hub_id.split("/")[-1]
+    file = entry.config.hub_file.replace("model.safetensors", "pytorch_model.bin")
+    if entry.config.sky_head:
+        other = f"{repository.lower()}_fp16.pth"
+        return [f"{repository}/{file}", other, f"{repository}/snapshots/model.pth"]
+    return [f"{repository}/{file}"]
+
+
 @pytest.mark.parametrize(
-    ("path", "preset"),
-    [
-        ("Distill-Any-Depth/small/pytorch_model.bin", "v2-vits"),
-        ("depth_anything_AC_vits.pth", "v2-vits"),
-        ("DA3MONO-LARGE/pytorch_model.bin", "da3mono-vitl"),
-        ("DA3METRIC-LARGE/pytorch_model.bin", "da3metric-vitl"),
-        ("da3metric-large_fp16.pth", "da3metric-vitl"),
-        ("DA3METRIC-LARGE/snapshots/model.pth", "da3metric-vitl"),
-    ],
+    ("entry", "path"),
+    [(entry, path) for entry in ENTRIES if entry.id != "nano" for path in file_names(entry)],
+    ids=lambda value: getattr(value, "id", None),
 )
-def test_names_of_published_files(path, preset, tmp_path):
-    """Read by their names, with shapes alone: a tensor of zeros that are stored once."""
+def test_published_files_are_known_by_name(entry, path, tmp_path, notices):
+    """Each in its published layout, with shapes only: a tensor of zeros that are stored once."""
     with on_meta():
-        shapes = DepthAnything(preset).state_dict()
+        shapes = DepthAnything(entry.config).state_dict()
     state = {key: torch.zeros(()).expand(value.shape) for key, value in shapes.items()}
-    layout = LAYOUTS["da3" if preset.startswith("da3") else "official"]
+    layout = "official"
+    if entry.config.sky_head:
+        layout = "da3"
+    elif entry.config.bin_centers:
+        layout = "zoedepth"
+    elif entry.id == "distill-any-depth-vitl":
+        layout = "distill"
     file = tmp_path / path
     file.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(from_official(state, layout), file)
+    torch.save(from_official(state, LAYOUTS[layout]), file)
     found = describe(file)
-    assert found.config == PRESETS[preset]
+    assert found.config == entry.config
     assert (found.problem, found.extra, found.missing) == ("", [], [])
-    assert found.encoder == preset.split("-")[-1]
+    assert (found.layout, found.license) == (layout, entry.config.license)
+    assert found.license_note == entry.license_note
+    assert found.encoder == entry.id.split("-")[-1]
+    assert not notices.messages
 
 
 def test_digests_are_digests():
