@@ -411,6 +411,8 @@ def test_palettes_of_other_packages(run, tmp_path, rng, monkeypatch):
     np.testing.assert_allclose(colorize(values, "crameri:batlow"), expected, atol=1)
     assert (colorize(values, "gray") == np.arange(256)[:, None]).all()
     assert run(photo(tmp_path / "a.png", rng), "--palette", "crameri:batlow")[0] == 0
+    with pytest.raises(ValueError, match="turbo, gray, and the names of matplotlib and cmap"):
+        colorize(values, "nope")
     for package in ("matplotlib", "cmap"):
         monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ValueError, match=r"names of matplotlib and cmap need these packages"):
