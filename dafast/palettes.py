@@ -64,10 +64,10 @@ def _table(palette: str) -> np.ndarray:
             missing.append(why)
         elif (colors := colors_of(palette)) is not None:
             return (colors[:, :3] * 255).round().astype(np.uint8)
-    also = f"; names of matplotlib and cmap need these packages ({', '.join(missing)})"
-    raise ValueError(
-        f"no palette {palette!r}; there are: {', '.join(PALETTES)}{also if missing else ''}"
-    )
+    also = ", and the names of matplotlib and cmap"
+    if missing:
+        also = f"; names of matplotlib and cmap need these packages ({', '.join(missing)})"
+    raise ValueError(f"no palette {palette!r}; there are: {', '.join(PALETTES)}{also}")
 
 
 def _of_matplotlib(palette: str) -> np.ndarray | None:

@@ -38,6 +38,15 @@ def strips(height: int) -> Iterator[slice]:
         yield slice(start, min(height, start + _ROWS))
 
 
+def known_range(values: np.ndarray) -> tuple[float, float]:
+    """The smallest and the largest finite value; NaN if there is none."""
+    low, high = values.min(), values.max()
+    if not (np.isfinite(low) and np.isfinite(high)):  # some pixel has no value
+        known = values[np.isfinite(values)]
+        low, high = (known.min(), known.max()) if known.size else (np.nan, np.nan)
+    return float(low), float(high)
+
+
 def shade_strips(
     result: DepthResult,
     palette: str | None,
@@ -156,11 +165,7 @@ class DepthResult:
     @property
     def range(self) -> tuple[float, float]:
         """The smallest and the largest value of the map; NaN for a map without values."""
-        low, high = self.values.min(), self.values.max()
-        if not (np.isfinite(low) and np.isfinite(high)):  # some pixel has no value
-            known = self.values[np.isfinite(self.values)]
-            low, high = (known.min(), known.max()) if known.size else (np.nan, np.nan)
-        return float(low), float(high)
+        return known_range(self.values)
 
     @property
     def disparity_range(self) -> tuple[float, float]:

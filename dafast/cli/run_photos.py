@@ -134,7 +134,8 @@ class PhotoRun:
                 extent = None if self.args.overwrite else _noted_range(plan)
                 if extent is None:
                     result = predictor.predict(self._image(photo), photo.name, False)
-                    extent = result.disparity_range
+                    # Of what the files hold, so that another run finds the same range in them.
+                    extent = predictor.make(result, photo.name).shown.disparity_range
                     self.predicted[photo.path] = _on_disk(result, Path(folder.name), number)
                 low, high = min(low, extent[0]), max(high, extent[1])
                 remaining.append(photo)

@@ -232,6 +232,27 @@ def test_a_range_of_metres_with_the_photo_and_without_it(run, tmp_path, rng, met
     assert "1 already there" in run(*millimetres, model=metric_folder)[1]
 
 
+@pytest.mark.parametrize("kind", ["mono", "negative"])
+def test_a_range_of_inverses_is_found_again(kind, run, tmp_path, rng, model_folder):
+    """Of depth without a unit, and of calibrated disparity of which some is negative."""
+    source = photo(tmp_path / "in" / "a.png", rng)
+    config = tiny(kind="depth", output="exp")
+    if kind == "negative":
+        model = dafast.DepthAnything.from_pretrained(model_folder, device="cpu", dtype="float32")
+        values = model.infer(source).astype(float)
+        scale = 1 / np.ptp(values)
+        shift = -scale * np.quantile(values, 0.2)
+        config = tiny(calibration=(float(scale), float(shift)))
+    folder = save_model(tmp_path / "m", config)
+    for formats in ("npy,pfm", "color,npy,exr"):
+        command = (source, "--formats", formats, "--common-range")
+        out = tmp_path / formats
+        code, text = run(*command, out=out, model=folder)
+        assert code == 0, text
+        assert np.isnan(np.load(out / "a.npy")).any() == (kind == "negative")
+        assert "1 already there" in run(*command, out=out, model=folder)[1]
+
+
 @pytest.mark.parametrize("orientation", [1, 6])
 def test_cameras(run, tmp_path, rng, orientation):
     folder = save_model(tmp_path / "model", BY_FOCAL)
@@ -390,6 +411,8 @@ def test_palettes_of_other_packages(run, tmp_path, rng, monkeypatch):
     np.testing.assert_allclose(colorize(values, "crameri:batlow"), expected, atol=1)
     assert (colorize(values, "gray") == np.arange(256)[:, None]).all()
     assert run(photo(tmp_path / "a.png", rng), "--palette", "crameri:batlow")[0] == 0
+    with pytest.raises(ValueError, match="turbo, gray, and the names of matplotlib and cmap"):
+        colorize(values, "nope")
     for package in ("matplotlib", "cmap"):
         monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ValueError, match=r"names of matplotlib and cmap need these packages"):
