@@ -13,6 +13,7 @@ of the training. Other modules, settings or weights at other addresses are seen 
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import threading
 from collections import OrderedDict
@@ -83,6 +84,18 @@ class Machinery(Protocol):
         ...
 
 
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Keeps the garbage collector from unloading a kernel, which would invalidate a capture."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 class CudaMachinery:
     """`torch.cuda.CUDAGraph` on one GPU."""
 
@@ -121,6 +134,7 @@ class CudaMachinery:
             # "thread_local": other threads may allocate memory meanwhile.
             with (
                 _capturing,
+                _uncollected(),
                 torch.cuda.graph(
                     graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"
                 ),

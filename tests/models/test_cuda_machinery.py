@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import gc
 import copy
 import dataclasses
 import inspect
@@ -80,6 +81,7 @@ def test_the_order_of_work_on_streams(monkeypatch):
 
     def run(given):
         cuda.calls.append(f"run on {cuda.current}")
+        assert gc.isenabled() is not cuda.capturing, "a collected kernel would spoil the capture"
         return given + 1
 
     with machine.turn():
@@ -106,6 +108,7 @@ def test_the_order_of_work_on_streams(monkeypatch):
     with machine.turn(), pytest.raises(RuntimeError, match="not permitted"):
         machine.capture(fail, x)
     assert cuda.current == "caller" and machine.pool == 2, "the old pool may be half open"
+    assert gc.isenabled()
     machine.reset()
     assert machine.pool == 3 and cuda.calls[-1] == "empty_cache"
     cuda.capturing = True
