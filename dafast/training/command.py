@@ -14,7 +14,8 @@ from dafast.training.tasks import check_config
 
 DESCRIPTION = """Trains Depth Anything on labeled shards, a student on unlabeled ones too, depth in
 metres, or segmentation. A configuration file sets the options; those on the command line win.
-Running the same command again continues the run."""
+Running the same command again continues the run. `-v` shows more messages, `-q` only errors and
+results."""
 
 
 @dataclass(frozen=True)

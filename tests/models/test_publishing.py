@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import runpy
 import subprocess
 import sys
+import tomllib
 from functools import partial
 from pathlib import Path
 
@@ -405,6 +408,15 @@ def test_hub_ids():
 
 
 # ---------------------------------------------------------------------------------- torch.hub
+
+
+def test_torch_hub_checks_the_dependencies():
+    """hubconf.py names the modules of the packages that dafast requires."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    packages = {re.split(r"[<>=\[ ;]", each)[0] for each in project["dependencies"]}
+    modules = packages - {"pillow"} | {"PIL"}
+    namespace = runpy.run_path(str(ROOT / "hubconf.py"))
+    assert sorted(modules) == sorted(namespace["dependencies"])
 
 
 def test_torch_hub(tmp_path, model):
