@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .._version import __version__
+from .._warnings import WeightsWarning, warn
 from ..config import ModelConfig
 from ..files import whole_files
 from ..runtime import on_meta, resolve_dtype
@@ -107,6 +108,12 @@ def save_pretrained(
     if layout == "transformers":
         dtype_name = str(target).removeprefix("torch.")
         texts["config.json"] = config_to_transformers(model.config, dtype_name)
+        if not float(model.config.max_depth or 0).is_integer():
+            warn(
+                WeightsWarning,
+                f"layout='transformers': transformers 5 takes only whole metres as max_depth, not "
+                f"{model.config.max_depth:g}, and cannot load this folder; dafast can",
+            )
         texts["preprocessor_config.json"] = preprocessor_to_transformers(model.config)
     shards = _split(state, max_bytes)
     if len(shards) > 1:

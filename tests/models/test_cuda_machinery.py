@@ -2,9 +2,9 @@
 
 import concurrent.futures
 import contextlib
-import gc
 import copy
 import dataclasses
+import gc
 import inspect
 from types import SimpleNamespace
 

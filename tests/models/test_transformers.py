@@ -11,7 +11,7 @@ from PIL import Image
 from torch import nn
 
 import dafast
-from dafast import DepthAnything
+from dafast import DepthAnything, WeightsWarning
 from tests.models.transformers_models import CONFIGS, assert_close
 from tests.tiny import tiny
 
@@ -93,13 +93,17 @@ def test_conversion_in_memory(make_transformers, name):
     assert DepthAnything.from_transformers(theirs).training
 
 
-def test_conversion_of_other_models(transformers):
+def test_conversion_of_other_models(transformers, tmp_path):
     with pytest.raises(TypeError, match="not Linear"):
         DepthAnything.from_transformers(nn.Linear(1, 1))
     with pytest.raises(ValueError, match="metric bins"):
         DepthAnything(tiny(max_depth=10.0, bin_centers="softplus")).to_transformers()
     with pytest.raises(ValueError, match=r"max_depth.*2\.5"):
         DepthAnything(tiny(max_depth=2.5)).to_transformers()
+    with pytest.warns(WeightsWarning, match=r"whole metres.*2\.5"):
+        DepthAnything(tiny(max_depth=2.5)).save_pretrained(tmp_path, layout="transformers")
+    loaded = DepthAnything.from_pretrained(tmp_path, device="cpu", dtype="float32")
+    assert loaded.config.max_depth == 2.5
     changed = DepthAnything(tiny())
     changed.pretrained.blocks[0].mlp.fc1 = nn.Sequential(changed.pretrained.blocks[0].mlp.fc1)
     with pytest.raises(ValueError, match="other weights than its configuration"):
