@@ -181,8 +181,9 @@ def run(args: argparse.Namespace) -> int:
         if isinstance(found, CommandError):
             raise found
         if not found.photos:
-            if world.is_main:
-                _summary(args, found, Counts(), 0.0)
+            if not world.is_main:
+                return 0
+            _summary(args, found, Counts(), 0.0)
             return 1
         return _run(args, found, world)
 
@@ -244,10 +245,11 @@ def _run(args: argparse.Namespace, found: Found, world: World) -> int:
     counts, count = photos.counts, len(share)
     if not interrupted:
         counts, count = sum(world.gather(counts), Counts()), len(found.photos)
+    if not (world.is_main or interrupted):
+        return 0  # torchrun ends all processes at the first error, also one before its summary
     left = count - counts.written - counts.kept - len(counts.failures)
-    if world.is_main or interrupted:
-        seconds = time.perf_counter() - start
-        _summary(args, found, counts, seconds, left if interrupted else None)
+    seconds = time.perf_counter() - start
+    _summary(args, found, counts, seconds, left if interrupted else None)
     if interrupted:
         return 130
     return 1 if counts.failures or found.problems else 0

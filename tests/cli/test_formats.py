@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -25,7 +23,6 @@ from tests.models.test_predict import BY_FOCAL, DA3
 from tests.models.test_predict import photo as jpeg
 from tests.tiny import TINY, tiny
 
-ROOT = Path(__file__).resolve().parents[2]
 ALL = ",".join(name for name in FORMATS if name != "facts")
 ENDINGS = {f.ending for name, f in FORMATS.items() if name != "facts"}
 
@@ -459,33 +456,3 @@ def test_50_megapixels_in_every_format(run, tmp_path, rng):
     assert code == 0, text
     assert set(contents(tmp_path / "out")) == {f"large{ending}" for ending in ENDINGS}
     assert "1 already there" in run(tmp_path / "large.jpg", "--formats", ALL)[1]
-
-
-@pytest.mark.slow
-def test_processes_share_the_photos(tmp_path, rng, model_folder):
-    """Two processes as torchrun starts them: no file is written twice, one summary."""
-    for i in range(5):
-        photo(tmp_path / "in" / f"{i}.png", rng, (20 + i, 30))
-    (tmp_path / "in" / "broken.png").write_bytes(b"x")
-    command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"),
-        *("-m", "dafast", "run", str(tmp_path / "in"), "--out", str(tmp_path / "out")),
-        *("--model", model_folder, "--device", "cpu", "--formats", "png16,npy", "--common-range"),
-    ]
-    done = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-    )
-    lines = done.stdout.splitlines()
-    assert done.returncode == 1, done.stderr
-    summaries = [line for line in lines if "written to" in line]
-    assert len(summaries) == 1 and summaries[0].startswith("5 written"), done.stdout
-    assert "1 failed" in summaries[0]
-    for i in range(5):
-        assert sum(line.startswith(f"{tmp_path / 'in' / str(i)}.png ->") for line in lines) == 1
-    assert len(contents(tmp_path / "out")) == 10
-    ranges = {tuple(facts_in(tmp_path / "out", f"{i}_depth.png")["range"]) for i in range(5)}
-    assert len(ranges) == 1
