@@ -19,6 +19,10 @@ SIGMA = 1.4826
 CUTOFF = 3.0
 """Standard deviations from which `robust_scale_shift` takes a residual for an outlier."""
 
+_ALL_PAIRS = 200  # points of which every pair gives a slope
+_SURE_ERRORS = 2.0  # standard errors by which a scale differs from 0 that counts as determined
+_SURE_SPREAD = 0.01  # the least spread of the fitted values, as a fraction of y
+
 
 def work_dtype(device: torch.device) -> torch.dtype:
     """The widest floating-point type that a device computes in."""
@@ -97,19 +101,23 @@ class RobustFit(NamedTuple):
         scale: Factor of x; 0 if x is constant.
         shift: What is added.
         inliers: (N,) bool, the pairs that count.
+        is_sure: Whether the pairs determine the scale: it differs from 0 by two standard errors,
+            and the fitted values differ by a per cent of y.
     """
 
     scale: float
     shift: float
     inliers: Tensor
+    is_sure: bool
 
 
 def robust_scale_shift(x: Tensor, y: Tensor, weight: Tensor | None = None) -> RobustFit:
     """Scale and shift that bring most of x to y; up to a quarter of the pairs may be wrong.
 
-    Theil's incomplete method finds a start: the median slope of pairs of points half of the range
-    apart, in order of x. Then least squares are repeated on the pairs whose residual is within
-    `CUTOFF` standard deviations, which the median residual estimates.
+    The median slope of pairs of points is a start: of all pairs of a few points, else of pairs half
+    of the range apart in order of x (Theil's complete and incomplete method). Then least squares
+    are repeated on the pairs whose residual is within `CUTOFF` standard deviations, which the
+    median residual estimates.
 
     Args:
         x: (N,), finite, N > 0.
@@ -120,25 +128,26 @@ def robust_scale_shift(x: Tensor, y: Tensor, weight: Tensor | None = None) -> Ro
         The fit, computed in `work_dtype`. Of a single pair, or a constant x, the scale is 0 and the
         shift the median of y.
     """
+    rounding = max(torch.finfo(x.dtype).eps, torch.finfo(y.dtype).eps)
     dtype = work_dtype(x.device)
     x, y = x.to(dtype), y.to(dtype)
     weight = torch.ones_like(x) if weight is None else weight.to(dtype)
-    order = x.argsort(stable=True)
-    half = max(1, len(x) // 2)
-    first, second = order[: len(x) - half], order[half:]
+    first, second = _pairs(x)
     run = x[second] - x[first]
-    rises = run > 16 * torch.finfo(dtype).eps * x.abs().max()
+    rises = run > 16 * rounding * x.abs().max()
     everything = torch.ones_like(x, dtype=torch.bool)
     if not rises.any():
-        return RobustFit(0.0, float(y.median()), everything)
+        return RobustFit(0.0, float(y.median()), everything, False)
     scale = ((y[second] - y[first])[rises] / run[rises]).median()
     shift = (y - scale * x).median()
     inliers = everything
+    # A line passes through two points exactly: their residuals say nothing.
+    middle = min(len(x), (len(x) + 3) // 2)
     for step in range(20):
         residual = (y - scale * x - shift).abs() * weight
         # Of an exact fit only rounding is left.
-        rounding = 64 * torch.finfo(dtype).eps * (y.abs() * weight).max()
-        limit = (CUTOFF * SIGMA * residual.median()).maximum(rounding)
+        exact = 64 * rounding * (y.abs() * weight).max()
+        limit = (CUTOFF * SIGMA * residual.kthvalue(middle).values).maximum(exact)
         found = residual <= limit
         if step and torch.equal(found, inliers):
             break
@@ -146,4 +155,24 @@ def robust_scale_shift(x: Tensor, y: Tensor, weight: Tensor | None = None) -> Ro
         squares = (weight**2 * inliers)[None, None]
         scale, shift = least_squares(x[None, None], y[None, None], squares, squares.sum())
         scale, shift = scale.reshape(()), shift.reshape(())
-    return RobustFit(float(scale), float(shift), inliers)
+    sure = _is_sure(x, y, weight**2 * inliers, scale, shift)
+    return RobustFit(float(scale), float(shift), inliers, sure)
+
+
+def _pairs(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Indices of pairs of points (pairs,), of which the second has the larger x."""
+    order = x.argsort(stable=True)
+    if len(x) <= _ALL_PAIRS:
+        first, second = torch.triu_indices(len(x), len(x), 1, device=x.device)
+        return order[first], order[second]
+    half = len(x) // 2
+    return order[: len(x) - half], order[half:]
+
+
+def _is_sure(x: Tensor, y: Tensor, squares: Tensor, scale: Tensor, shift: Tensor) -> bool:
+    """Whether pairs with these squared weights determine a scale."""
+    count, total = int((squares > 0).sum()), squares.sum()
+    spread = scale.abs() * ((x - (x * squares).sum() / total) ** 2 * squares).sum().sqrt()
+    sigma = (((y - scale * x - shift) ** 2 * squares).sum() / max(1, count - 2)).sqrt()
+    size = (y**2 * squares).sum().sqrt()
+    return bool(spread > (_SURE_ERRORS * sigma).maximum(_SURE_SPREAD * size))

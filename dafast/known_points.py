@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from ._warnings import DataWarning, warn
-from .alignment import Alignment, robust_scale_shift
+from .alignment import SIGMA, Alignment, robust_scale_shift
 from .result import DepthResult
 
 METHODS = ("global", "local")
@@ -22,6 +22,7 @@ _CELLS = 24  # along the longer side: points of one cell count as one in a smoot
 _NODES = 64  # along the longer side, between which a smooth correction is interpolated
 _LEAST_CELLS = 6  # for a smooth correction: twice the three of a plane
 _SMOOTH, _CLOSE = 0.1, 1e-4  # weights of the bending: to find outliers, and to pass near the rest
+_ROUNDS = 6  # of reweighting, to find outliers
 
 
 def read_points(points: Any, shape: tuple[int, int]) -> np.ndarray:
@@ -45,6 +46,8 @@ def read_points(points: Any, shape: tuple[int, int]) -> np.ndarray:
         raise ValueError(f"align_to: points (N, 3) or a map are numbers; {error}") from None
     if values.shape == shape:
         known = np.isfinite(values) & (values > 0)
+        if not known.any():
+            raise ValueError("align_to: the map has no depth above 0")
         values = np.column_stack([*np.nonzero(known), values[known]])
     elif values.ndim != 2 or values.shape[1] != 3:
         raise ValueError(
@@ -68,7 +71,7 @@ def align_result(result: DepthResult, points: Any, method: str = "global") -> De
 
     ``"global"``: a scale and a shift that fit most of the points robustly, of the disparity, or of
     the depth where the model predicts depth. With one point, with points that all have nearly the
-    same prediction, or where the fit would reverse near and far, only a scale.
+    same prediction or depth, or where the fit would reverse near and far, only a scale.
 
     ``"local"``: the same, and then a smooth correction (a thin-plate spline in the logarithm of the
     depth) that passes near the points; points that contradict their neighbours do not count.
@@ -89,12 +92,18 @@ def align_result(result: DepthResult, points: Any, method: str = "global") -> De
     check_method(method)
     known = read_points(points, result.values.shape)
     rows, columns = (np.rint(known[:, i]).astype(np.int64) for i in (0, 1))
-    metres, predicted = known[:, 2], result.values[rows, columns].astype(np.float64)
+    metres, predicted = known[:, 2], result.values[rows, columns]
     usable = np.isfinite(predicted) if result.near_is_large else predicted > 0
     if not usable.any():
         raise ValueError("align_to: the prediction has no value at any of the points")
     rows, columns, metres, predicted = (a[usable] for a in (rows, columns, metres, predicted))
     notes = _doubts(rows, columns, result.values.shape)
+    given = np.shape(points)
+    if given != result.values.shape and len(rows) < given[0]:
+        notes.append(
+            f"{given[0] - len(rows)} of {given[0]} points cannot be used: they are outside of the "
+            "photo, have no depth above 0, or are where the prediction has no value"
+        )
     scale, shift, inliers = _fit(predicted, metres, result.near_is_large, notes)
     aligned = result.values * np.float32(scale) + np.float32(shift)
     depth = np.full(aligned.shape, np.nan, np.float32)
@@ -144,18 +153,18 @@ def _fit(
     target = torch.from_numpy(1 / metres if disparity else metres)
     # Errors of depth grow with the depth.
     fit = robust_scale_shift(x, target, None if disparity else 1 / target)
-    if fit.scale > 0 and len(x) > 1:
+    if fit.scale > 0 and fit.is_sure:
         outliers = int((~fit.inliers).sum())
         if outliers > 0.3 * len(x):
             notes.append(f"{outliers} of {len(x)} points do not fit to the others")
         return fit.scale, fit.shift, fit.inliers.numpy()
-    reverses = fit.scale < 0
+    reverses = fit.scale < 0 and fit.is_sure
     if not (x > 0).any():
         raise ValueError("align_to: the prediction is 0 at all points")
     ratios = (target / x)[x > 0]
     scale = float(ratios.median())
     if len(x) > 1:
-        why = "the points reverse near and far" if reverses else "all points have one prediction"
+        why = "the points reverse near and far" if reverses else "the points determine no shift"
         notes.append(f"{why}: only the scale is fitted, the shift is 0")
     return scale, 0.0, np.ones(len(x), bool)
 
@@ -173,9 +182,11 @@ def _correct(
     if len(wanted) < _LEAST_CELLS:
         notes.append(f"points in {len(wanted)} places are too few for a local correction")
         return
-    smooth = _spline(places, wanted, _SMOOTH)
-    residuals = np.abs(wanted - smooth(places))
-    kept = residuals <= max(6 * 1.4826 * np.median(residuals), 1e-6)
+    residuals = np.abs(wanted - np.median(wanted))
+    for _ in range(_ROUNDS):  # Cauchy weights
+        trust = 1 / (1 + (residuals / (2 * _deviation(residuals))) ** 2)
+        residuals = np.abs(wanted - _spline(places, wanted, _SMOOTH / trust)(places))
+    kept = residuals <= 6 * _deviation(residuals)
     if not kept.all():
         notes.append(f"{(~kept).sum()} of {len(kept)} places contradict their neighbours")
         places, wanted = places[kept], wanted[kept]
@@ -191,6 +202,11 @@ def _correct(
     depth *= whole[0, 0].exp_().numpy()
 
 
+def _deviation(residuals: np.ndarray) -> float:
+    """The standard deviation of most of the residuals; at least rounding."""
+    return max(SIGMA * float(np.median(residuals)), 2e-7)
+
+
 def _per_cell(places: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The mean place and the median value of each cell that has a point."""
     cells = np.floor(places * _CELLS).astype(np.int64)
@@ -202,8 +218,11 @@ def _per_cell(places: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.nd
     return centres, np.array([np.median(values[group]) for group in groups])
 
 
-def _spline(places: np.ndarray, values: np.ndarray, bending: float) -> Any:
-    """The thin-plate spline near values (N,) at places (N, 2); ``bending`` makes it smooth."""
+def _spline(places: np.ndarray, values: np.ndarray, bending: float | np.ndarray) -> Any:
+    """The thin-plate spline near values (N,) at places (N, 2).
+
+    ``bending``, one or (N,), makes it smooth: it follows places with a large one less.
+    """
     count = len(places)
 
     def kernel(a: np.ndarray) -> np.ndarray:

@@ -87,6 +87,30 @@ def test_local_follows_a_smooth_error(rng):
     assert any("contradict their neighbours" in note for note in local.alignment.notes)
 
 
+def test_a_fifth_of_wrong_points_does_not_bend_a_local_correction(rng):
+    depth = true_depth()
+    points = some_points(rng, depth, 100, noise=0.002)
+    points[:20, 2] *= rng.uniform(2, 8, 20)
+    result = align_result(disparity_of(depth), points, "local")
+    assert np.median(np.abs(result.values / depth - 1)) < 0.02
+
+
+@pytest.mark.parametrize("count", [3, 4, 5])
+def test_few_noisy_points_all_count(count, seed):
+    """A line through two of them is exact: their residuals are 0, which says nothing of others."""
+    x = torch.linspace(1, 2, count, dtype=torch.float64)
+    fit = robust_scale_shift(x, 2 * x + 1 + 0.01 * torch.rand(count))
+    assert fit.inliers.all() or count > 3 and fit.inliers.sum() >= 3
+    assert fit.scale == pytest.approx(2, abs=0.1) and fit.is_sure
+
+
+def test_points_of_one_prediction_do_not_determine_a_shift(seed):
+    x = 3 + 1e-4 * torch.randn(40, dtype=torch.float64)
+    assert not robust_scale_shift(x, 2 * x + 0.01 * torch.linspace(-1, 1, 40)[x.argsort()]).is_sure
+    y = torch.full((40,), 5.0) + 1e-3 * torch.randn(40)
+    assert not robust_scale_shift(torch.randn(40), y).is_sure
+
+
 def test_robust_fit_of_many_pairs(seed):
     x = torch.randn(5000)
     y = 3 * x - 2 + 0.01 * torch.randn(5000)
@@ -109,8 +133,10 @@ def test_robust_fit_of_few_pairs(shape, seed):
         ([[5, 5, 2.0]], "only 1 point can be used"),
         ([[5, 5, 2.0], [40, 40, 3.0]], "only 2 points can be used"),
         ([[5 + i, 5 + i, 5.5 - 0.04 * i] for i in range(6)], "close together"),
-        ([[30, 35, 2.0], [31, 40, 2.1], [32, 45, 1.9]], "all points have one prediction"),
-        ([[30, 35, 9.0], [50, 10, 3.0], [0, 0, 1.0]], "reverse near and far"),
+        ([[30, 35, 2.0], [31, 40, 2.1], [32, 45, 1.9]], "determine no shift"),
+        ([[5 + 6 * i, 5 + 7 * i, 3.0] for i in range(6)], "determine no shift"),  # one depth
+        ([[30, 35, 4.7], [50, 10, 1.9], [0, 0, 1.6]], "reverse near and far"),
+        ([[200, 5, 3.0], [5, 5, 5.8], [40, 40, 4.4]], "1 of 3 points cannot be used"),
     ],
 )
 def test_few_and_degenerate_points_are_said(points, note):
@@ -152,7 +178,7 @@ def test_what_is_not_in_front_of_the_camera_has_no_value():
         ("points.csv", "numbers"),
         ([[100, 5, 2.0], [5, -3, 2.0]], "2 are outside"),
         ([[5, 5, 0.0], [5, 6, np.nan]], "no depth above 0"),
-        (np.zeros((H, W)), "none of 0 points"),
+        (np.zeros((H, W)), "the map has no depth above 0"),
     ],
 )
 def test_bad_points_are_refused(points, message):
@@ -170,5 +196,7 @@ def test_predict_aligns(rng):
     np.testing.assert_allclose(one.values, two[0].values, rtol=1e-4)
     with pytest.raises(ValueError, match="for 2 images a list"):
         model.predict(photos, align_to=points)
+    with pytest.raises(ValueError, match="align='local' needs points"):
+        model.predict(photos[0], align="local")
     with pytest.raises(ValueError, match="align='best'"):
         model.predict(photos[0], align_to=points, align="best")

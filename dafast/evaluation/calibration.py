@@ -76,7 +76,12 @@ def calibrate(
     target = 1 / depth if disparity else depth
     if fit == "scale-shift":
         found = robust_scale_shift(x, target, None if disparity else 1 / target)
-        scale, shift, inliers = found
+        scale, shift, inliers, sure = found
+        if scale > 0 and not sure:
+            raise ValueError(
+                "the list does not determine a shift, as its depth or the predictions are nearly "
+                "constant, or do not agree; fit only the scale (--fit scale)"
+            )
     else:
         ratios = (target / x)[x > 0]
         scale, shift = (float(ratios.median()) if len(ratios) else 0.0), 0.0

@@ -43,6 +43,8 @@ def predict_results(
     if panorama and (intrinsics is not None or fov is not None or tile is not None or guided):
         raise ValueError("a panorama has no intrinsics, fov, tile and guided: leave them out")
     check_method(align)
+    if align != "global" and align_to is None:
+        raise ValueError(f"align={align!r} needs points: pass align_to")
     check_tile(tile, config)
     if intrinsics is not None and fov is not None:
         raise ValueError("intrinsics and fov both describe the camera: pass one of them")
