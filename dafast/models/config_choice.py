@@ -14,6 +14,7 @@ from typing import Any
 
 from .._warnings import WeightsWarning, warn
 from ..config import PRESETS, ModelConfig
+from ..files import explain
 from .configurations import (
     METADATA_KEY,
     config_from_json,
@@ -96,7 +97,7 @@ def _from_config_json(source: Source, weights: Weights, layout: Layout) -> Model
         config = config_from_json(data, source.names)
     except (ValueError, TypeError, OSError) as error:
         if not source.own_config and isinstance(error, json.JSONDecodeError | UnicodeDecodeError):
-            text = f"{source.config}: no readable JSON ({error}); it is not used"
+            text = f"{source.config}: no readable JSON ({explain(error)}); it is not used"
             warn(WeightsWarning, text)
             return None
         raise CheckpointError(f"{source.config}: {error}") from error
