@@ -100,7 +100,7 @@ def test_few_noisy_points_all_count(count, seed):
     """A line through two of them is exact: their residuals are 0, which says nothing of others."""
     x = torch.linspace(1, 2, count, dtype=torch.float64)
     fit = robust_scale_shift(x, 2 * x + 1 + 0.01 * torch.rand(count))
-    assert fit.inliers.all() or count > 3 and fit.inliers.sum() >= 3
+    assert fit.inliers.all() or (count > 3 and fit.inliers.sum() >= 3)
     assert fit.scale == pytest.approx(2, abs=0.1) and fit.is_sure
 
 

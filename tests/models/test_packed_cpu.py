@@ -457,7 +457,8 @@ def test_int8(dtype, seed):
 
 
 def test_int8_is_refused_without_a_kernel(monkeypatch):
-    monkeypatch.setattr("dafast.models.optimized_network.why_slow_int8", lambda: "no such thing here")
+    text = "no such thing here"
+    monkeypatch.setattr("dafast.models.optimized_network.why_slow_int8", lambda: text)
     with pytest.raises(RuntimeError, match="no such thing here"):
         make(SMALL).optimize(int8=True)
 
