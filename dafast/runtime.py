@@ -45,11 +45,16 @@ def device_has_bfloat16(device: torch.device) -> bool:
     return False
 
 
+def is_autocast_on(kind: str) -> bool:
+    """Whether autocast is on for a type of device; False for "meta", where asking would raise."""
+    # `torch.amp.is_autocast_available` would say so too, but torch 2.11 does not compile it.
+    return kind != "meta" and torch.is_autocast_enabled(kind)
+
+
 def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Turns autocast off; also for a device that knows none ("meta"), where asking would raise."""
-    kind = device.type
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
-        return torch.autocast(kind, enabled=False)
+    """Turns autocast off."""
+    if is_autocast_on(device.type):
+        return torch.autocast(device.type, enabled=False)
     return contextlib.nullcontext()
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import add_layer_norm
+from ..runtime import is_autocast_on
 from .layer_scale import LayerScale
 
 
@@ -26,8 +27,7 @@ class LayerNorm(nn.LayerNorm):
     def add(self, x: Tensor, branch: Tensor, scale: LayerScale) -> tuple[Tensor, Tensor]:
         """Returns s = x + scale(branch) and the LayerNorm of s, each (B, N, C)."""
         dtype, device = None, x.device.type
-        # Asking a device that knows no autocast ("meta") would raise.
-        autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+        autocast = is_autocast_on(device)
         if self.feeds_product and autocast:
             dtype = torch.get_autocast_dtype(device)
         return add_layer_norm(x, branch, scale.gamma, self.weight, self.bias, self.eps, dtype=dtype)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 
 from ..config import PRESETS, ModelConfig
 from .hub import WEIGHT_FILES
@@ -85,7 +84,6 @@ def _stem(name: str) -> str:
     return re.sub(r"[\W_]+", "-", name).strip("-").lower()
 
 
-@cache
 def _published() -> dict[str, ModelConfig]:
     """Published models by the stems of files and by the names of repositories."""
     published: dict[str, ModelConfig] = {}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..config import ModelConfig
 from ..ops.linear_int8 import why_slow as why_slow_int8
-from ..runtime import keep_freed_memory, warn_if_slow
+from ..runtime import is_autocast_on, keep_freed_memory, warn_if_slow
 from . import cuda_graphs
 from .cuda_graphs import GraphedForward, InputKind
 from .network import DepthNetwork
@@ -134,8 +134,7 @@ class OptimizedNetwork(DepthNetwork):
         if self._optimized is None or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return None
         device = self.device.type
-        # Asking a device that knows no autocast ("meta") would raise.
-        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        if is_autocast_on(device):
             return None
         if torch.jit.is_tracing() or torch._C._functorch.peek_interpreter_stack() is not None:
             return None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +153,6 @@ def _fine_tune(name: str, repository: str, file: str, license: str, note: str = 
     return ZooEntry(name, config, (alias,), note, *_FILES.get(name, (None, "")))
 
 
-@cache
 def entries() -> dict[str, ZooEntry]:
     """Every published model by id: the presets with weights, then fine-tunes of V2."""
     found = []
@@ -185,7 +183,6 @@ def entries() -> dict[str, ZooEntry]:
     return {entry.id: entry for entry in found}
 
 
-@cache
 def _by_name() -> dict[str, ZooEntry]:
     names = {name: entry for entry in entries().values() for name in entry.aliases}
     names["ghost233lism/depthanything-ac"] = names["depth-anything-ac"] = entries()[

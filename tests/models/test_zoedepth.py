@@ -285,7 +285,8 @@ def test_published_file_by_its_name(place, kind, tmp_path, monkeypatch, seed):
         "indoor": (10.0, 392),
         "outdoor": (80.0, 378),
     }[place]
-    small = dataclasses.replace(TINY, max_depth=preset.max_depth, name=name)
+    published = {key: getattr(preset, key) for key in ("max_depth", "hub_id", "hub_file")}
+    small = dataclasses.replace(TINY, name=name, **published)
     monkeypatch.setitem(PRESETS, name, small)
     model = DepthAnything(dataclasses.replace(small, bin_centers=kind))
     state = from_official(model.state_dict(), LAYOUTS["zoedepth"])

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from packaging.version import Version
 
 from bench.depth_like import depth_like
 from dafast.ops import affine_invariant_loss, affine_invariant_loss_reference, use_backend
@@ -440,7 +441,11 @@ def test_opcheck_and_compile(backend, with_masks, seed):
 
 
 def test_launches(seed, monkeypatch):
-    """Five kernels and a memset forward, one kernel backward; five of them read the inputs."""
+    """Five kernels and a memset forward, one kernel backward; five of them read the inputs.
+
+    Shorter digits, of an older Triton, take one more.
+    """
+    import triton
     from dafast.kernels import affine_invariant_loss as kernels
 
     launched = []
@@ -459,8 +464,9 @@ def test_launches(seed, monkeypatch):
     prediction, target, mask, _ = _inputs(seed, (2, 8, 9))
     _run("triton", prediction.float(), target.float(), mask)
     short = [name.removeprefix("_affine_invariant_loss_") for name in launched]
+    passes = 3 if Version(triton.__version__) >= Version("3.8") else 4
     assert short == [
-        *3 * ["histogram_kernel"], "l1_kernel", "reduce_kernel", "bwd_kernel"
+        *passes * ["histogram_kernel"], "l1_kernel", "reduce_kernel", "bwd_kernel"
     ]  # fmt: skip
 
 
