@@ -90,6 +90,8 @@ def parallax(args: argparse.Namespace) -> int:
 
 
 def _check_free(out: Path, photo: Path, overwrite: bool) -> None:
+    if out.is_dir():
+        raise CommandError(f"--out {out} is a folder; name a file")
     if out.exists() and photo.exists() and out.samefile(photo):
         raise CommandError(f"--out {out} is the photo itself; choose another name")
     if out.exists() and not overwrite:

@@ -72,7 +72,7 @@ def stereo(args: argparse.Namespace) -> int:
     waiting = [
         photo
         for photo, paths in plans.items()
-        if args.overwrite or not all(path.exists() for path in paths.values())
+        if args.overwrite or not all(path.is_file() for path in paths.values())
     ]
     if waiting:
         make_folder(args.out)

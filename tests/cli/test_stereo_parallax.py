@@ -104,6 +104,16 @@ def test_a_file_as_folder_is_one_line(call, rng, tmp_path):
     assert code == 1 and f"--out {path}: cannot be written to" in text
 
 
+def test_a_folder_is_no_finished_result(call, rng, tmp_path):
+    path = photo(tmp_path / "a.png", rng)
+    (tmp_path / "a_SBS.jpg").mkdir()
+    (tmp_path / "x.webp").mkdir()
+    code, text = call("stereo", path, "--out", tmp_path)
+    assert code == 1 and "0 written" in text and "1 failed" in text
+    code, text = call("parallax", path, "--out", tmp_path / "x.webp", "--overwrite")
+    assert code == 1 and "is a folder" in text
+
+
 def test_a_failure_names_the_photo_once(call, tmp_path):
     (tmp_path / "c.png").write_bytes(b"not a picture")
     _, text = call("stereo", tmp_path, "--out", tmp_path / "out")
