@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 
 from ._common import CommandError, add_device, add_model, named_path
 
@@ -38,6 +39,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 def calibrate(args: argparse.Namespace) -> int:
     """Runs ``dafast calibrate``."""
+    import torch
+
     from ..evaluation.calibration import calibrate as fit_model
     from ..evaluation.readers.listed import listed
     from ._model import load_model, own_device
@@ -47,6 +50,11 @@ def calibrate(args: argparse.Namespace) -> int:
     samples = listed(args.data)
     model = load_model(args, own_device(args.device))
     found = fit_model(model, samples, args.fit)
+    calibration = model.config.calibration
+    if model.dtype != torch.float32:  # the weights as they were, and not rounded to --dtype
+        args.dtype = "float32"
+        model = load_model(args, "cpu")
+    model.config = dataclasses.replace(model.config, calibration=calibration)
     model.save_pretrained(args.out)
     unit = "1/m" if model.config.quantity == "disparity" else "m"
     before = "" if found.before is None else f", {found.before:.1%} before"

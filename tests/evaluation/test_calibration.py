@@ -7,6 +7,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from dafast.cli import main
@@ -119,6 +120,12 @@ def test_the_command_stores_it_and_eval_reads_it(tmp_path, rng, capsys):
     np.testing.assert_allclose(depth["depth"], 1 / disparity, rtol=0.1)
     millimetres = np.asarray(Image.open(out / "0_depth.png"))
     np.testing.assert_allclose(millimetres / 1000, depth["depth"], atol=1e-3)
+    half = [*command, str(tmp_path / "half"), "--dtype", "bfloat16"]
+    assert main(half) == 0
+    kept = DepthAnything.from_pretrained(tmp_path / "half", device="cpu", dtype="float32")
+    for name, weight in model.state_dict().items():  # the weights are not rounded
+        assert torch.equal(kept.state_dict()[name], weight), name
+    assert kept.config.calibration[0] == pytest.approx(0.5, rel=0.1)
     assert main([*command, str(tmp_path / "new")]) == 1
     assert "not an empty folder" in capsys.readouterr().err
 
@@ -131,6 +138,10 @@ def test_what_cannot_be_fitted_is_refused(load, rng):
         calibrate(load(), [])
     with pytest.raises(ValueError, match="use one of scale"):
         calibrate(load(), [], "shift")
+    photo = rng.integers(0, 256, (40, 60, 3), np.uint8)
+    near = EvaluationSample("a", photo, np.full((40, 60), 2.0, np.float32), 100.0)
+    with pytest.raises(ValueError, match=r"does not determine a shift|do not grow"):
+        calibrate(load(), [near])  # of one depth
 
 
 @pytest.mark.parametrize("calibration", [(0.0, 1.0), (1.0,), (-1.0, 0.0), (1.0, float("nan"))])
