@@ -33,6 +33,13 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         help="what is fitted (default: scale-shift of disparity for a model of disparity, else "
         "scale)",
     )
+    parser.add_argument(
+        "--fov",
+        type=float,
+        metavar="DEGREES",
+        help="horizontal field of view of all photos, for models that need the camera (Depth "
+        "Anything 3 metric)",
+    )
     add_device(parser)
     parser.set_defaults(function=calibrate)
 
@@ -49,7 +56,12 @@ def calibrate(args: argparse.Namespace) -> int:
         raise CommandError(f"--out {args.out} exists and is not an empty folder; choose another")
     samples = listed(args.data)
     model = load_model(args, own_device(args.device))
-    found = fit_model(model, samples, args.fit)
+    if model.config.focal_length is not None and args.fov is None:
+        raise CommandError(
+            f"{args.model} needs the camera, which a list does not give: pass --fov with the "
+            "horizontal field of view of all photos in degrees"
+        )
+    found = fit_model(model, samples, args.fit, args.fov)
     calibration = model.config.calibration
     if model.dtype != torch.float32:  # the weights as they were, and not rounded to --dtype
         args.dtype = "float32"

@@ -130,6 +130,23 @@ def test_the_command_stores_it_and_eval_reads_it(tmp_path, rng, capsys):
     assert "not an empty folder" in capsys.readouterr().err
 
 
+def test_a_model_that_needs_the_camera(tmp_path, rng, capsys):
+    changes = dict(kind="metric", output="exp", focal_length=300.0)
+    source = save_model(tmp_path / "model", tiny(**changes))
+    model = DepthAnything.from_pretrained(source, device="cpu", dtype="float32")
+    photo = rng.integers(0, 256, (40, 60, 3), np.uint8)
+    Image.fromarray(photo).save(tmp_path / "a.png")
+    np.save(tmp_path / "a.npy", 1.7 * model.predict(photo, fov=50).values)
+    (tmp_path / "list.csv").write_text("image,depth\na.png,a.npy\n")
+    own = ["--model", source, "--device", "cpu", "--dtype", "float32"]
+    command = ["calibrate", *own, "--data", str(tmp_path / "list.csv"), "--out"]
+    assert main([*command, str(tmp_path / "new")]) == 1
+    assert "pass --fov" in capsys.readouterr().err
+    assert main([*command, str(tmp_path / "new"), "--fov", "50"]) == 0
+    stored = json.loads((tmp_path / "new" / "config.json").read_text())["model"]["calibration"]
+    assert stored == pytest.approx([1.7, 0], rel=1e-4)
+
+
 def test_what_cannot_be_fitted_is_refused(load, rng):
     model = load(kind="metric", output="exp", focal_length=300.0)
     with pytest.raises(ValueError, match="only its scale"):
@@ -138,6 +155,8 @@ def test_what_cannot_be_fitted_is_refused(load, rng):
         calibrate(load(), [])
     with pytest.raises(ValueError, match="use one of scale"):
         calibrate(load(), [], "shift")
+    with pytest.raises(ValueError, match="needs no camera"):
+        calibrate(load(), [], fov=60)
     photo = rng.integers(0, 256, (40, 60, 3), np.uint8)
     near = EvaluationSample("a", photo, np.full((40, 60), 2.0, np.float32), 100.0)
     with pytest.raises(ValueError, match=r"does not determine a shift|do not grow"):
