@@ -193,8 +193,9 @@ def test_predict_aligns(rng):
     one = model.predict(photos[0], align_to=points, align="local")
     two = model.predict(photos, align_to=[points, points], align="local")
     assert one.unit == "m" and len(one.alignment.residuals) == 3
-    # Far away a small difference of disparity is a large one of depth.
-    np.testing.assert_allclose(1 / one.values, 1 / two[0].values, atol=1e-4)
+    # Far away a small error of disparity is a large one of depth; NaN is behind infinity.
+    nearness = [np.nan_to_num(1 / result.values) for result in (one, two[0])]
+    np.testing.assert_allclose(*nearness, rtol=1e-3, atol=1e-3 * nearness[0].max())
     with pytest.raises(ValueError, match="for 2 images a list"):
         model.predict(photos, align_to=points)
     with pytest.raises(ValueError, match="align='local' needs points"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,17 @@ def named_path(text: str) -> Path:
     if "://" in text:
         raise argparse.ArgumentTypeError(f"{text} is a URL; this option takes a local path")
     return Path(text)
+
+
+def make_folder(out: Path) -> None:
+    """Makes the folder of ``--out``; raises a `CommandError` if nothing can be written there."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass  # fails now and not after the first prediction
+    except OSError as error:
+        reason = error.strerror or explain(error)
+        raise CommandError(f"--out {out}: cannot be written to ({reason})") from None
 
 
 def positive(text: str) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 
 from ._common import CommandError, add_device, add_model, named_path
 
@@ -32,12 +33,21 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         help="what is fitted (default: scale-shift of disparity for a model of disparity, else "
         "scale)",
     )
+    parser.add_argument(
+        "--fov",
+        type=float,
+        metavar="DEGREES",
+        help="horizontal field of view of all photos, for models that need the camera (Depth "
+        "Anything 3 metric)",
+    )
     add_device(parser)
     parser.set_defaults(function=calibrate)
 
 
 def calibrate(args: argparse.Namespace) -> int:
     """Runs ``dafast calibrate``."""
+    import torch
+
     from ..evaluation.calibration import calibrate as fit_model
     from ..evaluation.readers.listed import listed
     from ._model import load_model, own_device
@@ -46,7 +56,17 @@ def calibrate(args: argparse.Namespace) -> int:
         raise CommandError(f"--out {args.out} exists and is not an empty folder; choose another")
     samples = listed(args.data)
     model = load_model(args, own_device(args.device))
-    found = fit_model(model, samples, args.fit)
+    if model.config.focal_length is not None and args.fov is None:
+        raise CommandError(
+            f"{args.model} needs the camera, which a list does not give: pass --fov with the "
+            "horizontal field of view of all photos in degrees"
+        )
+    found = fit_model(model, samples, args.fit, args.fov)
+    calibration = model.config.calibration
+    if model.dtype != torch.float32:  # the weights as they were, and not rounded to --dtype
+        args.dtype = "float32"
+        model = load_model(args, "cpu")
+    model.config = dataclasses.replace(model.config, calibration=calibration)
     model.save_pretrained(args.out)
     unit = "1/m" if model.config.quantity == "disparity" else "m"
     before = "" if found.before is None else f", {found.before:.1%} before"

@@ -108,6 +108,7 @@ def label(args: argparse.Namespace) -> int:
         shards[rank::size],
         out,
         workers=args.workers,
+        unit="1/metre" if model.config.calibration else "relative",
         say=lambda line: tell(f"label: {line}"),
     )
     parts = [f"{report.shards} shards with {report.images} images written to {out}"]

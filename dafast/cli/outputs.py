@@ -134,7 +134,7 @@ def is_of(plan: Plan, path: Path) -> bool:
 
 
 def is_result(path: Path) -> bool:
-    """Whether `dafast run` wrote a file, by the facts in it."""
+    """Whether `dafast run` or `dafast stereo` wrote a file, by the facts in it."""
     facts = read_facts(path)
     return facts is not None and "photo" in facts
 

@@ -24,6 +24,13 @@ def _seconds(text: str) -> float:
     return value
 
 
+def _rate(text: str) -> int:
+    value = positive(text)
+    if value > 1000:
+        raise argparse.ArgumentTypeError(f"{value} frames a second: at most 1000")
+    return value
+
+
 def add_parser(commands: argparse._SubParsersAction) -> None:
     """Adds the command's parser."""
     parser = commands.add_parser(
@@ -52,7 +59,11 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "--seconds", type=_seconds, default=4.0, metavar="S", help="length (default: %(default)g)"
     )
     parser.add_argument(
-        "--fps", type=positive, default=30, metavar="N", help="frames a second (default: 30)"
+        "--fps",
+        type=_rate,
+        default=30,
+        metavar="N",
+        help="frames a second (default: 30)",
     )
     add_view_options(parser, "movement of the nearest against the farthest surface")
     parser.set_defaults(function=parallax)
@@ -73,12 +84,14 @@ def parallax(args: argparse.Namespace) -> int:
         pixels, near, cameras, convergence=args.convergence, device=model.device
     )
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    save_video(args.out, _with_bar(frames, count), fps=args.fps)
-    print(f"{args.out}: {count} frames, {count / args.fps:g} s")
+    save_video(args.out, _with_bar(frames, count), fps=args.fps, count=count)
+    print(f"{args.out}: {count} frame{'s' * (count > 1)}, {count / args.fps:g} s")
     return 0
 
 
 def _check_free(out: Path, photo: Path, overwrite: bool) -> None:
+    if out.is_dir():
+        raise CommandError(f"--out {out} is a folder; name a file")
     if out.exists() and photo.exists() and out.samefile(photo):
         raise CommandError(f"--out {out} is the photo itself; choose another name")
     if out.exists() and not overwrite:

@@ -58,7 +58,7 @@ def find_photos(inputs: Sequence[str], recursive: bool = False) -> Found:
     """Expands files, folders and patterns.
 
     A folder gives the pictures in it in order of name, without hidden ones. A picture that carries
-    the mark of `dafast run` is a result and not a photo.
+    the mark of `dafast run` or `dafast stereo` is a result and not a photo.
 
     Args:
         inputs: Names of files and folders, and patterns as `glob` takes them (``**`` too, which
@@ -92,7 +92,7 @@ def find_photos(inputs: Sequence[str], recursive: bool = False) -> Found:
     found.results = len(results)
     if results and not photos:
         for name in dict.fromkeys(results.values()):
-            found.problems.append((name, "only results of `dafast run`, no photos"))
+            found.problems.append((name, "only results of dafast, no photos"))
     found.problems = list(dict.fromkeys(found.problems))
     names = _relative_names({path: root for path, (_, root) in photos.items()})
     found.photos = [

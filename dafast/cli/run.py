@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from ._common import (
     add_max_tokens,
     add_model,
     depth,
+    make_folder,
     named_path,
     positive,
 )
@@ -204,22 +204,14 @@ def _session() -> Iterator[World]:
 
 def _find(args: argparse.Namespace) -> Found | CommandError:
     """The photos; makes the folder of the results. An error is returned, for all processes."""
-    from ..files import explain
     from .photos import find_photos
 
     try:
         found = find_photos(args.photos, args.recursive)
+        if found.photos:
+            make_folder(args.out)
     except CommandError as error:
         return error
-    if not found.photos:
-        return found
-    try:
-        args.out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=args.out):
-            pass  # fails now and not after the first prediction
-    except OSError as error:
-        reason = error.strerror or explain(error)
-        return CommandError(f"--out {args.out}: cannot be written to ({reason})")
     return found
 
 

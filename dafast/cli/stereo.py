@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ._common import named_path
+from ._common import make_folder, named_path
 from ._process import interrupted
 from ._views import add_view_options, load_view_model, photo_and_nearness
 
@@ -56,11 +56,11 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 def stereo(args: argparse.Namespace) -> int:
     """Runs ``dafast stereo``."""
-    from ..files import explain
     from ..views import stereo_pair, stereo_pictures
     from ..views.stereo import LAYOUTS as ENDS
     from ._common import name_failures
     from .photos import find_photos
+    from .run_photos import reason_of
 
     found = find_photos(args.photos, args.recursive)
     failures = list(found.problems)
@@ -72,9 +72,12 @@ def stereo(args: argparse.Namespace) -> int:
     waiting = [
         photo
         for photo, paths in plans.items()
-        if args.overwrite or not all(path.exists() for path in paths.values())
+        if args.overwrite or not all(path.is_file() for path in paths.values())
     ]
+    if waiting:
+        make_folder(args.out)
     model = load_view_model(args) if waiting else None
+    facts = {k: getattr(args, k) for k in ("layout", "divergence", "convergence", "model")}
     written = 0
     for photo in waiting:
         assert model is not None
@@ -90,33 +93,31 @@ def stereo(args: argparse.Namespace) -> int:
                 device=model.device,
             )
             for end, picture in stereo_pictures(*views, args.layout).items():
-                _save(plans[photo][end], picture)
+                _save(plans[photo][end], picture, {**facts, "photo": photo.path.name})
             written += 1
         except Exception as error:  # one photo never stops the rest
             if interrupted():
                 raise KeyboardInterrupt from error
             if args.traceback:
                 raise
-            failures.append((str(photo.path), explain(error)))
+            failures.append((str(photo.path), reason_of(error, photo.path)))
         if interrupted():
             raise KeyboardInterrupt
     kept = len(found.photos) - len(waiting)
+    results = f", {found.results} left out as results of earlier runs" if found.results else ""
     there = f", {kept} already there (--overwrite replaces them)" if kept else ""
     failed = f", {len(failures)} failed" if failures else ""
-    print(f"{written} written to {args.out}{there}{failed}")
+    print(f"{written} written to {args.out}{there}{results}{failed}")
     name_failures(failures, "this run")
     return 1 if failures else 0
 
 
-def _save(path: Path, picture: np.ndarray) -> None:
+def _save(path: Path, picture: np.ndarray, facts: dict[str, Any]) -> None:
     from PIL import Image
 
-    from ..files import whole_file
+    from ..formats.jpeg import write_jpeg
+    from ..formats.png import write_png
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    image = Image.fromarray(picture)
-    with whole_file(path) as file:
-        if path.suffix == ".png":
-            image.save(file, format="PNG", compress_level=3)
-        else:
-            image.save(file, format="JPEG", quality=95, subsampling=0)
+    write = write_png if path.suffix == ".png" else write_jpeg
+    write(path, Image.fromarray(picture), facts)

@@ -4,7 +4,7 @@ Each shard of images becomes one of the same name: images as they were, and per 
 
     KEY.disparity.png   16-bit, at the teacher's resolution
     KEY.json            {"disparity_scale": ..., "disparity_offset": ..., "disparity_size": ...,
-                         "disparity_unit": "relative"}
+                         "disparity_unit": "relative", or "1/metre" of a calibrated teacher}
 
 with disparity = offset + scale * value. A shard is written under a temporary name that is locked
 while a process writes it, and renamed when it is complete. So a killed run loses only the shard
@@ -66,6 +66,7 @@ def label_shards(
     out: Path,
     *,
     workers: int = 2,
+    unit: str = "relative",
     say: Callable[[str], None] = lambda line: None,
 ) -> LabelReport:
     """Labels shards in order.
@@ -75,6 +76,7 @@ def label_shards(
         shards: The shards of images; their names must differ.
         out: Existing folder for the labeled shards, or a URL.
         workers: Number of threads that decode and encode.
+        unit: Of the disparity: "relative" or "1/metre".
         say: Takes a line after each shard: throughput and time left.
 
     Returns:
@@ -92,7 +94,7 @@ def label_shards(
                 with claim(target) as file:
                     if file is not None:
                         with fetcher.local(number - 1) as local:
-                            images, failures = _label_shard(predict, local, file, pool)
+                            images, failures = _label_shard(predict, local, file, pool, unit)
                         write_failures(target, failures)
                 if file is None:
                     there = exists(target)
@@ -113,7 +115,7 @@ def label_shards(
 
 
 def _label_shard(
-    predict: Predict, shard: Path, file: BinaryIO, pool: ThreadPoolExecutor
+    predict: Predict, shard: Path, file: BinaryIO, pool: ThreadPoolExecutor, unit: str
 ) -> tuple[int, list[tuple[str, str]]]:
     """Writes one labeled shard; returns the number of images in it, and the failures."""
     data = ShardDataset(shard, labels="none")
@@ -152,7 +154,7 @@ def _label_shard(
                 png, numbers = label
                 known = {k: v for k, v in meta.items() if not k.startswith("disparity_")}
                 members = {_suffix(raw): raw, "disparity.png": png}
-                members["json"] = json.dumps({**known, **numbers}).encode()
+                members["json"] = json.dumps({**known, **numbers, "disparity_unit": unit}).encode()
                 add_sample(tar, data.key(index), members)
                 done += 1
     return done, failures
@@ -180,6 +182,5 @@ def encode_label(disparity: np.ndarray) -> tuple[bytes, dict[str, Any]] | None:
         "disparity_scale": scale,
         "disparity_offset": low,
         "disparity_size": list(disparity.shape),
-        "disparity_unit": "relative",
     }
     return encode_png16(code), numbers

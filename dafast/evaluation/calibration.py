@@ -41,7 +41,10 @@ class Calibration:
 
 
 def calibrate(
-    model: DepthAnything, samples: Sequence[EvaluationSample], fit: str | None = None
+    model: DepthAnything,
+    samples: Sequence[EvaluationSample],
+    fit: str | None = None,
+    fov: float | None = None,
 ) -> Calibration:
     """Fits a model's predictions to known depth, and stores the result in its configuration.
 
@@ -54,6 +57,7 @@ def calibrate(
         samples: Photos with depth.
         fit: ``"scale"`` or ``"scale-shift"``; by default ``"scale-shift"`` for disparity, and
             ``"scale"`` for depth.
+        fov: Horizontal field of view of all photos in degrees, for models that need the camera.
 
     Raises:
         ValueError: If the fit is unknown or impossible, or no photo has a pixel with depth.
@@ -67,8 +71,10 @@ def calibrate(
         raise ValueError(
             f"{config.name!r} depends on the focal length: only its scale can be fitted"
         )
+    if fov is not None and config.focal_length is None:
+        raise ValueError(f"fov= (--fov): the output of {config.name!r} needs no camera")
     model.config = config
-    pairs = [_pixels_of(model, sample) for sample in samples]
+    pairs = [_pixels_of(model, sample, fov) for sample in samples]
     pairs = [pair for pair in pairs if len(pair[0])]
     if not pairs:
         raise ValueError("no photo of the list has a pixel with depth")
@@ -102,10 +108,11 @@ def calibrate(
     return Calibration(scale, shift, len(pairs), outliers, before, error(scale * x + shift))
 
 
-def _pixels_of(model: DepthAnything, sample: EvaluationSample) -> tuple[Tensor, Tensor]:
+def _pixels_of(
+    model: DepthAnything, sample: EvaluationSample, fov: float | None
+) -> tuple[Tensor, Tensor]:
     """Predictions and depth of some pixels of a photo, on the CPU."""
-    infer = model.infer_metric if model.config.is_metric else model.infer
-    prediction = torch.from_numpy(infer(sample.image))
+    prediction = torch.from_numpy(model.predict(sample.image, fov=fov, keep_image=False).values)
     mask = torch.from_numpy(valid_depth(sample.depth, sample.max_depth))
     mask &= prediction.isfinite()
     place = mask.flatten().nonzero()[:, 0]

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from . import exr, glb, npz, ply, png, sidecar, tiff
+from . import exr, glb, jpeg, npz, ply, png, sidecar, tiff
 
 READERS: dict[str, Callable[[Path], dict[str, Any] | None]] = {
     ".png": png.read_facts,
+    ".jpg": jpeg.read_facts,
     ".exr": exr.read_facts,
     ".npz": npz.read_facts,
     ".tiff": tiff.read_facts,

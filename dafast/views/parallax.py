@@ -13,12 +13,16 @@ import torch
 from PIL import Image
 
 from ..files import whole_file
+from ..geometry import check_count
 from ..optional import MissingPackageError, why_no_module
 from .stereo import check_divergence
 from .warp import Camera, render_view
 
 PATHS = ("circle", "dolly", "swing")
 """Paths of the camera; each ends where it begins, so that a video can be repeated."""
+
+MAX_FPS = 1000
+"""Frames per second; WebP counts milliseconds."""
 
 SUFFIXES = (".mp4", ".webp")
 """Suffixes of the files that `save_video` writes."""
@@ -37,8 +41,9 @@ def camera_path(path: str, count: int, width: int, divergence: float = 2.5) -> l
             border with dolly.
 
     Raises:
-        ValueError: If the path is unknown, or divergence is not in 0..20.
+        ValueError: If the path is unknown, count under 1, or divergence is not in 0..20.
     """
+    check_count("count", count, 1, "a video has at least one frame")
     if path not in PATHS:
         raise ValueError(f"no path {path!r}; there are: {', '.join(PATHS)}")
     check_divergence(divergence)
@@ -99,39 +104,74 @@ def check_video(path: Path) -> None:
         )
 
 
-def save_video(path: str | Path, frames: Iterator[np.ndarray], *, fps: int = 30) -> None:
+def save_video(
+    path: str | Path, frames: Iterator[np.ndarray], *, fps: int = 30, count: int | None = None
+) -> None:
     """Writes frames as H.264 in MP4, or as an animated WebP that repeats.
 
-    Only a few frames are in memory at a time. The file appears when it is complete.
+    The file appears when it is complete.
 
     Args:
         path: A file name that ends in .mp4 or .webp.
         frames: (H, W, 3) uint8, all of one size. An MP4 leaves out the last row and column of an
             odd size, which H.264 does not have.
-        fps: Frames per second.
+        fps: Frames per second, 1 to 1000.
+        count: Number of frames. WebP has all frames in memory at a time without it, and only a few
+            with it; MP4 always has only a few.
 
     Raises:
-        ValueError: If the suffix is another one, or there is no frame.
+        ValueError: If the suffix is another one, fps out of range, there is no frame, or there are
+            fewer than count.
         MissingPackageError: If PyAV, which writes MP4, is not installed.
     """
     path = Path(path)
     check_video(path)
+    check_count("fps", fps, 1, "a video has at least one frame per second")
+    if fps > MAX_FPS:
+        raise ValueError(f"fps={fps}: at most {MAX_FPS}")
     first = next(frames, None)
     if first is None:
         raise ValueError(f"{path}: a video needs at least one frame")
-    write = _write_mp4 if path.suffix.lower() == ".mp4" else _write_webp
     with whole_file(path) as file:
-        write(file, first, frames, fps)
+        if path.suffix.lower() == ".mp4":
+            _write_mp4(file, first, frames, fps)
+        else:
+            _write_webp(file, first, frames, fps, count)
 
 
-def _write_webp(file: Any, first: np.ndarray, frames: Iterator[np.ndarray], fps: int) -> None:
-    rest = (Image.fromarray(frame) for frame in frames)
+class _Rest(Image.Image):
+    """The frames after the first as one picture with many frames, each made when Pillow seeks it.
+
+    Pillow makes a list of all pictures that it appends.
+    """
+
+    def __init__(self, frames: Iterator[np.ndarray], count: int, size: tuple[int, int]):
+        super().__init__()
+        self._mode, self._size = "RGB", size
+        self.n_frames = count
+        self._frames = frames
+
+    def seek(self, frame: int) -> None:
+        pixels = next(self._frames, None)
+        if pixels is None:
+            raise ValueError(f"a video of {self.n_frames + 1} frames has only {frame + 1}")
+        self.im = Image.fromarray(pixels).im
+
+
+def _write_webp(
+    file: Any, first: np.ndarray, frames: Iterator[np.ndarray], fps: int, count: int | None
+) -> None:
+    rest: list[Image.Image] = []
+    if count is None:
+        rest = [Image.fromarray(frame) for frame in frames]
+    elif count > 1:
+        rest = [_Rest(frames, count - 1, first.shape[1::-1])]
     Image.fromarray(first).save(
         file,
         format="WEBP",
         save_all=True,
         append_images=rest,
-        duration=round(1000 / fps),
+        duration=1000 / fps,  # Pillow rounds the time of each frame, not its duration
         loop=0,
         quality=80,
         method=2,
@@ -143,7 +183,11 @@ def _write_mp4(file: Any, first: np.ndarray, frames: Iterator[np.ndarray], fps: 
 
     height, width = (side // 2 * 2 for side in first.shape[:2])
     if not (height and width):
-        raise ValueError(f"an MP4 needs at least 2x2 pixels; the photo has {first.shape[1::-1]}")
+        size = "{1}x{0}".format(*first.shape)
+        raise ValueError(
+            f"an MP4 needs at least 2x2 pixels; the frames have {size} (a moving camera crops the "
+            "border of the photo)"
+        )
     with av.open(file, "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=Fraction(fps))
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..geometry import check_count
 from ..ops import forward_warp
 
 CLIPPED = 0.005
@@ -96,6 +97,8 @@ def render_view(
         ValueError: If the sizes differ, or convergence is not in 0..1.
     """
     check_convergence(convergence)
+    if edge is not None:
+        check_count("edge", edge, 0, "a number of pixels is needed")
     if photo.dtype != np.uint8 or photo.shape != (*near.shape, 3):
         raise ValueError(
             f"the photo has the shape {photo.shape} and the dtype {photo.dtype}, its map the shape "

@@ -217,7 +217,7 @@ def test_results_below_the_photos_are_no_photos(run, tmp_path, rng):
         assert (code == 0 and "1 written" in text) or "1 already there" in text
     assert "2 results of earlier runs left out" in text
     code, text = run(tmp_path / "in" / "d1")
-    assert code == 1 and "only results of `dafast run`, no photos" in text
+    assert code == 1 and "only results of dafast, no photos" in text
     assert (
         "1 result of an earlier run left out"
         in run(tmp_path / "in" / "d1" / "a_depth.png", tmp_path / "in" / "a.png")[1]

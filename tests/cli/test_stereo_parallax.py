@@ -86,6 +86,40 @@ def test_existing_files_stay_and_a_bad_photo_does_not_stop_the_others(call, rng,
     assert code == 0 and contents(out)["a_SBS.jpg"] != before["a_SBS.jpg"]
 
 
+@pytest.mark.parametrize("ending", ["jpg", "png"])
+def test_results_are_not_photos_of_the_next_run(ending, call, rng, tmp_path):
+    photo(tmp_path / "a.png", rng)
+    for layout, left_out in (("sbs", 0), ("pair", 1), ("tb", 3)):
+        options = ["--layout", layout, "--format", ending]
+        code, text = call("stereo", tmp_path, "--out", tmp_path, *options)
+        assert code == 0 and "1 written" in text
+        assert ("left out" in text) == bool(left_out) and str(left_out) * bool(left_out) in text
+    names = {f"a{end}.{ending}" for end in ("_SBS", "_L", "_R", "_TB")}
+    assert set(contents(tmp_path)) == {"a.png", *names}
+
+
+def test_a_file_as_folder_is_one_line(call, rng, tmp_path):
+    path = photo(tmp_path / "a.png", rng)
+    code, text = call("stereo", path, "--out", path)
+    assert code == 1 and f"--out {path}: cannot be written to" in text
+
+
+def test_a_folder_is_no_finished_result(call, rng, tmp_path):
+    path = photo(tmp_path / "a.png", rng)
+    (tmp_path / "a_SBS.jpg").mkdir()
+    (tmp_path / "x.webp").mkdir()
+    code, text = call("stereo", path, "--out", tmp_path)
+    assert code == 1 and "0 written" in text and "1 failed" in text
+    code, text = call("parallax", path, "--out", tmp_path / "x.webp", "--overwrite")
+    assert code == 1 and "is a folder" in text
+
+
+def test_a_failure_names_the_photo_once(call, tmp_path):
+    (tmp_path / "c.png").write_bytes(b"not a picture")
+    _, text = call("stereo", tmp_path, "--out", tmp_path / "out")
+    assert text.count("c.png") == 1
+
+
 def test_a_photo_is_never_replaced(call, rng, tmp_path):
     photo(tmp_path / "a.png", rng)
     photo(tmp_path / "a_SBS.png", rng)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import tarfile
 import time
@@ -100,6 +101,23 @@ def test_labels_are_what_the_teacher_sees(
         assert labels[i].disparity.shape == seen.shape
         # Predicted in another batch: a rounding or two, next to half a step of the 16 bits.
         assert np.abs(labels[i].disparity - seen).max() < 1e-4 * extent + 1e-5 * seen.max()
+
+
+def test_a_calibrated_teacher_labels_in_inverse_metres(
+    teacher: Path, tmp_path: Path, seed: int
+) -> None:
+    photos = tiny.write_shards(tmp_path / "photos", 1, 1, seed, labeled=False)
+    model = DepthAnything.from_pretrained(teacher, dtype="float32")
+    model.config = dataclasses.replace(model.config, calibration=(0.01, 0.1))
+    model.save_pretrained(tmp_path / "calibrated")
+    read = []
+    for name, source in (("relative", teacher), ("metres", tmp_path / "calibrated")):
+        assert label(source, photos, tmp_path / name) == 0
+        read.append(ShardDataset(tmp_path / name, labels="physical"))
+    relative, metres = read
+    assert (relative.unit(0), metres.unit(0)) == ("relative", "1/metre")
+    wanted = 0.01 * relative[0].disparity + 0.1
+    np.testing.assert_allclose(metres[0].disparity, wanted, rtol=1e-4)
 
 
 def test_native_maps_resized_are_those_of_infer(teacher: Path, rng: np.random.Generator) -> None:

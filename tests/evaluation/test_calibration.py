@@ -7,6 +7,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from dafast.cli import main
@@ -119,8 +120,31 @@ def test_the_command_stores_it_and_eval_reads_it(tmp_path, rng, capsys):
     np.testing.assert_allclose(depth["depth"], 1 / disparity, rtol=0.1)
     millimetres = np.asarray(Image.open(out / "0_depth.png"))
     np.testing.assert_allclose(millimetres / 1000, depth["depth"], atol=1e-3)
+    half = [*command, str(tmp_path / "half"), "--dtype", "bfloat16"]
+    assert main(half) == 0
+    kept = DepthAnything.from_pretrained(tmp_path / "half", device="cpu", dtype="float32")
+    for name, weight in model.state_dict().items():  # the weights are not rounded
+        assert torch.equal(kept.state_dict()[name], weight), name
+    assert kept.config.calibration[0] == pytest.approx(0.5, rel=0.1)
     assert main([*command, str(tmp_path / "new")]) == 1
     assert "not an empty folder" in capsys.readouterr().err
+
+
+def test_a_model_that_needs_the_camera(tmp_path, rng, capsys):
+    changes = dict(kind="metric", output="exp", focal_length=300.0)
+    source = save_model(tmp_path / "model", tiny(**changes))
+    model = DepthAnything.from_pretrained(source, device="cpu", dtype="float32")
+    photo = rng.integers(0, 256, (40, 60, 3), np.uint8)
+    Image.fromarray(photo).save(tmp_path / "a.png")
+    np.save(tmp_path / "a.npy", 1.7 * model.predict(photo, fov=50).values)
+    (tmp_path / "list.csv").write_text("image,depth\na.png,a.npy\n")
+    own = ["--model", source, "--device", "cpu", "--dtype", "float32"]
+    command = ["calibrate", *own, "--data", str(tmp_path / "list.csv"), "--out"]
+    assert main([*command, str(tmp_path / "new")]) == 1
+    assert "pass --fov" in capsys.readouterr().err
+    assert main([*command, str(tmp_path / "new"), "--fov", "50"]) == 0
+    stored = json.loads((tmp_path / "new" / "config.json").read_text())["model"]["calibration"]
+    assert stored == pytest.approx([1.7, 0], rel=1e-4)
 
 
 def test_what_cannot_be_fitted_is_refused(load, rng):
@@ -131,6 +155,12 @@ def test_what_cannot_be_fitted_is_refused(load, rng):
         calibrate(load(), [])
     with pytest.raises(ValueError, match="use one of scale"):
         calibrate(load(), [], "shift")
+    with pytest.raises(ValueError, match="needs no camera"):
+        calibrate(load(), [], fov=60)
+    photo = rng.integers(0, 256, (40, 60, 3), np.uint8)
+    near = EvaluationSample("a", photo, np.full((40, 60), 2.0, np.float32), 100.0)
+    with pytest.raises(ValueError, match=r"does not determine a shift|do not grow"):
+        calibrate(load(), [near])  # of one depth
 
 
 @pytest.mark.parametrize("calibration", [(0.0, 1.0), (1.0,), (-1.0, 0.0), (1.0, float("nan"))])

@@ -50,8 +50,9 @@ def moving_square(count, height=48, width=64):
         yield frame
 
 
-def test_webp_has_all_frames(tmp_path):
-    save_video(tmp_path / "x.webp", moving_square(5), fps=20)
+@pytest.mark.parametrize("count", [None, 5])
+def test_webp_has_all_frames(count, tmp_path):
+    save_video(tmp_path / "x.webp", moving_square(5), fps=20, count=count)
     with Image.open(tmp_path / "x.webp") as file:
         assert file.n_frames == 5 and file.info["loop"] == 0 and file.size == (64, 48)
         for i, wanted in enumerate(moving_square(5)):
@@ -60,6 +61,38 @@ def test_webp_has_all_frames(tmp_path):
             assert np.abs(shown - wanted).mean() < 4
         file.load()
         assert file.info["duration"] == 50
+
+
+def test_webp_keeps_few_frames_and_the_whole_time(tmp_path, monkeypatch):
+    """30 frames per second are 33.3 ms, and not 33, per frame."""
+    encoded, waiting = [], []
+    getim = Image.Image.getim
+
+    def counted(image):
+        encoded.append(image.size)
+        return getim(image)
+
+    def frames():
+        for i, frame in enumerate(moving_square(30, 32, 144)):
+            waiting.append(i - len(encoded))
+            yield frame
+
+    monkeypatch.setattr(Image.Image, "getim", counted)
+    save_video(tmp_path / "x.webp", frames(), fps=30, count=30)
+    assert len(waiting) == 30 and max(waiting) <= 1
+    total = 0
+    with Image.open(tmp_path / "x.webp") as file:
+        for i in range(file.n_frames):
+            file.seek(i)
+            file.load()
+            total += file.info["duration"]
+    assert total == 1000
+
+
+def test_fewer_frames_than_said(tmp_path):
+    with pytest.raises(ValueError, match="of 5 frames has only 3"):
+        save_video(tmp_path / "x.webp", moving_square(3), count=5)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("size", [(48, 64), (49, 65)])
@@ -87,5 +120,12 @@ def test_bad_values_are_refused(tmp_path):
         save_video(tmp_path / "x.gif", moving_square(2))
     with pytest.raises(ValueError, match="at least one frame"):
         save_video(tmp_path / "x.webp", iter(()))
+    for fps in (0, 1001):
+        with pytest.raises(ValueError, match=f"fps={fps}"):
+            save_video(tmp_path / "x.webp", moving_square(2), fps=fps)
+    with pytest.raises(ValueError, match="count=0"):
+        camera_path("swing", 0, 90)
+    with pytest.raises(ValueError, match="edge=-1"):
+        render_view(np.zeros((4, 4, 3), np.uint8), np.zeros((4, 4)), Camera(1.0), edge=-1)
     with pytest.raises(ValueError, match="circle, dolly, swing"):
         camera_path("spiral", 4, 90)
