@@ -53,8 +53,9 @@ def is_autocast_on(kind: str) -> bool:
 
 def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:
     """Turns autocast off."""
-    if is_autocast_on(device.type):
-        return torch.autocast(device.type, enabled=False)
+    kind = device.type
+    if kind != "meta" and torch.is_autocast_enabled(kind):  # as `is_autocast_on`, without its call
+        return torch.autocast(kind, enabled=False)
     return contextlib.nullcontext()
 
 

@@ -48,7 +48,7 @@ def test_entries_are_whole(entry, downloads):
     assert config.license and entry.unit
     assert bool(config.hub_id) == bool(config.hub_file) == (entry.id != "nano")
     for name in (entry.id, entry.id.upper(), *entry.aliases):
-        assert zoo.find(name) is entry
+        assert zoo.find(name) == entry
         source = locate(name, None, HubOptions())
         assert source.preset == config
         if config.hub_id:
