@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..optional import why_no_module
 from ..runtime import without_autocast
+from . import _attention_packages as packages
 from . import _extension, _triton
-from ._dispatch import Backend, BackendError, Op, wrong_dtype
+from ._dispatch import Backend, Op, wrong_dtype
 from ._kernel_op import KernelOp
 
 _KERNEL_HEAD_DIM = 128
@@ -71,83 +71,6 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
         return F.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2)
 
 
-# xformers: only by request, for comparisons.
-
-
-def _xformers_supports(q: Tensor, *_: Any) -> str:
-    if q.device.type != "cuda":
-        return f"has no operator for tensors on {q.device}"
-    if reason := wrong_dtype(q.dtype):
-        return reason
-    why = why_no_module("xformers.ops")  # fails where it was built for another PyTorch
-    return f"{why}; pip install 'dafast[xformers]'" if why else ""
-
-
-def _unit_stride(*tensors: Tensor) -> list[Tensor]:
-    """For kernels that take any strides except in the last dimension, where it must be 1."""
-    return [x if x.stride(-1) == 1 else x.contiguous() for x in tensors]
-
-
-def _xformers(q: Tensor, k: Tensor, v: Tensor, scale: float | None, mask: Any = None) -> Tensor:
-    from xformers.ops import memory_efficient_attention
-
-    try:
-        return memory_efficient_attention(*_unit_stride(q, k, v), scale=scale, attn_bias=mask)
-    except NotImplementedError as error:  # a wheel without kernels for this PyTorch or this card
-        first = next(iter(str(error).splitlines()), "no operator for these inputs")
-        raise BackendError(f"xformers: {first} (`python -m xformers.info` says more)") from error
-
-
-def _xformers_varlen(
-    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, _max_seqlen: int, scale: float | None
-) -> Tensor:
-    from xformers.ops.fmha.attn_bias import BlockDiagonalMask
-
-    mask = BlockDiagonalMask.from_seqlens(cu_seqlens.diff().tolist(), device=q.device)
-    return _xformers(q[None], k[None], v[None], scale, mask)[0]
-
-
-# FlashAttention 4: only by request. It has never run here: its checks and its call are tested with
-# a module in its place.
-
-
-def _flash_attn_supports(q: Tensor, *_: Any) -> str:
-    if q.device.type != "cuda":
-        return f"has no kernels for tensors on {q.device}"
-    if q.dtype not in (torch.float16, torch.bfloat16):
-        return f"takes float16 and bfloat16, not {q.dtype}"
-    if q.shape[-1] % 8:
-        return f"takes a head_dim that is a multiple of 8, not {q.shape[-1]}"
-    why = why_no_module("flash_attn.cute")
-    return f"{why}; pip install 'dafast[flash-attn]'" if why else ""
-
-
-def _flash_attn_call(name: str, q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
-    import flash_attn.cute
-
-    if not q.numel() or not k.numel():
-        return q * 0.0 + (k.sum() + v.sum()) * 0.0  # empty or zero, with a graph
-    try:
-        out = getattr(flash_attn.cute, name)(*_unit_stride(q, k, v), **options)
-    except (AssertionError, NotImplementedError) as error:  # how it refuses a card or a shape
-        raise BackendError(f"flash_attn: {str(error) or 'refuses these inputs'}") from error
-    return out[0] if isinstance(out, tuple) else out  # the log-sum-exp follows
-
-
-def _flash_attn(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
-    return _flash_attn_call("flash_attn_func", q, k, v, softmax_scale=scale)
-
-
-def _flash_attn_varlen(
-    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int, scale: float | None
-) -> Tensor:
-    return _flash_attn_call(
-        "flash_attn_varlen_func", q, k, v, softmax_scale=scale,
-        cu_seqlens_q=cu_seqlens, cu_seqlens_k=cu_seqlens,
-        max_seqlen_q=max_seqlen, max_seqlen_k=max_seqlen,
-    )  # fmt: skip
-
-
 # The project's kernels. A call of the custom op has packed sequences if it has `cu_seqlens`.
 
 
@@ -174,7 +97,7 @@ def _cpp_forward(
 ) -> tuple[Tensor, Tensor]:
     out, lse = _empty_results(q, "cpp")
     # Its kernel takes packed sequences as a batch of one.
-    batch = [x if x.ndim == 4 else x[None] for x in (*_unit_stride(q, k, v), out)]
+    batch = [x if x.ndim == 4 else x[None] for x in (*packages.unit_stride(q, k, v), out)]
     torch.ops.dafast_C.flash_attention(*batch, cu_seqlens, scale)
     return out, lse
 
@@ -295,8 +218,8 @@ def _backends(
         "cpp": _extension.backend(
             "cpp", "flash_attention", cpp, _limits, _cpp_preferred, backward=False
         ),
-        "xformers": Backend(xformers, _xformers_supports, _by_request),
-        "flash_attn": Backend(flash_attn, _flash_attn_supports, _by_request),
+        "xformers": Backend(xformers, packages.xformers_supports, _by_request),
+        "flash_attn": Backend(flash_attn, packages.flash_attn_supports, _by_request),
         "sdpa": Backend(sdpa),
     }
 
@@ -304,14 +227,14 @@ def _backends(
 _flash_attention = Op(
     "flash_attention",
     flash_attention_reference,
-    _backends(_dense("triton"), _dense("cpp"), _xformers, _flash_attn, _sdpa),
+    _backends(_dense("triton"), _dense("cpp"), packages.xformers, packages.flash_attn, _sdpa),
 )
 _flash_attention_qkvpacked = Op(
     "flash_attention_qkvpacked",
     flash_attention_qkvpacked_reference,
     _backends(
         lambda qkv, scale: _packed_op(qkv, _default_scale(qkv, scale))[0],
-        *map(_unpacked, (_dense("cpp"), _xformers, _flash_attn, _sdpa)),
+        *map(_unpacked, (_dense("cpp"), packages.xformers, packages.flash_attn, _sdpa)),
     ),
 )
 _flash_attention_varlen = Op(
@@ -320,8 +243,8 @@ _flash_attention_varlen = Op(
     _backends(
         _varlen("triton"),
         _varlen("cpp"),
-        _xformers_varlen,
-        _flash_attn_varlen,
+        packages.xformers_varlen,
+        packages.flash_attn_varlen,
         lambda *args: _one_by_one(_sdpa, *args),
     ),
 )

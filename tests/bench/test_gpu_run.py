@@ -73,7 +73,7 @@ def test_runs_to_its_end_on_the_cpu(tmp_path: Path, monkeypatch, tf32) -> None:
         gpu_report.blocks(tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_both_commands_in_processes(tmp_path: Path) -> None:
     for more, sections in ([], FIRST), (["--second"], SECOND):
         command = [sys.executable, str(SCRIPT), "--out", str(tmp_path), "--stub",
