@@ -72,6 +72,9 @@ def grid(
 ) -> pytest.MarkDecorator:
     """``pytest.mark.parametrize`` with the cases of `covering`.
 
+    The kept cases, and those in which a value occurs for the first time, are quick; the others
+    are marked ``slow``.
+
     Args:
         parameters: Values by argument name. A name may be two or more separated by commas, with
             tuples for values; a value may be a ``pytest.param``, whose marks its cases get.
@@ -89,11 +92,16 @@ def grid(
             plain[-1].append(choice)
     groups = [[name.strip() for name in key.split(",")] for key in parameters]
     cases = []
-    for case in covering(*plain, keep=keep, valid=valid, strength=strength):
+    kept, seen = list(keep), set()
+    for case in covering(*plain, keep=kept, valid=valid, strength=strength):
+        new = {*enumerate(map(_index, plain, case))} - seen
+        seen |= new
         flat: list[Any] = []
         for names, value in zip(groups, case, strict=True):
             flat += value if len(names) > 1 else [value]
         of_case = [m for i, v in enumerate(case) if _hashable(v) for m in marks.get((i, v), ())]
+        if not new and case not in kept:
+            of_case.append(pytest.mark.slow)
         cases.append(pytest.param(*flat, marks=of_case, id="-".join(map(_name, flat))))
     return pytest.mark.parametrize([name for names in groups for name in names], cases)
 

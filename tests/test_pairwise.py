@@ -34,6 +34,10 @@ def test_kept_cases_come_first_and_invalid_ones_never():
         covering("ab", [1], keep=[("c", 1)])
 
 
+def _slow(case):
+    return "slow" in {mark.name for mark in case.marks}
+
+
 def test_grid_is_a_parametrize_mark():
     mark = grid({"a, b": [(1, 2), (3, 4)], "c": [pytest.param("x", marks=pytest.mark.slow), "y"]})
     names, cases = mark.args
@@ -41,5 +45,13 @@ def test_grid_is_a_parametrize_mark():
         (1, 2, "x"), (1, 2, "y"), (3, 4, "x"), (3, 4, "y")
     }  # fmt: skip
     for case in cases:
-        assert [m.name for m in case.marks] == ["slow"] * (case.values[2] == "x")
+        assert _slow(case) or case.values[2] == "y", "the mark of the value"
         assert case.id == "-".join(map(str, case.values))
+
+
+def test_quick_cases_have_every_value_and_the_kept_ones():
+    keep = [(0, 0, 0), (0, 0, 1)]
+    _, cases = grid({"a": range(4), "b": range(3), "c": range(2)}, keep=keep).args
+    quick = [case.values for case in cases if not _slow(case)]
+    assert quick[:2] == keep and len(quick) < len(cases)
+    assert [set(values) for values in zip(*quick, strict=True)] == [{0, 1, 2, 3}, {0, 1, 2}, {0, 1}]
