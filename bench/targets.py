@@ -123,6 +123,7 @@ def accuracy() -> list[dict[str, Any]]:
         that of the map, and delta_1 after alignment.
     """
     from dafast.evaluation import benchmarks
+    from dafast.evaluation.samples import DataMissingError
 
     def load(dtype: str, int8: bool = False) -> DepthAnything:
         return DepthAnything.from_pretrained("nano", device="cpu", dtype=dtype).optimize(int8=int8)
@@ -134,16 +135,15 @@ def accuracy() -> list[dict[str, Any]]:
     try:
         samples = list(benchmarks.DATA["builtin"]())
         for name, model in models.items():
-            scores = {r.data: r.metrics["delta_1"] for r in benchmarks.evaluate(model, ["builtin"])
-                      if r.predictor == model.config.name}  # fmt: skip
+            _, scores = benchmarks.score(model, samples, "builtin")
             for sample in samples:
                 exact, got = (m.infer(sample.image) for m in (models["float32"], model))
                 records.append({
                     "photo": sample.name, "format": name,
                     "relative_error": float(np.linalg.norm(got - exact) / np.linalg.norm(exact)),
-                    "delta_1": scores[f"builtin/{sample.name}"],
+                    "delta_1": scores[model.config.name][sample.name]["delta_1"],
                 })  # fmt: skip
-    except benchmarks.DataMissingError as error:
+    except DataMissingError as error:
         return [{"photo": "builtin", "why": str(error)}]
     return records
 

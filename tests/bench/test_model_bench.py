@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from bench import model, peers, targets
+from dafast.evaluation import benchmarks
+from dafast.evaluation.samples import DataMissingError, EvaluationSample
 
 
 @pytest.mark.slow
@@ -66,3 +68,20 @@ def test_pairs_run_in_turn():
     ours, theirs = targets._in_turn((lambda: order.append("a"), lambda: order.append("b")), 3)
     assert order == ["a", "b"] * 4
     assert len(ours) == len(theirs) == 3
+
+
+def test_accuracy_of_one_photo_and_of_none(rng, monkeypatch):
+    photo = rng.integers(0, 256, (42, 56, 3), np.uint8)
+    depth = rng.uniform(1, 5, (42, 56)).astype(np.float32)
+    sample = EvaluationSample("chairs", photo, depth, 10.0)
+    monkeypatch.setitem(benchmarks.DATA, "builtin", lambda: [sample])
+    records = targets.accuracy()
+    assert {record["photo"] for record in records} == {"chairs"}
+    assert records[0]["format"] == "float32" and records[0]["relative_error"] == 0
+    assert all(0 <= record["delta_1"] <= 1 for record in records)
+
+    def missing():
+        raise DataMissingError("no photos; install them")
+
+    monkeypatch.setitem(benchmarks.DATA, "builtin", missing)
+    assert targets.accuracy() == [{"photo": "builtin", "why": "no photos; install them"}]
