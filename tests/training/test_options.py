@@ -357,6 +357,6 @@ def test_a_compiled_run_has_the_gradients_of_the_other(
     for a, b in zip(eager, compiled, strict=True):
         assert a["grad_norm"] > 0
         assert b["loss"] == pytest.approx(a["loss"], rel=1e-3), a["step"]
-        # The gradient of a median is that of one pixel, which rounding can exchange for another. With
-        # the fault the norms were 47 times apart; test_compile compares the gradients themselves.
+        # The gradient of a median is that of one pixel, which rounding can exchange for another.
+        # With the fault the norms were 47 times apart; test_compile compares the gradients.
         assert 0.5 < b["grad_norm"] / a["grad_norm"] < 2, a["step"]
