@@ -320,7 +320,7 @@ def focal_from_exif(image: Any) -> float | None:
         image: A path, a PIL image or an `EncodedPicture`; anything else has no EXIF data.
 
     Returns:
-        A value above 0, or None if there is none, or the photo cannot be read.
+        A value above 0, or None if it is missing or the photo cannot be read.
     """
     import PIL.Image
     from PIL import ExifTags

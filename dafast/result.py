@@ -39,7 +39,7 @@ def strips(height: int) -> Iterator[slice]:
 
 
 def known_range(values: np.ndarray) -> tuple[float, float]:
-    """The smallest and the largest finite value; NaN if there is none."""
+    """The smallest and the largest finite value; NaN without finite values."""
     low, high = values.min(), values.max()
     if not (np.isfinite(low) and np.isfinite(high)):  # some pixel has no value
         known = values[np.isfinite(values)]

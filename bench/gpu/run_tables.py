@@ -66,7 +66,7 @@ class Target:
         what: The target in words.
         limit: Largest value that meets it.
         measure: Takes a run, returns the value, None if it was not measured.
-        estimate: An estimate from counts, "" if there is none.
+        estimate: An estimate from counts, or "".
         digits: Digits of the value after the point.
         below: Whether the value has to be less than the limit, not equal.
     """

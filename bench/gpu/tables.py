@@ -12,7 +12,7 @@ def table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def figure(value: float | None, unit: float = 1.0) -> str:
-    """A figure in units of ``unit`` with three digits; "" if there is none."""
+    """A figure in units of ``unit`` with three digits; "" without a figure."""
     if value is None:
         return ""
     value /= unit

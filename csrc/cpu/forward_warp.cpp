@@ -71,7 +71,7 @@ void for_corners(const Target& target, int64_t width, int64_t first, int64_t las
 }
 
 // Rows [first, last) of the target, from the rows of the source that reach them. The sums have the
-// order of the source, whatever the number of threads.
+// order of the source, for any number of threads.
 void splat_band(const Warp& warp, const std::vector<int64_t>& lowest,
                 const std::vector<int64_t>& highest, int64_t first, int64_t last) {
   const int64_t width = warp.width, size = warp.height * width, count = (last - first) * width;

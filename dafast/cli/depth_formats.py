@@ -91,7 +91,7 @@ def _save_side(path: Path, made: Made, settings: dict[str, Any]) -> None:
 
 
 def _save_normals(path: Path, made: Made, settings: dict[str, Any]) -> None:
-    """Writes x, -y, -z in -1..1 as red, green and blue in 0..255; black where there is none."""
+    """Writes x, -y, -z in -1..1 as red, green and blue in 0..255; black where they are unknown."""
 
     def colors() -> Iterator[tuple[slice, np.ndarray]]:
         for rows, normals in made.result.normal_strips():

@@ -175,7 +175,7 @@ class FastForward:
             logger.info("dafast: the original forward serves an accelerated model: %s", why)
 
     def _build(self, model: Any) -> Callable[[Tensor], Tensor] | None:
-        """The forward for the weights as they are; None if there is no fast one."""
+        """The forward for the weights as they are; None without a fast one."""
         why = _why_not_modules(model)
         if why:
             self._decline(why)

@@ -214,7 +214,7 @@ _HEAD_KEYS = ("depth_head.projects.0.weight", "depth_head.scratch.layer1_rn.weig
 def detect_layout(
     names: Mapping[str, Any], layouts: Mapping[str, Layout] = LAYOUTS
 ) -> Layout | None:
-    """The layout with the most of a few characteristic keys; None if there is none.
+    """The layout with the most of a few characteristic keys; None if no layout fits.
 
     A layout of the whole model counts only if keys of both encoder and decoder are present.
     """

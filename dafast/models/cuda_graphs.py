@@ -69,7 +69,7 @@ class Machinery(Protocol):
         ...
 
     def turn(self) -> contextlib.AbstractContextManager[None]:
-        """A block that uses the shared memory: after all earlier ones, whatever their stream.
+        """A block that uses the shared memory: after all earlier ones, on any stream.
 
         Input and result of a graph are valid within a turn, up to the replay of another graph.
         """

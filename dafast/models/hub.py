@@ -246,7 +246,7 @@ def fetch_config(repo_id: str, filename: str, options: HubOptions) -> Path | Non
     """Downloads the config.json that is next to a file of a repository, or at its root.
 
     Returns:
-        None if there is none, or, with a warning, if it cannot be fetched.
+        None if it is missing, or, with a warning, if it cannot be fetched.
     """
     from huggingface_hub import constants
 
@@ -270,7 +270,7 @@ def hub_config(repo_id: str) -> Path | None:
     """The config.json at the root of a repository: that of the cache, else downloaded.
 
     Returns:
-        None if there is none, or if it cannot be fetched.
+        None if it is missing or cannot be fetched.
     """
     for local in (True, False):
         with contextlib.suppress(_NotThereError, HubError):

@@ -442,7 +442,7 @@ def _camera_of(image: Any, position: int, config: ModelConfig) -> Callable[[int,
     """The camera that a photo's EXIF data describe, by the photo's height and width.
 
     Raises:
-        ValueError: If there is none.
+        ValueError: If the focal length is missing.
     """
     focal = focal_from_exif(image)
     if focal is None:

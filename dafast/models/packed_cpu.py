@@ -286,7 +286,7 @@ class OptimizedForward:
         return self._packed.is_hooked()
 
     def why_not(self) -> str:
-        """The reason why it cannot serve a call now: there is none."""
+        """Always "": it can serve a call at any time."""
         return ""
 
     def _position(self, rows: int, columns: int) -> tuple[Tensor, Tensor]:

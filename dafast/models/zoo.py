@@ -206,5 +206,5 @@ def by_content(path: Path) -> ZooEntry | None:
 
 
 def find(name: str) -> ZooEntry | None:
-    """The entry with this id or alias, in any case of letters; None if there is none."""
+    """The entry with this id or alias, in any case of letters, or None."""
     return _by_name().get(name.lower())
