@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -10,12 +10,14 @@ from torch import Tensor, nn
 
 from ..config import ModelConfig
 from ..layers.mlp import is_plain
+from ..layers.temporal import FrameCache, TemporalModule
 from ..ops import decoder_tail
 from ..ops.resize_bilinear import interpolate
 from ..profiling import annotate
 from ..runtime import without_autocast
 
 _TAIL_CHANNELS = 32
+_Mix = Callable[[int, Tensor], Tensor]  # a temporal module, by number, on a map
 
 
 class Exp(nn.Module):
@@ -118,12 +120,15 @@ class Scratch(nn.Module):
         if sky:
             self.sky_output_conv2 = _output(features, "relu")
 
-    def forward(self, maps: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+    def forward(
+        self, maps: Sequence[Tensor], size: tuple[int, int], mix: _Mix | None = None
+    ) -> Tensor:
         """Four maps (B, channels[i], h_i, w_i), the finest first, to (B, 1, *size).
 
         With a sky there are two channels: the depth, and the sky, about 1 where there is sky.
+        ``mix`` applies temporal modules; see `DPTHead.mixing`.
         """
-        return self._tail(self.output_conv1(self.fuse(maps)[-1]), size)
+        return self._tail(self.output_conv1(self.fuse(maps, mix)[-1]), size)
 
     def activations(
         self, maps: Sequence[Tensor], size: tuple[int, int]
@@ -138,12 +143,16 @@ class Scratch(nn.Module):
         features = self.output_conv2[:2](_upsample(self.output_conv1(fused[-1]), size))
         return self.output_conv2[2:](features), features, fused
 
-    def fuse(self, maps: Sequence[Tensor]) -> list[Tensor]:
+    def fuse(self, maps: Sequence[Tensor], mix: _Mix | None = None) -> list[Tensor]:
         """The deepest map and the four fused ones, the coarsest first, (B, features, h, w) each."""
+        if mix is not None:
+            maps = [maps[0], maps[1], mix(0, maps[2]), mix(1, maps[3])]
         layer1, layer2 = self.layer1_rn(maps[0]), self.layer2_rn(maps[1])
         layer3, layer4 = self.layer3_rn(maps[2]), self.layer4_rn(maps[3])
         path4 = self.refinenet4(layer4, layer3.shape[2:])
+        path4 = path4 if mix is None else mix(2, path4)
         path3 = self.refinenet3(path4, layer2.shape[2:], layer3)
+        path3 = path3 if mix is None else mix(3, path3)
         path2 = self.refinenet2(path3, layer1.shape[2:], layer2)
         path1 = self.refinenet1(path2, (2 * layer1.shape[2], 2 * layer1.shape[3]), layer1)
         return [layer4, path4, path3, path2, path1]
@@ -206,22 +215,59 @@ class DPTHead(nn.Module):
             ]
         )
         self.scratch = Scratch(channels, config.features, config.activation, config.sky_head)
+        self.temporal_frames = config.temporal_frames
+        if config.temporal_frames:
+            widths = (channels[2], channels[3], config.features, config.features)
+            self.motion_modules = nn.ModuleList(map(TemporalModule, widths))
 
     @annotate("head")
-    def forward(self, taps: Sequence[Tensor], rows: int, columns: int) -> Tensor:
+    def forward(
+        self,
+        taps: Sequence[Tensor],
+        rows: int,
+        columns: int,
+        frames: int = 1,
+        cache: FrameCache | None = None,
+    ) -> Tensor:
         """Predicts disparity, or depth in metres for a metric model.
 
         Args:
             taps: Four (B, rows * columns, C), the shallowest first.
             rows: Height of the image in patches.
             columns: Width of the image in patches.
+            frames: As for `mixing`.
+            cache: As for `mixing`.
 
         Returns:
             (B, 1, rows * 14, columns * 14), float32 for any dtype of the weights (float64 for
             float64 weights); with a sky (B, 2, ...), as `Scratch.forward`.
         """
-        out = self.scratch(self.reassemble(taps, rows, columns), self.size(rows, columns))
+        maps = self.reassemble(taps, rows, columns)
+        out = self.scratch(maps, self.size(rows, columns), self.mixing(frames, cache))
         return out if self.max_depth is None else out * self.max_depth
+
+    def mixing(self, frames: int = 1, cache: FrameCache | None = None) -> _Mix | None:
+        """What exchanges information between frames, for `Scratch.fuse`.
+
+        Args:
+            frames: Length of the clips that the batch consists of.
+            cache: Earlier frames, for a batch of one frame.
+
+        Returns:
+            The temporal modules: of the third and the fourth reassembled map and of the two
+            coarsest fused ones. None for a network without them.
+
+        Raises:
+            ValueError: If a clip is longer than the position codes of the modules.
+        """
+        if not self.temporal_frames:
+            return None
+        if frames > self.temporal_frames:
+            raise ValueError(
+                f"a clip of {frames} frames; the model takes {self.temporal_frames}: use "
+                "`infer_video`, which cuts a video into windows"
+            )
+        return lambda number, x: self.motion_modules[number](x, frames, cache)
 
     def activations(
         self, taps: Sequence[Tensor], rows: int, columns: int

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import ModelConfig
+from ..layers.temporal import FrameCache
 from ..ops.linear_int8 import why_slow as why_slow_int8
 from ..runtime import is_autocast_on, keep_freed_memory, warn_if_slow
 from . import cuda_graphs
@@ -154,7 +155,8 @@ class OptimizedNetwork(DepthNetwork):
 
         def run(image: Tensor) -> Tensor:
             dense = image.is_contiguous()
-            last = image.is_contiguous(memory_format=torch.channels_last) and not dense
+            last = not dense and image.ndim == 4
+            last = last and image.is_contiguous(memory_format=torch.channels_last)
             kind = InputKind(tuple(image.shape), image.dtype, last)
 
             def fill(out: Tensor | None) -> Tensor:
@@ -163,6 +165,12 @@ class OptimizedNetwork(DepthNetwork):
             return now.run(self._run_modules, kind, fill, torch.clone)
 
         return run
+
+    def _run_next(self, x: Tensor, cache: FrameCache) -> Tensor:
+        now = self._optimized_now()
+        if isinstance(now, OptimizedForward):
+            return now(x, cache)
+        return super()._run_next(x, cache)
 
     def predict_batch(
         self,

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..layers import Block, LayerNorm
+from ..layers.temporal import FrameCache
 from ..ops import (
     add_layer_norm,
     bias_gelu,
@@ -276,6 +277,7 @@ class OptimizedForward:
         outputs += [scratch.sky_output_conv2] if model.config.sky_head else []
         self.tails = [_tail(*_children(output)) for output in outputs]
         self.max_depth = head.max_depth
+        self.mixing = head.mixing  # the temporal modules run as they are
 
     def is_current(self, model: DepthNetwork) -> bool:
         """Whether the model's weights and settings are still those that were packed."""
@@ -315,7 +317,7 @@ class OptimizedForward:
 
     @annotate("encoder")
     def _encode(self, x: Tensor, rows: int, columns: int) -> list[Tensor]:
-        """Taps (B, rows * columns, C) behind the final norm."""
+        """Images to taps (B, rows * columns, C) behind the final norm."""
         tokens = self._embed(x, rows, columns)
         normed, taps = self.norms[0](tokens), []
         for i, block in enumerate(self.blocks):
@@ -329,8 +331,16 @@ class OptimizedForward:
         return taps
 
     @annotate("head")
-    def _decode(self, taps: list[Tensor], rows: int, columns: int) -> Tensor:
+    def _decode(
+        self,
+        taps: list[Tensor],
+        rows: int,
+        columns: int,
+        frames: int,
+        cache: FrameCache | None,
+    ) -> Tensor:
         """Taps to (B, outputs, rows * 14, columns * 14)."""
+        mix = self.mixing(frames, cache) or (lambda number, x: x)
         grids = [
             project(tap).unflatten(1, (rows, columns))
             for project, tap in zip(self.projects, taps, strict=True)
@@ -338,10 +348,11 @@ class OptimizedForward:
         maps = [enlarge(grid) for enlarge, grid in zip(self.enlarge, grids, strict=False)]
         maps.append(grids[2].permute(0, 3, 1, 2))
         maps.append(self.shrink(grids[3].permute(0, 3, 1, 2)))
+        maps[2:] = mix(0, maps[2]), mix(1, maps[3])
         layers = [conv(x) for conv, x in zip(self.layers, maps, strict=True)]
         sizes = [(x.shape[2], x.shape[3]) for x in layers]
-        path = self.refine[3](layers[3], sizes[2])
-        path = self.refine[2](path, sizes[1], layers[2])
+        path = mix(2, self.refine[3](layers[3], sizes[2]))
+        path = mix(3, self.refine[2](path, sizes[1], layers[2]))
         path = self.refine[1](path, sizes[0], layers[1])
         path = self.refine[0](path, (2 * sizes[0][0], 2 * sizes[0][1]), layers[0])
         size = (rows * self.patch, columns * self.patch)
@@ -354,10 +365,21 @@ class OptimizedForward:
         return out if self.max_depth is None else out * self.max_depth
 
     @torch.no_grad()
-    def __call__(self, x: Tensor) -> Tensor:
-        """(B, 3, H, W) in the dtype of the weights to (B, outputs, H, W), float32."""
+    def __call__(self, x: Tensor, cache: FrameCache | None = None) -> Tensor:
+        """Images, or clips with as many frames, to outputs.
+
+        Args:
+            x: (B, 3, H, W) or (B, T, 3, H, W), in the dtype of the weights.
+            cache: As for `DPTHead.mixing`.
+
+        Returns:
+            (B, outputs, H, W) or (B * T, outputs, H, W), float32.
+        """
+        frames = 1
+        if x.ndim == 5:
+            x, frames = x.flatten(0, 1), x.shape[1]
         rows, columns = x.shape[2] // self.patch, x.shape[3] // self.patch
-        return self._decode(self._encode(x, rows, columns), rows, columns)
+        return self._decode(self._encode(x, rows, columns), rows, columns, frames, cache)
 
 
 def _tail(
