@@ -15,7 +15,16 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 _OLD_NAMES = {"licence": "license"}
 # Fields that were added later; at their default they are no part of `ModelConfig.identity`.
 _LATER_FIELDS = frozenset(
-    ("output", "kind", "focal_length", "sky_head", "norm_eps", "fit", "calibration", "temporal_frames")
+    (
+        "output",
+        "kind",
+        "focal_length",
+        "sky_head",
+        "norm_eps",
+        "fit",
+        "calibration",
+        "temporal_frames",
+    )
 )
 _CHOICES = {
     "position_embedding": ("official", "transformers"),
@@ -184,8 +193,8 @@ class ModelConfig:
         frames = self.temporal_frames
         if frames == 0:
             return []
-        if isinstance(frames, bool) or not isinstance(frames, int) or frames < 1:
-            return [f"temporal_frames={frames!r} must be a number of frames, or 0"]
+        if isinstance(frames, bool) or not isinstance(frames, int) or frames < 8:
+            return [f"temporal_frames={frames!r} must be 0, or 8 frames and more"]
         if self.bin_centers or self.sky_head:
             return ["temporal_frames exclude bin_centers and a sky_head"]
         widths = (*self.out_channels[2:], self.features)

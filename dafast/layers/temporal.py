@@ -16,21 +16,21 @@ _CHUNK = 1 << 15
 """Tokens that take part at a time without gradients: the hidden layer is eight times as wide."""
 
 
-def position_code(frames: int, width: int, like: Tensor) -> Tensor:
+def position_code(frames: int, width: int, device: torch.device | None = None) -> Tensor:
     """Sinusoids of the places in a clip.
 
     Args:
         frames: Number of places T.
         width: Number of channels C, even.
-        like: Has the dtype and the device of the result.
+        device: Of the result.
 
     Returns:
-        (T, C): sines in the even channels, cosines in the odd ones; computed in float32.
+        (T, C), float32: sines in the even channels, cosines in the odd ones.
     """
-    place = torch.arange(frames, device=like.device, dtype=torch.float32)
-    even = torch.arange(0, width, 2, device=like.device, dtype=torch.float32)
+    place = torch.arange(frames, device=device, dtype=torch.float32)
+    even = torch.arange(0, width, 2, device=device, dtype=torch.float32)
     angles = place[:, None] * torch.exp(even * (-math.log(10000.0) / width))
-    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1).to(like.dtype)
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)
 
 
 class FrameCache:
@@ -100,7 +100,7 @@ class TemporalAttention(nn.Module):
         Returns:
             (P, T, C).
         """
-        coded = states + position_code(states.shape[1], states.shape[2], states)
+        coded = states + position_code(*states.shape[1:], states.device).to(states.dtype)
         queries = coded if x.shape[1] == states.shape[1] else coded[:, -x.shape[1] :]
         q, k, v = self.to_q(queries), self.to_k(coded), self.to_v(coded)
         out = flash_attention(*(part.unflatten(-1, (_HEADS, -1)) for part in (q, k, v)))

@@ -16,6 +16,9 @@ from ..ops.resize_bilinear import interpolate
 from ..profiling import annotate
 from ..runtime import without_autocast
 
+FRAME_GROUP = 4
+"""Frames of a clip that share the full resolution, without gradients: it takes the most memory."""
+
 _TAIL_CHANNELS = 32
 _Mix = Callable[[int, Tensor], Tensor]  # a temporal module, by number, on a map
 
@@ -128,7 +131,7 @@ class Scratch(nn.Module):
         With a sky there are two channels: the depth, and the sky, about 1 where there is sky.
         ``mix`` applies temporal modules; see `DPTHead.mixing`.
         """
-        return self._tail(self.output_conv1(self.fuse(maps, mix)[-1]), size)
+        return self.tail(self.fuse(maps, mix)[-1], size)
 
     def activations(
         self, maps: Sequence[Tensor], size: tuple[int, int]
@@ -145,17 +148,29 @@ class Scratch(nn.Module):
 
     def fuse(self, maps: Sequence[Tensor], mix: _Mix | None = None) -> list[Tensor]:
         """The deepest map and the four fused ones, the coarsest first, (B, features, h, w) each."""
-        if mix is not None:
-            maps = [maps[0], maps[1], mix(0, maps[2]), mix(1, maps[3])]
-        layer1, layer2 = self.layer1_rn(maps[0]), self.layer2_rn(maps[1])
-        layer3, layer4 = self.layer3_rn(maps[2]), self.layer4_rn(maps[3])
-        path4 = self.refinenet4(layer4, layer3.shape[2:])
-        path4 = path4 if mix is None else mix(2, path4)
-        path3 = self.refinenet3(path4, layer2.shape[2:], layer3)
-        path3 = path3 if mix is None else mix(3, path3)
+        coarse = self.fuse_coarse(maps[2], maps[3], maps[1].shape[2:], mix)
+        return [*coarse, *self.fuse_fine(maps[0], maps[1], coarse[-1])]
+
+    def fuse_coarse(
+        self, map3: Tensor, map4: Tensor, size: tuple[int, int], mix: _Mix | None = None
+    ) -> list[Tensor]:
+        """The first three maps of `fuse`, the last one of this size."""
+        mix = mix or (lambda number, x: x)
+        layer3, layer4 = self.layer3_rn(mix(0, map3)), self.layer4_rn(mix(1, map4))
+        path4 = mix(2, self.refinenet4(layer4, layer3.shape[2:]))
+        path3 = mix(3, self.refinenet3(path4, size, layer3))
+        return [layer4, path4, path3]
+
+    def fuse_fine(self, map1: Tensor, map2: Tensor, path3: Tensor) -> list[Tensor]:
+        """The last two maps of `fuse`."""
+        layer1, layer2 = self.layer1_rn(map1), self.layer2_rn(map2)
         path2 = self.refinenet2(path3, layer1.shape[2:], layer2)
         path1 = self.refinenet1(path2, (2 * layer1.shape[2], 2 * layer1.shape[3]), layer1)
-        return [layer4, path4, path3, path2, path1]
+        return [path2, path1]
+
+    def tail(self, path1: Tensor, size: tuple[int, int]) -> Tensor:
+        """The last map of `fuse` to the outputs (B, 1 or 2, *size)."""
+        return self._tail(self.output_conv1(path1), size)
 
     def _tail(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         """The outputs of the upsampled map."""
@@ -242,9 +257,29 @@ class DPTHead(nn.Module):
             (B, 1, rows * 14, columns * 14), float32 for any dtype of the weights (float64 for
             float64 weights); with a sky (B, 2, ...), as `Scratch.forward`.
         """
-        maps = self.reassemble(taps, rows, columns)
-        out = self.scratch(maps, self.size(rows, columns), self.mixing(frames, cache))
+        mix = self.mixing(frames, cache)
+        if frames > 1 and not torch.is_grad_enabled():
+            out = self._in_groups(taps, rows, columns, mix)
+        else:
+            maps = self.reassemble(taps, rows, columns)
+            out = self.scratch(maps, self.size(rows, columns), mix)
         return out if self.max_depth is None else out * self.max_depth
+
+    def _in_groups(
+        self, taps: Sequence[Tensor], rows: int, columns: int, mix: _Mix | None
+    ) -> Tensor:
+        """As `forward` of `Scratch`; the frames share only the coarse maps at one time."""
+        scratch, size = self.scratch, self.size(rows, columns)
+        map3, map4 = (self._reassemble_one(i, taps[i], rows, columns) for i in (2, 3))
+        path3 = scratch.fuse_coarse(map3, map4, (2 * rows, 2 * columns), mix)[-1]
+        outs = []
+        for part1, part2, path in zip(
+            *(x.split(FRAME_GROUP) for x in (*taps[:2], path3)), strict=True
+        ):
+            map1 = self._reassemble_one(0, part1, rows, columns)
+            map2 = self._reassemble_one(1, part2, rows, columns)
+            outs.append(scratch.tail(scratch.fuse_fine(map1, map2, path)[-1], size))
+        return torch.cat(outs)
 
     def mixing(self, frames: int = 1, cache: FrameCache | None = None) -> _Mix | None:
         """What exchanges information between frames, for `Scratch.fuse`.
@@ -282,10 +317,9 @@ class DPTHead(nn.Module):
 
     def reassemble(self, taps: Sequence[Tensor], rows: int, columns: int) -> list[Tensor]:
         """The taps as maps of four resolutions, the finest first."""
-        maps = []
-        batch = taps[0].shape[0]
-        for tap, project, resize in zip(taps, self.projects, self.resize_layers, strict=True):
-            # Not `unflatten`, whose sizes torch.onnx.export(dynamo=False) fixes.
-            grid = tap.transpose(1, 2).reshape(batch, -1, rows, columns)
-            maps.append(resize(project(grid)))
-        return maps
+        return [self._reassemble_one(i, tap, rows, columns) for i, tap in enumerate(taps)]
+
+    def _reassemble_one(self, number: int, tap: Tensor, rows: int, columns: int) -> Tensor:
+        # Not `unflatten`, whose sizes torch.onnx.export(dynamo=False) fixes.
+        grid = tap.transpose(1, 2).reshape(tap.shape[0], -1, rows, columns)
+        return self.resize_layers[number](self.projects[number](grid))

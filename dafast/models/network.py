@@ -75,10 +75,11 @@ class DepthNetwork(nn.Module):
 
         Returns:
             (B, H, W), float32 also with half-precision weights; for a list of images a list of
-            (H_i, W_i), for clips (B, T, H, W). Disparity is 0 or more, large where the scene is near, up to an unknown
-            scale and shift. A metric model with a `ModelConfig.focal_length` gives metres for a
-            camera with this focal length. With ``features`` a pair: the prediction, and the patch
-            tokens (B, N, C) of the last block after the final LayerNorm, N = H/14 * W/14.
+            (H_i, W_i), for clips (B, T, H, W). Disparity is 0 or more, large where the scene is
+            near, up to an unknown scale and shift. A metric model with a `ModelConfig.focal_length`
+            gives metres for a camera with this focal length. With ``features`` a pair: the
+            prediction, and the patch tokens (B, N, C) of the last block after the final
+            LayerNorm, N = H/14 * W/14.
 
         Raises:
             ValueError: If the shape does not fit, or if the device or (outside of autocast) the
@@ -172,17 +173,27 @@ class DepthNetwork(nn.Module):
         Raises:
             TypeError: If the model has no temporal modules.
         """
-        self._check_temporal()
+        self.check_temporal()
         self.pretrained.check_images(x)
-        out = self._run_next(x, cache)
+        encode, decode = self.parts()
+        patch = self.config.patch_size
+        rows, columns = x.shape[-2] // patch, x.shape[-1] // patch
+        out = decode(encode(x), rows, columns, 1, cache)
         cache.advance()
         return self._finish(out)
 
-    def _run_next(self, x: Tensor, cache: FrameCache) -> Tensor:
-        """One image (1, 3, H, W) of a stream to the decoder's output (1, 1, H, W)."""
-        return self.depth_head(*self._encode(x), cache=cache)
+    def parts(self) -> tuple[Callable[..., list[Tensor]], Callable[..., Tensor]]:
+        """What `forward` does now, in two functions, for frames that several windows share.
 
-    def _check_temporal(self) -> None:
+        Returns:
+            Images (B, 3, H, W) to the decoder's four taps (B, N, C); and taps, rows and columns of
+            the grid of patches, frames of a clip and a `FrameCache` or None to (B, 1, H, W), as
+            `DPTHead.forward`.
+        """
+        return lambda x: self._encode(x)[0], self.depth_head
+
+    def check_temporal(self) -> None:
+        """Raises a TypeError if the model has no temporal modules."""
         if not self.config.temporal_frames:
             raise TypeError(f"{self.config.name!r} has no temporal modules; 'vda-vits' has them")
 
@@ -190,7 +201,7 @@ class DepthNetwork(nn.Module):
         """Returns x, if it is a batch of images, or of clips, that the model takes."""
         if x.ndim != 5:
             return self.pretrained.check_images(x)
-        self._check_temporal()
+        self.check_temporal()
         self.pretrained.check_images(x.flatten(0, 1))
         return x
 
@@ -227,9 +238,7 @@ class DepthNetwork(nn.Module):
     def prepare_inference(self) -> None:
         """Called before inference on photos; a subclass may make its forward fast here."""
 
-    def _decode(
-        self, taps: Sequence[Tensor], rows: int, columns: int, frames: int = 1
-    ) -> Tensor:
+    def _decode(self, taps: Sequence[Tensor], rows: int, columns: int, frames: int = 1) -> Tensor:
         """Four taps (B, rows * columns, C) to the outputs (B, C, rows * 14, columns * 14)."""
         if self.config.bin_centers:
             return self.metric_head(*self.depth_head.activations(taps, rows, columns))

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from ..config import ModelConfig
-from ..layers.temporal import FrameCache
 from ..ops.linear_int8 import why_slow as why_slow_int8
 from ..runtime import is_autocast_on, keep_freed_memory, warn_if_slow
 from . import cuda_graphs
@@ -166,11 +165,12 @@ class OptimizedNetwork(DepthNetwork):
 
         return run
 
-    def _run_next(self, x: Tensor, cache: FrameCache) -> Tensor:
+    def parts(self) -> tuple[Callable[..., list[Tensor]], Callable[..., Tensor]]:
+        """As `DepthNetwork.parts`; on a CPU with the packed weights."""
         now = self._optimized_now()
         if isinstance(now, OptimizedForward):
-            return now(x, cache)
-        return super()._run_next(x, cache)
+            return now.encode, now.decode
+        return super().parts()
 
     def predict_batch(
         self,
