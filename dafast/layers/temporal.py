@@ -155,12 +155,19 @@ class TemporalBlock(nn.Module):
         return x + self.ff(self.ff_norm(x))
 
 
+class _GroupNorm(nn.GroupNorm):
+    """`torch.nn.GroupNorm` that also takes groups of one value, as in an image of one position."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+
+
 class _TemporalTransformer(nn.Module):
     """The parts of a `TemporalModule`; a module of its own for the checkpoint's names."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(math.gcd(_GROUPS, width), width, eps=1e-6)
+        self.norm = _GroupNorm(math.gcd(_GROUPS, width), width, eps=1e-6)
         self.proj_in = nn.Linear(width, width)
         self.transformer_blocks = nn.ModuleList([TemporalBlock(width)])
         self.proj_out = nn.Linear(width, width)
