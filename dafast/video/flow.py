@@ -38,27 +38,29 @@ def optical_flow(frame: np.ndarray, other: np.ndarray) -> np.ndarray:
         for image in (frame, other)
     )
     method = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
-    return np.asarray(method.calc(first, second, None), np.float32)[:height, :width]
+    found = np.zeros((*first.shape, 2), np.float32)
+    return np.asarray(method.calc(first, second, found))[:height, :width]
 
 
 def warp(image: np.ndarray, flow: np.ndarray) -> np.ndarray:
     """Carries a map along: its value where the flow points to, bilinearly.
 
     Args:
-        image: float (H, W).
-        flow: As `optical_flow` returns it, (H, W, 2).
+        image: float32 (H, W).
+        flow: As `optical_flow` returns it, float32 (H, W, 2).
 
     Returns:
-        float32 (H, W), NaN where the flow leaves the picture.
+        float32 (H, W), NaN where the flow leaves the picture or is NaN.
+
+    Raises:
+        MissingPackageError: OpenCV is not installed.
     """
+    require_flow()
+    import cv2
+
     height, width = image.shape
-    x = np.arange(width, dtype=np.float32) + flow[..., 0]
-    y = np.arange(height, dtype=np.float32)[:, None] + flow[..., 1]
+    x = flow[..., 0] + np.arange(width, dtype=np.float32)
+    y = flow[..., 1] + np.arange(height, dtype=np.float32)[:, None]
     inside = (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
-    x, y = np.where(inside, x, 0), np.where(inside, y, 0)
-    left, top = x.astype(np.intp), y.astype(np.intp)
-    right, bottom = np.minimum(left + 1, width - 1), np.minimum(top + 1, height - 1)
-    fx, fy = x - left, y - top
-    upper = image[top, left] * (1 - fx) + image[top, right] * fx
-    lower = image[bottom, left] * (1 - fx) + image[bottom, right] * fx
-    return np.where(inside, upper * (1 - fy) + lower * fy, np.nan).astype(np.float32)
+    carried = cv2.remap(image, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    return np.where(inside, carried, np.float32(np.nan))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-POINTS = 2048
+POINTS = 1024
 """Pixels that a fit uses; more make it slower and not visibly better."""
 
 MIN_QUALITY = 0.3
@@ -15,7 +15,7 @@ MIN_QUALITY = 0.3
 _MIN_POINTS = 16
 _SIGMA = 1.4826  # standard deviation of a normal distribution over its median absolute deviation
 _TUKEY = 4.685  # standard deviations from which a residual has no weight
-_ROUNDS = 8
+_ROUNDS = 6
 
 
 @dataclass(frozen=True)

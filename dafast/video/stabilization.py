@@ -26,7 +26,7 @@ MODES = ("range", "flow", "off")
 LOOKAHEAD = 8
 """Frames that the display range looks ahead by default."""
 
-_SIDE = {"range": 128, "flow": 256}  # longer side of the maps that are fitted
+_SIDE = {"range": 96, "flow": 192}  # longer side of the maps that are fitted
 _GREY_RATE = 1 / 16  # how fast the reference's brightness follows
 _LONGEST = 256  # frames of the mean of a pixel that stays
 _CARRIED = 24  # the same where flow carries the mean along: interpolation blurs it
@@ -361,7 +361,9 @@ class _DisplayRange:
 
 
 def _affine(values: np.ndarray, scale: float, shift: float) -> np.ndarray:
-    return values * np.float32(scale) + np.float32(shift)
+    result = values * np.float32(scale)
+    result += np.float32(shift)
+    return result
 
 
 def _percentiles(values: np.ndarray) -> tuple[float, float]:
