@@ -25,7 +25,7 @@ OPS = {"ops"}
 NETWORK = {"layers", "losses", *OPS}
 MODELS = {"models", *NETWORK}
 DATA = {"data", "synthetic"}
-EVALUATION = {"evaluation", *MODELS, *DATA}
+EVALUATION = {"evaluation", "video", *MODELS, *DATA}
 TRAINING = {"training", *EVALUATION}
 MAY_IMPORT = {
     "ops": BACKENDS,
@@ -37,9 +37,9 @@ MAY_IMPORT = {
     "data": {"synthetic"},
     "views": NETWORK,
     "video": MODELS,
-    "evaluation": MODELS | DATA,
+    "evaluation": {"video"} | MODELS | DATA,
     "training": EVALUATION,
-    "cli": {"views", "video", *TRAINING},
+    "cli": {"views", *TRAINING},
     "__main__": {"cli"},
     "train": {"cli"},
     "kernels": set(),
