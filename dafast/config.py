@@ -338,13 +338,17 @@ def _presets() -> dict[str, ModelConfig]:
         grid_size=12,
         license="Apache-2.0",
     )
+    # Its form for video, to be trained on clips: no weights are published.
+    presets["vda-nano"] = dataclasses.replace(
+        presets["nano"], name="vda-nano", temporal_frames=16, license=""
+    )
     return presets
 
 
 PRESETS: dict[str, ModelConfig] = _presets()
 """Every preset by name: `vits`, `vitb`, `vitl`, their `v2-` forms, `v2-metric-*`,
 `metric-indoor-vitl`, `metric-outdoor-vitl`, `da3mono-vitl`, `da3metric-vitl`, `vda-vits`,
-`vda-vitb`, `vda-vitl`, their `vda-metric-` forms, `nano`."""
+`vda-vitb`, `vda-vitl`, their `vda-metric-` forms, `nano`, `vda-nano`."""
 
 
 def get_preset(name: str) -> ModelConfig:
