@@ -9,7 +9,7 @@ import numpy as np
 
 from dafast._warnings import DataWarning, warn
 from dafast.data.shards import SampleError, ShardError, check_bad_share
-from dafast.files import explain_kind
+from dafast.files import explain
 from dafast.synthetic import clip_folders, read_clip
 
 
@@ -82,7 +82,7 @@ class ClipSet:
             start = 0 if rng is None else int(rng.integers(length - self.frames + 1))
             clip = read_clip(folder, frames=slice(start, start + self.frames), flow=False)
         except (ValueError, OSError) as error:
-            raise SampleError(f"{name}: {explain_kind(error)}") from error
+            raise SampleError(f"{name}: {explain(error)}") from error
         images, depth = clip.frames, clip.depth
         mask = depth > 0  # sky is infinite: disparity 0, a valid label
         with np.errstate(divide="ignore"):

@@ -13,10 +13,10 @@ from dafast.ops import preprocess
 from tests.tiny import tiny
 
 CONFIG = tiny(
-    features=8, out_channels=(8, 8, 32, 32), temporal_frames=32, fit="video", output="relu",
-    output_align_corners=True,
+    features=16, out_channels=(8, 8, 64, 128), image_size=42, temporal_frames=32, fit="video",
+    output="relu", output_align_corners=True,
 )  # fmt: skip
-SIZE = (30, 40)  # of the frames; (28, 42) of the network
+SIZE = (30, 40)  # of the frames; (42, 56) of the network
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def frames(seed) -> list[np.ndarray]:
 
 def network_input(frames: list[np.ndarray]) -> torch.Tensor:
     return torch.cat(
-        [preprocess(torch.from_numpy(frame), size=28, fit="official")[0] for frame in frames]
+        [preprocess(torch.from_numpy(frame), size=42, fit="official")[0] for frame in frames]
     )
 
 
