@@ -40,8 +40,8 @@ def _by_tile(monkeypatch, inputs, cotangent, arch, **changes):
     """Both passes with the tiles of an architecture; ``changes`` by the name of the pass."""
     chosen = []
 
-    def tile_of(kind, dtype, head_dim, small=False):
-        tile = {**tiles.tile_of(kind, dtype, head_dim, small), **changes.get(kind, {})}
+    def tile_of(kind, *args):
+        tile = {**tiles.tile_of(kind, *args), **changes.get(kind, {})}
         chosen.append((kind, tile["BLOCK_M"], tile["BLOCK_N"], tile.get("OVERLAP")))
         return tile
 
