@@ -322,8 +322,9 @@ def test_official_folder_with_its_config(tmp_path, seed):
     (tmp_path / "config.json").write_text(json.dumps(config))
     back = load(tmp_path)
     assert back.config == PRESETS["vits"]
+    loaded = back.state_dict()
     for key, value in original.items():
-        assert torch.equal(back.state_dict()[key], value.float()), key
+        assert torch.equal(loaded[key], value.float()), key
     (tmp_path / "config.json").write_text(json.dumps(config | {"use_clstoken": True}))
     with pytest.raises(CheckpointError, match="use_clstoken"):
         load(tmp_path)
