@@ -25,7 +25,7 @@ OPS = {"ops"}
 NETWORK = {"layers", "losses", *OPS}
 MODELS = {"models", *NETWORK}
 DATA = {"data", "synthetic"}
-EVALUATION = {"evaluation", *MODELS, *DATA}
+EVALUATION = {"evaluation", "video", *MODELS, *DATA}
 TRAINING = {"training", *EVALUATION}
 MAY_IMPORT = {
     "ops": BACKENDS,
@@ -36,7 +36,8 @@ MAY_IMPORT = {
     "synthetic": set(),
     "data": {"synthetic"},
     "views": NETWORK,
-    "evaluation": MODELS | DATA,
+    "video": MODELS,
+    "evaluation": {"video"} | MODELS | DATA,
     "training": EVALUATION,
     "cli": {"views", *TRAINING},
     "__main__": {"cli"},

@@ -38,6 +38,7 @@ OPTIONAL = (
     Package("flash-attn-4", "flash_attn.cute", ("flash-attn",), "no comparison with its attention"),
     Package("pillow-heif", "pillow_heif", ("heif",), "HEIC and HEIF photos cannot be read"),
     Package("av", "av", ("video",), "no MP4 files of `dafast parallax`"),
+    Package("opencv-python-headless", "cv2", ("flow",), "no optical flow between frames of videos"),
     Package(
         "transformers",
         "transformers",

@@ -29,8 +29,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         nargs="+",
         default=["builtin"],
         metavar="NAME[=PATH]",
-        help="builtin (real photos), synthetic, kitti=FOLDER, nyuv2=FOLDER, list=FILE.csv, ... "
-        "(default: builtin); docs/evaluation.md lists all of them",
+        help="builtin (real photos), synthetic, kitti=FOLDER, nyuv2=FOLDER, list=FILE.csv, "
+        "clips=FOLDER (of dafast synth --clip), ... (default: builtin); docs/evaluation.md "
+        "lists all of them",
     )
     parser.add_argument(
         "--protocol",
@@ -76,9 +77,8 @@ def format_table(results: list[Result], markdown: bool = False) -> str:
     """Formats results with one row for each data set and predictor."""
     from ..evaluation.metrics import METRICS
 
-    metrics = [*METRICS]
-    if any("boundary_f1" in r.metrics for r in results):
-        metrics.append("boundary_f1")
+    found = {metric for result in results for metric in result.metrics}
+    metrics = [*METRICS, *(m for m in ("boundary_f1", "tae", "flicker") if m in found)]
     header = ["data", "predictor", "images", *metrics]
     rows = [
         [

@@ -3,52 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-import torch.distributed as dist
-from torch import Tensor
 
 from .._warnings import DataWarning, is_quiet, warn
 from ..files import explain
-from .alignment import align, constant_baseline, plane_baseline
 from .builtin import aloe, builtin, motorcycle, synthetic
 from .cache import PredictionCache
-from .metrics import METRICS, MIN_DEPTH, boundary_f1, depth_errors
+from .clips import score_clips
+from .metrics import METRICS
 from .protocols import Protocol, get_protocol
 from .readers import READERS
+from .readers.clips import Clips
 from .samples import EvaluationSample
+from .scoring import Result, camera_options, predict_disparity, score_sample, shared, together
 
 if TYPE_CHECKING:
     from ..models import DepthAnything
 
 BATCH_IMAGES, BATCH_PIXELS = 16, 8_000_000
 """Largest batch: number of samples, and number of their pixels."""
-_ANY_FOV = 60.0  # the alignment cancels it
-
-
-@dataclass(frozen=True)
-class Result:
-    """Scores of one predictor on one data set.
-
-    Attributes:
-        data: Data set.
-        predictor: The model's name, ``"constant"`` or ``"plane"``.
-        protocol: Name of the protocol.
-        count: Images.
-        metrics: Mean over the images of each of `METRICS`, and of ``boundary_f1`` where every
-            image's truth is sharp.
-    """
-
-    data: str
-    predictor: str
-    protocol: str
-    count: int
-    metrics: dict[str, float]
-
 
 DATA: dict[str, Callable[[], Sequence[EvaluationSample]]] = {
     "builtin": builtin,
@@ -109,96 +85,6 @@ def _batches(
         yield batch
 
 
-def _predict(
-    model: DepthAnything,
-    images: list[np.ndarray],
-    cache: PredictionCache | None,
-    options: dict[str, Any],
-) -> list[Tensor]:
-    """Disparity of each photo, from the cache if it is there."""
-    found = [cache.read(image) if cache else None for image in images]
-    new = [i for i, prediction in enumerate(found) if prediction is None]
-    results = {
-        i: torch.from_numpy(p).to(model.device) for i, p in enumerate(found) if p is not None
-    }
-    if new:
-        infer = model.infer_metric if model.config.is_metric else model.infer
-        predictions = infer([images[i] for i in new], return_tensors=True, **options)
-        for i, prediction in zip(new, predictions, strict=True):
-            results[i] = prediction
-            if cache:
-                cache.write(images[i], prediction.cpu().numpy())
-    ordered = [results[i] for i in range(len(images))]
-    return (
-        [1 / p.clamp(min=MIN_DEPTH) for p in ordered]
-        if model.config.quantity != "disparity"
-        else ordered
-    )
-
-
-def score_sample(
-    name: str, prediction: Tensor, sample: EvaluationSample, mask: np.ndarray, protocol: Protocol
-) -> dict[str, dict[str, float]]:
-    """Metrics of one prediction and of the baselines, by predictor.
-
-    Args:
-        name: The predictor's.
-        prediction: Disparity (H, W).
-        sample: The photo's truth.
-        mask: Pixels that count, bool (H, W).
-        protocol: How to align and clamp.
-
-    Raises:
-        ValueError: If the prediction is not finite at a pixel that counts.
-    """
-    max_depth = protocol.max_depth(sample, mask)
-    device = prediction.device
-    valid = torch.from_numpy(mask).to(device)[None]
-
-    def pick(x: Tensor) -> Tensor:
-        """Only the pixels that count, often few, unless neighbours are needed."""
-        return x if sample.sharp else x[valid][None, None]
-
-    truth, counted = pick(torch.from_numpy(sample.depth).to(device)[None]), pick(valid)
-    disparity = np.zeros(mask.shape)
-    disparity[mask] = 1 / sample.depth[mask].astype(np.float64)
-    depths = {
-        name: align(
-            pick(prediction[None]),
-            truth,
-            counted,
-            protocol.alignment,
-            max_depth=protocol.max_depth(sample, mask, fitted=protocol.alignment != "none"),
-        )
-    }
-    for baseline, fit in (("plane", plane_baseline), ("constant", constant_baseline)):
-        fitted = torch.from_numpy(fit(disparity, mask)).to(device, depths[name].dtype)[None]
-        depths[baseline] = 1 / pick(fitted).clamp(min=1 / max_depth)
-    scores = {}
-    for predictor, depth in depths.items():
-        errors = depth_errors(depth, truth, counted)
-        if sample.sharp:
-            errors["boundary_f1"] = boundary_f1(depth, truth, counted)
-        scores[predictor] = {metric: float(value) for metric, value in errors.items()}
-    return scores
-
-
-def _camera(model: DepthAnything, protocol: Protocol, fov: float | None) -> dict[str, float]:
-    """The camera as an option of `infer_metric`, empty for a model that needs none."""
-    if model.config.focal_length is None:
-        if fov is not None:
-            raise ValueError(f"fov= (--fov): the output of {model.config.name!r} needs no camera")
-        return {}
-    if fov is None and protocol.alignment == "none":
-        raise ValueError(
-            f"{model.config.name!r} predicts metres that depend on the camera, which the data "
-            "sets do not give: pass fov= (--fov) with the horizontal field of view of all "
-            "photos in degrees, or an alignment that needs no camera, e.g. "
-            "alignment='median' (--align median)"
-        )
-    return {"fov": _ANY_FOV if fov is None else fov}
-
-
 def score(
     model: DepthAnything,
     samples: Iterable[EvaluationSample],
@@ -243,32 +129,24 @@ def score(
     if alignment is None and model.config.is_metric:
         alignment = "none"
     preset = get_protocol(protocol, alignment)
-    options: dict[str, Any] = {"fit": fit or model.config.fit, **_camera(model, preset, fov)}
+    options: dict[str, Any] = {"fit": fit or model.config.fit, **camera_options(model, preset, fov)}
     if flip:
         options["flip"] = True
     store = PredictionCache(cache, model, options) if cache else None
-    rank, size = 0, 1
-    if dist.is_available() and dist.is_initialized():
-        rank, size = dist.get_rank(), dist.get_world_size()
-    if size > 1 and not isinstance(samples, Sequence):
-        raise ValueError("several processes can share a sequence of samples, not an iterator")
-    share: Any = samples[rank::size] if isinstance(samples, Sequence) else samples
+    rank, share = shared(samples)
     rows: list[tuple[str, dict[str, dict[str, float]]]] = []
     # A bar on a terminal, nothing in a log.
     hidden = None if rank == 0 and not is_quiet() else True
     shown = tqdm(share, desc=data, unit="image", disable=hidden, leave=False)
     for batch in _batches(shown, preset, data):
-        predictions = _predict(model, [s.image for s, _ in batch], store, options)
+        predictions = predict_disparity(model, [s.image for s, _ in batch], store, options)
         for (sample, mask), prediction in zip(batch, predictions, strict=True):
             try:
                 scores = score_sample(model.config.name, prediction, sample, mask, preset)
             except ValueError as error:
                 raise ValueError(f"{data}/{sample.name}: {explain(error)}") from error
             rows.append((sample.name, scores))
-    if size > 1:
-        gathered: list[Any] = [None] * size
-        dist.all_gather_object(gathered, rows)
-        rows = [row for part in gathered for row in part]
+    rows = together(rows)
     if not rows:
         raise ValueError(f"{data}: no image with a valid pixel")
     if len({name for name, _ in rows}) < len(rows):  # a list may name a photo twice
@@ -286,6 +164,8 @@ def score(
 
 def evaluate(model: DepthAnything, data: Iterable[str], **options: Any) -> list[Result]:
     """Scores a model on data sets by name; a set of two to four is also reported photo by photo.
+
+    Clips are scored as videos (`score_clips`).
 
     Args:
         model: A relative or a metric model.
@@ -308,6 +188,9 @@ def evaluate(model: DepthAnything, data: Iterable[str], **options: Any) -> list[
     ]
     results = []
     for name, samples in opened:
+        if isinstance(samples, Clips):
+            results += score_clips(model, samples, name, **options)
+            continue
         means, per_image = score(model, samples, name, **options)
         if 1 < means[0].count <= 4:
             results += [

@@ -177,6 +177,7 @@ def _open_sky(
     origins: F32,
     normals: F32,
     depth: F32,
+    noise: np.random.Generator,
 ) -> F32:
     """Ambient occlusion of hit pixels (M,), 1 = open: a short ray per 2x2 pixels, smoothed."""
     h, w = camera.height, camera.width
@@ -185,7 +186,7 @@ def _open_sky(
     coarse = index.reshape(h, w)[::2, ::2]
     some = coarse >= 0
     rows = coarse[some]
-    bounce = _unit(scene.rng.standard_normal((len(rows), 3), np.float32)) + normals[rows]
+    bounce = _unit(noise.standard_normal((len(rows), 3), np.float32)) + normals[rows]
     reach = float(np.clip(0.25 * np.median(depth), 0.05, 4.0)) * scene.u(0.5, 1.5)
     far = np.full(len(rows), reach, np.float32)
     blocked = tracer.occluded(np.ascontiguousarray(origins[rows]), _unit(bounce), far)
@@ -228,8 +229,19 @@ class _Surface:
     mat: I32
 
 
-def shade(scene: Scene, g: SceneMesh, tracer: Tracer, camera: Camera, hits: Hits) -> F32:
-    """Linear radiance of all pixels, float32 (N, 3)."""
+def shade(
+    scene: Scene,
+    g: SceneMesh,
+    tracer: Tracer,
+    camera: Camera,
+    hits: Hits,
+    noise: np.random.Generator | None = None,
+) -> F32:
+    """Linear radiance of all pixels, float32 (N, 3).
+
+    ``noise`` draws the numbers whose count depends on the picture, by default ``scene.rng``.
+    """
+    noise = noise or scene.rng
     rays = camera.rays()
     length = np.sqrt(np.einsum("ij,ij->i", rays, rays))
     out = np.empty((len(rays), 3), np.float32)
@@ -244,7 +256,9 @@ def shade(scene: Scene, g: SceneMesh, tracer: Tracer, camera: Camera, hits: Hits
     t = (0.5 + 0.5 * points.nrm[:, 2:]).astype(np.float32)
     ambient = (e.ground * 0.6 * (1 - t) + e.zenith * 0.5 * t + e.horizon * 0.3) * e.ambient
     if scene.chance(0.7):
-        open_sky = _open_sky(scene, tracer, camera, hit, points.lift, points.nrm, points.depth)
+        open_sky = _open_sky(
+            scene, tracer, camera, hit, points.lift, points.nrm, points.depth, noise
+        )
         ambient = ambient * open_sky[:, None]
     light, spec = _lamps(scene, tracer, points, ambient.astype(np.float32))
     radiance = albedo * light + spec
@@ -379,8 +393,16 @@ _DIRT_K = np.array([[0.9, -0.5, 0.3], [0.4, 1.1, -0.6], [-0.3, 0.7, 1.2]], np.fl
 _DIRT_P = np.array([0.3, 1.7, 4.1], np.float32)
 
 
-def develop(rng: np.random.Generator, linear: F32, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Radiance (N, 3) to an 8-bit picture (H, W, 3), as a random camera would."""
+def develop(
+    rng: np.random.Generator,
+    linear: F32,
+    size: tuple[int, int],
+    grain_rng: np.random.Generator | None = None,
+) -> NDArray[np.uint8]:
+    """Radiance (N, 3) to an 8-bit picture (H, W, 3), as a random camera would.
+
+    ``grain_rng`` draws the grain, by default ``rng``, which draws the camera.
+    """
     from PIL import Image, ImageFilter
 
     w, h = size
@@ -415,7 +437,9 @@ def develop(rng: np.random.Generator, linear: F32, size: tuple[int, int]) -> NDA
         image = np.asarray(blurred)
     if rng.random() < 0.6:
         sigma = float(rng.exponential(3.0))
-        grain = rng.standard_normal((h, w, 3), np.float32) * np.float32(min(sigma, 14.0))
+        grain = (grain_rng or rng).standard_normal((h, w, 3), np.float32) * np.float32(
+            min(sigma, 14.0)
+        )
         image = np.clip(image + grain + 0.5, 0, 255).astype(np.uint8)
     return image
 

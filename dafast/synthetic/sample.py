@@ -81,6 +81,34 @@ def render_scene(
         ValueError: an unknown kind, a negative seed or a size below 8 pixels.
         FileNotFoundError: the texture folder is missing or holds no picture.
     """
+    built = build_scene(seed, size=size, kind=kind, textures=textures)
+    scene, geometry, tracer, size, kind = built
+    camera = camera_from(scene.view, size)
+    hits = trace(tracer, camera)
+    image = develop(scene.rng, shade(scene, geometry, tracer, camera, hits), size)
+    return SyntheticSample(
+        image,
+        *_labels(geometry, camera, hits),
+        kind,
+        camera.fx,
+        camera.fy,
+        camera.cx,
+        camera.cy,
+        seed,
+    )
+
+
+def build_scene(
+    seed: int,
+    *,
+    size: tuple[int, int] | None,
+    kind: str | None,
+    textures: str | Path | None,
+) -> tuple[Scene, SceneMesh, Tracer, tuple[int, int], str]:
+    """The scene of a seed before it is rendered, with its size and kind.
+
+    Args and errors are those of `render_scene`.
+    """
     if seed < 0:
         raise ValueError(f"seed must not be negative, got {seed}")
     if kind is not None and kind not in KINDS:
@@ -101,19 +129,7 @@ def render_scene(
         small = camera_from(scene.view, (max(size[0] // 8, 8), max(size[1] // 8, 8)))
         if _acceptable(geometry, small, trace(tracer, small)):
             break
-    camera = camera_from(scene.view, size)
-    hits = trace(tracer, camera)
-    image = develop(scene.rng, shade(scene, geometry, tracer, camera, hits), size)
-    return SyntheticSample(
-        image,
-        *_labels(geometry, camera, hits),
-        kind,
-        camera.fx,
-        camera.fy,
-        camera.cx,
-        camera.cy,
-        seed,
-    )
+    return scene, geometry, tracer, size, kind
 
 
 def _labels(

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 from PIL import Image
@@ -36,6 +36,22 @@ DESCRIPTION = "synthetic.json"
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
+class Task(Protocol):
+    """One file or folder of a set, written by one process, with the scenes seed + first, ..."""
+
+    @property
+    def path(self) -> Path: ...
+    @property
+    def first(self) -> int: ...
+    @property
+    def count(self) -> int: ...
+    @property
+    def seed(self) -> int: ...
+
+    def write(self) -> tuple[str, int]:
+        """Writes it; returns its name and the number of its scenes."""
+
+
 @dataclass(frozen=True)
 class _Task:
     path: Path
@@ -45,6 +61,10 @@ class _Task:
     size: tuple[int, int] | None
     textures: str | None
     kinds: tuple[str, ...] | None = None
+
+    def write(self) -> tuple[str, int]:
+        """Writes the shard; returns its name and the number of its scenes."""
+        return _write_shard(self)
 
 
 def encode(sample: SyntheticSample) -> dict[str, bytes]:
@@ -165,16 +185,26 @@ def write_shards(
     todo = [t for t in tasks if present.get(t.path.name, 0) < t.count]
     if todo:
         require_embree()
-    progress_line = _Progress(scenes, scenes - sum(t.count for t in todo), progress)
+    write_all(
+        todo, folder, workers, Progress(scenes, scenes - sum(t.count for t in todo), progress)
+    )
+
+
+def write_all(todo: Sequence[Task], folder: Path, workers: int | None, progress: Progress) -> None:
+    """Runs tasks that write into a folder, in processes if ``workers`` allows several.
+
+    Raises:
+        RuntimeError: a task failed, or a worker died.
+    """
     n = min(workers or _cores(), len(todo))
     with _sigterm_unwinds():
         try:
             if n <= 1:
                 for task in todo:
-                    progress_line.add(*_write_shard(task))
+                    progress.add(*task.write())
             else:
                 for result in _run_parallel(todo, n):
-                    progress_line.add(*result)
+                    progress.add(*result)
         finally:
             remove_leftovers(folder)
 
@@ -194,17 +224,18 @@ def _check_arguments(scenes: int, seed: int, shard_size: int, kinds: Sequence[st
         raise ValueError(f"unknown kind {', '.join(unknown)}; there are: {', '.join(KINDS)}")
 
 
-class _Progress:
-    """Prints a line per finished shard to stderr.
+class Progress:
+    """Prints a line per finished file to stderr.
 
     Args:
         scenes: how many there will be.
         done: how many there are already.
         shown: whether to print.
+        unit: what is counted.
     """
 
-    def __init__(self, scenes: int, done: int, shown: bool) -> None:
-        self.scenes, self.done, self.shown = scenes, done, shown
+    def __init__(self, scenes: int, done: int, shown: bool, unit: str = "images") -> None:
+        self.scenes, self.done, self.shown, self.unit = scenes, done, shown, unit
         self.rendered, self.began = 0, time.monotonic()
         if shown and done:
             print(f"synth: {done} of {scenes} scenes already there", file=sys.stderr)
@@ -216,7 +247,7 @@ class _Progress:
             rate = self.rendered / max(time.monotonic() - self.began, 1e-9)
             left = (self.scenes - self.done) / max(rate, 1e-9)
             print(
-                f"synth: {name} {self.done}/{self.scenes}, {rate:.1f} images/s, "
+                f"synth: {name} {self.done}/{self.scenes}, {rate:.1f} {self.unit}/s, "
                 f"{left / 60:.1f} min left",
                 file=sys.stderr,
             )
@@ -301,19 +332,19 @@ def _work(connection: Connection) -> None:
         while True:
             task = connection.recv()
             try:
-                connection.send(_write_shard(task))
+                connection.send(task.write())
             except Exception as error:
                 connection.send(error)
     except (EOFError, BrokenPipeError):
         return
 
 
-def _run_parallel(todo: list[_Task], n: int) -> Iterator[tuple[str, int]]:
+def _run_parallel(todo: Sequence[Task], n: int) -> Iterator[tuple[str, int]]:
     """Write shards in n processes of one thread each; results as they come."""
     saved = {k: os.environ.get(k) for k in _THREADS}
     os.environ.update(dict.fromkeys(_THREADS, "1"))
     context = mp.get_context("spawn")
-    running: dict[Connection, tuple[BaseProcess, _Task]] = {}
+    running: dict[Connection, tuple[BaseProcess, Task]] = {}
     processes: list[BaseProcess] = []
     waiting = iter(todo)
     try:

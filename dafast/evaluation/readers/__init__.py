@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..samples import Samples
+from .clips import clips
 from .ddad import ddad
 from .diode import diode, diode_indoors, diode_outdoor
 from .eth3d import eth3d
@@ -37,5 +38,6 @@ READERS: dict[str, Callable[[Path], Samples]] = {
     "ibims1": ibims1,
     "hypersim": hypersim,
     "vkitti2": vkitti2,
+    "clips": clips,
 }
 """The readers by the name that ``--data NAME=PATH`` takes."""
