@@ -15,14 +15,23 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 _OLD_NAMES = {"licence": "license"}
 # Fields that were added later; at their default they are no part of `ModelConfig.identity`.
 _LATER_FIELDS = frozenset(
-    ("output", "kind", "focal_length", "sky_head", "norm_eps", "fit", "calibration")
+    (
+        "output",
+        "kind",
+        "focal_length",
+        "sky_head",
+        "norm_eps",
+        "fit",
+        "calibration",
+        "temporal_frames",
+    )
 )
 _CHOICES = {
     "position_embedding": ("official", "transformers"),
     "bin_centers": ("", "softplus", "normed"),
     "output": ("", "relu", "sigmoid", "exp"),
     "kind": ("", "disparity", "depth", "metric"),
-    "fit": ("pad", "official", "upper_bound"),
+    "fit": ("pad", "official", "upper_bound", "video"),
 }
 
 
@@ -65,8 +74,10 @@ class ModelConfig:
         sky_head: Whether the decoder has a second output that finds the sky, as in Depth
             Anything 3.
         norm_eps: Epsilon of the encoder's final LayerNorm.
-        fit: The size rule that `infer` uses by default: ``"pad"``, ``"official"`` or
-            ``"upper_bound"``, see `dafast.geometry.plan_geometry`.
+        fit: The size rule that `infer` uses by default: ``"pad"``, ``"official"``,
+            ``"upper_bound"`` or ``"video"``, see `dafast.geometry.plan_geometry`.
+        temporal_frames: The most frames of a clip that attend to each other, in temporal modules
+            of the decoder, as in Video-Depth-Anything (32); 0 without these modules.
         calibration: A scale and a shift that `dafast calibrate` fitted: predictions are multiplied
             by the first, then the second is added. Disparity is then in 1/m, depth in metres.
             ``None`` without. The network's own output, which training sees, is without it.
@@ -99,6 +110,7 @@ class ModelConfig:
     sky_head: bool = False
     norm_eps: float = 1e-6
     fit: str = "pad"
+    temporal_frames: int = 0
     calibration: tuple[float, float] | None = None
     output_align_corners: bool = False
     position_embedding: str = "official"
@@ -144,6 +156,7 @@ class ModelConfig:
             problems.append(
                 f"focal_length={self.focal_length} must be positive, for kind='metric' only"
             )
+        problems += self._why_not_temporal()
         if not 0 < self.norm_eps < 1:
             problems.append(f"norm_eps={self.norm_eps} must be between 0 and 1")
         if self.features % 2:
@@ -174,6 +187,19 @@ class ModelConfig:
             return [f"calibration={self.calibration!r}: a scale above 0 and a shift are needed"]
         if self.focal_length is not None and values[1] != 0:
             return ["calibration: with a focal_length the shift must be 0"]
+        return []
+
+    def _why_not_temporal(self) -> list[str]:
+        frames = self.temporal_frames
+        if frames == 0:
+            return []
+        if isinstance(frames, bool) or not isinstance(frames, int) or frames < 8:
+            return [f"temporal_frames={frames!r} must be 0, or 8 frames and more"]
+        if self.bin_centers or self.sky_head:
+            return ["temporal_frames exclude bin_centers and a sky_head"]
+        widths = (*self.out_channels[2:], self.features)
+        if any(width % 8 for width in widths):
+            return [f"temporal_frames need widths that are multiples of 8, not {widths}"]
         return []
 
     @property
@@ -284,6 +310,21 @@ def _presets() -> dict[str, ModelConfig]:
             hub_file="model.safetensors",
             license="Apache-2.0",
         )
+    # Video-Depth-Anything: V2 with temporal modules. The relative and the metric model of a size
+    # have the same network; only the meaning differs.
+    for encoder in _ENCODERS:
+        for kind, prefix in (("", ""), ("metric", "Metric-")):
+            name = f"vda-metric-{encoder}" if kind else f"vda-{encoder}"
+            presets[name] = dataclasses.replace(
+                presets[f"v2-{encoder}"],
+                name=name,
+                output="relu",
+                kind=kind,
+                fit="video",
+                temporal_frames=32,
+                hub_id=f"depth-anything/{prefix}Video-Depth-Anything-{_V2_NAMES[encoder]}",
+                hub_file=f"{prefix.lower().replace('-', '_')}video_depth_anything_{encoder}.pth",
+            )
     # The demonstration model that this project trains itself and ships in the package.
     presets["nano"] = ModelConfig(
         name="nano",
@@ -297,12 +338,17 @@ def _presets() -> dict[str, ModelConfig]:
         grid_size=12,
         license="Apache-2.0",
     )
+    # Its form for video, to be trained on clips: no weights are published.
+    presets["vda-nano"] = dataclasses.replace(
+        presets["nano"], name="vda-nano", temporal_frames=16, license=""
+    )
     return presets
 
 
 PRESETS: dict[str, ModelConfig] = _presets()
 """Every preset by name: `vits`, `vitb`, `vitl`, their `v2-` forms, `v2-metric-*`,
-`metric-indoor-vitl`, `metric-outdoor-vitl`, `da3mono-vitl`, `da3metric-vitl`, `nano`."""
+`metric-indoor-vitl`, `metric-outdoor-vitl`, `da3mono-vitl`, `da3metric-vitl`, `vda-vits`,
+`vda-vitb`, `vda-vitl`, their `vda-metric-` forms, `nano`, `vda-nano`."""
 
 
 def get_preset(name: str) -> ModelConfig:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from . import _warnings
 
-FITS = ("pad", "official", "upper_bound")
+FITS = ("pad", "official", "upper_bound", "video")
 MAX_TOKENS = 8192
 
 
@@ -73,6 +73,8 @@ def plan_geometry(
     ``fit="upper_bound"``: the rule of Depth Anything 3: the longer side becomes ``size``, the
     shorter one is rounded to the nearest pixel; then each side goes to the nearest multiple, up at
     a tie, in a second resize; no padding.
+    ``fit="video"``: the rule of Video-Depth-Anything: ``"official"``, with a smaller ``size`` for
+    frames whose sides differ by more than 1.78 times, so that a long side takes no more memory.
 
     A photo that would need more than ``max_tokens`` tokens (patches and the cls token) is
     scaled down until it fits, with a warning; no side falls under ``multiple``.
@@ -82,7 +84,7 @@ def plan_geometry(
         width: Width of the photo in pixels.
         size: Wanted shorter side in pixels; the longer one with ``fit="upper_bound"``.
         multiple: Patch size in pixels.
-        fit: ``"pad"``, ``"official"`` or ``"upper_bound"``.
+        fit: ``"pad"``, ``"official"``, ``"upper_bound"`` or ``"video"``.
         max_tokens: Upper bound on (H / multiple) * (W / multiple) + 1.
         warn: Whether to log a warning for a photo that is scaled down.
 
@@ -100,6 +102,8 @@ def plan_geometry(
     def tokens(sides: tuple[int, int]) -> int:
         return _round_up(sides[0], multiple) * _round_up(sides[1], multiple) // multiple**2 + 1
 
+    if fit == "video":
+        fit, size = "official", _video_size(height, width, size, multiple)
     bound = fit == "upper_bound"
     scale = (min if bound else max)(size / height, size / width)
     sides = _sides(height, width, scale, size, multiple, fit)
@@ -122,6 +126,14 @@ def plan_geometry(
     padding = (extra_w // 2, extra_w - extra_w // 2, extra_h // 2, extra_h - extra_h // 2)
     first = _whole(height, width, scale) if bound else None
     return Geometry((height, width), sides, padding, network, first)
+
+
+def _video_size(height: int, width: int, size: int, multiple: int) -> int:
+    """The ``size`` of Video-Depth-Anything for frames of these sides."""
+    ratio = max(height, width) / min(height, width)
+    if ratio <= 1.78:
+        return size
+    return max(multiple, round(int(size * 1.777 / ratio) / multiple) * multiple)
 
 
 def _whole(height: int, width: int, scale: float) -> tuple[int, int]:

@@ -101,6 +101,60 @@ class GradientMatchingLoss(nn.Module):
         return total
 
 
+class TemporalGradientMatchingLoss(nn.Module):
+    """Video-Depth-Anything's temporal term: disparity changes from frame to frame as it should.
+
+    The prediction of each clip is fitted to the target by one least-squares scale and shift, with
+    their gradient. The loss is the mean of |change of the prediction - change of the target| from
+    frame to frame, over all pixels of the batch that are valid in both frames and whose target
+    changes by less than `threshold` of the range of the later frame. Moving edges, where a pixel
+    shows another object, do not count. Without a pixel that counts it is 0.
+
+    Args:
+        threshold: Fraction of the range of the target in a frame.
+    """
+
+    def __init__(self, threshold: float = 0.05) -> None:
+        super().__init__()
+        self.threshold = threshold
+
+    @annotate("temporal_gradient_matching_loss")
+    def forward(self, prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Compares (B, T, H, W) disparity maps; in float32 inside, or float64 for float64.
+
+        Args:
+            prediction: Disparity (B, T, H, W).
+            target: Disparity (B, T, H, W); it gets no gradient.
+            mask: Bool, True where the target is valid; everywhere by default.
+        """
+        compute = torch.promote_types(prediction.dtype, torch.float32)
+        prediction, target = prediction.to(compute), target.detach().to(compute)
+        if mask is None:
+            mask = torch.ones_like(prediction, dtype=torch.bool)
+        target = target.where(mask, 0.0)
+        change = self._fitted(prediction.where(mask, 0.0), target, mask).diff(dim=1)
+        wanted = target.diff(dim=1)
+        low = target.masked_fill(~mask, torch.inf).amin(dim=(2, 3), keepdim=True)
+        high = target.masked_fill(~mask, -torch.inf).amax(dim=(2, 3), keepdim=True)
+        limit = self.threshold * (high - low)[:, 1:]
+        counted = mask[:, 1:] & mask[:, :-1] & (wanted.abs() < limit)
+        error = (change - wanted).abs().where(counted, 0.0)
+        return error.sum() / counted.sum().clamp_min(1)
+
+    @staticmethod
+    def _fitted(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+        """The prediction with the scale and the shift of each clip; 0 where none are determined."""
+        over = (1, 2, 3)
+        count = mask.sum(dim=over, keepdim=True)
+        mean = prediction.sum(dim=over, keepdim=True) / count.clamp_min(1)
+        wanted = target.sum(dim=over, keepdim=True) / count.clamp_min(1)
+        centred = (prediction - mean).where(mask, 0.0)
+        product = (centred * target).sum(dim=over, keepdim=True)
+        square = centred.square().sum(dim=over, keepdim=True)
+        scale = count * product / (count * square + 1e-6)
+        return (scale * (prediction - mean) + wanted).where(square > 0, 0.0)
+
+
 def normalise_maps(disparity: Tensor, mask: Tensor) -> Tensor:
     """(d - t) / s of maps (B, H, W) over their valid pixels, 0 elsewhere (Depth Anything, Eq. 2).
 

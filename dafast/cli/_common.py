@@ -109,9 +109,9 @@ def add_fit(parser: argparse.ArgumentParser) -> None:
     """Adds ``--fit``."""
     parser.add_argument(
         "--fit",
-        choices=("pad", "official", "upper_bound"),
+        choices=("pad", "official", "upper_bound", "video"),
         help="how a photo is scaled to the network's input (default: the model's own rule; "
-        "upper_bound for Depth Anything 3, else pad)",
+        "upper_bound for Depth Anything 3, video for Video-Depth-Anything, else pad)",
     )
 
 

@@ -77,15 +77,8 @@ def score_clips(
     rows: list[dict[str, dict[str, float]]] = []
     for index in tqdm(share, desc=data, unit="clip", disable=hidden, leave=False):
         clip = clips.clip(index)
-        images = list(clip.frames)
-        maps = [
-            prediction
-            for start in range(0, len(images), _BATCH)
-            for prediction in predict_disparity(
-                model, images[start : start + _BATCH], store, options
-            )
-        ]
-        rows.append(_score_clip(model, clip, torch.stack(maps), preset))
+        maps = _predict_clip(model, clip, store, options)
+        rows.append(_score_clip(model, clip, maps, preset))
     rows = together(rows)
     frames = len(clips)
     return [
@@ -98,6 +91,20 @@ def score_clips(
         )
         for predictor in rows[0]
     ]
+
+
+def _predict_clip(
+    model: DepthAnything, clip: Clip, store: PredictionCache | None, options: dict[str, Any]
+) -> Tensor:
+    """Disparity of a clip (N, H, W): as one video if the model has temporal modules."""
+    images = list(clip.frames)
+    if model.config.temporal_frames:
+        results = model.infer_video(images, keep_image=False, **options)
+        return torch.from_numpy(np.stack([result.to_disparity().values for result in results]))
+    batches = (images[start : start + _BATCH] for start in range(0, len(images), _BATCH))
+    return torch.stack(
+        [each for batch in batches for each in predict_disparity(model, batch, store, options)]
+    )
 
 
 def _score_clip(

@@ -12,10 +12,12 @@ from torch import Tensor
 
 from .._warnings import LicenseWarning, WeightsWarning, warn
 from ..config import PRESETS, ModelConfig, get_preset
+from ..layers.temporal import position_code
 from ..runtime import on_meta, resolve_device, resolve_dtype, warn_if_slow
 from .config_choice import choose_config
 from .configurations import matching_preset
 from .conversion import (
+    CODE,
     ENCODER_LAYOUTS,
     LAYOUTS,
     Layout,
@@ -159,7 +161,24 @@ def read_weights(
     weights.metadata = metadata
     for name in zoedepth_constants():
         weights.tensors.pop(name, None)
+    _drop_position_codes(source.label, weights)
     return source, weights
+
+
+def _drop_position_codes(label: str, weights: Weights) -> None:
+    """Removes what is no weight of Video-Depth-Anything, if it has the values that it must have.
+
+    Raises:
+        CheckpointError: If it has others.
+    """
+    for name in [name for name in weights.tensors if name.endswith(CODE)]:
+        code = weights.tensors.pop(name)
+        expected = position_code(*code.shape[-2:]) if code.ndim == 3 else None
+        if expected is None or not torch.allclose(code[0].float(), expected, atol=1e-2):
+            raise CheckpointError(
+                f"{label}: {name} {tuple(code.shape)} has other values than the sinusoids of "
+                "Video-Depth-Anything; such a network is not supported"
+            )
 
 
 def _fit(

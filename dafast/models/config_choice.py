@@ -22,14 +22,18 @@ from .configurations import (
     is_model_config,
     matching_preset,
 )
-from .conversion import STRUCTURE, Layout, has_sky
+from .conversion import STRUCTURE, Layout, has_sky, has_temporal
 from .identify import looks_like
 from .names import NameClaim, preset_from_name, read_names
 from .sources import Source
 from .weight_files import CheckpointError, Weights
 from .zoo import by_content
 
-_SIZES = (*(name for name in STRUCTURE if name not in ("out_indices", "num_heads")), "bin_centers")
+_SIZES = (
+    *(name for name in STRUCTURE if name not in ("out_indices", "num_heads")),
+    "bin_centers",
+    "temporal_frames",
+)
 _HOW_TO_SAY = (
     "The weights say neither which blocks the decoder reads nor whether the output is metric. Say "
     "it with config= (--config on the command line): config='v2-{0}' or '{0}' (V1) for relative "
@@ -40,6 +44,17 @@ _HOW_TO_SAY_CUSTOM = (
     "The weights say neither which blocks the decoder reads nor whether the output is metric. Say "
     "it with config= (a ModelConfig with out_indices and max_depth) or with a config.json next to "
     "the file"
+)
+
+
+_DA3 = (
+    "Depth Anything 3, and neither a config.json with its model_name nor a published name says "
+    "whether it is DA3MONO-LARGE (relative depth, config='da3mono-vitl') or DA3METRIC-LARGE "
+    "(metres, config='da3metric-vitl')"
+)
+_VDA = (
+    "Video-Depth-Anything, and no published name says whether it is the relative model "
+    "(config='vda-{0}') or the metric one (config='vda-metric-{0}')"
 )
 
 
@@ -70,7 +85,9 @@ def choose_config(
         return published.config
     sizes = _sizes(weights, layout, source.label)
     if has_sky(weights.tensors, layout):
-        return _da3(source.names, sizes, source.label)
+        return _named_preset(source.names, sizes, source.label, _DA3)
+    if has_temporal(weights.tensors, layout):
+        return _named_preset(source.names, sizes, source.label, _VDA.format(_encoder(sizes)))
     if sizes.bin_centers:
         return _with_bins(claim, sizes, source.label)
     if unnamed is not None and not _is_decided(claim, weights, unnamed):
@@ -187,20 +204,18 @@ def _with_bins(claim: NameClaim, sizes: ModelConfig, label: str) -> ModelConfig:
     return config
 
 
-def _da3(names: Sequence[str], sizes: ModelConfig, label: str) -> ModelConfig:
-    """Depth Anything 3's mono or metric model; the two have the same weights' names and shapes.
+def _named_preset(names: Sequence[str], sizes: ModelConfig, label: str, why: str) -> ModelConfig:
+    """The relative or the metric model of a family in which only the names of files say which.
 
-    Only the nearest name of a published one says which.
+    Raises:
+        CheckpointError: If no name is that of a published one with these sizes; with ``why``.
     """
-    presets = map(preset_from_name, names)
-    found = next((preset for preset in presets if preset is not None and preset.sky_head), None)
-    if found is not None and _same_sizes(sizes, found):
-        return found
+    for preset in map(preset_from_name, names):
+        if preset is not None and _same_sizes(sizes, preset):
+            return preset
     raise CheckpointError(
-        f"{label}: Depth Anything 3, and neither a config.json with its model_name nor a published "
-        "name says whether it is DA3MONO-LARGE (relative depth) or DA3METRIC-LARGE (metres), which "
-        "have the same weights' names and shapes. Say it with config= (--config on the command "
-        "line): config='da3mono-vitl' or 'da3metric-vitl'"
+        f"{label}: {why}, which have the same weights' names and shapes. Say it with config= "
+        "(--config on the command line)"
     )
 
 

@@ -9,12 +9,13 @@ from typing import Any
 from torch import Tensor
 
 from ..config import PRESETS, ModelConfig
-from .conversion import STRUCTURE, Layout, Shape, bin_centers
+from .conversion import STRUCTURE, Layout, Shape, bin_centers, has_temporal
 from .names import read_names
 
 METADATA_KEY = "dafast_config"
 """Entry of a safetensors file's metadata that holds the config.json of dafast."""
 
+_TEMPORAL_FRAMES = 32  # of Video-Depth-Anything; the weights do not say it
 _HEAD_DIM = 64  # of every published DINOv2 without a SwiGLU
 
 
@@ -26,6 +27,7 @@ _OUTPUT = (
     "focal_length",
     "sky_head",
     "norm_eps",
+    "temporal_frames",
 )
 """What distinguishes networks of the same `STRUCTURE`."""
 
@@ -73,6 +75,7 @@ def config_from_tensors(tensors: Mapping[str, Tensor], layout: Layout) -> ModelC
         patch_size=patch,
         max_depth={"": None, "softplus": 10.0, "normed": 80.0}[kind],
         bin_centers=kind,
+        temporal_frames=_TEMPORAL_FRAMES if has_temporal(tensors, layout) else 0,
     )
     return matching_preset(config) or config
 

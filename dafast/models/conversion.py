@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..config import PRESETS
+from ..layers.temporal import position_code
 
 Shape = tuple[int, ...]
 Names = tuple[str, ...]
@@ -30,6 +31,10 @@ UNUSED_KEYS = frozenset(
 )
 """Weights of V1 and V2 that take part in no prediction; Depth Anything 3 has none of them."""
 
+CODE = ".pos_encoder.pe"
+"""End of the names of `position_codes`."""
+
+_TO_OUT = ".to_out.0.bias"
 _BINOMIAL = "conditional_log_binomial.log_binomial_transform."
 
 
@@ -39,6 +44,21 @@ def zoedepth_constants() -> dict[str, Tensor]:
         _BINOMIAL + "k_idx": torch.arange(64).view(1, -1, 1, 1),
         _BINOMIAL + "K_minus_1": torch.tensor([63.0]).view(1, -1, 1, 1),
     }
+
+
+def position_codes(weights: Mapping[str, Tensor], frames: int) -> dict[str, Tensor]:
+    """Entries of Video-Depth-Anything's files that are not weights: they follow from the sizes.
+
+    Args:
+        weights: The weights, in any layout.
+        frames: `ModelConfig.temporal_frames`.
+    """
+    widths = {
+        key.removesuffix(_TO_OUT) + CODE: len(bias)
+        for key, bias in weights.items()
+        if key.endswith(_TO_OUT)
+    }
+    return {name: position_code(frames, width)[None] for name, width in widths.items()}
 
 
 # ------------------------------------------------------------------------------------- key maps
@@ -95,8 +115,8 @@ def transformers_names(key: str) -> Names:
     Raises:
         KeyError: If ``key`` is no official key.
     """
-    if key.startswith(("metric_head.", "depth_head.scratch.sky_")):
-        return (key,)  # transformers has neither on this model; the name is for messages
+    if key.startswith(("metric_head.", "depth_head.scratch.sky_", "depth_head.motion_modules.")):
+        return (key,)  # transformers has none of them on this model; the name is for messages
     if match := _QKV.fullmatch(key):
         layer, parameter = match.groups()
         return tuple(
@@ -136,6 +156,11 @@ def da3_names(key: str) -> Names:
     """Names of an official key in the files of Depth Anything 3, without their "model."."""
     if key.startswith("pretrained."):
         return (f"backbone.{key}",)
+    return (key.replace("depth_head.", "head.", 1),)
+
+
+def vda_names(key: str) -> Names:
+    """Names of an official key in the files of Video-Depth-Anything."""
     return (key.replace("depth_head.", "head.", 1),)
 
 
@@ -179,6 +204,7 @@ LAYOUTS: dict[str, Layout] = {
     "transformers_live": Layout("transformers (state_dict in memory)", transformers_live_names),
     "zoedepth": Layout("Depth Anything V1 metric (ZoeDepth)", zoedepth_names),
     "da3": Layout("Depth Anything 3", da3_names, OPTIONAL_KEYS | UNUSED_KEYS),
+    "vda": Layout("Video-Depth-Anything", vda_names),
     "distill": Layout("Distill-Any-Depth Large", distill_names),
     "distill_plain": Layout("Distill-Any-Depth Large (blocks without chunk)", distill_plain_names),
 }
@@ -219,7 +245,9 @@ def detect_layout(
     A layout of the whole model counts only if keys of both encoder and decoder are present.
     """
     best, best_count = None, 0
-    for layout in layouts.values():
+    for title, layout in layouts.items():
+        if title == "vda" and not has_temporal(names, layout):
+            continue  # a segmentation model has the other names, too
         first = sum(name in names for key in _FIRST_KEYS for name in layout.names(key))
         if layouts is LAYOUTS:
             head = sum(name in names for key in _HEAD_KEYS for name in layout.names(key))
@@ -350,6 +378,12 @@ def bin_centers(tensors: Mapping[str, Tensor], layout: Layout) -> str:
 def has_sky(tensors: Mapping[str, Tensor], layout: Layout) -> bool:
     """Whether the weights have the sky output of Depth Anything 3."""
     return layout.names("depth_head.scratch.sky_output_conv2.0.weight")[0] in tensors
+
+
+def has_temporal(tensors: Mapping[str, Any], layout: Layout) -> bool:
+    """Whether the weights have the temporal modules of Video-Depth-Anything."""
+    key = "depth_head.motion_modules.0.temporal_transformer.proj_out.weight"
+    return layout.names(key)[0] in tensors
 
 
 def encoder_size(tensors: Mapping[str, Tensor], layout: Layout) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, Unpack, overload
 
@@ -15,6 +15,7 @@ from ..geometry import MAX_TOKENS
 from ..images import Picture
 from ..result import DepthResult
 from . import checkpoint, inference
+from .clips import predict_video
 from .inference import InferenceKeywords, InferenceOptions
 from .optimized_network import OptimizedNetwork
 from .prediction import predict_results
@@ -294,6 +295,88 @@ class DepthAnything(Convertible, Publishable, OptimizedNetwork):
             ValueError: If an option is out of range.
         """
         return inference.infer_sky(self, images, InferenceOptions(**options))
+
+    def infer_video(
+        self,
+        frames: Iterable[Any],
+        *,
+        intrinsics: Sequence[float] | np.ndarray | None = None,
+        fov: float | None = None,
+        keep_image: bool = True,
+        **options: Unpack[InferenceKeywords],
+    ) -> Iterator[DepthResult]:
+        """Predicts a video with a model that has temporal modules, in overlapping windows.
+
+        The windows, what they share and how they are aligned are those of Video-Depth-Anything
+        (`dafast.models.clips`). A frame is final when the window after it is predicted: some 32
+        frames are read before the first result. The memory does not depend on the video's length.
+        `stream` answers each frame at once, less steadily.
+
+        Args:
+            frames: Pictures of one size, as `infer` takes them, in order; any iterable.
+            intrinsics: As for `predict`.
+            fov: As for `predict`.
+            keep_image: Whether the results hold the frames.
+            **options: As for `infer`, without ``flip``.
+
+        Returns:
+            An iterator over a `DepthResult` for each frame. Disparity has one scale and one shift
+            for the whole video.
+
+        Raises:
+            ImageError: If a frame cannot be used; the message has its number.
+            TypeError: If the model has no temporal modules; ``"vda-vits"`` has them.
+            ValueError: If an option is out of range, or a frame has another size than the first.
+        """
+        return predict_video(
+            self,
+            frames,
+            InferenceOptions(**options),
+            streaming=False,
+            intrinsics=intrinsics,
+            fov=fov,
+            keep_image=keep_image,
+        )
+
+    def stream(
+        self,
+        frames: Iterable[Any],
+        *,
+        intrinsics: Sequence[float] | np.ndarray | None = None,
+        fov: float | None = None,
+        keep_image: bool = True,
+        **options: Unpack[InferenceKeywords],
+    ) -> Iterator[DepthResult]:
+        """Predicts a video frame by frame with a model that has temporal modules.
+
+        Each result is there before the next frame is read. A frame attends to states of earlier
+        ones that are kept, as in the streaming mode of Video-Depth-Anything, which is training-free
+        and less accurate than `infer_video`. Every call starts a new video.
+
+        Args:
+            frames: As for `infer_video`.
+            intrinsics: As for `predict`.
+            fov: As for `predict`.
+            keep_image: As for `infer_video`.
+            **options: As for `infer_video`.
+
+        Returns:
+            As `infer_video`.
+
+        Raises:
+            ImageError: As `infer_video`.
+            TypeError: As `infer_video`.
+            ValueError: As `infer_video`.
+        """
+        return predict_video(
+            self,
+            frames,
+            InferenceOptions(**options),
+            streaming=True,
+            intrinsics=intrinsics,
+            fov=fov,
+            keep_image=keep_image,
+        )
 
     @classmethod
     def from_pretrained(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -10,12 +10,17 @@ from torch import Tensor, nn
 
 from ..config import ModelConfig
 from ..layers.mlp import is_plain
+from ..layers.temporal import FrameCache, TemporalModule
 from ..ops import decoder_tail
 from ..ops.resize_bilinear import interpolate
 from ..profiling import annotate
 from ..runtime import without_autocast
 
+FRAME_GROUP = 4
+"""Frames of a clip that share the full resolution, without gradients: it takes the most memory."""
+
 _TAIL_CHANNELS = 32
+_Mix = Callable[[int, Tensor], Tensor]  # a temporal module, by number, on a map
 
 
 class Exp(nn.Module):
@@ -118,12 +123,15 @@ class Scratch(nn.Module):
         if sky:
             self.sky_output_conv2 = _output(features, "relu")
 
-    def forward(self, maps: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+    def forward(
+        self, maps: Sequence[Tensor], size: tuple[int, int], mix: _Mix | None = None
+    ) -> Tensor:
         """Four maps (B, channels[i], h_i, w_i), the finest first, to (B, 1, *size).
 
         With a sky there are two channels: the depth, and the sky, about 1 where there is sky.
+        ``mix`` applies temporal modules; see `DPTHead.mixing`.
         """
-        return self._tail(self.output_conv1(self.fuse(maps)[-1]), size)
+        return self.tail(self.fuse(maps, mix)[-1], size)
 
     def activations(
         self, maps: Sequence[Tensor], size: tuple[int, int]
@@ -138,15 +146,31 @@ class Scratch(nn.Module):
         features = self.output_conv2[:2](_upsample(self.output_conv1(fused[-1]), size))
         return self.output_conv2[2:](features), features, fused
 
-    def fuse(self, maps: Sequence[Tensor]) -> list[Tensor]:
+    def fuse(self, maps: Sequence[Tensor], mix: _Mix | None = None) -> list[Tensor]:
         """The deepest map and the four fused ones, the coarsest first, (B, features, h, w) each."""
-        layer1, layer2 = self.layer1_rn(maps[0]), self.layer2_rn(maps[1])
-        layer3, layer4 = self.layer3_rn(maps[2]), self.layer4_rn(maps[3])
-        path4 = self.refinenet4(layer4, layer3.shape[2:])
-        path3 = self.refinenet3(path4, layer2.shape[2:], layer3)
+        coarse = self.fuse_coarse(maps[2], maps[3], maps[1].shape[2:], mix)
+        return [*coarse, *self.fuse_fine(maps[0], maps[1], coarse[-1])]
+
+    def fuse_coarse(
+        self, map3: Tensor, map4: Tensor, size: tuple[int, int], mix: _Mix | None = None
+    ) -> list[Tensor]:
+        """The first three maps of `fuse`, the last one of this size."""
+        mix = mix or (lambda number, x: x)
+        layer3, layer4 = self.layer3_rn(mix(0, map3)), self.layer4_rn(mix(1, map4))
+        path4 = mix(2, self.refinenet4(layer4, layer3.shape[2:]))
+        path3 = mix(3, self.refinenet3(path4, size, layer3))
+        return [layer4, path4, path3]
+
+    def fuse_fine(self, map1: Tensor, map2: Tensor, path3: Tensor) -> list[Tensor]:
+        """The last two maps of `fuse`."""
+        layer1, layer2 = self.layer1_rn(map1), self.layer2_rn(map2)
         path2 = self.refinenet2(path3, layer1.shape[2:], layer2)
         path1 = self.refinenet1(path2, (2 * layer1.shape[2], 2 * layer1.shape[3]), layer1)
-        return [layer4, path4, path3, path2, path1]
+        return [path2, path1]
+
+    def tail(self, path1: Tensor, size: tuple[int, int]) -> Tensor:
+        """The last map of `fuse` to the outputs (B, 1 or 2, *size)."""
+        return self._tail(self.output_conv1(path1), size)
 
     def _tail(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         """The outputs of the upsampled map."""
@@ -206,22 +230,79 @@ class DPTHead(nn.Module):
             ]
         )
         self.scratch = Scratch(channels, config.features, config.activation, config.sky_head)
+        self.temporal_frames = config.temporal_frames
+        if config.temporal_frames:
+            widths = (channels[2], channels[3], config.features, config.features)
+            self.motion_modules = nn.ModuleList(map(TemporalModule, widths))
 
     @annotate("head")
-    def forward(self, taps: Sequence[Tensor], rows: int, columns: int) -> Tensor:
+    def forward(
+        self,
+        taps: Sequence[Tensor],
+        rows: int,
+        columns: int,
+        frames: int = 1,
+        cache: FrameCache | None = None,
+    ) -> Tensor:
         """Predicts disparity, or depth in metres for a metric model.
 
         Args:
             taps: Four (B, rows * columns, C), the shallowest first.
             rows: Height of the image in patches.
             columns: Width of the image in patches.
+            frames: As for `mixing`.
+            cache: As for `mixing`.
 
         Returns:
             (B, 1, rows * 14, columns * 14), float32 for any dtype of the weights (float64 for
             float64 weights); with a sky (B, 2, ...), as `Scratch.forward`.
         """
-        out = self.scratch(self.reassemble(taps, rows, columns), self.size(rows, columns))
+        mix = self.mixing(frames, cache)
+        if frames > 1 and not torch.is_grad_enabled():
+            out = self._in_groups(taps, rows, columns, mix)
+        else:
+            maps = self.reassemble(taps, rows, columns)
+            out = self.scratch(maps, self.size(rows, columns), mix)
         return out if self.max_depth is None else out * self.max_depth
+
+    def _in_groups(
+        self, taps: Sequence[Tensor], rows: int, columns: int, mix: _Mix | None
+    ) -> Tensor:
+        """As `forward` of `Scratch`; the frames share only the coarse maps at one time."""
+        scratch, size = self.scratch, self.size(rows, columns)
+        map3, map4 = (self._reassemble_one(i, taps[i], rows, columns) for i in (2, 3))
+        path3 = scratch.fuse_coarse(map3, map4, (2 * rows, 2 * columns), mix)[-1]
+        outs = []
+        for part1, part2, path in zip(
+            *(x.split(FRAME_GROUP) for x in (*taps[:2], path3)), strict=True
+        ):
+            map1 = self._reassemble_one(0, part1, rows, columns)
+            map2 = self._reassemble_one(1, part2, rows, columns)
+            outs.append(scratch.tail(scratch.fuse_fine(map1, map2, path)[-1], size))
+        return torch.cat(outs)
+
+    def mixing(self, frames: int = 1, cache: FrameCache | None = None) -> _Mix | None:
+        """What exchanges information between frames, for `Scratch.fuse`.
+
+        Args:
+            frames: Length of the clips that the batch consists of.
+            cache: Earlier frames, for a batch of one frame.
+
+        Returns:
+            The temporal modules: of the third and the fourth reassembled map and of the two
+            coarsest fused ones. None for a network without them.
+
+        Raises:
+            ValueError: If a clip is longer than the position codes of the modules.
+        """
+        if not self.temporal_frames:
+            return None
+        if frames > self.temporal_frames:
+            raise ValueError(
+                f"a clip of {frames} frames; the model takes {self.temporal_frames}: use "
+                "`infer_video`, which cuts a video into windows"
+            )
+        return lambda number, x: self.motion_modules[number](x, frames, cache)
 
     def activations(
         self, taps: Sequence[Tensor], rows: int, columns: int
@@ -236,10 +317,9 @@ class DPTHead(nn.Module):
 
     def reassemble(self, taps: Sequence[Tensor], rows: int, columns: int) -> list[Tensor]:
         """The taps as maps of four resolutions, the finest first."""
-        maps = []
-        batch = taps[0].shape[0]
-        for tap, project, resize in zip(taps, self.projects, self.resize_layers, strict=True):
-            # Not `unflatten`, whose sizes torch.onnx.export(dynamo=False) fixes.
-            grid = tap.transpose(1, 2).reshape(batch, -1, rows, columns)
-            maps.append(resize(project(grid)))
-        return maps
+        return [self._reassemble_one(i, tap, rows, columns) for i, tap in enumerate(taps)]
+
+    def _reassemble_one(self, number: int, tap: Tensor, rows: int, columns: int) -> Tensor:
+        # Not `unflatten`, whose sizes torch.onnx.export(dynamo=False) fixes.
+        grid = tap.transpose(1, 2).reshape(tap.shape[0], -1, rows, columns)
+        return self.resize_layers[number](self.projects[number](grid))

@@ -24,7 +24,6 @@ _ANY_VIEW = (
 _SEGMENTATION = "a segmentation model of dafast, which SegmentationModel.from_pretrained reads"
 # Parts of names that have to occur together, and the network they belong to. The first that fits.
 _OTHERS: tuple[tuple[tuple[str, ...], str], ...] = (
-    (("motion_modules.",), "a Video-Depth-Anything checkpoint"),
     (("cam_dec.",), _ANY_VIEW),
     (("camera_token",), _ANY_VIEW),
     (("da3_metric.",), _ANY_VIEW),
@@ -64,6 +63,8 @@ def other_network(weights: Weights) -> str:
 
 def _is_segmentation(names: Iterable[str]) -> bool:
     """Whether these are the names of `SegmentationModel`, with one of its heads."""
+    if any("motion_modules." in name for name in names):  # Video-Depth-Anything
+        return False
     starts = ("pretrained.", ("head.bn.", "head.projects."))
     return all(any(name.startswith(start) for name in names) for start in starts)
 

@@ -91,7 +91,7 @@ def _published() -> dict[str, ModelConfig]:
         if not preset.hub_id:
             continue
         stems = [preset.hub_file.split("/")[-1]]
-        if preset.sky_head:  # Depth Anything 3
+        if preset.sky_head or preset.temporal_frames:  # Depth Anything 3 or for video
             stems += [preset.hub_id.split("/")[-1], preset.name]
         elif not preset.hub_id.startswith("spaces/"):
             stems.append(preset.hub_id.split("/")[-1])

@@ -1,4 +1,8 @@
-"""The network of Depth Anything: DINOv2 encoder and DPT decoder in one module."""
+"""The network of Depth Anything: DINOv2 encoder and DPT decoder in one module.
+
+The decoder of Video-Depth-Anything also has temporal modules, through which the frames of a clip
+exchange information; the encoder sees each frame by itself.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import ModelConfig, get_preset
+from ..layers.temporal import FrameCache
 from .dpt import DPTHead
 from .sky import fill_sky
 from .vision_transformer import VisionTransformer
@@ -19,6 +24,8 @@ _T = TypeVar("_T")
 
 class DepthNetwork(nn.Module):
     """The network of Depth Anything V1, V2 and 3 (monocular), with V1's and V2's official keys.
+
+    With `ModelConfig.temporal_frames` it is that of Video-Depth-Anything.
 
     The weights are random. `dafast.DepthAnything` adds photos, files and fast inference. A metric
     model of V1 also has ZoeDepth's bins, in `metric_head`; the published files have the keys of the
@@ -61,15 +68,18 @@ class DepthNetwork(nn.Module):
                 multiples of 14; on the device and in the dtype of the weights. Or a list of
                 (3, H_i, W_i) with any sizes: the encoder takes them as one packed sequence,
                 without distortion or padding; the decoder takes those of equal size together.
+                A model with temporal modules also takes clips (B, T, 3, H, W), with T up to
+                ``config.temporal_frames``, and sees an image as a clip of one frame.
             features: Whether to return the encoder's final features too, for training; only for
                 a tensor.
 
         Returns:
             (B, H, W), float32 also with half-precision weights; for a list of images a list of
-            (H_i, W_i). Disparity is 0 or more, large where the scene is near, up to an unknown
-            scale and shift. A metric model with a `ModelConfig.focal_length` gives metres for a
-            camera with this focal length. With ``features`` a pair: the prediction, and the patch
-            tokens (B, N, C) of the last block after the final LayerNorm, N = H/14 * W/14.
+            (H_i, W_i), for clips (B, T, H, W). Disparity is 0 or more, large where the scene is
+            near, up to an unknown scale and shift. A metric model with a `ModelConfig.focal_length`
+            gives metres for a camera with this focal length. With ``features`` a pair: the
+            prediction, and the patch tokens (B, N, C) of the last block after the final
+            LayerNorm, N = H/14 * W/14.
 
         Raises:
             ValueError: If the shape does not fit, or if the device or (outside of autocast) the
@@ -77,8 +87,9 @@ class DepthNetwork(nn.Module):
         """
         if not features:
             maps = self._maps(x)
-            if isinstance(maps, Tensor):
-                return self._finish(maps)
+            if isinstance(x, Tensor):
+                out = self._finish(maps)
+                return out.unflatten(0, x.shape[:2]) if x.ndim == 5 else out
             return [self._finish(each[None])[0] for each in maps]
         if not isinstance(x, Tensor):
             raise ValueError("features are returned for a tensor of images, not for a list")
@@ -149,20 +160,72 @@ class DepthNetwork(nn.Module):
     def _finish_with_sky(self, maps: Tensor) -> Tensor:
         return torch.stack([self._finish(maps), maps[:, 1]], dim=1)
 
+    def predict_next(self, x: Tensor, cache: FrameCache) -> Tensor:
+        """Predicts the next frame of a stream, with the states of earlier frames.
+
+        Args:
+            x: One image (1, 3, H, W), as for `forward`, of the same size as the earlier ones.
+            cache: Their states; those of this frame are added.
+
+        Returns:
+            (1, H, W).
+
+        Raises:
+            TypeError: If the model has no temporal modules.
+        """
+        self.check_temporal()
+        self.pretrained.check_images(x)
+        encode, decode = self.parts()
+        patch = self.config.patch_size
+        rows, columns = x.shape[-2] // patch, x.shape[-1] // patch
+        out = decode(encode(x), rows, columns, 1, cache)
+        cache.advance()
+        return self._finish(out)
+
+    def parts(self) -> tuple[Callable[..., list[Tensor]], Callable[..., Tensor]]:
+        """What `forward` does now, in two functions, for frames that several windows share.
+
+        Returns:
+            Images (B, 3, H, W) to the decoder's four taps (B, N, C); and taps, rows and columns of
+            the grid of patches, frames of a clip and a `FrameCache` or None to (B, 1, H, W), as
+            `DPTHead.forward`.
+        """
+        return lambda x: self._encode(x)[0], self.depth_head
+
+    def check_temporal(self) -> None:
+        """Raises a TypeError if the model has no temporal modules."""
+        if not self.config.temporal_frames:
+            raise TypeError(f"{self.config.name!r} has no temporal modules; 'vda-vits' has them")
+
+    def _check(self, x: Tensor) -> Tensor:
+        """Returns x, if it is a batch of images, or of clips, that the model takes."""
+        if x.ndim != 5:
+            return self.pretrained.check_images(x)
+        self.check_temporal()
+        self.pretrained.check_images(x.flatten(0, 1))
+        return x
+
     def _maps(self, x: Tensor | Sequence[Tensor]) -> Tensor | list[Tensor]:
         """The decoder's outputs (B, C, H, W), or a list of (C, H_i, W_i)."""
         run = self._fast_forward(x)
         if run is not None:
             if isinstance(x, Tensor):
-                return run(self.pretrained.check_images(x))
+                return run(self._check(x))
             return [run(self.pretrained.check_images(image[None]))[0] for image in x]
         return self._run_modules(x) if isinstance(x, Tensor) else self._forward_packed(x)
 
     def _run_modules(self, x: Tensor) -> Tensor:
-        """Images (B, 3, H, W) to the decoder's outputs (B, C, H, W)."""
+        """Images (B, 3, H, W), or clips with as many frames, to outputs (B, C, H, W)."""
+        frames = 1
+        if x.ndim == 5:
+            x, frames = self._check(x).flatten(0, 1), x.shape[1]
+        return self._decode(*self._encode(x), frames)
+
+    def _encode(self, x: Tensor) -> tuple[list[Tensor], int, int]:
+        """Images (B, 3, H, W) to the decoder's inputs: four taps, rows and columns."""
         taps = self.pretrained.get_intermediate_layers(x, self.config.out_indices)
         patch = self.config.patch_size
-        return self._decode(taps, x.shape[-2] // patch, x.shape[-1] // patch)
+        return taps, x.shape[-2] // patch, x.shape[-1] // patch
 
     def _finish(self, maps: Tensor) -> Tensor:
         """The decoder's outputs (B, C, H, W) to the prediction (B, H, W)."""
@@ -175,11 +238,11 @@ class DepthNetwork(nn.Module):
     def prepare_inference(self) -> None:
         """Called before inference on photos; a subclass may make its forward fast here."""
 
-    def _decode(self, taps: Sequence[Tensor], rows: int, columns: int) -> Tensor:
+    def _decode(self, taps: Sequence[Tensor], rows: int, columns: int, frames: int = 1) -> Tensor:
         """Four taps (B, rows * columns, C) to the outputs (B, C, rows * 14, columns * 14)."""
         if self.config.bin_centers:
             return self.metric_head(*self.depth_head.activations(taps, rows, columns))
-        return self.depth_head(taps, rows, columns)
+        return self.depth_head(taps, rows, columns, frames)
 
     def _forward_packed(self, images: Sequence[Tensor]) -> list[Tensor]:
         if not images:

@@ -154,7 +154,8 @@ class OptimizedNetwork(DepthNetwork):
 
         def run(image: Tensor) -> Tensor:
             dense = image.is_contiguous()
-            last = image.is_contiguous(memory_format=torch.channels_last) and not dense
+            last = not dense and image.ndim == 4
+            last = last and image.is_contiguous(memory_format=torch.channels_last)
             kind = InputKind(tuple(image.shape), image.dtype, last)
 
             def fill(out: Tensor | None) -> Tensor:
@@ -163,6 +164,13 @@ class OptimizedNetwork(DepthNetwork):
             return now.run(self._run_modules, kind, fill, torch.clone)
 
         return run
+
+    def parts(self) -> tuple[Callable[..., list[Tensor]], Callable[..., Tensor]]:
+        """As `DepthNetwork.parts`; on a CPU with the packed weights."""
+        now = self._optimized_now()
+        if isinstance(now, OptimizedForward):
+            return now.encode, now.decode
+        return super().parts()
 
     def predict_batch(
         self,

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..layers import Block, LayerNorm
+from ..layers.temporal import FrameCache
 from ..ops import (
     add_layer_norm,
     bias_gelu,
@@ -29,7 +30,7 @@ from ..ops import (
     resize_bilinear,
 )
 from ..profiling import annotate
-from .dpt import FeatureFusionBlock, ResidualConvUnit, activation_name
+from .dpt import FRAME_GROUP, FeatureFusionBlock, ResidualConvUnit, activation_name
 from .network import DepthNetwork
 from .snapshot import Snapshot, why_not_as_built
 
@@ -276,6 +277,7 @@ class OptimizedForward:
         outputs += [scratch.sky_output_conv2] if model.config.sky_head else []
         self.tails = [_tail(*_children(output)) for output in outputs]
         self.max_depth = head.max_depth
+        self.mixing = head.mixing  # the temporal modules run as they are
 
     def is_current(self, model: DepthNetwork) -> bool:
         """Whether the model's weights and settings are still those that were packed."""
@@ -314,8 +316,9 @@ class OptimizedForward:
         return tokens
 
     @annotate("encoder")
-    def _encode(self, x: Tensor, rows: int, columns: int) -> list[Tensor]:
-        """Taps (B, rows * columns, C) behind the final norm."""
+    def encode(self, x: Tensor) -> list[Tensor]:
+        """Images to taps (B, rows * columns, C) behind the final norm."""
+        rows, columns = x.shape[2] // self.patch, x.shape[3] // self.patch
         tokens = self._embed(x, rows, columns)
         normed, taps = self.norms[0](tokens), []
         for i, block in enumerate(self.blocks):
@@ -329,35 +332,58 @@ class OptimizedForward:
         return taps
 
     @annotate("head")
-    def _decode(self, taps: list[Tensor], rows: int, columns: int) -> Tensor:
-        """Taps to (B, outputs, rows * 14, columns * 14)."""
-        grids = [
-            project(tap).unflatten(1, (rows, columns))
-            for project, tap in zip(self.projects, taps, strict=True)
-        ]
-        maps = [enlarge(grid) for enlarge, grid in zip(self.enlarge, grids, strict=False)]
-        maps.append(grids[2].permute(0, 3, 1, 2))
-        maps.append(self.shrink(grids[3].permute(0, 3, 1, 2)))
-        layers = [conv(x) for conv, x in zip(self.layers, maps, strict=True)]
-        sizes = [(x.shape[2], x.shape[3]) for x in layers]
-        path = self.refine[3](layers[3], sizes[2])
-        path = self.refine[2](path, sizes[1], layers[2])
-        path = self.refine[1](path, sizes[0], layers[1])
-        path = self.refine[0](path, (2 * sizes[0][0], 2 * sizes[0][1]), layers[0])
+    def decode(
+        self,
+        taps: list[Tensor],
+        rows: int,
+        columns: int,
+        frames: int = 1,
+        cache: FrameCache | None = None,
+    ) -> Tensor:
+        """Taps to (B, outputs, rows * 14, columns * 14); ``frames`` as for `DPTHead.mixing`."""
+        mix = self.mixing(frames, cache) or (lambda number, x: x)
+        map3, map4 = (self._grid(i, taps[i], rows, columns) for i in (2, 3))
+        layer3 = self.layers[2](mix(0, map3.permute(0, 3, 1, 2)))
+        layer4 = self.layers[3](mix(1, self.shrink(map4.permute(0, 3, 1, 2))))
+        path = mix(2, self.refine[3](layer4, (rows, columns)))
+        path = mix(3, self.refine[2](path, (2 * rows, 2 * columns), layer3))
+        group = FRAME_GROUP if frames > 1 else len(path)
+        parts = zip(*(x.split(group) for x in (*taps[:2], path)), strict=True)
+        outs = [self._decode_fine(*part, rows, columns) for part in parts]
+        out = outs[0] if len(outs) == 1 else torch.cat(outs)
+        return out if self.max_depth is None else out * self.max_depth
+
+    def _grid(self, number: int, tap: Tensor, rows: int, columns: int) -> Tensor:
+        return self.projects[number](tap).unflatten(1, (rows, columns))
+
+    def _decode_fine(
+        self, tap1: Tensor, tap2: Tensor, path: Tensor, rows: int, columns: int
+    ) -> Tensor:
+        """The shallow taps and the fused map of the deep ones to the outputs."""
+        layer1 = self.layers[0](self.enlarge[0](self._grid(0, tap1, rows, columns)))
+        layer2 = self.layers[1](self.enlarge[1](self._grid(1, tap2, rows, columns)))
+        path = self.refine[1](path, (4 * rows, 4 * columns), layer2)
+        path = self.refine[0](path, (8 * rows, 8 * columns), layer1)
         size = (rows * self.patch, columns * self.patch)
         path = self.output_conv1(path)
         outs = [
             decoder_tail(path, size, *weights, activation=activation)
             for weights, activation in self.tails
         ]
-        out = outs[0] if len(outs) == 1 else torch.cat(outs, dim=1)
-        return out if self.max_depth is None else out * self.max_depth
+        return outs[0] if len(outs) == 1 else torch.cat(outs, dim=1)
 
     @torch.no_grad()
     def __call__(self, x: Tensor) -> Tensor:
-        """(B, 3, H, W) in the dtype of the weights to (B, outputs, H, W), float32."""
+        """(B, 3, H, W) or clips (B, T, 3, H, W), in the dtype of the weights, to outputs.
+
+        Returns:
+            (B, outputs, H, W) or (B * T, outputs, H, W), float32.
+        """
+        frames = 1
+        if x.ndim == 5:
+            x, frames = x.flatten(0, 1), x.shape[1]
         rows, columns = x.shape[2] // self.patch, x.shape[3] // self.patch
-        return self._decode(self._encode(x, rows, columns), rows, columns)
+        return self.decode(self.encode(x), rows, columns, frames)
 
 
 def _tail(

@@ -92,7 +92,7 @@ def predict_results(
             out.cpu().numpy(),
             kind="disparity" if config.quantity == "disparity" else "depth",
             unit=unit_of(config),
-            image=None if pixels is None else _rgb(pixels.pop(i)),
+            image=None if pixels is None else rgb(pixels.pop(i)),
             intrinsics=camera,
             camera_source=source,
             sky=None if skies is None else (skies[i] >= SKY).cpu().numpy(),
@@ -109,7 +109,7 @@ def _panorama(
     model: DepthNetwork, image: Any, number: int, options: InferenceOptions, keep_image: bool
 ) -> DepthResult:
     name = name_of(image)
-    photo = _rgb(as_pixels(image, name or f"image {number}"))
+    photo = rgb(as_pixels(image, name or f"image {number}"))
     config = model.config
     return PanoramaResult(
         predict_panorama(model, photo, options).numpy(),
@@ -142,13 +142,13 @@ def _predict_large(
     maps = []
     for i, image in enumerate(images):
         photo = as_pixels(image, f"image {i}" if len(images) > 1 else "image")
-        out, geometries[i] = predict_tiled(model, _rgb(photo), options, tile, guided)
+        out, geometries[i] = predict_tiled(model, rgb(photo), options, tile, guided)
         maps.append(out)
         if pixels is not None:
             pixels[i] = photo
     return maps
 
 
-def _rgb(photo: Tensor) -> np.ndarray:
+def rgb(photo: Tensor) -> np.ndarray:
     """The pixels of `as_pixels` as (H, W, 3)."""
     return (photo if photo.dtype == torch.uint8 else photo.permute(1, 2, 0)).numpy()

@@ -22,7 +22,7 @@ from .configurations import (
     config_to_transformers,
     preprocessor_to_transformers,
 )
-from .conversion import LAYOUTS, from_official, zoedepth_constants
+from .conversion import LAYOUTS, from_official, position_codes, zoedepth_constants
 from .hub import WEIGHT_FILES
 from .identify import remedy
 from .network import DepthNetwork
@@ -79,7 +79,8 @@ def save_pretrained(
             with every field of the configuration), ``"transformers"`` (transformers'
             ``DepthAnythingForDepthEstimation.from_pretrained`` reads it too), or for a model with
             ZoeDepth's bins ``"zoedepth"`` (the keys of the published metric files of V1), or for
-            Depth Anything 3 ``"da3"`` (the keys of its published files, without "model.").
+            Depth Anything 3 ``"da3"`` (the keys of its published files, without "model."), or for
+            a model with temporal modules ``"vda"`` (those of Video-Depth-Anything).
         dtype: Of the weights in the file; the model's own by default.
         max_shard_size: Largest file, in bytes or e.g. ``"5GB"``; larger weights are split into
             ``model-00001-of-00002.safetensors``, ... with an index.
@@ -103,6 +104,8 @@ def save_pretrained(
     }
     if layout == "zoedepth":
         state |= zoedepth_constants()
+    if layout == "vda":
+        state |= position_codes(state, model.config.temporal_frames)
     own = config_to_json(model.config, __version__)
     texts: dict[str, dict[str, Any]] = {"config.json": own}
     if layout == "transformers":
@@ -130,18 +133,22 @@ def save_pretrained(
 
 
 def check_layout(layout: str, config: ModelConfig) -> None:
-    if layout not in ("official", "transformers", "zoedepth", "da3"):
-        raise ValueError(f"layout={layout!r}: use 'official', 'transformers', 'zoedepth' or 'da3'")
-    bins, sky = bool(config.bin_centers), config.sky_head
+    allowed = ("official", "transformers", "zoedepth", "da3", "vda")
+    if layout not in allowed:
+        *first, last = map(repr, allowed)
+        raise ValueError(f"layout={layout!r}: use {', '.join(first)} or {last}")
+    bins, sky, temporal = bool(config.bin_centers), config.sky_head, config.temporal_frames
     why = ""
     if layout == "zoedepth" and not bins:
         why = "has no metric bins"
     elif layout == "da3" and not sky:
         why = "has no sky head"
+    elif layout == "vda" and not temporal:
+        why = "has no temporal modules"
     elif layout == "transformers" and config.calibration:
         why = "has a calibration"
-    elif layout == "transformers" and (bins or sky):
-        why = "has metric bins" if bins else "has a sky head"
+    elif layout == "transformers" and (bins or sky or temporal):
+        why = "has metric bins" if bins else "has a sky head" if sky else "has temporal modules"
     elif layout == "transformers" and config.activation != (
         "sigmoid" if config.is_metric else "relu"
     ):

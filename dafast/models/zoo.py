@@ -55,6 +55,11 @@ _V2_METRIC = (
     "the metric models, as V2's issue 245 quotes it; that issue asks to confirm it and is open; a "
     "program that lists the files: the model cards state Apache-2.0"
 )
+_VDA = "README of the repository: Small Apache-2.0, Base and Large CC-BY-NC-4.0"
+_VDA_METRIC = (
+    f"{_VDA}, without a word on metric models; the hub page of the metric Small: Apache-2.0; "
+    "those of Base and Large were not seen"
+)
 _DISTILL = (
     "README and LICENSE of the repository: MIT, for the code; a maintainer (issue 32): MIT for all "
     "weights; the hub page: Apache-2.0"
@@ -63,6 +68,8 @@ _DISTILL_LARGE = (
     f"{_DISTILL}. Training started from the weights of V2-Large, which are under CC-BY-NC-4.0 "
     "(issue 32)"
 )
+
+_NOTES = {"v2-metric-": _V2_METRIC, "vda-metric-": _VDA_METRIC, "vda-": _VDA}
 
 
 @dataclass(frozen=True)
@@ -120,6 +127,10 @@ def _aliases(config: ModelConfig) -> list[str]:
     if config.sky_head:
         kind = name.split("-")[0].removeprefix("da3")
         return [f"da3{kind}-large", f"da3-{kind}-large", f"depth-anything-3-{kind}-large"]
+    if config.temporal_frames:
+        prefix = "metric-" if config.is_metric else ""
+        file = config.hub_file.removesuffix(".pth")
+        return [f"{prefix}video-depth-anything-{size}", file, f"{name.removesuffix(encoder)}{size}"]
     if name.startswith("v2-metric-"):
         data = name.split("-")[2]
         place = {"hypersim": "indoor", "vkitti": "outdoor"}[data]
@@ -163,7 +174,7 @@ def entries() -> dict[str, ZooEntry]:
         aliases = _aliases(config)
         if not config.hub_id.startswith("spaces/") and config.hub_id:
             aliases.append(config.hub_id.lower())
-        note = _V2_METRIC if name.startswith("v2-metric-") else ""
+        note = next((text for start, text in _NOTES.items() if name.startswith(start)), "")
         known = _FILES.get(name, (None, ""))
         found.append(ZooEntry(name, config, tuple(aliases), note, *known))
     distill = "xingyang1/Distill-Any-Depth"

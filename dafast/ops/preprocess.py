@@ -159,7 +159,8 @@ def preprocess(
             ratio, then padding. ``"official"``: bicubic resize (OpenCV's INTER_CUBIC) to
             multiples of the patch. ``"upper_bound"``: the two resizes of Depth Anything 3, cubic
             where they enlarge and area averages where they shrink, each rounded to uint8 for a
-            uint8 image. See `plan_geometry`.
+            uint8 image. ``"video"``: as ``"official"``, smaller for wide frames. See
+            `plan_geometry`.
         padding: ``"replicate"``, ``"reflect"`` or ``"constant"`` (the mean colour).
             Replicate disturbs the prediction least: with `nano` on 8 photos it changed it by 0.07
             of its mean absolute deviation, reflect by 0.10, constant by 0.23 (`bench/padding.py`).
@@ -204,6 +205,7 @@ def preprocess(
             resize_in_two(image, geometry)
             for image, geometry in zip(batch, geometries, strict=True)
         ]
+    fit = "official" if fit == "video" else fit  # the geometries differ, not the resize
     target = _Target(fit, antialias, padding, tuple(mean), tuple(std), dtype, memory_format)
     if out is None:
         return _preprocess(batch, geometries, target), geometries

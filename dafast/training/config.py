@@ -214,6 +214,27 @@ class SegmentationSection:
 
 
 @dataclass(frozen=True)
+class VideoSection:
+    """Clips instead of single pictures, for a model with temporal modules; docs/video.md.
+
+    `data.path` and `data.eval_path` are then folders of `dafast synth --clip`, and `batch_size`
+    counts clips.
+
+    Attributes:
+        frames: Length of the clips that the network sees; 0 trains on pictures.
+        temporal: Weight of the temporal gradient matching next to the losses of each frame, as
+            published.
+    """
+
+    frames: int = 0
+    temporal: float = 10.0
+
+    def problems(self) -> Iterator[str]:
+        """Yields a message for each invalid setting of this section."""
+        yield from _negative(self, "video.", "frames", "temporal")
+
+
+@dataclass(frozen=True)
 class OptimSection:
     """AdamW and its schedule. The defaults are the paper's where it gives a number.
 
@@ -264,6 +285,7 @@ class TrainConfig:
         unlabeled: What a student learns from in addition to labeled images.
         metric: Depth in metres instead of relative disparity.
         segmentation: What a segmentation model learns from, instead of depth.
+        video: Clips instead of single pictures.
         optim: AdamW and its schedule.
         out: Run directory: `metrics.jsonl`, `config.json`, `checkpoints/`, `export/`.
         resume: `auto` continues from the newest whole checkpoint in `out`, a path from that one,
@@ -310,6 +332,7 @@ class TrainConfig:
     unlabeled: UnlabeledSection = field(default_factory=UnlabeledSection)
     metric: MetricSection = field(default_factory=MetricSection)
     segmentation: SegmentationSection = field(default_factory=SegmentationSection)
+    video: VideoSection = field(default_factory=VideoSection)
     optim: OptimSection = field(default_factory=OptimSection)
     out: str = "runs/default"
     resume: str = "auto"
@@ -338,7 +361,8 @@ class TrainConfig:
 
     def problems(self) -> Iterator[str]:
         """Yields a message for each invalid setting, and for settings that exclude each other."""
-        for section in (self.model, self.data, self.unlabeled, self.metric, self.optim):
+        sections = (self.model, self.data, self.unlabeled, self.metric, self.video, self.optim)
+        for section in sections:
             yield from section.problems()
         yield from augment_problems(self.augment, "augment")
         keys = ("steps", "epochs", "max_minutes", "seed", "threads", "checkpoint_every")

@@ -42,6 +42,7 @@ def build_model(
     preset = PRESETS[section.preset]
     if section.init:
         model = _as_disparity(start or _load_start(section), preset)
+        model = _with_time(model, preset)
         for name in STRUCTURE:
             if getattr(model.config, name) != getattr(preset, name):
                 raise ConfigError(
@@ -92,6 +93,25 @@ def _as_disparity(model: DepthAnything, preset: ModelConfig) -> DepthAnything:
     foreign = (_LAST, "depth_head.scratch.sky_output_conv2.")
     state = {k: v for k, v in model.state_dict().items() if not k.startswith(foreign)}
     new.load_state_dict(state, strict=False)
+    return new
+
+
+def _with_time(model: DepthAnything, preset: ModelConfig) -> DepthAnything:
+    """A model of pictures as one with the preset's temporal modules, which start as the identity.
+
+    All other models are returned as they are.
+    """
+    if model.config.temporal_frames or not preset.temporal_frames:
+        return model
+    config = dataclasses.replace(
+        model.config,
+        name=preset.name,
+        temporal_frames=preset.temporal_frames,
+        hub_id="",
+        hub_file="",
+    )
+    new = DepthAnything(config)
+    new.load_state_dict(model.state_dict(), strict=False)
     return new
 
 

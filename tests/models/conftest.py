@@ -39,7 +39,7 @@ def randomise(model: nn.Module, seed: int) -> None:
         elif "cls_token" in name or "pos" in name:
             normal(parameter, 0.0, 0.3)
     for module in model.modules():
-        if isinstance(module, nn.LayerNorm):
+        if isinstance(module, nn.LayerNorm | nn.GroupNorm):
             normal(module.weight, 1.0, 0.1)
             normal(module.bias, 0.0, 0.1)
         elif isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):

@@ -15,6 +15,7 @@ from dafast.models.checkpoint import CheckpointError
 from dafast.models.conversion import LAYOUTS, from_official
 from dafast.models.sky import fill_sky
 from dafast.runtime import on_meta
+from tests.models import transcription
 from tests.models.checkpoints import error_of, load
 from tests.tiny import tiny
 from tests.tolerances import TOLERANCES
@@ -33,76 +34,16 @@ def published_state(model: DepthAnything) -> dict[str, torch.Tensor]:
     return {f"model.{key}": value for key, value in state.items()}
 
 
-def transcription(state: dict, config: ModelConfig, x: torch.Tensor) -> tuple:
-    """Depth and sky before the fill, from the published definition with plain functions.
-
-    Nothing of `dafast.models` is used. ``state`` has the published names.
-    """
+def published(state: dict, config: ModelConfig, x: torch.Tensor) -> tuple:
+    """Depth and sky before the fill, from the published definition. ``state`` has its names."""
     state = {key.removeprefix("model."): value for key, value in state.items()}
-    dim, heads, grid = config.embed_dim, config.num_heads, config.grid_size
-    rows, columns = x.shape[2] // 14, x.shape[3] // 14
-
-    def linear(z, name):
-        return F.linear(z, state[f"{name}.weight"], state[f"{name}.bias"])
-
-    def norm(z, name, eps):
-        return F.layer_norm(z, (dim,), state[f"{name}.weight"], state[f"{name}.bias"], eps)
-
-    def conv(z, name, **options):
-        return F.conv2d(z, state[f"{name}.weight"], state.get(f"{name}.bias"), **options)
-
-    def up(z, size):
-        return F.interpolate(z, size=size, mode="bilinear", align_corners=True)
-
-    e, h = "backbone.pretrained", "head"
-    tokens = conv(x, f"{e}.patch_embed.proj", stride=14).flatten(2).transpose(1, 2)
-    tokens = torch.cat([state[f"{e}.cls_token"].expand(len(x), -1, -1), tokens], 1)
-    table = state[f"{e}.pos_embed"]
-    if (rows, columns) != (grid, grid):
-        square = table[:, 1:].reshape(1, grid, grid, dim).permute(0, 3, 1, 2)
-        scale = ((rows + 0.1) / grid, (columns + 0.1) / grid)
-        square = F.interpolate(square, scale_factor=scale, mode="bicubic", antialias=False)
-        table = torch.cat([table[:, :1], square.permute(0, 2, 3, 1).flatten(1, 2)], 1)
-    tokens = tokens + table
-    maps = []
-    for i in range(config.num_layers):
-        b = f"{e}.blocks.{i}"
-        qkv = linear(norm(tokens, f"{b}.norm1", 1e-6), f"{b}.attn.qkv")
-        q, k, v = qkv.unflatten(2, (3, heads, -1)).permute(2, 0, 3, 1, 4)
-        weights = (q @ k.transpose(-2, -1) / (dim // heads) ** 0.5).softmax(-1)
-        out = linear((weights @ v).transpose(1, 2).flatten(2), f"{b}.attn.proj")
-        tokens = tokens + out * state[f"{b}.ls1.gamma"]
-        hidden = F.gelu(linear(norm(tokens, f"{b}.norm2", 1e-6), f"{b}.mlp.fc1"))
-        tokens = tokens + linear(hidden, f"{b}.mlp.fc2") * state[f"{b}.ls2.gamma"]
-        if i in config.out_indices:
-            tap = norm(tokens, f"{e}.norm", 1e-5)[:, 1:]
-            tap = tap.transpose(1, 2).unflatten(2, (rows, columns))
-            maps.append(conv(tap, f"{h}.projects.{len(maps)}"))
-    for i, stride in ((0, 4), (1, 2)):
-        r = f"{h}.resize_layers.{i}"
-        maps[i] = F.conv_transpose2d(
-            maps[i], state[f"{r}.weight"], state[f"{r}.bias"], stride=stride
-        )
-    maps[3] = conv(maps[3], f"{h}.resize_layers.3", stride=2, padding=1)
-    maps = [conv(z, f"{h}.scratch.layer{i}_rn", padding=1) for i, z in enumerate(maps, 1)]
-
-    def unit(z, name):
-        return z + conv(F.relu(conv(F.relu(z), f"{name}.conv1", padding=1)), f"{name}.conv2",
-                        padding=1)  # fmt: skip
-
-    path = None
-    for i in (4, 3, 2, 1):
-        r = f"{h}.scratch.refinenet{i}"
-        path = maps[3] if path is None else path + unit(maps[i - 1], f"{r}.resConfUnit1")
-        path = unit(path, f"{r}.resConfUnit2")
-        size = maps[i - 2].shape[2:] if i > 1 else [2 * n for n in path.shape[2:]]
-        path = conv(up(path, size), f"{r}.out_conv")
-    path = up(conv(path, f"{h}.scratch.output_conv1", padding=1), (rows * 14, columns * 14))
-    outs = [
-        conv(F.relu(conv(path, f"{h}.scratch.{name}.0", padding=1)), f"{h}.scratch.{name}.2")
+    taps = transcription.encoder(state, "backbone.pretrained", config, x, 1e-5)
+    path = transcription.decoder(state, "head", taps)
+    depth, sky = (
+        transcription.output(state, "head", name, path)
         for name in ("output_conv2", "sky_output_conv2")
-    ]
-    return outs[0][:, 0].exp(), F.relu(outs[1])[:, 0]
+    )
+    return depth.exp(), F.relu(sky)
 
 
 def official_fill(depth: torch.Tensor, sky: torch.Tensor) -> torch.Tensor:
@@ -146,7 +87,7 @@ def test_equals_the_published_definition(size, seed, randomise, calibrate):
     for shape in SHAPES:
         x = images(seed, 1, 3, *shape)
         with torch.no_grad():
-            depth, sky = transcription(published_state(model), model.config, x)
+            depth, sky = published(published_state(model), model.config, x)
             assert 0 < (sky >= 0.3).float().mean() < 1
             expected = torch.stack([official_fill(d, s) for d, s in zip(depth, sky, strict=True)])
             model._optimized = None

@@ -6,13 +6,15 @@ from typing import Any
 
 from dafast.training.config import ConfigError, TrainConfig
 from dafast.training.task import Task
-from dafast.training.tasks import metric, relative, segmentation
+from dafast.training.tasks import metric, relative, segmentation, video
 
 
 def task_of(config: TrainConfig) -> Task[Any, Any]:
     """The task of a configuration."""
     if config.segmentation.data:
         return segmentation.TASK
+    if config.video.frames:
+        return video.TASK
     return metric.TASK if config.metric.max_depth else relative.TASK
 
 
