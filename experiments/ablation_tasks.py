@@ -32,11 +32,11 @@ from dafast.data.cutmix import cutmix_region
 from dafast.data.resident import ResidentSet, crop, epoch_batch, random_boxes, random_colours
 from dafast.data.shards import ShardDataset
 from dafast.data.transforms import sample_generator
+from dafast.devices import resolve_device, resolve_dtype
 from dafast.evaluation.benchmarks import open_benchmark, score
 from dafast.evaluation.samples import DataMissingError, EvaluationSample, Samples
 from dafast.models.depth_anything import DepthAnything
 from dafast.ops import use_backend
-from dafast.runtime import resolve_device, resolve_dtype
 from dafast.training.config import TrainConfig
 from dafast.training.config_files import load_toml
 from dafast.training.data import Batch, UnlabeledBatch

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .._warnings import LicenseWarning, WeightsWarning, warn
 from ..config import PRESETS, ModelConfig, get_preset
-from ..runtime import on_meta, resolve_device, resolve_dtype, warn_if_slow
+from ..devices import on_meta, resolve_device, resolve_dtype, warn_if_slow
 from .config_choice import choose_config
 from .configurations import matching_preset
 from .conversion import (

@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import ModelConfig
+from ..devices import without_autocast
 from ..layers.mlp import is_plain
 from ..ops import decoder_tail
 from ..ops.resize_bilinear import interpolate
 from ..profiling import annotate
-from ..runtime import without_autocast
 
 _TAIL_CHANNELS = 32
 
