@@ -15,7 +15,7 @@ from ..surface import EDGE_THRESHOLD
 from . import class_formats, depth_formats
 from ._camera import CameraChoice
 from ._common import CommandError
-from ._model import digest_model, load_model, own_device
+from ._model import load_model, own_device
 from .outputs import Format
 
 if TYPE_CHECKING:
@@ -37,8 +37,8 @@ class DepthPredictor:
     default = depth_formats.DEFAULT
 
     def __init__(self, args: argparse.Namespace, camera: CameraChoice) -> None:
+        from ..models.digest import digest_model
         from ..models.inference import check_options
-        from ..models.prediction import unit_of
         from ..models.tiles import check_tile
 
         refused = {"--fov": args.fov, "--intrinsics": args.intrinsics, "--tile": args.tile}
@@ -65,7 +65,7 @@ class DepthPredictor:
             "guided": args.guided or None,
             "panorama": args.panorama or None,
         }
-        if unit_of(config):  # "1/m" is written as metres, too
+        if config.unit:  # "1/m" is written as metres, too
             self.formats = depth_formats.IN_METRES
         elif args.depth_scale is not None:
             raise CommandError(
@@ -136,6 +136,7 @@ class ClassPredictor:
 
     def __init__(self, args: argparse.Namespace) -> None:
         from ..models import SegmentationModel
+        from ..models.digest import digest_model
         from ..models.segmentation_inference import SegmentationOptions
 
         depth_only = {"--config": args.config, "--fit": args.fit, "--fov": args.fov}
