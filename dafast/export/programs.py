@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ FACTS_FILE = "dafast.json"
 """Name of the facts within a `torch.export` file."""
 
 _MOST = 4096  # patches a side, and images of a batch: a bound that torch.export wants
+_FEWEST = 3  # patches a side: the deepest map of the decoder needs two, or a guard fails
 
 
 def exported_program(model: nn.Module, facts: FileFacts) -> Any:
@@ -32,13 +34,15 @@ def exported_program(model: nn.Module, facts: FileFacts) -> Any:
     if facts.batch is None:
         sizes[0] = torch.export.Dim("batch", min=1, max=_MOST)
     if facts.shape is None:
-        sizes[2] = patch * torch.export.Dim("rows", min=1, max=_MOST)
-        sizes[3] = patch * torch.export.Dim("columns", min=1, max=_MOST)
+        sizes[2] = patch * torch.export.Dim("rows", min=_FEWEST, max=_MOST)
+        sizes[3] = patch * torch.export.Dim("columns", min=_FEWEST, max=_MOST)
     with torch.no_grad():
         return torch.export.export(module, (images,), dynamic_shapes=(sizes,), strict=False)
 
 
-def write_program(model: nn.Module, facts: FileFacts, path: Path) -> None:
+def write_program(
+    model: nn.Module, facts: FileFacts, path: Path, _photos: Sequence[Any] = ()
+) -> None:
     """Writes a file that `torch.export.load` reads; its facts are in the file `FACTS_FILE`."""
     program = exported_program(model, facts)
     torch.export.save(program, path, extra_files={FACTS_FILE: json.dumps(facts.to_strings())})
@@ -49,7 +53,9 @@ def run_program(path: Path, facts: FileFacts) -> Any:
     return _on_tensors(torch.export.load(path).module())
 
 
-def write_package(model: nn.Module, facts: FileFacts, path: Path) -> None:
+def write_package(
+    model: nn.Module, facts: FileFacts, path: Path, _photos: Sequence[Any] = ()
+) -> None:
     """Compiles a model with AOTInductor, for this machine's kind of CPU.
 
     `torch._inductor.aoti_load_package` reads the file; `get_metadata` of what it returns has the

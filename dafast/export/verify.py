@@ -68,7 +68,7 @@ def checked_sizes(facts: FileFacts) -> list[tuple[int, int, int]]:
         (grid, grid),
         (grid, grid + 5),
         (3, 7),
-        (grid + 3, 2),
+        (grid + 3, 3),
         (grid // 2 + 3, grid // 3 + 9),
     ]
     sizes = [(rows * patch, columns * patch) for rows, columns in patches]
