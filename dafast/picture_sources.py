@@ -7,6 +7,7 @@ import re
 import stat
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -105,3 +106,19 @@ def _download(url: str) -> bytes:
     if len(data) > _LARGEST:
         raise ImageError(f"{url}: larger than 1 GiB; download it and pass its path")
     return data
+
+
+def fetch_all(images: Sequence[Any]) -> list[Any]:
+    """Reads the images that can be read only once; see `fetch_source`."""
+    return [
+        fetch_source(image, f"image {i}" if len(images) > 1 else "image")
+        for i, image in enumerate(images)
+    ]
+
+
+def name_of(image: Any) -> str:
+    """The name of an image: its path, its URL, or ""."""
+    if isinstance(image, str | Path):
+        return str(image)
+    name = getattr(image, "name" if isinstance(image, EncodedPicture) else "filename", "")
+    return name if isinstance(name, str) else ""

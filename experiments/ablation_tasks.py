@@ -31,11 +31,11 @@ from torch import Tensor
 
 from dafast.data.resident import ResidentSet, random_colours
 from dafast.data.shards import ShardDataset
+from dafast.devices import resolve_device, resolve_dtype
 from dafast.evaluation.benchmarks import open_benchmark, score
 from dafast.evaluation.samples import DataMissingError, EvaluationSample, Samples
 from dafast.models.depth_anything import DepthAnything
 from dafast.ops import use_backend
-from dafast.runtime import resolve_device, resolve_dtype
 from dafast.training.config import TrainConfig
 from dafast.training.config_files import load_toml
 from dafast.training.data import Batch, UnlabeledBatch

@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import ModelConfig
+from ..devices import without_autocast
 from ..layers.mlp import is_plain
 from ..layers.temporal import FrameCache, TemporalModule
 from ..ops import decoder_tail
 from ..ops.resize_bilinear import interpolate
 from ..profiling import annotate
-from ..runtime import without_autocast
 
 FRAME_GROUP = 4
 """Frames of a clip that share the full resolution, without gradients: it takes the most memory."""

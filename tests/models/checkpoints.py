@@ -5,8 +5,8 @@ import torch
 
 from dafast import DepthAnything
 from dafast.config import ModelConfig
+from dafast.devices import on_meta
 from dafast.models.checkpoint import CheckpointError
-from dafast.runtime import on_meta
 from tests.tiny import tiny
 
 TINY = tiny(

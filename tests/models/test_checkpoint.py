@@ -233,7 +233,7 @@ import sys
 import numpy as np
 import dafast
 from dafast.models.network import DepthNetwork
-from dafast.runtime import on_meta
+from dafast.devices import on_meta
 model = dafast.DepthAnything.from_pretrained("nano", device="cpu", dtype="float32")
 model.infer(np.zeros((56, 70, 3), np.uint8))
 with on_meta():

@@ -11,10 +11,10 @@ from PIL import Image
 
 from dafast import DepthAnything
 from dafast.config import PRESETS, ModelConfig
+from dafast.devices import on_meta
 from dafast.models.checkpoint import CheckpointError
 from dafast.models.conversion import LAYOUTS, from_official
 from dafast.models.sky import fill_sky
-from dafast.runtime import on_meta
 from tests.models import transcription
 from tests.models.checkpoints import error_of, load
 from tests.tiny import tiny
