@@ -34,6 +34,21 @@ class EncodedPicture:
     name: str = ""
 
 
+@dataclass(frozen=True)
+class DecodedPicture:
+    """A picture as `dafast.images.as_pixels` returns it, with what its file says of the camera.
+
+    Attributes:
+        pixels: A tensor, uint8 (H, W, 3) or float32 (3, H, W) in 0..1.
+        focal_35mm: FocalLengthIn35mmFilm of the EXIF data in millimetres, or None.
+        name: Its name, or "".
+    """
+
+    pixels: Any = field(repr=False)
+    focal_35mm: float | None = None
+    name: str = ""
+
+
 def is_pipe(path: Path) -> bool:
     """Whether a path names a pipe (``<(...)`` too), which can be read only once.
 

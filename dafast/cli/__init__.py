@@ -32,6 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
         models,
         parallax,
         run,
+        serve,
         stereo,
         synth,
         train,
@@ -55,6 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
         train,
         evaluate,
         calibrate,
+        serve,
     ):
         command.add_parser(commands)
     add_verbosity(parser)

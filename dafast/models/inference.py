@@ -33,7 +33,7 @@ from ..images import as_pixels, focal_from_exif
 from ..ops import Geometry, postprocess, preprocess
 from ..ops._triton import why_missing as triton_missing
 from ..ops.pad import check_padding
-from ..picture_sources import EncodedPicture, fetch_source
+from ..picture_sources import DecodedPicture, EncodedPicture, fetch_source
 from ..pointcloud import point_cloud
 from .network import DepthNetwork
 from .sky import SKY
@@ -425,7 +425,8 @@ def name_of(image: Any) -> str:
     """The name of an image: its path, its URL, or ""."""
     if isinstance(image, str | Path):
         return str(image)
-    name = getattr(image, "name" if isinstance(image, EncodedPicture) else "filename", "")
+    own = isinstance(image, EncodedPicture | DecodedPicture)
+    name = getattr(image, "name" if own else "filename", "")
     return name if isinstance(name, str) else ""
 
 
