@@ -206,9 +206,7 @@ def run(args: argparse.Namespace) -> int:
                 for sig, handler in before.items():
                     signal.signal(sig, handler)
 
-    server = Server(
-        uvicorn.Config(app, log_level="warning", access_log=False, server_header=False)
-    )
+    server = Server(uvicorn.Config(app, log_level="warning", access_log=False, server_header=False))
     host = f"[{args.host}]" if family == socket.AF_INET6 else args.host
     address = f"http://{host}:{listener.getsockname()[1]}"
     announcer = threading.Thread(target=_announce, args=(args, app, server, address), daemon=True)

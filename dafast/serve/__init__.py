@@ -15,7 +15,9 @@ __all__ = ["ServerSettings", "check_packages", "create_app"]
 def check_packages() -> None:
     """Raises a `MissingPackageError` that names the extra, if a package is missing."""
     if why := why_no_module("fastapi", "uvicorn", "prometheus_client", "python_multipart"):
-        raise MissingPackageError(f"a server needs dafast[serve]: pip install 'dafast[serve]' ({why})")
+        raise MissingPackageError(
+            f"a server needs dafast[serve]: pip install 'dafast[serve]' ({why})"
+        )
 
 
 def create_app(settings: ServerSettings) -> object:

@@ -27,9 +27,7 @@ from .settings import ServerSettings
 
 _CLOSED = 499  # nginx's status for a client that has gone; nobody receives it
 _LARGEST_SIZE = 4096
-Format = Literal[
-    "png16", "color", "gray", "exr", "npz", "npy", "json", "tiff", "pfm", "ply", "glb"
-]
+Format = Literal["png16", "color", "gray", "exr", "npz", "npy", "json", "tiff", "pfm", "ply", "glb"]
 Fit = Literal["pad", "official", "upper_bound"]
 
 _ERRORS = {
@@ -154,8 +152,8 @@ class Server:
     async def _compute(self, request: Request, job: Job) -> Answer:
         start = time.monotonic()
         item = self.pool.submit(job)
-        answer = asyncio.wrap_future(item.future)
-        gone = asyncio.ensure_future(_wait_for_hangup(request))
+        answer: asyncio.Future[Any] = asyncio.wrap_future(item.future)
+        gone: asyncio.Future[Any] = asyncio.ensure_future(_wait_for_hangup(request))
         try:
             await asyncio.wait(
                 {answer, gone},
@@ -252,7 +250,7 @@ def create_app(settings: ServerSettings) -> FastAPI:
 
 def _add_depth(app: FastAPI, server: Server) -> None:
     """Adds ``POST /v1/depth``."""
-    binary = {kind: _PICTURE for kind in sorted(set(FORMATS.values()) - {"application/json"})}
+    binary = dict.fromkeys(sorted(set(FORMATS.values()) - {"application/json"}), _PICTURE)
     errors: dict[int | str, Any] = {
         status: {"description": text, "content": _DETAIL} for status, text in _ERRORS.items()
     }

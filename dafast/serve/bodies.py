@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 from starlette.datastructures import UploadFile
@@ -52,7 +52,7 @@ async def _read_body(request: Request, settings: ServerSettings) -> bytes | Answ
 
 
 async def _from_form(request: Request, body: bytes) -> bytes | Answer:
-    async def stream() -> AsyncIterator[bytes]:
+    async def stream() -> AsyncGenerator[bytes, None]:
         yield body
 
     try:

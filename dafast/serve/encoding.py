@@ -8,8 +8,6 @@ import math
 import tempfile
 from pathlib import Path
 
-import numpy as np
-
 from ..formats import png
 from ..result import DepthResult, shade_strips
 
@@ -67,7 +65,7 @@ def encode(result: DepthResult, name: str, palette: str = "Spectral_r") -> bytes
 
 def _as_json(result: DepthResult) -> bytes:
     facts = {key: _known(value) for key, value in result.facts().items()}
-    data = base64.b64encode(np.ascontiguousarray(result.values, "<f4")).decode()
+    data = base64.b64encode(result.values.astype("<f4").tobytes()).decode()
     facts |= {"shape": list(result.values.shape), "dtype": "float32", "data": data}
     return json.dumps(facts).encode()
 

@@ -28,15 +28,11 @@ class Metrics:
         self.batches = Histogram(
             "dafast_batch_size", "Pictures of a batch", buckets=_BATCHES, registry=own
         )
-        self.waiting = Gauge(
-            "dafast_queue_length", "Requests that no worker has yet", registry=own
-        )
+        self.waiting = Gauge("dafast_queue_length", "Requests that no worker has yet", registry=own)
         self.admitted = Gauge(
             "dafast_requests_admitted", "Requests received, waiting or computed", registry=own
         )
-        self.restarts = Gauge(
-            "dafast_worker_restarts", "Workers that were replaced", registry=own
-        )
+        self.restarts = Gauge("dafast_worker_restarts", "Workers that were replaced", registry=own)
         self.ready = Gauge("dafast_ready", "1 if a worker has its model", registry=own)
 
     def text(self, pool: Pool, admitted: int) -> bytes:

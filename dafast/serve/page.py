@@ -52,7 +52,9 @@ def add_page(app: FastAPI, describe_models: Any) -> None:
     @app.get("/page/about.json", include_in_schema=False)
     def about() -> dict[str, Any]:
         ramp = np.linspace(0, 1, 256, dtype=np.float32)[None]
-        tables = {name: base64.b64encode(colorize(ramp, name)).decode() for name in PALETTES}
+        tables = {
+            name: base64.b64encode(colorize(ramp, name).tobytes()).decode() for name in PALETTES
+        }
         return {"models": describe_models(), "palettes": tables, "samples": list(photos)}
 
     @app.get("/page/samples/{name}.jpg", include_in_schema=False)
@@ -109,7 +111,8 @@ _PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>dafast: the interface</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
-<style>body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 0 auto; padding: 1rem; }}
+<style>
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 0 auto; padding: 1rem; }}
 td, th {{ text-align: left; vertical-align: top; padding: .2rem 1rem .2rem 0; }}
 pre {{ overflow-x: auto; }}</style></head>
 <body><h1>dafast {version}: the interface</h1>

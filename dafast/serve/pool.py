@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from threading import Condition, Thread
 from typing import Any
@@ -171,10 +172,9 @@ class Worker:
                     self._items[self._numbers] = item
                     message.append((self._numbers, item.job))
             self._on_batch(len(batch))
-            try:
+            # A dead worker: `_read` sees it and returns the batch to the queue.
+            with suppress(OSError, ValueError):
                 connection.send(message)
-            except (OSError, ValueError):
-                pass  # the worker has died; `_read` sees it and returns the batch to the queue
 
     def _read(self) -> None:
         """Passes answers on; starts another process when one ends."""

@@ -13,6 +13,7 @@ import os
 import signal
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from threading import BoundedSemaphore, Lock
 from typing import Any
@@ -41,11 +42,9 @@ def run_worker(connection: Connection, settings: ServerSettings) -> None:
     lock, free = Lock(), BoundedSemaphore(_PENDING)
 
     def send(message: Any) -> None:
-        with lock:
-            try:
-                connection.send(message)
-            except OSError:  # the server has gone; the next `recv` ends the worker
-                pass
+        # If the server has gone, the next `recv` ends the worker.
+        with lock, suppress(OSError):
+            connection.send(message)
 
     def finish(number: int, result: Any, job: Job) -> None:
         try:

@@ -39,7 +39,7 @@ def client(monkeypatch: pytest.MonkeyPatch) -> Iterator[TestClient]:
         yield client
 
 
-@pytest.mark.parametrize("kind", ("raw", "form", "form without a name"))
+@pytest.mark.parametrize("kind", ["raw", "form", "form without a name"])
 def test_a_picture_arrives_in_each_kind_of_body(client: TestClient, kind: str) -> None:
     if kind == "raw":
         answer = client.post("/v1/depth", content=b"photo")
@@ -72,7 +72,7 @@ def test_options_reach_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("query", "message"),
-    (
+    [
         ({"format": "bmp"}, "png16"),
         ({"size": "3"}, "14"),
         ({"size": "many"}, "integer"),
@@ -81,7 +81,7 @@ def test_options_reach_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"fit": "stretch"}, "official"),
         ({"model": "vitg"}, "this server has nano, v2-vits"),
         ({"palette": "nowhere"}, "nowhere"),
-    ),
+    ],
 )
 def test_a_wrong_parameter_is_named(client: TestClient, query: dict, message: str) -> None:
     answer = client.post("/v1/depth", params=query, content=b"x")
@@ -91,7 +91,7 @@ def test_a_wrong_parameter_is_named(client: TestClient, query: dict, message: st
 
 @pytest.mark.parametrize(
     ("request_", "status", "message"),
-    (
+    [
         ({"content": b""}, 422, "empty"),
         ({"json": {"url": "https://example.org/a.jpg"}}, 403, "no URLs"),
         ({"json": {"link": "https://example.org/a.jpg"}}, 422, "url"),
@@ -102,7 +102,7 @@ def test_a_wrong_parameter_is_named(client: TestClient, query: dict, message: st
         ({"files": {"a": ("a", b"")}}, 422, "empty"),
         ({"content": b"x", "headers": {"content-type": "multipart/form-data"}}, 422, "form"),
         ({"content": b"x" * 10001}, 413, "10000 bytes"),
-    ),
+    ],
 )
 def test_a_wrong_body_is_refused(
     monkeypatch: pytest.MonkeyPatch, request_: dict, status: int, message: str
@@ -119,7 +119,7 @@ def test_a_body_without_a_length_is_limited(monkeypatch: pytest.MonkeyPatch) -> 
         assert client.post("/v1/depth", content=parts).status_code == 413
 
 
-@pytest.mark.parametrize("path", ("/v1/depth", "/v1/models", "/metrics"))
+@pytest.mark.parametrize("path", ["/v1/depth", "/v1/models", "/metrics"])
 def test_the_token_is_required(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
     with client_of(monkeypatch, token="geheim ü") as (client, pool):
         method = "POST" if path == "/v1/depth" else "GET"
@@ -162,8 +162,14 @@ async def call(app: Any, messages: list[Any], on_empty: Callable[[], Any]) -> li
         sent.append(message)
 
     scope = {
-        **{"type": "http", "method": "POST", "path": "/v1/depth", "query_string": b""},
-        **{"headers": [], "scheme": "http", "server": ("localhost", 80), "http_version": "1.1"},
+        "type": "http",
+        "method": "POST",
+        "path": "/v1/depth",
+        "query_string": b"",
+        "headers": [],
+        "scheme": "http",
+        "server": ("localhost", 80),
+        "http_version": "1.1",
         "client": ("127.0.0.1", 1),
     }
     await app(scope, receive, send)
@@ -265,7 +271,7 @@ def test_the_interface_describes_itself(client: TestClient) -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    (("models", ()), ("queue", 0), ("timeout", 0.0), ("timeout", float("nan")), ("batch_wait", -1)),
+    [("models", ()), ("queue", 0), ("timeout", 0.0), ("timeout", float("nan")), ("batch_wait", -1)],
 )
 def test_wrong_settings_are_named(field: str, value: Any) -> None:
     with pytest.raises(ValueError, match=field):

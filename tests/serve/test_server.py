@@ -6,9 +6,7 @@ import base64
 import io
 import os
 import signal
-import socket
 import struct
-import threading
 import time
 import zlib
 from collections.abc import Iterator
@@ -20,47 +18,15 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-import uvicorn
 
 from dafast import DepthAnything
-from dafast.serve import ServerSettings, create_app
+from dafast.serve import ServerSettings
 from dafast.serve.encoding import FORMATS, encode
+from tests.serve.running import Running
 from tests.tolerances import TOLERANCES
 
 BOUND = TOLERANCES[torch.float32].model
 SETTINGS = ServerSettings(dtype="float32", device="cpu", max_pixels=100_000, batch_wait=0.05)
-
-
-class Running:
-    """A server in a thread of its own."""
-
-    def __init__(self, settings: ServerSettings) -> None:
-        self.app: Any = create_app(settings)
-        self.listener = socket.socket()
-        self.listener.bind(("127.0.0.1", 0))
-        config = uvicorn.Config(self.app, log_level="error", access_log=False)
-        self.server = uvicorn.Server(config)
-        self.thread = threading.Thread(target=self.server.run, args=([self.listener],))
-        self.thread.start()
-        self.client = httpx.Client(
-            base_url=f"http://127.0.0.1:{self.listener.getsockname()[1]}",
-            timeout=300,
-            limits=httpx.Limits(max_connections=64),
-        )
-
-    def wait(self) -> None:
-        while not (self.server.started and self.pool.ready):
-            assert not (self.server.started and self.pool.problem), self.pool.problem
-            time.sleep(0.02)
-
-    @property
-    def pool(self) -> Any:
-        return self.app.state.server.pool
-
-    def close(self) -> None:
-        self.client.close()
-        self.server.should_exit = True
-        self.thread.join()
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +106,9 @@ def bomb() -> bytes:
     """A PNG of 30,000 x 30,000 pixels in a few bytes."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        return (
+            struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        )
 
     header = struct.pack(">IIBBBBB", 30000, 30000, 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")

@@ -77,7 +77,7 @@ export class Cloud {
       gl.vertexAttribPointer(place, 3, gl.FLOAT, false, 0, 0);
     }
     this.count = kept.length;
-    this.focal = (2 * fx) / width;
+    this.fit = (aspect) => 2 * fx * Math.min(1 / height, aspect / width); // all of the photo
     this.pixel = (step * 1.6) / fx; // size of a point at the distance 1
     this.turn = [0, 0];
     this.distance = 1.15;
@@ -95,7 +95,7 @@ export class Cloud {
     gl.clear(gl.COLOR_BUFFER_BIT | gl.DEPTH_BUFFER_BIT);
     const set = (name, ...values) => gl[`uniform${values.length}f`](gl.getUniformLocation(this.program, name), ...values);
     const aspect = this.canvas.width / this.canvas.height;
-    const focal = this.focal * Math.min(1, aspect) ;
+    const focal = this.fit(aspect);
     set("turn", ...this.turn);
     set("distance_", this.distance);
     set("aspect", aspect);

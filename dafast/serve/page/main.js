@@ -89,6 +89,7 @@ async function drawPhoto() {
   const canvas = $("photo");
   canvas.width = state.width;
   canvas.height = state.height;
+  $("compare").style.maxWidth = `${(75 * state.width) / state.height}vh`; // all of it on the screen
   const context = canvas.getContext("2d", { willReadFrequently: true });
   try {
     const image = await createImageBitmap(state.photo, { imageOrientation: "from-image" });
