@@ -27,7 +27,7 @@ from .picture_formats import (
     png_is_deep,
     register_heif,
 )
-from .picture_sources import EncodedPicture, fetch_source, is_pipe
+from .picture_sources import DecodedPicture, EncodedPicture, fetch_source, is_pipe
 from .picture_values import ImageError, as_rgb, check_range, from_array, warn_of_sliver, warn_once
 
 if TYPE_CHECKING:
@@ -317,7 +317,8 @@ def focal_from_exif(image: Any) -> float | None:
     """FocalLengthIn35mmFilm of a photo's EXIF data in millimetres, if it is known.
 
     Args:
-        image: A path, a PIL image or an `EncodedPicture`; anything else has no EXIF data.
+        image: A path, a PIL image, an `EncodedPicture` or a `DecodedPicture`; anything else has no
+            EXIF data.
 
     Returns:
         A value above 0, or None if it is missing or the photo cannot be read.
@@ -325,6 +326,8 @@ def focal_from_exif(image: Any) -> float | None:
     import PIL.Image
     from PIL import ExifTags
 
+    if isinstance(image, DecodedPicture):
+        return image.focal_35mm
     try:
         if isinstance(image, str | Path | EncodedPicture):
             if not isinstance(image, EncodedPicture) and is_pipe(Path(image)):
@@ -360,6 +363,8 @@ def as_array(image: Any, name: str) -> np.ndarray:
     Raises:
         ImageError: If the image cannot be used; the message has its name.
     """
+    if isinstance(image, DecodedPicture):
+        return image.pixels
     image = fetch_source(image, name)
     torch = sys.modules.get("torch")  # without it there are no tensors
     if torch is not None and isinstance(image, torch.Tensor):
@@ -418,3 +423,17 @@ def as_pixels(image: Any, name: str) -> Tensor:
     # torch needs writable memory with positive strides; Pillow's may have neither.
     tensor = torch.from_numpy(np.require(as_array(image, name), requirements=["C", "W"]))
     return tensor if tensor.dtype == torch.uint8 else tensor.permute(2, 0, 1)
+
+
+def decode(image: Any, name: str = "") -> DecodedPicture:
+    """Reads an image once, so that it can be checked before it is predicted.
+
+    Args:
+        image: Anything that `infer` takes.
+        name: Its name in messages.
+
+    Raises:
+        ImageError: If the image cannot be used.
+    """
+    source = fetch_source(image, name or "image")
+    return DecodedPicture(as_array(source, name or "image"), focal_from_exif(source), name)

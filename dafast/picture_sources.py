@@ -35,6 +35,21 @@ class EncodedPicture:
     name: str = ""
 
 
+@dataclass(frozen=True)
+class DecodedPicture:
+    """A picture as `dafast.images.as_array` returns it, with what its file says of the camera.
+
+    Attributes:
+        pixels: uint8 (H, W, 3), or float32 (H, W, 3) in 0..1.
+        focal_35mm: FocalLengthIn35mmFilm of the EXIF data in millimetres, or None.
+        name: Its name, or "".
+    """
+
+    pixels: Any = field(repr=False)
+    focal_35mm: float | None = None
+    name: str = ""
+
+
 def is_pipe(path: Path) -> bool:
     """Whether a path names a pipe (``<(...)`` too), which can be read only once.
 
@@ -120,5 +135,6 @@ def name_of(image: Any) -> str:
     """The name of an image: its path, its URL, or ""."""
     if isinstance(image, str | Path):
         return str(image)
-    name = getattr(image, "name" if isinstance(image, EncodedPicture) else "filename", "")
+    own = isinstance(image, EncodedPicture | DecodedPicture)
+    name = getattr(image, "name" if own else "filename", "")
     return name if isinstance(name, str) else ""

@@ -33,6 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
         models,
         parallax,
         run,
+        serve,
         stereo,
         synth,
         train,
@@ -57,6 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
         evaluate,
         calibrate,
         export,
+        serve,
     ):
         command.add_parser(commands)
     add_verbosity(parser)
