@@ -35,6 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
         stereo,
         synth,
         train,
+        video,
     )
 
     parser = argparse.ArgumentParser(prog="dafast", description=DESCRIPTION)
@@ -47,6 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
         run,
         stereo,
         parallax,
+        video,
         doctor,
         models,
         synth,
