@@ -10,7 +10,7 @@ import numpy as np
 
 from ..optional import MissingPackageError, why_no_module
 from .rendering import Renderer
-from .source import FULL_RANGE, MPEG_RANGE, VideoError, VideoInfo
+from .source import FULL_RANGE, MPEG_RANGE, VideoInfo
 
 _ENCODERS = {"h264": "libx264", "hevc10": "libx265", "ffv1": "ffv1"}
 
