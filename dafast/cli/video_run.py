@@ -14,12 +14,13 @@ import numpy as np
 
 from ..result import DepthResult
 from ..video.conversion import Conversion, Outputs
-from ..video.encoder import check_output
+from ..video.encoder import check_aspect, check_output
 from ..video.muxing import check_copies
 from ..video.reader import open_video
 from ..video.rendering import Renderer
 from ..video.source import Selection
 from ..video.workspace import Workspace
+from . import video
 from ._camera import camera_of
 from ._common import CommandError, make_folder
 from ._log import is_quiet
@@ -101,7 +102,14 @@ class VideoRun:
             folder = self._closing.enter_context(tempfile.TemporaryDirectory())
             return Outputs(None, place=Path(folder) / "video")
         return Outputs(
-            args.out, args.codec, renderer, threads, args.frames, args.raw, args.depth_scale
+            args.out,
+            args.codec,
+            renderer,
+            threads,
+            args.frames,
+            args.raw,
+            args.depth_scale,
+            segment=video.SEGMENT,
         )
 
     def _is_finished(self) -> bool:
@@ -123,8 +131,10 @@ class VideoRun:
         reader = open_video(args.source, self.selection, threads=threads, spool=spool)
         self._closing.callback(reader.close)
         path = reader.info.path
-        if args.out is not None and path is not None and path != spool:
-            check_copies(path, args.out)
+        if args.out is not None:
+            check_aspect(args.out, args.codec, reader.info)
+            if path is not None and path != spool:
+                check_copies(path, args.out)
         if args.resume and not reader.info.can_resume:
             raise CommandError(f"--resume: {reader.info.name} can be read only once")
         return reader

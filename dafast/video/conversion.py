@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..result import DepthResult
-from .encoder import SegmentEncoder
+from .encoder import SegmentEncoder, colors_of
 from .frame_result import FrameResult, frame_result
 from .muxing import Span, join_segments
 from .raw_values import RawValues
@@ -136,7 +136,7 @@ class Conversion:
 
     def run(self) -> Iterator[int]:
         """Writes the frames; yields the number of frames that are done after each of them."""
-        steps = staged(self._write(), 8)
+        steps = staged(self._write(), 1)
         with contextlib.closing(steps):
             yield from steps
 
@@ -264,6 +264,7 @@ class Conversion:
                 self._span(complete),
                 self._step(),
                 self._copied(),
+                colors_of(self.info, self.outputs.renderer, self.outputs.codec),
             )
         if self._raw is not None and self.outputs.raw is not None:
             self._raw.write(self.outputs.raw, self.facts["kind"], self.facts)

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..optional import MissingPackageError, why_no_module
 from .rendering import Renderer
-from .source import FULL_RANGE, MPEG_RANGE, VideoInfo
+from .source import FULL_RANGE, MPEG_RANGE, VideoError, VideoInfo
 
 _ENCODERS = {"h264": "libx264", "hevc10": "libx265", "ffv1": "ffv1"}
 
@@ -20,7 +20,7 @@ CODECS = tuple(_ENCODERS)
 SUFFIXES = {
     "h264": (".mp4", ".mov", ".mkv"),
     "hevc10": (".mp4", ".mov", ".mkv"),
-    "ffv1": (".mkv",),
+    "ffv1": (".mkv", ".mp4"),
 }
 """Suffixes of the files that hold each codec."""
 
@@ -62,6 +62,19 @@ def check_output(path: Path, codec: str) -> None:
         )
 
 
+def check_aspect(path: Path, codec: str, info: VideoInfo) -> None:
+    """Checks that the pixel aspect of a source can be kept.
+
+    Raises:
+        VideoError: If not: PyAV cannot write it to a Matroska file, and FFV1 has no place for it.
+    """
+    if codec == "ffv1" and path.suffix.lower() == ".mkv" and info.pixel_aspect != 1:
+        raise VideoError(
+            f"{path}: ffv1 in .mkv cannot keep the pixel aspect {info.pixel_aspect} of "
+            f"{info.name}; write .mp4"
+        )
+
+
 def _has_encoder(name: str) -> bool:
     import av
 
@@ -98,8 +111,8 @@ class SegmentEncoder:
         if self.format.startswith("yuv420"):  # which has one colour for 2x2 pixels
             width, height = width + width % 2, height + height % 2
         self.size = (width, height)
-        self.full = codec == "ffv1" or info.color_range == FULL_RANGE
-        self.space = _colorspace(info, self.format)
+        self.range, self.space = colors_of(info, renderer, codec)
+        self.full = self.range == FULL_RANGE
         self._reformatter: Any = VideoReformatter()
         self._container = av.open(str(path), "w", format="nut")
         rate = Fraction(info.rate).limit_denominator(1001000)
@@ -111,8 +124,7 @@ class SegmentEncoder:
         context.gop_size = 1 if codec == "ffv1" else KEY_FRAMES
         context.thread_count = threads
         context.sample_aspect_ratio = info.pixel_aspect
-        context.color_range = FULL_RANGE if self.full else MPEG_RANGE
-        context.colorspace = self.space
+        context.color_range, context.colorspace = self.range, self.space
         context.color_primaries, context.color_trc = info.primaries, info.transfer
         self._stream = stream
 
@@ -130,9 +142,13 @@ class SegmentEncoder:
         """
         frame = self._frame(pixels, disparity, low, high)
         frame.pts, frame.time_base = pts, self.info.time_base
-        frame.color_range = FULL_RANGE if self.full else MPEG_RANGE
-        frame.colorspace = self.space
-        self._container.mux(self._stream.encode(frame))
+        frame.color_range, frame.colorspace = self.range, self.space
+        self._mux(frame)
+
+    def _mux(self, frame: Any = None) -> None:
+        for packet in self._stream.encode(frame):
+            packet.dts = packet.pts  # the order of the frames is that of their times
+            self._container.mux(packet)
 
     def _frame(self, pixels: np.ndarray, disparity: np.ndarray, low: float, high: float) -> Any:
         import av
@@ -170,7 +186,7 @@ class SegmentEncoder:
     def close(self) -> None:
         """Finishes the file."""
         try:
-            self._container.mux(self._stream.encode())
+            self._mux()
         finally:
             self._container.close()
 
@@ -181,12 +197,17 @@ def _pixel_format(codec: str, renderer: Renderer) -> str:
     return "yuv420p10le" if codec == "hevc10" else "yuv420p"
 
 
-def _colorspace(info: VideoInfo, pixel_format: str) -> int:
-    """That of the source where it has one for YUV, else the usual one for its size."""
-    if pixel_format == "bgr0":
-        return 0
+def colors_of(info: VideoInfo, renderer: Renderer, codec: str) -> tuple[int, int]:
+    """Numbers of the colour range and the colour space of the pictures.
+
+    They are those of the source where it has them; lossless pictures have the full range.
+    """
+    full = codec == "ffv1" or info.color_range == FULL_RANGE
+    if _pixel_format(codec, renderer) == "bgr0":
+        return FULL_RANGE, 0
     known = info.colorspace not in (0, _UNSPECIFIED)
-    return info.colorspace if known else _BT709 if info.height >= 720 else _SMPTE170M
+    space = info.colorspace if known else _BT709 if info.height >= 720 else _SMPTE170M
+    return FULL_RANGE if full else MPEG_RANGE, space
 
 
 def _padded(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -67,6 +67,7 @@ def join_segments(
     span: Span,
     last_duration: int,
     copy_from: Path | None,
+    colors: tuple[int, int],
 ) -> list[str]:
     """Writes a file whole.
 
@@ -77,6 +78,7 @@ def join_segments(
         span: Which part of the sound is copied.
         last_duration: Duration of the last frame in units of the time base.
         copy_from: The file with the sound and the subtitles; None without.
+        colors: Numbers of the colour range and the colour space of the pictures.
 
     Returns:
         Problems of reading the sound, one text for each.
@@ -94,6 +96,7 @@ def join_segments(
                 with av.open(str(segments[0])) as first:
                     video = container.add_stream_from_template(first.streams.video[0])
                 video.time_base = info.time_base
+                _note_display(video.codec_context, info, colors)
                 copies = {} if source is None else _add_copies(container, source, span)
                 queues = [_video_packets(segments, video, info, last_duration)]
                 if source is not None and copies:
@@ -108,6 +111,13 @@ def join_segments(
         if source is not None:
             source.close()
     return problems
+
+
+def _note_display(context: Any, info: VideoInfo, colors: tuple[int, int]) -> None:
+    """Sets what NUT does not keep of codecs without it in their own stream."""
+    context.sample_aspect_ratio = info.pixel_aspect
+    context.color_range, context.colorspace = colors
+    context.color_primaries, context.color_trc = info.primaries, info.transfer
 
 
 def _add_copies(container: Any, source: Any, span: Span) -> dict[int, Any]:

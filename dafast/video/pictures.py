@@ -160,6 +160,7 @@ class AnimationReader(_Timed):
                 yield _DEFAULT_MILLISECONDS
 
     def _milliseconds(self) -> int:
+        self._image.load()  # a WebP has the duration of a frame only then
         return round(self._image.info.get("duration", 0)) or _DEFAULT_MILLISECONDS
 
     def frames(self, after: Position | None = None) -> Iterator[Frame]:

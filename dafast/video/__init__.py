@@ -1,0 +1,1 @@
+"""Depth of videos: steadiness and its measures."""
