@@ -37,6 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
         stereo,
         synth,
         train,
+        video,
     )
 
     parser = argparse.ArgumentParser(prog="dafast", description=DESCRIPTION)
@@ -49,6 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
         run,
         stereo,
         parallax,
+        video,
         doctor,
         models,
         synth,

@@ -108,7 +108,7 @@ class _Prediction(NamedTuple):
     sky: Tensor | None
 
 
-class _Predictor:
+class Predictor:
     """Runs photos through a model; those of one network size share a batch.
 
     Where sequences of mixed lengths are as fast as those of one length, all photos do.
@@ -168,6 +168,18 @@ class _Predictor:
                 yield from self._flush(max(held, key=lambda key: held[key]))
         for key in list(self.waiting):
             yield from self._flush(key)
+
+    def predict_frames(self, photos: Sequence[Tensor]) -> list[tuple[Tensor, Geometry]]:
+        """The maps (H, W) of photos of one size, (H, W, 3) uint8 on the model's device."""
+        if len(photos) == 1:
+            entries = [_Input(0, None, self._plan(photos[0]), photos[0])]
+        else:
+            entries = [_Input(i, *self._preprocess(photo)) for i, photo in enumerate(photos)]
+        return [(found.map, found.geometry) for found in self._run_batch(entries)]
+
+    def tokens_of(self, photo: Tensor) -> int:
+        """Tokens of a photo in the network."""
+        return self._tokens(self._plan(photo))
 
     def _plan(self, photo: Tensor) -> Geometry:
         config, options = self.model.config, self.options
@@ -273,7 +285,7 @@ def predict_maps(
     maps: dict[int, Tensor] = {}
     finite: dict[int, Tensor] = {}
     kind = dict(native=native, sky=skies is not None)
-    for i, out, geometry, good, above in _Predictor(model, options, **kind).run(images, pixels):
+    for i, out, geometry, good, above in Predictor(model, options, **kind).run(images, pixels):
         maps[i], finite[i] = out, good
         if geometries is not None:
             geometries[i] = geometry
@@ -282,7 +294,7 @@ def predict_maps(
         if downloads and not options.flip:
             downloads.add(i, maps.pop(i))
     if options.flip:
-        for i, out, _, good, above in _Predictor(model, options, **kind, mirrored=True).run(images):
+        for i, out, _, good, above in Predictor(model, options, **kind, mirrored=True).run(images):
             maps[i] = (maps[i] + out) / 2
             finite[i] = finite[i] & good
             if skies is not None and above is not None:

@@ -88,7 +88,7 @@ def test_photos_of_many_sizes_do_not_pile_up(model):
 
     options = inference.InferenceOptions(size=56, max_batch_tokens=40)
     with torch.no_grad():
-        results = inference._Predictor(model, options).run(Photos([None] * 40))
+        results = inference.Predictor(model, options).run(Photos([None] * 40))
         first = next(results).position
         assert read < 10
         assert sorted([first, *(done.position for done in results)]) == list(range(40))
