@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import ModelConfig
+from ..layers.convolution import convolve, enlarge
 from ..layers.mlp import is_plain
 from ..ops import decoder_tail
 from ..ops.resize_bilinear import interpolate
@@ -47,9 +48,10 @@ class ResidualConvUnit(nn.Module):
         self.conv1 = nn.Conv2d(features, features, 3, padding=1)
         self.conv2 = nn.Conv2d(features, features, 3, padding=1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, F, h, w) to (B, F, h, w)."""
-        return x + self.conv2(F.relu(self.conv1(F.relu(x))))
+    def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
+        """(B, F, h, w) to (B, F, h, w); ``other`` is added, too."""
+        hidden = convolve(self.conv1, F.relu(x), relu=True)
+        return convolve(self.conv2, hidden, x, other)
 
 
 class FeatureFusionBlock(nn.Module):
@@ -67,10 +69,11 @@ class FeatureFusionBlock(nn.Module):
         Without ``skip`` (the deepest block) ``resConfUnit1`` is not used.
         """
         if skip is not None:
-            x = x + self.resConfUnit1(skip)
+            plain = is_plain(self.resConfUnit1, ResidualConvUnit)
+            x = self.resConfUnit1(skip, x) if plain else x + self.resConfUnit1(skip)
         # The reference enlarges first. A 1x1 convolution and an interpolation whose weights sum
         # to one commute, and this way the convolution runs on a quarter of the pixels.
-        return _upsample(self.out_conv(self.resConfUnit2(x)), size)
+        return _upsample(convolve(self.out_conv, self.resConfUnit2(x)), size)
 
 
 class _Float32Conv2d(nn.Conv2d):
@@ -241,5 +244,5 @@ class DPTHead(nn.Module):
         for tap, project, resize in zip(taps, self.projects, self.resize_layers, strict=True):
             # Not `unflatten`, whose sizes torch.onnx.export(dynamo=False) fixes.
             grid = tap.transpose(1, 2).reshape(batch, -1, rows, columns)
-            maps.append(resize(project(grid)))
+            maps.append(enlarge(resize, convolve(project, grid)))
         return maps
