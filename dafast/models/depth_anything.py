@@ -373,7 +373,7 @@ class DepthAnything(Convertible, Publishable, OptimizedNetwork):
         The windows, what they share and how they are aligned are those of Video-Depth-Anything
         (`dafast.models.clips`). A frame is final when the window after it is predicted: some 32
         frames are read before the first result. The memory does not depend on the video's length.
-        `stream` answers each frame at once, less steadily.
+        `stream(lookahead=0)` answers each frame at once, less steadily.
 
         Args:
             frames: Pictures of one size, as `infer` takes them, in order; any iterable.
@@ -396,46 +396,6 @@ class DepthAnything(Convertible, Publishable, OptimizedNetwork):
             frames,
             InferenceOptions(**options),
             streaming=False,
-            intrinsics=intrinsics,
-            fov=fov,
-            keep_image=keep_image,
-        )
-
-    def stream(
-        self,
-        frames: Iterable[Any],
-        *,
-        intrinsics: Sequence[float] | np.ndarray | None = None,
-        fov: float | None = None,
-        keep_image: bool = True,
-        **options: Unpack[InferenceKeywords],
-    ) -> Iterator[DepthResult]:
-        """Predicts a video frame by frame with a model that has temporal modules.
-
-        Each result is there before the next frame is read. A frame attends to states of earlier
-        ones that are kept, as in the streaming mode of Video-Depth-Anything, which is training-free
-        and less accurate than `infer_video`. Every call starts a new video.
-
-        Args:
-            frames: As for `infer_video`.
-            intrinsics: As for `predict`.
-            fov: As for `predict`.
-            keep_image: As for `infer_video`.
-            **options: As for `infer_video`.
-
-        Returns:
-            As `infer_video`.
-
-        Raises:
-            ImageError: As `infer_video`.
-            TypeError: As `infer_video`.
-            ValueError: As `infer_video`.
-        """
-        return predict_video(
-            self,
-            frames,
-            InferenceOptions(**options),
-            streaming=True,
             intrinsics=intrinsics,
             fov=fov,
             keep_image=keep_image,

@@ -20,6 +20,7 @@ from ..video.reader import open_video
 from ..video.source import Frame, Selection
 from ..video.stabilization import LOOKAHEAD, make_stabilizer
 from ..video.threads import Workers, staged
+from .clips import predict_video
 from .inference import InferenceOptions, Predictor, focal_factor, why_not_finite
 from .network import DepthNetwork
 from .prediction import unit_of
@@ -211,8 +212,14 @@ def raw_results(
         intrinsics: As for `DepthAnything.predict`.
         fov: As for `DepthAnything.predict`.
     """
-    cameras, warned = _Cameras(model, intrinsics, fov), False
     config = model.config
+    if config.temporal_frames:  # windows, or the states of earlier frames
+        camera = dict(intrinsics=intrinsics, fov=fov)
+        yield from predict_video(
+            model, frames, options, streaming=not ahead, keep_image=False, **camera
+        )
+        return
+    cameras, warned = _Cameras(model, intrinsics, fov), False
     kind = "disparity" if config.quantity == "disparity" else "depth"
     # Closed here, so that its threads end with this generator.
     with contextlib.closing(predict_frames(model, frames, options, ahead=ahead)) as maps:
@@ -282,5 +289,6 @@ def stream_results(
 def stabilizer_for(model: Any, mode: str | None, lookahead: int) -> Any:
     """The stabilizer of a model's disparity; a metric model keeps its scale unless asked."""
     metric = unit_of(model.config) != ""
-    rescale = not metric or mode is not None
+    # Temporal modules predict one scale for a whole video.
+    rescale = not (metric or model.config.temporal_frames) or mode is not None
     return make_stabilizer(mode or "range", lookahead=lookahead, rescale=rescale)
