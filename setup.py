@@ -140,9 +140,19 @@ setup(
         *(f"dafast.{name}" for name in find_packages("dafast")),
         "dafast.kernels",
         "dafast.configs",
+        "dafast.photos",
     ],
-    # The folders kernels/ and configs/ are installed as dafast.kernels and dafast.configs.
-    package_dir={"dafast": "dafast", "dafast.kernels": "kernels", "dafast.configs": "configs"},
-    package_data={"dafast": ["py.typed", "weights/**/*"], "dafast.configs": ["**/*.toml"]},
+    # Folders of the checkout that are installed as a part of the package.
+    package_dir={
+        "dafast": "dafast",
+        "dafast.kernels": "kernels",
+        "dafast.configs": "configs",
+        "dafast.photos": "examples/photos",
+    },
+    package_data={
+        "dafast": ["py.typed", "weights/**/*", "serve/page/*"],
+        "dafast.configs": ["**/*.toml"],
+        "dafast.photos": ["*.jpg", "README.md"],
+    },
     **extension(),
 )

@@ -31,6 +31,7 @@ WITHOUT_PRODUCTS = (
     "feature_alignment_loss",
     "add_layer_norm",
     "bias_gelu",
+    "bias_relu_add",
 )
 LOOP_KINDS = ("matrix", "exp", "float", "convert", "integer", "shuffle", "shared", "load", "store",
               "barrier", "spill", "other")  # fmt: skip

@@ -193,6 +193,76 @@ def tail(
     )
 
 
+def epilogue(
+    batch: int,
+    channels: int,
+    side: int = 148,
+    residuals: int = 0,
+    relu: bool = False,
+    gpu_only: bool = False,
+) -> Case:
+    """What follows a convolution: its bias, residuals and a ReLU."""
+
+    def make(seed: int, dtype: torch.dtype, device: torch.device) -> tuple[Any, ...]:
+        generator = torch.Generator().manual_seed(seed)
+
+        def normal(*shape: int) -> torch.Tensor:
+            return torch.randn(shape, generator=generator).to(device, dtype)
+
+        maps = [normal(batch, side, side, channels).permute(0, 3, 1, 2)]
+        maps += [normal(batch, side, side, channels).permute(0, 3, 1, 2) for _ in range(residuals)]
+        return maps[0], normal(channels), *maps[1:]
+
+    elements = batch * channels * side**2
+    return Case(
+        op="bias_relu_add",
+        label=f"{batch}x{channels}x{side}x{side}"
+        + f", {residuals} residual{'s' * (residuals > 1)}" * (residuals > 0)
+        + ", ReLU" * relu,
+        make=make,
+        call=lambda *terms: ops.bias_relu_add(*terms, relu=relu),
+        differentiable=tuple(range(2 + residuals)),
+        flops=float((1 + residuals + relu) * elements),
+        bytes=lambda size: (2.0 + residuals) * elements * size,
+        dtypes=ALL_DTYPES,
+        tolerance=FLOAT_TOLERANCE,
+        gpu_only=gpu_only,
+        # A sum of float32 terms rounded in another order may be 0 or not; a ReLU decides by it.
+        outliers=1e-5 if relu else 0.0,
+    )
+
+
+def enlarge(
+    batch: int, channels: int, out_channels: int, factor: int, side: int = 37,
+    gpu_only: bool = False,
+) -> Case:  # fmt: skip
+    """A transposed convolution whose stride is its kernel."""
+
+    def make(seed: int, dtype: torch.dtype, device: torch.device) -> tuple[Any, ...]:
+        generator = torch.Generator().manual_seed(seed)
+
+        def normal(*shape: int) -> torch.Tensor:
+            return torch.randn(shape, generator=generator).to(device, dtype)
+
+        x = normal(batch, side, side, channels).permute(0, 3, 1, 2)
+        weight = normal(channels, factor, factor, out_channels).permute(0, 3, 1, 2)
+        return x, weight / channels**0.5, normal(out_channels)
+
+    pixels, columns = batch * side**2, factor**2 * out_channels
+    return Case(
+        op="conv_transpose",
+        label=f"{batch}x{channels}x{side}x{side} to {out_channels}, {factor}x{factor}",
+        make=make,
+        call=ops.conv_transpose,
+        differentiable=(0, 1, 2),
+        flops=2.0 * pixels * channels * columns,
+        bytes=lambda size: size * (pixels * (channels + columns) + channels * columns),
+        dtypes=ALL_DTYPES,
+        tolerance=FLOAT_TOLERANCE,
+        gpu_only=gpu_only,
+    )
+
+
 def glue(
     batch: int, channels: int, tokens: int = 1370, autocast: bool = False, gpu_only: bool = False
 ) -> Case:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ._version import __version__
+from .optional import MissingPackageError
 
 if TYPE_CHECKING:
     from ._warnings import (
@@ -56,6 +57,7 @@ _SUBMODULES = (
     "losses",
     "models",
     "ops",
+    "runtime",
     "synthetic",
     "training",
 )
@@ -80,11 +82,18 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
-    if name in _SUBMODULES:
-        return importlib.import_module(f".{name}", __name__)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _LAZY and name not in _SUBMODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        module = importlib.import_module(f".{_LAZY.get(name, name)}", __name__)
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise MissingPackageError(
+            f"dafast.{name} needs PyTorch, which is not installed; without PyTorch "
+            "dafast.runtime.OnnxModel predicts with files of `dafast export`"
+        ) from error
+    return getattr(module, name) if name in _LAZY else module
 
 
 def __dir__() -> list[str]:

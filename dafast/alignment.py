@@ -6,10 +6,8 @@ to the whole picture, and views of a panorama to each other.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -66,32 +64,6 @@ def ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
     """numerator / denominator, and 0 where the denominator is 0."""
     zero = denominator == 0
     return torch.where(zero, 0, numerator / torch.where(zero, 1, denominator))
-
-
-@dataclass(frozen=True, eq=False)
-class Alignment:
-    """How a prediction was aligned to points whose depth is known.
-
-    Attributes:
-        method: ``"global"`` or ``"local"``.
-        quantity: What the scale and the shift apply to: ``"disparity"`` or ``"depth"``.
-        scale: Factor of the prediction.
-        shift: What is added: in 1/m of disparity, in metres of depth.
-        points: (N, 3) float64: row, column and metres of the points that were used.
-        residuals: (N,) metres: the aligned depth minus that of the point; NaN where the aligned
-            map has no value.
-        inliers: (N,) bool: the points that agree with the scale and the shift.
-        notes: What makes the alignment doubtful, in words.
-    """
-
-    method: str
-    quantity: str
-    scale: float
-    shift: float
-    points: np.ndarray = field(repr=False)
-    residuals: np.ndarray = field(repr=False)
-    inliers: np.ndarray = field(repr=False)
-    notes: tuple[str, ...] = ()
 
 
 class RobustFit(NamedTuple):

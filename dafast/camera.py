@@ -10,6 +10,8 @@ from typing import NamedTuple
 import numpy as np
 
 from ._warnings import DataWarning, warn
+from .config import ModelConfig
+from .geometry import Geometry
 
 
 class Intrinsics(NamedTuple):
@@ -185,3 +187,22 @@ def choose_camera(
         camera, source = intrinsics_from_fov(fov, height, width), "fov"
     warn_of_camera(camera, height, width)
     return camera, source
+
+
+def focal_factor(focal_length: float, camera: Intrinsics, geometry: Geometry) -> float:
+    """What turns the output of a model with a `ModelConfig.focal_length` into metres.
+
+    It is the camera's focal length in pixels of the network's input, the mean of both directions,
+    divided by ``focal_length``.
+    """
+    (height, width), (rows, columns) = geometry.original, geometry.resized
+    return (camera.fx * columns / width + camera.fy * rows / height) / 2 / focal_length
+
+
+def no_camera(name: str, config: ModelConfig) -> ValueError:
+    """The error for a photo whose camera a model needs and nobody knows."""
+    return ValueError(
+        f"{name}: {config.name!r} needs the camera's focal length for metres, and the photo has no "
+        "FocalLengthIn35mmFilm in EXIF data: pass intrinsics=(fx, fy, cx, cy) in pixels or fov= "
+        "(the horizontal field of view in degrees)"
+    )

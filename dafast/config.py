@@ -12,6 +12,16 @@ from typing import Any
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+# The sky of Depth Anything 3, by its official code.
+SKY = 0.5
+"""From this value on the sky output means sky, in the mask that is reported."""
+SKY_FILLED = 0.3
+"""From this value on the depth is filled: another threshold than `SKY`."""
+SKY_QUANTILE = 0.99
+"""The quantile of the depth without sky that fills the sky."""
+SKY_FEWEST = 10
+"""With no more pixels of sky, or of the rest, nothing is filled."""
+
 _OLD_NAMES = {"licence": "license"}
 # Fields that were added later; at their default they are no part of `ModelConfig.identity`.
 _LATER_FIELDS = frozenset(
@@ -228,6 +238,13 @@ class ModelConfig:
     def is_metric(self) -> bool:
         """Whether the output is depth in metres."""
         return self.quantity == "metric"
+
+    @property
+    def unit(self) -> str:
+        """The unit of predictions: ``"m"``, ``"1/m"``, or ``""`` for an unknown scale."""
+        if self.is_metric or self.calibration:
+            return "1/m" if self.quantity == "disparity" else "m"
+        return ""
 
 
 _ENCODERS: dict[str, dict] = {

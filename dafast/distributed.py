@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-import torch.distributed as dist
-from torch.distributed.rendezvous import rendezvous
+if TYPE_CHECKING:
+    import torch
+    import torch.distributed as dist
 
 # The main process may pack a list or evaluate for longer than NCCL's default of ten minutes, while
 # the others wait.
@@ -19,35 +19,28 @@ _TIMEOUT = timedelta(hours=3)
 
 
 @dataclass(frozen=True)
-class World:
-    """This process and the number of all processes.
+class Processes:
+    """This process and the number of all processes; of one process also without PyTorch.
 
     Attributes:
         rank: Number of this process.
         size: Number of processes.
-        device: Device of this process.
     """
 
     rank: int
     size: int
-    device: torch.device
 
     @property
     def is_main(self) -> bool:
         """Whether this process writes files and prints."""
         return self.rank == 0
 
-    def mean(self, values: torch.Tensor) -> torch.Tensor:
-        """The mean of a tensor over the processes; NaN anywhere is NaN everywhere."""
-        if self.size > 1:
-            dist.all_reduce(values)
-            values /= self.size
-        return values
-
     def broadcast(self, value: Any) -> Any:
         """The main process's value, on every process."""
         if self.size == 1:
             return value
+        import torch.distributed as dist
+
         box = [value]
         dist.broadcast_object_list(box, src=0)
         return box[0]
@@ -56,6 +49,8 @@ class World:
         """The values of all processes, by rank, on every process."""
         if self.size == 1:
             return [value]
+        import torch.distributed as dist
+
         values: list[Any] = [None] * self.size
         dist.all_gather_object(values, value)
         return values
@@ -63,7 +58,29 @@ class World:
     def barrier(self) -> None:
         """Waits for all processes."""
         if self.size > 1:
+            import torch.distributed as dist
+
             dist.barrier()
+
+
+@dataclass(frozen=True)
+class World(Processes):
+    """The processes of a run that computes with PyTorch.
+
+    Attributes:
+        device: Device of this process.
+    """
+
+    device: torch.device
+
+    def mean(self, values: torch.Tensor) -> torch.Tensor:
+        """The mean of a tensor over the processes; NaN anywhere is NaN everywhere."""
+        if self.size > 1:
+            import torch.distributed as dist
+
+            dist.all_reduce(values)
+            values /= self.size
+        return values
 
 
 def _store_of_this_start() -> dist.Store | None:
@@ -77,6 +94,9 @@ def _store_of_this_start() -> dist.Store | None:
     restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     if restarts == "0" or os.environ.get("LOCAL_WORLD_SIZE") != os.environ["WORLD_SIZE"]:
         return None
+    import torch.distributed as dist
+    from torch.distributed.rendezvous import rendezvous
+
     store, _, _ = next(rendezvous("env://"))
     return dist.PrefixStore(f"restart-{restarts}", store)
 
@@ -84,6 +104,9 @@ def _store_of_this_start() -> dist.Store | None:
 @contextmanager
 def distributed_session() -> Iterator[World]:
     """Joins the process group that torchrun's environment describes, and leaves it at the end."""
+    import torch
+    import torch.distributed as dist
+
     size = int(os.environ.get("WORLD_SIZE", "1"))
     rank = int(os.environ.get("RANK", "0"))
     if torch.cuda.is_available():

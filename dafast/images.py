@@ -10,14 +10,13 @@ from __future__ import annotations
 import io
 import os
 import re
+import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from .files import explain
 from .picture_formats import (
@@ -28,11 +27,12 @@ from .picture_formats import (
     png_is_deep,
     register_heif,
 )
-from .picture_sources import EncodedPicture, fetch_source, is_pipe
+from .picture_sources import DecodedPicture, EncodedPicture, fetch_source, is_pipe
 from .picture_values import ImageError, as_rgb, check_range, from_array, warn_of_sliver, warn_once
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from torch import Tensor
 
     Picture = str | Path | bytes | BinaryIO | np.ndarray | Tensor | Image
 else:
@@ -317,7 +317,8 @@ def focal_from_exif(image: Any) -> float | None:
     """FocalLengthIn35mmFilm of a photo's EXIF data in millimetres, if it is known.
 
     Args:
-        image: A path, a PIL image or an `EncodedPicture`; anything else has no EXIF data.
+        image: A path, a PIL image, an `EncodedPicture` or a `DecodedPicture`; anything else has no
+            EXIF data.
 
     Returns:
         A value above 0, or None if it is missing or the photo cannot be read.
@@ -325,6 +326,8 @@ def focal_from_exif(image: Any) -> float | None:
     import PIL.Image
     from PIL import ExifTags
 
+    if isinstance(image, DecodedPicture):
+        return image.focal_35mm
     try:
         if isinstance(image, str | Path | EncodedPicture):
             if not isinstance(image, EncodedPicture) and is_pipe(Path(image)):
@@ -352,50 +355,85 @@ def _opened(image: str | Path | EncodedPicture) -> BinaryIO:
     return io.BytesIO(image.data) if isinstance(image, EncodedPicture) else open(image, "rb")
 
 
-def as_pixels(image: Any, name: str) -> Tensor:
-    """Anything that `infer` takes to uint8 (H, W, 3) or float32 (3, H, W) in 0..1.
+def as_array(image: Any, name: str) -> np.ndarray:
+    """Anything that `infer` takes to uint8 (H, W, 3), or float32 (H, W, 3) in 0..1.
+
+    Works without PyTorch.
 
     Raises:
         ImageError: If the image cannot be used; the message has its name.
     """
+    if isinstance(image, DecodedPicture):
+        return image.pixels
     image = fetch_source(image, name)
-    if isinstance(image, Tensor):
-        if image.is_meta or image.is_quantized or image.layout != torch.strided:
-            kind = "on meta" if image.is_meta else "quantized" if image.is_quantized else "sparse"
-            how = {"sparse": "; use image.to_dense()", "quantized": "; use image.dequantize()"}
-            raise ImageError(f"{name}: the tensor is {kind}{how.get(kind, ', without values')}")
-        if image.ndim != 3 or image.shape[0] not in (1, 2, 3, 4):
-            hint = ""
-            if image.ndim == 4:
-                hint = "; for a batch pass list(batch)"
-            elif image.ndim == 3 and image.shape[2] in (1, 2, 3, 4):
-                hint = "; use image.permute(2, 0, 1)"
-            raise ImageError(f"{name}: a tensor must be (C, H, W); got {tuple(image.shape)}{hint}")
-        if image.is_floating_point() and image.dtype != torch.float64:
-            image = image.float()
-        array = from_array(image.detach().permute(1, 2, 0).cpu().numpy(), name)
-    elif isinstance(image, EncodedPicture):
-        array = read_image(io.BytesIO(image.data), image.name or name)
-    elif isinstance(image, str | Path):
-        array = load_image(image)
-    elif isinstance(image, np.ndarray):
-        array = from_array(image, name)
-    elif hasattr(image, "convert") and hasattr(image, "getbands"):
+    torch = sys.modules.get("torch")  # without it there are no tensors
+    if torch is not None and isinstance(image, torch.Tensor):
+        return from_array(_array_of(image, name), name)
+    if isinstance(image, EncodedPicture):
+        return read_image(io.BytesIO(image.data), image.name or name)
+    if isinstance(image, str | Path):
+        return load_image(image)
+    if isinstance(image, np.ndarray):
+        return from_array(image, name)
+    if hasattr(image, "convert") and hasattr(image, "getbands"):
+        file = getattr(image, "filename", "") or name
         try:
             if reason := pillow_error(image):
-                raise ImageError(f"{getattr(image, 'filename', '') or name}: {reason}")
-            array = from_pil(_upright(image), name)
+                raise ImageError(f"{file}: {reason}")
+            return from_pil(_upright(image), name)
         except ImageError:
             raise
         except Exception as error:  # opened, but never read until now
-            name = getattr(image, "filename", "") or name
-            raise ImageError(f"{name}: cannot be read as an image ({explain(error)})") from error
-    else:
-        raise ImageError(
-            f"{name}: {type(image).__name__} is not an image; pass a path, a URL, bytes, a "
-            "file object, a PIL image, a numpy array (H, W, C) or a tensor (C, H, W), or a list "
-            "of them"
-        )
+            raise ImageError(f"{file}: cannot be read as an image ({explain(error)})") from error
+    raise ImageError(
+        f"{name}: {type(image).__name__} is not an image; pass a path, a URL, bytes, a "
+        "file object, a PIL image, a numpy array (H, W, C) or a tensor (C, H, W), or a list "
+        "of them"
+    )
+
+
+def _array_of(image: Tensor, name: str) -> np.ndarray:
+    """A tensor (C, H, W) as an array (H, W, C)."""
+    import torch
+
+    if image.is_meta or image.is_quantized or image.layout != torch.strided:
+        kind = "on meta" if image.is_meta else "quantized" if image.is_quantized else "sparse"
+        how = {"sparse": "; use image.to_dense()", "quantized": "; use image.dequantize()"}
+        raise ImageError(f"{name}: the tensor is {kind}{how.get(kind, ', without values')}")
+    if image.ndim != 3 or image.shape[0] not in (1, 2, 3, 4):
+        hint = ""
+        if image.ndim == 4:
+            hint = "; for a batch pass list(batch)"
+        elif image.ndim == 3 and image.shape[2] in (1, 2, 3, 4):
+            hint = "; use image.permute(2, 0, 1)"
+        raise ImageError(f"{name}: a tensor must be (C, H, W); got {tuple(image.shape)}{hint}")
+    if image.is_floating_point() and image.dtype != torch.float64:
+        image = image.float()
+    return image.detach().permute(1, 2, 0).cpu().numpy()
+
+
+def as_pixels(image: Any, name: str) -> Tensor:
+    """`as_array` as a tensor: uint8 (H, W, 3), or float32 (3, H, W) in 0..1.
+
+    Raises:
+        ImageError: If the image cannot be used; the message has its name.
+    """
+    import torch
+
     # torch needs writable memory with positive strides; Pillow's may have neither.
-    tensor = torch.from_numpy(np.require(array, requirements=["C", "W"]))
+    tensor = torch.from_numpy(np.require(as_array(image, name), requirements=["C", "W"]))
     return tensor if tensor.dtype == torch.uint8 else tensor.permute(2, 0, 1)
+
+
+def decode(image: Any, name: str = "") -> DecodedPicture:
+    """Reads an image once, so that it can be checked before it is predicted.
+
+    Args:
+        image: Anything that `infer` takes.
+        name: Its name in messages.
+
+    Raises:
+        ImageError: If the image cannot be used.
+    """
+    source = fetch_source(image, name or "image")
+    return DecodedPicture(as_array(source, name or "image"), focal_from_exif(source), name)

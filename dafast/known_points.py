@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from ._warnings import DataWarning, warn
-from .alignment import SIGMA, Alignment, robust_scale_shift
-from .result import DepthResult
+from .alignment import SIGMA, robust_scale_shift
+from .result import Alignment, DepthResult
 
 METHODS = ("global", "local")
 

@@ -7,6 +7,7 @@ import re
 import stat
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,21 @@ class EncodedPicture:
     """
 
     data: bytes = field(repr=False)
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class DecodedPicture:
+    """A picture as `dafast.images.as_array` returns it, with what its file says of the camera.
+
+    Attributes:
+        pixels: uint8 (H, W, 3), or float32 (H, W, 3) in 0..1.
+        focal_35mm: FocalLengthIn35mmFilm of the EXIF data in millimetres, or None.
+        name: Its name, or "".
+    """
+
+    pixels: Any = field(repr=False)
+    focal_35mm: float | None = None
     name: str = ""
 
 
@@ -105,3 +121,20 @@ def _download(url: str) -> bytes:
     if len(data) > _LARGEST:
         raise ImageError(f"{url}: larger than 1 GiB; download it and pass its path")
     return data
+
+
+def fetch_all(images: Sequence[Any]) -> list[Any]:
+    """Reads the images that can be read only once; see `fetch_source`."""
+    return [
+        fetch_source(image, f"image {i}" if len(images) > 1 else "image")
+        for i, image in enumerate(images)
+    ]
+
+
+def name_of(image: Any) -> str:
+    """The name of an image: its path, its URL, or ""."""
+    if isinstance(image, str | Path):
+        return str(image)
+    own = isinstance(image, EncodedPicture | DecodedPicture)
+    name = getattr(image, "name" if own else "filename", "")
+    return name if isinstance(name, str) else ""

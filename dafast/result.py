@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from .alignment import Alignment
 from .camera import CAMERA_SOURCES, Intrinsics
 from .formats import exr, glb, npz, pfm, ply, png, tiff
 from .palettes import check_palette, colorize
@@ -94,6 +93,32 @@ def _scale(values: np.ndarray, low: float, high: float) -> np.ndarray:
     if high <= low:
         return values.astype(np.float64) * 0
     return (values.astype(np.float64) - low) / (high - low)
+
+
+@dataclass(frozen=True, eq=False)
+class Alignment:
+    """How a prediction was aligned to points whose depth is known.
+
+    Attributes:
+        method: ``"global"`` or ``"local"``.
+        quantity: What the scale and the shift apply to: ``"disparity"`` or ``"depth"``.
+        scale: Factor of the prediction.
+        shift: What is added: in 1/m of disparity, in metres of depth.
+        points: (N, 3) float64: row, column and metres of the points that were used.
+        residuals: (N,) metres: the aligned depth minus that of the point; NaN where the aligned
+            map has no value.
+        inliers: (N,) bool: the points that agree with the scale and the shift.
+        notes: What makes the alignment doubtful, in words.
+    """
+
+    method: str
+    quantity: str
+    scale: float
+    shift: float
+    points: np.ndarray = field(repr=False)
+    residuals: np.ndarray = field(repr=False)
+    inliers: np.ndarray = field(repr=False)
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

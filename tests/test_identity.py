@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dafast
-from dafast.cli._model import digest_model
+from dafast.models.digest import digest_model
 from dafast.config import get_preset
 
 # As version 0.1.0.dev0 wrote it, in which `license` was called `licence`.

@@ -16,9 +16,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # What each part may import besides itself and the ground: the arrows of docs/architecture.md.
 # Every import counts, also one within a function or for type checkers only.
-GROUND = {"_version", "_warnings", "camera", "config", "distributed", "files", "geometry"}
-GROUND |= {"images", "optional", "palettes", "picture_formats", "picture_sources"}
-GROUND |= {"picture_values", "pointcloud", "profiling", "result", "runtime"}
+GROUND = {"_version", "_warnings", "camera", "config", "devices", "distributed", "files"}
+GROUND |= {"geometry", "images", "optional", "palettes", "picture_formats", "picture_sources"}
+GROUND |= {"picture_values", "pointcloud", "profiling", "result"}
 GROUND |= {"alignment", "formats", "known_points", "panorama", "surface"}
 BACKENDS = {"_C", "kernels"}
 OPS = {"ops"}
@@ -37,9 +37,10 @@ MAY_IMPORT = {
     "data": {"synthetic"},
     "views": NETWORK,
     "video": MODELS,
+    "serve": MODELS,
     "evaluation": {"video"} | MODELS | DATA,
     "training": EVALUATION,
-    "cli": {"views", *TRAINING},
+    "cli": {"serve", "views", *TRAINING},
     "__main__": {"cli"},
     "train": {"cli"},
     "kernels": set(),

@@ -18,7 +18,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE")
-FOLDERS = ("dafast", "kernels", "configs", "csrc")
+FOLDERS = ("dafast", "kernels", "configs", "csrc", "examples/photos")
 
 # Without `site`, so that an editable install of dafast is not in the way; site-packages by hand.
 ISOLATED = [sys.executable, "-S"]

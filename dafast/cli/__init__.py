@@ -28,13 +28,16 @@ def build_parser() -> argparse.ArgumentParser:
         data,
         doctor,
         evaluate,
+        export,
         label,
         models,
         parallax,
         run,
+        serve,
         stereo,
         synth,
         train,
+        video,
     )
 
     parser = argparse.ArgumentParser(prog="dafast", description=DESCRIPTION)
@@ -47,6 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
         run,
         stereo,
         parallax,
+        video,
         doctor,
         models,
         synth,
@@ -55,6 +59,8 @@ def build_parser() -> argparse.ArgumentParser:
         train,
         evaluate,
         calibrate,
+        export,
+        serve,
     ):
         command.add_parser(commands)
     add_verbosity(parser)
@@ -96,6 +102,12 @@ def _report(error: BaseException, traceback: bool) -> int:
         return _say(f"dafast: error: cannot write the output: {error.strerror}", 1)
     if traceback or not isinstance(error, Exception):
         raise error
+    if isinstance(error, ModuleNotFoundError) and error.name == "torch":
+        return _say(
+            "dafast: error: this needs PyTorch, which is not installed; without it "
+            "`dafast run --model FILE.onnx` predicts with files of `dafast export`",
+            1,
+        )
     # The layout that a folder should have takes several lines.
     text = str(error).strip() if "\n" in str(error) else explain(error)
     # Exceptions of dafast are written for users.

@@ -1,9 +1,8 @@
-"""Loads the model of a command, and computes its digest."""
+"""Loads the model of a command."""
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 from pathlib import Path
@@ -14,8 +13,7 @@ from ._common import CommandError
 
 if TYPE_CHECKING:
     from ..config import ModelConfig
-    from ..models import DepthAnything, SegmentationModel
-    from ..models.segmentation import SegmentationConfig
+    from ..models import DepthAnything
 
 
 def load_model(args: argparse.Namespace, device: str) -> DepthAnything:
@@ -74,14 +72,3 @@ def own_device(name: str) -> str:
 
     local = os.environ.get("LOCAL_RANK")
     return f"cuda:{local}" if name == "auto" and local and torch.cuda.is_available() else name
-
-
-def digest_model(model: DepthAnything | SegmentationModel) -> str:
-    """Digest of the first few values of each weight; training changes all of them."""
-    config: ModelConfig | SegmentationConfig = model.config
-    identity = getattr(config, "identity", "") or repr(config)
-    digest = hashlib.sha256(identity.encode())
-    for name, tensor in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().flatten()[:16].float().cpu().numpy().tobytes())
-    return digest.hexdigest()[:32]

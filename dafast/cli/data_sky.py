@@ -52,7 +52,7 @@ def data_sky(args: argparse.Namespace) -> int:
     """Runs ``dafast data sky``."""
     from ..data.sky import MODEL, SIDE, SkyFinder, write_sky
     from ..data.tars import expand_shards
-    from ..runtime import resolve_device, resolve_dtype
+    from ..devices import resolve_device, resolve_dtype
     from ._model import own_device
 
     shards = expand_shards(args.shards)

@@ -243,8 +243,8 @@ def collect() -> dict[str, Any]:
     from huggingface_hub import constants
 
     from .._version import __version__
+    from ..devices import resolve_device, resolve_dtype
     from ..ops import _extension, available_backends
-    from ..runtime import resolve_device, resolve_dtype
 
     ops = available_backends()
     states = _backend_states()

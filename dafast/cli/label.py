@@ -66,8 +66,9 @@ def label(args: argparse.Namespace) -> int:
     from ..data.remote import is_remote, place_of, plain_name, same_place
     from ..data.tars import expand_shards
     from ..geometry import MAX_TOKENS
+    from ..models.digest import digest_model
     from ..models.inference import check_options, predict_native
-    from ._model import digest_model, load_relative_model
+    from ._model import load_relative_model
 
     shards, out = expand_shards(args.inputs), place_of(args.out)
     twice = [name for name, count in Counter(map(plain_name, shards)).items() if count > 1]

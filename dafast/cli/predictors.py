@@ -10,17 +10,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..geometry import MAX_TOKENS, plan_geometry
+from ..images import as_array
 from ..result import DEPTH_SCALE
 from ..surface import EDGE_THRESHOLD
 from . import class_formats, depth_formats
 from ._camera import CameraChoice
 from ._common import CommandError
-from ._model import digest_model, load_model, own_device
+from ._model import load_model, own_device
 from .outputs import Format
 
 if TYPE_CHECKING:
-    from ..models import DepthAnything, SegmentationModel
+    from ..config import ModelConfig
     from ..result import DepthResult
+    from ..runtime import OnnxModel
 
 
 class DepthPredictor:
@@ -37,27 +39,19 @@ class DepthPredictor:
     default = depth_formats.DEFAULT
 
     def __init__(self, args: argparse.Namespace, camera: CameraChoice) -> None:
-        from ..models.inference import check_options
-        from ..models.prediction import unit_of
-        from ..models.tiles import check_tile
-
         refused = {"--fov": args.fov, "--intrinsics": args.intrinsics, "--tile": args.tile}
         refused["--guided"] = args.guided
         given = [name for name, value in refused.items() if value]
         if args.panorama and given:
             raise CommandError(f"--panorama: leave out {', '.join(given)}")
-        self.model: DepthAnything = load_model(args, own_device(args.device))
         self.camera = camera
-        config = self.model.config
         self.given = dict(size=args.size, fit=args.fit, max_tokens=args.max_tokens)
-        # A bad option ends the command before any photo.
-        check_options(config, **self.given)
-        check_tile(args.tile, config)
         self.large = dict(tile=args.tile, guided=args.guided, panorama=args.panorama)
+        self.model, made_of = self._open(args)
+        config = self.model.config
         self.base: dict[str, Any] = {
             "model": config.name,
-            "weights": digest_model(self.model),
-            "dtype": str(self.model.dtype).removeprefix("torch."),
+            **made_of,
             "fit": args.fit or config.fit,
             "size": args.size or config.image_size,
             "max_tokens": args.max_tokens,
@@ -65,7 +59,7 @@ class DepthPredictor:
             "guided": args.guided or None,
             "panorama": args.panorama or None,
         }
-        if unit_of(config):  # "1/m" is written as metres, too
+        if config.unit:  # "1/m" is written as metres, too
             self.formats = depth_formats.IN_METRES
         elif args.depth_scale is not None:
             raise CommandError(
@@ -81,6 +75,18 @@ class DepthPredictor:
         }
         if config.focal_length is not None:  # the metres depend on the camera
             self.base["camera"] = camera.setting
+
+    def _open(self, args: argparse.Namespace) -> tuple[Any, dict[str, str]]:
+        """Loads the model, checks the options with it, and digests its weights."""
+        from ..models.digest import digest_model
+        from ..models.inference import check_options
+        from ..models.tiles import check_tile
+
+        model = load_model(args, own_device(args.device))
+        # A bad option ends the command before any photo.
+        check_options(model.config, **self.given)
+        check_tile(args.tile, model.config)
+        return model, _made_of(digest_model(model), model.dtype)
 
     def predict(self, image: Any, name: str, keep_image: bool) -> DepthResult:
         """Predicts one photo.
@@ -135,9 +141,6 @@ class ClassPredictor:
     default = class_formats.DEFAULT
 
     def __init__(self, args: argparse.Namespace) -> None:
-        from ..models import SegmentationModel
-        from ..models.segmentation_inference import SegmentationOptions
-
         depth_only = {"--config": args.config, "--fit": args.fit, "--fov": args.fov}
         depth_only |= {"--intrinsics": args.intrinsics, "--common-range": args.common_range}
         depth_only |= {"--tile": args.tile, "--guided": args.guided, "--panorama": args.panorama}
@@ -149,29 +152,36 @@ class ClassPredictor:
             raise CommandError(
                 f"{args.model} is a segmentation model: leave out {', '.join(given)}"
             )
-        self.model: SegmentationModel = SegmentationModel.from_pretrained(
-            args.model, device=own_device(args.device), dtype=args.dtype
-        )
-        config = self.model.config
-        self.choice = SegmentationOptions(size=args.size or 0)
-        self.choice.check(config.encoder.patch_size)
+        self.size = args.size or 0
+        encoder, self.names, made_of = self._open(args)
         self.base: dict[str, Any] = {
-            "model": config.encoder.name,
-            "weights": digest_model(self.model),
-            "dtype": str(self.model.dtype).removeprefix("torch."),
-            "size": args.size or config.encoder.image_size,
+            "model": encoder.name,
+            **made_of,
+            "size": args.size or encoder.image_size,
         }
         self.options: dict[str, Any] = {}
 
+    def _open(
+        self, args: argparse.Namespace
+    ) -> tuple[ModelConfig, tuple[str, ...], dict[str, str]]:
+        """Loads the model: the encoder's configuration, the classes, and the weights' digest."""
+        from ..models import SegmentationModel
+        from ..models.digest import digest_model
+        from ..models.segmentation_inference import SegmentationOptions
+
+        model = SegmentationModel.from_pretrained(
+            args.model, device=own_device(args.device), dtype=args.dtype
+        )
+        config, choice = model.config, SegmentationOptions(size=self.size)
+        choice.check(config.encoder.patch_size)
+        self.segment = lambda photo: model.segment(photo, choice)
+        return config.encoder, config.classes, _made_of(digest_model(model), model.dtype)
+
     def predict(self, image: Any, name: str, keep_image: bool) -> class_formats.MadeClasses:
         """Predicts one photo."""
-        from ..images import as_pixels
-
-        pixels = as_pixels(image, name)
-        photo = (pixels if pixels.dtype.itemsize == 1 else pixels.permute(1, 2, 0)).numpy()
-        classes = self.model.segment(photo, self.choice)
+        photo = as_array(image, name)
         kept = photo if keep_image else None
-        return class_formats.MadeClasses(classes, self.model.config.classes, kept, {})
+        return class_formats.MadeClasses(self.segment(photo), self.names, kept, {})
 
     def make(self, result: class_formats.MadeClasses, name: str) -> class_formats.MadeClasses:
         """Prepares a result for its files."""
@@ -184,13 +194,77 @@ def _check_finite(values: np.ndarray, dtype: str) -> None:
         raise ValueError(f"the model gave NaN or infinity in {dtype}; {remedy}")
 
 
+def _made_of(digest: str, dtype: Any) -> dict[str, str]:
+    return {"weights": digest, "dtype": str(dtype).removeprefix("torch.")}
+
+
+class OnnxPredictor(DepthPredictor):
+    """A file of `dafast export`, which needs no PyTorch."""
+
+    def _open(self, args: argparse.Namespace) -> tuple[Any, dict[str, str]]:
+        _refuse(args, "--tile", "--guided", "--panorama")
+        model = _open_onnx(args)
+        self.large = {}
+        model.check_options(**self.given)
+        return model, _made_of(model.facts.weights, model.facts.dtype)
+
+
+class OnnxClassPredictor(ClassPredictor):
+    """A file of `dafast export` with a segmentation model."""
+
+    def _open(
+        self, args: argparse.Namespace
+    ) -> tuple[ModelConfig, tuple[str, ...], dict[str, str]]:
+        model = _open_onnx(args)
+        size = self.size or None
+        model.check_options(size=size)
+        self.segment = lambda photo: model.segment(photo, size=size)
+        facts = model.facts
+        return facts.config, facts.classes, _made_of(facts.weights, facts.dtype)
+
+
+def _refuse(args: argparse.Namespace, *options: str) -> None:
+    """Raises a `CommandError` if an option is given that an exported file does not have."""
+    values = {name: getattr(args, name[2:].replace("-", "_")) for name in options}
+    if given := [name for name, value in values.items() if value]:
+        raise CommandError(
+            f"{args.model} is an exported file: leave out {', '.join(given)}, or use the model "
+            "itself, with PyTorch"
+        )
+
+
+def _open_onnx(args: argparse.Namespace) -> OnnxModel:
+    from ..runtime import OnnxModel
+
+    _refuse(args, "--config")
+    if args.dtype != "auto":
+        raise CommandError(f"{args.model} is an exported file with its own dtype: no --dtype")
+    device, _, number = str(args.device).partition(":")
+    providers = {
+        "auto": None,
+        "cpu": ["CPUExecutionProvider"],
+        "cuda": [("CUDAExecutionProvider", {"device_id": number or "0"})],
+        "mps": ["CoreMLExecutionProvider"],
+    }
+    if device not in providers:
+        raise CommandError(f"--device {args.device}: use {', '.join(providers)}")
+    return OnnxModel(args.model, providers=providers[device])
+
+
 Predictor = DepthPredictor | ClassPredictor
 
 
 def open_predictor(args: argparse.Namespace) -> Predictor:
-    """Loads the model of ``--model``, of either kind."""
-    from ..models.segmentation import is_segmentation
+    """Loads the model of ``--model``, of either kind, or an exported file."""
     from ._camera import camera_of
 
     camera = camera_of(args)
+    if str(args.model).endswith(".onnx"):
+        from ..runtime import OnnxModel
+
+        if OnnxModel(args.model, providers=["CPUExecutionProvider"]).facts.classes:
+            return OnnxClassPredictor(args)
+        return OnnxPredictor(args, camera)
+    from ..models.segmentation import is_segmentation
+
     return ClassPredictor(args) if is_segmentation(args.model) else DepthPredictor(args, camera)

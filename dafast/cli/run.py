@@ -27,7 +27,7 @@ from ._common import (
 )
 
 if TYPE_CHECKING:
-    from ..distributed import World
+    from ..distributed import Processes
     from .photos import Found
     from .run_photos import Counts
 
@@ -189,17 +189,15 @@ def run(args: argparse.Namespace) -> int:
 
 
 @contextmanager
-def _session() -> Iterator[World]:
+def _session() -> Iterator[Processes]:
     """The processes of torchrun, or this one."""
-    import torch
-
-    from ..distributed import World, distributed_session
+    from ..distributed import Processes, distributed_session
 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         with distributed_session() as world:
             yield world
     else:
-        yield World(0, 1, torch.device("cpu"))
+        yield Processes(0, 1)
 
 
 def _find(args: argparse.Namespace) -> Found | CommandError:
@@ -215,7 +213,7 @@ def _find(args: argparse.Namespace) -> Found | CommandError:
     return found
 
 
-def _run(args: argparse.Namespace, found: Found, world: World) -> int:
+def _run(args: argparse.Namespace, found: Found, world: Processes) -> int:
     """Handles this process's share of the photos, and sums up those of all processes."""
     from .predictors import open_predictor
     from .run_photos import Counts, PhotoRun

@@ -20,7 +20,7 @@ import numpy as np
 
 from ..files import explain, file_kind, one_line
 from ..formats.facts import read_facts
-from ..images import PHOTO_SUFFIXES, ImageError, load_image
+from ..images import PHOTO_SUFFIXES, ImageError, as_array, load_image
 from ..picture_sources import EncodedPicture, is_pipe
 from ._log import is_quiet
 from ._process import interrupted
@@ -37,7 +37,7 @@ from .outputs import (
 )
 
 if TYPE_CHECKING:
-    from ..distributed import World
+    from ..distributed import Processes
     from ..result import DepthResult
     from .photos import Photo
     from .predictors import DepthPredictor, Predictor
@@ -118,7 +118,7 @@ class PhotoRun:
                     results = f"{shown(self.args.out / photo.result)}{self._ending()}"
                     print(f"{shown(photo.path)} -> {results}  {what}{note}", flush=True)
 
-    def find_range(self, world: World) -> None:
+    def find_range(self, world: Processes) -> None:
         """Sets one range of disparity for the photos of all processes (``--common-range``).
 
         Photos without results are predicted, and their maps wait in a temporary folder, so that
@@ -273,11 +273,7 @@ def _on_disk(result: DepthResult, folder: Path, number: int) -> DepthResult:
 
 
 def _with_photo(result: DepthResult, image: Any) -> DepthResult:
-    from ..images import as_pixels
-
-    pixels = as_pixels(image, result.name)
-    photo = (pixels if pixels.dtype.itemsize == 1 else pixels.permute(1, 2, 0)).numpy()
-    return dataclasses.replace(result, image=photo)
+    return dataclasses.replace(result, image=as_array(image, result.name))
 
 
 def _noted_range(plan: Plan) -> tuple[float, float] | None:

@@ -14,8 +14,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "synth",
         help="render synthetic scenes with exact depth",
-        description="Writes WebDataset shards of procedurally generated scenes: pictures and "
-        "their exact depth; or clips (--clip). The same seed gives the same scenes.",
+        description="Writes WebDataset shards of procedurally generated scenes, or of worlds of "
+        "games: pictures and their exact depth; or clips (--clip). The same seed gives the same "
+        "scenes.",
     )
     parser.add_argument("--scenes", type=positive, required=True, metavar="N")
     parser.add_argument("--out", type=named_path, required=True, metavar="DIR")
@@ -36,6 +37,13 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         nargs="+",
         metavar="KIND",
         help="kinds of scenes that take turns, for example room street (default: all, by weight)",
+    )
+    parser.add_argument(
+        "--worlds",
+        type=named_path,
+        metavar="DIR",
+        help="show the maps of games in this folder instead of procedural scenes "
+        "(docs/synthetic.md)",
     )
     parser.add_argument(
         "--size",
@@ -91,6 +99,7 @@ def synth(args: argparse.Namespace) -> int:
         shard_size=args.shard_size,
         textures=args.textures,
         kinds=args.kinds,
+        worlds=args.worlds,
         size=args.size and tuple(args.size),
         progress=not args.quiet,
     )

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ..devices import is_autocast_on
 from ..ops import add_layer_norm
-from ..runtime import is_autocast_on
 from .layer_scale import LayerScale
 
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from .._warnings import LicenseWarning, WeightsWarning, warn
 from ..config import PRESETS, ModelConfig, get_preset
+from ..devices import on_meta, resolve_device, resolve_dtype, warn_if_slow
 from ..layers.temporal import position_code
-from ..runtime import on_meta, resolve_device, resolve_dtype, warn_if_slow
 from .config_choice import choose_config
 from .configurations import matching_preset
 from .conversion import (

@@ -14,12 +14,15 @@ from ..config import ModelConfig
 from ..geometry import MAX_TOKENS
 from ..images import Picture
 from ..result import DepthResult
+from ..video.frame_result import FrameResult
+from ..video.source import Selection
 from . import checkpoint, inference
 from .clips import predict_video
 from .inference import InferenceKeywords, InferenceOptions
 from .optimized_network import OptimizedNetwork
 from .prediction import predict_results
 from .publishing import Publishable
+from .streaming import stream_results
 from .transformers_bridge import Convertible
 
 ImageList = list[Any] | tuple[Any, ...]
@@ -276,6 +279,66 @@ class DepthAnything(Convertible, Publishable, OptimizedNetwork):
             guided=guided,
         )
 
+    def stream(
+        self,
+        source: Any,
+        *,
+        stabilize: str | None = None,
+        lookahead: int = 8,
+        every: int = 1,
+        fps: float | None = None,
+        start: float = 0.0,
+        end: float | None = None,
+        keep_image: bool = True,
+        intrinsics: Sequence[float] | np.ndarray | None = None,
+        fov: float | None = None,
+        **options: Unpack[InferenceKeywords],
+    ) -> Iterator[FrameResult]:
+        """Predicts a video frame by frame; the memory does not depend on its length.
+
+        The next frames are decoded and computed while the program handles a result.
+
+        Args:
+            source: A video file, an animated GIF or WebP, a folder of numbered pictures, the number
+                of a webcam, ``"-"`` for the standard input, or any iterable of pictures of one
+                size, as `infer` takes them; see `dafast.video.reader.open_video`.
+            stabilize: ``"range"``: brings the disparity of all frames of a shot to one scale and
+                shift; ``"flow"``: also by what moves, with optical flow (OpenCV); ``"off"``: leaves
+                the maps and their display ranges as they are. By default ``"range"`` for relative
+                models; metric models keep their metres, and only the display range is smoothed.
+            lookahead: Frames that the display range knows in advance, by which results are late.
+                With 0 each result is there before the next frame is needed.
+            every: Takes each frame whose number is a multiple of it.
+            fps: Takes at most so many frames per second. It is the rate of folders and arrays, 30
+                by default.
+            start: Seconds from the beginning of the video to the first frame.
+            end: Seconds from the beginning of the video to the end.
+            keep_image: Whether the results hold the frames.
+            intrinsics: As for `predict`.
+            fov: As for `predict`.
+            **options: As for `infer`, without ``flip``.
+
+        Yields:
+            A `dafast.video.FrameResult`, a `DepthResult`, for each frame.
+
+        Raises:
+            VideoError: If the source cannot be read.
+            ValueError: If an option is out of range, or if the model needs the camera and it is
+                unknown.
+            MissingPackageError: If PyAV, or OpenCV for ``"flow"``, is needed and not installed.
+        """
+        return stream_results(
+            self,
+            source,
+            InferenceOptions(**options),
+            stabilize=stabilize,
+            lookahead=lookahead,
+            selection=Selection(every, fps, start, end),
+            keep_image=keep_image,
+            intrinsics=intrinsics,
+            fov=fov,
+        )
+
     def infer_sky(self, images: Any, **options: Unpack[InferenceKeywords]) -> Any:
         """Finds the sky in photos, with a model that has a sky head (Depth Anything 3).
 
@@ -310,7 +373,7 @@ class DepthAnything(Convertible, Publishable, OptimizedNetwork):
         The windows, what they share and how they are aligned are those of Video-Depth-Anything
         (`dafast.models.clips`). A frame is final when the window after it is predicted: some 32
         frames are read before the first result. The memory does not depend on the video's length.
-        `stream` answers each frame at once, less steadily.
+        `stream(lookahead=0)` answers each frame at once, less steadily.
 
         Args:
             frames: Pictures of one size, as `infer` takes them, in order; any iterable.
@@ -333,46 +396,6 @@ class DepthAnything(Convertible, Publishable, OptimizedNetwork):
             frames,
             InferenceOptions(**options),
             streaming=False,
-            intrinsics=intrinsics,
-            fov=fov,
-            keep_image=keep_image,
-        )
-
-    def stream(
-        self,
-        frames: Iterable[Any],
-        *,
-        intrinsics: Sequence[float] | np.ndarray | None = None,
-        fov: float | None = None,
-        keep_image: bool = True,
-        **options: Unpack[InferenceKeywords],
-    ) -> Iterator[DepthResult]:
-        """Predicts a video frame by frame with a model that has temporal modules.
-
-        Each result is there before the next frame is read. A frame attends to states of earlier
-        ones that are kept, as in the streaming mode of Video-Depth-Anything, which is training-free
-        and less accurate than `infer_video`. Every call starts a new video.
-
-        Args:
-            frames: As for `infer_video`.
-            intrinsics: As for `predict`.
-            fov: As for `predict`.
-            keep_image: As for `infer_video`.
-            **options: As for `infer_video`.
-
-        Returns:
-            As `infer_video`.
-
-        Raises:
-            ImageError: As `infer_video`.
-            TypeError: As `infer_video`.
-            ValueError: As `infer_video`.
-        """
-        return predict_video(
-            self,
-            frames,
-            InferenceOptions(**options),
-            streaming=True,
             intrinsics=intrinsics,
             fov=fov,
             keep_image=keep_image,

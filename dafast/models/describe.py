@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..config import ModelConfig
-from ..runtime import on_meta
+from ..devices import on_meta
 from . import zoo
 from .checkpoint import read_weights
 from .config_choice import choose_config

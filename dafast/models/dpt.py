@@ -9,12 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import ModelConfig
+from ..devices import without_autocast
+from ..layers.convolution import convolve, enlarge
 from ..layers.mlp import is_plain
 from ..layers.temporal import FrameCache, TemporalModule
 from ..ops import decoder_tail
 from ..ops.resize_bilinear import interpolate
 from ..profiling import annotate
-from ..runtime import without_autocast
 
 FRAME_GROUP = 4
 """Frames of a clip that share the full resolution, without gradients: it takes the most memory."""
@@ -52,9 +53,10 @@ class ResidualConvUnit(nn.Module):
         self.conv1 = nn.Conv2d(features, features, 3, padding=1)
         self.conv2 = nn.Conv2d(features, features, 3, padding=1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, F, h, w) to (B, F, h, w)."""
-        return x + self.conv2(F.relu(self.conv1(F.relu(x))))
+    def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
+        """(B, F, h, w) to (B, F, h, w); ``other`` is added, too."""
+        hidden = convolve(self.conv1, F.relu(x), relu=True)
+        return convolve(self.conv2, hidden, x, other)
 
 
 class FeatureFusionBlock(nn.Module):
@@ -72,10 +74,11 @@ class FeatureFusionBlock(nn.Module):
         Without ``skip`` (the deepest block) ``resConfUnit1`` is not used.
         """
         if skip is not None:
-            x = x + self.resConfUnit1(skip)
+            plain = is_plain(self.resConfUnit1, ResidualConvUnit)
+            x = self.resConfUnit1(skip, x) if plain else x + self.resConfUnit1(skip)
         # The reference enlarges first. A 1x1 convolution and an interpolation whose weights sum
         # to one commute, and this way the convolution runs on a quarter of the pixels.
-        return _upsample(self.out_conv(self.resConfUnit2(x)), size)
+        return _upsample(convolve(self.out_conv, self.resConfUnit2(x)), size)
 
 
 class _Float32Conv2d(nn.Conv2d):
@@ -322,4 +325,4 @@ class DPTHead(nn.Module):
     def _reassemble_one(self, number: int, tap: Tensor, rows: int, columns: int) -> Tensor:
         # Not `unflatten`, whose sizes torch.onnx.export(dynamo=False) fixes.
         grid = tap.transpose(1, 2).reshape(tap.shape[0], -1, rows, columns)
-        return self.resize_layers[number](self.projects[number](grid))
+        return enlarge(self.resize_layers[number], convolve(self.projects[number], grid))

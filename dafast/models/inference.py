@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
@@ -24,8 +23,10 @@ from ..camera import (
     Intrinsics,
     check_fov,
     check_intrinsics,
+    focal_factor,
     intrinsics_from_35mm,
     intrinsics_from_fov,
+    no_camera,
 )
 from ..config import ModelConfig
 from ..geometry import MAX_TOKENS, check_count, check_geometry, plan_geometry
@@ -33,7 +34,7 @@ from ..images import as_pixels, focal_from_exif
 from ..ops import Geometry, postprocess, preprocess
 from ..ops._triton import why_missing as triton_missing
 from ..ops.pad import check_padding
-from ..picture_sources import EncodedPicture, fetch_source
+from ..picture_sources import fetch_all, name_of
 from ..pointcloud import point_cloud
 from .network import DepthNetwork
 from .sky import SKY
@@ -107,7 +108,7 @@ class _Prediction(NamedTuple):
     sky: Tensor | None
 
 
-class _Predictor:
+class Predictor:
     """Runs photos through a model; those of one network size share a batch.
 
     Where sequences of mixed lengths are as fast as those of one length, all photos do.
@@ -167,6 +168,18 @@ class _Predictor:
                 yield from self._flush(max(held, key=lambda key: held[key]))
         for key in list(self.waiting):
             yield from self._flush(key)
+
+    def predict_frames(self, photos: Sequence[Tensor]) -> list[tuple[Tensor, Geometry]]:
+        """The maps (H, W) of photos of one size, (H, W, 3) uint8 on the model's device."""
+        if len(photos) == 1:
+            entries = [_Input(0, None, self._plan(photos[0]), photos[0])]
+        else:
+            entries = [_Input(i, *self._preprocess(photo)) for i, photo in enumerate(photos)]
+        return [(found.map, found.geometry) for found in self._run_batch(entries)]
+
+    def tokens_of(self, photo: Tensor) -> int:
+        """Tokens of a photo in the network."""
+        return self._tokens(self._plan(photo))
 
     def _plan(self, photo: Tensor) -> Geometry:
         config, options = self.model.config, self.options
@@ -250,14 +263,6 @@ class _Predictor:
         return out.clone() if shared else out
 
 
-def fetch_all(images: Sequence[Any]) -> list[Any]:
-    """Reads the images that can be read only once; see `fetch_source`."""
-    return [
-        fetch_source(image, f"image {i}" if len(images) > 1 else "image")
-        for i, image in enumerate(images)
-    ]
-
-
 def predict_maps(
     model: DepthNetwork,
     images: Sequence[Any],
@@ -280,7 +285,7 @@ def predict_maps(
     maps: dict[int, Tensor] = {}
     finite: dict[int, Tensor] = {}
     kind = dict(native=native, sky=skies is not None)
-    for i, out, geometry, good, above in _Predictor(model, options, **kind).run(images, pixels):
+    for i, out, geometry, good, above in Predictor(model, options, **kind).run(images, pixels):
         maps[i], finite[i] = out, good
         if geometries is not None:
             geometries[i] = geometry
@@ -289,7 +294,7 @@ def predict_maps(
         if downloads and not options.flip:
             downloads.add(i, maps.pop(i))
     if options.flip:
-        for i, out, _, good, above in _Predictor(model, options, **kind, mirrored=True).run(images):
+        for i, out, _, good, above in Predictor(model, options, **kind, mirrored=True).run(images):
             maps[i] = (maps[i] + out) / 2
             finite[i] = finite[i] & good
             if skies is not None and above is not None:
@@ -409,33 +414,6 @@ def infer_metric(
         photo = photo if photo.dtype == torch.uint8 else photo.permute(1, 2, 0)
         results.append(point_cloud(out.cpu().numpy(), photo.numpy(), camera))
     return results[0] if single else results
-
-
-def focal_factor(focal_length: float, camera: Intrinsics, geometry: Geometry) -> float:
-    """What turns the output of a model with a `ModelConfig.focal_length` into metres.
-
-    It is the camera's focal length in pixels of the network's input, the mean of both directions,
-    divided by ``focal_length``.
-    """
-    (height, width), (rows, columns) = geometry.original, geometry.resized
-    return (camera.fx * columns / width + camera.fy * rows / height) / 2 / focal_length
-
-
-def name_of(image: Any) -> str:
-    """The name of an image: its path, its URL, or ""."""
-    if isinstance(image, str | Path):
-        return str(image)
-    name = getattr(image, "name" if isinstance(image, EncodedPicture) else "filename", "")
-    return name if isinstance(name, str) else ""
-
-
-def no_camera(name: str, config: ModelConfig) -> ValueError:
-    """The error for a photo whose camera a model needs and nobody knows."""
-    return ValueError(
-        f"{name}: {config.name!r} needs the camera's focal length for metres, and the photo has no "
-        "FocalLengthIn35mmFilm in EXIF data: pass intrinsics=(fx, fy, cx, cy) in pixels or fov= "
-        "(the horizontal field of view in degrees)"
-    )
 
 
 def _camera_of(image: Any, position: int, config: ModelConfig) -> Callable[[int, int], Intrinsics]:

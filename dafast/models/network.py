@@ -214,6 +214,17 @@ class DepthNetwork(nn.Module):
             return [run(self.pretrained.check_images(image[None]))[0] for image in x]
         return self._run_modules(x) if isinstance(x, Tensor) else self._forward_packed(x)
 
+    def decoder_outputs(self, x: Tensor) -> Tensor:
+        """The outputs of the modules before the sky is filled, for programs that are exported.
+
+        Args:
+            x: A tensor as for `forward`.
+
+        Returns:
+            (B, 1, H, W); with a sky head (B, 2, H, W): the prediction and the sky.
+        """
+        return self._run_modules(x)
+
     def _run_modules(self, x: Tensor) -> Tensor:
         """Images (B, 3, H, W), or clips with as many frames, to outputs (B, C, H, W)."""
         frames = 1

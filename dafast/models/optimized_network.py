@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ..config import ModelConfig
+from ..devices import is_autocast_on, keep_freed_memory, warn_if_slow
 from ..ops.linear_int8 import why_slow as why_slow_int8
-from ..runtime import is_autocast_on, keep_freed_memory, warn_if_slow
 from . import cuda_graphs
 from .cuda_graphs import GraphedForward, InputKind
 from .network import DepthNetwork

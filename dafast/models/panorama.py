@@ -19,11 +19,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..camera import intrinsics_from_fov
+from ..camera import focal_factor, intrinsics_from_fov
 from ..images import ImageError
 from ..ops import Geometry
 from ..panorama import directions_of
-from .inference import InferenceOptions, focal_factor, predict_maps
+from .inference import InferenceOptions, predict_maps
 from .network import DepthNetwork
 
 FOV = 95.0

@@ -9,14 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..camera import check_fov, check_intrinsics, choose_camera
+from ..camera import check_fov, check_intrinsics, choose_camera, focal_factor, no_camera
 from ..config import ModelConfig
 from ..images import as_pixels, focal_from_exif
 from ..known_points import align_result, check_method
 from ..ops import Geometry
 from ..panorama import PanoramaResult
+from ..picture_sources import fetch_all, name_of
 from ..result import DepthResult
-from .inference import InferenceOptions, fetch_all, focal_factor, name_of, no_camera, predict_maps
+from .inference import InferenceOptions, predict_maps
 from .network import DepthNetwork
 from .panorama import predict_panorama
 from .sky import SKY
@@ -122,10 +123,8 @@ def _panorama(
 
 
 def unit_of(config: ModelConfig) -> str:
-    """The unit of a model's maps: ``"m"``, ``"1/m"``, or ``""`` for an unknown scale."""
-    if config.is_metric or config.calibration:
-        return "1/m" if config.quantity == "disparity" else "m"
-    return ""
+    """The unit of a model's maps, `ModelConfig.unit`."""
+    return config.unit
 
 
 def _predict_large(

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from .._version import __version__
 from .._warnings import WeightsWarning, warn
 from ..config import ModelConfig
+from ..devices import on_meta, resolve_dtype
 from ..files import whole_files
-from ..runtime import on_meta, resolve_dtype
 from .configurations import (
     METADATA_KEY,
     config_to_json,

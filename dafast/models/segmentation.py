@@ -12,8 +12,8 @@ import torch
 
 from .._version import __version__
 from ..config import ModelConfig
+from ..devices import on_meta, resolve_device, resolve_dtype, warn_if_slow
 from ..files import explain, whole_files
-from ..runtime import on_meta, resolve_device, resolve_dtype, warn_if_slow
 from .hub import HubError, HubOptions, fetch_model, hub_config, is_hub_id
 from .network import DepthNetwork
 from .publishing import Publishable

@@ -5,12 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-SKY = 0.5
-"""From this value on the sky output means sky, in the mask that Depth Anything 3 reports."""
+from ..config import SKY, SKY_FEWEST, SKY_FILLED, SKY_QUANTILE
 
-_FILLED = 0.3  # from this value on the depth is filled: another threshold, also the official one
-_QUANTILE = 0.99
-_FEWEST = 10  # with no more pixels of sky, or of the rest, nothing is filled
+__all__ = ["SKY", "fill_sky"]
 
 
 def fill_sky(depth: Tensor, sky: Tensor) -> Tensor:
@@ -28,12 +25,14 @@ def fill_sky(depth: Tensor, sky: Tensor) -> Tensor:
     Returns:
         (B, H, W); an image with at most 10 pixels of sky, or of the rest, as it was.
     """
-    in_sky = sky >= _FILLED
+    in_sky = sky >= SKY_FILLED
     count = in_sky.flatten(1).sum(1)
-    enough = (count > _FEWEST) & (in_sky[0].numel() - count > _FEWEST) if len(sky) else count > 0
+    enough = (
+        (count > SKY_FEWEST) & (in_sky[0].numel() - count > SKY_FEWEST) if len(sky) else count > 0
+    )
     rest = depth.detach().masked_fill(in_sky, torch.nan)
     # `nanquantile` limits the elements of a call, not of an image.
-    far = [image.flatten().nanquantile(_QUANTILE) for image in rest.unbind()]
+    far = [image.flatten().nanquantile(SKY_QUANTILE) for image in rest.unbind()]
     if not far:
         return depth
     return torch.where(in_sky & enough[:, None, None], torch.stack(far)[:, None, None], depth)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import ModelConfig
-from ..runtime import on_meta
+from ..devices import on_meta
 from .network import DepthNetwork
 
 NO_EFFECT = ("training", "checkpoint_activations", "feeds_product", "inplace")

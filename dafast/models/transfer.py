@@ -25,7 +25,7 @@ def upload(x: Tensor, device: torch.device) -> Tensor:
     return x.pin_memory().to(device, non_blocking=True)
 
 
-def _start_copy(x: Tensor) -> tuple[Tensor, Callable[[], None]]:
+def start_copy(x: Tensor) -> tuple[Tensor, Callable[[], None]]:
     """Starts a copy of a tensor on a GPU into pinned memory; the function waits for it."""
     stream, event = torch.cuda.Stream(x.device), torch.cuda.Event()
     stream.wait_stream(torch.cuda.current_stream(x.device))
@@ -54,7 +54,7 @@ class Downloads:
             return
         if len(self._under_way) >= _UNDER_WAY:
             self._finish_one()
-        self._under_way.append((key, *_start_copy(x)))
+        self._under_way.append((key, *start_copy(x)))
 
     def finish(self) -> dict[int, Tensor]:
         """Waits for all copies and returns the tensors by their keys."""

@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from ..config import ModelConfig
+from ..devices import on_meta
 from ..files import explain
 from ..optional import MissingPackageError, why_no_module
-from ..runtime import on_meta
 from .configurations import config_from_json, config_to_transformers
 from .conversion import (
     LAYOUTS,

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..config import ModelConfig
+from ..devices import without_autocast
 from ..layers import Block, LayerNorm, PatchEmbed
 from ..ops.resize_bicubic import cubic_taps
-from ..runtime import without_autocast
 
 # DINOv2 adds it to the grid before dividing by the trained one, against rounding in the
 # interpolation; the published weights were used with it, so it is part of the function.

@@ -91,7 +91,7 @@ class BinomialParameters(nn.Module):
         assert isinstance(first, nn.Conv2d)
         # The reference enlarges the embedding and stacks both. The convolution is linear and
         # commutes with an interpolation, so most of it can run on a third of the pixels.
-        count = features.shape[1]
+        count = int(features.shape[1])  # a traced program keeps it: no slices of weights
         hidden = F.conv2d(features, first.weight[:, :count], first.bias)
         out = hidden + _resize(F.conv2d(embedding, first.weight[:, count:]), features)
         for module in rest:

@@ -12,6 +12,8 @@ from ._dispatch import (
 from .add_layer_norm import add_layer_norm, add_layer_norm_reference
 from .affine_invariant_loss import affine_invariant_loss, affine_invariant_loss_reference
 from .bias_gelu import bias_gelu, bias_gelu_reference
+from .bias_relu_add import bias_relu_add, bias_relu_add_reference
+from .conv_transpose import conv_transpose, conv_transpose_reference
 from .decoder_tail import decoder_tail, decoder_tail_reference
 from .feature_alignment_loss import feature_alignment_loss, feature_alignment_loss_reference
 from .flash_attention import (
@@ -42,10 +44,14 @@ __all__ = [
     "affine_invariant_loss",
     "affine_invariant_loss_reference",
     "available_backends",
-    "decoder_tail",
-    "decoder_tail_reference",
     "bias_gelu",
     "bias_gelu_reference",
+    "bias_relu_add",
+    "bias_relu_add_reference",
+    "conv_transpose",
+    "conv_transpose_reference",
+    "decoder_tail",
+    "decoder_tail_reference",
     "feature_alignment_loss",
     "feature_alignment_loss_reference",
     "flash_attention",

@@ -105,14 +105,19 @@ class KernelOp:
                 cast[i] = result.to(ctx.dtypes[i])
             return tuple(cast)
 
+        self.register_autograd(backward, setup_context)
+        backward_op.refuse_derivative(self.name)
+
+    def refuse_derivative(self, name: str) -> None:
+        """Makes a derivative of this op, which is the backward of ``name``, an error."""
+
         def no_second_derivative(ctx: Any, *grads: Tensor) -> NoReturn:
             raise NotImplementedError(
-                f"dafast.ops.{self.name}: its kernels have no second derivative; run the forward "
+                f"dafast.ops.{name}: its kernels have no second derivative; run the forward "
                 "within dafast.use_backend('reference'), which has one"
             )
 
-        self.register_autograd(backward, setup_context)
-        backward_op.register_autograd(no_second_derivative)
+        self.register_autograd(no_second_derivative)
 
     def __call__(self, *args: Any) -> Any:
         functorch = torch._C._functorch

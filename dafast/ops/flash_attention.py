@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..runtime import without_autocast
+from ..devices import without_autocast
 from . import _attention_packages as packages
 from . import _extension, _triton
 from ._dispatch import Backend, Op, wrong_dtype

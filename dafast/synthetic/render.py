@@ -148,7 +148,7 @@ def _texel(
     return (top * (1 - fy) + low * fy) * np.float32(1 / 255)
 
 
-def _sky(scene: Scene, d: F32) -> F32:
+def sky_colour(scene: Scene, d: F32) -> F32:
     """Environment colour in directions d (N, 3), unit length."""
     e = scene.env
     t = np.clip(d[:, 2:], -1, 1)
@@ -248,7 +248,7 @@ def shade(
     hit = np.isfinite(hits.depth)
     miss = ~hit
     if miss.any():
-        out[miss] = _sky(scene, rays[miss] / length[miss][:, None])
+        out[miss] = sky_colour(scene, rays[miss] / length[miss][:, None])
     if not hit.any():
         return out
     points, albedo = _surface(scene, g, camera, hits, hit, rays, length)
@@ -268,7 +268,7 @@ def shade(
     if len(shiny):
         n, w = points.nrm[shiny], points.view[shiny]
         refl = 2 * np.einsum("ij,ij->i", n, w)[:, None] * n - w
-        seen = _sky(scene, refl) * (0.6 + 0.4 * np.sin(refl @ _DIRT_K * 3).prod(1))[:, None]
+        seen = sky_colour(scene, refl) * (0.6 + 0.4 * np.sin(refl @ _DIRT_K * 3).prod(1))[:, None]
         f = mirror[shiny] * (0.5 + 0.5 * (1 - np.clip((n * w).sum(1), 0, 1)) ** 3)
         radiance[shiny] = radiance[shiny] * (1 - f[:, None]) + seen * f[:, None]
     glow = np.array([m.emission for m in mats], np.float32)[mat]
@@ -444,4 +444,4 @@ def develop(
     return image
 
 
-__all__ = ["Camera", "Hits", "Tracer", "camera_from", "develop", "shade", "trace"]
+__all__ = ["Camera", "Hits", "Tracer", "camera_from", "develop", "shade", "sky_colour", "trace"]

@@ -39,7 +39,7 @@ class SyntheticSample:
         depth: float32 (H, W), metres along the optical axis; inf for sky.
         objects: int16 (H, W), the number of the object seen, 0 for sky.
         classes: uint8 (H, W), what is seen: index into ``CLASSES``.
-        kind: one of ``KINDS``.
+        kind: one of ``KINDS``, or the name of the world that is seen.
         fx, fy, cx, cy: intrinsics in pixels; pixel centres are at (column + 0.5, row + 0.5).
         seed: the seed of the scene.
     """
@@ -116,7 +116,7 @@ def build_scene(
     if size is not None and min(size) < 8:
         raise ValueError(f"size must be (width, height) of at least 8 pixels, got {size}")
     rng = np.random.default_rng([20240119, seed])
-    drawn_size = _SIZES[int(rng.choice(len(_SIZES), p=_SIZE_P))]
+    drawn_size = draw_size(rng)
     weights = np.array([_WEIGHTS[k] for k in KINDS], float)
     drawn_kind = KINDS[int(rng.choice(len(KINDS), p=weights / weights.sum()))]
     size, kind = size or drawn_size, kind or drawn_kind
@@ -130,6 +130,11 @@ def build_scene(
         if _acceptable(geometry, small, trace(tracer, small)):
             break
     return scene, geometry, tracer, size, kind
+
+
+def draw_size(rng: np.random.Generator) -> tuple[int, int]:
+    """One of four sizes around 320x240, (width, height)."""
+    return _SIZES[int(rng.choice(len(_SIZES), p=_SIZE_P))]
 
 
 def _labels(
@@ -154,22 +159,26 @@ def plane_fit(disparity: NDArray[np.floating]) -> float:
     return float(1 - ((d - ax * x - ay * y) ** 2).mean() / total)
 
 
-def _acceptable(g: SceneMesh, camera: Camera, hits: Hits) -> bool:
-    """Whether a small rendering is worth a picture: see the comments."""
-    hit = np.isfinite(hits.depth)
+def worthwhile(depth: NDArray[np.floating]) -> bool:
+    """Whether a small depth map (H, W), inf for sky, is worth a picture: see the comments."""
+    hit = np.isfinite(depth)
     if hit.mean() < 0.15:
         return False  # nearly all sky
-    disparity = (1 / hits.depth).reshape(camera.height, camera.width)
+    disparity = 1 / depth
     near, far = np.percentile(disparity, [97, 5])
     if far > 0.75 * near:
         return False  # nearly constant
     if plane_fit(disparity) > 0.97:
         return False  # one plane
-    objects = g.object[hits.face[hit]]
-    if np.bincount(objects).max() > 0.95 * len(hit):
-        return False  # a single object
-    if near > 7 * np.median(1 / hits.depth[hit]):
+    if near > 7 * np.median(disparity[hit]):
         return False  # an object right in front of the camera flattens the rest
-    close = np.percentile(hits.depth[hit], 2)
-    middle = np.median(hits.depth[hit])
-    return bool(close > 0.06 and (hits.depth < 0.12 * middle).mean() < 0.4)  # inside something
+    close, middle = np.percentile(depth[hit], 2), np.median(depth[hit])
+    return bool(close > 0.06 and (depth < 0.12 * middle).mean() < 0.4)  # inside something
+
+
+def _acceptable(g: SceneMesh, camera: Camera, hits: Hits) -> bool:
+    """Whether a small rendering is worth a picture, and shows more than one object."""
+    hit = np.isfinite(hits.depth)
+    if not worthwhile(hits.depth.reshape(camera.height, camera.width)):
+        return False
+    return bool(np.bincount(g.object[hits.face[hit]]).max() <= 0.95 * len(hit))

@@ -29,6 +29,7 @@ from dafast.optional import MissingPackageError
 from dafast.synthetic.render import require_embree
 from dafast.synthetic.sample import HELD_OUT_SEED, KINDS, SyntheticSample, render_scene
 from dafast.synthetic.textures import texture_digest
+from dafast.synthetic.worlds import library
 
 DESCRIPTION = "synthetic.json"
 """File next to the shards with everything that, with its number, determines a scene."""
@@ -61,6 +62,7 @@ class _Task:
     size: tuple[int, int] | None
     textures: str | None
     kinds: tuple[str, ...] | None = None
+    worlds: str | None = None
 
     def write(self) -> tuple[str, int]:
         """Writes the shard; returns its name and the number of its scenes."""
@@ -90,6 +92,13 @@ def encode(sample: SyntheticSample) -> dict[str, bytes]:
     }
 
 
+def _render(task: _Task, seed: int) -> SyntheticSample:
+    if task.worlds:
+        return library(task.worlds).render(seed, size=task.size, textures=task.textures)
+    kind = task.kinds[seed % len(task.kinds)] if task.kinds else None
+    return render_scene(seed, size=task.size, kind=kind, textures=task.textures)
+
+
 def _write_shard(task: _Task) -> tuple[str, int]:
     """Writes one shard."""
     with (
@@ -98,9 +107,8 @@ def _write_shard(task: _Task) -> tuple[str, int]:
     ):
         for index in range(task.first, task.first + task.count):
             seed = task.seed + index
-            kind = task.kinds[seed % len(task.kinds)] if task.kinds else None
             try:
-                scene = render_scene(seed, size=task.size, kind=kind, textures=task.textures)
+                scene = _render(task, seed)
                 members = encode(scene)
             except MissingPackageError:
                 raise
@@ -125,6 +133,7 @@ def write_shards(
     size: tuple[int, int] | None = None,
     textures: str | Path | None = None,
     kinds: Sequence[str] | None = None,
+    worlds: str | Path | None = None,
     progress: bool = True,
 ) -> None:
     """Render ``scenes`` scenes with the seeds seed, seed + 1, ... into tar shards.
@@ -146,23 +155,28 @@ def write_shards(
         size: (width, height) of every image; None draws one per image.
         textures: a folder of further photographs.
         kinds: the kinds of scenes that take turns; None draws among all of ``KINDS`` by weight.
+        worlds: a folder with maps of games (`dafast.synthetic.worlds`), which are shown instead of
+            procedural scenes.
         progress: print a line per finished shard to stderr.
 
     Raises:
         MissingPackageError: embreex or scikit-image is missing.
         RuntimeError: a scene failed; the message names its seed.
-        FileNotFoundError: ``textures`` is no folder with pictures.
-        ValueError: scenes or shard_size below 1, a negative seed, an unknown kind, seeds on both
-            sides of ``HELD_OUT_SEED``, or a folder that holds scenes of another set or shards of
-            another size.
+        FileNotFoundError: ``textures`` is no folder with pictures, or ``worlds`` none with maps.
+        ValueError: kinds together with worlds, scenes or shard_size below 1, a negative seed, an
+            unknown kind, seeds on both sides of ``HELD_OUT_SEED``, or a folder that holds scenes of
+            another set or shards of another size.
     """
     _check_arguments(scenes, seed, shard_size, kinds)
+    if kinds and worlds:
+        raise ValueError("worlds have no kinds: give kinds or worlds, not both")
     description = {
         "seed": seed,
         "size": size and list(size),
         "textures": texture_digest(textures),
         "version": __version__,
         "kinds": list(kinds) if kinds else None,
+        "worlds": library(os.path.abspath(worlds)).digest if worlds else None,
     }
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
@@ -179,6 +193,7 @@ def write_shards(
             size,
             texture_folder,
             tuple(kinds) if kinds else None,
+            os.path.abspath(worlds) if worlds else None,
         )
         for k, start in enumerate(range(0, scenes, shard_size))
     ]

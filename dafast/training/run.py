@@ -16,8 +16,8 @@ from torch import nn
 
 from dafast.data.remote import write_text
 from dafast.data.shards import ShardError
+from dafast.devices import resolve_dtype
 from dafast.distributed import World
-from dafast.runtime import resolve_dtype
 from dafast.training.config import ConfigError, TrainConfig
 from dafast.training.config_files import to_json
 from dafast.training.data import make_loader, total_steps

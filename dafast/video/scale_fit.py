@@ -15,6 +15,7 @@ MIN_QUALITY = 0.3
 _MIN_POINTS = 16
 _SIGMA = 1.4826  # standard deviation of a normal distribution over its median absolute deviation
 _TUKEY = 4.685  # standard deviations from which a residual has no weight
+_LEAST_SIGMA = 0.02  # of a residual, as a fraction of the spread of the values: most may be sky
 _ROUNDS = 6
 
 
@@ -56,15 +57,14 @@ def fit_scale_shift(
     if len(x) < _MIN_POINTS:
         return None
     slope = _median_slope(x, y)
-    spread = _SIGMA * float(np.median(np.abs(y - np.median(y))))
-    rounding = 1e-6 * float(np.abs(y).max())
-    if slope <= 0 or spread <= rounding:
+    spread = float(y.std())
+    if slope <= 0 or spread <= 1e-6 * float(np.abs(y).max()):
         return None
     offset = float(np.median(y - slope * x))
     sigma = 0.0
     for _ in range(_ROUNDS):
         residual = y - slope * x - offset
-        sigma = max(_SIGMA * float(np.median(np.abs(residual))), rounding)
+        sigma = max(_SIGMA * float(np.median(np.abs(residual))), _LEAST_SIGMA * spread)
         w = np.clip(1 - (residual / (_TUKEY * sigma)) ** 2, 0, None) ** 2
         step = _deming(slope * x, y, w, n)
         if step is None:

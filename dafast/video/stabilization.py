@@ -31,7 +31,8 @@ _GREY_RATE = 1 / 16  # how fast the reference's brightness follows
 _LONGEST = 256  # frames of the mean of a pixel that stays
 _CARRIED = 24  # the same where flow carries the mean along: interpolation blurs it
 _TRUSTED = 32  # frames of the mean that give a pixel full weight
-_MOVED = 0.005  # weight of a pixel that moved, next to its predecessor at the same place
+_FEW = 0.05  # fraction of the pixels that must match
+_ONE_DISPARITY = 0.25  # spread of disparity that they must have, as a fraction of that of the map
 _LEAK = 0.01  # how fast a shot in which nothing stays returns to the model's own scale
 _ENOUGH_STILL = 0.5  # fraction of pixels that stay from which on it does not
 _PATIENCE = 8  # frames without a fit after which the reference is given up
@@ -202,10 +203,21 @@ class _Match:
     values: np.ndarray
 
     def fit(self) -> ScaleFit | None:
-        """The scale and shift that bring the map to the reference."""
-        trust = np.minimum(self.count, _TRUSTED) / _TRUSTED
-        weight = np.where(self.matched, trust, _MOVED)
-        return fit_scale_shift(self.mean, self.values, weight, self.count)
+        """The scale and shift that bring the map to the reference.
+
+        If the pixels that match are few, or of one disparity, all pixels serve, moved or not:
+        neighbours are often of similar disparity, and the fit leaves out those that are not.
+        """
+        trust = np.where(self.matched, np.minimum(self.count, _TRUSTED) / _TRUSTED, 0)
+        found = None
+        if self.matched.mean() >= _FEW:
+            spread = float(np.std(self.mean[self.matched]))
+            if spread >= _ONE_DISPARITY * float(np.std(self.mean[np.isfinite(self.mean)])):
+                found = fit_scale_shift(self.mean, self.values, trust, self.count)
+        if found is None:
+            same = np.ones_like(self.count)
+            found = fit_scale_shift(self.mean, self.values, same, same)
+        return found
 
 
 class _Shot:

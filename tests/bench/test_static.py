@@ -43,7 +43,7 @@ OVERLAP = {
 # The kernels that multiply matrices; each must do it with the matrix units.
 WITH_PRODUCTS = (
     "_flash_attention_fwd_kernel", "_flash_attention_bwd_dkdv_kernel",
-    "_flash_attention_bwd_dq_kernel", "_decoder_tail_kernel",
+    "_flash_attention_bwd_dq_kernel", "_decoder_tail_kernel", "_conv_transpose_kernel",
 )  # fmt: skip
 # It counts with one atomic for each pixel from Triton 3.8 on, and with ballots before.
 HISTOGRAM = "_affine_invariant_loss_histogram_kernel"
@@ -56,7 +56,8 @@ NARROW = {
 }
 # Cases that they do not fit.
 NARROW_CASES = {
-    "1x12x96x96 to 168x168": "pixels of 12 channels do not start at multiples of 16 bytes"
+    "1x12x96x96 to 168x168": "pixels of 12 channels do not start at multiples of 16 bytes",
+    "1x24x148x148, ReLU": "sums of 24 channels do not start at multiples of 64 bytes",
 }
 # ptxas serialises wgmma where it cannot prove that nobody touches their registers: then two waits
 # go with each. A pipelined loop has this many at most that do not grow with its products.
@@ -106,7 +107,7 @@ def broken_budgets(record: dict, arch: str) -> list[str]:
         if name in WITH_PRODUCTS and not exact:
             if not any(unit.startswith(MATRIX[arch]) for unit in launch["matrix"]):
                 found.append(f"{what}: no {MATRIX[arch]} but {launch['matrix']}")
-            elif not launch["loop"].get("matrix"):
+            elif launch["loop"] and not launch["loop"].get("matrix"):
                 found.append(f"{what}: no matrix instruction in its main loop")
             elif arch == "sm_90" and serial:
                 found.append(f"{what}: {waits} barriers in its main loop: wgmma is serialised")

@@ -123,8 +123,9 @@ def test_the_command_stores_it_and_eval_reads_it(tmp_path, rng, capsys):
     half = [*command, str(tmp_path / "half"), "--dtype", "bfloat16"]
     assert main(half) == 0
     kept = DepthAnything.from_pretrained(tmp_path / "half", device="cpu", dtype="float32")
+    weights = kept.state_dict()
     for name, weight in model.state_dict().items():  # the weights are not rounded
-        assert torch.equal(kept.state_dict()[name], weight), name
+        assert torch.equal(weights[name], weight), name
     assert kept.config.calibration[0] == pytest.approx(0.5, rel=0.1)
     assert main([*command, str(tmp_path / "new")]) == 1
     assert "not an empty folder" in capsys.readouterr().err

@@ -77,15 +77,17 @@ def test_dtype_in_the_file_and_in_memory(model, dtype, tmp_path):
     assert {t.dtype for t in stored.values()} == {wanted}
 
     back = load(tmp_path)
-    assert {t.dtype for t in back.state_dict().values()} == {torch.float32}
+    loaded = back.state_dict()
+    assert {t.dtype for t in loaded.values()} == {torch.float32}
     for key, value in model.state_dict().items():
-        error = (back.state_dict()[key] - value).abs().max() / value.abs().max()
+        error = (loaded[key] - value).abs().max() / value.abs().max()
         assert error <= TOLERANCES[wanted].copy, key
 
     same = load(tmp_path, dtype=dtype)
     assert same.dtype == wanted
+    loaded = same.state_dict()
     for key, value in stored.items():
-        assert torch.equal(same.state_dict()[key], value), key
+        assert torch.equal(loaded[key], value), key
 
 
 def test_saving_over_an_earlier_save_leaves_only_the_new_one(model, tmp_path, randomise):
@@ -231,7 +233,7 @@ import sys
 import numpy as np
 import dafast
 from dafast.models.network import DepthNetwork
-from dafast.runtime import on_meta
+from dafast.devices import on_meta
 model = dafast.DepthAnything.from_pretrained("nano", device="cpu", dtype="float32")
 model.infer(np.zeros((56, 70, 3), np.uint8))
 with on_meta():
@@ -263,8 +265,9 @@ def test_load_encoder(model, layout, tmp_path):
 
     load_encoder(fresh, tmp_path / "dinov2.pth")
 
+    loaded = fresh.pretrained.state_dict()
     for key, value in model.pretrained.state_dict().items():
-        assert torch.equal(fresh.pretrained.state_dict()[key], value), key
+        assert torch.equal(loaded[key], value), key
     for key, value in fresh.depth_head.state_dict().items():
         assert torch.equal(head[key], value), key
     # In place: an optimizer that was made before still holds them.
@@ -281,8 +284,9 @@ def test_load_encoder_of_a_depth_anything(model, layout, tmp_path):
     fresh = DepthAnything(TINY)
     head = {k: v.clone() for k, v in fresh.depth_head.state_dict().items()}
     load_encoder(fresh, tmp_path / "whole.pth")
+    loaded = fresh.pretrained.state_dict()
     for key, value in model.pretrained.state_dict().items():
-        assert torch.equal(fresh.pretrained.state_dict()[key], value), key
+        assert torch.equal(loaded[key], value), key
     for key, value in fresh.depth_head.state_dict().items():
         assert torch.equal(head[key], value), key
 

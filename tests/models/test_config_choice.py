@@ -11,6 +11,7 @@ import torch
 
 from dafast import DepthAnything
 from dafast.config import PRESETS
+from dafast.devices import on_meta
 from dafast.models import zoo
 from dafast.models.checkpoint import CheckpointError, load_pretrained
 from dafast.models.config_choice import choose_config
@@ -24,7 +25,6 @@ from dafast.models.names import preset_from_name, read_names
 from dafast.models.network import DepthNetwork
 from dafast.models.sources import Source
 from dafast.models.weight_files import unwrap
-from dafast.runtime import on_meta
 from tests.models.checkpoints import TINY, assert_same, load, random_state
 
 
@@ -322,8 +322,9 @@ def test_official_folder_with_its_config(tmp_path, seed):
     (tmp_path / "config.json").write_text(json.dumps(config))
     back = load(tmp_path)
     assert back.config == PRESETS["vits"]
+    loaded = back.state_dict()
     for key, value in original.items():
-        assert torch.equal(back.state_dict()[key], value.float()), key
+        assert torch.equal(loaded[key], value.float()), key
     (tmp_path / "config.json").write_text(json.dumps(config | {"use_clstoken": True}))
     with pytest.raises(CheckpointError, match="use_clstoken"):
         load(tmp_path)

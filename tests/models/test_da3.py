@@ -11,10 +11,10 @@ from PIL import Image
 
 from dafast import DepthAnything
 from dafast.config import PRESETS, ModelConfig
+from dafast.devices import on_meta
 from dafast.models.checkpoint import CheckpointError
 from dafast.models.conversion import LAYOUTS, from_official
 from dafast.models.sky import fill_sky
-from dafast.runtime import on_meta
 from tests.models import transcription
 from tests.models.checkpoints import error_of, load
 from tests.tiny import tiny
@@ -293,9 +293,9 @@ def test_training_starts_from_it(metres, weights, monkeypatch, seed):
         started = build_model(config.model, torch.device("cpu"), channels_last=False)
     assert started.config.quantity == ("metric" if metres else "disparity")
     assert started.config.activation == ("sigmoid" if metres else "relu")
-    new = set()
+    new, weights = set(), model.state_dict()
     for key, value in started.state_dict().items():
-        if not torch.equal(value, model.state_dict()[key]):
+        if not torch.equal(value, weights[key]):
             new.add(key)
     assert new == {f"depth_head.scratch.output_conv2.2.{name}" for name in ("weight", "bias")}
     x = images(seed, 2, 3, 28, 28)

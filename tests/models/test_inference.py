@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 import dafast
-from dafast import images, runtime
+from dafast import devices, images
 from dafast.images import ImageError, from_pil, load_image
 from dafast.models import inference
 from dafast.ops import preprocess
@@ -88,7 +88,7 @@ def test_photos_of_many_sizes_do_not_pile_up(model):
 
     options = inference.InferenceOptions(size=56, max_batch_tokens=40)
     with torch.no_grad():
-        results = inference._Predictor(model, options).run(Photos([None] * 40))
+        results = inference.Predictor(model, options).run(Photos([None] * 40))
         first = next(results).position
         assert read < 10
         assert sorted([first, *(done.position for done in results)]) == list(range(40))
@@ -476,11 +476,11 @@ def test_the_reason_for_infinity_fits_the_dtype(dtype, message, model, seed, not
 def test_a_dtype_that_is_slow_on_this_cpu_is_named_once(
     hardware, model, seed, notices, monkeypatch
 ):
-    monkeypatch.setattr(runtime, "cpu_has_bfloat16", lambda: hardware)
-    runtime.warn_if_slow.cache_clear()
+    monkeypatch.setattr(devices, "cpu_has_bfloat16", lambda: hardware)
+    devices.warn_if_slow.cache_clear()
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         for _ in range(2):
             model.to(dtype).infer(_photo(seed))
-    runtime.warn_if_slow.cache_clear()
+    devices.warn_if_slow.cache_clear()
     said = [m for m in notices.messages if "times as long as float32" in m]
     assert ["bfloat16" in m for m in said] == [False] + [True] * (not hardware)

@@ -107,13 +107,13 @@ def test_infer_in_mixed_batches(model, seed, monkeypatch):
     hook = model.pretrained.blocks[0].register_forward_pre_hook(
         lambda _, args: seen.append(args[0].shape[:2].numel())
     )
-    made = inference._Predictor.__init__
+    made = inference.Predictor.__init__
 
     def mixed(self, *args, **options):
         made(self, *args, **options)
         self.mixed = True  # as on a GPU
 
-    monkeypatch.setattr(inference._Predictor, "__init__", mixed)
+    monkeypatch.setattr(inference.Predictor, "__init__", mixed)
     for budget, calls in ((1, 5), (80, 2), (10**6, 1)):
         seen.clear()
         maps = model.infer(photos, size=42, max_batch_tokens=budget)

@@ -470,7 +470,7 @@ def test_in_the_steady_state_no_memory_is_asked_of_the_system():
     script = """
 import resource, torch, dafast
 from dafast.models.packed_cpu import why_not_packed
-from dafast.runtime import keep_freed_memory
+from dafast.devices import keep_freed_memory
 model = dafast.DepthAnything("nano").eval()
 x = torch.randn(1, 3, 336, 336)
 def faults():

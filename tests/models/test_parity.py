@@ -293,8 +293,9 @@ def test_weights_of_transformers_through_their_files(
     assert {
         k: v.tolist() for k, v in ours.depth_head.scratch.output_conv1.state_dict().items()
     } == {k: v.tolist() for k, v in theirs.head.conv1.state_dict().items()}
+    loaded = live.state_dict()
     for key, value in ours.state_dict().items():
-        assert torch.equal(value, live.state_dict()[key]), key
+        assert torch.equal(value, loaded[key]), key
     expected = record(their_layers(theirs), lambda: theirs(x).predicted_depth)
     assert_meaningful(expected["output"])
     assert_close(record(our_layers(ours), lambda: ours(x)), expected)
@@ -334,8 +335,9 @@ def test_transformers_reads_our_folder_and_we_read_it_back(
 
     back = DepthAnything.from_pretrained(tmp_path, device="cpu", dtype="float32")
     assert back.config == ours.config
+    loaded = back.state_dict()
     for key, value in ours.state_dict().items():
-        assert torch.equal(back.state_dict()[key], value), key
+        assert torch.equal(loaded[key], value), key
 
 
 def test_the_preprocessor_of_our_folder_is_one_of_transformers(transformers, tmp_path, rng):

@@ -21,13 +21,13 @@ from dafast import DepthAnything, SegmentationModel
 from dafast._warnings import DataWarning, WeightsWarning
 from dafast.cli import main
 from dafast.config import PRESETS
+from dafast.devices import on_meta
 from dafast.models import hub as dafast_hub
 from dafast.models.checkpoint import CheckpointError, load_encoder
 from dafast.models.describe import describe
 from dafast.models.hub import HubError
 from dafast.models.model_card import model_card
 from dafast.models.segmentation import HEADS, is_segmentation
-from dafast.runtime import on_meta
 from dafast.training.config import ModelSection, TrainConfig
 from dafast.training.config_files import to_json
 from tests.models.fake_hub import GATED, READ_ONLY, TOKEN, serve, url

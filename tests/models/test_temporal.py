@@ -278,7 +278,6 @@ def test_wrong_input(seed):
         lambda: plain(torch.zeros(1, 2, 3, 28, 28)),
         lambda: plain.predict_next(torch.zeros(1, 3, 28, 28), FrameCache()),
         lambda: plain.infer_video([]),
-        lambda: plain.stream([]),
     ):
         with pytest.raises(
             TypeError, match=re.escape("'tiny' has no temporal modules; 'vda-vits'")

@@ -39,7 +39,7 @@ def copies(monkeypatch):
 
         return host, wait
 
-    monkeypatch.setattr(transfer, "_start_copy", start_copy)
+    monkeypatch.setattr(transfer, "start_copy", start_copy)
     return events
 
 
@@ -85,7 +85,7 @@ def test_the_order_of_a_copy_on_streams(monkeypatch):
     record = lambda self, stream: calls.append(f"kept for {stream.name}")  # noqa: E731
     monkeypatch.setattr(torch.Tensor, "record_stream", record)
     x = torch.arange(6.0)
-    host, wait = transfer._start_copy(x)
+    host, wait = transfer.start_copy(x)
     wait()
     assert host is pinned[0] and torch.equal(host, x)
     assert calls == ["side waits for current", "event on side", "kept for side", "waited"]

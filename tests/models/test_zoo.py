@@ -11,6 +11,7 @@ import torch
 from dafast import DepthAnything
 from dafast.cli import main
 from dafast.config import PRESETS
+from dafast.devices import on_meta
 from dafast.models import zoo
 from dafast.models.checkpoint import CheckpointError, load_encoder
 from dafast.models.configurations import config_from_json, config_to_transformers
@@ -18,7 +19,6 @@ from dafast.models.conversion import LAYOUTS, from_official
 from dafast.models.describe import describe
 from dafast.models.hub import HubOptions
 from dafast.models.sources import locate
-from dafast.runtime import on_meta
 from tests.models.checkpoints import TINY, assert_same, load
 from tests.tiny import tiny
 

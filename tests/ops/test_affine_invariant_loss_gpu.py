@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dafast.ops import OPS, BackendError, affine_invariant_loss, use_backend
-from tests.ops.test_affine_invariant_loss import DTYPES, _inputs, _regions, _run
+from tests.ops.test_affine_invariant_loss import DTYPES, _inputs, _regions, _run, decide
 from tests.tolerances import TOLERANCES
 
 GPU_BACKENDS = ["triton", "cuda"]
@@ -72,6 +72,7 @@ def test_gpu_matches_float64(backend, dtype, shape, seed):
     inputs = [x.cuda() for x in (prediction.to(dtype), target.float(), mask, regions)]
     _needs(backend, *inputs)
     for masks in ((), inputs[2:3], inputs[2:]):
+        decide(*inputs[:2], *masks)
         loss, grad = _run(backend, *inputs[:2], *masks)
         again, grad_again = _run(backend, *inputs[:2], *masks)
         assert torch.equal(loss, again) and torch.equal(grad, grad_again)

@@ -111,8 +111,9 @@ def test_encoder_from_a_file(seed, tmp_path, monkeypatch):
     path = tmp_path / "dinov2_small.pth"
     torch.save(source.pretrained.state_dict(), path)
     model = build_model(ModelSection("small", encoder_init=str(path)), CPU, False)
+    loaded = model.pretrained.state_dict()
     for name, value in source.pretrained.state_dict().items():
-        assert torch.equal(model.pretrained.state_dict()[name], value), name
+        assert torch.equal(loaded[name], value), name
     assert not torch.equal(
         model.depth_head.projects[0].weight, source.depth_head.projects[0].weight
     )

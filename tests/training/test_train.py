@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dafast import runtime
+from dafast import devices
 from dafast.data.shards import ShardError
 from dafast.data.transforms import AugmentConfig
 from dafast.distributed import World
@@ -168,11 +168,11 @@ def test_auto_precision_is_that_of_inference(
     capsys: pytest.CaptureFixture,
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"bf16": bfloat16})
-    runtime.cpu_has_bfloat16.cache_clear()
+    devices.cpu_has_bfloat16.cache_clear()
     try:
         train(tiny_config(shards, tmp_path / "run", steps=1), ONE)
     finally:
-        runtime.cpu_has_bfloat16.cache_clear()
+        devices.cpu_has_bfloat16.cache_clear()
     dtype = "bfloat16" if bfloat16 else "float32"
     assert f"on 1 x cpu, {dtype}" in "".join(capsys.readouterr())
 

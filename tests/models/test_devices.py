@@ -3,31 +3,31 @@
 import pytest
 import torch
 
-from dafast import DepthAnything, runtime
+from dafast import DepthAnything, devices
 
 
 @pytest.fixture(params=[False, True])
 def bfloat16_cpu(request, monkeypatch) -> bool:
     """A CPU with and one without bfloat16."""
-    monkeypatch.setattr(runtime, "cpu_has_bfloat16", lambda: request.param)
+    monkeypatch.setattr(devices, "cpu_has_bfloat16", lambda: request.param)
     return request.param
 
 
 def test_auto_takes_bfloat16_only_where_the_hardware_has_it(bfloat16_cpu):
     expected = torch.bfloat16 if bfloat16_cpu else torch.float32
-    assert runtime.resolve_dtype("auto", "cpu") is expected
-    assert runtime.resolve_dtype("auto", torch.device("cpu")) is expected
+    assert devices.resolve_dtype("auto", "cpu") is expected
+    assert devices.resolve_dtype("auto", torch.device("cpu")) is expected
 
 
 @pytest.mark.parametrize("capability", ["avx512_bf16", "amx_bf16", "bf16", None])
 def test_cpu_has_bfloat16_reads_the_capabilities(capability, monkeypatch):
     found = {"architecture": "x", "avx512_f": True} | ({capability: True} if capability else {})
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found)
-    runtime.cpu_has_bfloat16.cache_clear()
+    devices.cpu_has_bfloat16.cache_clear()
     try:
-        assert runtime.cpu_has_bfloat16() is (capability is not None)
+        assert devices.cpu_has_bfloat16() is (capability is not None)
     finally:
-        runtime.cpu_has_bfloat16.cache_clear()
+        devices.cpu_has_bfloat16.cache_clear()
 
 
 def test_loading_follows_auto(bfloat16_cpu, tmp_path):
@@ -42,32 +42,32 @@ def test_loading_follows_auto(bfloat16_cpu, tmp_path):
     [("float32", torch.float32), ("float16", torch.float16), (torch.bfloat16, torch.bfloat16)],
 )
 def test_dtypes_by_name(name, dtype):
-    assert runtime.resolve_dtype(name) is dtype
+    assert devices.resolve_dtype(name) is dtype
 
 
 @pytest.mark.parametrize("name", ["int8", "half", torch.int32, 16, None])
 def test_unknown_dtypes(name):
     with pytest.raises(ValueError, match=r"dtype=.*'bfloat16'"):
-        runtime.resolve_dtype(name)
+        devices.resolve_dtype(name)
 
 
 def test_auto_device_exists():
-    assert torch.zeros(1, device=runtime.resolve_device("auto")).item() == 0
+    assert torch.zeros(1, device=devices.resolve_device("auto")).item() == 0
 
 
 @pytest.mark.parametrize("name", ["nvidia", "cuda:99", "", 3.5])
 def test_devices_that_are_not_here(name):
     with pytest.raises(ValueError, match="device="):
-        runtime.resolve_device(name)
+        devices.resolve_device(name)
 
 
 def test_a_slow_dtype_is_reported_once(monkeypatch, tmp_path, notices):
-    monkeypatch.setattr(runtime, "cpu_has_bfloat16", lambda: False)
-    runtime.warn_if_slow.cache_clear()
+    monkeypatch.setattr(devices, "cpu_has_bfloat16", lambda: False)
+    devices.warn_if_slow.cache_clear()
     DepthAnything("nano").save_pretrained(tmp_path)
     for dtype in ("float16", "float16", "bfloat16", "bfloat16", "float32"):
         DepthAnything.from_pretrained(tmp_path, device="cpu", dtype=dtype)
-    runtime.warn_if_slow.cache_clear()
+    devices.warn_if_slow.cache_clear()
     said = [message for message in notices.messages if "times as long" in message]
     assert ["float16 on a CPU" in said[0], "bfloat16 takes 3" in said[1]] == [True, True]
     assert len(said) == 2

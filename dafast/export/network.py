@@ -1,0 +1,87 @@
+"""The network as a module that can be exported: from images to the outputs of a file."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..models.digest import digest_model
+from ..models.network import DepthNetwork
+from ..models.segmentation_network import SegmentationNetwork
+from ..runtime import FileFacts
+
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "int8": torch.float32}
+DTYPES = tuple(_DTYPES)
+"""The data types of exported files; int8 starts from float32."""
+
+
+class ExportedNetwork(nn.Module):
+    """Normalised images (B, 3, H, W) float32 to the outputs of `FileFacts.output_names`, float32.
+
+    The sky of Depth Anything 3 is an output of its own and is not filled: the quantile that fills
+    it needs a sort of all pixels, which TensorRT does not have. `dafast.runtime` fills it. The
+    calibration of `ModelConfig.calibration` is applied.
+
+    Args:
+        model: A depth or a segmentation network, in evaluation mode; it is not changed.
+        dtype: Data type of the weights: ``"float32"`` or ``"float16"``.
+    """
+
+    def __init__(self, model: nn.Module, dtype: str = "float32") -> None:
+        super().__init__()
+        self.network: Any = copy.deepcopy(model).to("cpu", _DTYPES[dtype]).requires_grad_(False)
+        self.dtype = _DTYPES[dtype]
+        self.eval()
+
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
+        """(B, 3, H, W) to (B, H, W) each, or logits (B, classes, H, W)."""
+        x = pixel_values.to(self.dtype)
+        if isinstance(self.network, SegmentationNetwork):
+            return (self.network(x),)
+        maps = self.network.decoder_outputs(x)
+        depth = maps[:, 0]
+        if self.network.config.calibration is not None:
+            scale, shift = self.network.config.calibration
+            depth = depth * scale + shift
+        return (depth, maps[:, 1]) if self.network.config.sky_head else (depth,)
+
+
+def facts_of(
+    model: nn.Module,
+    *,
+    dtype: str = "float32",
+    shape: tuple[int, int] | None = None,
+    batch: int | None = None,
+    preprocess: bool = False,
+) -> FileFacts:
+    """The facts that a file of a model carries; the arguments are fields of `FileFacts`.
+
+    Raises:
+        TypeError: If the model is neither a depth nor a segmentation network.
+        ValueError: If an argument is not valid for the model.
+    """
+    if isinstance(model, SegmentationNetwork):
+        config, classes = model.config.encoder, model.config.classes
+    elif isinstance(model, DepthNetwork):
+        config, classes = model.config, ()
+    else:
+        raise TypeError(f"{type(model).__name__} is not a DepthAnything or SegmentationModel")
+    if dtype not in _DTYPES:
+        raise ValueError(f"dtype={dtype!r}: use one of {', '.join(DTYPES)}")
+    if shape is not None and not preprocess and any(n < 1 or n % config.patch_size for n in shape):
+        raise ValueError(
+            f"shape={shape}: height and width must be multiples of {config.patch_size}"
+        )
+    if batch is not None and batch < 1:
+        raise ValueError(f"batch={batch}: at least 1, or None for any")
+    if preprocess and config.sky_head:
+        raise ValueError(
+            f"{config.name!r} has a sky head: the sky is filled at the network's resolution, which "
+            "the graph does not do; export it without preprocess and use dafast.runtime"
+        )
+    return FileFacts(
+        config, tuple(classes), dtype, shape, batch, preprocess, weights=digest_model(model)
+    )

@@ -1,0 +1,82 @@
+"""Convolutions with what follows them in one pass, where a kernel serves that."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..ops.bias_relu_add import bias_relu_add, serves_convolutions
+from ..ops.conv_transpose import conv_transpose, serves_as_product
+from ..devices import is_autocast_on
+from .mlp import is_plain
+
+
+def convolve(
+    conv: nn.Module,
+    x: Tensor,
+    residual: Tensor | None = None,
+    other: Tensor | None = None,
+    *,
+    relu: bool = False,
+) -> Tensor:
+    """other + (residual + conv(x)), then a ReLU if asked.
+
+    PyTorch adds a convolution's bias in a pass of its own on a GPU. Where the kernel of
+    `bias_relu_add` serves, this pass also adds the residuals and applies the ReLU, and a 1x1
+    convolution in 16 bits is a product, which adds the bias itself.
+
+    Args:
+        conv: A convolution, called if it is no plain `torch.nn.Conv2d` with a bias.
+        x: (B, C, h, w).
+        residual: Of the shape of the output.
+        other: A second residual; only with ``residual``.
+        relu: Whether negative values become 0.
+    """
+    if is_plain(conv, nn.Conv2d) and conv.bias is not None:
+        assert isinstance(conv, nn.Conv2d)
+        if serves_convolutions(x, conv.bias, residual, other):
+            if residual is None and not relu and _is_product(conv, x):
+                out = F.linear(x.permute(0, 2, 3, 1), conv.weight.flatten(1), conv.bias)
+                return out.permute(0, 3, 1, 2)
+            out = conv._conv_forward(x, conv.weight, None)
+            return bias_relu_add(out, conv.bias, residual, other, relu=relu)
+    out = conv(x)
+    for term in (residual, other):
+        if term is not None:
+            out = term + out
+    return F.relu(out) if relu else out
+
+
+def _is_product(conv: nn.Conv2d, x: Tensor) -> bool:
+    # In float32 convolutions use TF32 by default and products do not.
+    half = x.dtype != torch.float32 or is_autocast_on(x.device.type)
+    return half and conv.kernel_size == (1, 1) and conv.stride == (1, 1) and conv.groups == 1
+
+
+def enlarge(resize: nn.Module, x: Tensor) -> Tensor:
+    """``resize(x)``; as a product where it is a transposed convolution whose stride is its kernel.
+
+    Args:
+        resize: Any module.
+        x: (B, C, h, w).
+    """
+    if (
+        is_plain(resize, nn.ConvTranspose2d)
+        and resize.bias is not None
+        and resize.stride == resize.kernel_size
+        and resize.kernel_size[0] == resize.kernel_size[1]
+        and resize.padding == resize.output_padding == (0, 0)
+        and resize.dilation == (1, 1)
+        and resize.groups == 1
+        and _keeps_dtype(x)
+        and serves_as_product(x, resize.weight, resize.bias)
+    ):
+        return conv_transpose(x, resize.weight, resize.bias)
+    return resize(x)
+
+
+def _keeps_dtype(x: Tensor) -> bool:
+    """Whether autocast, if it is on, leaves a map as it is."""
+    device = x.device.type
+    return not is_autocast_on(device) or x.dtype == torch.get_autocast_dtype(device)

@@ -1,0 +1,294 @@
+"""Frame by frame through a network: what `DepthAnything.stream` runs."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from .._warnings import WeightsWarning, warn
+from ..camera import Intrinsics, check_fov, check_intrinsics, choose_camera
+from ..geometry import Geometry
+from ..images import as_pixels
+from ..result import DepthResult
+from ..video.frame_result import FrameResult, frame_result
+from ..video.reader import open_video
+from ..video.source import Frame, Selection
+from ..video.stabilization import LOOKAHEAD, make_stabilizer
+from ..video.threads import Workers, staged
+from .clips import predict_video
+from .inference import InferenceOptions, Predictor, focal_factor, why_not_finite
+from .network import DepthNetwork
+from .prediction import unit_of
+from .transfer import batch_tokens, start_copy
+
+_MOST_WORKERS = 4
+"""Forwards at a time on a CPU: each needs memory of its own."""
+
+_MOST_FRAMES = 8
+"""Frames of a batch on a GPU."""
+
+
+class _Map(NamedTuple):
+    """The network's map of a frame, in the memory of the host."""
+
+    values: np.ndarray  # (H, W) float32
+    geometry: Geometry
+
+
+def predict_frames(
+    model: DepthNetwork,
+    frames: Iterable[np.ndarray],
+    options: InferenceOptions,
+    *,
+    ahead: bool = True,
+) -> Generator[_Map, None, None]:
+    """Maps of frames, one after the other.
+
+    On a CPU several frames are computed at the same time, each by a part of the threads. On a GPU
+    the host prepares and uploads a batch while the last one is computed and the one before is
+    copied back.
+
+    Args:
+        model: Any model.
+        frames: (H, W, 3) uint8, of one size.
+        options: Checked here.
+        ahead: Whether to take later frames before the map of a frame is given; without it, a GPU
+            takes one.
+    """
+    options.check(model.config)
+    if options.flip:
+        raise ValueError("flip is an option for photos, not for a video")
+    if model.device.type == "cuda":
+        return _on_gpu(model, frames, options, ahead)
+    return _on_cpu(model, frames, options, ahead)
+
+
+def _on_cpu(
+    model: DepthNetwork, frames: Iterable[np.ndarray], options: InferenceOptions, ahead: bool
+) -> Generator[_Map, None, None]:
+    predictor = Predictor(model, options)
+    model.prepare_inference()
+
+    @torch.no_grad()
+    def predict(frame: np.ndarray) -> _Map:
+        ((values, geometry),) = predictor.predict_frames([as_pixels(frame, "frame")])
+        return _Map(values.cpu().numpy(), geometry)
+
+    count = min(_MOST_WORKERS, torch.get_num_threads())
+    if not ahead or count == 1 or model.device.type != "cpu":
+        yield from map(predict, frames)
+        return
+    workers = Workers(count)
+    try:
+        yield from workers.map(predict, frames)
+    finally:
+        workers.close()
+
+
+def _on_gpu(
+    model: DepthNetwork, frames: Iterable[np.ndarray], options: InferenceOptions, ahead: bool
+) -> Generator[_Map, None, None]:
+    predictor = Predictor(model, options)
+    model.prepare_inference()
+    uploads = torch.cuda.Stream(model.device)
+    under_way: deque[Callable[[], list[_Map]]] = deque()
+    for batch in _batches(model, frames, predictor, ahead):
+        under_way.append(_launch(predictor, batch, uploads))
+        if len(under_way) > 1:
+            yield from under_way.popleft()()
+    while under_way:
+        yield from under_way.popleft()()
+
+
+def _batches(
+    model: DepthNetwork, frames: Iterable[np.ndarray], predictor: Predictor, ahead: bool
+) -> Iterator[list[np.ndarray]]:
+    batch: list[np.ndarray] = []
+    size = 1
+    for frame in frames:
+        if not batch and ahead:
+            size = min(
+                _MOST_FRAMES,
+                max(1, batch_tokens(model) // predictor.tokens_of(as_pixels(frame, "frame"))),
+            )
+        batch.append(frame)
+        if len(batch) >= size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+@torch.no_grad()
+def _launch(
+    predictor: Predictor, frames: Sequence[np.ndarray], uploads: torch.cuda.Stream
+) -> Callable[[], list[_Map]]:
+    """Starts the upload, the forward and the download of a batch; the function waits for them."""
+    device = predictor.model.device
+    current = torch.cuda.current_stream(device)
+    photos = []
+    with torch.cuda.stream(uploads):
+        for frame in frames:
+            pinned = as_pixels(frame, "frame").pin_memory()
+            photos.append(pinned.to(device, non_blocking=True))
+    current.wait_stream(uploads)
+    for photo in photos:
+        photo.record_stream(current)
+    started = [
+        (*start_copy(values), geometry) for values, geometry in predictor.predict_frames(photos)
+    ]
+
+    def finish() -> list[_Map]:
+        maps = []
+        for host, wait, geometry in started:
+            wait()
+            maps.append(_Map(host.numpy().copy(), geometry))
+        return maps
+
+    return finish
+
+
+class _Cameras:
+    """The camera of the frames, and what makes metres of a model that needs it."""
+
+    def __init__(
+        self, model: DepthNetwork, intrinsics: Any = None, fov: float | None = None
+    ) -> None:
+        if intrinsics is not None and fov is not None:
+            raise ValueError("intrinsics and fov both describe the camera: pass one of them")
+        if fov is not None:
+            check_fov(fov)
+        if intrinsics is not None:
+            intrinsics = check_intrinsics(intrinsics)
+        if model.config.focal_length is not None and intrinsics is None and fov is None:
+            raise ValueError(
+                f"{model.config.name!r} needs the camera's focal length for metres, and videos do "
+                "not say it: pass intrinsics=(fx, fy, cx, cy) in pixels or fov= (the horizontal "
+                "field of view in degrees)"
+            )
+        self.intrinsics, self.fov, self.config = intrinsics, fov, model.config
+
+    def camera(self, height: int, width: int) -> tuple[Intrinsics, str]:
+        """The camera of frames of this size, and its source."""
+        return choose_camera(
+            height, width, intrinsics=self.intrinsics, fov=self.fov, focal_35mm=None
+        )
+
+    def scaled(self, found: _Map) -> np.ndarray:
+        """The values of a map with the model's calibration and the camera."""
+        values = found.values
+        if self.config.calibration is not None:
+            scale, shift = self.config.calibration
+            values = values * np.float32(scale) + np.float32(shift)
+        if self.config.focal_length is not None:
+            camera, _ = self.camera(*values.shape)
+            values = values * np.float32(
+                focal_factor(self.config.focal_length, camera, found.geometry)
+            )
+        return values
+
+
+def raw_results(
+    model: DepthNetwork,
+    frames: Iterable[np.ndarray],
+    options: InferenceOptions,
+    *,
+    ahead: bool = True,
+    intrinsics: Any = None,
+    fov: float | None = None,
+) -> Generator[DepthResult, None, None]:
+    """One result for each frame, as the network predicts it; the results hold no image.
+
+    Args:
+        model: Any model.
+        frames: As for `predict_frames`.
+        options: As for `predict_frames`.
+        ahead: As for `predict_frames`.
+        intrinsics: As for `DepthAnything.predict`.
+        fov: As for `DepthAnything.predict`.
+    """
+    config = model.config
+    if config.temporal_frames:  # windows, or the states of earlier frames
+        camera = dict(intrinsics=intrinsics, fov=fov)
+        yield from predict_video(
+            model, frames, options, streaming=not ahead, keep_image=False, **camera
+        )
+        return
+    cameras, warned = _Cameras(model, intrinsics, fov), False
+    kind = "disparity" if config.quantity == "disparity" else "depth"
+    # Closed here, so that its threads end with this generator.
+    with contextlib.closing(predict_frames(model, frames, options, ahead=ahead)) as maps:
+        for number, found in enumerate(maps):
+            values = cameras.scaled(found)
+            if not warned and not np.isfinite(values).all():
+                warned = True
+                warn(
+                    WeightsWarning,
+                    f"the prediction of frame {number} is not finite: {why_not_finite(model)}",
+                )
+            camera, source = cameras.camera(*values.shape)
+            yield DepthResult(
+                values,
+                kind=kind,
+                unit=unit_of(config),
+                intrinsics=camera,
+                camera_source=source,
+                model=config.name,
+            )
+
+
+def stream_results(
+    model: Any,
+    source: Any,
+    options: InferenceOptions,
+    *,
+    stabilize: str | None = None,
+    lookahead: int = LOOKAHEAD,
+    selection: Selection,
+    keep_image: bool = True,
+    intrinsics: Any = None,
+    fov: float | None = None,
+) -> Iterator[FrameResult]:
+    """Results of a video; see `DepthAnything.stream`."""
+    reader = open_video(source, selection, threads=0 if model.device.type == "cuda" else 1)
+    waiting: deque[tuple[Frame, DepthResult]] = deque()
+    stabilizer = stabilizer_for(model, stabilize, lookahead)
+    read: deque[Frame] = deque()
+
+    def pixels() -> Iterator[np.ndarray]:
+        # A source that is still being made must not be read before it is needed.
+        for frame in staged(reader.frames(), 2) if lookahead else reader.frames():
+            read.append(frame)
+            yield frame.pixels
+
+    def finish(steady: Any) -> FrameResult:
+        frame, result = waiting.popleft()
+        return frame_result(result, steady, frame, reader.info, keep_image)
+
+    try:
+        results = raw_results(
+            model, pixels(), options, ahead=lookahead > 0, intrinsics=intrinsics, fov=fov
+        )
+        with contextlib.closing(results):
+            for result in results:
+                frame = read.popleft()
+                waiting.append((frame, result))
+                for steady in stabilizer.push(frame.pixels, result.to_disparity().values):
+                    yield finish(steady)
+        for steady in stabilizer.flush():
+            yield finish(steady)
+    finally:
+        reader.close()
+
+
+def stabilizer_for(model: Any, mode: str | None, lookahead: int) -> Any:
+    """The stabilizer of a model's disparity; a metric model keeps its scale unless asked."""
+    metric = unit_of(model.config) != ""
+    # Temporal modules predict one scale for a whole video.
+    rescale = not (metric or model.config.temporal_frames) or mode is not None
+    return make_stabilizer(mode or "range", lookahead=lookahead, rescale=rescale)

@@ -1,0 +1,122 @@
+"""The folder of an unfinished conversion: segments, and the state after each of them."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..files import write_file
+from .source import Position, VideoError
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where a conversion goes on after a whole segment.
+
+    Attributes:
+        position: The last frame that was written.
+        frames: Frames that were written.
+        pending: Frames behind it that the stabilizer has already seen.
+        duration: Duration of the last frame in units of the time base; 0 if it is unknown.
+        state: The stabilizer's state.
+    """
+
+    position: Position
+    frames: int
+    pending: int
+    duration: int
+    state: dict[str, np.ndarray]
+
+
+class Workspace:
+    """A folder ``.NAME.parts`` next to the result.
+
+    Args:
+        target: The result.
+    """
+
+    def __init__(self, target: Path) -> None:
+        self.path = target.with_name(f".{target.name}.parts")
+
+    def exists(self) -> bool:
+        """Whether an earlier conversion left it."""
+        return self._settings.is_file()
+
+    @property
+    def _settings(self) -> Path:
+        return self.path / "settings.json"
+
+    @property
+    def raw(self) -> Path:
+        """The file of the maps, see `RawValues`."""
+        return self.path / "maps.raw"
+
+    @property
+    def spool(self) -> Path:
+        """The copy of a pipe."""
+        return self.path / "source"
+
+    def segment(self, number: int) -> Path:
+        """The file of an encoded segment."""
+        return self.path / f"{number:06d}.nut"
+
+    def begin(self, settings: Mapping[str, Any]) -> None:
+        """Empties the folder, and notes the settings."""
+        self.remove()
+        self.path.mkdir(parents=True)
+        write_file(self._settings, json.dumps(settings, indent=2, sort_keys=True))
+
+    def check(self, settings: Mapping[str, Any]) -> None:
+        """Checks that the conversion that left the folder had the same settings.
+
+        Raises:
+            VideoError: If it had others; the message names them.
+        """
+        try:
+            found = json.loads(self._settings.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            found = {}
+        wanted = json.loads(json.dumps(settings))
+        other = [name for name in wanted if found.get(name) != wanted[name]]
+        if other:
+            raise VideoError(
+                f"--resume: the conversion in {self.path} had another {', '.join(other)}; give the "
+                "same options, or --overwrite instead of --resume to start again"
+            )
+
+    def save(self, number: int, checkpoint: Checkpoint) -> None:
+        """Notes the state after a segment; the segment counts from now on."""
+        place = checkpoint.position
+        numbers = np.array(
+            [place.number, place.pts, checkpoint.frames, checkpoint.pending, checkpoint.duration],
+            np.int64,
+        )
+        content = io.BytesIO()
+        np.savez(content, numbers=numbers, **{f"s.{k}": a for k, a in checkpoint.state.items()})
+        write_file(self._state(number), content.getvalue())
+
+    def load(self) -> tuple[int, Checkpoint | None]:
+        """The number of whole segments, and the state after the last of them."""
+        count = 0
+        while self._state(count).is_file() and self.segment(count).is_file():
+            count += 1
+        if not count:
+            return 0, None
+        with np.load(self._state(count - 1), allow_pickle=False) as opened:
+            number, pts, frames, pending, duration = (int(n) for n in opened["numbers"])
+            state = {k[2:]: opened[k] for k in opened.files if k.startswith("s.")}
+        return count, Checkpoint(Position(number, pts), frames, pending, duration, state)
+
+    def _state(self, number: int) -> Path:
+        return self.path / f"{number:06d}.npz"
+
+    def remove(self) -> None:
+        """Removes the folder."""
+        shutil.rmtree(self.path, ignore_errors=True)

@@ -1,0 +1,157 @@
+"""A real server: its answers are those of `predict`, and a worker that dies costs nothing."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import signal
+import struct
+import time
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+
+from dafast import DepthAnything
+from dafast.serve import ServerSettings
+from dafast.serve.encoding import FORMATS, encode
+from tests.serve.running import Running
+from tests.tolerances import TOLERANCES
+
+BOUND = TOLERANCES[torch.float32].model
+SETTINGS = ServerSettings(dtype="float32", device="cpu", max_pixels=100_000, batch_wait=0.05)
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Running]:
+    server = Running(SETTINGS)
+    try:
+        server.wait()
+        yield server
+    finally:
+        server.close()
+
+
+@pytest.fixture(scope="module")
+def model() -> DepthAnything:
+    return DepthAnything.from_pretrained("nano", device="cpu", dtype="float32")
+
+
+def photo(height: int, width: int, kind: str = "png", **options: Any) -> bytes:
+    pixels = np.random.randint(0, 256, (height // 8 + 1, width // 8 + 1, 3), np.uint8)
+    image = PIL.Image.fromarray(pixels).resize((width, height), PIL.Image.Resampling.BICUBIC)
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def close(values: np.ndarray, expected: np.ndarray) -> bool:
+    return bool(np.abs(values - expected).max() <= BOUND * np.abs(expected).max())
+
+
+def post(running: Running, data: bytes, **query: Any) -> httpx.Response:
+    return running.client.post("/v1/depth", params={"size": 98, **query}, content=data)
+
+
+def test_each_format_is_what_predict_saves(running: Running, model: Any, seed: int) -> None:
+    data = photo(60, 90)
+    expected = model.predict(data, size=98, fov=70)
+    for name in FORMATS:
+        answer = post(running, data, format=name, fov=70, palette="inferno")
+        assert answer.status_code == 200, answer.text
+        wanted = encode(expected, name, "inferno")
+        if name in ("png16", "color", "gray", "exr", "glb"):  # rounding may differ by threads
+            assert answer.content[:8] == wanted[:8] and len(answer.content) > 500
+        if name in ("png16", "color", "gray"):
+            got, right = (
+                np.asarray(PIL.Image.open(io.BytesIO(file))).astype(int)
+                for file in (answer.content, wanted)
+            )
+            assert np.abs(got - right).max() <= (8 if name == "png16" else 2)
+        if name == "npy":
+            values = np.load(io.BytesIO(answer.content))
+            assert close(values, expected.values)
+        if name == "json":
+            content = answer.json()
+            values = np.frombuffer(base64.b64decode(content["data"]), "<f4")
+            assert content["shape"] == [60, 90] and content["kind"] == "disparity"
+            assert close(values.reshape(60, 90), expected.values)
+    assert answer.headers["x-depth-size"] == "90x60"
+    assert answer.headers["x-depth-camera"] == "fov"
+
+
+def test_mixed_requests_at_once_get_their_own_answers(
+    running: Running, model: Any, seed: int
+) -> None:
+    photos = [photo(40 + 8 * (i % 3), 56, "jpeg" if i % 2 else "png") for i in range(12)]
+    with ThreadPoolExecutor(12) as clients:
+        answers = list(clients.map(lambda data: post(running, data, format="npy"), photos))
+    for data, answer in zip(photos, answers, strict=True):
+        expected = model.predict(data, size=98).values
+        assert close(np.load(io.BytesIO(answer.content)), expected)
+    batches = running.client.get("/metrics").text
+    (count,) = (line for line in batches.splitlines() if line.startswith("dafast_batch_size_count"))
+    (total,) = (line for line in batches.splitlines() if line.startswith("dafast_batch_size_sum"))
+    assert float(total.split()[1]) > float(count.split()[1])  # some shared a batch
+
+
+def bomb() -> bytes:
+    """A PNG of 30,000 x 30,000 pixels in a few bytes."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        )
+
+    header = struct.pack(">IIBBBBB", 30000, 30000, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+
+
+def test_bad_pictures_are_refused_without_harm_to_others(
+    running: Running, model: Any, seed: int
+) -> None:
+    fine = photo(40, 56)
+    bodies = [fine, b"no picture", bomb(), fine[: len(fine) // 2], photo(400, 400), fine]
+    with ThreadPoolExecutor(len(bodies)) as clients:
+        answers = list(clients.map(lambda data: post(running, data, format="npy"), bodies))
+    assert [answer.status_code for answer in answers] == [200, 415, 413, 415, 413, 200]
+    assert "900.0 megapixels" in answers[2].text
+    assert answers[0].content == answers[-1].content
+    assert running.pool.restarts == 0
+
+
+def test_the_camera_of_a_photo_counts(running: Running, seed: int) -> None:
+    exif = PIL.Image.Exif()
+    exif.get_ifd(0x8769)[0xA405] = 50
+    answer = post(running, photo(36, 36, "jpeg", exif=exif), format="json").json()
+    assert answer["camera_source"] == "exif"
+    assert answer["intrinsics"][0] == pytest.approx(50 / np.hypot(36, 24) * np.hypot(36, 36))
+
+
+@pytest.mark.slow  # starts two more workers
+def test_a_killed_worker_is_replaced_and_its_requests_answered(
+    running: Running, model: Any, seed: int
+) -> None:
+    photos = [photo(48, 64) for _ in range(10)]
+    (worker,) = running.pool.workers
+    with ThreadPoolExecutor(10) as clients:
+        answers = [clients.submit(post, running, data, format="npy") for data in photos]
+        for _ in range(2):
+            while not (worker.ready and worker._items):
+                time.sleep(0.001)
+            os.kill(worker.pid, signal.SIGKILL)
+            while worker.ready:
+                time.sleep(0.001)
+        received = [answer.result() for answer in answers]
+    assert running.pool.restarts == 2
+    for data, answer in zip(photos, received, strict=True):
+        assert answer.status_code == 200, answer.text
+        expected = model.predict(data, size=98).values
+        assert close(np.load(io.BytesIO(answer.content)), expected)
