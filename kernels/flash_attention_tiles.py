@@ -72,6 +72,7 @@ def _tile_of(
     asynchronous = units in ("wgmma", "tcgen05")
     branch, overlap = not asynchronous, False
     short = short and units not in ("interpreter", "mfma") and (tf32 or dtype != torch.float32)
+    short = short and not (wide and kind == "dkdv")  # it would spill
     if short:
         branch = False  # there is one tile
         m, n, stages = SHORT, SHORT, 1

@@ -93,6 +93,25 @@ def test_a_rotated_loop_gives_the_same_bits(tokens, seed, fixed_order, monkeypat
     assert all(torch.equal(a, b) for a, b in zip(rotated, plain, strict=True))
 
 
+@interpreted
+@pytest.mark.parametrize(("arch", "head_dim"), [(80, 24), (90, 8), (100, 64)])
+def test_short_sequences_have_tiles_of_their_own(arch, head_dim, seed, monkeypatch, poisoned):
+    """As in temporal modules: many sequences of at most 32 rows, with small heads."""
+    generator = torch.Generator().manual_seed(seed)
+    for tokens in (32, 7, 33):
+        *inputs, cotangent = (
+            torch.randn(2, tokens, 2, head_dim, generator=generator).bfloat16() for _ in range(4)
+        )
+        got, chosen = _by_tile(monkeypatch, inputs, cotangent, arch)
+        assert all((tile[1:3] == (32, 32)) == (tokens <= 32) for tile in chosen)
+        exact = [x.double().requires_grad_() for x in inputs]
+        out = flash_attention_reference(*exact)
+        wanted = (out, *torch.autograd.grad(out, exact, cotangent.double()))
+        for a, b in zip(got, wanted, strict=True):
+            assert (a - b).abs().max() <= 2**-6 * b.abs().max()
+    assert tiles.tile_of("fwd", torch.float32, 8, short=True)["BLOCK_M"] == 32
+
+
 def test_tiles_by_the_size_of_the_grid(monkeypatch):
     monkeypatch.setattr(tiles, "processors", lambda: 132)
     assert tiles.is_small(6 * 1370) and tiles.is_small(3 * 16 * 1370)
