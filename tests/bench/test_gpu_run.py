@@ -41,6 +41,7 @@ def tf32():
     torch.backends.cudnn.allow_tf32 = before
 
 
+@pytest.mark.slow
 def test_runs_to_its_end_on_the_cpu(tmp_path: Path, monkeypatch, tf32) -> None:
     """All sections with small sizes, in this process, and the tables of their records."""
     pytest.importorskip("transformers")
