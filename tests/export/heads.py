@@ -34,8 +34,15 @@ def build(head: str) -> nn.Module:
         for name, parameter in model.named_parameters():
             if "output_conv2.2" in name or "conv_seg" in name:
                 parameter.normal_(std=0.5)  # the output varies
-            if name.endswith("sky_output_conv2.2.weight"):
-                parameter.mul_(40)
-            if name.endswith("sky_output_conv2.2.bias"):
-                parameter.fill_(0.4)  # about half of the pixels are sky
+        if head == "da3-metric":
+            _spread_sky(model)
     return model.eval()
+
+
+def _spread_sky(model: nn.Module) -> None:
+    """Changes the sky head so that about half of the pixels are sky."""
+    last = model.depth_head.scratch.sky_output_conv2[2]
+    last.bias.fill_(100.0)  # above 0, so that the ReLU has no effect
+    sky = model.eval().decoder_outputs(torch.randn(2, 3, 28, 42))[:, 1] - 100
+    last.weight.div_(sky.std())
+    last.bias.fill_(0.4 - float(sky.median() / sky.std()))
