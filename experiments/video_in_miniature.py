@@ -45,7 +45,8 @@ def stream_scores(model: DepthAnything, clips: Clips) -> dict[str, float]:
     rows = []
     for index in range(len(clips.folders)):
         clip = clips.clip(index)
-        values = [result.values for result in model.stream(clip.frames, keep_image=False)]
+        frames = model.stream(clip.frames, lookahead=0, stabilize="off", keep_image=False)
+        values = [result.values for result in frames]
         rows.append(
             score_maps(clip, torch.from_numpy(np.stack(values)), get_protocol("paper", None))
         )
@@ -58,7 +59,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, default=Path("video-data"))
     parser.add_argument("--out", type=Path, default=Path("runs/video-in-miniature"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--clips", type=int, default=72, help="training clips to render")
     parser.add_argument("--workers", type=int, default=1, help="processes that render")
     parser.add_argument("--config", default="video-nano")

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .flash_attention_tiles import clear_gaps, is_small, load_tile, place, tile_of
+from .flash_attention_tiles import SHORT, clear_gaps, is_small, load_tile, place, tile_of
 from .runtime import (
     INTERPRET,
     dot,
@@ -356,6 +356,7 @@ class _Problem:
             self.q_length, self.k_length = q.shape[1], k.shape[1]
         self.dtype = q.dtype
         self.small = is_small(q.shape[:-1].numel())
+        self.short = max(self.q_length, self.k_length) <= SHORT
         precision = float32_precision() if q.dtype == torch.float32 else "tf32"
         self.constants = {
             "D": self.head_dim, "BLOCK_D": max(16, next_power_of_2(self.head_dim)),
@@ -364,7 +365,7 @@ class _Problem:
         self.products = {"PRECISION": precision, "INTERPRETED": INTERPRET}
 
     def tile(self, kind: str) -> dict[str, int]:
-        return tile_of(kind, self.dtype, self.head_dim, self.small)
+        return tile_of(kind, self.dtype, self.head_dim, self.small, self.short)
 
     def readable(self, *tensors: Tensor) -> list[Tensor]:
         """Each as it is where the kernels can read it in place, else a copy."""

@@ -14,6 +14,10 @@ _PROGRAMS = 4
 """Programs of 128 rows per processor; with fewer, the last round leaves too many of them idle."""
 
 
+SHORT = 32
+"""Sequences of at most so many rows, such as the frames of a clip, have tiles of their own."""
+
+
 def is_small(rows: int) -> bool:
     """Whether tiles of 128 rows would leave much of the current GPU idle.
 
@@ -23,7 +27,9 @@ def is_small(rows: int) -> bool:
     return rows < 128 * _PROGRAMS * processors()
 
 
-def tile_of(kind: str, dtype: torch.dtype, head_dim: int, small: bool = False) -> dict[str, int]:
+def tile_of(
+    kind: str, dtype: torch.dtype, head_dim: int, small: bool = False, short: bool = False
+) -> dict[str, int]:
     """Tile sizes, warps and pipeline stages of a pass: ``fwd``, ``dkdv`` or ``dq``.
 
     BRANCH puts the first tile of a loop behind a condition that always holds. It keeps the operands
@@ -43,9 +49,11 @@ def tile_of(kind: str, dtype: torch.dtype, head_dim: int, small: bool = False) -
         head_dim: Of the queries.
         small: Whether larger tiles would leave processors without a program. Results have the
             same bits: rows do not depend on each other.
+        short: Whether no sequence has more than `SHORT` queries or keys: one tile of this size and
+            few warps serve each, where a larger one would compute mostly rows that are not there.
     """
     tf32 = dtype == torch.float32 and float32_precision() == "tf32"
-    return dict(_tile_of(kind, dtype, head_dim, small, tf32, *target()))
+    return dict(_tile_of(kind, dtype, head_dim, small, short, tf32, *target()))
 
 
 @functools.lru_cache(1024)
@@ -54,6 +62,7 @@ def _tile_of(
     dtype: torch.dtype,
     head_dim: int,
     small: bool,
+    short: bool,
     tf32: bool,
     backend: str,
     arch: int | str,
@@ -62,7 +71,13 @@ def _tile_of(
     wide = head_dim > 64
     asynchronous = units in ("wgmma", "tcgen05")
     branch, overlap = not asynchronous, False
-    if units == "interpreter":
+    short = short and units not in ("interpreter", "mfma") and (tf32 or dtype != torch.float32)
+    short = short and not (wide and kind == "dkdv")  # it would spill
+    if short:
+        branch = False  # there is one tile
+        m, n, stages = SHORT, SHORT, 1
+        warps = (1 if kind == "fwd" else 2) * (2 if wide or tf32 else 1)
+    elif units == "interpreter":
         m, n, warps, stages = 32, 32, 4, 1
     elif units == "mfma" and (wide or dtype == torch.float32):
         m = 32 if kind == "dkdv" and wide and dtype == torch.float32 else 64

@@ -47,6 +47,8 @@ def other_network(weights: Weights) -> str:
     for parts, kind in _OTHERS:
         if has(*parts):
             return kind
+    if has("motion_modules.") and detect_layout(weights.tensors, LAYOUTS) is None:
+        return "a Video-Depth-Anything checkpoint of another form than the published ones"
     if _is_segmentation(names):
         return _SEGMENTATION
     if has("backbone.pretrained.", "head.") and not has("sky_output_conv2."):

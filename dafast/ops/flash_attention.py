@@ -164,16 +164,21 @@ _packed_op.differentiate_by(
 # The arguments of the three ops end with `scale`; their first is q, or all three packed.
 
 
-def _limits(x: Tensor, *args: Any) -> str:
+def _limits(x: Tensor, *args: Any, multiple: int = 16) -> str:
     scale = args[-1]
     if scale is not None and not 0 < scale < math.inf:
         return f"takes a positive scale, not {scale}"
     if reason := wrong_dtype(x.dtype):
         return reason
     head_dim = x.shape[-1]
-    if head_dim % 16 or not 0 < head_dim <= _KERNEL_HEAD_DIM:
-        return f"takes a head_dim of 16, 32, 48, ... {_KERNEL_HEAD_DIM}, not {head_dim}"
+    if head_dim % multiple or not 0 < head_dim <= _KERNEL_HEAD_DIM:
+        some = ", ".join(str(i * multiple) for i in (1, 2, 3))
+        return f"takes a head_dim of {some}, ... {_KERNEL_HEAD_DIM}, not {head_dim}"
     return ""
+
+
+def _triton_limits(x: Tensor, *args: Any) -> str:
+    return _limits(x, *args, multiple=8)  # 16 bytes a row, in half precision
 
 
 def _triton_unasked(x: Tensor, *_: Any) -> str:
@@ -214,7 +219,7 @@ def _backends(
     triton: Any, cpp: Any, xformers: Any, flash_attn: Any, sdpa: Any
 ) -> dict[str, Backend]:
     return {
-        "triton": _triton.backend(triton, _limits, _triton_unasked),
+        "triton": _triton.backend(triton, _triton_limits, _triton_unasked),
         "cpp": _extension.backend(
             "cpp", "flash_attention", cpp, _limits, _cpp_preferred, backward=False
         ),

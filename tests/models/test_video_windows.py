@@ -154,7 +154,9 @@ def test_stream_yields_results(video_model, frames):
     )[0, 0].numpy()
     assert np.abs(results[0].values - alone).max() <= 1e-4 * alone.max()
     assert [result.number for result in results] == [0, 1, 2]
-    again = list(video_model.stream(frames[:3], lookahead=0))  # a call does not remember the one before
+    again = list(
+        video_model.stream(frames[:3], lookahead=0)
+    )  # a call does not remember the one before
     assert all(np.array_equal(a.values, b.values) for a, b in zip(results, again, strict=True))
 
 

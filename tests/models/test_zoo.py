@@ -139,6 +139,8 @@ def test_published_files_are_known_by_name(entry, path, tmp_path, notices):
     layout = "official"
     if entry.config.sky_head:
         layout = "da3"
+    elif entry.config.temporal_frames:
+        layout = "vda"
     elif entry.config.bin_centers:
         layout = "zoedepth"
     elif entry.id == "distill-any-depth-vitl":

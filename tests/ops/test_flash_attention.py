@@ -59,7 +59,7 @@ def test_matches_float64(backend, shape, dtype, seed, poisoned, device):
                  lambda q, k, v: _eager(q, k, v, scale), dtype)  # fmt: skip
 
 
-HEAD_DIMS = [16, 32, 48, 80, 96, 112, 128]
+HEAD_DIMS = [8, 16, 24, 32, 48, 80, 96, 112, 128]
 
 
 @pytest.mark.parametrize(

@@ -40,8 +40,8 @@ def _by_tile(monkeypatch, inputs, cotangent, arch, **changes):
     """Both passes with the tiles of an architecture; ``changes`` by the name of the pass."""
     chosen = []
 
-    def tile_of(kind, dtype, head_dim, small=False):
-        tile = {**tiles.tile_of(kind, dtype, head_dim, small), **changes.get(kind, {})}
+    def tile_of(kind, *args):
+        tile = {**tiles.tile_of(kind, *args), **changes.get(kind, {})}
         chosen.append((kind, tile["BLOCK_M"], tile["BLOCK_N"], tile.get("OVERLAP")))
         return tile
 
@@ -91,6 +91,25 @@ def test_a_rotated_loop_gives_the_same_bits(tokens, seed, fixed_order, monkeypat
     plain, chosen = _by_tile(monkeypatch, inputs, cotangent, 90, fwd={"OVERLAP": False})
     assert ("fwd", 64, 64, False) in chosen
     assert all(torch.equal(a, b) for a, b in zip(rotated, plain, strict=True))
+
+
+@interpreted
+@pytest.mark.parametrize(("arch", "head_dim"), [(80, 24), (90, 8), (100, 64)])
+def test_short_sequences_have_tiles_of_their_own(arch, head_dim, seed, monkeypatch, poisoned):
+    """As in temporal modules: many sequences of at most 32 rows, with small heads."""
+    generator = torch.Generator().manual_seed(seed)
+    for tokens in (32, 7, 33):
+        *inputs, cotangent = (
+            torch.randn(2, tokens, 2, head_dim, generator=generator).bfloat16() for _ in range(4)
+        )
+        got, chosen = _by_tile(monkeypatch, inputs, cotangent, arch)
+        assert all((tile[1:3] == (32, 32)) == (tokens <= 32) for tile in chosen)
+        exact = [x.double().requires_grad_() for x in inputs]
+        out = flash_attention_reference(*exact)
+        wanted = (out, *torch.autograd.grad(out, exact, cotangent.double()))
+        for a, b in zip(got, wanted, strict=True):
+            assert (a - b).abs().max() <= 2**-6 * b.abs().max()
+    assert tiles.tile_of("fwd", torch.float32, 8, short=True)["BLOCK_M"] == 32
 
 
 def test_tiles_by_the_size_of_the_grid(monkeypatch):
