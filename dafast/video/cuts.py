@@ -107,7 +107,7 @@ class CutDetector:
             return False
         alike = _likeness(previous, layout)
         other = 0.5 * float(np.abs(colours - histogram).sum())  # 0 to 1
-        limit = 0.35 + 0.35 * min(other / 0.5, 1.0) + (0.0 if fits else 0.1)
+        limit = 0.35 + 0.35 * min(other / 0.4, 1.0) + (0.0 if fits else 0.1)
         return alike < limit
 
     def state(self) -> dict[str, np.ndarray]:
