@@ -25,7 +25,7 @@ from ..video.workspace import Workspace
 from ._camera import camera_of
 from ._common import CommandError, make_folder
 from ._log import is_quiet
-from ._model import digest_model, load_model, own_device
+from ._model import load_model, own_device
 
 
 class VideoRun:
@@ -146,6 +146,8 @@ class VideoRun:
 
     def _settings(self) -> dict[str, Any]:
         """All that the results depend on."""
+        from ..models.digest import digest_model
+
         args = self.args
         source: list[Any] = [args.source]
         with contextlib.suppress(OSError):
