@@ -4,7 +4,8 @@ Neither the upsampled map nor the hidden one is ever written. A tap of a convolu
 and an interpolation mixes pixels, so the two commute; the kernel uses it along the height. A
 program walks down the rows of the small map, interpolates each along the width, multiplies it with
 the weights of all nine taps, and blends the products of two neighbouring rows for every upsampled
-row that lies between them.
+row that lies between them. Where matrix units are much faster than the rest, it multiplies first,
+and interpolates the products along the width by another product.
 """
 
 from __future__ import annotations
@@ -131,6 +132,70 @@ def _row_products(
     return upper, middle, lower
 
 
+@triton.jit
+def _interpolation(
+    index, small, count, scale, STEPS: tl.constexpr, dtype: tl.constexpr
+):  # fmt: skip
+    """The matrix (upsampled columns, small ones) that interpolates along the width.
+
+    Columns lie at multiples of 1 / STEPS, so that both weights of a column are exact in 16 bits and
+    sum to 1; rounded one by one they would not, which shows as stripes. Outside of the upsampled
+    map, in its padding, the weights are 0. Transposed, a thread needs the place of one column only.
+    """
+    at = tl.minimum(tl.maximum(index, 0), count - 1).to(tl.float32) * scale
+    at = tl.floor(at * STEPS + 0.5) * (1.0 / STEPS)
+    at = tl.where((index >= 0) & (index < count), at, -16777216.0)  # far from all small columns
+    weights = tl.maximum(1.0 - tl.abs(small[:, None] - at[None, :]), 0.0)
+    return tl.trans(weights.to(dtype))
+
+
+@triton.jit
+def _tap(
+    x, matrix, weight1_ptr, tap, out,
+    C: tl.constexpr, N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_N: tl.constexpr,
+    PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
+):  # fmt: skip
+    """Adds the interpolated products of a row of the small map with one tap."""
+    c, n = tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_N)
+    at = weight1_ptr + tap * C + n[None, :] * (9 * C) + c[:, None]
+    w = _load(at, c < C, n < N, C != BLOCK_C or N != BLOCK_N)
+    products = tl.zeros((x.shape[0], BLOCK_N), tl.float32)
+    products = dot(x, w, products, PRECISION, INTERPRETED)
+    return dot(matrix, products.to(x.dtype), out, PRECISION, INTERPRETED)
+
+
+@triton.jit
+def _interpolated_products(
+    row_ptr, weight1_ptr, column, in_width, width, scale_x, stride_xw,
+    C: tl.constexpr, N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_N: tl.constexpr,
+    STEPS: tl.constexpr, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
+):  # fmt: skip
+    """As `_row_products`: the products with all taps first, then their interpolation.
+
+    As many small columns as there are upsampled ones are read, which is enough where the map is
+    enlarged; see `_spans`.
+    """
+    BLOCK_W: tl.constexpr = column.shape[0]
+    first = tl.program_id(0) * BLOCK_W
+    begin, _, _ = _neighbours(first - 1, width, scale_x, in_width)
+    small = begin + tl.arange(0, BLOCK_W)
+    c = tl.arange(0, BLOCK_C)
+    at = row_ptr + small[:, None] * stride_xw + c[None, :]
+    x = tl.load(at, mask=(small < in_width)[:, None] & (c < C)[None, :], other=0.0)
+    upper = tl.zeros((BLOCK_W, BLOCK_N), tl.float32)
+    middle, lower = upper, upper
+    for dx in range(3):  # not unrolled: addresses of all taps would take too many registers
+        matrix = _interpolation(column + (dx - 1), small.to(tl.float32), width, scale_x, STEPS,
+                                row_ptr.dtype.element_ty)  # fmt: skip
+        upper = _tap(x, matrix, weight1_ptr, dx, upper, C, N, BLOCK_C, BLOCK_N,
+                     PRECISION, INTERPRETED)  # fmt: skip
+        middle = _tap(x, matrix, weight1_ptr, dx + 3, middle, C, N, BLOCK_C, BLOCK_N,
+                      PRECISION, INTERPRETED)  # fmt: skip
+        lower = _tap(x, matrix, weight1_ptr, dx + 6, lower, C, N, BLOCK_C, BLOCK_N,
+                     PRECISION, INTERPRETED)  # fmt: skip
+    return upper, middle, lower
+
+
 @kernel(do_not_specialize=["blocks", "in_height", "in_width", "height", "width"])
 def _decoder_tail_kernel(
     x_ptr, weight1_ptr, bias1_ptr, weight2_ptr, bias2_ptr, out_ptr,
@@ -138,7 +203,8 @@ def _decoder_tail_kernel(
     stride_xb, stride_xh, stride_xw,
     C: tl.constexpr, N: tl.constexpr, ACTIVATION: tl.constexpr,
     ROWS: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_N: tl.constexpr,
-    ORDER: tl.constexpr, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
+    ORDER: tl.constexpr, STEPS: tl.constexpr,
+    PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     """ROWS x BLOCK_W pixels of the output."""
     image = tl.program_id(2).to(tl.int64)
@@ -159,10 +225,16 @@ def _decoder_tail_kernel(
     for in_row in range(row, last_row + 2):
         a_upper, a_middle, a_lower = b_upper, b_middle, b_lower
         row_ptr = x_ptr + tl.minimum(in_row, in_height - 1).to(tl.int64) * stride_xh
-        b_upper, b_middle, b_lower = _row_products(
-            row_ptr, weight1_ptr, column, blocks, in_width, width, scale_x, stride_xw,
-            C, N, BLOCK_C, BLOCK_N, ORDER, PRECISION, INTERPRETED,
-        )  # fmt: skip
+        if ORDER == "products first":
+            b_upper, b_middle, b_lower = _interpolated_products(
+                row_ptr, weight1_ptr, column, in_width, width, scale_x, stride_xw,
+                C, N, BLOCK_C, BLOCK_N, STEPS, PRECISION, INTERPRETED,
+            )  # fmt: skip
+        else:
+            b_upper, b_middle, b_lower = _row_products(
+                row_ptr, weight1_ptr, column, blocks, in_width, width, scale_x, stride_xw,
+                C, N, BLOCK_C, BLOCK_N, ORDER, PRECISION, INTERPRETED,
+            )  # fmt: skip
         while (row < in_row) & (y < end):  # the upsampled rows between them
             # Upsampled row y is the lower one in the window of output row y - 1, which is complete
             # with it, the middle one in that of y, and the upper one in that of y + 1.
@@ -187,8 +259,9 @@ def _decoder_tail_kernel(
 
 @functools.lru_cache(1024)
 def _tile(
-    dtype: torch.dtype, channels: int, hidden: int, backend: str, arch: int | str, precision: str
-) -> dict[str, int | str]:
+    dtype: torch.dtype, channels: int, hidden: int, enlarges: bool, backend: str, arch: int | str,
+    precision: str,
+) -> dict[str, int | str]:  # fmt: skip
     """Tile sizes, warps and pipeline stages.
 
     Chosen so that no configuration spills on sm_80, sm_89, sm_90, sm_100, sm_120 and
@@ -202,6 +275,8 @@ def _tile(
     if hopper and (half or precision == "tf32"):
         order = "ahead"
         block_c = next((c for c in ((64, 32) if half else (32,)) if channels % c == 0), 16)
+        if half and enlarges and 64 < channels <= 128:
+            block_c, order = 128, "products first"
     elif half:
         if channels >= 32 and (hip or blackwell):
             block_c = 32
@@ -210,8 +285,16 @@ def _tile(
     return {
         "ROWS": rows, "BLOCK_W": block_w,
         "BLOCK_C": block_c, "BLOCK_N": max(16, next_power_of_2(hidden)), "ORDER": order,
+        "STEPS": 256 if dtype == torch.bfloat16 else 2048,  # exact in the dtype's mantissa
         "num_warps": 4, "num_stages": 1 if hip else 2,
     }  # fmt: skip
+
+
+def _spans(scale_x: float, block_w: int = 64) -> bool:
+    """Whether as many small columns as upsampled ones hold all neighbours of these and their two
+    outer ones.
+    """
+    return scale_x * (block_w + 1) + 3 <= block_w
 
 
 def _scale(source: int, size: int) -> float:
@@ -247,12 +330,13 @@ def decoder_tail_fwd(
         x = x.contiguous(memory_format=torch.channels_last)
     weight1 = weight1.to(x.dtype).contiguous(memory_format=torch.channels_last)
     precision = float32_precision() if x.dtype == torch.float32 else "tf32"
-    tile = _tile(x.dtype, channels, len(weight1), *target(), precision)
+    scale_y, scale_x = _scale(in_height, height), _scale(in_width, width)
+    tile = _tile(x.dtype, channels, len(weight1), _spans(scale_x), *target(), precision)
     grid = (cdiv(width, tile["BLOCK_W"]), cdiv(height, tile["ROWS"]), batch)
     _decoder_tail_kernel[grid](
         x, weight1, bias1.contiguous(), weight2.contiguous(), bias2, out,
         cdiv(channels, tile["BLOCK_C"]), in_height, in_width, height, width,
-        _scale(in_height, height), _scale(in_width, width), x.stride(0), x.stride(2), x.stride(3),
+        scale_y, scale_x, x.stride(0), x.stride(2), x.stride(3),
         C=channels, N=len(weight1), ACTIVATION=activation, **tile,
         PRECISION=precision, INTERPRETED=INTERPRET, enable_fp_fusion=True,
     )  # fmt: skip

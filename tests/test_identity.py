@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dafast
-from dafast.models.digest import digest_model
 from dafast.config import get_preset
+from dafast.models.digest import digest_model
 
 # As version 0.1.0.dev0 wrote it, in which `license` was called `licence`.
 NANO = (

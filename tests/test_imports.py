@@ -23,24 +23,27 @@ GROUND |= {"alignment", "formats", "known_points", "panorama", "surface"}
 BACKENDS = {"_C", "kernels"}
 OPS = {"ops"}
 NETWORK = {"layers", "losses", *OPS}
-MODELS = {"models", *NETWORK}
+VIDEO = {"video", "views", *NETWORK}
+MODELS = {"models", *VIDEO}
 DATA = {"data", "synthetic"}
-EVALUATION = {"evaluation", "video", *MODELS, *DATA}
+EVALUATION = {"evaluation", *MODELS, *DATA}
 TRAINING = {"training", *EVALUATION}
 MAY_IMPORT = {
     "ops": BACKENDS,
     "layers": OPS,
     "losses": OPS,
-    "models": NETWORK,
+    "models": VIDEO,
     "inference": MODELS,
     "synthetic": set(),
     "data": {"synthetic"},
     "views": NETWORK,
-    "video": MODELS,
+    "video": {"views", *NETWORK},
+    "runtime": set(),
+    "export": {"runtime", *MODELS},
     "serve": MODELS,
-    "evaluation": {"video"} | MODELS | DATA,
+    "evaluation": MODELS | DATA,
     "training": EVALUATION,
-    "cli": {"serve", "views", *TRAINING},
+    "cli": {"export", "runtime", "serve", *TRAINING},
     "__main__": {"cli"},
     "train": {"cli"},
     "kernels": set(),

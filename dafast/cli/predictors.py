@@ -201,9 +201,13 @@ def _made_of(digest: str, dtype: Any) -> dict[str, str]:
 class OnnxPredictor(DepthPredictor):
     """A file of `dafast export`, which needs no PyTorch."""
 
+    def __init__(self, args: argparse.Namespace, camera: CameraChoice, model: OnnxModel) -> None:
+        self.exported = model
+        super().__init__(args, camera)
+
     def _open(self, args: argparse.Namespace) -> tuple[Any, dict[str, str]]:
         _refuse(args, "--tile", "--guided", "--panorama")
-        model = _open_onnx(args)
+        model = self.exported
         self.large = {}
         model.check_options(**self.given)
         return model, _made_of(model.facts.weights, model.facts.dtype)
@@ -212,10 +216,14 @@ class OnnxPredictor(DepthPredictor):
 class OnnxClassPredictor(ClassPredictor):
     """A file of `dafast export` with a segmentation model."""
 
+    def __init__(self, args: argparse.Namespace, model: OnnxModel) -> None:
+        self.exported = model
+        super().__init__(args)
+
     def _open(
         self, args: argparse.Namespace
     ) -> tuple[ModelConfig, tuple[str, ...], dict[str, str]]:
-        model = _open_onnx(args)
+        model = self.exported
         size = self.size or None
         model.check_options(size=size)
         self.segment = lambda photo: model.segment(photo, size=size)
@@ -260,11 +268,10 @@ def open_predictor(args: argparse.Namespace) -> Predictor:
 
     camera = camera_of(args)
     if str(args.model).endswith(".onnx"):
-        from ..runtime import OnnxModel
-
-        if OnnxModel(args.model, providers=["CPUExecutionProvider"]).facts.classes:
-            return OnnxClassPredictor(args)
-        return OnnxPredictor(args, camera)
+        model = _open_onnx(args)
+        if model.facts.classes:
+            return OnnxClassPredictor(args, model)
+        return OnnxPredictor(args, camera, model)
     from ..models.segmentation import is_segmentation
 
     return ClassPredictor(args) if is_segmentation(args.model) else DepthPredictor(args, camera)

@@ -84,6 +84,20 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         help="largest body of a request, in bytes (default: %(default)s)",
     )
     limits.add_argument(
+        "--videos",
+        type=count,
+        default=4,
+        metavar="N",
+        help="videos that wait or are converted, one at a time; 0 for none (default: %(default)s)",
+    )
+    limits.add_argument(
+        "--max-video-bytes",
+        type=positive,
+        default=1 << 30,
+        metavar="N",
+        help="largest video, in bytes (default: %(default)s)",
+    )
+    limits.add_argument(
         "--timeout",
         type=depth,
         default=60.0,
@@ -144,6 +158,11 @@ def _port(text: str) -> int:
     return int(text)
 
 
+def count(text: str) -> int:
+    """Parses a number of at least 0."""
+    return 0 if text == "0" else positive(text)
+
+
 def _milliseconds(text: str) -> float:
     """Parses milliseconds, as seconds."""
     return 0.0 if text == "0" else depth(text) / 1000
@@ -160,9 +179,11 @@ def settings_of(args: argparse.Namespace) -> ServerSettings:
         token=args.token,
         max_pixels=args.max_pixels,
         max_bytes=args.max_bytes,
+        max_video_bytes=args.max_video_bytes,
         timeout=args.timeout,
         queue=args.queue,
         workers=args.workers,
+        videos=args.videos,
         batch=args.batch,
         batch_wait=args.batch_wait,
         allow_urls=args.allow_urls,

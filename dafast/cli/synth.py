@@ -43,7 +43,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         type=named_path,
         metavar="DIR",
         help="show the maps of games in this folder instead of procedural scenes "
-        "(docs/synthetic.md)",
+        "(docs/nano.md)",
     )
     parser.add_argument(
         "--size",

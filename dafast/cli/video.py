@@ -24,10 +24,6 @@ FRAME_FORMATS = ("png16", "exr", "npz")
 MODES = ("range", "flow", "off")
 """Those of `dafast.video`, which the parser must know without an import of torch."""
 
-SEGMENT = 120
-"""Frames after which an interrupted run can go on."""
-
-
 def add_parser(commands: argparse._SubParsersAction) -> None:
     """Adds the command's parser."""
     parser = commands.add_parser(

@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from ..models.streaming import BATCH_FRAMES, raw_results, stabilizer_for
 from ..result import DepthResult
+from ..video import conversion
 from ..video.conversion import Conversion, Outputs
 from ..video.encoder import check_aspect, check_output
 from ..video.muxing import check_copies
@@ -20,11 +22,10 @@ from ..video.reader import open_video
 from ..video.rendering import Renderer
 from ..video.source import Selection
 from ..video.workspace import Workspace
-from . import video
 from ._camera import camera_of
 from ._common import CommandError, make_folder
 from ._log import is_quiet
-from ._model import digest_model, load_model, own_device
+from ._model import load_model, own_device
 
 
 class VideoRun:
@@ -42,7 +43,6 @@ class VideoRun:
         from ..models.inference import InferenceOptions
         from ..models.prediction import unit_of
         from ..models.segmentation import is_segmentation
-        from ..models.streaming import stabilizer_for
         from ..palettes import check_palette
         from ..views.stereo import check_divergence
         from ..views.warp import check_convergence
@@ -65,6 +65,10 @@ class VideoRun:
         self.camera = camera_of(args)
         self.model = load_model(args, own_device(args.device))
         config, device = self.model.config, self.model.device.type
+        if args.resume and config.temporal_frames:
+            raise CommandError(
+                f"--resume: {args.model} needs the frames before; --overwrite starts again"
+            )
         self.options = InferenceOptions(args.fit, args.size, max_tokens=args.max_tokens)
         self.options.check(config)
         self.outputs = self._outputs(str(self.model.device))
@@ -109,7 +113,8 @@ class VideoRun:
             args.frames,
             args.raw,
             args.depth_scale,
-            segment=video.SEGMENT,
+            segment=conversion.SEGMENT,
+            batch=BATCH_FRAMES,
         )
 
     def _is_finished(self) -> bool:
@@ -141,6 +146,8 @@ class VideoRun:
 
     def _settings(self) -> dict[str, Any]:
         """All that the results depend on."""
+        from ..models.digest import digest_model
+
         args = self.args
         source: list[Any] = [args.source]
         with contextlib.suppress(OSError):
@@ -162,8 +169,6 @@ class VideoRun:
         }
 
     def _predict(self, frames: Iterator[np.ndarray]) -> Generator[DepthResult, None, None]:
-        from ..models.streaming import raw_results
-
         return raw_results(
             self.model,
             frames,
@@ -176,30 +181,30 @@ class VideoRun:
         """Writes the results; whether it was interrupted."""
         from tqdm import tqdm
 
-        conversion = self.conversion
+        job = self.conversion
         off = is_quiet() or not sys.stderr.isatty()
         bar = tqdm(
             total=self.reader.info.count,
-            initial=conversion.done,
+            initial=job.done,
             unit="frame",
             disable=off,
             leave=False,
         )
         interrupted = False
         try:
-            with bar, contextlib.closing(conversion.run()) as steps:
+            with bar, contextlib.closing(job.run()) as steps:
                 for _ in steps:
                     bar.update()
         except KeyboardInterrupt:
             interrupted = True
-        if conversion.done or not interrupted:
-            conversion.finish(complete=not interrupted)
+        if job.done or not interrupted:
+            job.finish(complete=not interrupted)
         return interrupted
 
     def summary(self, seconds: float, interrupted: bool) -> int:
         """Prints what was done, and returns the exit code."""
-        conversion, args = self.conversion, self.args
-        done = conversion.done
+        job, args = self.conversion, self.args
+        done = job.done
         places = [args.out, args.frames and args.frames[1], args.raw]
         where = " and ".join(str(place) for place in places if place)
         text = f"{done} frame{'s' * (done != 1)}"
@@ -208,13 +213,13 @@ class VideoRun:
         print(f"{text} ({seconds:.1f} s, {rate:.1f} frames/s)")
         if self.meter is not None and not interrupted:
             print(_flicker(self.meter.result()))
-        for problem in conversion.problems:
+        for problem in job.problems:
             print(f"  DAMAGED {args.source}: {problem}")
         if interrupted:
             resumable = self.reader.info.can_resume
             print("  interrupted" + ("; --resume goes on" if resumable and where else ""))
             return 130
-        return 1 if conversion.problems else 0
+        return 1 if job.problems else 0
 
     def __enter__(self) -> VideoRun:
         return self

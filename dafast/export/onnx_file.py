@@ -48,7 +48,7 @@ def onnx_model(model: nn.Module, facts: FileFacts) -> Any:
         torch.onnx.export(
             module,
             (images,),
-            buffer,
+            buffer,  # type: ignore[arg-type]
             dynamo=False,
             opset_version=OPSET,
             input_names=names[:1],

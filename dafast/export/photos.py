@@ -69,24 +69,24 @@ class PhotoNetwork(nn.Module):
 
     def _into(self, side: Tensor, resized: Tensor, before: Tensor, network: Tensor) -> Tensor:
         """Weights (network, side) of the resize and of replicated padding."""
-        pixels = torch.arange(network) - before
+        pixels = _count(network) - before
         pixels = torch.minimum(torch.maximum(pixels, torch.tensor(0)), resized - 1)
         below, share = _places((2 * pixels + 1) * side - resized, 2 * resized)
         if self.fit == "official":
-            distance = (torch.arange(side + 4) - 2 - below[:, None]).float() - share[:, None]
+            distance = (_count(side + 4) - 2 - below[:, None]).float() - share[:, None]
             weights = _cubic(distance.abs())
-            columns = torch.arange(side)
+            columns = _count(side)
             first = weights[:, :2].sum(1, keepdim=True) * (columns == 0)
             last = weights[:, -2:].sum(1, keepdim=True) * (columns == side - 1)
             return weights[:, 2:-2] + first + last
-        distance = (torch.arange(side) - below[:, None]).float() - share[:, None]
+        distance = (_count(side) - below[:, None]).float() - share[:, None]
         scale = torch.clamp(side.float() / resized.float(), min=1.0)
         weights = torch.relu(1 - distance.abs() / scale)
         return weights / weights.sum(1, keepdim=True)
 
     def _back(self, side: Tensor, resized: Tensor, before: Tensor, network: Tensor) -> Tensor:
         """Weights (side, network) of the crop and of the resize to the photo's size."""
-        pixels = torch.arange(side)
+        pixels = _count(side)
         if self.align_corners:
             numerator, denominator = pixels * (resized - 1), side - 1
             denominator = torch.maximum(denominator, torch.tensor(1))
@@ -95,8 +95,13 @@ class PhotoNetwork(nn.Module):
         least, most = torch.tensor(0), (resized - 1) * denominator
         numerator = torch.minimum(torch.maximum(numerator, least), most)
         below, share = _places(numerator, denominator)
-        columns = torch.arange(network) - before
+        columns = _count(network) - before
         return torch.relu(1 - ((columns - below[:, None]).float() - share[:, None]).abs())
+
+
+def _count(end: Tensor) -> Tensor:
+    """`torch.arange` of a size that a program computes."""
+    return torch.arange(end)  # type: ignore[call-overload]
 
 
 def _places(numerator: Tensor, denominator: Tensor) -> tuple[Tensor, Tensor]:

@@ -74,7 +74,7 @@ def checked_sizes(facts: FileFacts) -> list[tuple[int, int, int]]:
     sizes = [(rows * patch, columns * patch) for rows, columns in patches]
     if facts.preprocess:
         sizes = [(200, 301), (301, 200), (97, 97), (33, 420), (171, 128)]
-    batches = (1, 1, 2, 3, 2)
+    batches: tuple[int, ...] = (1, 1, 2, 3, 2)
     if facts.shape is not None:
         sizes, batches = [facts.shape] * 3, (1, 2, 3)
     if facts.batch is not None:

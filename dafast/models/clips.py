@@ -9,7 +9,7 @@ and at the size of the video two maps to align to and 8 to blend.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -276,7 +276,7 @@ def predict_video(
     intrinsics: Sequence[float] | np.ndarray | None = None,
     fov: float | None = None,
     keep_image: bool = True,
-) -> Iterator[DepthResult]:
+) -> Generator[DepthResult, None, None]:
     """Predicts a video; see `DepthAnything.infer_video`."""
     config = model.config
     model.check_temporal()
@@ -299,7 +299,7 @@ def _results(
     intrinsics: Intrinsics | None,
     fov: float | None,
     keep_image: bool,
-) -> Iterator[DepthResult]:
+) -> Generator[DepthResult, None, None]:
     config, warned = model.config, False
     for number, (photo, out) in enumerate(maps):
         values = out.cpu().numpy()

@@ -296,7 +296,10 @@ class DepthAnything(Convertible, Publishable, OptimizedNetwork):
     ) -> Iterator[FrameResult]:
         """Predicts a video frame by frame; the memory does not depend on its length.
 
-        The next frames are decoded and computed while the program handles a result.
+        The next frames are decoded and computed while the program handles a result. A model with
+        temporal modules (``"vda-vits"``) predicts overlapping windows of frames as `infer_video`
+        does; with ``lookahead=0`` it predicts each frame at once from the states of earlier ones,
+        as in the streaming mode of Video-Depth-Anything, which is less accurate.
 
         Args:
             source: A video file, an animated GIF or WebP, a folder of numbered pictures, the number
@@ -305,7 +308,8 @@ class DepthAnything(Convertible, Publishable, OptimizedNetwork):
             stabilize: ``"range"``: brings the disparity of all frames of a shot to one scale and
                 shift; ``"flow"``: also by what moves, with optical flow (OpenCV); ``"off"``: leaves
                 the maps and their display ranges as they are. By default ``"range"`` for relative
-                models; metric models keep their metres, and only the display range is smoothed.
+                models. Metric models keep their metres, and windows of a model with temporal
+                modules are aligned already: only the display range is smoothed.
             lookahead: Frames that the display range knows in advance, by which results are late.
                 With 0 each result is there before the next frame is needed.
             every: Takes each frame whose number is a multiple of it.
@@ -373,7 +377,7 @@ class DepthAnything(Convertible, Publishable, OptimizedNetwork):
         The windows, what they share and how they are aligned are those of Video-Depth-Anything
         (`dafast.models.clips`). A frame is final when the window after it is predicted: some 32
         frames are read before the first result. The memory does not depend on the video's length.
-        `stream(lookahead=0)` answers each frame at once, less steadily.
+        `stream` reads files, and has a mode that answers each frame at once, less steadily.
 
         Args:
             frames: Pictures of one size, as `infer` takes them, in order; any iterable.

@@ -17,8 +17,8 @@ from ..images import as_pixels
 from ..result import DepthResult
 from ..video.frame_result import FrameResult, frame_result
 from ..video.reader import open_video
-from ..video.source import Frame, Selection
-from ..video.stabilization import LOOKAHEAD, make_stabilizer
+from ..video.source import Frame, Selection, VideoReader
+from ..video.stabilization import LOOKAHEAD, StabilizedFrame, Stabilizer, make_stabilizer
 from ..video.threads import Workers, staged
 from .clips import predict_video
 from .inference import InferenceOptions, Predictor, focal_factor, why_not_finite
@@ -29,8 +29,18 @@ from .transfer import batch_tokens, start_copy
 _MOST_WORKERS = 4
 """Forwards at a time on a CPU: each needs memory of its own."""
 
-_MOST_FRAMES = 8
-"""Frames of a batch on a GPU."""
+BATCH_FRAMES = 8
+"""Frames of a batch at most; every batch has this number or a power of two below it.
+
+Maps can depend on the size of the batch in their last bits: a run that goes on in the middle of a
+video begins at a multiple of this number of frames.
+"""
+
+_CPU_TOKENS = 2200
+"""Tokens of a batch on a CPU: larger batches are not faster."""
+
+_PIXELS = 8 << 20
+"""Pixels of the frames of a batch on a CPU, of which several are in memory."""
 
 
 class _Map(NamedTuple):
@@ -75,19 +85,53 @@ def _on_cpu(
     model.prepare_inference()
 
     @torch.no_grad()
-    def predict(frame: np.ndarray) -> _Map:
-        ((values, geometry),) = predictor.predict_frames([as_pixels(frame, "frame")])
-        return _Map(values.cpu().numpy(), geometry)
+    def predict(batch: list[np.ndarray]) -> list[_Map]:
+        photos = [as_pixels(frame, "frame").to(model.device) for frame in batch]
+        return [
+            _Map(values.cpu().numpy(), geometry)
+            for values, geometry in predictor.predict_frames(photos)
+        ]
 
     count = min(_MOST_WORKERS, torch.get_num_threads())
+    batches = _batches(frames, lambda frame: _size_on_cpu(predictor, frame) if ahead else 1)
     if not ahead or count == 1 or model.device.type != "cpu":
-        yield from map(predict, frames)
+        for batch in batches:
+            yield from predict(batch)
         return
     workers = Workers(count)
     try:
-        yield from workers.map(predict, frames)
+        for maps in workers.map(predict, batches):
+            yield from maps
     finally:
         workers.close()
+
+
+def _size_on_cpu(predictor: Predictor, frame: np.ndarray) -> int:
+    tokens = predictor.tokens_of(as_pixels(frame, "frame"))
+    return min(_CPU_TOKENS // tokens, _PIXELS // (frame.shape[0] * frame.shape[1]))
+
+
+def _size_on_gpu(predictor: Predictor, frame: np.ndarray) -> int:
+    tokens = predictor.tokens_of(as_pixels(frame, "frame"))
+    return batch_tokens(predictor.model) // tokens
+
+
+def _batches(
+    frames: Iterable[np.ndarray], size_for: Callable[[np.ndarray], int]
+) -> Iterator[list[np.ndarray]]:
+    """Frames in batches of a power of two."""
+    batch: list[np.ndarray] = []
+    size = 0
+    for frame in frames:
+        if not size:
+            most = min(BATCH_FRAMES, max(1, size_for(frame)))
+            size = 1 << (most.bit_length() - 1)
+        batch.append(frame)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
 
 
 def _on_gpu(
@@ -97,31 +141,13 @@ def _on_gpu(
     model.prepare_inference()
     uploads = torch.cuda.Stream(model.device)
     under_way: deque[Callable[[], list[_Map]]] = deque()
-    for batch in _batches(model, frames, predictor, ahead):
+    batches = _batches(frames, lambda frame: _size_on_gpu(predictor, frame) if ahead else 1)
+    for batch in batches:
         under_way.append(_launch(predictor, batch, uploads))
         if len(under_way) > 1:
             yield from under_way.popleft()()
     while under_way:
         yield from under_way.popleft()()
-
-
-def _batches(
-    model: DepthNetwork, frames: Iterable[np.ndarray], predictor: Predictor, ahead: bool
-) -> Iterator[list[np.ndarray]]:
-    batch: list[np.ndarray] = []
-    size = 1
-    for frame in frames:
-        if not batch and ahead:
-            size = min(
-                _MOST_FRAMES,
-                max(1, batch_tokens(model) // predictor.tokens_of(as_pixels(frame, "frame"))),
-            )
-        batch.append(frame)
-        if len(batch) >= size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
 
 
 @torch.no_grad()
@@ -213,18 +239,29 @@ def raw_results(
         fov: As for `DepthAnything.predict`.
     """
     config = model.config
-    if config.temporal_frames:  # windows, or the states of earlier frames
-        camera = dict(intrinsics=intrinsics, fov=fov)
-        yield from predict_video(
-            model, frames, options, streaming=not ahead, keep_image=False, **camera
+    if config.temporal_frames:
+        return predict_video(
+            model,
+            frames,
+            options,
+            streaming=not ahead,
+            intrinsics=intrinsics,
+            fov=fov,
+            keep_image=False,
         )
-        return
-    cameras, warned = _Cameras(model, intrinsics, fov), False
+    cameras = _Cameras(model, intrinsics, fov)
+    return _single_results(cameras, predict_frames(model, frames, options, ahead=ahead), model)
+
+
+def _single_results(
+    cameras: _Cameras, found: Generator[_Map, None, None], model: DepthNetwork
+) -> Generator[DepthResult, None, None]:
+    config, warned = model.config, False
     kind = "disparity" if config.quantity == "disparity" else "depth"
     # Closed here, so that its threads end with this generator.
-    with contextlib.closing(predict_frames(model, frames, options, ahead=ahead)) as maps:
-        for number, found in enumerate(maps):
-            values = cameras.scaled(found)
+    with contextlib.closing(found) as maps:
+        for number, each in enumerate(maps):
+            values = cameras.scaled(each)
             if not warned and not np.isfinite(values).all():
                 warned = True
                 warn(
@@ -255,9 +292,8 @@ def stream_results(
     fov: float | None = None,
 ) -> Iterator[FrameResult]:
     """Results of a video; see `DepthAnything.stream`."""
-    reader = open_video(source, selection, threads=0 if model.device.type == "cuda" else 1)
-    waiting: deque[tuple[Frame, DepthResult]] = deque()
     stabilizer = stabilizer_for(model, stabilize, lookahead)
+    reader = open_video(source, selection, threads=0 if model.device.type == "cuda" else 1)
     read: deque[Frame] = deque()
 
     def pixels() -> Iterator[np.ndarray]:
@@ -266,14 +302,26 @@ def stream_results(
             read.append(frame)
             yield frame.pixels
 
-    def finish(steady: Any) -> FrameResult:
+    results = raw_results(
+        model, pixels(), options, ahead=lookahead > 0, intrinsics=intrinsics, fov=fov
+    )
+    return _steady_results(results, read, reader, stabilizer, keep_image)
+
+
+def _steady_results(
+    results: Generator[DepthResult, None, None],
+    read: deque[Frame],
+    reader: VideoReader,
+    stabilizer: Stabilizer,
+    keep_image: bool,
+) -> Iterator[FrameResult]:
+    waiting: deque[tuple[Frame, DepthResult]] = deque()
+
+    def finish(steady: StabilizedFrame) -> FrameResult:
         frame, result = waiting.popleft()
         return frame_result(result, steady, frame, reader.info, keep_image)
 
     try:
-        results = raw_results(
-            model, pixels(), options, ahead=lookahead > 0, intrinsics=intrinsics, fov=fov
-        )
         with contextlib.closing(results):
             for result in results:
                 frame = read.popleft()
@@ -286,9 +334,12 @@ def stream_results(
         reader.close()
 
 
-def stabilizer_for(model: Any, mode: str | None, lookahead: int) -> Any:
-    """The stabilizer of a model's disparity; a metric model keeps its scale unless asked."""
-    metric = unit_of(model.config) != ""
-    # Temporal modules predict one scale for a whole video.
-    rescale = not (metric or model.config.temporal_frames) or mode is not None
-    return make_stabilizer(mode or "range", lookahead=lookahead, rescale=rescale)
+def stabilizer_for(model: DepthNetwork, mode: str | None, lookahead: int) -> Stabilizer:
+    """The stabilizer of a model's disparity.
+
+    Metres keep their scale unless a mode is given, and so do the aligned windows of a model with
+    temporal modules.
+    """
+    aligned = model.config.temporal_frames and lookahead
+    rescale = mode is not None or not (unit_of(model.config) or aligned)
+    return make_stabilizer(mode or "range", lookahead=lookahead, rescale=bool(rescale))

@@ -1,7 +1,7 @@
 """A server for depth over HTTP: ``dafast serve``. docs/serve.md describes it.
 
 Needs the extra ``serve``. One process speaks HTTP and keeps the queue (`pool`); others hold the
-models and compute batches (`worker`).
+models and compute batches (`worker`), and one converts videos (`video_jobs`).
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from starlette.requests import ClientDisconnect
 
 from .._version import __version__
 from ..models import zoo
+from ..optional import why_no_module
 from ..palettes import check_palette
 from .bodies import read_picture
 from .encoding import FORMATS, suffix_of
@@ -24,6 +25,8 @@ from .metrics import Metrics
 from .page import add_page, describe_interface
 from .pool import Pool
 from .settings import ServerSettings
+from .video_jobs import VideoJobs
+from .videos import add_videos
 
 _CLOSED = 499  # nginx's status for a client that has gone; nobody receives it
 _LARGEST_SIZE = 4096
@@ -112,16 +115,20 @@ class Server:
     def __init__(self, settings: ServerSettings) -> None:
         self.settings, self.metrics = settings, Metrics()
         self.admitted = 0
-        self.pool: Pool = None  # type: ignore[assignment]  # `lifespan` makes it
+        # `lifespan` makes them.
+        self.pool: Pool = None  # type: ignore[assignment]
+        self.videos: VideoJobs = None  # type: ignore[assignment]
         self._seconds = 1.0  # average time of an answer
 
     @asynccontextmanager
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
         """Runs the workers while the application runs."""
         self.pool = Pool(self.settings, self.metrics.batches.observe)
+        self.videos = VideoJobs(self.settings)
         try:
             yield
         finally:
+            await asyncio.to_thread(self.videos.close)
             await asyncio.to_thread(self.pool.close)
 
     def check_token(self, authorization: Annotated[str, Header()] = "") -> None:
@@ -233,6 +240,8 @@ def create_app(settings: ServerSettings) -> FastAPI:
     app.state.server = server
     _add_depth(app, server)
     _add_status(app, server)
+    if settings.videos and not why_no_module("av"):
+        add_videos(app, server)
     if settings.page:
         add_page(app, server.describe_models)
     if settings.cors_origins:

@@ -17,9 +17,12 @@ class ServerSettings:
         token: Requests must carry ``Authorization: Bearer TOKEN``; "" for no such check.
         max_pixels: Largest picture, in pixels.
         max_bytes: Largest body of a request, in bytes.
+        max_video_bytes: Largest video, in bytes; it goes to the disk.
         timeout: Seconds for the body of a request to arrive, and then for its answer.
         queue: Largest number of requests that are being received, waiting or computed.
         workers: Processes that hold the models.
+        videos: Largest number of videos that wait or are converted; 0 for none. They are converted
+            one at a time.
         batch: Largest number of pictures of one batch.
         batch_wait: Seconds that a lone request waits for others.
         allow_urls: "" refuses URLs in requests; "public" fetches from addresses of the public
@@ -34,9 +37,11 @@ class ServerSettings:
     token: str = ""
     max_pixels: int = 32_000_000
     max_bytes: int = 32 << 20
+    max_video_bytes: int = 1 << 30
     timeout: float = 60.0
     queue: int = 64
     workers: int = 1
+    videos: int = 4
     batch: int = 8
     batch_wait: float = 0.01
     allow_urls: str = ""
@@ -46,9 +51,11 @@ class ServerSettings:
     def __post_init__(self) -> None:
         if not self.models:
             raise ValueError("models: name at least one")
-        for name in ("max_pixels", "max_bytes", "queue", "workers", "batch"):
+        for name in ("max_pixels", "max_bytes", "max_video_bytes", "queue", "workers", "batch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: it must be at least 1")
+        if self.videos < 0:
+            raise ValueError(f"videos={self.videos}: it must be at least 0")
         if not 0 < self.timeout < float("inf"):
             raise ValueError(f"timeout={self.timeout}: seconds, above 0")
         if not 0 <= self.batch_wait < float("inf"):

@@ -29,7 +29,7 @@ from dafast.optional import MissingPackageError
 from dafast.synthetic.render import require_embree
 from dafast.synthetic.sample import HELD_OUT_SEED, KINDS, SyntheticSample, render_scene
 from dafast.synthetic.textures import texture_digest
-from dafast.synthetic.worlds import library
+from dafast.synthetic.worlds import open_library
 
 DESCRIPTION = "synthetic.json"
 """File next to the shards with everything that, with its number, determines a scene."""
@@ -94,7 +94,7 @@ def encode(sample: SyntheticSample) -> dict[str, bytes]:
 
 def _render(task: _Task, seed: int) -> SyntheticSample:
     if task.worlds:
-        return library(task.worlds).render(seed, size=task.size, textures=task.textures)
+        return open_library(task.worlds).render(seed, size=task.size, textures=task.textures)
     kind = task.kinds[seed % len(task.kinds)] if task.kinds else None
     return render_scene(seed, size=task.size, kind=kind, textures=task.textures)
 
@@ -176,7 +176,7 @@ def write_shards(
         "textures": texture_digest(textures),
         "version": __version__,
         "kinds": list(kinds) if kinds else None,
-        "worlds": library(os.path.abspath(worlds)).digest if worlds else None,
+        "worlds": open_library(os.path.abspath(worlds)).digest if worlds else None,
     }
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +33,8 @@ SEGMENT = 120
 FRAME_FORMATS = {"png16": ".png", "exr": ".exr", "npz": ".npz"}
 """Formats of single frames, and their suffixes."""
 
+_NO_PIXELS = np.empty((0, 0, 3), np.uint8)
+
 Predict = Callable[[Iterator[np.ndarray]], Generator[DepthResult, None, None]]
 """Gives a result without an image for each frame, in order."""
 
@@ -50,6 +52,7 @@ class Outputs:
         raw: An NPZ file with all maps, or None.
         depth_scale: Steps per metre of ``png16`` of metric models.
         segment: Frames of a segment, at least.
+        batch: Frames whose maps can depend on each other in their last bits.
         place: A path next to which the unfinished conversion is; by default the first output.
     """
 
@@ -61,6 +64,7 @@ class Outputs:
     raw: Path | None = None
     depth_scale: float = 1000.0
     segment: int = SEGMENT
+    batch: int = 1
     place: Path | None = None
 
     @property
@@ -127,8 +131,8 @@ class Conversion:
         self.problems: list[str] = []
         self._last: Frame | None = None
         if self._start is not None:
-            place = self._start.position
-            self._last = Frame(np.empty(0), place.number, place.pts, self._start.duration)
+            place = self._start.last
+            self._last = Frame(_NO_PIXELS, place.number, place.pts, self._start.duration)
         self._partial = False
         self._raw: RawValues | None = None
         if outputs.raw is not None:
@@ -143,10 +147,10 @@ class Conversion:
     def _ready(self) -> Iterator[_Ready | Checkpoint]:
         """Frames with their stabilized maps, and the state where a segment may end."""
         start, stabilizer = self._start, self.stabilizer
-        skipped = 0
+        repeated = known = 0
         if start is not None:
             stabilizer.restore(start.state)
-            skipped = start.pending
+            repeated, known = start.repeated, start.pending
         read: deque[Frame] = deque()
         waiting: deque[tuple[Frame, DepthResult]] = deque()
 
@@ -158,31 +162,45 @@ class Conversion:
                     yield frame.pixels
 
         total, in_segment = self.done, 0
-        last = Frame(np.empty(0), 0, 0)
+        written: deque[Frame] = deque(maxlen=self.outputs.batch + 1)
         with contextlib.closing(staged(self.predict(pixels()))) as results:
             for result in results:
                 frame = read.popleft()
+                if repeated:
+                    repeated -= 1
+                    written.append(replace(frame, pixels=_NO_PIXELS))
+                    continue
                 waiting.append((frame, result))
-                if skipped:
-                    skipped -= 1
+                if known:
+                    known -= 1
                     continue
                 disparity = result.to_disparity().values
                 finished = stabilizer.push(frame.pixels, disparity)
                 for steady in finished:
-                    last = waiting[0][0]
+                    written.append(replace(waiting[0][0], pixels=_NO_PIXELS))
                     yield self._made(*waiting.popleft(), steady)
                 total, in_segment = total + len(finished), in_segment + len(finished)
                 if in_segment >= self.outputs.segment:
                     in_segment = 0
-                    yield Checkpoint(
-                        Position(last.number, last.pts),
-                        total,
-                        len(waiting),
-                        last.duration,
-                        {name: np.array(array) for name, array in stabilizer.state().items()},
-                    )
+                    state = {name: np.array(part) for name, part in stabilizer.state().items()}
+                    yield self._checkpoint(written, total, len(waiting), state)
         for steady in stabilizer.flush():
             yield self._made(*waiting.popleft(), steady)
+
+    def _checkpoint(
+        self, written: deque[Frame], total: int, pending: int, state: dict[str, np.ndarray]
+    ) -> Checkpoint:
+        """The state behind the last frame of a segment.
+
+        Reading goes on at the beginning of a batch: maps can depend on the batch in their last
+        bits.
+        """
+        repeated = total % self.outputs.batch
+        last = written[-1]
+        before = written[-1 - repeated] if total > repeated else None
+        position = None if before is None else Position(before.number, before.pts)
+        place = Position(last.number, last.pts)
+        return Checkpoint(position, repeated, total, pending, place, last.duration, state)
 
     def _made(self, frame: Frame, result: DepthResult, steady: StabilizedFrame) -> _Ready:
         if self.meter is not None:
@@ -237,7 +255,7 @@ class Conversion:
             facts = {"time": result.time, "frame": result.number}
             scale = self.outputs.depth_scale
             result.save(path, value_range=shown, depth_scale=scale, facts=facts)
-        self._last = frame
+        self._last = replace(frame, pixels=_NO_PIXELS)
         self.done += 1
 
     def finish(self, complete: bool = True) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from PIL import Image
 
 THUMBNAIL = 32
 """Rows and columns of the copies that are compared."""
@@ -25,6 +24,8 @@ def reduced(picture: np.ndarray, side: int) -> np.ndarray:
     Returns:
         float32 (h, w, 3) or (h, w). A pixel that covers one that is not finite is not finite.
     """
+    from PIL import Image
+
     factor = max(-(-max(picture.shape[:2]) // side), 1)
     if factor == 1:
         return picture.astype(np.float32)
@@ -106,7 +107,7 @@ class CutDetector:
             return False
         alike = _likeness(previous, layout)
         other = 0.5 * float(np.abs(colours - histogram).sum())  # 0 to 1
-        limit = 0.35 + 0.35 * min(other / 0.5, 1.0) + (0.0 if fits else 0.1)
+        limit = 0.35 + 0.35 * min(other / 0.4, 1.0) + (0.0 if fits else 0.1)
         return alike < limit
 
     def state(self) -> dict[str, np.ndarray]:
@@ -120,6 +121,8 @@ class CutDetector:
 
 def _layout(grey: np.ndarray) -> np.ndarray:
     """A thumbnail with mean 0 and norm 1, faded towards its border."""
+    from PIL import Image
+
     size = (THUMBNAIL, THUMBNAIL)
     small = np.asarray(Image.fromarray(grey).resize(size, Image.Resampling.BOX), np.float32)
     window = np.hanning(THUMBNAIL + 2)[1:-1].astype(np.float32) ** 0.5

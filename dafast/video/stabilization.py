@@ -31,8 +31,9 @@ _GREY_RATE = 1 / 16  # how fast the reference's brightness follows
 _LONGEST = 256  # frames of the mean of a pixel that stays
 _CARRIED = 24  # the same where flow carries the mean along: interpolation blurs it
 _TRUSTED = 32  # frames of the mean that give a pixel full weight
-_FEW = 0.05  # fraction of the pixels that must match
-_ONE_DISPARITY = 0.25  # spread of disparity that they must have, as a fraction of that of the map
+_ENOUGH = 0.2  # fraction of the pixels that must stay so that they decide
+_FEW = 0.05  # fraction that must match at least
+_ONE_DISPARITY = 0.1  # spread of disparity that they must have, as a fraction of that of the map
 _LEAK = 0.01  # how fast a shot in which nothing stays returns to the model's own scale
 _ENOUGH_STILL = 0.5  # fraction of pixels that stay from which on it does not
 _PATIENCE = 8  # frames without a fit after which the reference is given up
@@ -205,19 +206,21 @@ class _Match:
     def fit(self) -> ScaleFit | None:
         """The scale and shift that bring the map to the reference.
 
-        If the pixels that match are few, or of one disparity, all pixels serve, moved or not:
-        neighbours are often of similar disparity, and the fit leaves out those that are not.
+        Pixels that did not move decide. If they are few or of one disparity, those that the flow
+        carries along serve too: an object that comes nearer would change the scale of the rest.
+        If these are not enough either, all pixels serve: neighbours are often of similar
+        disparity, and the fit leaves out those that are not.
         """
-        trust = np.where(self.matched, np.minimum(self.count, _TRUSTED) / _TRUSTED, 0)
-        found = None
-        if self.matched.mean() >= _FEW:
-            spread = float(np.std(self.mean[self.matched]))
-            if spread >= _ONE_DISPARITY * float(np.std(self.mean[np.isfinite(self.mean)])):
-                found = fit_scale_shift(self.mean, self.values, trust, self.count)
-        if found is None:
-            same = np.ones_like(self.count)
-            found = fit_scale_shift(self.mean, self.values, same, same)
-        return found
+        trust = np.minimum(self.count, _TRUSTED) / _TRUSTED
+        known = self.mean[np.isfinite(self.mean)]
+        least = _ONE_DISPARITY * float(known.std()) if known.size else 0.0
+        for chosen, share in ((self.still & self.matched, _ENOUGH), (self.matched, _FEW)):
+            if chosen.mean() >= share and float(self.mean[chosen].std()) > least:
+                weight = np.where(chosen, trust, 0)
+                if found := fit_scale_shift(self.mean, self.values, weight, self.count):
+                    return found
+        same = np.ones_like(self.count)
+        return fit_scale_shift(self.mean, self.values, same, same)
 
 
 class _Shot:

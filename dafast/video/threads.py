@@ -121,7 +121,7 @@ class Workers:
         """The results in the order of the items, of which a bounded number is at work."""
         waiting: deque[Future[_R]] = deque()
         for item in items:
-            if len(waiting) >= 2 * self._count:  # so that no thread waits for the reader
+            if len(waiting) > self._count:  # one waits for a free thread
                 yield waiting.popleft().result()
             waiting.append(self._pool.submit(function, item))
         while waiting:

@@ -21,16 +21,20 @@ class Checkpoint:
     """Where a conversion goes on after a whole segment.
 
     Attributes:
-        position: The last frame that was written.
+        position: The frame behind which reading goes on; None for the beginning.
+        repeated: Frames behind it that were written.
         frames: Frames that were written.
-        pending: Frames behind it that the stabilizer has already seen.
+        pending: Frames behind them that the stabilizer has already seen.
+        last: The last frame that was written.
         duration: Duration of the last frame in units of the time base; 0 if it is unknown.
         state: The stabilizer's state.
     """
 
-    position: Position
+    position: Position | None
+    repeated: int
     frames: int
     pending: int
+    last: Position
     duration: int
     state: dict[str, np.ndarray]
 
@@ -93,13 +97,13 @@ class Workspace:
 
     def save(self, number: int, checkpoint: Checkpoint) -> None:
         """Notes the state after a segment; the segment counts from now on."""
-        place = checkpoint.position
-        numbers = np.array(
-            [place.number, place.pts, checkpoint.frames, checkpoint.pending, checkpoint.duration],
-            np.int64,
-        )
+        place, last = checkpoint.position or Position(-1, -1), checkpoint.last
+        numbers = [place.number, place.pts, checkpoint.repeated, checkpoint.frames]
+        numbers += [checkpoint.pending, last.number, last.pts, checkpoint.duration]
         content = io.BytesIO()
-        np.savez(content, numbers=numbers, **{f"s.{k}": a for k, a in checkpoint.state.items()})
+        np.savez(
+            content, numbers=np.array(numbers), **{f"s.{k}": a for k, a in checkpoint.state.items()}
+        )
         write_file(self._state(number), content.getvalue())
 
     def load(self) -> tuple[int, Checkpoint | None]:
@@ -110,9 +114,10 @@ class Workspace:
         if not count:
             return 0, None
         with np.load(self._state(count - 1), allow_pickle=False) as opened:
-            number, pts, frames, pending, duration = (int(n) for n in opened["numbers"])
+            number, pts, repeated, frames, pending, *last, duration = map(int, opened["numbers"])
             state = {k[2:]: opened[k] for k in opened.files if k.startswith("s.")}
-        return count, Checkpoint(Position(number, pts), frames, pending, duration, state)
+        place = None if number < 0 else Position(number, pts)
+        return count, Checkpoint(place, repeated, frames, pending, Position(*last), duration, state)
 
     def _state(self, number: int) -> Path:
         return self.path / f"{number:06d}.npz"

@@ -41,6 +41,7 @@ def tf32():
     torch.backends.cudnn.allow_tf32 = before
 
 
+@pytest.mark.slow
 def test_runs_to_its_end_on_the_cpu(tmp_path: Path, monkeypatch, tf32) -> None:
     """All sections with small sizes, in this process, and the tables of their records."""
     pytest.importorskip("transformers")
@@ -109,8 +110,8 @@ def fake(out: Path, section: Section) -> list[str]:
 
 
 def gone(pid: int) -> bool:
-    """Whether a process has ended, or waits to be reaped, within a second."""
-    for _ in range(50):
+    """Whether a process has ended, or waits to be reaped, within a minute."""
+    for _ in range(3000):
         try:
             state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
         except OSError:
@@ -204,11 +205,15 @@ def test_records_are_complete_after_each(tmp_path: Path, capsys) -> None:
 def test_a_check_that_takes_too_long_is_a_record(tmp_path: Path) -> None:
     found = records.Records(tmp_path / "gpu-run.json", "tests")
     code = "import sys, time; print('begun', flush=True); time.sleep(float(sys.argv[1]))"
-    checks._run(found, "quick", [sys.executable, "-c", code, "0"], {}, 60)
-    checks._run(found, "slow", [sys.executable, "-c", code, "60"], {}, 1)
-    quick, slow = read(tmp_path)["records"]
+    checks._run(found, "quick", [sys.executable, "-c", code, "0"], {}, 300)
+    for limit in (1, 10, 100):  # how long Python takes to start depends on the machine
+        checks._run(found, "slow", [sys.executable, "-c", code, "600"], {}, limit)
+        quick, *_, slow = read(tmp_path)["records"]
+        assert "rc" not in slow and slow["why"] == f"not done after {limit} s"
+        if "begun" in slow["output"]:
+            break
+    assert "begun" in slow["output"]
     assert quick["rc"] == 0 and quick["output"] == "begun\n"
-    assert "rc" not in slow and slow["why"] == "not done after 1 s" and "begun" in slow["output"]
 
 
 def test_listed_tests_exist() -> None:

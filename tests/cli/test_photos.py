@@ -67,7 +67,7 @@ def test_a_file_name_that_is_no_text(tmp_path, rng, model_folder):
     photo(folder / "b.png", rng)
     command = ["run", str(folder), "--out", str(tmp_path / "out"), "--model", model_folder]
     result = Fork(lambda: main(command), {})  # whose streams refuse what is no text
-    assert result.wait(60) == 0, result.stderr
+    assert result.wait(300) == 0, result.stderr
     assert "2 written" in result.stdout
 
 

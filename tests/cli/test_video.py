@@ -153,7 +153,7 @@ def test_raw_and_frames_hold_the_exact_values(call, clip, tmp_path, changes):
 
 
 def test_ctrl_c_leaves_a_playable_file_and_resume_gives_the_same(call, clip, tmp_path, monkeypatch):
-    monkeypatch.setattr(video_command, "SEGMENT", 3)
+    monkeypatch.setattr(conversion, "SEGMENT", 3)
     whole, out = tmp_path / "whole.mp4", tmp_path / "out.mp4"
     assert call(clip, "--out", whole, "--raw", tmp_path / "whole.npz")[0] == 0
     run, write = conversion.Conversion.run, conversion.Conversion._write

@@ -4,6 +4,7 @@ import concurrent.futures
 import copy
 import dataclasses
 import gc
+import math
 import pickle
 import subprocess
 import sys
@@ -278,16 +279,17 @@ def test_no_size_is_slow_in_bfloat16(size, seed):
     model = make(config, torch.bfloat16)
     ready(model)
     x = torch.randn(1, 3, *size).bfloat16()
-    seconds = {}
+    runs = (copy.deepcopy(model), model.optimize())
+    seconds = dict.fromkeys(runs, math.inf)
     with torch.no_grad():
-        for run in (copy.deepcopy(model), model.optimize()):
-            run(x)
-            for _ in range(5):
+        for attempt in range(40):  # other work on the machine only ever adds
+            for run in runs:
                 start = time.process_time()
                 run(x)
-                spent = time.process_time() - start
-                seconds[run] = min(spent, seconds.get(run, spent))
-    assert seconds[model] < 1.5 * min(seconds.values()) + 0.02
+                seconds[run] = min(seconds[run], time.process_time() - start)
+            if attempt > 3 and seconds[model] < 1.5 * min(seconds.values()) + 0.02:
+                return
+    raise AssertionError(f"{list(seconds.values())} s")
 
 
 def test_features_hooks_of_all_modules_and_patched_ones_get_the_modules(seed):

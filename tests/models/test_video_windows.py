@@ -17,6 +17,7 @@ CONFIG = tiny(
     output="relu", output_align_corners=True,
 )  # fmt: skip
 SIZE = (30, 40)  # of the frames; (42, 56) of the network
+SINGLE = dict(lookahead=0, stabilize="off")  # frame by frame, as predicted
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +117,7 @@ def test_short_windows_take_every_frame_once(count, run_seed, randomise, frames)
             torch.nn.init.zeros_(attention.to_out[0].weight)
     model.depth_head.scratch.output_conv2[2].bias.data += 5
     values = [r.values for r in model.infer_video([frames[0]] * count)]
-    values += [r.values for r in model.stream([frames[0]] * count, lookahead=0)]
+    values += [r.values for r in model.stream([frames[0]] * count, **SINGLE)]
     assert len(values) == 2 * count
     bound = 1e-3 * np.abs(values[0]).max()
     assert max(np.abs(each - values[0]).max() for each in values) <= bound
@@ -141,12 +142,12 @@ def test_reading_and_memory_are_bounded(video_model, frames):
     next(results)
     assert len(read) == 54
     read.clear()
-    for number, _ in enumerate(itertools.islice(video_model.stream(endless(), lookahead=0), 5), 1):
+    for number, _ in enumerate(itertools.islice(video_model.stream(endless(), **SINGLE), 5), 1):
         assert len(read) == number
 
 
 def test_stream_yields_results(video_model, frames):
-    results = list(video_model.stream(frames[:3], lookahead=0, fit="official"))
+    results = list(video_model.stream(frames[:3], fit="official", **SINGLE))
     with torch.no_grad():
         alone = video_model(network_input(frames[:1]))
     alone = torch.nn.functional.interpolate(
@@ -154,9 +155,8 @@ def test_stream_yields_results(video_model, frames):
     )[0, 0].numpy()
     assert np.abs(results[0].values - alone).max() <= 1e-4 * alone.max()
     assert [result.number for result in results] == [0, 1, 2]
-    again = list(
-        video_model.stream(frames[:3], lookahead=0)
-    )  # a call does not remember the one before
+    # A call does not remember the one before.
+    again = list(video_model.stream(frames[:3], **SINGLE))
     assert all(np.array_equal(a.values, b.values) for a, b in zip(results, again, strict=True))
 
 
@@ -166,13 +166,13 @@ def test_wrong_frames_and_options(video_model, frames, notices):
     with pytest.raises(ValueError, match="no flip"):
         video_model.infer_video(frames, flip=True)
     with pytest.raises(ValueError, match="pass one of them"):
-        video_model.infer_video(frames, fov=60, intrinsics=(1, 1, 0, 0))
+        video_model.stream(frames, fov=60, intrinsics=(1, 1, 0, 0))
     with pytest.raises(ValueError, match="frame 1"):
-        list(video_model.infer_video([frames[0], np.zeros((2, 2, 7))]))
+        list(video_model.stream([frames[0], np.zeros((2, 2, 7))]))
     assert list(video_model.infer_video([])) == []
     broken = DepthAnything(CONFIG).eval()
     broken.pretrained.cls_token.data.fill_(math.nan)
-    list(broken.infer_video(frames[:3]))
+    list(broken.stream(frames[:3], **SINGLE))
     assert sum("frame 0 is not finite" in message for message in notices.messages) == 1
 
 

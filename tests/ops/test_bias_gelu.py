@@ -72,7 +72,8 @@ def test_formula(backend, seed, device):
     below = torch.special.ndtr(z)
     density = torch.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
     out, grad_x, grad_bias = _run(backend, x, bias, upstream)
-    torch.testing.assert_close(out.double(), z * below, rtol=1e-5, atol=1e-6)
+    # Below -4, z times the error of erf is more than what remains of the value.
+    torch.testing.assert_close(out.double(), z * below, rtol=1e-5, atol=4e-6)
     expected = upstream * (below + z * density)
     torch.testing.assert_close(grad_x.double(), expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(grad_bias.double(), expected.sum(0), rtol=1e-5, atol=1e-5)

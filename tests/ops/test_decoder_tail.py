@@ -100,6 +100,56 @@ def test_tiles_of_every_target(target, dtype, seed, tf32):
     _check(got, (3, 9), inputs)
 
 
+HOPPER = ("cuda", 90)  # multiplies before it interpolates, with more than 64 channels in 16 bits
+
+
+@grid(
+    {
+        "shape, size": [
+            ((1, 128, 2, 5), (3, 9)), ((1, 128, 3, 70), (4, 132)), ((2, 100, 2, 3), (5, 66)),
+            ((1, 128, 3, 64), (3, 70)), ((1, 80, 2, 1), (3, 3)), ((1, 128, 3, 90), (4, 70)),
+        ],
+        "dtype": [torch.bfloat16, torch.float16],
+    }
+)  # fmt: skip
+def test_products_before_the_interpolation(shape, size, dtype, seed, device):
+    """Several programs along the width, padded channels, maps of all sizes, also smaller ones."""
+    from dafast.kernels.runtime import assume_target
+
+    inputs = _inputs(seed, shape, dtype=dtype)
+    with assume_target(*HOPPER):
+        got = _run("triton", size, *inputs)
+    _check(got, size, inputs)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_interpolation_by_a_product_has_no_stripes(dtype, device):
+    """The weights of every column sum to 1: a map without detail stays without detail."""
+    from dafast.kernels.runtime import assume_target
+
+    x = torch.full((1, 128, 3, 41), 0.7).to(dtype)
+    weight1 = torch.zeros(1, 128, 3, 3)
+    weight1[0, 0, 1, 1] = 1
+    weights = weight1, torch.zeros(1), torch.ones(1, 1, 1, 1), torch.zeros(1)
+    with assume_target(*HOPPER):
+        got = _run("triton", (5, 71), x, *weights)
+    assert torch.equal(got, x[0, 0, 0, 0].float().expand_as(got))
+
+
+def test_nan_shows_with_products_before_the_interpolation(seed, device):
+    """It spreads over the columns of a program at most, in the same rows."""
+    from dafast.kernels.runtime import assume_target
+
+    x, *weights = _inputs(seed, (1, 128, 6, 70), dtype=torch.bfloat16)
+    x[0, 3, 2, 4] = float("nan")
+    expected = _run("reference", (12, 140), x, *weights).isnan()
+    with assume_target(*HOPPER):
+        got = _run("triton", (12, 140), x, *weights).isnan()
+    rows = expected.any(3, keepdim=True)
+    assert expected.any() and (got | ~expected).all()
+    assert not got[..., 64:].any() and not (got & ~rows).any()
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_is_the_networks_end(backend, seed, device):
     """Written out with modules, as the official decoder has it."""
@@ -312,9 +362,11 @@ def test_decoder_takes_the_kernel_in_inference_alone(activation, dtype, seed, mo
             handle.remove()
             assert len(calls) == 1 and torch.equal(watched, trained)
     with torch.no_grad(), use_backend("reference"):
-        assert torch.equal(scratch(maps, (18, 19)), trained) and len(calls) == 1
-    error = (got - trained).abs().max() / trained.abs().max()
-    assert error <= TOLERANCES[dtype].model
+        expected = scratch(maps, (18, 19))
+        assert len(calls) == 1
+    for value in (got, trained):
+        error = (value - expected).abs().max() / expected.abs().max()
+        assert error <= TOLERANCES[dtype].model
 
 
 @pytest.mark.slow

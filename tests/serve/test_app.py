@@ -258,7 +258,8 @@ def test_other_pages_need_cors(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_interface_describes_itself(client: TestClient) -> None:
     schema = client.get("/openapi.json").json()
-    assert set(schema["paths"]) == {"/v1/depth", "/v1/models", "/healthz", "/readyz"}
+    paths = {"/v1/depth", "/v1/models", "/healthz", "/readyz", "/v1/video", "/v1/video/{name}"}
+    assert set(schema["paths"]) == {*paths, "/v1/video/{name}/result"}
     operation = schema["paths"]["/v1/depth"]["post"]
     names = {parameter["name"] for parameter in operation["parameters"]}
     assert names >= {"format", "model", "size", "fit", "fov", "palette"}

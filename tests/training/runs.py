@@ -97,7 +97,7 @@ def start(config: TrainConfig, at_step: int) -> Fork:
     """Starts the run as a process and returns when it has done `at_step` steps."""
     arguments = command(config)[1:]
     process = Fork(lambda: tiny.command(arguments), {})
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300  # a machine busy with other work takes ten times as long
     while max(tiny.losses(Path(config.out)), default=0) < at_step:
         if process.poll() is not None or time.monotonic() > deadline:
             process.end()

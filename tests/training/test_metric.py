@@ -157,18 +157,19 @@ def test_a_run_that_accumulates(shards: Path, tmp_path: Path, seed: int) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_two_processes(shards: Path, tmp_path: Path, seed: int, accumulate: int) -> None:
-    config = metric_run(shards, tmp_path / "two", seed=seed, steps=5, checkpoint_every=0)
-    processes(dataclasses.replace(config, accumulate=accumulate), 2)
-    losses = tiny.losses(tmp_path / "two")
-    assert sorted(losses) == [1, 2, 3, 4, 5] and all(np.isfinite(v) for v in losses.values())
-    if accumulate > 1:  # what the pieces give is what the processes' whole batches give
-        whole = dataclasses.replace(config, out=str(tmp_path / "whole"))
-        processes(whole, 2)
-        expected = tiny.losses(tmp_path / "whole")
-        for step, loss in losses.items():
-            assert loss == pytest.approx(expected[step], rel=1e-3), step
+def test_two_processes(shards: Path, tmp_path: Path, seed: int) -> None:
+    """Pieces give what the processes' whole batches give."""
+    rates = OptimSection(encoder_lr=1e-5, decoder_lr=1e-5)  # Adam enlarges roundings of small sums
+    config = metric_run(
+        shards, tmp_path / "two", seed=seed, steps=4, checkpoint_every=0, precision="float32",
+        optim=rates,
+    )  # fmt: skip
+    processes(dataclasses.replace(config, accumulate=2), 2)
+    processes(dataclasses.replace(config, out=str(tmp_path / "whole")), 2)
+    losses, expected = tiny.losses(tmp_path / "two"), tiny.losses(tmp_path / "whole")
+    assert sorted(losses) == [1, 2, 3, 4] and all(np.isfinite(v) for v in losses.values())
+    for step, loss in losses.items():
+        assert loss == pytest.approx(expected[step], rel=1e-3), step
 
 
 def relative(seed: int, folder: Path) -> DepthAnything:

@@ -30,12 +30,11 @@ class Library:
         digest: changes with the worlds.
     """
 
-    def __init__(self, folder: str | Path, *, smallest: int = _SMALLEST) -> None:
+    def __init__(self, folder: str | Path) -> None:
         """Lists the worlds.
 
         Args:
             folder: is searched for pk3 archives, with their sub-folders.
-            smallest: size of a map file in bytes below which it is left out.
 
         Raises:
             FileNotFoundError: the folder is missing or holds no world.
@@ -47,14 +46,14 @@ class Library:
         sizes = []
         for pack in find_packs(root):
             for file in pack.names("maps/", ".bsp"):
-                if pack.size(file) >= smallest:
+                if pack.size(file) >= _SMALLEST:
                     name = f"{pack.name}/{file[5:-4]}"
                     self._maps[name] = pack, file
                     sizes.append(f"{name} {pack.size(file)}")
         if not self._maps:
             raise FileNotFoundError(
                 f"{root} has no pk3 archive with a map: unpack the packages of the games there "
-                "(scripts/fetch_worlds.sh)"
+                "(scripts/unpack_worlds.sh)"
             )
         self.names = sorted(self._maps)
         self.digest = hashlib.sha256("\n".join(sorted(sizes)).encode()).hexdigest()[:16]
@@ -116,6 +115,6 @@ class Library:
 
 
 @lru_cache(maxsize=1)
-def library(folder: str) -> Library:
+def open_library(folder: str) -> Library:
     """The worlds of a folder, listed once for each process."""
     return Library(folder)

@@ -1,0 +1,99 @@
+"""OpenVINO, torch.export and AOTInductor: exact, with their facts, in a fresh process."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from dafast.export import export
+from dafast.export.openvino_file import openvino_facts
+from dafast.models.digest import digest_model
+from dafast.runtime import FileFacts
+from tests.export.heads import build
+
+RUN = """
+import json, sys
+import numpy as np, torch
+assert not any(name.startswith("dafast") for name in sys.modules)
+images = torch.from_numpy(np.load(sys.argv[2]))
+if sys.argv[3] == "aoti":
+    program = torch._inductor.aoti_load_package(sys.argv[1])
+    facts = program.get_metadata()
+else:
+    extra = {"dafast.json": ""}
+    program = torch.export.load(sys.argv[1], extra_files=extra).module()
+    facts = json.loads(extra["dafast.json"])
+with torch.no_grad():
+    outputs = program(images)
+np.savez(sys.argv[4], *[out.numpy() for out in outputs])
+print(json.dumps({name: facts[name] for name in facts if name.startswith("dafast.")}))
+"""
+
+
+def in_a_fresh_process(path, kind, images, tmp_path):
+    """The outputs and the facts of a program that a process without dafast runs."""
+    import json
+
+    np.save(tmp_path / "in.npy", images)
+    command = [sys.executable, "-c", RUN, path, tmp_path / "in.npy", kind, tmp_path / "out.npz"]
+    done = subprocess.run(
+        list(map(str, command)), capture_output=True, text=True, cwd=tmp_path, env=_no_checkout()
+    )
+    assert done.returncode == 0, done.stderr
+    outputs = np.load(tmp_path / "out.npz")
+    facts = FileFacts.from_strings(json.loads(done.stdout))
+    return [outputs[name] for name in outputs.files], facts
+
+
+def _no_checkout():
+    import os
+
+    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+
+def check_in_a_fresh_process(kind, tmp_path, seed):
+    torch.manual_seed(8)
+    model, path = build("da3-metric"), tmp_path / "model.pt2"
+    checks = export(model, path, kind)
+    assert len({check.shape[2:] for check in checks}) == 5
+    images = np.random.default_rng(seed).standard_normal((2, 3, 56, 98), dtype=np.float32)
+    outputs, facts = in_a_fresh_process(path, kind, images, tmp_path)
+    assert facts.weights == digest_model(model)
+    with torch.no_grad():
+        true = model.decoder_outputs(torch.from_numpy(images)).numpy()
+    for i, out in enumerate(outputs):
+        assert np.abs(out - true[:, i]).max() <= 1e-4 * np.abs(true[:, i]).max()
+
+
+@pytest.mark.slow
+def test_a_torch_program_runs_in_a_fresh_process(tmp_path, seed):
+    check_in_a_fresh_process("torch", tmp_path, seed)
+
+
+@pytest.mark.exhaustive  # a minute for the compiler
+def test_an_aoti_package_runs_in_a_fresh_process(tmp_path, seed):
+    check_in_a_fresh_process("aoti", tmp_path, seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("head", "dtype"), [("bins-normed", "float32"), ("dpt", "float16")])
+def test_openvino_files_are_exact(head, dtype, tmp_path):
+    pytest.importorskip("openvino", reason="needs the package openvino")
+    torch.manual_seed(9)
+    model, path = build(head), tmp_path / "model.xml"
+    checks = export(model, path, "openvino", dtype=dtype)
+    assert len({check.shape[2:] for check in checks}) == 5
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.bin", "model.xml"]
+    facts = openvino_facts(path)
+    assert facts.dtype == dtype
+    assert facts.weights == digest_model(model)
+    assert facts.classes == (model.config.classes if head == "dpt" else ())
+
+
+@pytest.mark.slow
+def test_openvino_files_take_photos(tmp_path):
+    pytest.importorskip("openvino", reason="needs the package openvino")
+    checks = export(build("v2-metric"), tmp_path / "model.xml", "openvino", preprocess=True)
+    assert len({check.shape for check in checks}) == 5
