@@ -16,6 +16,8 @@ BOUNDS = {
     "add_layer_norm": (20, 36),  # 56, 113
     "affine_invariant_loss": (40, 70),  # 114, 170
     "bias_gelu": (12, 27),  # 45, 101
+    "bias_relu_add": (17, 38),
+    "conv_transpose": (16, 24),
     "decoder_tail": (20, 0),  # 57
     "feature_alignment_loss": (17, 31),  # 59, 100
     "flash_attention": (27, 73),  # 59, 155
