@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ..models.digest import digest_model
 from ..models.streaming import BATCH_FRAMES, raw_results, stabilizer_for
 from ..result import DepthResult
 from ..video import conversion
@@ -25,7 +26,7 @@ from ..video.workspace import Workspace
 from ._camera import camera_of
 from ._common import CommandError, make_folder
 from ._log import is_quiet
-from ._model import digest_model, load_model, own_device
+from ._model import load_model, own_device
 
 
 class VideoRun:
