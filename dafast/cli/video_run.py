@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ..models.digest import digest_model
 from ..models.streaming import BATCH_FRAMES, raw_results, stabilizer_for
 from ..result import DepthResult
 from ..video import conversion
@@ -153,9 +154,9 @@ class VideoRun:
         with contextlib.suppress(OSError):
             facts = Path(args.source).stat()
             source = [str(Path(args.source).resolve()), facts.st_size, facts.st_mtime_ns]
-        names = ("codec", "layout", "palette", "divergence", "convergence", "stabilize")
-        names += ("lookahead", "fps", "every", "start", "end", "fit", "size", "max_tokens")
-        names += ("depth_scale",)
+        names = ["codec", "layout", "palette", "divergence", "convergence", "stabilize"]
+        names += ["lookahead", "fps", "every", "start", "end", "fit", "size", "max_tokens"]
+        names += ["depth_scale"]
         return {
             "source": source,
             "weights": digest_model(self.model),

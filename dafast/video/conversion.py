@@ -138,7 +138,7 @@ class Conversion:
         if outputs.raw is not None:
             self._raw = RawValues(self.work.raw, (self.info.height, self.info.width), self.done)
 
-    def run(self) -> Iterator[int]:
+    def run(self) -> Generator[int, None, None]:
         """Writes the frames; yields the number of frames that are done after each of them."""
         steps = staged(self._write(), 1)
         with contextlib.closing(steps):
