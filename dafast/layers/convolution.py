@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..devices import is_autocast_on
 from ..ops.bias_relu_add import bias_relu_add, serves_convolutions
 from ..ops.conv_transpose import conv_transpose, serves_as_product
-from ..devices import is_autocast_on
 from .mlp import is_plain
 
 
