@@ -37,6 +37,14 @@ OPTIONAL = (
     Package("xformers", "xformers", ("xformers",), "no comparison with its attention"),
     Package("flash-attn-4", "flash_attn.cute", ("flash-attn",), "no comparison with its attention"),
     Package("pillow-heif", "pillow_heif", ("heif",), "HEIC and HEIF photos cannot be read"),
+    Package("onnx", "onnx", ("onnx", "openvino"), "no ONNX and OpenVINO files of `dafast export`"),
+    Package(
+        "onnxruntime",
+        "onnxruntime",
+        ("onnx", "openvino"),
+        "no ONNX and OpenVINO files of `dafast export`, no `dafast run --model FILE.onnx`",
+    ),
+    Package("openvino", "openvino", ("openvino",), "no OpenVINO files of `dafast export`"),
     Package("av", "av", ("video",), "no MP4 files of `dafast parallax`"),
     Package("opencv-python-headless", "cv2", ("flow",), "no optical flow between frames of videos"),
     Package(

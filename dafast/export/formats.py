@@ -28,6 +28,7 @@ class Format:
         load: Gives a function that runs a file; None where this machine cannot run it.
         dtypes: The data types that it has.
         preprocess: Whether the graph can contain the resizes of photos and maps.
+        least: The fewest patches a side that a file with a dynamic size takes.
     """
 
     suffix: str
@@ -36,6 +37,7 @@ class Format:
     load: Callable[[Path, FileFacts], Run] | None
     dtypes: tuple[str, ...] = ("float32", "float16")
     preprocess: bool = False
+    least: int = 1
 
 
 def _build_onnx(model: nn.Module, facts: FileFacts, photos: Sequence[Any]) -> Any:
@@ -67,10 +69,20 @@ FORMATS = {
         ".xml", _need_openvino, _write_openvino, openvino_file.run_openvino, _ALL, preprocess=True
     ),
     "torch": Format(
-        ".pt2", lambda: None, programs.write_program, programs.run_program, ("float32",)
+        ".pt2",
+        lambda: None,
+        programs.write_program,
+        programs.run_program,
+        ("float32",),
+        least=programs.FEWEST_PATCHES,
     ),
     "aoti": Format(
-        ".pt2", lambda: None, programs.write_package, programs.run_package, ("float32",)
+        ".pt2",
+        lambda: None,
+        programs.write_package,
+        programs.run_package,
+        ("float32",),
+        least=programs.FEWEST_PATCHES,
     ),
 }
 """The formats by the name that ``--format`` takes."""
@@ -155,7 +167,9 @@ def _verified(
         VerificationError: If one of them fails.
     """
     assert chosen.load is not None
-    checks, failed = verify(model, facts, chosen.load(path, facts), photos=photos)
+    checks, failed = verify(
+        model, facts, chosen.load(path, facts), photos=photos, least=chosen.least
+    )
     if failed:
         lines = "\n".join(f"  {each}" for each in failed)
         raise VerificationError(

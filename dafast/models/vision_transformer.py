@@ -88,7 +88,7 @@ class VisionTransformer(nn.Module):
         counts = [place[-1] + 1 for place in places]  # a Python float would hold for one size only
         offset = torch.zeros((), device=device)
         if self.position_embedding == "official":
-            trained = (counts[0] == grid) & (counts[1] == grid)
+            trained = torch.logical_and(counts[0] == grid, counts[1] == grid)
             offset = torch.where(trained, 0.0, _OFFICIAL_OFFSET)
         matrices = []
         for place, count in zip(places, counts, strict=True):
