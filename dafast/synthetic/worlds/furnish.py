@@ -125,4 +125,4 @@ def light_objects(scene: Scene, level: F32) -> None:
     c = np.maximum(np.asarray(level, np.float32), 0.02)
     scene.env = Environment(c, c * scene.u(0.6, 1.0), c * scene.u(0.3, 0.8), scene.u(0.35, 0.8))
     d = np.array([scene.rng.normal(), scene.rng.normal(), scene.u(0.8, 3)], np.float32)
-    scene.lights = [Light(c * scene.u(0.4, 1.2), direction=d / np.linalg.norm(d))]
+    scene.lights = [Light(c * scene.u(0.3, 0.9), direction=d / np.linalg.norm(d))]

@@ -31,8 +31,8 @@ def _first_view(world: World, rng: np.random.Generator, size: tuple[int, int]) -
             view = aim(world, eye, rng)
             depth = depth_of(world, _trace(world, camera_from(view, small)))
             depth = depth.reshape(small[1], small[0])
-            # A floor or a wall by itself teaches little: half of these views are enough.
-            if worthwhile(depth) and (plane_fit(1 / depth) < 0.85 or rng.random() < 0.5):
+            # A floor or a wall by itself teaches little: few of these views are enough.
+            if worthwhile(depth) and (plane_fit(1 / depth) < 0.85 or rng.random() < 0.3):
                 return view
     return None
 
@@ -114,7 +114,7 @@ def _render(
 
 def _objects(scene: Scene, world: World, size: tuple[int, int]) -> SceneMesh | None:
     """Objects in front of the camera; None if there are none or they would hide too much."""
-    near = scene.chance(0.3)  # many things close to the camera, as in a room that is lived in
+    near = scene.chance(0.4)  # many things close to the camera, as in a room that is lived in
     most = scene.n(5, 12) if near else int(scene.rng.choice([0, 1, 2, 4, 6]))
     small = camera_from(scene.view, (max(size[0] // 8, 8), max(size[1] // 8, 8)))
     if not most or not furnish(scene, world, small, most, near):
@@ -177,7 +177,7 @@ def _surfaces(
     uv = world.interpolate(world.uv, hits, rows)
     colour = world.textures.sample(world.texture[face], uv, footprint)[:, :3]
     if scene.chance(0.5):  # other colours of the same textures
-        tint = np.exp(scene.rng.normal(0, scene.u(0.05, 0.35), world.textures.mean.shape))
+        tint = np.exp(scene.rng.normal(0, scene.u(0.05, 0.2), world.textures.mean.shape))
         colour = colour * tint.astype(np.float32)[world.texture[face]]
     light = _baked(world, hits, rows)
     mean = light.mean(0)
@@ -196,7 +196,7 @@ def _surfaces(
     if scene.chance(0.3):  # a soft shape by the direction of the light
         d = scene.rng.standard_normal(3).astype(np.float32)
         radiance *= (1 + scene.u(0.1, 0.5) * normal @ (d / np.linalg.norm(d)))[:, None]
-    return radiance.astype(np.float32), (np.median(light, 0) ** 2).astype(np.float32)
+    return radiance.astype(np.float32), (np.percentile(light, 35, axis=0) ** 2).astype(np.float32)
 
 
 def _baked(world: World, hits: Hits, rows: NDArray[np.integer]) -> F32:
