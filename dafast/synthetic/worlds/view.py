@@ -143,15 +143,19 @@ def _world_light(scene: Scene, world: World, camera: Camera, hits: Hits) -> tupl
     out = np.empty((len(rays), 3), np.float32)
     rows = np.flatnonzero(np.isfinite(depth))
     level = np.full(3, 0.3, np.float32)
+    sun = None
+    if not world.closed:
+        d = np.array([scene.rng.normal(), scene.rng.normal(), scene.u(0.3, 2.5)], np.float32)
+        sun = d / np.linalg.norm(d)
     if len(rows):
-        out[rows], level = _surfaces(scene, world, camera, hits, rows, rays, length)
+        out[rows], level = _surfaces(scene, world, camera, hits, rows, rays, length, sun)
     miss = ~np.isfinite(depth)
     if miss.any():
         sky(scene)
         bright = np.percentile(out[rows].mean(1), 80) if len(rows) else 0.3
         gain = np.float32(max(float(bright), 0.05) * scene.lu(0.8, 3))
         out[miss] = sky_colour(scene, rays[miss] / length[miss][:, None]) * gain
-    light_objects(scene, level)
+    light_objects(scene, level, sun)
     if scene.chance(0.15):
         density, shade_of = scene.lu(0.002, 0.03), out[rows].mean(0) * scene.u(0.7, 1.6)
         k = 1 - np.exp(-density * depth[rows] * length[rows])[:, None]
@@ -167,6 +171,7 @@ def _surfaces(
     rows: NDArray[np.integer],
     rays: F32,
     length: F32,
+    sun: F32 | None,
 ) -> tuple[F32, F32]:
     """Linear radiance of the hits ``rows`` (M, 3), and the light there (3,)."""
     face = hits.face[rows]
@@ -180,6 +185,9 @@ def _surfaces(
         tint = np.exp(scene.rng.normal(0, scene.u(0.05, 0.2), world.textures.mean.shape))
         colour = colour * tint.astype(np.float32)[world.texture[face]]
     light = _baked(world, hits, rows)
+    if sun is not None:
+        where = camera.eye + rays[rows] * hits.depth[rows, None]
+        light = light * _sunshine(scene, world, sun, where, face)
     mean = light.mean(0)
     floor, power = scene.u(0.0, 0.5), scene.u(0.6, 1.1)
     grey = np.float32(scene.u(0.2, 0.95))  # lamps of games have stronger colours than real ones
@@ -208,6 +216,16 @@ def _baked(world: World, hits: Hits, rows: NDArray[np.integer]) -> F32:
         uv = world.interpolate(world.light_uv, hits, rows[some])
         light[some] = world.lightmaps.sample(page[some], uv)[:, :3]
     return light * np.float32(2)
+
+
+def _sunshine(scene: Scene, world: World, sun: F32, where: F32, face: NDArray[np.int32]) -> F32:
+    """Light of sun and sky, gamma coded, (M, 1); both sides of thin things are lit."""
+    ambient, strength = scene.u(0.25, 0.9), scene.u(0.2, 1.6)
+    facing = np.abs(world.normals[face] @ sun)
+    start = (where + sun * np.float32(0.05)).astype(np.float32)
+    above = world.intersect(start, np.repeat(sun[None].astype(np.float32), len(start), 0))
+    lit = ~np.isfinite(above.depth)
+    return np.sqrt(ambient + strength * facing * lit).astype(np.float32)[:, None]
 
 
 def _shadow(
