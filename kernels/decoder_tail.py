@@ -172,7 +172,7 @@ def _interpolated_products(
 ):  # fmt: skip
     """As `_row_products`: the products with all taps first, then their interpolation.
 
-    As many small columns as there are upsampled ones are read, which is enough where the map is enlarged.
+    As many small columns as upsampled ones are read, which is enough where the map is enlarged.
     """
     BLOCK_W: tl.constexpr = column.shape[0]
     first = tl.program_id(0) * BLOCK_W

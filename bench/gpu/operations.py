@@ -19,6 +19,7 @@ from bench.depth_like import depth_like
 from bench.gpu.meter import Meter, attempt, cuda_tool
 from bench.gpu.records import Records
 from dafast import ops
+from dafast.layers.convolution import convolve, enlarge
 from dafast.ops import use_backend
 
 CLUSTERS = r"""
@@ -259,15 +260,33 @@ def _convolutions(meter: Meter, records: Records) -> None:
                 y, c.weight, c.bias, (1, 1), (1, 1), (1, 1), 1
             ),
         }
-        flops = 2.0 * batch * side * side * channels * channels * 9
-        for who, run in runs.items():
+        runs["both, then ReLU"] = lambda y=y, conv=nhwc: F.relu(conv(y))
+        runs["both, ReLU by bias_relu_add"] = lambda y=y, c=nhwc: convolve(c, y, relu=True)
+        shape = [batch, channels, side, side]
+        _in_graphs(meter, records, shape, runs, 2.0 * y.numel() * channels * 9)
+        small = y[..., : side // 4, : side // 4].contiguous(memory_format=last)
+        larger = torch.nn.ConvTranspose2d(channels, channels, 4, stride=4).to(y)
+        larger = larger.to(memory_format=last)
+        runs = {
+            "transposed, 4x4, PyTorch": lambda z=small, layer=larger: layer(z),
+            "transposed, 4x4, conv_transpose": lambda z=small, layer=larger: enlarge(layer, z),
+        }
+        shape = list(small.shape)
+        _in_graphs(meter, records, shape, runs, 2.0 * small.numel() * channels * 16)
 
-            def figures(run: Any = run, flops: float = flops) -> dict[str, Any]:
-                found = meter.time(meter.capture(run), 40)
-                return {**found, "tflops": flops / found["ms"] / 1e9}
 
-            record = {"convolution": [batch, channels, side, side], "who": who}
-            attempt(records, record, figures)
+def _in_graphs(
+    meter: Meter, records: Records, shape: list[int], runs: dict[str, Callable[[], Tensor]],
+    flops: float,
+) -> None:  # fmt: skip
+    """Records convolutions of maps of one shape."""
+    for who, run in runs.items():
+
+        def figures(run: Any = run) -> dict[str, Any]:
+            found = meter.time(meter.capture(run), 40)
+            return {**found, "tflops": flops / found["ms"] / 1e9}
+
+        attempt(records, {"convolution": shape, "who": who}, figures)
 
 
 def _host(meter: Meter, records: Records) -> None:
