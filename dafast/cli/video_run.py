@@ -14,6 +14,7 @@ import numpy as np
 
 from ..models.digest import digest_model
 from ..models.streaming import BATCH_FRAMES, raw_results, stabilizer_for
+from ..picture_sources import is_pipe
 from ..result import DepthResult
 from ..video import conversion
 from ..video.conversion import Conversion, Outputs
@@ -129,7 +130,7 @@ class VideoRun:
     def _open(self, threads: int) -> Any:
         args = self.args
         spool = None
-        if args.out is not None:
+        if args.out is not None and (args.source == "-" or is_pipe(Path(args.source))):
             folder = self._closing.enter_context(
                 tempfile.TemporaryDirectory(dir=args.out.parent, prefix=".pipe-")
             )
@@ -210,7 +211,7 @@ class VideoRun:
         where = " and ".join(str(place) for place in places if place)
         text = f"{done} frame{'s' * (done != 1)}"
         text += f" written to {where}" if where else " measured"
-        rate = done / seconds if seconds else 0.0
+        rate = (done - job.kept) / seconds if seconds else 0.0
         print(f"{text} ({seconds:.1f} s, {rate:.1f} frames/s)")
         if self.meter is not None and not interrupted:
             print(_flicker(self.meter.result()))

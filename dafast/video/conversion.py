@@ -100,6 +100,7 @@ class Conversion:
 
     Attributes:
         done: Frames that are written, with those of earlier runs.
+        kept: Frames of earlier runs.
         problems: Damage of the source.
     """
 
@@ -127,7 +128,7 @@ class Conversion:
             self._segments, self._start = self.work.load()
         else:
             self.work.begin(settings)
-        self.done = 0 if self._start is None else self._start.frames
+        self.done = self.kept = 0 if self._start is None else self._start.frames
         self.problems: list[str] = []
         self._last: Frame | None = None
         if self._start is not None:
