@@ -165,8 +165,7 @@ def _print_checks(path: Path, checks: Sequence[Check]) -> None:
     for check in checks:
         print(f"  {check}")
     if checks:
-        most = max(check.maximum / check.range for check in checks)
-        mean = max(check.mean / check.range for check in checks)
+        most, mean = (max(errors) for errors in zip(*(c.relative for c in checks), strict=True))
         print(f"  verified: max error {most:.1e} of the range, mean {mean:.1e}")
 
 

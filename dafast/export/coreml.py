@@ -39,12 +39,14 @@ def write_coreml(
         path: The .mlpackage folder.
 
     Raises:
-        ValueError: If the size or the batch is not fixed.
+        ValueError: If the size or the batch is not fixed, or the model has metric bins.
     """
     import coremltools
 
     if facts.shape is None or facts.batch is None:
         raise ValueError("Core ML packages have a fixed size: pass shape and batch")
+    if facts.config.bin_centers and not facts.classes:
+        raise ValueError(f"{facts.config.name!r} has metric bins, which coremltools cannot convert")
     # In float32; the converter chooses where float16 is enough.
     module, images = exported_module(model, dataclasses.replace(facts, dtype="float32"))
     assert isinstance(module, ExportedNetwork)

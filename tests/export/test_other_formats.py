@@ -93,7 +93,7 @@ def test_openvino_files_are_exact(head, dtype, tmp_path):
 
 
 @pytest.mark.exhaustive  # the extra coreml is not in the extra test; 5 s for each head
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("head", [head for head in HEADS if "bins" not in head])
 def test_coreml_packages_are_converted(head, tmp_path):
     coremltools = pytest.importorskip("coremltools", reason="needs the package coremltools")
     model, path = build(head), tmp_path / "model.mlpackage"
@@ -101,6 +101,8 @@ def test_coreml_packages_are_converted(head, tmp_path):
         export(model, path, "coreml", shape=(56, 84), batch=1)
     with pytest.raises(ValueError, match="pass shape and batch"):
         export(model, path, "coreml", check=False)
+    with pytest.raises(ValueError, match="has metric bins"):
+        export(build("bins"), path, "coreml", shape=(56, 84), batch=1, check=False)
     assert not list(tmp_path.iterdir())
     assert export(model, path, "coreml", shape=(56, 84), batch=1, check=False) == []
     package = coremltools.models.MLModel(str(path), skip_model_load=True)
