@@ -44,6 +44,7 @@ OPTIONAL = (
         ("onnx", "openvino"),
         "no ONNX and OpenVINO files of `dafast export`, no `dafast run --model FILE.onnx`",
     ),
+    Package("coremltools", "coremltools", ("coreml",), "no Core ML packages of `dafast export`"),
     Package("openvino", "openvino", ("openvino",), "no OpenVINO files of `dafast export`"),
     Package("av", "av", ("video",), "no MP4 files of `dafast parallax`"),
     Package("opencv-python-headless", "cv2", ("flow",), "no optical flow between frames of videos"),

@@ -148,7 +148,6 @@ class VideoRun:
 
     def _settings(self) -> dict[str, Any]:
         """All that the results depend on."""
-        from ..models.digest import digest_model
 
         args = self.args
         source: list[Any] = [args.source]

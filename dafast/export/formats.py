@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from torch import nn
 
 from ..files import whole_files
 from ..runtime import FileFacts
-from . import onnx_file, openvino_file, programs
+from . import coreml, onnx_file, openvino_file, programs
 from .network import facts_of
 from .quantize import quantize
 from .verify import Check, Run, VerificationError, verify
@@ -84,6 +85,7 @@ FORMATS = {
         ("float32",),
         least=programs.FEWEST_PATCHES,
     ),
+    "coreml": Format(".mlpackage", coreml.need_coreml, coreml.write_coreml, None),
 }
 """The formats by the name that ``--format`` takes."""
 
@@ -135,10 +137,14 @@ def export(
     if dtype == "int8" and not calibrate:
         raise ValueError("dtype='int8' needs photos to calibrate with: pass calibrate=")
     if check and chosen.load is None:
-        raise ValueError(f"{format} files cannot be verified on this machine: pass check=False")
+        raise ValueError(f"{format} files cannot run here: leave the verification out")
     with whole_files(path.parent) as folder:
         written = folder / path.name
         chosen.write(model, facts, written, calibrate)
+        if written.is_dir():  # a package of Core ML; the block above moves only files
+            shutil.rmtree(path, ignore_errors=True)
+            written.rename(path)
+            return []
         return _verified(model, facts, written, chosen, calibrate) if check else []
 
 

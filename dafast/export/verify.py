@@ -51,10 +51,16 @@ class Check:
             f"(range {self.range:.3g})"
         )
 
+    @property
+    def relative(self) -> tuple[float, float]:
+        """The maximum and the mean as fractions of the range; of a constant output as they are."""
+        scale = self.range or 1.0
+        return self.maximum / scale, self.mean / scale
+
     def is_within(self, dtype: str) -> bool:
         """Whether the errors are finite and at most `TOLERANCES`."""
-        most, mean = (bound * self.range for bound in TOLERANCES[dtype])
-        return self.maximum <= most and self.mean <= mean  # False for NaN
+        pairs = zip(self.relative, TOLERANCES[dtype], strict=True)
+        return all(error <= bound for error, bound in pairs)  # False for NaN
 
 
 def checked_sizes(facts: FileFacts, least: int = 1) -> list[tuple[int, int, int]]:
