@@ -14,8 +14,14 @@ folder=$1
 shift
 mkdir -p "$folder"
 for package in "$@"; do
-    dpkg-deb --fsys-tarfile "$package" |
-        tar -x -C "$folder" --wildcards '*.pk3' '*/torcs/tracks/*' '*/torcs/data/textures/*' '*/copyright' 2>/dev/null ||
-        echo "$package: no maps and no tracks" >&2
+    found=
+    for files in '*.pk3' '*/torcs/tracks/*' '*/torcs/data/textures/*' '*/copyright'; do
+        # tar fails if a package has no file of this kind.
+        if dpkg-deb --fsys-tarfile "$package" |
+            tar -x -C "$folder" --wildcards "$files" 2>/dev/null; then
+            [ "$files" = '*/copyright' ] || found=yes
+        fi
+    done
+    [ -n "$found" ] || echo "$package: no maps and no tracks" >&2
 done
 find "$folder" -name '*.pk3' -o -name '*.acc' | sort
