@@ -20,7 +20,9 @@ from torch import Tensor
 
 logger = logging.getLogger("dafast")
 
-BACKENDS = ("reference", "cpp", "cuda", "triton", "sdpa", "xformers", "flash_attn")
+BACKENDS = (
+    "reference", "cpp", "cuda", "triton", "sdpa", "xformers", "flash_attn", "scaled_mm",
+)  # fmt: skip
 """The backends that exist; see `available_backends` for the ones that an op has."""
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
@@ -263,7 +265,7 @@ def use_backend(name: str) -> Iterator[None]:
 
     Args:
         name: One of ``reference``, ``cpp``, ``cuda``, ``triton``, ``sdpa``, ``xformers``,
-            ``flash_attn``.
+            ``flash_attn``, ``scaled_mm``.
 
     Raises:
         ValueError: If no such backend exists.
