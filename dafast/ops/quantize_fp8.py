@@ -42,7 +42,7 @@ class Fp8Rows(NamedTuple):
 def why_no_fp8(device: torch.device) -> str:
     """Why a device does not compute in e4m3, or ""."""
     if device.type != "cuda":
-        return f"fp8 needs an NVIDIA GPU; the tensors are on {device}"
+        return f"fp8 needs an NVIDIA GPU, not {device.type!r}"
     if torch.version.hip is not None:
         return "fp8 needs an NVIDIA GPU: those of AMD have another format than e4m3"
     found = torch.cuda.get_device_capability(device)

@@ -105,7 +105,7 @@ def test_limits():
 
 
 def test_why_a_device_has_no_e4m3(monkeypatch):
-    assert "NVIDIA GPU; the tensors are on cpu" in why_no_fp8(torch.device("cpu"))
+    assert "NVIDIA GPU, not 'cpu'" in why_no_fp8(torch.device("cpu"))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 6))
     gpu = torch.device("cuda", 0)
     assert why_no_fp8(gpu) == "fp8 needs compute capability 8.9 or later; the GPU has 8.6"
