@@ -273,8 +273,7 @@ class OptimizedNetwork(DepthNetwork):
         hooked = self._forward_hooks or self._forward_pre_hooks or "forward" in vars(self)
         with torch.no_grad():
             now = self._optimized_now() if plain and not hooked else None
-            packed = now is None or isinstance(now, OptimizedForward)
-            if packed or sky > self.config.sky_head:
+            if now is None or isinstance(now, OptimizedForward) or sky > self.config.sky_head:
                 return super().predict_batch(shape, fill, read, sky)
             forward = functools.partial(self._run_modules, blocks=now.blocks)
 
