@@ -57,7 +57,7 @@ def _key(args: tuple[Any, ...], forced: str | None) -> tuple[Any, ...] | None:
     """All that the choice of a backend depends on within a process, None if it is not known."""
     parts: list[Any] = [forced, torch.is_grad_enabled()]
     for arg in args:
-        many = isinstance(arg, list)  # of images or of geometries
+        many = isinstance(arg, (list, tuple))  # images, geometries, the parts of a weight
         parts.append(len(arg) if many else None)
         for x in arg if many else (arg,):
             if not isinstance(x, Tensor):
