@@ -82,8 +82,7 @@ def features(model: DepthAnything, x: Tensor) -> Tensor:
     now = model._optimized
     x = x.to(model.dtype)
     if isinstance(now, OptimizedForward):
-        patch = model.config.patch_size
-        taps = now._encode(x, x.shape[2] // patch, x.shape[3] // patch)
+        taps = now.encode(x)
     else:
         blocks = None if now is None else now.blocks
         taps = model.pretrained.get_intermediate_layers(x, model.config.out_indices, blocks)
