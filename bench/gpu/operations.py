@@ -208,17 +208,11 @@ def _loss(
 
 
 def _linear_runs(x: Tensor, w: Tensor, b: Tensor) -> dict[str, Callable[[], Tensor]]:
-    def scaled(t: Tensor) -> tuple[Tensor, Tensor]:
-        scale = (t.abs().amax(1, keepdim=True).float() / 448).clamp_min(1e-9)
-        return (t / scale).to(torch.float8_e4m3fn), scale
-
-    (x8, x_scale), (w8, w_scale) = scaled(x), scaled(w)
+    x8, w8 = ops.quantize_fp8(x), ops.quantize_fp8(w)
     return {
         "bfloat16": lambda: F.linear(x, w, b),
         "bfloat16, tanh GELU": lambda: torch._addmm_activation(b, x, w.T, use_gelu=True),
-        "e4m3, scales by row": lambda: torch._scaled_mm(
-            x8, w8.T, scale_a=x_scale, scale_b=w_scale.T, bias=b, out_dtype=torch.bfloat16
-        ),
+        "e4m3, scales by row": lambda: ops.linear_fp8(x8, w8, b),
     }
 
 
@@ -240,8 +234,34 @@ def products(meter: Meter, records: Records) -> None:
 
                     record = {"product": [rows, depth, columns], "who": who}
                     attempt(records, record, figures)
+            _rows_in_e4m3(meter, records, rows, width)
         _convolutions(meter, records)
         _host(meter, records)
+
+
+def _rows_in_e4m3(meter: Meter, records: Records, rows: int, width: int) -> None:
+    """What comes before the products, in bfloat16 and in e4m3, and the bytes a second."""
+    x = torch.randn(rows, width, device=meter.device, dtype=torch.bfloat16)
+    hidden = torch.randn(rows, 4 * width, device=meter.device, dtype=torch.bfloat16)
+    gamma, weight, bias, wide = (
+        torch.ones(n, device=meter.device, dtype=torch.bfloat16)
+        for n in (width, width, width, 4 * width)
+    )
+    norm = (x, x, gamma, weight, bias)
+    runs: dict[str, tuple[Tensor, float, Callable[[], Any]]] = {
+        "LayerNorm to bfloat16": (x, 8.0, lambda: ops.add_layer_norm(*norm)),
+        "LayerNorm to e4m3": (x, 7.0, lambda: ops.add_layer_norm_fp8(*norm)),
+        "GELU to bfloat16": (hidden, 4.0, lambda: ops.bias_gelu(hidden, wide, added=True)),
+        "GELU to e4m3": (hidden, 3.0, lambda: ops.quantize_fp8(hidden, gelu=True)),
+        "bfloat16 to e4m3": (x, 3.0, lambda: ops.quantize_fp8(x)),
+    }
+    for who, (given, size, run) in runs.items():
+
+        def figures(run: Any = run, moved: float = size * given.numel()) -> dict[str, Any]:
+            found = meter.time(meter.capture(run), 40)
+            return {**found, "gbytes_s": moved / found["ms"] / 1e6}
+
+        attempt(records, {"rows": list(given.shape), "who": who}, figures)
 
 
 def _convolutions(meter: Meter, records: Records) -> None:

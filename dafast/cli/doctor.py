@@ -134,6 +134,7 @@ def _backend_states() -> dict[str, tuple[bool, str]]:
     import torch
 
     from ..ops import _extension, _triton
+    from ..ops.quantize_fp8 import why_no_fp8
     from ..optional import why_no_module
 
     gpu = torch.cuda.is_available()
@@ -150,6 +151,7 @@ def _backend_states() -> dict[str, tuple[bool, str]]:
         "triton": _triton.why_missing(),
         "xformers": why_no_module("xformers.ops") if gpu else no_gpu,
         "flash_attn": why_no_module("flash_attn.cute") if gpu else no_gpu,
+        "scaled_mm": why_no_fp8(torch.device("cuda", 0)) if gpu else no_gpu,
     }
     return {name: (not why, why) for name, why in reasons.items()}
 
@@ -170,6 +172,7 @@ def _missing_backends(
         "triton": "Triton kernels",
         "xformers": "xformers",
         "flash_attn": "FlashAttention 4",
+        "scaled_mm": "fp8 products",
     }
     parts = []
     for backend, name in names.items():
@@ -179,6 +182,8 @@ def _missing_backends(
         served = [op for op, backends in ops.items() if backend in backends]
         if not served:
             cost = "nothing: no op has such a backend in this version"
+        elif backend == "scaled_mm":
+            cost = "no optimize(fp8=True)"
         else:
             cost = "slower, with the same results: " + ", ".join(served)
             if "resize_bicubic" in served and backend == "cpp":

@@ -346,7 +346,9 @@ def test_modules_get_the_memory_of_the_graphs(model, made, monkeypatch):
             raise torch.OutOfMemoryError("full")
         return run(given)
 
-    monkeypatch.setattr(type(model), "_run_modules", lambda self, given: short_of_memory(given))
+    monkeypatch.setattr(
+        type(model), "_run_modules", lambda self, given, blocks=None: short_of_memory(given)
+    )
     assert torch.equal(model(other), run(other).squeeze(1))
     assert calls == [2, 2] and not model._optimized._graphs
 
