@@ -29,6 +29,7 @@ class Case:
         tolerance: Largest accepted error over max |reference|, per dtype.
         gpu_only: Whether it is too large to be timed on a CPU.
         outliers: Fraction of a gradient's values whose error does not count.
+        e4m3: Whether its kernels need a GPU with e4m3.
     """
 
     op: str
@@ -42,6 +43,7 @@ class Case:
     tolerance: dict[torch.dtype, float]
     gpu_only: bool = False
     outliers: float = 0.0
+    e4m3: bool = False
 
     def name(self, dtype: torch.dtype) -> str:
         """Op, shape and dtype in one string."""

@@ -32,7 +32,10 @@ WITHOUT_PRODUCTS = (
     "add_layer_norm",
     "bias_gelu",
     "bias_relu_add",
+    "quantize_fp8",
+    "add_layer_norm_fp8",
 )
+WITHOUT_E4M3 = ("sm_80", "gfx942")
 LOOP_KINDS = ("matrix", "exp", "float", "convert", "integer", "shuffle", "shared", "load", "store",
               "barrier", "spill", "other")  # fmt: skip
 
@@ -106,6 +109,8 @@ def _static_choice(options: argparse.Namespace) -> Iterator[tuple[Case, torch.dt
     sampled = set()
     for case in STATIC_CASES:
         if (options.op and case.op not in options.op) or (options.sample and case.op in sampled):
+            continue
+        if case.e4m3 and options.arch in WITHOUT_E4M3:
             continue
         sampled.add(case.op)
         for dtype in case.dtypes:

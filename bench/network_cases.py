@@ -333,3 +333,74 @@ def int8(tokens: int, depth: int, columns: int) -> Case:
         dtypes=(torch.float32, torch.bfloat16),
         tolerance=FLOAT_TOLERANCE,
     )
+
+
+_E4M3_STEP = 0.08
+"""A rounding between two neighbours in e4m3, over the largest value: 32 of 448."""
+
+
+def quantize(batch: int, channels: int, tokens: int = 1370, gelu: bool = False) -> Case:
+    def make(seed: int, dtype: torch.dtype, device: torch.device) -> tuple[Any, ...]:
+        generator = torch.Generator().manual_seed(seed)
+        return (torch.randn(batch, tokens, channels, generator=generator).to(device, dtype),)
+
+    elements = batch * tokens * channels
+    return Case(
+        op="quantize_fp8",
+        label=f"{batch}x{tokens}x{channels}" + ", GELU" * gelu,
+        make=make,
+        call=lambda x: ops.quantize_fp8(x, gelu=gelu),
+        differentiable=(),
+        flops=(22.0 if gelu else 2.0) * elements,
+        bytes=lambda size: (size + 1.0) * elements,
+        dtypes=ALL_DTYPES,
+        tolerance=dict.fromkeys(ALL_DTYPES, _E4M3_STEP),
+        gpu_only=batch > 4,
+        e4m3=True,
+    )
+
+
+def glue_fp8(batch: int, channels: int, tokens: int = 1370) -> Case:
+    plain = glue(batch, channels, tokens)
+
+    def call(*inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        s, rows = ops.add_layer_norm_fp8(*inputs)
+        return s, *rows
+
+    elements = batch * tokens * channels
+    return Case(
+        op="add_layer_norm_fp8",
+        label=plain.label,
+        make=plain.make,
+        call=call,
+        differentiable=(),
+        flops=12.0 * elements,
+        bytes=lambda size: elements * (3.0 * size + 1),
+        dtypes=ALL_DTYPES,
+        tolerance=dict.fromkeys(ALL_DTYPES, _E4M3_STEP),
+        gpu_only=batch > 4,
+        e4m3=True,
+    )
+
+
+def fp8(tokens: int, depth: int, columns: int, gpu_only: bool = False) -> Case:
+    def make(seed: int, dtype: torch.dtype, device: torch.device) -> tuple[Any, ...]:
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.randn(1, tokens, depth, generator=generator).to(device, dtype)
+        weight = torch.randn(columns, depth, generator=generator) / depth**0.5
+        bias = torch.randn(columns, generator=generator)
+        rows = (ops.quantize_fp8(each.to(device)) for each in (x, weight))
+        return *rows, bias.to(device, dtype)
+
+    return Case(
+        op="linear_fp8",
+        label=f"1x{tokens}x{depth} to {columns}",
+        make=make,
+        call=ops.linear_fp8,
+        differentiable=(),
+        flops=2.0 * tokens * depth * columns,
+        bytes=lambda size: tokens * (depth + 2.0 * columns) + 1.0 * depth * columns,
+        dtypes=(torch.bfloat16,),
+        tolerance=FLOAT_TOLERANCE,
+        gpu_only=gpu_only,
+    )

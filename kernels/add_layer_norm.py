@@ -13,7 +13,15 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from .runtime import cdiv, kernel, next_power_of_2, on_its_device, sum_over_programs
+from .quantize_fp8 import store_e4m3
+from .runtime import (
+    INTERPRET,
+    cdiv,
+    kernel,
+    next_power_of_2,
+    on_its_device,
+    sum_over_programs,
+)
 
 _MIN_ROWS = 8  # of a program
 _MAX_PROGRAMS = 1024
@@ -21,9 +29,9 @@ _MAX_PROGRAMS = 1024
 
 @kernel(do_not_specialize=["rows", "program_rows"])
 def _add_layer_norm_fwd_kernel(
-    x_ptr, branch_ptr, gamma_ptr, weight_ptr, bias_ptr, s_ptr, n_ptr, stats_ptr,
+    x_ptr, branch_ptr, gamma_ptr, weight_ptr, bias_ptr, s_ptr, n_ptr, stats_ptr, scale_ptr,
     rows, channels, program_rows, eps,
-    BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, LANE: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, LANE: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     column = tl.max_contiguous(tl.arange(0, BLOCK_C), LANE)  # elements of a lane, at most
     inside = column < channels
@@ -45,9 +53,12 @@ def _add_layer_norm_fwd_kernel(
         centered = tl.where(mask, s - mean[:, None], 0.0)
         rstd = tl.rsqrt(tl.sum(centered * centered, 1) / channels + eps)
         n = centered * rstd[:, None] * weight + bias
-        tl.store(n_ptr + at, n.to(n_ptr.dtype.element_ty), mask=mask)
-        tl.store(stats_ptr + row, mean, mask=valid)
-        tl.store(stats_ptr + rows + row, rstd, mask=valid)
+        if scale_ptr is not None:
+            store_e4m3(n_ptr, scale_ptr, at, row, n, mask, valid, INTERPRETED)
+        else:
+            tl.store(n_ptr + at, n.to(n_ptr.dtype.element_ty), mask=mask)
+            tl.store(stats_ptr + row, mean, mask=valid)
+            tl.store(stats_ptr + rows + row, rstd, mask=valid)
 
 
 @kernel(do_not_specialize=["rows", "program_rows"])
@@ -143,19 +154,55 @@ def add_layer_norm_fwd(
     """
     s = torch.empty(x.shape, dtype=sum_dtype, device=x.device)
     n = torch.empty(x.shape, dtype=dtype, device=x.device)
-    channels = x.shape[-1]
-    rows = x.numel() // channels
+    rows = x.numel() // x.shape[-1]
     stats = torch.empty((2, rows), dtype=torch.float32, device=x.device)
-    if rows == 0:
-        return s, n, stats
-    programs, sizes, options = _launch(rows, channels, s.element_size(), 4)
+    _run_fwd((x, branch, gamma, weight, bias), (s, n, stats, None), eps)
+    return s, n, stats
+
+
+@on_its_device
+def add_layer_norm_fp8_fwd(
+    x: Tensor,
+    branch: Tensor,
+    gamma: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    sum_dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Launches the same kernel with n in e4m3, and its rows' scales instead of statistics.
+
+    Args:
+        x: As for `add_layer_norm_fwd`, like the others.
+        branch: (..., C).
+        gamma: (C).
+        weight: (C).
+        bias: (C).
+        eps: Added to the variance.
+        sum_dtype: Of the sum s.
+
+    Returns:
+        s (..., C), and n in e4m3 (..., C) with its scales (...), float32.
+    """
+    s = torch.empty(x.shape, dtype=sum_dtype, device=x.device)
+    values = torch.empty(x.shape, dtype=torch.float8_e4m3fn, device=x.device)
+    scale = torch.empty(x.shape[:-1], dtype=torch.float32, device=x.device)
+    _run_fwd((x, branch, gamma, weight, bias), (s, values, None, scale), eps)
+    return s, values, scale
+
+
+def _run_fwd(inputs: tuple[Tensor, ...], results: tuple[Tensor | None, ...], eps: float) -> None:
+    x, s = inputs[0], results[0]
+    if x.numel() == 0 or s is None:
+        return
+    channels = x.shape[-1]
+    programs, sizes, options = _launch(x.numel() // channels, channels, s.element_size(), 4)
     # No contraction to FMA: two lanes that add each other's square would contract one each, and
     # then hold different last digits of the one number that is stored.
     _add_layer_norm_fwd_kernel[(programs,)](
-        x.contiguous(), branch.contiguous(), gamma.contiguous(), weight.contiguous(),
-        bias.contiguous(), s, n, stats, *sizes, eps, **options, enable_fp_fusion=False,
+        *map(Tensor.contiguous, inputs), *results, *sizes, eps, **options,
+        INTERPRETED=INTERPRET, enable_fp_fusion=False,
     )  # fmt: skip
-    return s, n, stats
 
 
 @on_its_device

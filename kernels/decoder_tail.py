@@ -172,8 +172,7 @@ def _interpolated_products(
 ):  # fmt: skip
     """As `_row_products`: the products with all taps first, then their interpolation.
 
-    As many small columns as there are upsampled ones are read, which is enough where the map is
-    enlarged; see `_spans`.
+    As many small columns as upsampled ones are read, which is enough where the map is enlarged.
     """
     BLOCK_W: tl.constexpr = column.shape[0]
     first = tl.program_id(0) * BLOCK_W
@@ -290,13 +289,6 @@ def _tile(
     }  # fmt: skip
 
 
-def _spans(scale_x: float, block_w: int = 64) -> bool:
-    """Whether as many small columns as upsampled ones hold all neighbours of these and their two
-    outer ones.
-    """
-    return scale_x * (block_w + 1) + 3 <= block_w
-
-
 def _scale(source: int, size: int) -> float:
     """Steps in the small map per step in the upsampled one; corners are aligned."""
     return (source - 1) / (size - 1) if size > 1 else 0.0
@@ -331,7 +323,9 @@ def decoder_tail_fwd(
     weight1 = weight1.to(x.dtype).contiguous(memory_format=torch.channels_last)
     precision = float32_precision() if x.dtype == torch.float32 else "tf32"
     scale_y, scale_x = _scale(in_height, height), _scale(in_width, width)
-    tile = _tile(x.dtype, channels, len(weight1), _spans(scale_x), *target(), precision)
+    # As many small columns as a program's 64 hold all neighbours of these and of the two next ones.
+    enlarges = scale_x * 65 + 3 <= 64
+    tile = _tile(x.dtype, channels, len(weight1), enlarges, *target(), precision)
     grid = (cdiv(width, tile["BLOCK_W"]), cdiv(height, tile["ROWS"]), batch)
     _decoder_tail_kernel[grid](
         x, weight1, bias1.contiguous(), weight2.contiguous(), bias2, out,

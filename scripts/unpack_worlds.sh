@@ -1,9 +1,10 @@
 #!/bin/sh
 # Unpacks the maps of games from Debian packages, for `dafast synth --worlds FOLDER`.
 #   apt-get download openarena-081-maps openarena-081-textures openarena-081-players \
-#       openarena-081-misc openarena-085-data openarena-088-data nexuiz-data nexuiz-textures
+#       openarena-081-misc openarena-085-data openarena-088-data nexuiz-data nexuiz-textures \
+#       torcs-data
 #   scripts/unpack_worlds.sh worlds *.deb
-# Only archives of maps and the packages' licenses are kept.
+# Only archives of maps, tracks and the packages' licenses are kept.
 set -eu
 if [ $# -lt 2 ]; then
     echo "usage: $0 FOLDER PACKAGE.deb..." >&2
@@ -13,8 +14,14 @@ folder=$1
 shift
 mkdir -p "$folder"
 for package in "$@"; do
-    dpkg-deb --fsys-tarfile "$package" |
-        tar -x -C "$folder" --wildcards '*.pk3' '*/copyright' 2>/dev/null ||
-        echo "$package: no archive of maps" >&2
+    found=
+    for files in '*.pk3' '*/torcs/tracks/*' '*/torcs/data/textures/*' '*/copyright'; do
+        # tar fails if a package has no file of this kind.
+        if dpkg-deb --fsys-tarfile "$package" |
+            tar -x -C "$folder" --wildcards "$files" 2>/dev/null; then
+            [ "$files" = '*/copyright' ] || found=yes
+        fi
+    done
+    [ -n "$found" ] || echo "$package: no maps and no tracks" >&2
 done
-find "$folder" -name '*.pk3' | sort
+find "$folder" -name '*.pk3' -o -name '*.acc' | sort

@@ -17,6 +17,9 @@ ROOT = Path(__file__).resolve().parents[2]
 TESTS = (
     "tests/models/test_cuda_machinery.py",
     "tests/models/test_transfer.py",
+    "tests/models/test_fp8.py",
+    "tests/ops/test_linear_fp8.py",
+    "tests/ops/test_quantize_fp8.py",
     "tests/ops/test_affine_invariant_loss_gpu.py",
     "tests/ops/test_flash_attention.py",
     "tests/ops/test_resize_bilinear.py",

@@ -19,6 +19,7 @@ from bench.depth_like import depth_like
 from bench.gpu.meter import Meter, attempt, cuda_tool
 from bench.gpu.records import Records
 from dafast import ops
+from dafast.layers.convolution import convolve, enlarge
 from dafast.ops import use_backend
 
 CLUSTERS = r"""
@@ -207,17 +208,11 @@ def _loss(
 
 
 def _linear_runs(x: Tensor, w: Tensor, b: Tensor) -> dict[str, Callable[[], Tensor]]:
-    def scaled(t: Tensor) -> tuple[Tensor, Tensor]:
-        scale = (t.abs().amax(1, keepdim=True).float() / 448).clamp_min(1e-9)
-        return (t / scale).to(torch.float8_e4m3fn), scale
-
-    (x8, x_scale), (w8, w_scale) = scaled(x), scaled(w)
+    x8, w8 = ops.quantize_fp8(x), ops.quantize_fp8(w)
     return {
         "bfloat16": lambda: F.linear(x, w, b),
         "bfloat16, tanh GELU": lambda: torch._addmm_activation(b, x, w.T, use_gelu=True),
-        "e4m3, scales by row": lambda: torch._scaled_mm(
-            x8, w8.T, scale_a=x_scale, scale_b=w_scale.T, bias=b, out_dtype=torch.bfloat16
-        ),
+        "e4m3, scales by row": lambda: ops.linear_fp8(x8, w8, b),
     }
 
 
@@ -239,8 +234,34 @@ def products(meter: Meter, records: Records) -> None:
 
                     record = {"product": [rows, depth, columns], "who": who}
                     attempt(records, record, figures)
+            _rows_in_e4m3(meter, records, rows, width)
         _convolutions(meter, records)
         _host(meter, records)
+
+
+def _rows_in_e4m3(meter: Meter, records: Records, rows: int, width: int) -> None:
+    """What comes before the products, in bfloat16 and in e4m3, and the bytes a second."""
+    x = torch.randn(rows, width, device=meter.device, dtype=torch.bfloat16)
+    hidden = torch.randn(rows, 4 * width, device=meter.device, dtype=torch.bfloat16)
+    gamma, weight, bias, wide = (
+        torch.ones(n, device=meter.device, dtype=torch.bfloat16)
+        for n in (width, width, width, 4 * width)
+    )
+    norm = (x, x, gamma, weight, bias)
+    runs: dict[str, tuple[Tensor, float, Callable[[], Any]]] = {
+        "LayerNorm to bfloat16": (x, 8.0, lambda: ops.add_layer_norm(*norm)),
+        "LayerNorm to e4m3": (x, 7.0, lambda: ops.add_layer_norm_fp8(*norm)),
+        "GELU to bfloat16": (hidden, 4.0, lambda: ops.bias_gelu(hidden, wide, added=True)),
+        "GELU to e4m3": (hidden, 3.0, lambda: ops.quantize_fp8(hidden, gelu=True)),
+        "bfloat16 to e4m3": (x, 3.0, lambda: ops.quantize_fp8(x)),
+    }
+    for who, (given, size, run) in runs.items():
+
+        def figures(run: Any = run, moved: float = size * given.numel()) -> dict[str, Any]:
+            found = meter.time(meter.capture(run), 40)
+            return {**found, "gbytes_s": moved / found["ms"] / 1e6}
+
+        attempt(records, {"rows": list(given.shape), "who": who}, figures)
 
 
 def _convolutions(meter: Meter, records: Records) -> None:
@@ -259,15 +280,33 @@ def _convolutions(meter: Meter, records: Records) -> None:
                 y, c.weight, c.bias, (1, 1), (1, 1), (1, 1), 1
             ),
         }
-        flops = 2.0 * batch * side * side * channels * channels * 9
-        for who, run in runs.items():
+        runs["both, then ReLU"] = lambda y=y, conv=nhwc: F.relu(conv(y))
+        runs["both, ReLU by bias_relu_add"] = lambda y=y, c=nhwc: convolve(c, y, relu=True)
+        shape = [batch, channels, side, side]
+        _in_graphs(meter, records, shape, runs, 2.0 * y.numel() * channels * 9)
+        small = y[..., : side // 4, : side // 4].contiguous(memory_format=last)
+        larger = torch.nn.ConvTranspose2d(channels, channels, 4, stride=4).to(y)
+        larger = larger.to(memory_format=last)
+        runs = {
+            "transposed, 4x4, PyTorch": lambda z=small, layer=larger: layer(z),
+            "transposed, 4x4, conv_transpose": lambda z=small, layer=larger: enlarge(layer, z),
+        }
+        shape = list(small.shape)
+        _in_graphs(meter, records, shape, runs, 2.0 * small.numel() * channels * 16)
 
-            def figures(run: Any = run, flops: float = flops) -> dict[str, Any]:
-                found = meter.time(meter.capture(run), 40)
-                return {**found, "tflops": flops / found["ms"] / 1e9}
 
-            record = {"convolution": [batch, channels, side, side], "who": who}
-            attempt(records, record, figures)
+def _in_graphs(
+    meter: Meter, records: Records, shape: list[int], runs: dict[str, Callable[[], Tensor]],
+    flops: float,
+) -> None:  # fmt: skip
+    """Records convolutions of maps of one shape."""
+    for who, run in runs.items():
+
+        def figures(run: Any = run) -> dict[str, Any]:
+            found = meter.time(meter.capture(run), 40)
+            return {**found, "tflops": flops / found["ms"] / 1e9}
+
+        attempt(records, {"convolution": shape, "who": who}, figures)
 
 
 def _host(meter: Meter, records: Records) -> None:

@@ -293,14 +293,15 @@ def _loss_rows(run: Run) -> list[list[str]]:
 
 
 def _product_rows(run: Run) -> list[list[str]]:
-    rows = [["shape", "implementation", "ms", "TFLOP/s"]]
+    rows = [["shape", "implementation", "ms", "TFLOP/s", "GB/s"]]
     for r in run.find("products"):
         if "host" in r:
             continue
-        kind = "product" if "product" in r else "convolution"
+        kind = next(k for k in ("product", "convolution", "rows") if k in r)
         shape = f"{kind} {'x'.join(map(str, r[kind]))}"
         time = figure(r["ms"]) if "ms" in r else _why(r)
-        rows.append([shape, r["who"], time, figure(r.get("tflops"))])
+        rates = [figure(r.get(key)) for key in ("tflops", "gbytes_s")]
+        rows.append([shape, r["who"], time, *rates])
     return rows
 
 

@@ -37,6 +37,15 @@ OPTIONAL = (
     Package("xformers", "xformers", ("xformers",), "no comparison with its attention"),
     Package("flash-attn-4", "flash_attn.cute", ("flash-attn",), "no comparison with its attention"),
     Package("pillow-heif", "pillow_heif", ("heif",), "HEIC and HEIF photos cannot be read"),
+    Package("onnx", "onnx", ("onnx", "openvino"), "no ONNX and OpenVINO files of `dafast export`"),
+    Package(
+        "onnxruntime",
+        "onnxruntime",
+        ("onnx", "openvino"),
+        "no ONNX and OpenVINO files of `dafast export`, no `dafast run --model FILE.onnx`",
+    ),
+    Package("coremltools", "coremltools", ("coreml",), "no Core ML packages of `dafast export`"),
+    Package("openvino", "openvino", ("openvino",), "no OpenVINO files of `dafast export`"),
     Package("av", "av", ("video",), "no MP4 files of `dafast parallax`"),
     Package("opencv-python-headless", "cv2", ("flow",), "no optical flow between frames of videos"),
     Package(
@@ -125,6 +134,7 @@ def _backend_states() -> dict[str, tuple[bool, str]]:
     import torch
 
     from ..ops import _extension, _triton
+    from ..ops.quantize_fp8 import why_no_fp8
     from ..optional import why_no_module
 
     gpu = torch.cuda.is_available()
@@ -141,6 +151,7 @@ def _backend_states() -> dict[str, tuple[bool, str]]:
         "triton": _triton.why_missing(),
         "xformers": why_no_module("xformers.ops") if gpu else no_gpu,
         "flash_attn": why_no_module("flash_attn.cute") if gpu else no_gpu,
+        "scaled_mm": why_no_fp8(torch.device("cuda", 0)) if gpu else no_gpu,
     }
     return {name: (not why, why) for name, why in reasons.items()}
 
@@ -161,6 +172,7 @@ def _missing_backends(
         "triton": "Triton kernels",
         "xformers": "xformers",
         "flash_attn": "FlashAttention 4",
+        "scaled_mm": "fp8 products",
     }
     parts = []
     for backend, name in names.items():
@@ -170,6 +182,8 @@ def _missing_backends(
         served = [op for op, backends in ops.items() if backend in backends]
         if not served:
             cost = "nothing: no op has such a backend in this version"
+        elif backend == "scaled_mm":
+            cost = "no optimize(fp8=True)"
         else:
             cost = "slower, with the same results: " + ", ".join(served)
             if "resize_bicubic" in served and backend == "cpp":

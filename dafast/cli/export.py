@@ -101,6 +101,8 @@ def export(args: argparse.Namespace) -> int:
         return _export_folder(args, model, photos)
     if args.dtype == "int8" and not photos:
         raise CommandError("--dtype int8 needs --calibrate PHOTO|FOLDER: photos to calibrate with")
+    if args.format == "coreml" and args.verify:
+        raise CommandError("--format coreml: packages run only on a Mac; add --no-verify")
     checks = run_export(
         model,
         args.out,
@@ -157,13 +159,13 @@ def _export_folder(args: argparse.Namespace, model: Any, photos: Sequence[Any]) 
 
 
 def _print_checks(path: Path, checks: Sequence[Check]) -> None:
-    size = sum(p.stat().st_size for p in (path, path.with_suffix(".bin")) if p.is_file())
+    files = path.rglob("*") if path.is_dir() else (path, path.with_suffix(".bin"))
+    size = sum(file.stat().st_size for file in files if file.is_file())
     print(f"{path}  {size / 1e6:.1f} MB")
     for check in checks:
         print(f"  {check}")
     if checks:
-        most = max(check.maximum / check.range for check in checks)
-        mean = max(check.mean / check.range for check in checks)
+        most, mean = (max(errors) for errors in zip(*(c.relative for c in checks), strict=True))
         print(f"  verified: max error {most:.1e} of the range, mean {mean:.1e}")
 
 

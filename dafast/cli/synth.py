@@ -42,7 +42,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "--worlds",
         type=named_path,
         metavar="DIR",
-        help="show the maps of games in this folder instead of procedural scenes "
+        help="show the worlds of games in this folder instead of procedural scenes "
         "(docs/nano.md)",
     )
     parser.add_argument(

@@ -24,6 +24,7 @@ FRAME_FORMATS = ("png16", "exr", "npz")
 MODES = ("range", "flow", "off")
 """Those of `dafast.video`, which the parser must know without an import of torch."""
 
+
 def add_parser(commands: argparse._SubParsersAction) -> None:
     """Adds the command's parser."""
     parser = commands.add_parser(

@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from ..models.digest import digest_model
 from ..models.streaming import BATCH_FRAMES, raw_results, stabilizer_for
+from ..picture_sources import is_pipe
 from ..result import DepthResult
 from ..video import conversion
 from ..video.conversion import Conversion, Outputs
@@ -128,7 +130,7 @@ class VideoRun:
     def _open(self, threads: int) -> Any:
         args = self.args
         spool = None
-        if args.out is not None:
+        if args.out is not None and (args.source == "-" or is_pipe(Path(args.source))):
             folder = self._closing.enter_context(
                 tempfile.TemporaryDirectory(dir=args.out.parent, prefix=".pipe-")
             )
@@ -146,16 +148,15 @@ class VideoRun:
 
     def _settings(self) -> dict[str, Any]:
         """All that the results depend on."""
-        from ..models.digest import digest_model
 
         args = self.args
         source: list[Any] = [args.source]
         with contextlib.suppress(OSError):
             facts = Path(args.source).stat()
             source = [str(Path(args.source).resolve()), facts.st_size, facts.st_mtime_ns]
-        names = ("codec", "layout", "palette", "divergence", "convergence", "stabilize")
-        names += ("lookahead", "fps", "every", "start", "end", "fit", "size", "max_tokens")
-        names += ("depth_scale",)
+        names = ["codec", "layout", "palette", "divergence", "convergence", "stabilize"]
+        names += ["lookahead", "fps", "every", "start", "end", "fit", "size", "max_tokens"]
+        names += ["depth_scale"]
         return {
             "source": source,
             "weights": digest_model(self.model),
@@ -209,7 +210,7 @@ class VideoRun:
         where = " and ".join(str(place) for place in places if place)
         text = f"{done} frame{'s' * (done != 1)}"
         text += f" written to {where}" if where else " measured"
-        rate = done / seconds if seconds else 0.0
+        rate = (done - job.kept) / seconds if seconds else 0.0
         print(f"{text} ({seconds:.1f} s, {rate:.1f} frames/s)")
         if self.meter is not None and not interrupted:
             print(_flicker(self.meter.result()))

@@ -36,6 +36,6 @@ def photo_errors(
             options.setdefault("fov", 60)
         out = exported.predict(photo, **options).values.astype(np.float64)
         true = model.predict(photo, **options).values
-        error, span = np.abs(out - true), float(true.max() - true.min())
+        error, span = np.abs(out - true), float(true.max() - true.min()) or 1.0
         errors.append((float(error.max()) / span, float(error.mean()) / span))
     return errors

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from torch import nn
 
 from ..files import whole_files
 from ..runtime import FileFacts
-from . import onnx_file, openvino_file, programs
+from . import coreml, onnx_file, openvino_file, programs
 from .network import facts_of
 from .quantize import quantize
 from .verify import Check, Run, VerificationError, verify
@@ -28,6 +29,7 @@ class Format:
         load: Gives a function that runs a file; None where this machine cannot run it.
         dtypes: The data types that it has.
         preprocess: Whether the graph can contain the resizes of photos and maps.
+        least: The fewest patches a side that a file with a dynamic size takes.
     """
 
     suffix: str
@@ -36,6 +38,7 @@ class Format:
     load: Callable[[Path, FileFacts], Run] | None
     dtypes: tuple[str, ...] = ("float32", "float16")
     preprocess: bool = False
+    least: int = 1
 
 
 def _build_onnx(model: nn.Module, facts: FileFacts, photos: Sequence[Any]) -> Any:
@@ -67,11 +70,22 @@ FORMATS = {
         ".xml", _need_openvino, _write_openvino, openvino_file.run_openvino, _ALL, preprocess=True
     ),
     "torch": Format(
-        ".pt2", lambda: None, programs.write_program, programs.run_program, ("float32",)
+        ".pt2",
+        lambda: None,
+        programs.write_program,
+        programs.run_program,
+        ("float32",),
+        least=programs.FEWEST_PATCHES,
     ),
     "aoti": Format(
-        ".pt2", lambda: None, programs.write_package, programs.run_package, ("float32",)
+        ".pt2",
+        lambda: None,
+        programs.write_package,
+        programs.run_package,
+        ("float32",),
+        least=programs.FEWEST_PATCHES,
     ),
+    "coreml": Format(".mlpackage", coreml.need_coreml, coreml.write_coreml, None),
 }
 """The formats by the name that ``--format`` takes."""
 
@@ -123,10 +137,14 @@ def export(
     if dtype == "int8" and not calibrate:
         raise ValueError("dtype='int8' needs photos to calibrate with: pass calibrate=")
     if check and chosen.load is None:
-        raise ValueError(f"{format} files cannot be verified on this machine: pass check=False")
+        raise ValueError(f"{format} files cannot run here: leave the verification out")
     with whole_files(path.parent) as folder:
         written = folder / path.name
         chosen.write(model, facts, written, calibrate)
+        if written.is_dir():  # a package of Core ML; the block above moves only files
+            shutil.rmtree(path, ignore_errors=True)
+            written.rename(path)
+            return []
         return _verified(model, facts, written, chosen, calibrate) if check else []
 
 
@@ -155,7 +173,9 @@ def _verified(
         VerificationError: If one of them fails.
     """
     assert chosen.load is not None
-    checks, failed = verify(model, facts, chosen.load(path, facts), photos=photos)
+    checks, failed = verify(
+        model, facts, chosen.load(path, facts), photos=photos, least=chosen.least
+    )
     if failed:
         lines = "\n".join(f"  {each}" for each in failed)
         raise VerificationError(

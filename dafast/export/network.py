@@ -69,6 +69,8 @@ def facts_of(
         config, classes = model.config, ()
     else:
         raise TypeError(f"{type(model).__name__} is not a DepthAnything or SegmentationModel")
+    if config.temporal_frames and not classes:
+        raise ValueError(f"{config.name!r} has temporal modules: models of video have no export")
     if dtype not in _DTYPES:
         raise ValueError(f"dtype={dtype!r}: use one of {', '.join(DTYPES)}")
     if shape is not None and not preprocess and any(n < 1 or n % config.patch_size for n in shape):

@@ -17,8 +17,10 @@ from .tracing import exported_module
 FACTS_FILE = "dafast.json"
 """Name of the facts within a `torch.export` file."""
 
+FEWEST_PATCHES = 3
+"""The fewest patches a side: with two the decoder's deepest map has one, and a guard fails."""
+
 _MOST = 4096  # patches a side, and images of a batch: a bound that torch.export wants
-_FEWEST = 3  # patches a side: the deepest map of the decoder needs two, or a guard fails
 
 
 def exported_program(model: nn.Module, facts: FileFacts) -> Any:
@@ -34,8 +36,8 @@ def exported_program(model: nn.Module, facts: FileFacts) -> Any:
     if facts.batch is None:
         sizes[0] = torch.export.Dim("batch", min=1, max=_MOST)
     if facts.shape is None:
-        sizes[2] = patch * torch.export.Dim("rows", min=_FEWEST, max=_MOST)
-        sizes[3] = patch * torch.export.Dim("columns", min=_FEWEST, max=_MOST)
+        sizes[2] = patch * torch.export.Dim("rows", min=FEWEST_PATCHES, max=_MOST)
+        sizes[3] = patch * torch.export.Dim("columns", min=FEWEST_PATCHES, max=_MOST)
     with torch.no_grad():
         return torch.export.export(module, (images,), dynamic_shapes=(sizes,), strict=False)
 

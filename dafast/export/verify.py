@@ -51,13 +51,19 @@ class Check:
             f"(range {self.range:.3g})"
         )
 
+    @property
+    def relative(self) -> tuple[float, float]:
+        """The maximum and the mean as fractions of the range; of a constant output as they are."""
+        scale = self.range or 1.0
+        return self.maximum / scale, self.mean / scale
+
     def is_within(self, dtype: str) -> bool:
         """Whether the errors are finite and at most `TOLERANCES`."""
-        most, mean = (bound * self.range for bound in TOLERANCES[dtype])
-        return self.maximum <= most and self.mean <= mean  # False for NaN
+        pairs = zip(self.relative, TOLERANCES[dtype], strict=True)
+        return all(error <= bound for error, bound in pairs)  # False for NaN
 
 
-def checked_sizes(facts: FileFacts) -> list[tuple[int, int, int]]:
+def checked_sizes(facts: FileFacts, least: int = 1) -> list[tuple[int, int, int]]:
     """Batch, height and width of the inputs of a verification.
 
     Five different sizes with batches of 1 to 3, among them the trained one; of a file with a fixed
@@ -71,7 +77,7 @@ def checked_sizes(facts: FileFacts) -> list[tuple[int, int, int]]:
         (grid + 3, 3),
         (grid // 2 + 3, grid // 3 + 9),
     ]
-    sizes = [(rows * patch, columns * patch) for rows, columns in patches]
+    sizes = [(max(rows, least) * patch, max(columns, least) * patch) for rows, columns in patches]
     if facts.preprocess:
         sizes = [(200, 301), (301, 200), (97, 97), (33, 420), (171, 128)]
     batches: tuple[int, ...] = (1, 1, 2, 3, 2)
@@ -100,7 +106,13 @@ def compare(
 
 
 def verify(
-    model: nn.Module, facts: FileFacts, run: Run, *, photos: Sequence[Any] = (), seed: int = 1
+    model: nn.Module,
+    facts: FileFacts,
+    run: Run,
+    *,
+    photos: Sequence[Any] = (),
+    least: int = 1,
+    seed: int = 1,
 ) -> tuple[list[Check], list[Check]]:
     """Runs a file and the model, which uses PyTorch's own path, on the same images.
 
@@ -110,6 +122,7 @@ def verify(
         run: Runs the file.
         photos: Images to use, stretched to the sizes; random ones by default. A quantised file is
             only right for images like those that it was calibrated with.
+        least: The fewest patches a side that the file takes.
         seed: Of the random images.
 
     Returns:
@@ -118,7 +131,7 @@ def verify(
     random = np.random.default_rng(seed)
     reference = ExportedNetwork(model)
     checks: list[Check] = []
-    for batch, height, width in checked_sizes(facts):
+    for batch, height, width in checked_sizes(facts, least):
         if photos:
             chosen = [photos[i % len(photos)] for i in range(batch)]
             images = np.concatenate(list(file_inputs(facts, chosen, (height, width))))

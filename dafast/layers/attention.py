@@ -7,6 +7,14 @@ from torch import Tensor, nn
 from ..ops import flash_attention_qkvpacked, flash_attention_varlen
 
 
+def attend(qkv: Tensor, cu_seqlens: Tensor | None = None, max_seqlen: int = 0) -> Tensor:
+    """Attention (B, N, 3, heads, C / heads) to (B, N, C); sequences as for `Attention.forward`."""
+    if cu_seqlens is None:
+        return flash_attention_qkvpacked(qkv).flatten(-2)
+    q, k, v = qkv[0].unbind(1)
+    return flash_attention_varlen(q, k, v, cu_seqlens, max_seqlen)[None].flatten(-2)
+
+
 class Attention(nn.Module):
     """Self-attention of a ViT (DINOv2 `layers/attention.py`).
 
@@ -28,9 +36,4 @@ class Attention(nn.Module):
         itself; see `dafast.ops.flash_attention_varlen`.
         """
         qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))
-        if cu_seqlens is None:
-            out = flash_attention_qkvpacked(qkv)
-        else:
-            q, k, v = qkv[0].unbind(1)
-            out = flash_attention_varlen(q, k, v, cu_seqlens, max_seqlen)[None]
-        return self.proj(out.flatten(-2))
+        return self.proj(attend(qkv, cu_seqlens, max_seqlen))

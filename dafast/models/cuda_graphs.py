@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from ..ops import forced_backend
+from .fp8_forward import Fp8Forward
 from .network import DepthNetwork
 from .snapshot import Structure, why_not_as_built
 
@@ -195,9 +196,18 @@ class GraphedForward:
     Args:
         model: A model for which `why_not_captured` returns "".
         machinery: For the model's device.
+        quantized: The forward in fp8, if graphs are to be of that.
     """
 
-    def __init__(self, model: DepthNetwork, machinery: Machinery) -> None:
+    int8 = False
+
+    def __init__(
+        self, model: DepthNetwork, machinery: Machinery, quantized: Fp8Forward | None = None
+    ) -> None:
+        self._quantized = quantized
+        self.fp8 = False if quantized is None else quantized.fp8
+        self.inputs = () if quantized is None else quantized.inputs
+        self.blocks = None if quantized is None else quantized.blocks
         self._structure = Structure(model)
         self._machinery = machinery
         self._graphs: OrderedDict[Any, Graph] = OrderedDict()
@@ -206,6 +216,8 @@ class GraphedForward:
 
     def is_current(self, model: DepthNetwork) -> bool:
         """Whether the model still has the modules, settings and weights that graphs hold."""
+        if self._quantized is not None:
+            return self._quantized.is_current(model)
         return self._structure.is_of(model)
 
     def is_hooked(self) -> bool:
@@ -248,6 +260,12 @@ class GraphedForward:
             if not self.release():
                 raise
         return read(forward(x))  # with the memory of the graphs
+
+    def expire(self) -> None:
+        """Drops all graphs, and has quantised weights made again."""
+        self.release()
+        if self._quantized is not None:
+            self._quantized.expire()
 
     def release(self) -> bool:
         """Drops all graphs and their memory; they are captured again. False if there are none."""

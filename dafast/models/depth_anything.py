@@ -308,8 +308,8 @@ class DepthAnything(Convertible, Publishable, OptimizedNetwork):
             stabilize: ``"range"``: brings the disparity of all frames of a shot to one scale and
                 shift; ``"flow"``: also by what moves, with optical flow (OpenCV); ``"off"``: leaves
                 the maps and their display ranges as they are. By default ``"range"`` for relative
-                models. Metric models keep their metres, and windows of a model with temporal
-                modules are aligned already: only the display range is smoothed.
+                models; of metric models and of those with temporal modules only the display range
+                is smoothed.
             lookahead: Frames that the display range knows in advance, by which results are late.
                 With 0 each result is there before the next frame is needed.
             every: Takes each frame whose number is a multiple of it.

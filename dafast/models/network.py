@@ -225,16 +225,23 @@ class DepthNetwork(nn.Module):
         """
         return self._run_modules(x)
 
-    def _run_modules(self, x: Tensor) -> Tensor:
-        """Images (B, 3, H, W), or clips with as many frames, to outputs (B, C, H, W)."""
+    def _run_modules(self, x: Tensor, blocks: Sequence[Any] | None = None) -> Tensor:
+        """Images (B, 3, H, W), or clips with as many frames, to outputs (B, C, H, W).
+
+        Args:
+            x: The images.
+            blocks: As for `VisionTransformer.get_intermediate_layers`.
+        """
         frames = 1
         if x.ndim == 5:
             x, frames = self._check(x).flatten(0, 1), x.shape[1]
-        return self._decode(*self._encode(x), frames)
+        return self._decode(*self._encode(x, blocks), frames)
 
-    def _encode(self, x: Tensor) -> tuple[list[Tensor], int, int]:
+    def _encode(
+        self, x: Tensor, blocks: Sequence[Any] | None = None
+    ) -> tuple[list[Tensor], int, int]:
         """Images (B, 3, H, W) to the decoder's inputs: four taps, rows and columns."""
-        taps = self.pretrained.get_intermediate_layers(x, self.config.out_indices)
+        taps = self.pretrained.get_intermediate_layers(x, self.config.out_indices, blocks)
         patch = self.config.patch_size
         return taps, x.shape[-2] // patch, x.shape[-1] // patch
 
@@ -255,10 +262,12 @@ class DepthNetwork(nn.Module):
             return self.metric_head(*self.depth_head.activations(taps, rows, columns))
         return self.depth_head(taps, rows, columns, frames)
 
-    def _forward_packed(self, images: Sequence[Tensor]) -> list[Tensor]:
+    def _forward_packed(
+        self, images: Sequence[Tensor], blocks: Sequence[Any] | None = None
+    ) -> list[Tensor]:
         if not images:
             return []
-        taps = self.pretrained.get_intermediate_layers(images, self.config.out_indices)
+        taps = self.pretrained.get_intermediate_layers(images, self.config.out_indices, blocks)
         same_size: dict[tuple[int, int], list[int]] = {}
         for i, image in enumerate(images):
             same_size.setdefault((image.shape[-2], image.shape[-1]), []).append(i)

@@ -1,10 +1,11 @@
-"""The network with its fast forward: packed weights on a CPU, CUDA graphs on a GPU."""
+"""The network with its fast forward: packed weights on a CPU, CUDA graphs on a GPU, 8 bits."""
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, NamedTuple, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,13 +14,28 @@ from ..config import ModelConfig
 from ..devices import is_autocast_on, keep_freed_memory, warn_if_slow
 from ..ops.linear_int8 import why_slow as why_slow_int8
 from . import cuda_graphs
+from .calibration import photo_inputs
 from .cuda_graphs import GraphedForward, InputKind
+from .fp8_forward import Fp8Forward, why_not_fp8
 from .network import DepthNetwork
 from .packed_cpu import OptimizedForward, why_not_packed
+from .snapshot import why_not_as_built
 
 logger = logging.getLogger("dafast")
 
 _T = TypeVar("_T")
+
+
+class _Bits(NamedTuple):
+    """How the encoder's linear layers multiply, and the images that calibrate it."""
+
+    int8: bool = False
+    fp8: bool | str = False
+    inputs: tuple[Tensor, ...] = ()
+
+    def are_of(self, forward: OptimizedForward | GraphedForward | Fp8Forward) -> bool:
+        now = (forward.int8, forward.fp8)
+        return now == (self.int8, self.fp8) and forward.inputs is self.inputs
 
 
 class OptimizedNetwork(DepthNetwork):
@@ -33,12 +49,14 @@ class OptimizedNetwork(DepthNetwork):
 
     def __init__(self, config: str | ModelConfig = "vits") -> None:
         super().__init__(config)
-        self._optimized: OptimizedForward | GraphedForward | None = None
+        self._optimized: OptimizedForward | GraphedForward | Fp8Forward | None = None
 
     def optimize(
         self,
         *,
         int8: bool | None = None,
+        fp8: bool | Literal["emulate"] | None = None,
+        calibration: Sequence[Any] | None = None,
         keep_memory: bool = True,
         cuda_graphs: bool | None = None,
     ) -> Self:
@@ -64,12 +82,23 @@ class OptimizedNetwork(DepthNetwork):
         Every call checks whether the weights or the settings of a module (`norm.eps`,
         `depth_head.max_depth`, ...) have changed. On a CPU the check reads every value of every
         weight, so it also sees writes through `Tensor.data` and numpy. On a GPU the graphs read the
-        weights themselves, and are captured again only if weights have other memory.
+        weights themselves, and are captured again only if weights have other memory. With ``fp8``
+        on a GPU the weights are quantised again after changes that PyTorch counts
+        (`Tensor._version`) and after `train`; after writes through `Tensor.data` without `train`,
+        call ``model.train().eval()``.
 
         Args:
             int8: On a CPU, whether the encoder's linear layers multiply in int8
                 (`dafast.ops.linear_int8`): even faster, and less exact; docs/performance.md has
                 figures. By default the current choice stays; the first is False.
+            fp8: On an NVIDIA GPU of compute capability 8.9 or later, with weights in bfloat16,
+                whether the encoder's linear layers multiply in e4m3 (`dafast.ops.linear_fp8`):
+                faster, and less exact; docs/performance.md has figures. ``"emulate"`` computes the
+                same results on any device, slowly, to measure their accuracy. By default the
+                current choice stays; the first is False.
+            calibration: A few photos, anything that `infer` takes, for ``int8`` or ``fp8``: the
+                sizes of the channels are measured with them (`dafast.models.calibration`). By
+                default the current ones stay; the first is a synthetic picture.
             keep_memory: On a CPU, whether the process keeps the memory that a forward releases, for
                 the next one. It applies to all allocations of the process from then on, with
                 glibc's malloc only. `infer` does not set it.
@@ -80,42 +109,90 @@ class OptimizedNetwork(DepthNetwork):
             The model itself.
 
         Raises:
-            RuntimeError: If ``int8`` is requested and this machine has no fast kernel for it.
+            RuntimeError: If ``int8`` or ``fp8`` is requested and cannot be fast here.
+            ValueError: If ``int8`` and ``fp8`` are both requested, or ``calibration`` without
+                either or without a photo.
         """
+        bits = self._choose_bits(int8, fp8, calibration)
         if cuda_graphs is not None:
             self._uses_graphs = cuda_graphs
         if self._captures_graphs():
-            self._prepare_graphs()
+            self._prepare_graphs(bits)
             return self
-        now = self._optimized if isinstance(self._optimized, OptimizedForward) else None
-        wanted = (now is not None and now.int8) if int8 is None else int8
-        if wanted and (slow := why_slow_int8()):
-            raise RuntimeError(f"optimize(int8=True): {slow}")
-        if now is None or now.int8 != wanted or not now.is_current(self):
-            reason = why_not_packed(self)
+        now = self._optimized
+        if isinstance(now, GraphedForward) or not self._is_current(bits):
+            self._optimized = None
+            reason = why_not_as_built(self) if bits.fp8 else why_not_packed(self)
             if reason:
                 logger.info("dafast: optimize() changes nothing: %s", reason)
-            self._optimized = None if reason else OptimizedForward(self, wanted)
+            elif bits.fp8:
+                self._optimized = Fp8Forward(self, bits.inputs, bits.fp8 == "emulate")
+            else:
+                self._optimized = OptimizedForward(self, bits.int8, bits.inputs)
         if keep_memory and self._optimized is not None:
             keep_freed_memory()
         return self
 
+    def _choose_bits(
+        self,
+        int8: bool | None,
+        fp8: bool | Literal["emulate"] | None,
+        calibration: Sequence[Any] | None,
+    ) -> _Bits:
+        """The requested choice; what is not requested stays."""
+        if int8 and fp8:
+            raise ValueError("optimize() takes int8=True or fp8=True, not both")
+        if fp8 not in (None, False, True, "emulate"):
+            raise ValueError(f"fp8 must be True, False or 'emulate', not {fp8!r}")
+        if fp8 is True and (why := why_not_fp8(self)):
+            raise RuntimeError(f"optimize(fp8=True): {why}")
+        on_cpu = not self._captures_graphs()
+        if int8 and on_cpu and (slow := why_slow_int8()):
+            raise RuntimeError(f"optimize(int8=True): {slow}")
+        now = self._optimized
+        bits = _Bits() if now is None else _Bits(now.int8, now.fp8, now.inputs)
+        if fp8 is None and bits.fp8 is True and (why := why_not_fp8(self)):
+            logger.info("dafast: no longer in fp8: %s", why)
+            fp8 = False
+        if int8 is not None:
+            bits = bits._replace(int8=int8, fp8=bits.fp8 and not int8)
+        if fp8 is not None:
+            bits = bits._replace(fp8=fp8, int8=bits.int8 and not fp8)
+        if calibration is not None:
+            if not bits.int8 and not bits.fp8:
+                raise ValueError("calibration= is for optimize(int8=True) or optimize(fp8=True)")
+            bits = bits._replace(inputs=photo_inputs(self, calibration))
+        return bits if bits.int8 or bits.fp8 else _Bits()
+
+    def _is_current(self, bits: _Bits) -> bool:
+        now = self._optimized
+        return now is not None and bits.are_of(now) and now.is_current(self)
+
     def _captures_graphs(self) -> bool:
         return cuda_graphs.can_capture(self.device)
 
-    def _prepare_graphs(self) -> None:
-        now = self._optimized if isinstance(self._optimized, GraphedForward) else None
-        if not self._uses_graphs:
+    def _prepare_graphs(self, bits: _Bits) -> None:
+        now, bits = self._optimized, bits._replace(int8=False)
+        if not self._uses_graphs and not bits.fp8:
             self._optimized = None
-        elif now is None or not now.is_current(self):
-            reason = cuda_graphs.why_not_captured(self)
-            if reason:
-                logger.info("dafast: optimize() changes nothing: %s", reason)
-                self._optimized = None
-                return
-            if now is None:  # later weights may be a caller's, as in `torch.func.functional_call`
-                cuda_graphs.use_channels_last(self)
-            self._optimized = GraphedForward(self, cuda_graphs.new_machinery(self.device))
+            return
+        graphed = isinstance(now, GraphedForward)
+        if graphed == self._uses_graphs and self._is_current(bits):
+            return
+        self._optimized = None
+        reason = cuda_graphs.why_not_captured(self)
+        if reason:
+            logger.info("dafast: optimize() changes nothing: %s", reason)
+            return
+        if now is None:  # later weights may be a caller's, as in `torch.func.functional_call`
+            cuda_graphs.use_channels_last(self)
+        quantized = None
+        if bits.fp8:
+            quantized = Fp8Forward(self, bits.inputs, bits.fp8 == "emulate")
+        self._optimized = quantized
+        if self._uses_graphs:
+            machinery = cuda_graphs.new_machinery(self.device)
+            self._optimized = GraphedForward(self, machinery, quantized)
 
     def prepare_inference(self) -> None:
         """Optimizes the model as `optimize` does; each forward checks that this is current."""
@@ -125,11 +202,11 @@ class OptimizedNetwork(DepthNetwork):
 
     def train(self, mode: bool = True) -> Self:
         """As `torch.nn.Module.train`; training gets the memory of the CUDA graphs."""
-        if mode and isinstance(self._optimized, GraphedForward):
-            self._optimized.release()
+        if mode and isinstance(self._optimized, GraphedForward | Fp8Forward):
+            self._optimized.expire()
         return super().train(mode)
 
-    def _optimized_now(self) -> OptimizedForward | GraphedForward | None:
+    def _optimized_now(self) -> OptimizedForward | GraphedForward | Fp8Forward | None:
         """What may replace the modules for a call now, for the weights and settings as they are."""
         if self._optimized is None or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return None
@@ -147,10 +224,11 @@ class OptimizedNetwork(DepthNetwork):
 
     def _fast_forward(self, x: Tensor | Sequence[Tensor]) -> Callable[[Tensor], Tensor] | None:
         now = self._optimized_now()
-        if not isinstance(now, GraphedForward):
+        if now is None or isinstance(now, OptimizedForward):
             return now
         if type(x) is not Tensor:  # of mixed sizes, for which there is no graph
             return None
+        forward = functools.partial(self._run_modules, blocks=now.blocks)
 
         def run(image: Tensor) -> Tensor:
             dense = image.is_contiguous()
@@ -161,7 +239,7 @@ class OptimizedNetwork(DepthNetwork):
             def fill(out: Tensor | None) -> Tensor:
                 return image if out is None else out.copy_(image)
 
-            return now.run(self._run_modules, kind, fill, torch.clone)
+            return now.run(forward, kind, fill, torch.clone)
 
         return run
 
@@ -170,7 +248,18 @@ class OptimizedNetwork(DepthNetwork):
         now = self._optimized_now()
         if isinstance(now, OptimizedForward):
             return now.encode, now.decode
-        return super().parts()
+        if now is None:
+            return super().parts()
+        blocks = now.blocks
+        return lambda x: self._encode(x, blocks)[0], self.depth_head
+
+    def _forward_packed(
+        self, images: Sequence[Tensor], blocks: Sequence[Any] | None = None
+    ) -> list[Tensor]:
+        now = self._optimized_now()
+        if now is not None and not isinstance(now, OptimizedForward):
+            blocks = now.blocks
+        return super()._forward_packed(images, blocks)
 
     def predict_batch(
         self,
@@ -184,13 +273,14 @@ class OptimizedNetwork(DepthNetwork):
         hooked = self._forward_hooks or self._forward_pre_hooks or "forward" in vars(self)
         with torch.no_grad():
             now = self._optimized_now() if plain and not hooked else None
-            if not isinstance(now, GraphedForward) or sky > self.config.sky_head:
+            if now is None or isinstance(now, OptimizedForward) or sky > self.config.sky_head:
                 return super().predict_batch(shape, fill, read, sky)
+            forward = functools.partial(self._run_modules, blocks=now.blocks)
 
             def finish(maps: Tensor) -> _T:
                 return read(self._finish_with_sky(maps) if sky else self._finish(maps))
 
-            return now.run(self._run_modules, InputKind(shape, self.dtype), fill, finish)
+            return now.run(forward, InputKind(shape, self.dtype), fill, finish)
 
     def __getstate__(self) -> dict[str, Any]:
         # oneDNN's layouts depend on the machine, graphs on addresses: a copy makes its own.

@@ -30,6 +30,7 @@ from ..ops import (
     resize_bilinear,
 )
 from ..profiling import annotate
+from .calibration import smoothed_blocks
 from .dpt import FRAME_GROUP, FeatureFusionBlock, ResidualConvUnit, activation_name
 from .network import DepthNetwork
 from .snapshot import Snapshot, why_not_as_built
@@ -233,10 +234,15 @@ class OptimizedForward:
     Args:
         model: A model for which `why_not_packed` returns "".
         int8: Whether the encoder's linear layers multiply in int8.
+        inputs: Calibration images for int8, see `dafast.models.calibration`.
     """
 
-    def __init__(self, model: DepthNetwork, int8: bool = False) -> None:
-        self.int8 = int8
+    fp8 = False
+
+    def __init__(
+        self, model: DepthNetwork, int8: bool = False, inputs: tuple[Tensor, ...] = ()
+    ) -> None:
+        self.int8, self.inputs = int8, inputs
         self._packed = Snapshot(model)
         self.encoder = model.pretrained
         self.patch = model.config.patch_size
@@ -246,6 +252,8 @@ class OptimizedForward:
         rows = grid**2
         encoder, head = model.pretrained, model.depth_head
         blocks = _children(encoder.blocks)[: max(self.taps) + 1]
+        if int8:
+            blocks = smoothed_blocks(model, inputs)
         conv = encoder.patch_embed.proj
         assert conv.bias is not None
         self.patch_embed = _Linear(conv.weight.detach().flatten(1), conv.bias.detach(), rows)

@@ -337,9 +337,8 @@ def _steady_results(
 def stabilizer_for(model: DepthNetwork, mode: str | None, lookahead: int) -> Stabilizer:
     """The stabilizer of a model's disparity.
 
-    Metres keep their scale unless a mode is given, and so do the aligned windows of a model with
-    temporal modules.
+    Metres and the maps of a model with temporal modules keep their scale unless a mode is given.
     """
-    aligned = model.config.temporal_frames and lookahead
-    rescale = mode is not None or not (unit_of(model.config) or aligned)
-    return make_stabilizer(mode or "range", lookahead=lookahead, rescale=bool(rescale))
+    own = bool(unit_of(model.config) or model.config.temporal_frames)
+    rescale = mode is not None or not own
+    return make_stabilizer(mode or "range", lookahead=lookahead, rescale=rescale)

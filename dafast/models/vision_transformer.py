@@ -88,7 +88,7 @@ class VisionTransformer(nn.Module):
         counts = [place[-1] + 1 for place in places]  # a Python float would hold for one size only
         offset = torch.zeros((), device=device)
         if self.position_embedding == "official":
-            trained = (counts[0] == grid) & (counts[1] == grid)
+            trained = torch.logical_and(counts[0] == grid, counts[1] == grid)
             offset = torch.where(trained, 0.0, _OFFICIAL_OFFSET)
         matrices = []
         for place, count in zip(places, counts, strict=True):
@@ -157,7 +157,10 @@ class VisionTransformer(nn.Module):
         return torch.cat(parts, dim=1), [part.shape[1] for part in parts]
 
     def get_intermediate_layers(
-        self, x: Tensor | Sequence[Tensor], indices: Sequence[int]
+        self,
+        x: Tensor | Sequence[Tensor],
+        indices: Sequence[int],
+        blocks: Sequence[Any] | None = None,
     ) -> list[Any]:
         """Output of the chosen blocks after the final LayerNorm, patch tokens only.
 
@@ -166,6 +169,7 @@ class VisionTransformer(nn.Module):
                 (3, H_i, W_i): they go through the blocks as one sequence without padding, and
                 each attends only to itself.
             indices: Blocks, counted from 0.
+            blocks: What computes the blocks up to the last index instead of the modules.
 
         Returns:
             One (B, N, C) per index in increasing order of the blocks, N = H/14 * W/14; for a list
@@ -183,7 +187,8 @@ class VisionTransformer(nn.Module):
             ends = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32)
             packing = (ends.to(tokens.device, non_blocking=True), max(lengths))
         taps, normed = [], None
-        for i, module in enumerate(self.blocks[: max(indices) + 1]):
+        modules: Any = self.blocks if blocks is None else blocks
+        for i, module in enumerate(modules[: max(indices) + 1]):
             block: Callable[..., Any] = module
             if self.checkpoint_activations and torch.is_grad_enabled():
                 # Nothing in a block is random, so there is no random state to keep.
@@ -196,7 +201,7 @@ class VisionTransformer(nn.Module):
                 taps.append(tap)
                 normed = None
             else:
-                norm = self.blocks[i + 1].norm1
+                norm = modules[i + 1].norm1
                 tokens, normed = block(tokens, *packing, normed=normed, next_norm=norm)
         if lengths:
             return [[part[1:] for part in tap[0].split(lengths)] for tap in taps]

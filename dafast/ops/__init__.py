@@ -10,6 +10,7 @@ from ._dispatch import (
     use_backend,
 )
 from .add_layer_norm import add_layer_norm, add_layer_norm_reference
+from .add_layer_norm_fp8 import add_layer_norm_fp8, add_layer_norm_fp8_reference
 from .affine_invariant_loss import affine_invariant_loss, affine_invariant_loss_reference
 from .bias_gelu import bias_gelu, bias_gelu_reference
 from .bias_relu_add import bias_relu_add, bias_relu_add_reference
@@ -26,10 +27,12 @@ from .flash_attention import (
 )
 from .forward_warp import forward_warp, forward_warp_reference
 from .guided_upsample import guided_upsample, guided_upsample_reference
+from .linear_fp8 import linear_fp8, linear_fp8_reference
 from .linear_int8 import Int8Weight, linear_int8, linear_int8_reference, quantize_weight
 from .pad import pad, pad_reference
 from .postprocess import postprocess, postprocess_reference
 from .preprocess import preprocess, preprocess_reference
+from .quantize_fp8 import Fp8Rows, quantize_fp8, quantize_fp8_reference
 from .resize_bicubic import resize_bicubic, resize_bicubic_reference
 from .resize_bilinear import resize_bilinear, resize_bilinear_reference
 
@@ -37,9 +40,12 @@ __all__ = [
     "BACKENDS",
     "OPS",
     "BackendError",
+    "Fp8Rows",
     "Geometry",
     "Int8Weight",
     "add_layer_norm",
+    "add_layer_norm_fp8",
+    "add_layer_norm_fp8_reference",
     "add_layer_norm_reference",
     "affine_invariant_loss",
     "affine_invariant_loss_reference",
@@ -65,6 +71,8 @@ __all__ = [
     "forward_warp_reference",
     "guided_upsample",
     "guided_upsample_reference",
+    "linear_fp8",
+    "linear_fp8_reference",
     "linear_int8",
     "linear_int8_reference",
     "pad",
@@ -74,6 +82,8 @@ __all__ = [
     "postprocess_reference",
     "preprocess",
     "preprocess_reference",
+    "quantize_fp8",
+    "quantize_fp8_reference",
     "quantize_weight",
     "resize_bicubic",
     "resize_bicubic_reference",

@@ -20,7 +20,9 @@ from torch import Tensor
 
 logger = logging.getLogger("dafast")
 
-BACKENDS = ("reference", "cpp", "cuda", "triton", "sdpa", "xformers", "flash_attn")
+BACKENDS = (
+    "reference", "cpp", "cuda", "triton", "sdpa", "xformers", "flash_attn", "scaled_mm",
+)  # fmt: skip
 """The backends that exist; see `available_backends` for the ones that an op has."""
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
@@ -55,7 +57,7 @@ def _key(args: tuple[Any, ...], forced: str | None) -> tuple[Any, ...] | None:
     """All that the choice of a backend depends on within a process, None if it is not known."""
     parts: list[Any] = [forced, torch.is_grad_enabled()]
     for arg in args:
-        many = isinstance(arg, list)  # of images or of geometries
+        many = isinstance(arg, (list, tuple))  # images, geometries, the parts of a weight
         parts.append(len(arg) if many else None)
         for x in arg if many else (arg,):
             if not isinstance(x, Tensor):
@@ -263,7 +265,7 @@ def use_backend(name: str) -> Iterator[None]:
 
     Args:
         name: One of ``reference``, ``cpp``, ``cuda``, ``triton``, ``sdpa``, ``xformers``,
-            ``flash_attn``.
+            ``flash_attn``, ``scaled_mm``.
 
     Raises:
         ValueError: If no such backend exists.

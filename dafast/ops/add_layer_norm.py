@@ -14,7 +14,7 @@ from . import _extension, _triton
 from ._dispatch import Check, Op, wrong_dtype
 from ._kernel_op import KernelOp
 
-_MAX_CHANNELS = {"triton": 2048, "cpp": 4096}
+MAX_CHANNELS = {"triton": 2048, "cpp": 4096}
 """A row has to fit in the registers of one program, or in float32 on the stack of a thread."""
 
 
@@ -114,7 +114,7 @@ def _backend(name: str) -> Callable[..., tuple[Tensor, Tensor]]:
 
 
 def _limits(backend: str) -> Check:
-    most = _MAX_CHANNELS[backend]
+    most = MAX_CHANNELS[backend]
 
     def check(*args: Any) -> str:
         dtypes = [tensor.dtype for tensor in args[:5]]
@@ -142,6 +142,23 @@ _add_layer_norm = Op(
         ),
     },
 )
+
+
+def check_inputs(
+    op: str, x: Tensor, branch: Tensor, gamma: Tensor, weight: Tensor, bias: Tensor
+) -> None:
+    """Raises a ValueError if shapes or dtypes do not fit."""
+    if x.ndim == 0 or x.shape != branch.shape:
+        raise ValueError(
+            f"{op} needs x and branch of one shape (..., C); got "
+            f"{tuple(x.shape)} and {tuple(branch.shape)}"
+        )
+    for name, vector in (("gamma", gamma), ("weight", weight), ("bias", bias)):
+        if vector.shape != x.shape[-1:]:
+            raise ValueError(f"{name} must be ({x.shape[-1]},); got {tuple(vector.shape)}")
+    for tensor in (x, branch, gamma, weight, bias):  # a loop makes no Python call
+        if not tensor.dtype.is_floating_point:
+            raise ValueError(f"floating point expected; got {tensor.dtype}")
 
 
 def add_layer_norm(
@@ -181,15 +198,7 @@ def add_layer_norm(
     Raises:
         ValueError: If shapes or dtypes do not fit.
     """
-    if x.ndim == 0 or x.shape != branch.shape:
-        raise ValueError(
-            "add_layer_norm needs x and branch of one shape (..., C); got "
-            f"{tuple(x.shape)} and {tuple(branch.shape)}"
-        )
-    for name, vector in (("gamma", gamma), ("weight", weight), ("bias", bias)):
-        if vector.shape != x.shape[-1:]:
-            raise ValueError(f"{name} must be ({x.shape[-1]},); got {tuple(vector.shape)}")
-    dtypes = [tensor.dtype for tensor in (x, branch, gamma, weight, bias)]
-    if not all(given.is_floating_point for given in (*dtypes, dtype or x.dtype)):
-        raise ValueError(f"floating point expected; got {dtypes}, dtype={dtype}")
+    check_inputs("add_layer_norm", x, branch, gamma, weight, bias)
+    if dtype is not None and not dtype.is_floating_point:
+        raise ValueError(f"floating point expected; got dtype={dtype}")
     return _add_layer_norm(x, branch, gamma, weight, bias, eps, dtype)

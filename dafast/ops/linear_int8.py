@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,8 +18,7 @@ _MOST_DEPTH = 2**17
 """Most inputs of a layer: the sum of products of up to 127 times 127 fits in an int32."""
 
 
-@dataclass(frozen=True)
-class Int8Weight:
+class Int8Weight(NamedTuple):
     """Weights (N, K) of a linear layer, from `quantize_weight`.
 
     Attributes:

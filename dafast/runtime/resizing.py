@@ -80,7 +80,7 @@ def resize_photo(image: np.ndarray, geometry: Geometry, fit: str) -> np.ndarray:
     Args:
         image: (H, W, 3), uint8, or float32 in 0..1.
         geometry: From `plan_geometry` with the same ``fit``.
-        fit: ``"pad"``, ``"official"`` or ``"upper_bound"``.
+        fit: One of `dafast.geometry.FITS`.
 
     Returns:
         (3, *geometry.resized) float32 in 0..1.
@@ -94,7 +94,7 @@ def resize_photo(image: np.ndarray, geometry: Geometry, fit: str) -> np.ndarray:
         if whole:
             plane *= np.float32(1 / 255)
         if plane.shape != geometry.resized:
-            matrix = cubic_matrix if fit == "official" else antialiased_matrix
+            matrix = cubic_matrix if fit in ("official", "video") else antialiased_matrix
             sides = zip(plane.shape, geometry.resized, strict=True)
             rows, columns = (matrix(source, target) for source, target in sides)
             plane = apply(rows, plane, columns)

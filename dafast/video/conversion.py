@@ -100,6 +100,7 @@ class Conversion:
 
     Attributes:
         done: Frames that are written, with those of earlier runs.
+        kept: Frames of earlier runs.
         problems: Damage of the source.
     """
 
@@ -127,7 +128,7 @@ class Conversion:
             self._segments, self._start = self.work.load()
         else:
             self.work.begin(settings)
-        self.done = 0 if self._start is None else self._start.frames
+        self.done = self.kept = 0 if self._start is None else self._start.frames
         self.problems: list[str] = []
         self._last: Frame | None = None
         if self._start is not None:
@@ -138,7 +139,7 @@ class Conversion:
         if outputs.raw is not None:
             self._raw = RawValues(self.work.raw, (self.info.height, self.info.width), self.done)
 
-    def run(self) -> Iterator[int]:
+    def run(self) -> Generator[int, None, None]:
         """Writes the frames; yields the number of frames that are done after each of them."""
         steps = staged(self._write(), 1)
         with contextlib.closing(steps):

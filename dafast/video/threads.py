@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Generic, TypeVar
 
@@ -86,7 +86,7 @@ class Stage(Generic[_T]):
         return self._thread.is_alive()
 
 
-def staged(items: Iterable[_T], size: int = 4) -> Iterator[_T]:
+def staged(items: Iterable[_T], size: int = 4) -> Generator[_T, None, None]:
     """The items of an iterable, which runs in a thread of its own; see `Stage`."""
     stage = Stage(items, size)
     try:

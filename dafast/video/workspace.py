@@ -101,9 +101,8 @@ class Workspace:
         numbers = [place.number, place.pts, checkpoint.repeated, checkpoint.frames]
         numbers += [checkpoint.pending, last.number, last.pts, checkpoint.duration]
         content = io.BytesIO()
-        np.savez(
-            content, numbers=np.array(numbers), **{f"s.{k}": a for k, a in checkpoint.state.items()}
-        )
+        arrays: dict[str, Any] = {f"s.{k}": a for k, a in checkpoint.state.items()}
+        np.savez(content, numbers=np.array(numbers), **arrays)
         write_file(self._state(number), content.getvalue())
 
     def load(self) -> tuple[int, Checkpoint | None]:

@@ -46,7 +46,7 @@ def test_wrong_result_gets_no_figure(case, monkeypatch, seed):
 
     def wrong(*args, **kwargs):
         out = op.backends["reference"].fn(*args, **kwargs)
-        return tuple(1.5 * o for o in out) if isinstance(out, tuple) else 1.5 * out
+        return tuple(1.5 * o.float() for o in out) if isinstance(out, tuple) else 1.5 * out
 
     broken = Backend(wrong)
     monkeypatch.setattr(op, "backends", {"xformers": broken, "reference": op.backends["reference"]})

@@ -32,8 +32,10 @@ def build(head: str) -> nn.Module:
         # In all but the trained size, a position embedding of another rule shows.
         model.pretrained.pos_embed.normal_()
         for name, parameter in model.named_parameters():
-            if "output_conv2.2" in name or "conv_seg" in name:
+            if name.endswith(("output_conv2.2.weight", "conv_seg.weight")):
                 parameter.normal_(std=0.5)  # the output varies
+            if name.endswith("output_conv2.2.bias"):
+                parameter.fill_(2.0)  # above 0, where the ReLU has no effect
         if head == "da3-metric":
             _spread_sky(model)
     return model.eval()

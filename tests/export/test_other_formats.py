@@ -11,7 +11,7 @@ from dafast.export import export
 from dafast.export.openvino_file import openvino_facts
 from dafast.models.digest import digest_model
 from dafast.runtime import FileFacts
-from tests.export.heads import build
+from tests.export.heads import HEADS, build
 
 RUN = """
 import json, sys
@@ -90,6 +90,28 @@ def test_openvino_files_are_exact(head, dtype, tmp_path):
     assert facts.dtype == dtype
     assert facts.weights == digest_model(model)
     assert facts.classes == (model.config.classes if head == "dpt" else ())
+
+
+@pytest.mark.exhaustive  # the extra coreml is not in the extra test; 5 s for each head
+@pytest.mark.parametrize("head", [head for head in HEADS if "bins" not in head])
+def test_coreml_packages_are_converted(head, tmp_path):
+    coremltools = pytest.importorskip("coremltools", reason="needs the package coremltools")
+    model, path = build(head), tmp_path / "model.mlpackage"
+    with pytest.raises(ValueError, match="cannot run here"):
+        export(model, path, "coreml", shape=(56, 84), batch=1)
+    with pytest.raises(ValueError, match="pass shape and batch"):
+        export(model, path, "coreml", check=False)
+    with pytest.raises(ValueError, match="has metric bins"):
+        export(build("bins"), path, "coreml", shape=(56, 84), batch=1, check=False)
+    assert not list(tmp_path.iterdir())
+    assert export(model, path, "coreml", shape=(56, 84), batch=1, check=False) == []
+    package = coremltools.models.MLModel(str(path), skip_model_load=True)
+    facts = FileFacts.from_strings(package.user_defined_metadata)
+    outputs = package.get_spec().description.output
+    assert tuple(output.name for output in outputs) == facts.output_names
+    shape = list(outputs[0].type.multiArrayType.shape)
+    assert shape == ([1, 3, 56, 84] if facts.classes else [1, 56, 84])
+    assert [path.name for path in tmp_path.iterdir()] == ["model.mlpackage"]
 
 
 @pytest.mark.slow

@@ -346,7 +346,9 @@ def test_modules_get_the_memory_of_the_graphs(model, made, monkeypatch):
             raise torch.OutOfMemoryError("full")
         return run(given)
 
-    monkeypatch.setattr(type(model), "_run_modules", lambda self, given: short_of_memory(given))
+    monkeypatch.setattr(
+        type(model), "_run_modules", lambda self, given, blocks=None: short_of_memory(given)
+    )
     assert torch.equal(model(other), run(other).squeeze(1))
     assert calls == [2, 2] and not model._optimized._graphs
 
@@ -400,6 +402,24 @@ def test_the_decoder_is_laid_out_channels_last(made, seed):
     places = [p.data_ptr() for p in model.parameters()]
     model.optimize()
     assert [p.data_ptr() for p in model.parameters()] == places, "once"
+
+
+@pytest.mark.slow  # four forward passes in Triton's interpreter
+@torch.no_grad()
+def test_the_decoders_kernels_are_in_the_graph(made, seed):
+    pytest.importorskip("triton")
+    model, x = make(), images(height=14, width=28)
+    expected = modules(model, x)
+    with use_backend("triton"):
+        for _ in range(2):
+            got = model.optimize()(x)
+    names = [func._schema.name for func, *_ in made[0].graphs[0].record.calls]
+    # 14 convolutions of the fusion blocks, and in float32 8 of 1x1, which are products in 16 bits.
+    assert names.count("dafast::bias_relu_add") == 22
+    assert names.count("dafast::conv_transpose") == 2
+    assert names.count("dafast::decoder_tail") == 1
+    assert made[0].replays == 1
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("flip", [False, True])

@@ -142,7 +142,7 @@ def test_output_and_gradients_agree_with_transformers(kind, seed, transformers, 
             for name, p in head.named_parameters()
         }
         results.append({"out": out.detach(), **gradients})
-    assert results[0]["out"].std() > 0.1
+    assert results[0]["out"].std() > 0.02
     assert results[0].keys() == results[1].keys()
     for name, expected in results[1].items():
         assert_close(results[0][name], expected, name)
@@ -182,7 +182,7 @@ def test_whole_network_agrees_with_transformers(
         expected = head(seen["last"], seen["deepest"], levels, disparity)[0]
         got = ours(x)
     assert got.shape == (1, height, 84) and got.dtype == torch.float32
-    assert got.std() > 0.1
+    assert got.std() > 0.02  # of 60 random networks the least was 0.12
     assert_close(got, expected[:, 0], "depth")
 
 

@@ -195,7 +195,11 @@ def _check(backend, prediction, target, mask=None, regions=None):
     assert torch.equal(grad.isnan(), expected_grad.isnan())
     # Subnormal float16 gradients are off by half of their own spacing, 2^-24.
     floor = 2**-25 if prediction.dtype == torch.float16 else 1e-12
-    parity.assert_within(grad.nan_to_num(0), expected_grad.nan_to_num(0), steps=2, slack=floor)
+    expected_grad = expected_grad.nan_to_num(0)
+    # The pixel of the median has the sum of all gradients, which may cancel: float32 rounds sums
+    # on the way, and those are as large as the square root of the number of terms.
+    floor += 4e-7 * float(expected_grad.norm())
+    parity.assert_within(grad.nan_to_num(0), expected_grad, steps=2, slack=floor)
     if mask is not None:
         assert (grad[~mask] == 0).all()
     return loss, grad

@@ -1,5 +1,8 @@
 """int8 linear layers: the kernel against the specification, and how far they are from float32."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -139,3 +142,14 @@ def test_custom_op(seed):
             lambda x: linear_int8(x, quantised, bias), fullgraph=True, backend="aot_eager"
         )
         assert torch.equal(compiled(x), linear_int8(x, quantised, bias))
+
+
+def test_nothing_keeps_weights(seed):
+    """The choice of a backend is kept by the properties of its arguments, not by themselves."""
+    x, weight, bias = inputs((4, 8), 3)
+    quantised = quantize_weight(weight)
+    linear_int8(x, quantised, bias)
+    gone = weakref.ref(quantised.values)
+    del quantised
+    gc.collect()
+    assert gone() is None

@@ -11,13 +11,17 @@ pytest.importorskip("triton", reason="the kernels are launched with Triton, whic
 
 # The most calls of functions of dafast, Triton and torch.cuda in a call of the op, and with its
 # backward pass (0: none). Behind them what it was when Triton looked every launch up and every op
-# asked its backends at every call.
+# asked its backends at every call (those in fp8 are younger).
 BOUNDS = {
-    "add_layer_norm": (20, 36),  # 56, 113
+    "add_layer_norm": (14, 30),  # 56, 113
+    "add_layer_norm_fp8": (15, 0),
     "affine_invariant_loss": (40, 70),  # 114, 170
     "bias_gelu": (12, 27),  # 45, 101
+    "bias_relu_add": (17, 38),
+    "conv_transpose": (16, 24),
     "decoder_tail": (20, 0),  # 57
     "feature_alignment_loss": (17, 31),  # 59, 100
+    "quantize_fp8": (12, 0),
     "flash_attention": (27, 73),  # 59, 155
     "flash_attention_qkvpacked": (25, 66),  # 56, 148
     "flash_attention_varlen": (30, 76),  # 60, 156

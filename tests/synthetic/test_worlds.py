@@ -249,6 +249,84 @@ def test_shards(folder: Path, tmp_path: Path) -> None:
         write_shards(tmp_path, 2, worlds=folder, kinds=["room"])
 
 
+TRACK = """AC3Db
+MATERIAL "" rgb 1 1 1 amb 1 1 1 emis 0 0 0 spec 0 0 0 shi 0 trans 0
+OBJECT world
+kids 2
+OBJECT group
+name "near"
+loc 0 1 0
+kids 1
+OBJECT poly
+name "fence"
+loc 0 0 -5
+texture "fence.png" base
+texture "shadow.png" tiled
+numvert 4
+-8 0 0 0 0 1
+8 0 0 0 0 1
+-8 4 0 0 0 1
+8 4 0 0 0 1
+numsurf 1
+SURF 0x24
+mat 0
+refs 4
+0 0 0 0 0
+1 1 0 0 0
+2 0 1 0 0
+3 1 1 0 0
+kids 0
+OBJECT poly
+name "ground"
+texture "ground.png"
+numvert 4
+-50 0 -50
+50 0 -50
+50 0 50
+-50 0 50
+numsurf 1
+SURF 0x10
+mat 0
+refs 4
+0 0 0
+1 40 0
+2 40 40
+3 0 40
+kids 0
+"""
+
+
+def test_tracks(tmp_path: Path) -> None:
+    from dafast.synthetic.worlds.ac3d import find_tracks, read_track
+
+    folder = tmp_path / "road" / "oval"
+    folder.mkdir(parents=True)
+    path = folder / "oval.acc"
+    path.write_text(TRACK)
+    fence = np.full((16, 16, 4), 255, np.uint8)
+    fence[:, 8:, 3] = 0
+    Image.fromarray(fence).save(folder / "fence.png")
+    (tmp_path / "data" / "textures").mkdir(parents=True)
+    ground = np.random.default_rng(0).integers(0, 255, (16, 16, 3), np.uint8)
+    Image.fromarray(ground).save(tmp_path / "data" / "textures" / "ground.png")
+    assert list(find_tracks(tmp_path)) == [("torcs/oval", path)]
+    world = read_track("torcs/oval", path)
+    eye = np.array([[-4, 0, 2], [4, 0, 2], [4, 0, 2], [4, 0, 2]], np.float32)
+    to = np.array([[0, 1, 0], [0, 1, 0], [0, 0, -1], [0, 1, -0.1]], np.float32)
+    hits = world.intersect(eye, to)  # the fence, its hole, the ground, the ground behind the hole
+    assert hits.depth[[0, 2, 3]] == pytest.approx([5, 2, 20], rel=1e-3)
+    assert np.isinf(hits.depth[1])
+    assert world.normals[hits.face[2]] == pytest.approx([0, 0, 1])
+    assert world.textures.mean.std(1).max() > 0.001  # the ground is not grey
+    path.write_text(TRACK + " " * 200_000)
+    sample = Library(tmp_path).render(3, size=SMALL)
+    assert sample.kind == "torcs/oval" and np.isfinite(sample.depth).any()
+    for text, said in ((TRACK[:500], "damaged"), ("solid", "no AC3D|not an AC3D")):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=said):
+            read_track("torcs/oval", path)
+
+
 def test_every_tenth_world_is_held_out(tmp_path: Path) -> None:
     names = [f"m{k:02d}" for k in range(20)]
     pk3(tmp_path / "game" / "pak.pk3", names)

@@ -263,8 +263,9 @@ def test_the_loss_is_cross_entropy_over_what_counts(augment: AugmentConfig, seed
     truth = classes[counted].long()
     expected = -chances.gather(1, truth[:, None]).log().mean()
     assert parts["loss"].item() == pytest.approx(expected.item(), rel=1e-4)
+    # Rounding may decide about a pixel whose two best classes are equally likely.
     assert float(parts["accuracy"]) == pytest.approx(
-        float((logits.argmax(1)[counted] == truth).float().mean()), abs=1e-6
+        float((logits.argmax(1)[counted] == truth).float().mean()), abs=2.5 / len(truth)
     )
     reference = F.cross_entropy(logits, classes.long(), ignore_index=IGNORE)
     assert expected.item() == pytest.approx(reference.item(), rel=1e-4)

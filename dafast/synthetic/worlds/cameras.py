@@ -58,7 +58,7 @@ def stand(world: World, rng: np.random.Generator) -> F32 | None:
         return None  # it sees the void
     turned = np.einsum("ij,ij->i", world.normals[seen.face], _AROUND) > 0.05
     behind = hit & turned & ~world.cutout[seen.face] & ~world.liquid[seen.face]
-    if behind.mean() > 0.04:
+    if world.closed and behind.mean() > 0.04:
         return None  # it sees the backs of surfaces, so it is inside something
     if seen.depth.min() < min(_BODY, 0.7 * height):
         return None

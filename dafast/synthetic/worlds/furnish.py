@@ -115,14 +115,16 @@ def _free(world: World, place: F32, height: float, radius: float, open_air: bool
     return bool((np.abs(below - min(0.5, height / 2)) < 0.12).all())
 
 
-def light_objects(scene: Scene, level: F32) -> None:
+def light_objects(scene: Scene, level: F32, sun: F32 | None) -> None:
     """Lights the objects as their surroundings are lit.
 
     Args:
         scene: receives ambient light and one lamp.
         level: linear light there, RGB.
+        sun: direction towards the sun, if it shines.
     """
     c = np.maximum(np.asarray(level, np.float32), 0.02)
     scene.env = Environment(c, c * scene.u(0.6, 1.0), c * scene.u(0.3, 0.8), scene.u(0.35, 0.8))
     d = np.array([scene.rng.normal(), scene.rng.normal(), scene.u(0.8, 3)], np.float32)
-    scene.lights = [Light(c * scene.u(0.4, 1.2), direction=d / np.linalg.norm(d))]
+    d = d / np.linalg.norm(d) if sun is None else sun
+    scene.lights = [Light(c * scene.u(0.3, 0.9), direction=d.astype(np.float32))]

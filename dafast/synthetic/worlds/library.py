@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
 
 from dafast.synthetic.sample import HELD_OUT_SEED, SyntheticSample
+from dafast.synthetic.worlds.ac3d import find_tracks, read_track
 from dafast.synthetic.worlds.bsp import read_bsp
 from dafast.synthetic.worlds.packs import Pack, find_packs
 from dafast.synthetic.worlds.shader_scripts import SurfaceShader, read_shaders
@@ -34,7 +35,7 @@ class Library:
         """Lists the worlds.
 
         Args:
-            folder: is searched for pk3 archives, with their sub-folders.
+            folder: is searched for pk3 archives and AC3D tracks, with its sub-folders.
 
         Raises:
             FileNotFoundError: the folder is missing or holds no world.
@@ -42,23 +43,32 @@ class Library:
         root = Path(folder)
         if not root.is_dir():
             raise FileNotFoundError(f"missing folder of worlds: {root}")
-        self._maps: dict[str, tuple[Pack, str]] = {}
+        self._readers: dict[str, Callable[[], World]] = {}
+        self._shaders: dict[str, dict[str, SurfaceShader]] = {}
         sizes = []
         for pack in find_packs(root):
             for file in pack.names("maps/", ".bsp"):
                 if pack.size(file) >= _SMALLEST:
                     name = f"{pack.name}/{file[5:-4]}"
-                    self._maps[name] = pack, file
+                    self._readers[name] = partial(self._read_map, pack, file)
                     sizes.append(f"{name} {pack.size(file)}")
-        if not self._maps:
+        for name, path in find_tracks(root):
+            if path.stat().st_size >= _SMALLEST:
+                self._readers[name] = partial(read_track, name, path)
+                sizes.append(f"{name} {path.stat().st_size}")
+        if not self._readers:
             raise FileNotFoundError(
-                f"{root} has no pk3 archive with a map: unpack the packages of the games there "
-                "(scripts/unpack_worlds.sh)"
+                f"{root} has no pk3 archive with a map and no track: unpack the packages of the "
+                "games there (scripts/unpack_worlds.sh)"
             )
-        self.names = sorted(self._maps)
+        self.names = sorted(self._readers)
         self.digest = hashlib.sha256("\n".join(sorted(sizes)).encode()).hexdigest()[:16]
-        self._shaders: dict[str, dict[str, SurfaceShader]] = {}
         self._loaded: tuple[str, World | None] = "", None
+
+    def _read_map(self, pack: Pack, file: str) -> World:
+        if pack.name not in self._shaders:
+            self._shaders[pack.name] = read_shaders(pack)
+        return read_bsp(pack, file, self._shaders[pack.name])
 
     def held_out(self) -> list[str]:
         """Every tenth world, which training seeds do not show; none of fewer than ten worlds."""
@@ -67,11 +77,8 @@ class Library:
     def world(self, name: str) -> World | None:
         """A world by its name; None if its file cannot be imported."""
         if self._loaded[0] != name:
-            pack, file = self._maps[name]
-            if pack.name not in self._shaders:
-                self._shaders[pack.name] = read_shaders(pack)
             try:
-                world = read_bsp(pack, file, self._shaders[pack.name])
+                world: World | None = self._readers[name]()
             except ValueError as error:
                 print(f"synth: {name} left out: {error}", file=sys.stderr)
                 world = None

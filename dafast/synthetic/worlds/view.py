@@ -31,8 +31,8 @@ def _first_view(world: World, rng: np.random.Generator, size: tuple[int, int]) -
             view = aim(world, eye, rng)
             depth = depth_of(world, _trace(world, camera_from(view, small)))
             depth = depth.reshape(small[1], small[0])
-            # A floor or a wall by itself teaches little: half of these views are enough.
-            if worthwhile(depth) and (plane_fit(1 / depth) < 0.85 or rng.random() < 0.5):
+            # A floor or a wall by itself teaches little: few of these views are enough.
+            if worthwhile(depth) and (plane_fit(1 / depth) < 0.85 or rng.random() < 0.3):
                 return view
     return None
 
@@ -114,7 +114,7 @@ def _render(
 
 def _objects(scene: Scene, world: World, size: tuple[int, int]) -> SceneMesh | None:
     """Objects in front of the camera; None if there are none or they would hide too much."""
-    near = scene.chance(0.3)  # many things close to the camera, as in a room that is lived in
+    near = scene.chance(0.4)  # many things close to the camera, as in a room that is lived in
     most = scene.n(5, 12) if near else int(scene.rng.choice([0, 1, 2, 4, 6]))
     small = camera_from(scene.view, (max(size[0] // 8, 8), max(size[1] // 8, 8)))
     if not most or not furnish(scene, world, small, most, near):
@@ -143,15 +143,19 @@ def _world_light(scene: Scene, world: World, camera: Camera, hits: Hits) -> tupl
     out = np.empty((len(rays), 3), np.float32)
     rows = np.flatnonzero(np.isfinite(depth))
     level = np.full(3, 0.3, np.float32)
+    sun = None
+    if not world.closed:
+        d = np.array([scene.rng.normal(), scene.rng.normal(), scene.u(0.3, 2.5)], np.float32)
+        sun = d / np.linalg.norm(d)
     if len(rows):
-        out[rows], level = _surfaces(scene, world, camera, hits, rows, rays, length)
+        out[rows], level = _surfaces(scene, world, camera, hits, rows, rays, length, sun)
     miss = ~np.isfinite(depth)
     if miss.any():
         sky(scene)
         bright = np.percentile(out[rows].mean(1), 80) if len(rows) else 0.3
         gain = np.float32(max(float(bright), 0.05) * scene.lu(0.8, 3))
         out[miss] = sky_colour(scene, rays[miss] / length[miss][:, None]) * gain
-    light_objects(scene, level)
+    light_objects(scene, level, sun)
     if scene.chance(0.15):
         density, shade_of = scene.lu(0.002, 0.03), out[rows].mean(0) * scene.u(0.7, 1.6)
         k = 1 - np.exp(-density * depth[rows] * length[rows])[:, None]
@@ -167,6 +171,7 @@ def _surfaces(
     rows: NDArray[np.integer],
     rays: F32,
     length: F32,
+    sun: F32 | None,
 ) -> tuple[F32, F32]:
     """Linear radiance of the hits ``rows`` (M, 3), and the light there (3,)."""
     face = hits.face[rows]
@@ -177,9 +182,12 @@ def _surfaces(
     uv = world.interpolate(world.uv, hits, rows)
     colour = world.textures.sample(world.texture[face], uv, footprint)[:, :3]
     if scene.chance(0.5):  # other colours of the same textures
-        tint = np.exp(scene.rng.normal(0, scene.u(0.05, 0.35), world.textures.mean.shape))
+        tint = np.exp(scene.rng.normal(0, scene.u(0.05, 0.2), world.textures.mean.shape))
         colour = colour * tint.astype(np.float32)[world.texture[face]]
     light = _baked(world, hits, rows)
+    if sun is not None:
+        where = camera.eye + rays[rows] * hits.depth[rows, None]
+        light = light * _sunshine(scene, world, sun, where, face)
     mean = light.mean(0)
     floor, power = scene.u(0.0, 0.5), scene.u(0.6, 1.1)
     grey = np.float32(scene.u(0.2, 0.95))  # lamps of games have stronger colours than real ones
@@ -196,7 +204,7 @@ def _surfaces(
     if scene.chance(0.3):  # a soft shape by the direction of the light
         d = scene.rng.standard_normal(3).astype(np.float32)
         radiance *= (1 + scene.u(0.1, 0.5) * normal @ (d / np.linalg.norm(d)))[:, None]
-    return radiance.astype(np.float32), (np.median(light, 0) ** 2).astype(np.float32)
+    return radiance.astype(np.float32), (np.percentile(light, 35, axis=0) ** 2).astype(np.float32)
 
 
 def _baked(world: World, hits: Hits, rows: NDArray[np.integer]) -> F32:
@@ -208,6 +216,16 @@ def _baked(world: World, hits: Hits, rows: NDArray[np.integer]) -> F32:
         uv = world.interpolate(world.light_uv, hits, rows[some])
         light[some] = world.lightmaps.sample(page[some], uv)[:, :3]
     return light * np.float32(2)
+
+
+def _sunshine(scene: Scene, world: World, sun: F32, where: F32, face: NDArray[np.int32]) -> F32:
+    """Light of sun and sky, gamma coded, (M, 1); both sides of thin things are lit."""
+    ambient, strength = scene.u(0.25, 0.9), scene.u(0.2, 1.6)
+    facing = np.abs(world.normals[face] @ sun)
+    start = (where + sun * np.float32(0.05)).astype(np.float32)
+    above = world.intersect(start, np.repeat(sun[None].astype(np.float32), len(start), 0))
+    lit = ~np.isfinite(above.depth)
+    return np.sqrt(ambient + strength * facing * lit).astype(np.float32)[:, None]
 
 
 def _shadow(

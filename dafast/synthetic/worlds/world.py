@@ -33,7 +33,8 @@ class World:
         cutout: bool (F,), faces with holes where the texture is transparent; seen from both sides.
         glow: bool (F,), faces that shine by themselves.
         liquid: bool (F,), surfaces of water, slime or lava.
-        closed: whether the world has no gaps, so that a ray always hits something.
+        closed: whether the world has no gaps, so that a ray always hits something; its light is
+            baked. The sun lights a world that is not closed.
         textures, lightmaps: pictures.
     """
 
