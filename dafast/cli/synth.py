@@ -42,8 +42,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "--worlds",
         type=named_path,
         metavar="DIR",
-        help="show the worlds of games in this folder instead of procedural scenes "
-        "(docs/nano.md)",
+        help="show the worlds of games in this folder instead of procedural scenes (docs/nano.md)",
     )
     parser.add_argument(
         "--size",
