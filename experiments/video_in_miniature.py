@@ -3,14 +3,15 @@
     python experiments/video_in_miniature.py --data video-data --seeds 0 1 2
 
 Renders the clips first, unless they are there. For each seed a run of configs/video-nano.toml
-starts from nano; then all models predict the held-out clips: nano frame by frame, as it is and
-stabilized, and the trained ones in windows and as a stream. The same command again continues where
-it stopped. Needs dafast[train,synth,flow].
+starts from nano; then all models predict the held-out clips at the size of the training: nano and
+the trained ones frame by frame, and the trained ones in windows and as a stream. The same command
+again continues where it stopped. Needs dafast[train,synth,flow].
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import statistics
 from pathlib import Path
@@ -20,12 +21,13 @@ import torch
 
 from dafast import DepthAnything
 from dafast.distributed import distributed_session
-from dafast.evaluation.clips import score_clips, score_maps
+from dafast.evaluation.clips import score_maps
 from dafast.evaluation.protocols import get_protocol
 from dafast.evaluation.readers.clips import Clips
 from dafast.files import write_file
 from dafast.synthetic import clip_folders, write_clips
 from dafast.training.command import parse_args
+from dafast.training.config_files import load_toml
 from dafast.training.loop import train
 
 COLUMNS = ("abs_rel", "delta_1", "tae", "flicker")
@@ -45,32 +47,32 @@ def render(data: Path, clips: int, held_out: int, workers: int) -> None:
 
 def scores_of(model: DepthAnything, clips: Clips) -> dict[str, dict[str, float]]:
     """Scores by how the model is used, means over the clips."""
-    if not model.config.temporal_frames:
-        found = score_clips(model, clips, "clips")
-        return {f"frame by frame: {result.predictor}": result.metrics for result in found}
-    rows: dict[str, list[dict[str, float]]] = {"windows": [], "stream": []}
-    protocol = get_protocol("paper", None)
+    protocol, temporal = get_protocol("paper", None), model.config.temporal_frames > 0
+    rows: dict[str, list[dict[str, float]]] = {}
     for index in range(len(clips.folders)):
         clip = clips.clip(index)
-        for name, results in (
-            ("windows", model.infer_video(clip.frames, keep_image=False)),
-            ("stream", model.stream(clip.frames, lookahead=0, stabilize="off", keep_image=False)),
-        ):
-            maps = torch.from_numpy(np.stack([result.values for result in results]))
-            rows[name].append(score_maps(clip, maps, protocol))
+        maps = {"frame by frame": model.infer(list(clip.frames))}
+        if temporal:
+            windows = model.infer_video(clip.frames, keep_image=False)
+            stream = model.stream(clip.frames, lookahead=0, stabilize="off", keep_image=False)
+            maps["windows"] = [result.values for result in windows]
+            maps["stream"] = [result.values for result in stream]
+        for name, values in maps.items():
+            scores = score_maps(clip, torch.from_numpy(np.stack(values)), protocol)
+            rows.setdefault(f"{model.config.name}, {name}", []).append(scores)
     return {
-        f"{name}: {model.config.name}": {
-            c: statistics.mean(row[c] for row in found) for c in COLUMNS
-        }
+        name: {c: statistics.mean(row[c] for row in found) for c in COLUMNS}
         for name, found in rows.items()
     }
 
 
-def scored(folder: Path, model: str, clips: Clips) -> dict[str, dict[str, float]]:
+def scored(folder: Path, model: str, clips: Clips, side: int) -> dict[str, dict[str, float]]:
     """`scores_of` a model, from a file if they are there already."""
     file = folder / "scores.json"
     if not file.is_file():
-        found = scores_of(DepthAnything.from_pretrained(model, dtype="float32"), clips)
+        network = DepthAnything.from_pretrained(model, dtype="float32")
+        network.config = dataclasses.replace(network.config, image_size=side)
+        found = scores_of(network, clips)
         folder.mkdir(parents=True, exist_ok=True)
         write_file(file, json.dumps(found, indent=2).encode())
     return json.loads(file.read_text())
@@ -82,9 +84,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, default=Path("video-data"))
     parser.add_argument("--out", type=Path, default=Path("runs/video-in-miniature"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--clips", type=int, default=72, help="training clips to render")
-    parser.add_argument("--held-out", type=int, default=6, help="held-out clips")
+    parser.add_argument("--held-out", type=int, default=3, help="held-out clips")
     parser.add_argument("--workers", type=int, default=1, help="processes that render")
     parser.add_argument("--config", default="video-nano")
     args = parser.parse_args(argv)
@@ -102,8 +104,9 @@ def main(argv: list[str] | None = None) -> None:
     clips = Clips(clip_folders(args.data / "held-out")[: args.held_out])
     rows: dict[str, list[dict[str, float]]] = {}
     models = {args.out / "nano": "nano"} | {run: str(run / "export") for run in runs.values()}
+    side = load_toml(args.config).data.image_size  # the same for all
     for folder, model in models.items():
-        for name, scores in scored(folder, model, clips).items():
+        for name, scores in scored(folder, model, clips, side).items():
             rows.setdefault(name, []).append(scores)
     print(f"{len(clips.folders)} held-out clips; mean and range over {len(runs)} seeds")
     print("| model | AbsRel | delta_1 | TAE % | flicker % |\n|---|---|---|---|---|")

@@ -244,6 +244,7 @@ class OptimSection:
             last block has `encoder_lr`, the first of n has layer_decay^(n - 1) of it, the
             embeddings layer_decay^n; 1 gives all blocks the same rate.
         decoder_lr: Peak learning rate of the decoder (`depth_head.*`).
+        temporal_lr: Peak learning rate of the temporal modules in it; 0 takes `decoder_lr`.
         weight_decay: For matrices and kernels; biases, norms and embeddings have none.
         betas: AdamW's.
         warmup_steps: Steps of linear warm-up.
@@ -257,6 +258,7 @@ class OptimSection:
     encoder_lr: float = 5e-6
     layer_decay: float = 1.0
     decoder_lr: float = 5e-5
+    temporal_lr: float = 0.0
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.999)
     warmup_steps: int = 0
@@ -266,8 +268,8 @@ class OptimSection:
 
     def problems(self) -> Iterator[str]:
         """Yields a message for each invalid setting of this section."""
-        keys = ("encoder_lr", "decoder_lr", "weight_decay", "warmup_steps", "grad_clip")
-        yield from _negative(self, "optim.", *keys)
+        keys = ("encoder_lr", "decoder_lr", "temporal_lr", "weight_decay", "warmup_steps")
+        yield from _negative(self, "optim.", *keys, "grad_clip")
         if not all(0 <= beta < 1 for beta in self.betas):
             yield "optim.betas must be in [0, 1)"
         if not 0 < self.layer_decay <= 1:

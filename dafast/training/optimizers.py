@@ -83,6 +83,8 @@ def build_optimizer(model: nn.Module, section: OptimSection) -> Optimizers:
         if not parameter.requires_grad:
             continue
         part = "encoder" if name.startswith("pretrained.") else "decoder"
+        if section.temporal_lr and ".motion_modules." in name:
+            part = "temporal"
         below = 0  # how many blocks from the last
         if part == "encoder" and section.layer_decay < 1 and not name.startswith("pretrained.norm"):
             below = depth - 1 - int(name.split(".")[2]) if ".blocks." in name else depth
@@ -91,7 +93,11 @@ def build_optimizer(model: nn.Module, section: OptimSection) -> Optimizers:
         if section.muon and ".blocks." in name and parameter.ndim == 2:
             kind = "muon"
         groups.setdefault((part, kind, below), []).append(parameter)
-    peak = {"encoder": section.encoder_lr, "decoder": section.decoder_lr}
+    peak = {
+        "encoder": section.encoder_lr,
+        "decoder": section.decoder_lr,
+        "temporal": section.temporal_lr,
+    }
 
     def settings(part: str, kind: str, below: int) -> dict[str, Any]:
         rate = peak[part] * section.layer_decay**below

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from dafast.config import PRESETS
 from dafast.data.transforms import STRONG
 from dafast.training.command import parse_args
 from dafast.training.config import ConfigError, TrainConfig, UnlabeledSection
@@ -25,7 +26,7 @@ CONFIGS = sorted((ROOT / "configs").rglob("*.toml"))
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_shipped_configs_are_valid(path: Path) -> None:
-    assert parse_args(["--config", str(path)]).model.preset in ("nano", "vits", "vitb", "vitl")
+    assert parse_args(["--config", str(path)]).model.preset in PRESETS
 
 
 def test_command_line_wins_over_file_wins_over_default(tmp_path: Path) -> None:
