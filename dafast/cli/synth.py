@@ -75,6 +75,8 @@ def synth(args: argparse.Namespace) -> int:
     if args.clip:
         if args.shard_size != SHARD_SIZE:
             raise CommandError("--shard-size is for shards; --clip writes a folder for each clip")
+        if args.worlds:
+            raise CommandError("--clip shows procedural scenes: leave out --worlds")
         write_clips(
             args.out,
             args.scenes,
