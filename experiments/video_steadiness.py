@@ -5,7 +5,7 @@
 
 Scores the model's maps of each folder of clips as they are and after stabilization, and the same
 maps after a random scale (standard deviation 10%) and shift (10% of the spread of the maps) in each
-frame, which is how large relative models flicker. Needs dafast[synth,flow].
+frame. Needs dafast[synth,flow].
 """
 
 from __future__ import annotations

@@ -42,8 +42,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "--worlds",
         type=named_path,
         metavar="DIR",
-        help="show the worlds of games in this folder instead of procedural scenes "
-        "(docs/nano.md)",
+        help="show the worlds of games in this folder instead of procedural scenes (docs/nano.md)",
     )
     parser.add_argument(
         "--size",
@@ -76,6 +75,8 @@ def synth(args: argparse.Namespace) -> int:
     if args.clip:
         if args.shard_size != SHARD_SIZE:
             raise CommandError("--shard-size is for shards; --clip writes a folder for each clip")
+        if args.worlds:
+            raise CommandError("--clip renders procedural scenes only: leave out --worlds")
         write_clips(
             args.out,
             args.scenes,

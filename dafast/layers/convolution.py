@@ -62,7 +62,8 @@ def enlarge(resize: nn.Module, x: Tensor) -> Tensor:
         x: (B, C, h, w).
     """
     if (
-        is_plain(resize, nn.ConvTranspose2d)
+        isinstance(resize, nn.ConvTranspose2d)
+        and is_plain(resize, nn.ConvTranspose2d)
         and resize.bias is not None
         and resize.stride == resize.kernel_size
         and resize.kernel_size[0] == resize.kernel_size[1]

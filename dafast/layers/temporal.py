@@ -100,7 +100,8 @@ class TemporalAttention(nn.Module):
         Returns:
             (P, T, C).
         """
-        coded = states + position_code(*states.shape[1:], states.device).to(states.dtype)
+        frames, width = states.shape[1:]
+        coded = states + position_code(frames, width, states.device).to(states.dtype)
         queries = coded if x.shape[1] == states.shape[1] else coded[:, -x.shape[1] :]
         q, k, v = self.to_q(queries), self.to_k(coded), self.to_v(coded)
         out = flash_attention(*(part.unflatten(-1, (_HEADS, -1)) for part in (q, k, v)))

@@ -151,7 +151,8 @@ class Scratch(nn.Module):
 
     def fuse(self, maps: Sequence[Tensor], mix: _Mix | None = None) -> list[Tensor]:
         """The deepest map and the four fused ones, the coarsest first, (B, features, h, w) each."""
-        coarse = self.fuse_coarse(maps[2], maps[3], maps[1].shape[2:], mix)
+        height, width = maps[1].shape[2:]
+        coarse = self.fuse_coarse(maps[2], maps[3], (height, width), mix)
         return [*coarse, *self.fuse_fine(maps[0], maps[1], coarse[-1])]
 
     def fuse_coarse(

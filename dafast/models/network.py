@@ -87,7 +87,7 @@ class DepthNetwork(nn.Module):
         """
         if not features:
             maps = self._maps(x)
-            if isinstance(x, Tensor):
+            if isinstance(x, Tensor) and isinstance(maps, Tensor):
                 out = self._finish(maps)
                 return out.unflatten(0, x.shape[:2]) if x.ndim == 5 else out
             return [self._finish(each[None])[0] for each in maps]

@@ -357,7 +357,7 @@ class OptimizedForward:
         path = mix(3, self.refine[2](path, (2 * rows, 2 * columns), layer3))
         group = FRAME_GROUP if frames > 1 else len(path)
         parts = zip(*(x.split(group) for x in (*taps[:2], path)), strict=True)
-        outs = [self._decode_fine(*part, rows, columns) for part in parts]
+        outs = [self._decode_fine(one, two, part, rows, columns) for one, two, part in parts]
         out = outs[0] if len(outs) == 1 else torch.cat(outs)
         return out if self.max_depth is None else out * self.max_depth
 

@@ -151,12 +151,13 @@ def _video_packets(
                     continue
                 if waiting is not None:
                     waiting.duration = packet.pts - waiting.pts
-                    yield float(waiting.dts * info.time_base), waiting
+                    yield float(waiting.dts * waiting.time_base), waiting
                 packet.stream = stream
                 waiting = packet
     if waiting is not None:
-        waiting.duration = max(1, last_duration)
-        yield float(waiting.dts * info.time_base), waiting
+        # NUT may have a finer time base than the source.
+        waiting.duration = max(1, round(last_duration * info.time_base / waiting.time_base))
+        yield float(waiting.dts * waiting.time_base), waiting
 
 
 def _other_packets(

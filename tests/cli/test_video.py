@@ -217,6 +217,13 @@ def test_one_frame_and_other_sources(call, tmp_path, clip, monkeypatch):
         Image.fromarray(frame).save(tmp_path / "pictures" / f"{number}.png")
     assert call(tmp_path / "pictures", "--out", tmp_path / "b.mp4", "--fps", 5)[0] == 0
     assert [float(f.time) for f in decoded(tmp_path / "b.mp4")] == pytest.approx([0, 0.2, 0.4])
+    first, *rest = (Image.fromarray(frame) for frame in moving(3))
+    first.save(tmp_path / "d.webp", save_all=True, append_images=rest, duration=[40, 80, 200])
+    assert call(tmp_path / "d.webp", "--out", tmp_path / "d.mp4")[0] == 0
+    assert [float(f.time) for f in decoded(tmp_path / "d.mp4")] == pytest.approx([0, 0.04, 0.12])
+    with av.open(str(tmp_path / "d.mp4")) as container:
+        stream = container.streams.video[0]
+        assert float(stream.duration * stream.time_base) == pytest.approx(0.32)
     path = write_clip(tmp_path / "c.mkv", moving(4), sound="aac")
     stdin = io.TextIOWrapper(io.BytesIO(path.read_bytes()))
     monkeypatch.setattr(sys, "stdin", stdin)

@@ -24,7 +24,7 @@ def planted(dtype=torch.float32):
     with torch.no_grad():
         encoder.blocks[1].mlp.fc2.bias[5] += 100
         encoder.blocks[3].norm2.weight[7] *= 50
-        encoder.blocks[4].attn.qkv.weight[2 * SMALL.embed_dim + 9] *= 50
+        encoder.blocks[4].attn.qkv.weight[2 * SMALL.embed_dim + 9] *= 400
     return model.to(dtype)
 
 

@@ -71,7 +71,7 @@ def test_without_lookahead_each_result_is_there_at_once(model, frames):
 
 
 def test_an_endless_source_is_read_no_further_than_needed(model, frames):
-    read = []
+    read, before = [], threading.active_count()
 
     def endless():
         for frame in itertools.cycle(frames):
@@ -83,7 +83,7 @@ def test_an_endless_source_is_read_no_further_than_needed(model, frames):
         assert next(stream).image is None
     assert len(read) < 30 + 100
     stream.close()
-    assert threading.active_count() == 1
+    assert threading.active_count() <= before
 
 
 def test_stabilization_is_the_default_of_relative_models_only(run_seed, randomise, frames):
@@ -147,7 +147,7 @@ def test_an_error_of_the_source_reaches_the_program(model, frames):
         yield from frames[:3]
         raise OSError("the camera is gone")
 
-    seen = []
+    seen, before = [], threading.active_count()
 
     def read_all():
         seen.extend(result.number for result in model.stream(broken(), lookahead=0))
@@ -155,7 +155,7 @@ def test_an_error_of_the_source_reaches_the_program(model, frames):
     with pytest.raises(OSError, match="the camera is gone"):
         read_all()
     assert seen == [0, 1, 2]
-    assert threading.active_count() == 1
+    assert threading.active_count() <= before
 
 
 def test_maps_that_are_not_finite_warn_once(frames, notices):

@@ -57,6 +57,37 @@ def test_cuda_serves_only_when_it_is_asked_for():
         affine_invariant_loss(x, x)
 
 
+def test_digits_by_the_version_of_triton():
+    pytest.importorskip("triton")
+    from dafast.kernels.masked_median import BALLOTS, SHARED_ATOMICS, counting
+
+    for version in ("3.4.0", "3.6.0+git1", "3.7.1"):
+        assert counting(version, "cuda") is BALLOTS
+    for version in ("3.8.0", "3.9.0", "3.10.0", "4.0.0"):
+        assert counting(version, "cuda") is SHARED_ATOMICS
+        assert counting(version, "interpreter") is SHARED_ATOMICS
+        assert counting(version, "hip") is BALLOTS
+
+
+def test_large_grids_count_more_tiles_a_program():
+    from dafast.kernels.affine_invariant_loss import _tiles
+
+    assert _tiles(64, 132, 8) == 8  # maps of 518x518
+    assert _tiles(8, 132, 8) == 2
+    assert _tiles(1, 132, 8) == 1
+    assert _tiles(64, 132, 1) == 1
+
+
+def test_triton_refuses_maps_that_its_integers_cannot_index():
+    from dafast.ops import OPS
+
+    backend = OPS["affine_invariant_loss"].backends["triton"]
+    large = torch.zeros(1).expand(1, 50000, 50000)
+    assert "2147418112 pixels, not 2500000000" in backend.supports(large, large)
+    most = torch.zeros(1).expand(2, 2**15 - 1, 2**16)
+    assert backend.supports(most, most) == ""
+
+
 def _needs(backend, *tensors):
     if why := OPS["affine_invariant_loss"].backends[backend].supports(*tensors):
         pytest.skip(why)

@@ -19,7 +19,7 @@ FORMATS = "png16,color,exr,npz,npy,tiff,pfm,ply,glb,normals,gray,side"
 
 
 def test_the_same_files_without_pytorch(tmp_path, capsys, seed):
-    torch.manual_seed(seed)
+    torch.manual_seed(3)
     build("v1").save_pretrained(tmp_path / "model")
     random = np.random.default_rng(seed)
     coarse = Image.fromarray(random.integers(0, 256, (6, 8, 3), dtype=np.uint8))

@@ -155,6 +155,7 @@ def test_command_writes_clips_and_resumes(tmp_path, capsys, run_seed):
     assert "clips.json cannot be read" in capsys.readouterr().err
     for more, message in (
         (["--shard-size", "7"], "--shard-size is for shards"),
+        (["--worlds", str(tmp_path)], "leave out --worlds"),
         (["--motions", "fly"], "unknown motion fly; there are: still, pan"),
     ):
         assert main([*command, "--out", str(tmp_path / "new"), *more]) != 0

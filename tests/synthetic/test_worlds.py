@@ -353,3 +353,11 @@ def test_errors_name_the_folder_and_the_remedy(tmp_path: Path, capsys) -> None:
         Library(tmp_path).render(0, size=SMALL)
     said = capsys.readouterr().err
     assert "short.bsp is cut short" in said and "version 47" in said
+
+
+def test_clips_of_worlds_are_refused(folder: Path, tmp_path: Path, capsys) -> None:
+    from dafast.cli import main
+
+    out = ["--scenes", "1", "--out", str(tmp_path / "clips")]
+    assert main(["synth", *out, "--worlds", str(folder), "--clip", "3"]) != 0
+    assert "leave out --worlds" in capsys.readouterr().err

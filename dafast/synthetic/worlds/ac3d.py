@@ -75,8 +75,8 @@ def _objects(lines: Iterator[str]) -> Iterator[_Object]:
             current.offset = (x, y, z)
         elif word == "numvert":
             for _ in range(int(rest)):
-                x, y, z = next(lines).split()[:3]
-                current.vertices.append((float(x), float(y), float(z)))
+                x, y, z = (float(v) for v in next(lines).split()[:3])
+                current.vertices.append((x, y, z))
         elif word == "SURF":
             kind = int(rest, 16) & 0xF
         elif word == "refs":

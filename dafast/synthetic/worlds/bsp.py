@@ -95,7 +95,8 @@ def _curve(control: NDArray, size: NDArray) -> tuple[NDArray, I32]:
     flat = np.concatenate(
         [control[k].astype(np.float64).reshape(len(control), -1) for k in _VERTEX.names or ()], 1
     ).reshape(h, w, -1)
-    parts, faces = [], []
+    parts: list[NDArray] = []
+    faces: list[NDArray] = []
     n = _STEPS + 1
     i = np.arange(n * n).reshape(n, n)
     a, b, c, d = i[:-1, :-1].ravel(), i[:-1, 1:].ravel(), i[1:, :-1].ravel(), i[1:, 1:].ravel()
@@ -127,9 +128,9 @@ def _placed(lumps: _Lumps) -> list[tuple[int, int, F32]]:
         if model.startswith("*") and model[1:].isdigit() and not kind.startswith("trigger"):
             origin = (entity.get("origin", "0 0 0").split() + ["0"] * 3)[:3]
             offsets[int(model[1:])] = np.array([float(x) for x in origin], np.float32)
-    for model, offset in sorted(offsets.items()):
-        if model < len(lumps.models):
-            m = lumps.models[model]
+    for number, offset in sorted(offsets.items()):
+        if number < len(lumps.models):
+            m = lumps.models[number]
             ranges.append((int(m["face"]), int(m["face"] + m["faces"]), offset))
     return ranges
 

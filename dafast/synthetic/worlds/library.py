@@ -115,7 +115,9 @@ class Library:
         """
         for name in self._order(seed):
             world = self.world(name)
-            sample = world and render_view(world, seed, size=size, textures=textures)
+            if world is None:
+                continue
+            sample = render_view(world, seed, size=size, textures=textures)
             if sample is not None:
                 return sample
         raise ValueError("no world of the folder has a place for a camera")
