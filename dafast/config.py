@@ -327,12 +327,17 @@ def _presets() -> dict[str, ModelConfig]:
             hub_file="model.safetensors",
             license="Apache-2.0",
         )
+    return {**presets, **_video_presets(presets), **_nano_presets()}
+
+
+def _video_presets(presets: dict[str, ModelConfig]) -> dict[str, ModelConfig]:
     # Video-Depth-Anything: V2 with temporal modules. The relative and the metric model of a size
     # have the same network; only the meaning differs.
+    made = {}
     for encoder in _ENCODERS:
         for kind, prefix in (("", ""), ("metric", "Metric-")):
             name = f"vda-metric-{encoder}" if kind else f"vda-{encoder}"
-            presets[name] = dataclasses.replace(
+            made[name] = dataclasses.replace(
                 presets[f"v2-{encoder}"],
                 name=name,
                 output="relu",
@@ -342,8 +347,12 @@ def _presets() -> dict[str, ModelConfig]:
                 hub_id=f"depth-anything/{prefix}Video-Depth-Anything-{_V2_NAMES[encoder]}",
                 hub_file=f"{prefix.lower().replace('-', '_')}video_depth_anything_{encoder}.pth",
             )
+    return made
+
+
+def _nano_presets() -> dict[str, ModelConfig]:
     # The demonstration model that this project trains itself and ships in the package.
-    presets["nano"] = ModelConfig(
+    nano = ModelConfig(
         name="nano",
         embed_dim=192,
         num_layers=6,
@@ -356,10 +365,8 @@ def _presets() -> dict[str, ModelConfig]:
         license="Apache-2.0",
     )
     # Its form for video, to be trained on clips: no weights are published.
-    presets["vda-nano"] = dataclasses.replace(
-        presets["nano"], name="vda-nano", temporal_frames=16, license=""
-    )
-    return presets
+    clips = dataclasses.replace(nano, name="vda-nano", temporal_frames=16, license="")
+    return {nano.name: nano, clips.name: clips}
 
 
 PRESETS: dict[str, ModelConfig] = _presets()

@@ -46,7 +46,14 @@ OPTIONAL = (
     ),
     Package("coremltools", "coremltools", ("coreml",), "no Core ML packages of `dafast export`"),
     Package("openvino", "openvino", ("openvino",), "no OpenVINO files of `dafast export`"),
-    Package("av", "av", ("video",), "no MP4 files of `dafast parallax`"),
+    Package("av", "av", ("video",), "no `dafast video`, and no MP4 files of `dafast parallax`"),
+    Package("fastapi", "fastapi", ("serve",), "no `dafast serve` and `dafast demo`"),
+    Package("starlette", "starlette", ("serve",), "no `dafast serve` and `dafast demo`"),
+    Package("uvicorn", "uvicorn", ("serve",), "no `dafast serve` and `dafast demo`"),
+    Package("python-multipart", "python_multipart", ("serve",), "no forms in `dafast serve`"),
+    Package(
+        "prometheus-client", "prometheus_client", ("serve",), "no `dafast serve` and `dafast demo`"
+    ),
     Package("opencv-python-headless", "cv2", ("flow",), "no optical flow between frames of videos"),
     Package(
         "transformers",

@@ -68,7 +68,32 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         help="requests must carry `Authorization: Bearer TOKEN` (default: the environment "
         "variable DAFAST_TOKEN, or no check)",
     )
-    limits = parser.add_argument_group("limits")
+    _add_limits(parser.add_argument_group("limits"))
+    speed = parser.add_argument_group("speed")
+    speed.add_argument(
+        "--workers",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="processes that hold the model (default: %(default)s)",
+    )
+    speed.add_argument(
+        "--batch",
+        type=positive,
+        default=8,
+        metavar="N",
+        help="largest number of pictures of a batch (default: %(default)s)",
+    )
+    speed.add_argument(
+        "--batch-wait",
+        type=_milliseconds,
+        default=0.01,
+        metavar="MS",
+        help="milliseconds that a lone request waits for others (default: 10)",
+    )
+
+
+def _add_limits(limits: argparse._ArgumentGroup) -> None:
     limits.add_argument(
         "--max-pixels",
         type=positive,
@@ -127,28 +152,6 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="ORIGIN",
         help="let pages of this origin use the server; again for more, '*' for all (default: none)",
-    )
-    speed = parser.add_argument_group("speed")
-    speed.add_argument(
-        "--workers",
-        type=positive,
-        default=1,
-        metavar="N",
-        help="processes that hold the model (default: %(default)s)",
-    )
-    speed.add_argument(
-        "--batch",
-        type=positive,
-        default=8,
-        metavar="N",
-        help="largest number of pictures of a batch (default: %(default)s)",
-    )
-    speed.add_argument(
-        "--batch-wait",
-        type=_milliseconds,
-        default=0.01,
-        metavar="MS",
-        help="milliseconds that a lone request waits for others (default: 10)",
     )
 
 

@@ -32,13 +32,7 @@ def add_videos(app: FastAPI, server: Any) -> None:
     """
     settings: ServerSettings = server.settings
     token = [Depends(server.check_token)]
-    missing: dict[int | str, Any] = {404: {"description": _NO_JOB}}
-
-    def find(name: str) -> VideoJob:
-        job = server.videos.jobs.get(name)
-        if job is None:
-            raise HTTPException(404, _NO_JOB)
-        return job
+    _add_results(app, server, token)
 
     @app.post(
         "/v1/video",
@@ -79,6 +73,17 @@ def add_videos(app: FastAPI, server: Any) -> None:
             raise
         jobs.start(job)
         return job.describe()
+
+
+def _add_results(app: FastAPI, server: Any, token: list[Any]) -> None:
+    """Adds what tells the progress of a job, sends its result and removes it."""
+    missing: dict[int | str, Any] = {404: {"description": _NO_JOB}}
+
+    def find(name: str) -> VideoJob:
+        job = server.videos.jobs.get(name)
+        if job is None:
+            raise HTTPException(404, _NO_JOB)
+        return job
 
     @app.get("/v1/video/{name}", summary="Progress", dependencies=token, responses=missing)
     async def describe_video(name: str) -> dict[str, Any]:
