@@ -6,10 +6,14 @@ that is tried again.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
+import threading
 import warnings
+from collections.abc import Iterator
+from typing import Literal
 
 
 class DafastWarning(UserWarning):
@@ -49,3 +53,18 @@ def warn(category: type[DafastWarning], text: str) -> None:
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
         frame, level = frame.f_back, level + 1
     warnings.warn(text, category, stacklevel=level)
+
+
+_filtering = threading.RLock()
+
+
+@contextlib.contextmanager
+def filtered(action: Literal["ignore", "error"]) -> Iterator[None]:
+    """Hides all warnings within the block, or makes them errors.
+
+    Python's filters belong to the process: without the lock, two threads in `catch_warnings` can
+    leave the filter of a block behind.
+    """
+    with _filtering, warnings.catch_warnings():
+        warnings.simplefilter(action)
+        yield

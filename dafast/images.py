@@ -11,13 +11,13 @@ import io
 import os
 import re
 import sys
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
+from ._warnings import filtered
 from .files import explain
 from .picture_formats import (
     SUBFILE_TYPE,
@@ -209,9 +209,8 @@ def _open(file: BinaryIO, head: bytes, name: str) -> Image:
 
     set_pixel_limit()
     try:
-        with warnings.catch_warnings():
-            # Pillow warns at half of its limit, and of damage that it then raises an error for.
-            warnings.simplefilter("ignore")
+        # Pillow warns at half of its limit, and of damage that it then raises an error for.
+        with filtered("ignore"):
             image = PIL.Image.open(file)
     except PIL.Image.DecompressionBombError as error:
         raise ImageError(f"{name}: {why_too_large(error)}") from error

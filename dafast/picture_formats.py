@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import struct
-import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from ._warnings import filtered
 from .optional import why_no_module
 
 if TYPE_CHECKING:
@@ -126,8 +126,7 @@ def _describe_tiff(file: BinaryIO) -> str:
         # BigTIFF has the number 43, and a longer header.
         tags = ImageFileDirectory_v2(start if 43 in start[2:4] else start[:8])
         file.seek(tags.next)
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")  # Pillow only warns of a truncated file
+        with filtered("error"):  # Pillow only warns of a truncated file
             tags.load(file)
         bits, bands = tags.get(_BITS, (1,)), tags.get(_SAMPLES, 1)
         kind = {2: "int", 3: "float"}.get(tags.get(_SAMPLE_FORMAT, (1,))[0], "uint")

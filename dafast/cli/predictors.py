@@ -20,9 +20,16 @@ from ._model import load_model, own_device
 from .outputs import Format
 
 if TYPE_CHECKING:
+    import torch
+
     from ..config import ModelConfig
     from ..result import DepthResult
     from ..runtime import OnnxModel
+
+
+def computes_elsewhere(device: torch.device) -> bool:
+    """Whether the cores of the CPU are free while a model predicts on a device."""
+    return device.type != "cpu"
 
 
 class DepthPredictor:
@@ -33,10 +40,13 @@ class DepthPredictor:
         default: Names of the formats that are written unasked.
         base: The settings that all results depend on.
         options: The settings that single formats depend on.
+        decodes_ahead: Whether the next photo is decoded during a prediction; on a CPU, the
+            prediction needs all cores.
     """
 
     formats: Mapping[str, Format] = depth_formats.FORMATS
     default = depth_formats.DEFAULT
+    decodes_ahead = False
 
     def __init__(self, args: argparse.Namespace, camera: CameraChoice) -> None:
         refused = {"--fov": args.fov, "--intrinsics": args.intrinsics, "--tile": args.tile}
@@ -86,6 +96,7 @@ class DepthPredictor:
         # A bad option ends the command before any photo.
         check_options(model.config, **self.given)
         check_tile(args.tile, model.config)
+        self.decodes_ahead = computes_elsewhere(model.device)
         return model, _made_of(digest_model(model), model.dtype)
 
     def predict(self, image: Any, name: str, keep_image: bool) -> DepthResult:
@@ -139,6 +150,7 @@ class ClassPredictor:
 
     formats: Mapping[str, Format] = class_formats.FORMATS
     default = class_formats.DEFAULT
+    decodes_ahead = False
 
     def __init__(self, args: argparse.Namespace) -> None:
         depth_only = {"--config": args.config, "--fit": args.fit, "--fov": args.fov}
@@ -175,6 +187,7 @@ class ClassPredictor:
         config, choice = model.config, SegmentationOptions(size=self.size)
         choice.check(config.encoder.patch_size)
         self.segment = lambda photo: model.segment(photo, choice)
+        self.decodes_ahead = computes_elsewhere(model.device)
         return config.encoder, config.classes, _made_of(digest_model(model), model.dtype)
 
     def predict(self, image: Any, name: str, keep_image: bool) -> class_formats.MadeClasses:

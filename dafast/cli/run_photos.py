@@ -24,6 +24,7 @@ from ..images import PHOTO_SUFFIXES, ImageError, as_array, load_image
 from ..picture_sources import EncodedPicture, is_pipe
 from ._log import is_quiet
 from ._process import interrupted
+from .ahead import Ahead
 from .outputs import (
     Output,
     Plan,
@@ -102,6 +103,8 @@ class PhotoRun:
         self.sources |= {os.path.realpath(photo.path) for photo in all_photos}
         self.pipes: dict[Path, bytes] = {}
         self.predicted: dict[Path, DepthResult] = {}
+        self.ahead = Ahead() if predictor.decodes_ahead else None
+        self.next: Path | None = None  # the photo after the current one
         used = {option for name in formats for option in predictor.formats[name].depends}
         self.shows_camera = "camera" in used or "camera" in predictor.base
 
@@ -133,7 +136,7 @@ class PhotoRun:
                 plan = self._plan(photo)
                 extent = None if self.args.overwrite else _noted_range(plan)
                 if extent is None:
-                    result = predictor.predict(self._image(photo), photo.name, False)
+                    result = self._predict(photo, False)
                     # Of what the files hold, so that another run finds the same range in them.
                     extent = predictor.make(result, photo.name).shown.disparity_range
                     self.predicted[photo.path] = _on_disk(result, Path(folder.name), number)
@@ -145,8 +148,10 @@ class PhotoRun:
             self.options["range"] = [min(p[0] for p in extents), max(p[1] for p in extents)]
 
     def close(self) -> None:
-        """Removes the temporary folder of `find_range`."""
+        """Removes the temporary folder of `find_range`, and ends the thread that decodes."""
         self.predicted.clear()
+        if self.ahead is not None:
+            self.ahead.close()
         if hasattr(self, "_folder"):
             self._folder.cleanup()
 
@@ -160,7 +165,8 @@ class PhotoRun:
 
         off = is_quiet() or not sys.stderr.isatty() or os.environ.get("RANK", "0") != "0"
         with tqdm(total=len(photos), unit="photo", disable=off, leave=False) as bar:
-            for photo in photos:
+            following = [*(photo.path for photo in photos[1:]), None]
+            for photo, self.next in zip(photos, following, strict=False):
                 bar.set_postfix_str(shown(photo.path.name))
                 yield photo, bar
                 bar.update()
@@ -180,6 +186,15 @@ class PhotoRun:
             self.counts.failures.append((str(photo.path), reason_of(error, photo.path)))
             if not sys.stderr.isatty():
                 print(f"{shown(photo.path)}: FAILED", flush=True)
+
+    def _predict(self, photo: Photo, keep_image: bool) -> Any:
+        """Predicts a photo, while the next one is decoded."""
+        image = None
+        if self.ahead is not None:
+            image = self.ahead.take(photo.path)
+            self.ahead.start(None if self.next in self.predicted else self.next)
+        image = self._image(photo) if image is None else image
+        return self.predictor.predict(image, photo.name, keep_image)
 
     def _image(self, photo: Photo) -> Any:
         data = self.pipes.get(photo.path)
@@ -229,7 +244,7 @@ class PhotoRun:
         shows_photo = any(output.format.shows_photo for output in outputs)
         result: Any = self.predicted.pop(photo.path, None)
         if result is None:
-            result = self.predictor.predict(self._image(photo), photo.name, shows_photo)
+            result = self._predict(photo, shows_photo)
         elif shows_photo:
             result = _with_photo(result, self._image(photo))
         made: Any = self.predictor.make(result, photo.name)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from .._warnings import filtered
 from ..files import whole_file
 from ._text import TAG, from_text, to_text
 
@@ -30,8 +30,7 @@ def read_facts(path: Path) -> dict[str, Any] | None:
     """The facts in the description, if the file has all its strips."""
     from PIL import Image
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow warns of a file that is cut off
+    with filtered("ignore"):  # Pillow warns of a file that is cut off
         image = Image.open(path, formats=["TIFF"])
     with image:
         tags = image.tag_v2  # type: ignore[attr-defined]

@@ -167,10 +167,9 @@ _SHOW_PHOTO = ("npz", "ply", "glb")
 
 def count_pixels(data: bytes) -> int:
     """Number of pixels by the header of a picture file; 0 if it cannot be read."""
-    import warnings
-
     import PIL.Image
 
+    from .._warnings import filtered
     from ..picture_formats import is_heif, register_heif
 
     limit = PIL.Image.MAX_IMAGE_PIXELS
@@ -178,10 +177,8 @@ def count_pixels(data: bytes) -> int:
         if is_heif(data[:512]):
             register_heif()
         PIL.Image.MAX_IMAGE_PIXELS = None
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with PIL.Image.open(io.BytesIO(data)) as image:
-                return image.width * image.height
+        with filtered("ignore"), PIL.Image.open(io.BytesIO(data)) as image:
+            return image.width * image.height
     except Exception:
         return 0
     finally:
