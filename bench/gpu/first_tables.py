@@ -72,6 +72,15 @@ def _time(runs: FirstRuns, case: str, step: str, backend: str) -> float:
     return runs.get(_attention_run(step), ATTENTION, case, "bfloat16", step, backend)["ms"]
 
 
+def machine(runs: FirstRuns) -> str:
+    """Where and when the runs were."""
+    found = runs.reports["first"]["machine"]
+    return (
+        f"Measured on an {found['device']} on {found['date']}, with PyTorch {found['torch']} (CUDA "
+        f"{found['cuda']}), Triton {found['triton']}, Python {found['python']}.\n"
+    )
+
+
 def peaks(runs: FirstRuns) -> str:
     """The peak rates of the card."""
     rows = [["", "measured"]]
@@ -109,6 +118,15 @@ def attention(runs: FirstRuns) -> str:
         for a, b in [[runs.get("attention", ATTENTION, case, "bfloat16", BOTH, backend)
                       for backend in ("triton", "sdpa flash")]]
     ]  # fmt: skip
+    tiles = [runs.get("attention", ATTENTION, case, "bfloat16", "forward", "triton")["ms"]
+             / _time(runs, case, "forward", "triton") for case in BATCHES]  # fmt: skip
+    exact = [
+        ours / theirs
+        for case in CASES[3:]
+        for step in ("forward", BOTH)
+        for ours, theirs in [[runs.get("attention", ATTENTION, case, "float32", step, backend)["ms"]
+                              for backend in ("triton", "sdpa")]]
+    ]  # fmt: skip
     return table(rows) + (
         f"\nFor a batch, attention takes {span([1 / x for x in cudnn])} of cuDNN's time and is "
         f"{span(flash, 1)} times as fast as FlashAttention-2 (SDPA's `flash`), with "
@@ -117,7 +135,11 @@ def attention(runs: FirstRuns) -> str:
         f"forward and {kernels[1]} backward with 6 heads. Sequences of 1370, 962 and 1814 tokens "
         f"(6 heads) take {_varlen(runs, 'triton')} forward in one launch; SDPA takes "
         f"{_varlen(runs, 'sdpa')} for one after the other (flash {_varlen(runs, 'sdpa flash')}), "
-        f"xformers' block-diagonal mask {_varlen(runs, 'xformers')} ([attention]).\n"
+        f"xformers' block-diagonal mask {_varlen(runs, 'xformers')} ([attention]).\n\n"
+        f"The forward of [attention] had tiles of 64x64, with which a batch takes {span(tiles)} of "
+        "the times above. Float32 without TF32 cannot use tensor cores, and for one image the "
+        f"Triton kernel takes {span(exact, 1)} times as long as PyTorch's; dense attention then "
+        "uses PyTorch's by default.\n"
     )
 
 
@@ -203,6 +225,7 @@ def glue_calls(runs: FirstRuns) -> str:
 def tail(runs: FirstRuns) -> str:
     """The decoder's tail."""
     rows = [["", "eager", "torch.compile, [first]", "**dafast**", "memory: eager, dafast"]]
+    exact = []
     for shape in ("1x64x296x296", "1x128x296x296", "16x128x296x296"):
         case = f"{shape} to 518x518"
         eager, ours = (
@@ -214,7 +237,15 @@ def tail(runs: FirstRuns) -> str:
         )
         memory = ", ".join(f"{r['peak_bytes'] / 1e6:.0f} MB" for r in (eager, ours))
         rows.append([case, *(figure(r["ms"]) for r in (eager, compiled, ours)), memory])
-    return table(rows)
+        theirs, triton = (
+            runs.get("glue", "decoder_tail", case, "float32", "forward", backend)["ms"]
+            for backend in ("reference", "triton")
+        )
+        exact.append(theirs / triton)
+    return table(rows) + (
+        "\nIn float32 PyTorch's convolutions are used: without TF32 they take "
+        f"{span(exact)} of the Triton kernel's time.\n"
+    )
 
 
 RESIZE = (
@@ -282,7 +313,8 @@ def targets(runs: FirstRuns) -> str:
 
 
 BLOCKS: Blocks = {
-    "first peaks": peaks, "first attention": attention, "first losses": losses,
+    "first machine": machine, "first peaks": peaks,
+    "first attention": attention, "first losses": losses,
     "first memory-bound": glue, "first memory-bound calls": glue_calls, "first tail": tail,
     "first resize": resize, "first targets": targets,
 }  # fmt: skip
