@@ -8,6 +8,7 @@ A graph reads the weights where they are: it is right after any change in place,
 (`Tensor.data`, fused optimizers, ...), because it keeps nothing that is derived from them. So it
 also resizes the position embeddings itself, in five short launches, unless the input has the size
 of the training. Other modules, settings or weights at other addresses are seen by `Structure`.
+Graphs in fp8 hold copies of the weights anyway, and keep the resized position embeddings, too.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from ..ops import forced_backend
 from .fp8_forward import Fp8Forward
 from .network import DepthNetwork
 from .snapshot import Structure, why_not_as_built
+from .vision_transformer import PositionsBySize, keep_positions
 
 logger = logging.getLogger("dafast")
 
@@ -43,11 +45,15 @@ _Forward = Callable[[Tensor], Tensor]
 
 
 class Graph(NamedTuple):
-    """A captured graph: its input and its result, in memory that all graphs share."""
+    """A captured graph: its input and its result, in memory that all graphs share.
+
+    `positions` is memory that the graph reads, so it has to live as long.
+    """
 
     x: Tensor
     out: Tensor
     replay: Callable[[], None]
+    positions: PositionsBySize | None = None
 
 
 class InputKind(NamedTuple):
@@ -299,11 +305,22 @@ class GraphedForward:
         try:
             with self._machinery.turn():
                 static = x.contiguous(memory_format=layout)
-                graph = self._graphs[key] = self._machinery.capture(forward, static)
+                graph = self._graphs[key] = self._capture(forward, static)
         except RuntimeError as error:  # out of memory, too: the modules need less
             self._seen[key] = str(error) or type(error).__name__
             logger.info("dafast: no CUDA graph for %s: %s", kind.shape, self._seen[key])
         return graph, x
+
+    def _capture(self, forward: _Forward, x: Tensor) -> Graph:
+        if self._quantized is None:
+            return self._machinery.capture(forward, x)
+        kept: PositionsBySize = {}  # `capture` runs the forward once before it captures it
+
+        def run(x: Tensor) -> Tensor:
+            with keep_positions(kept):
+                return forward(x)
+
+        return self._machinery.capture(run, x)._replace(positions=kept)
 
 
 def _arithmetic() -> tuple[Any, ...]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -20,6 +22,25 @@ from ..ops.resize_bicubic import cubic_taps
 # DINOv2 adds it to the grid before dividing by the trained one, against rounding in the
 # interpolation; the published weights were used with it, so it is part of the function.
 _OFFICIAL_OFFSET = 0.1
+
+PositionsBySize = dict[tuple[int, int], Tensor]
+"""Position embeddings (1, 1 + rows * columns, C) by (rows, columns)."""
+
+_kept: ContextVar[PositionsBySize | None] = ContextVar("kept positions", default=None)
+
+
+@contextlib.contextmanager
+def keep_positions(kept: PositionsBySize) -> Iterator[None]:
+    """Takes position embeddings from `kept` within the block, and adds those of new sizes.
+
+    Args:
+        kept: Of one encoder, whose weights must not change while it is used.
+    """
+    token = _kept.set(kept)
+    try:
+        yield
+    finally:
+        _kept.reset(token)
 
 
 class VisionTransformer(nn.Module):
@@ -71,6 +92,15 @@ class VisionTransformer(nn.Module):
             return self._traceable_pos_embed(rows, columns)
         if (rows, columns) == (grid, grid):
             return self.pos_embed
+        kept = _kept.get()
+        if kept is None:
+            return self._resized_pos_embed(rows, columns)
+        if (rows, columns) not in kept:
+            kept[rows, columns] = self._resized_pos_embed(rows, columns)
+        return kept[rows, columns]
+
+    def _resized_pos_embed(self, rows: int, columns: int) -> Tensor:
+        grid = self.grid_size
         cls_pos, patch_pos = self.pos_embed[:, :1], self.pos_embed[:, 1:]
         patch_pos = patch_pos.float().unflatten(1, (grid, grid)).permute(0, 3, 1, 2)
         if self.position_embedding == "official":

@@ -182,6 +182,58 @@ def test_graphs_of_the_quantised_forward(config, made, seed):
     assert torch.equal(model(x), copy.deepcopy(model)(x))
 
 
+def resizes_positions(machine):
+    """Whether a replay of each graph resizes the position embeddings."""
+    names = [[func._schema.name for func, *_ in g.record.calls] for g in machine.graphs]
+    return ["aten::upsample_bicubic2d" in each for each in names]
+
+
+@torch.no_grad()
+def test_a_replay_takes_the_position_embeddings_of_its_size(made, seed):
+    model = make()
+    inputs = [images(), images(2)]
+
+    def check(count):
+        plain = copy.deepcopy(model).optimize(fp8="emulate", cuda_graphs=False)
+        for x in inputs:
+            model(x), model(x)
+        assert len(made) == count and resizes_positions(made[-1]) == [False] * 2
+        assert all(torch.equal(model(x), plain(x)) for x in inputs)
+
+    model.optimize(fp8="emulate")
+    check(1)
+    model.pretrained.pos_embed.mul_(-2)
+    check(2)
+    model.load_state_dict(make().state_dict())
+    check(3)
+    model.train()
+    model.pretrained.pos_embed.data.mul_(-2)
+    model.eval()
+    check(4)
+    # Other graphs read the weights where they are, also after a change that PyTorch does not count.
+    model.optimize(fp8=False)
+    for x in inputs * 2:
+        model(x)
+    assert resizes_positions(made[-1]) == [True] * 2
+
+
+@torch.no_grad()
+def test_a_graph_owns_its_position_embeddings(made, seed):
+    model, x = make().optimize(fp8="emulate"), images()
+    model(x), model(x)
+    (graph,) = model._optimized._graphs.values()
+    ((size, kept),) = graph.positions.items()
+    assert size == (2, 3)
+    assert torch.equal(kept, model.pretrained.interpolate_pos_embed(2, 3))
+    assert model.pretrained.interpolate_pos_embed(2, 3) is not kept, "for a graph only"
+    gone = weakref.ref(kept)
+    del graph, kept
+    made[0].graphs.clear()
+    model._optimized.release()
+    gc.collect()
+    assert gone() is None
+
+
 @pytest.mark.gpu
 @torch.no_grad()
 def test_gpu_matches_the_emulation(seed):
