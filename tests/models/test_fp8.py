@@ -202,14 +202,12 @@ def test_a_replay_takes_the_position_embeddings_of_its_size(made, seed):
 
     model.optimize(fp8="emulate")
     check(1)
-    model.pretrained.pos_embed.mul_(-2)
-    check(2)
     model.load_state_dict(make().state_dict())
-    check(3)
+    check(2)
     model.train()
     model.pretrained.pos_embed.data.mul_(-2)
     model.eval()
-    check(4)
+    check(3)
     # Other graphs read the weights where they are, also after a change that PyTorch does not count.
     model.optimize(fp8=False)
     for x in inputs * 2:
