@@ -51,6 +51,12 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         help="number of images of a call: any, or one number (default: dynamic)",
     )
     parser.add_argument(
+        "--frames",
+        type=positive,
+        metavar="N",
+        help="length of the clips, for a model with temporal modules (default: its longest)",
+    )
+    parser.add_argument(
         "--dtype",
         choices=("float32", "float16", "int8"),
         default="float32",
@@ -111,6 +117,7 @@ def export(args: argparse.Namespace) -> int:
         batch=args.batch,
         dtype=args.dtype,
         preprocess=args.with_preprocess,
+        frames=args.frames,
         check=args.verify,
         calibrate=photos,
     )
@@ -146,7 +153,7 @@ def _photos(args: argparse.Namespace) -> list[Path]:
 def _export_folder(args: argparse.Namespace, model: Any, photos: Sequence[Any]) -> int:
     from ..export.transformers_js import export_folder
 
-    refused = {"--shape": args.shape, "--batch": args.batch}
+    refused = {"--shape": args.shape, "--batch": args.batch, "--frames": args.frames}
     refused |= {"--with-preprocess": args.with_preprocess, "--dtype": args.dtype != "float32"}
     given = [name for name, value in refused.items() if value]
     if given:

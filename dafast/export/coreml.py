@@ -39,12 +39,15 @@ def write_coreml(
         path: The .mlpackage folder.
 
     Raises:
-        ValueError: If the size or the batch is not fixed, or the model has metric bins.
+        ValueError: If the size or the batch is not fixed, or the model has metric bins or takes
+            clips.
     """
     import coremltools
 
     if facts.shape is None or facts.batch is None:
         raise ValueError("Core ML packages have a fixed size: pass shape and batch")
+    if facts.frames:
+        raise ValueError("Core ML packages of clips are not supported: use another format")
     if facts.config.bin_centers and not facts.classes:
         raise ValueError(f"{facts.config.name!r} has metric bins, which coremltools cannot convert")
     # In float32; the converter chooses where float16 is enough.

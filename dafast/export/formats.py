@@ -99,6 +99,7 @@ def export(
     batch: int | None = None,
     dtype: str = "float32",
     preprocess: bool = False,
+    frames: int | None = None,
     check: bool = True,
     calibrate: Sequence[Any] = (),
 ) -> list[Check]:
@@ -117,6 +118,8 @@ def export(
             float32) or ``"int8"``.
         preprocess: Whether the graph takes photos (B, H, W, 3) uint8 and gives maps of their
             size, instead of the network's own input and output.
+        frames: Length of the clips of a model with temporal modules; None for its longest. Such a
+            file takes one clip (1, frames, 3, H, W) in a call and gives (1, frames, H, W).
         check: Whether to verify the file; see `dafast.export.verify`.
         calibrate: Photos for int8, as for `DepthAnything.infer`.
 
@@ -129,7 +132,13 @@ def export(
         ValueError: If an option is not valid for the model or the format.
     """
     facts, chosen = checked(
-        model, format, shape=shape, batch=batch, dtype=dtype, preprocess=preprocess
+        model,
+        format,
+        shape=shape,
+        batch=batch,
+        dtype=dtype,
+        preprocess=preprocess,
+        frames=frames,
     )
     path = Path(path)
     if path.suffix != chosen.suffix:

@@ -69,7 +69,7 @@ def _addcdiv(g: Any, x: Any, numerator: Any, denominator: Any, _value: Any) -> A
 
 def _axes_of(name: str, facts: FileFacts) -> dict[int, str]:
     """The dynamic axes of an input or output, with their names."""
-    height = 2 if name in ("pixel_values", "logits") else 1
+    height = (2 if name in ("pixel_values", "logits") else 1) + bool(facts.frames)
     axes = {} if facts.batch else {0: "batch"}
     return axes if facts.shape else {**axes, height: "height", height + 1: "width"}
 
@@ -78,7 +78,8 @@ def _name_dimensions(output: Any, facts: FileFacts) -> None:
     """Gives the sizes of an output their values, where the exporter lost them."""
     fixed = facts.shape or ("height", "width")
     dims = output.type.tensor_type.shape.dim
-    sizes = [facts.batch or "batch", *([len(facts.classes)] if facts.classes else []), *fixed]
+    between = [n for n in (facts.frames, len(facts.classes)) if n]
+    sizes = [facts.batch or "batch", *between, *fixed]
     for dim, size in zip(dims, sizes, strict=True):
         if isinstance(size, int):
             dim.dim_value = size

@@ -36,8 +36,9 @@ def exported_program(model: nn.Module, facts: FileFacts) -> Any:
     if facts.batch is None:
         sizes[0] = torch.export.Dim("batch", min=1, max=_MOST)
     if facts.shape is None:
-        sizes[2] = patch * torch.export.Dim("rows", min=FEWEST_PATCHES, max=_MOST)
-        sizes[3] = patch * torch.export.Dim("columns", min=FEWEST_PATCHES, max=_MOST)
+        height = images.ndim - 2
+        for axis, name in ((height, "rows"), (height + 1, "columns")):
+            sizes[axis] = patch * torch.export.Dim(name, min=FEWEST_PATCHES, max=_MOST)
     with torch.no_grad():
         return torch.export.export(module, (images,), dynamic_shapes=(sizes,), strict=False)
 

@@ -19,7 +19,7 @@ def exported_module(model: nn.Module, facts: FileFacts) -> tuple[nn.Module, Tens
         model: See `ExportedNetwork`.
         facts: What the file is to be.
     """
-    network = ExportedNetwork(model, facts.dtype)
+    network = ExportedNetwork(model, facts.dtype, facts.frames)
     batch = facts.batch or 2
     generator = torch.Generator().manual_seed(0)
     if facts.preprocess:
@@ -30,4 +30,5 @@ def exported_module(model: nn.Module, facts: FileFacts) -> tuple[nn.Module, Tens
         return PhotoNetwork(network, facts), photos
     patch = facts.config.patch_size
     height, width = facts.shape or (4 * patch, 6 * patch)
-    return network, torch.randn(batch, 3, height, width, generator=generator)
+    clip = (facts.frames,) if facts.frames else ()
+    return network, torch.randn(batch, *clip, 3, height, width, generator=generator)

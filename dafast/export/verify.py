@@ -129,7 +129,8 @@ def verify(
         All comparisons, and those outside of `TOLERANCES`.
     """
     random = np.random.default_rng(seed)
-    reference = ExportedNetwork(model)
+    reference = ExportedNetwork(model, frames=facts.frames)
+    clip = (facts.frames,) if facts.frames else ()
     checks: list[Check] = []
     for batch, height, width in checked_sizes(facts, least):
         if photos:
@@ -138,7 +139,8 @@ def verify(
         elif facts.preprocess:
             images = random.integers(0, 256, (batch, height, width, 3), dtype=np.uint8)
         else:
-            images = random.standard_normal((batch, 3, height, width), dtype=np.float32)
+            shape = (batch, *clip, 3, height, width)
+            images = random.standard_normal(shape, dtype=np.float32)
         if facts.preprocess:
             truth = photo_outputs(reference, facts, images)
         else:

@@ -104,7 +104,9 @@ class TemporalAttention(nn.Module):
         coded = states + position_code(frames, width, states.device).to(states.dtype)
         queries = coded if x.shape[1] == states.shape[1] else coded[:, -x.shape[1] :]
         q, k, v = self.to_q(queries), self.to_k(coded), self.to_v(coded)
-        out = flash_attention(*(part.unflatten(-1, (_HEADS, -1)) for part in (q, k, v)))
+        # Not `unflatten`, whose sizes torch.onnx.export(dynamo=False) fixes.
+        q, k, v = (part.reshape(*part.shape[:2], _HEADS, width // _HEADS) for part in (q, k, v))
+        out = flash_attention(q, k, v)
         return self.to_out[0](out.flatten(-2))
 
 
@@ -204,10 +206,12 @@ class TemporalModule(nn.Module):
             (B * T, C, h, w).
         """
         parts = self.temporal_transformer
-        tokens = parts.norm(x).flatten(2).unflatten(0, (-1, frames)).permute(0, 3, 1, 2)
+        size = (-1, frames, x.shape[1], x.shape[2] * x.shape[3])
+        tokens = parts.norm(x).reshape(size).permute(0, 3, 1, 2)
         shape = tokens.shape  # (B, h * w, T, C)
         tokens = tokens.flatten(0, 1)
-        if cache is not None or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        whole = torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing()
+        if cache is not None or whole:  # a program is to hold for any number of positions
             out = parts(tokens, cache)
         else:  # positions do not depend on each other
             rows = max(1, _CHUNK // frames)

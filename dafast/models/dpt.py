@@ -262,7 +262,7 @@ class DPTHead(nn.Module):
             float64 weights); with a sky (B, 2, ...), as `Scratch.forward`.
         """
         mix = self.mixing(frames, cache)
-        if frames > 1 and not torch.is_grad_enabled():
+        if frames > 1 and not torch.is_grad_enabled() and not torch.jit.is_tracing():
             out = self._in_groups(taps, rows, columns, mix)
         else:
             maps = self.reassemble(taps, rows, columns)

@@ -225,6 +225,22 @@ class DepthNetwork(nn.Module):
         """
         return self._run_modules(x)
 
+    def clip_outputs(self, x: Tensor, frames: int) -> Tensor:
+        """As `decoder_outputs`, of clips.
+
+        Args:
+            x: Clips with their frames one after the other, (B * T, 3, H, W).
+            frames: T; a number, which a trace does not take from the shape.
+
+        Returns:
+            (B * T, 1, H, W).
+
+        Raises:
+            TypeError: If the model has no temporal modules.
+        """
+        self.check_temporal()
+        return self._decode(*self._encode(x), frames)
+
     def _run_modules(self, x: Tensor, blocks: Sequence[Any] | None = None) -> Tensor:
         """Images (B, 3, H, W), or clips with as many frames, to outputs (B, C, H, W).
 

@@ -28,7 +28,8 @@ class FileFacts:
         dtype: ``"float32"``, ``"float16"`` or ``"int8"``.
         shape: Height and width of the input; None for any multiples of the patch size (with
             ``preprocess`` any size).
-        batch: Number of images of a call; None for any.
+        batch: Number of images, or clips, of a call; None for any.
+        frames: Length of the clips that a model with temporal modules takes; 0 for images.
         preprocess: Whether the input is photos, not normalised images.
         weights: Digest of the weights, as in the results of `dafast run`.
         version: The version of dafast that wrote the file.
@@ -40,17 +41,24 @@ class FileFacts:
     shape: tuple[int, int] | None = None
     batch: int | None = None
     preprocess: bool = False
+    frames: int = 0
     weights: str = ""
     version: str = __version__
 
     @property
     def input_name(self) -> str:
-        """``"pixel_values"``: (B, 3, H, W) float32, or ``"photo"``: (B, H, W, 3) uint8 RGB."""
+        """``"pixel_values"``: (B, 3, H, W) float32, of clips (B, frames, 3, H, W).
+
+        With ``preprocess`` ``"photo"``: (B, H, W, 3) uint8 RGB.
+        """
         return "photo" if self.preprocess else "pixel_values"
 
     @property
     def output_names(self) -> tuple[str, ...]:
-        """``"predicted_depth"`` (B, H, W), with ``"sky"`` (B, H, W); or ``"logits"``."""
+        """``"predicted_depth"`` (B, H, W), with ``"sky"`` (B, H, W); or ``"logits"``.
+
+        The depth of clips is (B, frames, H, W).
+        """
         if self.classes:
             return ("logits",)
         return ("predicted_depth", "sky") if self.config.sky_head else ("predicted_depth",)
@@ -77,6 +85,7 @@ class FileFacts:
             "shape": self.shape or "dynamic",
             "batch": self.batch or "dynamic",
             "preprocess": self.preprocess,
+            "frames": self.frames,
             "classes": self.classes,
             "weights": self.weights,
             "config": dataclasses.asdict(config),
@@ -109,6 +118,7 @@ class FileFacts:
                 None if shape == "dynamic" else tuple(json.loads(shape)),
                 None if batch == "dynamic" else int(batch),
                 json.loads(found["preprocess"]),
+                int(found.get("frames", 0)),
                 found["weights"],
                 found["version"],
             )

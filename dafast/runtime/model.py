@@ -75,7 +75,7 @@ class OnnxModel:
 
         Args:
             images: `FileFacts.input_name` says which: normalised RGB (B, 3, H, W) float32, or
-                photos (B, H, W, 3) uint8.
+                photos (B, H, W, 3) uint8; of a file of clips (1, frames, 3, H, W) float32.
 
         Returns:
             Arrays by the names `FileFacts.output_names`, float32.
@@ -98,6 +98,11 @@ class OnnxModel:
             ValueError: If an option is out of range, or the file does not have it.
         """
         facts, config = self.facts, self.config
+        if facts.frames:
+            raise ValueError(
+                f"{config.name!r} was exported for clips of {facts.frames} frames: it does not "
+                f"predict photos; `run` takes a clip (1, {facts.frames}, 3, H, W)"
+            )
         if facts.classes and fit not in (None, "pad"):
             raise ValueError(f"fit={fit!r}: a segmentation model uses 'pad'")
         if facts.shape or facts.preprocess:

@@ -20,19 +20,20 @@ CONFIGS = {
     ),
 }
 HEADS = (*CONFIGS, "linear", "dpt")
+CLIPS = tiny(temporal_frames=8, features=16, out_channels=(8, 8, 8, 8))
 
 
 def build(head: str) -> nn.Module:
     """A model in evaluation mode with random weights."""
-    if head in CONFIGS:
-        model: nn.Module = DepthAnything(CONFIGS[head])
+    if head in CONFIGS or head == "clips":
+        model: nn.Module = DepthAnything(CONFIGS.get(head, CLIPS))
     else:
         model = SegmentationModel(SegmentationConfig(tiny(), ("wall", "floor", "sky"), head))
     with torch.no_grad():
         # In all but the trained size, a position embedding of another rule shows.
         model.pretrained.pos_embed.normal_()
         for name, parameter in model.named_parameters():
-            if name.endswith(("output_conv2.2.weight", "conv_seg.weight")):
+            if name.endswith(("output_conv2.2.weight", "conv_seg.weight", "proj_out.weight")):
                 parameter.normal_(std=0.5)  # the output varies
             if name.endswith("output_conv2.2.bias"):
                 parameter.fill_(2.0)  # above 0, where the ReLU has no effect

@@ -176,6 +176,31 @@ def test_fixed_shapes_and_half_precision(tmp_path, seed):
 
 
 @pytest.mark.slow
+def test_models_of_video_take_clips(tmp_path, seed):
+    torch.manual_seed(6)
+    model, path = build("clips"), tmp_path / "clips.onnx"
+    checks = export(model, path, frames=5)
+    assert len({check.shape[3:] for check in checks}) == 5
+    assert {check.shape[:3] for check in checks} == {(1, 5, 3)}
+    built, loaded = onnx.load(path), OnnxModel(path)
+    assert {node.op_type for node in built.graph.node} <= supported_by_tensorrt()
+    dims = built.graph.input[0].type.tensor_type.shape.dim
+    assert [d.dim_param or d.dim_value for d in dims] == [1, 5, 3, "height", "width"]
+    dims = built.graph.output[0].type.tensor_type.shape.dim
+    assert [d.dim_param or d.dim_value for d in dims] == [1, 5, "height", "width"]
+    assert loaded.facts.frames == 5
+    clip = np.random.default_rng(seed).standard_normal((1, 5, 3, 84, 56), dtype=np.float32)
+    with torch.no_grad():
+        true = model(torch.from_numpy(clip)).numpy()
+        alone = model(torch.from_numpy(clip[0])).numpy()
+    bound = TOLERANCE * np.abs(true).max()
+    assert np.abs(true[0] - alone).max() > 10 * bound  # the frames matter to each other
+    assert np.abs(loaded.run(clip)["predicted_depth"] - true).max() <= bound
+    with pytest.raises(ValueError, match="exported for clips of 5 frames"):
+        loaded.predict(np.zeros((30, 40, 3), np.uint8))
+
+
+@pytest.mark.slow
 def test_int8_is_calibrated_on_photos(tmp_path, seed):
     torch.manual_seed(7)
     model, path = build("v1"), tmp_path / "int8.onnx"
@@ -221,8 +246,17 @@ def test_what_cannot_be_exported_is_said(tmp_path):
     with pytest.raises(ValueError, match="has a sky head"):
         export(build("da3-metric"), tmp_path / "x.onnx", preprocess=True)
     video = DepthAnything(tiny(temporal_frames=8, features=16, out_channels=(8, 8, 8, 8)))
-    with pytest.raises(ValueError, match="temporal modules"):
-        export(video, tmp_path / "x.onnx")
+    for options, text in (
+        ({"frames": 9}, "takes clips of 1 to 8 frames"),
+        ({"frames": 0}, "takes clips of 1 to 8 frames"),
+        ({"batch": 2}, "one clip in a call"),
+        ({"preprocess": True}, "not possible for clips"),
+        ({"dtype": "int8", "calibrate": ["x.png"]}, "calibrated on photos, not on clips"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            export(video, tmp_path / "x.onnx", **options)
+    with pytest.raises(ValueError, match="takes images, not clips"):
+        export(model, tmp_path / "x.onnx", frames=4)
     with pytest.raises(TypeError, match="Linear is not"):
         export(torch.nn.Linear(2, 2), tmp_path / "x.onnx")
     assert not list(tmp_path.iterdir())
@@ -254,7 +288,7 @@ def test_foreign_files_are_named(tmp_path):
 
 def test_facts_survive_strings():
     facts = FileFacts(
-        tiny(calibration=(2.0, 0.5), license="MIT"), ("a", "b"), "int8", (28, 42), 3, True, "ab"
+        tiny(calibration=(2.0, 0.5), license="MIT"), ("a", "b"), "int8", (28, 42), 3, True, 6, "ab"
     )
     assert FileFacts.from_strings(facts.to_strings()) == facts
     plain = FileFacts(tiny())
