@@ -15,6 +15,7 @@ from ..camera import Intrinsics, check_fov, check_intrinsics, choose_camera
 from ..geometry import Geometry
 from ..images import as_pixels
 from ..result import DepthResult
+from ..video.arrays import Recycler
 from ..video.frame_result import FrameResult, frame_result
 from ..video.reader import open_video
 from ..video.source import Frame, Selection, VideoReader
@@ -36,7 +37,7 @@ Maps can depend on the size of the batch in their last bits: a run that goes on 
 video begins at a multiple of this number of frames.
 """
 
-_CPU_TOKENS = 2200
+_CPU_TOKENS = 1100
 """Tokens of a batch on a CPU: larger batches are not faster."""
 
 _PIXELS = 8 << 20
@@ -83,12 +84,13 @@ def _on_cpu(
 ) -> Generator[_Map, None, None]:
     predictor = Predictor(model, options)
     model.prepare_inference()
+    arrays = Recycler()
 
     @torch.no_grad()
     def predict(batch: list[np.ndarray]) -> list[_Map]:
         photos = [as_pixels(frame, "frame").to(model.device) for frame in batch]
         return [
-            _Map(values.cpu().numpy(), geometry)
+            _Map(arrays.copy(values.cpu().numpy()), geometry)
             for values, geometry in predictor.predict_frames(photos)
         ]
 
@@ -101,7 +103,8 @@ def _on_cpu(
     workers = Workers(count)
     try:
         for maps in workers.map(predict, batches):
-            yield from maps
+            while maps:  # a map that is given is not held here
+                yield maps.pop(0)
     finally:
         workers.close()
 
@@ -298,7 +301,7 @@ def stream_results(
 
     def pixels() -> Iterator[np.ndarray]:
         # A source that is still being made must not be read before it is needed.
-        for frame in staged(reader.frames(), 2) if lookahead else reader.frames():
+        for frame in staged(reader.frames()) if lookahead else reader.frames():
             read.append(frame)
             yield frame.pixels
 

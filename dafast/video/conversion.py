@@ -76,6 +76,10 @@ class Outputs:
         return path
 
 
+def _without_pixels(frame: Frame) -> Frame:
+    return replace(frame, pixels=_NO_PIXELS)
+
+
 class _Ready(NamedTuple):
     """A frame that can be written."""
 
@@ -135,6 +139,7 @@ class Conversion:
             place = self._start.last
             self._last = Frame(_NO_PIXELS, place.number, place.pts, self._start.duration)
         self._partial = False
+        self._shows_frames = meter is not None or outputs.renderer.shows_frame
         self._raw: RawValues | None = None
         if outputs.raw is not None:
             self._raw = RawValues(self.work.raw, (self.info.height, self.info.width), self.done)
@@ -169,22 +174,21 @@ class Conversion:
                 frame = read.popleft()
                 if repeated:
                     repeated -= 1
-                    written.append(replace(frame, pixels=_NO_PIXELS))
+                    written.append(_without_pixels(frame))
                     continue
-                waiting.append((frame, result))
+                waiting.append((frame if self._shows_frames else _without_pixels(frame), result))
                 if known:
                     known -= 1
                     continue
-                disparity = result.to_disparity().values
-                finished = stabilizer.push(frame.pixels, disparity)
+                finished = stabilizer.push(frame.pixels, result.to_disparity().values)
+                del frame, result  # a generator keeps its variables while it waits
                 for steady in finished:
-                    written.append(replace(waiting[0][0], pixels=_NO_PIXELS))
+                    written.append(_without_pixels(waiting[0][0]))
                     yield self._made(*waiting.popleft(), steady)
                 total, in_segment = total + len(finished), in_segment + len(finished)
                 if in_segment >= self.outputs.segment:
                     in_segment = 0
-                    state = {name: np.array(part) for name, part in stabilizer.state().items()}
-                    yield self._checkpoint(written, total, len(waiting), state)
+                    yield self._checkpoint(written, total, len(waiting), stabilizer.state())
         for steady in stabilizer.flush():
             yield self._made(*waiting.popleft(), steady)
 
@@ -256,7 +260,7 @@ class Conversion:
             facts = {"time": result.time, "frame": result.number}
             scale = self.outputs.depth_scale
             result.save(path, value_range=shown, depth_scale=scale, facts=facts)
-        self._last = replace(frame, pixels=_NO_PIXELS)
+        self._last = _without_pixels(frame)
         self.done += 1
 
     def finish(self, complete: bool = True) -> None:

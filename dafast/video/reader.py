@@ -14,6 +14,7 @@ import numpy as np
 from ..files import explain, file_kind
 from ..optional import MissingPackageError, why_no_module
 from ..picture_sources import is_pipe, is_url
+from .arrays import Recycler
 from .pictures import AnimationReader, ArrayReader, FolderReader
 from .source import (
     DEFAULT_RATE,
@@ -150,7 +151,7 @@ class _Spool:
 
 
 def upright(pixels: np.ndarray, matrix: np.ndarray | None) -> np.ndarray:
-    """Turns and mirrors a frame as its display matrix says.
+    """A view of a frame, turned and mirrored as its display matrix says.
 
     Args:
         pixels: (H, W, ...).
@@ -164,7 +165,7 @@ def upright(pixels: np.ndarray, matrix: np.ndarray | None) -> np.ndarray:
         pixels, a, d = np.swapaxes(pixels, 0, 1), c, b
     elif b or c or not (a and d):
         return pixels
-    return np.ascontiguousarray(pixels[:: 1 if d > 0 else -1, :: 1 if a > 0 else -1])
+    return pixels[:: 1 if d > 0 else -1, :: 1 if a > 0 else -1]
 
 
 def _display_matrix(frame: Any) -> np.ndarray | None:
@@ -214,6 +215,7 @@ class PacketReader(VideoReader):
         self._opening: dict[str, Any] = {"format": kind, "options": options or {}}
         self._packets = self._decoded = 0
         self._reformatter: Any = None
+        self._arrays = Recycler()
         self._open()
         stream = self._stream
         rate = stream.average_rate or stream.guessed_rate or Fraction(DEFAULT_RATE)
@@ -400,7 +402,10 @@ class PacketReader(VideoReader):
             src_colorspace=space,
             src_color_range=None if full is None else ColorRange(full),
         )
-        return upright(converted.to_ndarray(), self._matrix)
+        plane = converted.planes[0]
+        rows = np.frombuffer(plane, np.uint8).reshape(height, plane.line_size)
+        stored = rows[:, : 3 * width].reshape(height, width, 3)
+        return self._arrays.copy(upright(stored, self._matrix))
 
     def _check_complete(self) -> None:
         """Notes frames that the header promises and the file lacks."""

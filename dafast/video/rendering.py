@@ -62,6 +62,11 @@ class Renderer:
         """Whether pictures are gray."""
         return self.layout == "depth"
 
+    @property
+    def shows_frame(self) -> bool:
+        """Whether pictures show the frame, so that `render` needs its pixels."""
+        return self.layout in ("side", "overlay", "sbs")
+
     def size(self, width: int, height: int) -> tuple[int, int]:
         """Width and height of the picture of a frame of this size."""
         return (2 * width if self.layout in ("side", "sbs") else width), height
@@ -76,7 +81,7 @@ class Renderer:
         """The picture of a frame in RGB.
 
         Args:
-            pixels: The frame, (H, W, 3) uint8.
+            pixels: The frame, (H, W, 3) uint8; not read unless `shows_frame`.
             disparity: (H, W) float32.
             low: The disparity of the palette's first colour.
             high: The disparity of the palette's last colour.

@@ -161,10 +161,7 @@ class _Stabilizer:
             scale, shift = self.shot.scale, self.shot.shift
         else:
             cut = self.cuts.is_cut(small, fits=True)
-        if scale != 1 or shift != 0:
-            disparity = _affine(disparity, scale, shift)
-            values = _affine(values, scale, shift)
-        low, high = _percentiles(values)
+        low, high = _percentiles(_affine(values, scale, shift))
         return self.display.push(StabilizedFrame(disparity, low, high, cut, scale, shift))
 
     def flush(self) -> list[StabilizedFrame]:
@@ -321,7 +318,10 @@ class _Shot:
 
 
 class _DisplayRange:
-    """Smooths the display ranges of a shot's frames, which wait until the future is known."""
+    """Smooths the display ranges of a shot's frames, which wait until the future is known.
+
+    They wait with the model's own maps, so that each map is in memory once.
+    """
 
     def __init__(self, lookahead: int) -> None:
         self.lookahead = lookahead
@@ -352,7 +352,9 @@ class _DisplayRange:
             low = old_low + self.rate * (low - old_low)
             high = old_high + self.rate * (high - old_high)
         self.current = low, high
-        return replace(self.waiting.popleft(), low=low, high=high)
+        frame = self.waiting.popleft()
+        values = _affine(frame.values, frame.scale, frame.shift)
+        return replace(frame, values=values, low=low, high=high)
 
     def state(self) -> dict[str, np.ndarray]:
         """What `restore` needs."""
@@ -360,7 +362,7 @@ class _DisplayRange:
         return {
             "current": np.array(self.current or (), np.float64),
             "rows": np.array(rows, np.float64).reshape(-1, 5),
-            "values": np.array([f.values for f in self.waiting], np.float32),
+            **{f"values{i}": frame.values for i, frame in enumerate(self.waiting)},
         }
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
@@ -368,14 +370,16 @@ class _DisplayRange:
         low_high = [float(x) for x in state["current"]]
         self.current = (low_high[0], low_high[1]) if low_high else None
         self.waiting = deque(
-            StabilizedFrame(values, float(low), float(high), bool(cut), float(scale), float(shift))
-            for values, (low, high, cut, scale, shift) in zip(
-                state["values"], state["rows"], strict=True
+            StabilizedFrame(
+                state[f"values{i}"], float(low), float(high), bool(cut), float(scale), float(shift)
             )
+            for i, (low, high, cut, scale, shift) in enumerate(state["rows"])
         )
 
 
 def _affine(values: np.ndarray, scale: float, shift: float) -> np.ndarray:
+    if scale == 1 and shift == 0:
+        return values
     result = values * np.float32(scale)
     result += np.float32(shift)
     return result

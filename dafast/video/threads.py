@@ -47,7 +47,7 @@ class Stage(Generic[_T]):
         size: Items that wait for the reader at most.
     """
 
-    def __init__(self, items: Iterable[_T], size: int = 4) -> None:
+    def __init__(self, items: Iterable[_T], size: int = 1) -> None:
         self._queue: queue.Queue[Any] = queue.Queue(size)
         self._stopped = threading.Event()
         self._items = items
@@ -59,6 +59,7 @@ class Stage(Generic[_T]):
         try:
             for item in self._items:
                 self._put(item)
+                del item  # not held until the next one is made
                 if self._stopped.is_set():
                     break
         except BaseException as error:
@@ -88,6 +89,7 @@ class Stage(Generic[_T]):
                     raise item[1]
                 return
             yield item
+            del item
 
     def close(self) -> None:
         """Stops the thread behind its current item, and waits for it.
@@ -103,7 +105,7 @@ class Stage(Generic[_T]):
         return self._thread.is_alive()
 
 
-def staged(items: Iterable[_T], size: int = 4) -> Generator[_T, None, None]:
+def staged(items: Iterable[_T], size: int = 1) -> Generator[_T, None, None]:
     """The items of an iterable, which runs in a thread of its own; see `Stage`."""
     stage = Stage(items, size)
     try:

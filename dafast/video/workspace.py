@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
 from collections.abc import Mapping
@@ -12,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..files import write_file
+from ..files import whole_file, write_file
 from .source import Position, VideoError
 
 
@@ -100,10 +99,9 @@ class Workspace:
         place, last = checkpoint.position or Position(-1, -1), checkpoint.last
         numbers = [place.number, place.pts, checkpoint.repeated, checkpoint.frames]
         numbers += [checkpoint.pending, last.number, last.pts, checkpoint.duration]
-        content = io.BytesIO()
         arrays: dict[str, Any] = {f"s.{k}": a for k, a in checkpoint.state.items()}
-        np.savez(content, numbers=np.array(numbers), **arrays)
-        write_file(self._state(number), content.getvalue())
+        with whole_file(self._state(number)) as file:
+            np.savez(file, numbers=np.array(numbers), **arrays)
 
     def load(self) -> tuple[int, Checkpoint | None]:
         """The number of whole segments, and the state after the last of them."""
