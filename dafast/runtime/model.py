@@ -11,6 +11,7 @@ import numpy as np
 from .._warnings import WeightsWarning, warn
 from ..camera import check_fov, check_intrinsics, choose_camera, focal_factor, no_camera
 from ..config import SKY, SKY_FEWEST, SKY_FILLED, SKY_QUANTILE, ModelConfig
+from ..files import explain
 from ..geometry import MAX_TOKENS, Geometry, check_geometry, plan_geometry
 from ..images import as_array, focal_from_exif
 from ..optional import MissingPackageError, why_no_module
@@ -61,7 +62,9 @@ class OnnxModel:
                 str(path), options, providers=providers or onnxruntime.get_available_providers()
             )
         except Exception as error:  # onnxruntime's exceptions have no common class
-            raise ValueError(f"{path}: ONNX Runtime cannot load the file ({error})") from error
+            raise ValueError(
+                f"{path}: ONNX Runtime cannot load the file ({explain(error)})"
+            ) from error
         metadata = self._session.get_modelmeta().custom_metadata_map
         self.facts = FileFacts.from_strings(metadata, str(path))
         self.config: ModelConfig = self.facts.config

@@ -280,6 +280,10 @@ def test_load_encoder_of_a_depth_anything(model, layout, tmp_path):
         sky = DepthAnything(dataclasses.replace(TINY, output="exp", kind="depth", sky_head=True))
         sky.load_state_dict(model.state_dict(), strict=False)
         model = sky
+    if layout == "vda":
+        clips = DepthAnything(dataclasses.replace(TINY, out_channels=(8,) * 4, temporal_frames=8))
+        clips.pretrained.load_state_dict(model.pretrained.state_dict())
+        model = clips
     torch.save(from_official(model.state_dict(), LAYOUTS[layout]), tmp_path / "whole.pth")
     fresh = DepthAnything(TINY)
     head = {k: v.clone() for k, v in fresh.depth_head.state_dict().items()}

@@ -70,6 +70,8 @@ def test_the_network_is_found_in_any_wrapping(model, layout, wrap, tmp_path, not
         model = DepthAnything(dataclasses.replace(TINY, output="exp", kind="depth", sky_head=True))
         for key in UNUSED_KEYS:  # which the file does not have
             model.get_parameter(key).data.zero_()
+    if layout == "vda":
+        model = DepthAnything(dataclasses.replace(TINY, out_channels=(8,) * 4, temporal_frames=8))
     torch.save(wrap(from_official(model.state_dict(), LAYOUTS[layout])), tmp_path / "x.pth")
     assert_same(load(tmp_path / "x.pth", config=model.config), model)
     assert not notices.messages

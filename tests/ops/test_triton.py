@@ -11,6 +11,7 @@ from dafast.ops import OPS, BackendError, available_backends, use_backend
 
 CASES = {c.op: c for c in SMALL_CASES if "triton" in available_backends()[c.op]}
 DIFFERENTIABLE = [op for op, case in CASES.items() if case.differentiable]
+PYTORCH_BACKWARD = {"conv_transpose"}  # which has a second derivative, too
 
 
 def _inputs(op, seed):
@@ -52,7 +53,7 @@ def test_every_launch_is_made_on_the_device_of_its_tensors(op, seed, monkeypatch
         with torch.set_grad_enabled(bool(CASES[op].differentiable)):
             total = _total(op, arguments)
         forward = len(launches)
-        if total.requires_grad:
+        if total.requires_grad and op not in PYTORCH_BACKWARD:
             total.backward()
             assert len(launches) > forward
     assert forward and all(inside == [torch.device("cpu")] for inside in launches)
@@ -74,7 +75,7 @@ def test_gpu_tensors_on_another_device_than_the_current_one(op, seed):
             torch.testing.assert_close(total, _total(op, values), rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("op", DIFFERENTIABLE)
+@pytest.mark.parametrize("op", sorted(set(DIFFERENTIABLE) - PYTORCH_BACKWARD))
 def test_a_second_derivative_fails_with_a_remedy(op, seed):
     arguments = _inputs(op, seed)
     leaf = arguments[0].detach().requires_grad_()
