@@ -23,7 +23,6 @@ from ..video.muxing import check_copies
 from ..video.reader import open_video
 from ..video.rendering import Renderer
 from ..video.source import Selection
-from ..video.threads import share_one_heap
 from ..video.workspace import Workspace
 from ._camera import camera_of
 from ._common import CommandError, make_folder
@@ -50,7 +49,6 @@ class VideoRun:
         from ..views.stereo import check_divergence
         from ..views.warp import check_convergence
 
-        share_one_heap()
         self.args = args
         self._closing = contextlib.ExitStack()
         check_palette(args.palette)

@@ -138,12 +138,11 @@ def _likeness(a: np.ndarray, b: np.ndarray) -> float:
 
 def _histogram(small: np.ndarray) -> np.ndarray:
     """Shares of the colours, float32 (3 * bins,), per channel a third in total."""
-    bins = np.clip(small / (256 / _BINS), 0, _BINS - 1)
-    low = np.floor(bins).astype(int)
+    bins = np.minimum(small * np.float32(_BINS / 256), _BINS - 1)
+    low = bins.astype(np.int32)
     # Each value is divided between two bins, so that a small change changes little.
-    fraction = bins - low
-    counts = np.zeros((3, _BINS + 1), np.float64)
-    for channel in range(3):
-        k, f = low[..., channel].ravel(), fraction[..., channel].ravel()
-        counts[channel] += np.bincount(k, 1 - f, _BINS + 1) + np.bincount(k + 1, f, _BINS + 1)
-    return (counts / counts.sum()).astype(np.float32).ravel()
+    fraction = (bins - low).ravel()
+    low += np.arange(3, dtype=np.int32) * (_BINS + 1)  # each channel has bins of its own
+    k, size = low.ravel(), 3 * (_BINS + 1)
+    counts = np.bincount(k, 1 - fraction, size) + np.bincount(k + 1, fraction, size)
+    return (counts / counts.sum()).astype(np.float32)

@@ -34,8 +34,8 @@ def scaled(disparity: np.ndarray, low: float, high: float, top: int) -> np.ndarr
     factor = top / (high - low)
     out = disparity * np.float32(factor)
     out += np.float32(0.5 - low * factor)  # rounds
-    np.nan_to_num(out, copy=False, nan=0.0, posinf=top, neginf=0.0)
-    np.clip(out, 0, top + 0.5, out=out)
+    np.fmax(out, 0, out=out)  # which makes NaN 0
+    np.minimum(out, top + 0.5, out=out)
     return out.astype(kind)
 
 

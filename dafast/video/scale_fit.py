@@ -17,6 +17,7 @@ _SIGMA = 1.4826  # standard deviation of a normal distribution over its median a
 _TUKEY = 4.685  # standard deviations from which a residual has no weight
 _LEAST_SIGMA = 0.02  # of a residual, as a fraction of the spread of the values: most may be sky
 _ROUNDS = 6
+_CONVERGED = 1e-4  # change of a round, as a fraction of the slope and of the spread
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,10 @@ def fit_scale_shift(
         step = _deming(slope * x, y, w, n)
         if step is None:
             return None
+        moved = max(abs(step[0] - 1), abs(step[1] - offset) / spread)
         slope, offset = slope * step[0], step[1]
+        if moved < _CONVERGED:
+            break
     quality = 1 - sigma / spread
     if quality < MIN_QUALITY:
         return None

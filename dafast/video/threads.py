@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import queue
-import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -18,23 +16,8 @@ _R = TypeVar("_R")
 
 _END = object()
 
-_ARENA_MAX = -8
-"""glibc's number of this setting of `mallopt`."""
-
 _PATIENCE = 60.0
 """Seconds to wait for the end of a thread."""
-
-
-def share_one_heap() -> None:
-    """Makes the threads that start later share one heap, with glibc's malloc.
-
-    Each thread otherwise has a heap of its own, which keeps what another thread frees: with the
-    arrays that pass from stage to stage the process grows during the first hundreds of frames.
-    """
-    if sys.platform.startswith("linux"):
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-        if mallopt is not None:  # musl has none
-            mallopt(_ARENA_MAX, 1)
 
 
 class Stage(Generic[_T]):
