@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -88,18 +90,41 @@ def quantize(built: Any, facts: FileFacts, photos: Sequence[Any]) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder) / "float32.onnx", Path(folder) / "int8.onnx"
         source.write_bytes(built.SerializeToString())
-        run_quantization(
-            str(source),
-            str(target),
-            Photos(),
-            quant_format=QuantFormat.QDQ,
-            per_channel=True,
-            activation_type=QuantType.QInt8,
-            weight_type=QuantType.QInt8,
-            nodes_to_quantize=_heavy_nodes(built),
-            extra_options={"ActivationSymmetric": True, "WeightSymmetric": True},
-        )
+        with _no_hints():
+            run_quantization(
+                str(source),
+                str(target),
+                Photos(),
+                quant_format=QuantFormat.QDQ,
+                per_channel=True,
+                activation_type=QuantType.QInt8,
+                weight_type=QuantType.QInt8,
+                nodes_to_quantize=_heavy_nodes(built),
+                extra_options={"ActivationSymmetric": True, "WeightSymmetric": True},
+            )
         return onnx.load(str(target))
+
+
+@contextlib.contextmanager
+def _no_hints() -> Iterator[None]:
+    """Silences the root logger, through which ONNX Runtime advises to optimise the model first.
+
+    Its first message would also give the root logger a handler, which prints dafast's own
+    messages a second time.
+    """
+    root = logging.getLogger()
+    silent = logging.NullHandler()
+    root.addFilter(_is_error)
+    root.addHandler(silent)
+    try:
+        yield
+    finally:
+        root.removeHandler(silent)
+        root.removeFilter(_is_error)
+
+
+def _is_error(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
 
 
 def _heavy_nodes(built: Any) -> list[str]:

@@ -69,13 +69,14 @@ def checked_sizes(facts: FileFacts, least: int = 1) -> list[tuple[int, int, int]
     Five different sizes with batches of 1 to 3, among them the trained one; of a file with a fixed
     size that size.
     """
-    grid, patch = facts.config.grid_size, facts.config.patch_size
+    grid, patch = max(facts.config.grid_size, least), facts.config.patch_size
+    large = max(grid, 10)  # so that the sizes differ for small grids, too
     patches = [
         (grid, grid),
         (grid, grid + 5),
         (3, 7),
         (grid + 3, 3),
-        (grid // 2 + 3, grid // 3 + 9),
+        (large // 2 + 3, large // 3 + 9),
     ]
     sizes = [(max(rows, least) * patch, max(columns, least) * patch) for rows, columns in patches]
     if facts.preprocess:

@@ -16,7 +16,7 @@ from dafast.export import VerificationError, export
 from dafast.export.network import ExportedNetwork
 from dafast.export.transformers_js import export_folder
 from dafast.export.verify import TOLERANCES as BOUNDS
-from dafast.export.verify import Check
+from dafast.export.verify import Check, checked_sizes
 from dafast.models.vision_transformer import VisionTransformer
 from dafast.ops import resize_bilinear
 from dafast.optional import MissingPackageError
@@ -27,7 +27,7 @@ from tests.tolerances import TOLERANCES
 
 TOLERANCE = TOLERANCES[torch.float32].model
 
-QUICK = ("v1", "bins-normed", "da3-metric", "linear")
+QUICK = ("v1", "bins-normed", "linear")
 SOME = [head if head in QUICK else pytest.param(head, marks=pytest.mark.slow) for head in HEADS]
 
 
@@ -284,6 +284,14 @@ def test_foreign_files_are_named(tmp_path):
         OnnxModel(path)
     with pytest.raises(FileNotFoundError, match="no such file"):
         OnnxModel(tmp_path / "none.onnx")
+
+
+def test_five_different_sizes_are_verified():
+    for grid in range(1, 40):
+        for least in (1, 3):
+            sizes = checked_sizes(FileFacts(tiny(grid_size=grid)), least)
+            assert len({size[1:] for size in sizes}) == 5, (grid, least)
+            assert min(min(size[1:]) for size in sizes) >= 14 * least
 
 
 def test_facts_survive_strings():
