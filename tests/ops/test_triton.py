@@ -9,7 +9,8 @@ import torch.autograd.forward_ad as forward_ad
 from bench.registry import SMALL_CASES
 from dafast.ops import OPS, BackendError, available_backends, use_backend
 
-CASES = {c.op: c for c in SMALL_CASES if "triton" in available_backends()[c.op]}
+# The first case of each op.
+CASES = {c.op: c for c in reversed(SMALL_CASES) if "triton" in available_backends()[c.op]}
 DIFFERENTIABLE = [op for op, case in CASES.items() if case.differentiable]
 PYTORCH_BACKWARD = {"conv_transpose"}  # which has a second derivative, too
 
