@@ -52,7 +52,7 @@ def fit_scale_shift(
         count: How many maps each pixel of the reference is the mean of, at least 1, same shape.
 
     Returns:
-        The fit, or None if there is none: too few pixels, a constant map, unrelated maps.
+        The fit, or None if it fails: too few pixels, a constant map, unrelated maps.
     """
     x, y, n = _sample(reference, values, weight, count)
     if len(x) < _MIN_POINTS:

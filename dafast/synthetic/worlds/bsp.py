@@ -136,7 +136,7 @@ def _placed(lumps: _Lumps) -> list[tuple[int, int, F32]]:
 
 
 def _picture(pack: Pack, stem: str) -> Image.Image | None:
-    """A picture by its name without suffix; None if there is none that can be read."""
+    """A picture by its name without suffix; None if it cannot be read."""
     for suffix in (".tga", ".jpg", ".png"):
         if stem + suffix in pack:
             try:
@@ -150,7 +150,7 @@ def _picture(pack: Pack, stem: str) -> Image.Image | None:
 
 
 def _first_picture(pack: Pack, stems: list[str]) -> Image.Image:
-    """The first picture that exists; if there is none, another surface of the game."""
+    """The first picture that exists; otherwise another surface of the game."""
     names = [*stems]
     others = pack.surfaces
     if others:

@@ -52,7 +52,7 @@ class Pack:
         return name.lower() in self._files
 
     def read(self, name: str) -> bytes:
-        """The bytes of a file; KeyError if there is none of this name."""
+        """The bytes of a file; KeyError if it is missing."""
         archive, file = self._files[name.lower()]
         return archive.read(file)
 
