@@ -22,6 +22,7 @@ from ..video.encoder import check_aspect, check_output
 from ..video.muxing import check_copies
 from ..video.reader import open_video
 from ..video.rendering import Renderer
+from ..video.restart import Restart
 from ..video.source import Selection
 from ..video.workspace import Workspace
 from ._camera import camera_of
@@ -61,19 +62,15 @@ class VideoRun:
         self.is_finished = self._is_finished()
         if is_segmentation(args.model):
             raise CommandError(f"{args.model} is a segmentation model: dafast video needs depth")
-        self.outputs = self._outputs("cpu")
+        self.outputs = self._outputs("cpu", 0)
         if self.is_finished:
             return
         self.camera = camera_of(args)
         self.model = load_model(args, own_device(args.device))
         config, device = self.model.config, self.model.device.type
-        if args.resume and config.temporal_frames:
-            raise CommandError(
-                f"--resume: {args.model} needs the frames before; --overwrite starts again"
-            )
         self.options = InferenceOptions(args.fit, args.size, max_tokens=args.max_tokens)
         self.options.check(config)
-        self.outputs = self._outputs(str(self.model.device))
+        self.outputs = self._outputs(str(self.model.device), config.temporal_frames or 0)
         for path in (args.out, args.raw):
             if path is not None:
                 make_folder(path.parent)
@@ -100,7 +97,7 @@ class VideoRun:
             meter=self.meter,
         )
 
-    def _outputs(self, device: str) -> Outputs:
+    def _outputs(self, device: str, reach: int) -> Outputs:
         args = self.args
         threads = 0 if device.startswith("cuda") else 1
         renderer = Renderer(args.layout, args.palette, args.divergence, args.convergence, device)
@@ -117,6 +114,7 @@ class VideoRun:
             args.depth_scale,
             segment=conversion.SEGMENT,
             batch=BATCH_FRAMES,
+            reach=reach,
         )
 
     def _is_finished(self) -> bool:
@@ -169,13 +167,16 @@ class VideoRun:
             **{name: getattr(args, name) for name in names},
         }
 
-    def _predict(self, frames: Iterator[np.ndarray]) -> Generator[DepthResult, None, None]:
+    def _predict(
+        self, frames: Iterator[np.ndarray], state: bytes
+    ) -> Generator[DepthResult | Restart, None, None]:
         return raw_results(
             self.model,
             frames,
             self.options,
             intrinsics=self.camera.intrinsics,
             fov=self.camera.fov,
+            state=state,
         )
 
     def convert(self) -> bool:

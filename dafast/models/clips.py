@@ -9,8 +9,9 @@ and at the size of the video two maps to align to and 8 to blend.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from itertools import islice
 from typing import Any
 
@@ -25,6 +26,7 @@ from ..images import as_pixels
 from ..layers.temporal import FrameCache
 from ..ops import postprocess, preprocess
 from ..result import DepthResult
+from ..video.restart import Restart
 from .inference import InferenceOptions, why_not_finite
 from .network import DepthNetwork
 from .prediction import rgb, unit_of
@@ -67,7 +69,7 @@ class _Frame:
     """A frame that was read: its pixels, and the encoder's features at the places of the taps."""
 
     number: int
-    photo: Tensor
+    photo: Tensor | None
     geometry: Geometry
     taps: list[Tensor]
 
@@ -79,13 +81,18 @@ class _Frames:
         model: A model with temporal modules.
         source: Pictures, as `DepthAnything.infer` takes them.
         options: Checked options.
+        start: Number of the first frame.
     """
 
     def __init__(
-        self, model: DepthNetwork, source: Iterable[Any], options: InferenceOptions
+        self,
+        model: DepthNetwork,
+        source: Iterable[Any],
+        options: InferenceOptions,
+        start: int = 0,
     ) -> None:
         self.model, self.options = model, options
-        self._source = enumerate(source)
+        self._source = enumerate(source, start)
         self._shape: tuple[int, ...] | None = None
         limit = options.max_batch_tokens
         self._limit = batch_tokens(model) if limit is None else limit
@@ -207,26 +214,86 @@ class _Joined:
         """The last frames of the last window."""
         return self._latest
 
+    def state(self) -> list[Tensor]:
+        """What `add` goes on with."""
+        return [*self._reference, *self._latest]
+
+    def restore(self, state: list[Tensor]) -> None:
+        """Goes on with a `state`."""
+        self._reference, self._latest = state[:2], state[2:]
+
+
+@dataclass
+class _Boundary:
+    """What the windows behind one of them need of it and of those before.
+
+    Attributes:
+        start: The number of its first frame.
+        keys: The frames that the next window starts with. The last of them have no final map yet:
+            they are read again.
+        maps: The state of `_Joined`.
+    """
+
+    start: int
+    keys: list[_Frame]
+    maps: list[Tensor]
+
+    def save(self) -> bytes:
+        """As a file of PyTorch, without the pixels of the frames."""
+        facts = [(key.number, astuple(key.geometry)) for key in self.keys]
+        taps = [key.taps for key in self.keys]
+        file = io.BytesIO()
+        torch.save({"start": self.start, "facts": facts, "taps": taps, "maps": self.maps}, file)
+        return file.getvalue()
+
+    @classmethod
+    def load(cls, saved: bytes, device: torch.device) -> _Boundary:
+        """Reads what `save` gave."""
+        found = torch.load(io.BytesIO(saved), map_location=device, weights_only=True)
+        keys = [
+            _Frame(number, None, Geometry(*geometry), taps)
+            for (number, geometry), taps in zip(found["facts"], found["taps"], strict=True)
+        ]
+        return cls(found["start"], keys, found["maps"])
+
+
+_Maps = Iterator["tuple[Tensor, Tensor] | Restart"]
+"""Pixels and map (H, W) of each frame, and marks."""
+
 
 @torch.no_grad()
 def _windowed(
-    model: DepthNetwork, source: Iterable[Any], options: InferenceOptions
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yields pixels and map (H, W) of each frame, in windows."""
+    model: DepthNetwork, source: Iterable[Any], options: InferenceOptions, state: bytes = b""
+) -> _Maps:
+    """Predicts in windows, from the first frame or from a mark's state on."""
     config = model.config
     windows = Windows(config.temporal_frames)
-    frames = _Frames(model, source, options)
     joined = _Joined(windows, config.is_metric)
-    new = window = frames.take(windows.frames)
     waiting: list[_Frame] = []  # frames without a final map; their maps come in this order
     start = 0  # of the window, among the new frames
+    if state:
+        boundary = _Boundary.load(state, model.device)
+        joined.restore(boundary.maps)
+        waiting = boundary.keys[-windows.blended :]
+        frames = _Frames(model, source, options, waiting[0].number)
+        for frame, (_, photo, *_) in zip(waiting, frames.read(), strict=False):
+            frame.photo = photo
+        start = boundary.start + windows.step
+        window = boundary.keys + (new := frames.take(windows.step))
+    else:
+        frames = _Frames(model, source, options)
+        new = window = frames.take(windows.frames)
     while new or waiting:
         waiting += new
         last = waiting[-1]
+        is_whole = len(window) == windows.frames
         window = window + [last] * (windows.frames - len(window))
         for out in joined.add(_window_maps(model, window)):
             if waiting:  # else it is of the last frame, repeated
                 yield waiting.pop(0).photo, out
+        if is_whole:
+            keys = [window[key] for key in windows.keys]
+            yield Restart(_Boundary(start, keys, joined.state()).save)
         start += windows.step
         new = frames.take(windows.step)
         if not new and last.number <= start + 2:  # another window would change nothing
@@ -257,10 +324,8 @@ def _at_video_size(model: DepthNetwork, output: Tensor, geometry: Geometry) -> T
 
 
 @torch.no_grad()
-def _streamed(
-    model: DepthNetwork, source: Iterable[Any], options: InferenceOptions
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yields pixels and map (H, W) of each frame before the next one is read."""
+def _streamed(model: DepthNetwork, source: Iterable[Any], options: InferenceOptions) -> _Maps:
+    """Predicts each frame before the next one is read."""
     windows = Windows(model.config.temporal_frames)
     cache = FrameCache(windows.frames, windows.gap)
     for _, photo, x, geometry in _Frames(model, source, options).read():
@@ -276,8 +341,13 @@ def predict_video(
     intrinsics: Sequence[float] | np.ndarray | None = None,
     fov: float | None = None,
     keep_image: bool = True,
-) -> Generator[DepthResult, None, None]:
-    """Predicts a video; see `DepthAnything.infer_video`."""
+    state: bytes | None = None,
+) -> Generator[DepthResult | Restart, None, None]:
+    """Predicts a video; see `DepthAnything.infer_video`.
+
+    With a `state` there are marks between the results of windows. It is that of the mark behind
+    which the frames begin, or empty at the beginning of a video.
+    """
     config = model.config
     model.check_temporal()
     options.check(config)
@@ -289,19 +359,29 @@ def predict_video(
         check_fov(fov)
     camera = None if intrinsics is None else check_intrinsics(intrinsics)
     model.prepare_inference()
-    run = _streamed if streaming else _windowed
-    return _results(model, run(model, frames, options), camera, fov, keep_image)
+    if streaming:
+        maps = _streamed(model, frames, options)
+    else:
+        maps = _windowed(model, frames, options, state or b"")
+        if state is None:
+            maps = (each for each in maps if not isinstance(each, Restart))
+    return _results(model, maps, camera, fov, keep_image)
 
 
 def _results(
     model: DepthNetwork,
-    maps: Iterator[tuple[Tensor, Tensor]],
+    maps: _Maps,
     intrinsics: Intrinsics | None,
     fov: float | None,
     keep_image: bool,
-) -> Generator[DepthResult, None, None]:
-    config, warned = model.config, False
-    for number, (photo, out) in enumerate(maps):
+) -> Generator[DepthResult | Restart, None, None]:
+    config, warned, number = model.config, False, -1
+    for found in maps:
+        if isinstance(found, Restart):
+            yield found
+            continue
+        photo, out = found
+        number += 1
         values = out.cpu().numpy()
         if not warned and not np.isfinite(values).all():
             warned = True

@@ -230,7 +230,8 @@ def raw_results(
     ahead: bool = True,
     intrinsics: Any = None,
     fov: float | None = None,
-) -> Generator[DepthResult, None, None]:
+    state: bytes | None = None,
+) -> Generator[Any, None, None]:
     """One result for each frame, as the network predicts it; the results hold no image.
 
     Args:
@@ -240,6 +241,8 @@ def raw_results(
         ahead: As for `predict_frames`.
         intrinsics: As for `DepthAnything.predict`.
         fov: As for `DepthAnything.predict`.
+        state: For a model with temporal modules: also gives marks, see
+            `dafast.models.clips.predict_video`.
     """
     config = model.config
     if config.temporal_frames:
@@ -251,6 +254,7 @@ def raw_results(
             intrinsics=intrinsics,
             fov=fov,
             keep_image=False,
+            state=state,
         )
     cameras = _Cameras(model, intrinsics, fov)
     return _single_results(cameras, predict_frames(model, frames, options, ahead=ahead), model)

@@ -218,7 +218,7 @@ def _convert(
         conversion = Conversion(
             reader,
             selection,
-            lambda frames: raw_results(model, frames, InferenceOptions()),
+            lambda frames, _: raw_results(model, frames, InferenceOptions()),
             stabilizer_for(
                 model, None if options.stabilize == "range" else options.stabilize, LOOKAHEAD
             ),

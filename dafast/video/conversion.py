@@ -22,6 +22,7 @@ from .frame_result import FrameResult, frame_result
 from .muxing import Span, join_segments
 from .raw_values import RawValues
 from .rendering import Renderer
+from .restart import Restart, Restarts
 from .source import Frame, Position, Selection, VideoError, VideoReader
 from .stabilization import StabilizedFrame, Stabilizer
 from .threads import staged
@@ -35,8 +36,12 @@ FRAME_FORMATS = {"png16": ".png", "exr": ".exr", "npz": ".npz"}
 
 _NO_PIXELS = np.empty((0, 0, 3), np.uint8)
 
-Predict = Callable[[Iterator[np.ndarray]], Generator[DepthResult, None, None]]
-"""Gives a result without an image for each frame, in order."""
+Predict = Callable[[Iterator[np.ndarray], bytes], Generator["DepthResult | Restart", None, None]]
+"""Gives a result without an image for each frame, in order.
+
+A model whose maps depend on earlier frames puts marks between them. A conversion that goes on at a
+mark passes its state, and the frames of the results that follow it.
+"""
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,7 @@ class Outputs:
         depth_scale: Steps per metre of ``png16`` of metric models.
         segment: Frames of a segment, at least.
         batch: Frames whose maps can depend on each other in their last bits.
+        reach: Results between two marks of the model at most; 0 for a model without marks.
         place: A path next to which the unfinished conversion is; by default the first output.
     """
 
@@ -65,6 +71,7 @@ class Outputs:
     depth_scale: float = 1000.0
     segment: int = SEGMENT
     batch: int = 1
+    reach: int = 0
     place: Path | None = None
 
     @property
@@ -153,10 +160,13 @@ class Conversion:
     def _ready(self) -> Iterator[_Ready | Checkpoint]:
         """Frames with their stabilized maps, and the state where a segment may end."""
         start, stabilizer = self._start, self.stabilizer
-        repeated = known = 0
+        repeated = known = given = 0
+        state = b""
         if start is not None:
             stabilizer.restore(start.state)
-            repeated, known = start.repeated, start.pending
+            repeated, known, state = start.repeated, start.pending, start.model
+            given = start.frames - repeated
+        restarts = Restarts(given, state)
         read: deque[Frame] = deque()
         waiting: deque[tuple[Frame, DepthResult]] = deque()
 
@@ -168,9 +178,15 @@ class Conversion:
                     yield frame.pixels
 
         total, in_segment = self.done, 0
-        written: deque[Frame] = deque(maxlen=self.outputs.batch + 1)
-        with contextlib.closing(staged(self.predict(pixels()))) as results:
+        written: deque[Frame] = deque(maxlen=max(self.outputs.batch, self.outputs.reach) + 1)
+        if start is not None and start.position is not None:
+            written.append(Frame(_NO_PIXELS, start.position.number, start.position.pts, 0))
+        with contextlib.closing(staged(self.predict(pixels(), state))) as results:
             for result in results:
+                if isinstance(result, Restart):
+                    restarts.add(given, result)
+                    continue
+                given += 1
                 frame = read.popleft()
                 if repeated:
                     repeated -= 1
@@ -188,24 +204,27 @@ class Conversion:
                 total, in_segment = total + len(finished), in_segment + len(finished)
                 if in_segment >= self.outputs.segment:
                     in_segment = 0
-                    yield self._checkpoint(written, total, len(waiting), stabilizer.state())
+                    mark = restarts.before(total) if self.outputs.reach else None
+                    yield self._checkpoint(written, total, len(waiting), mark)
         for steady in stabilizer.flush():
             yield self._made(*waiting.popleft(), steady)
 
     def _checkpoint(
-        self, written: deque[Frame], total: int, pending: int, state: dict[str, np.ndarray]
+        self, written: deque[Frame], total: int, pending: int, mark: tuple[int, bytes] | None
     ) -> Checkpoint:
         """The state behind the last frame of a segment.
 
-        Reading goes on at the beginning of a batch: maps can depend on the batch in their last
-        bits.
+        Reading goes on at the model's last mark, or at the beginning of a batch: maps can depend on
+        the batch in their last bits.
         """
-        repeated = total % self.outputs.batch
+        given, model = mark or (total - total % self.outputs.batch, b"")
+        repeated = total - given
         last = written[-1]
-        before = written[-1 - repeated] if total > repeated else None
+        before = written[-1 - repeated] if given else None
         position = None if before is None else Position(before.number, before.pts)
         place = Position(last.number, last.pts)
-        return Checkpoint(position, repeated, total, pending, place, last.duration, state)
+        state = self.stabilizer.state()
+        return Checkpoint(position, repeated, total, pending, place, last.duration, state, model)
 
     def _made(self, frame: Frame, result: DepthResult, steady: StabilizedFrame) -> _Ready:
         if self.meter is not None:

@@ -27,6 +27,7 @@ class Checkpoint:
         last: The last frame that was written.
         duration: Duration of the last frame in units of the time base; 0 if it is unknown.
         state: The stabilizer's state.
+        model: The model's state, see `dafast.video.restart`; empty if it has none.
     """
 
     position: Position | None
@@ -36,6 +37,7 @@ class Checkpoint:
     last: Position
     duration: int
     state: dict[str, np.ndarray]
+    model: bytes = b""
 
 
 class Workspace:
@@ -100,8 +102,12 @@ class Workspace:
         numbers = [place.number, place.pts, checkpoint.repeated, checkpoint.frames]
         numbers += [checkpoint.pending, last.number, last.pts, checkpoint.duration]
         arrays: dict[str, Any] = {f"s.{k}": a for k, a in checkpoint.state.items()}
+        if checkpoint.model:
+            write_file(self._model(number), checkpoint.model)
         with whole_file(self._state(number)) as file:
             np.savez(file, numbers=np.array(numbers), **arrays)
+        if number:
+            self._model(number - 1).unlink(missing_ok=True)  # it is large
 
     def load(self) -> tuple[int, Checkpoint | None]:
         """The number of whole segments, and the state after the last of them."""
@@ -114,10 +120,17 @@ class Workspace:
             number, pts, repeated, frames, pending, *last, duration = map(int, opened["numbers"])
             state = {k[2:]: opened[k] for k in opened.files if k.startswith("s.")}
         place = None if number < 0 else Position(number, pts)
-        return count, Checkpoint(place, repeated, frames, pending, Position(*last), duration, state)
+        file = self._model(count - 1)
+        model = file.read_bytes() if file.is_file() else b""
+        return count, Checkpoint(
+            place, repeated, frames, pending, Position(*last), duration, state, model
+        )
 
     def _state(self, number: int) -> Path:
         return self.path / f"{number:06d}.npz"
+
+    def _model(self, number: int) -> Path:
+        return self.path / f"{number:06d}.model"
 
     def remove(self) -> None:
         """Removes the folder."""

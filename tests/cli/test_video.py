@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import sys
-import time
 from fractions import Fraction
 
 import av
@@ -156,33 +156,43 @@ def test_raw_and_frames_hold_the_exact_values(call, clip, tmp_path, changes):
         assert png.min() == 0 and png.max() == 65535
 
 
-def test_ctrl_c_leaves_a_playable_file_and_resume_gives_the_same(call, clip, tmp_path, monkeypatch):
+@pytest.fixture
+def interrupt(monkeypatch):
+    """A context in which Ctrl-C comes as soon as a number of frames is written."""
+    run, write = conversion.Conversion.run, conversion.Conversion._write
+
+    @contextlib.contextmanager
+    def at(count):
+        def interrupted(self):
+            yield from run(self)
+            raise KeyboardInterrupt
+
+        def cut(self):
+            with contextlib.closing(write(self)) as steps:
+                for done in steps:
+                    yield done
+                    if done >= count:
+                        return
+
+        with monkeypatch.context() as patch:
+            patch.setattr(conversion.Conversion, "run", interrupted)
+            patch.setattr(conversion.Conversion, "_write", cut)
+            yield
+
+    return at
+
+
+def test_ctrl_c_leaves_a_playable_file_and_resume_gives_the_same(
+    call, clip, tmp_path, monkeypatch, interrupt
+):
     monkeypatch.setattr(conversion, "SEGMENT", 3)
     whole, out = tmp_path / "whole.mp4", tmp_path / "out.mp4"
     assert call(clip, "--out", whole, "--raw", tmp_path / "whole.npz")[0] == 0
-    run, write = conversion.Conversion.run, conversion.Conversion._write
-
-    def interrupted(self):
-        for done in run(self):
-            if done == 7:
-                raise KeyboardInterrupt
-            yield done
-
-    def slow(self):
-        for done in write(self):
-            yield done
-            if done >= 7:
-                time.sleep(0.5)  # the interrupt comes now
-
-    with monkeypatch.context() as patch:
-        patch.setattr(conversion.Conversion, "run", interrupted)
-        patch.setattr(conversion.Conversion, "_write", slow)
+    with interrupt(7):
         code, text = call(clip, "--out", out, "--raw", tmp_path / "out.npz")
     assert code == 130 and "--resume goes on" in text
-    first = decoded(out)
-    assert 7 <= len(first) < 12 and (tmp_path / ".out.mp4.parts").is_dir()
-    last = UNEVEN[len(first)] / TICKS
-    assert all(time <= last for time, _ in packets_of(out, "audio"))
+    assert len(decoded(out)) == 7 and (tmp_path / ".out.mp4.parts").is_dir()
+    assert all(time <= UNEVEN[7] / TICKS for time, _ in packets_of(out, "audio"))
     assert call(clip, "--out", out)[0] == 1  # it exists
     code, text = call(clip, "--out", out, "--raw", tmp_path / "out.npz", "--resume", "--every", 2)
     assert code == 1 and "another every" in text
@@ -193,6 +203,33 @@ def test_ctrl_c_leaves_a_playable_file_and_resume_gives_the_same(call, clip, tmp
     assert not list(tmp_path.glob(".*"))
     code, text = call(clip, "--out", out, "--raw", tmp_path / "out.npz", "--resume")
     assert code == 0 and "already complete" in text
+
+
+@pytest.mark.parametrize("lookahead", [0, 5])
+def test_a_temporal_model_goes_on_at_its_last_window(
+    call, tmp_path, monkeypatch, interrupt, lookahead
+):
+    monkeypatch.setattr(conversion, "SEGMENT", 2)
+    folder = save_model(tmp_path / "model", tiny(temporal_frames=8))
+    clip = write_clip(tmp_path / "in.mkv", moving(19))
+    whole, out = tmp_path / "whole.mp4", tmp_path / "out.mp4"
+    options = ["--lookahead", lookahead]
+
+    def convert(path, *more):
+        raw = path.with_suffix(".npz")
+        return call(clip, "--out", path, "--raw", raw, *options, *more, model=folder)
+
+    assert convert(whole)[0] == 0
+    for count, resume in ((3, []), (9, ["--resume"]), (15, ["--resume"])):
+        with interrupt(count):
+            code, text = convert(out, *resume)
+        assert code == 130, text
+        parts = tmp_path / ".out.mp4.parts"
+        assert len(list(parts.glob("*.model"))) <= 1
+    code, text = convert(out, "--resume")
+    assert code == 0 and "19 frames" in text
+    for suffix in (".mp4", ".npz"):
+        assert out.with_suffix(suffix).read_bytes() == whole.with_suffix(suffix).read_bytes()
 
 
 def test_every_start_and_end_cut_the_sound_too(call, clip, tmp_path):
