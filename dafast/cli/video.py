@@ -165,9 +165,11 @@ def _seconds(text: str) -> float:
 
 def video(args: argparse.Namespace) -> int:
     """Runs ``dafast video``."""
+    from ..video.threads import share_heap
     from .video_run import VideoRun
 
     _check_outputs(args)
+    share_heap()
     start = time.perf_counter()
     with VideoRun(args) as run:
         if run.is_finished:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import queue
 import threading
 from collections import deque
@@ -18,6 +20,19 @@ _END = object()
 
 _PATIENCE = 60.0
 """Seconds to wait for the end of a thread."""
+
+_M_ARENA_MAX = -8
+"""Of glibc's malloc.h."""
+
+
+def share_heap() -> None:
+    """Makes all threads of the process use one heap, with glibc; does nothing elsewhere.
+
+    Frames and maps are made in one thread and freed in another. With a heap for each thread, which
+    is glibc's default, memory grows over the first thousand frames of a video.
+    """
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
 
 
 class Stage(Generic[_T]):
