@@ -125,7 +125,7 @@ def check(records: list[dict], arch: str) -> None:
     assert not found, "\n".join(found)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_sample_keeps_its_budget_on_sm_120(tmp_path):
     """Only products: the other kernels hardly differ from those of sm_90."""
     records = report("sm_120", tmp_path, *SAMPLE, "--op", "flash_attention", "--op", "decoder_tail")
