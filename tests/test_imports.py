@@ -175,38 +175,31 @@ def run_python(code: str, *options: str) -> str:
     return result.stdout
 
 
-def test_import_brings_neither_triton_nor_transformers():
+def test_import_is_quick_and_brings_neither_triton_nor_transformers():
     # What torch itself brings along is not ours to answer for.
     code = """if True:
-        import json, sys, torch
+        import json, sys, time, torch
         brought = set(sys.modules)
+        start = time.process_time()
         import dafast
+        seconds = time.process_time() - start
         bare = set(sys.modules) - brought
         dafast.DepthAnything, dafast.use_backend
         import dafast.losses
-        print(json.dumps([sorted(bare), sorted(set(sys.modules) - brought)]))
+        print(json.dumps([seconds, sorted(bare), sorted(set(sys.modules) - brought)]))
     """
-    bare, public = map(set, json.loads(run_python(code)))
+    for _ in range(4):  # other work on the machine only ever adds to the time
+        seconds, *modules = json.loads(run_python(code))
+        if seconds < 0.2:
+            break
+    assert seconds < 0.2, f"import dafast took {seconds:.2f} s on top of torch"
+    bare, public = map(set, modules)
     heavy = {"triton", "transformers", "matplotlib", "cv2", "skimage", "PIL", "dafast._C"}
     heavy.add("torch._dynamo")  # seconds
     assert "dafast" in bare
     assert "dafast.models" not in bare
     assert "dafast.models" in public
     assert not heavy & public
-
-
-def test_import_dafast_is_quick():
-    # On top of torch. Other work on the machine only ever adds, so one quick try settles it.
-    code = (
-        "import time, torch\nstart = time.process_time()\nimport dafast\n"
-        "print(time.process_time() - start)"
-    )
-    times = []
-    for _ in range(4):
-        times.append(float(run_python(code)))
-        if times[-1] < 0.2:
-            return
-    raise AssertionError(f"import dafast took {min(times):.2f} s on top of torch")
 
 
 def test_help_does_not_import_torch():

@@ -87,6 +87,7 @@ def test_palette_option(run, tmp_path, rng):
         assert (color == expected).all(axis=-1).mean() > 0.99
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="sends SIGINT to one process")
 def test_interrupt_leaves_whole_files(tmp_path, rng, model_folder):
     first = photo(tmp_path / "in" / "first.png", rng, (300, 400))

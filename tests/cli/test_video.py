@@ -128,6 +128,7 @@ def test_limited_range_stays_limited(call, clip, tmp_path):
     assert low >= 14 and high <= 237
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, dict(kind="metric", max_depth=10.0)])
 def test_raw_and_frames_hold_the_exact_values(call, clip, tmp_path, changes):
     folder = save_model(tmp_path / "model", tiny(**changes))
@@ -182,6 +183,7 @@ def interrupt(monkeypatch):
     return at
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_a_playable_file_and_resume_gives_the_same(
     call, clip, tmp_path, monkeypatch, interrupt
 ):

@@ -175,6 +175,7 @@ def test_an_export_holds_for_every_batch_and_size(seed):
         check_sizes(program.module(), model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["official", "transformers"])
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 def test_a_trace_holds_for_every_batch_and_size(rule, seed):
@@ -185,6 +186,7 @@ def test_a_trace_holds_for_every_batch_and_size(rule, seed):
         check_sizes(traced, model)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize("kind", ["relu", "sigmoid"])
 def test_an_onnx_file_holds_for_every_batch_and_size(kind, seed):

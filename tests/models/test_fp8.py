@@ -155,6 +155,7 @@ def made(monkeypatch):
     return made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [CONFIG, tiny(bin_centers=tiny().bin_centers)])
 @torch.no_grad()
 def test_graphs_of_the_quantised_forward(config, made, seed):
@@ -188,6 +189,7 @@ def resizes_positions(machine):
     return ["aten::upsample_bicubic2d" in each for each in names]
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_replay_takes_the_position_embeddings_of_its_size(made, seed):
     model = make()

@@ -61,6 +61,7 @@ def test_map_is_what_the_network_says(model, seed):
     np.testing.assert_allclose(model.infer(photo.numpy()), expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_list_of_mixed_sizes_equals_one_by_one(model, seed):
     shapes = [(60, 83), (83, 60), (60, 83), (200, 120), (1, 1), (60, 83), (31, 500)]
     photos = [_photo(seed + i, (*s, 3)) for i, s in enumerate(shapes)]
@@ -73,6 +74,7 @@ def test_list_of_mixed_sizes_equals_one_by_one(model, seed):
     assert len(model.infer([photos[0]])) == 1
 
 
+@pytest.mark.slow
 def test_photos_of_many_sizes_do_not_pile_up(model):
     read = 0
 

@@ -196,6 +196,7 @@ def test_other_sizes_agree_under_the_rule_of_transformers(
     assert_close(got, expected)
 
 
+@pytest.mark.slow
 def test_the_two_rules_differ_except_at_the_trained_size(seed, randomise, calibrate):
     config = dataclasses.replace(PRESETS["vits"], image_size=266, grid_size=19)
     official = DepthAnything(config).eval()

@@ -207,6 +207,7 @@ def test_lfs(tmp_path, model):
     assert any(r.startswith("PUT /lfs/") for r in server.RequestHandlerClass.requests)
 
 
+@pytest.mark.slow
 def test_a_second_upload(hub, model):
     """It replaces the weights, also if they are in other files now, and keeps the card."""
     folder = hub.RequestHandlerClass.folder / "me/garden"
@@ -272,6 +273,7 @@ def test_no_hub(model, monkeypatch):
         model.push_to_hub("me/garden", token=TOKEN)
 
 
+@pytest.mark.slow
 def test_options_of_the_mixin(hub, model, tmp_path):
     """from_pretrained takes what `PyTorchModelHubMixin.from_pretrained` takes."""
     seen = hub.RequestHandlerClass

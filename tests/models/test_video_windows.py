@@ -87,6 +87,7 @@ def test_windows_equal_the_published_script(count, video_model, frames):
         assert (result.kind, result.unit, result.camera_source) == ("disparity", "", "assumed")
 
 
+@pytest.mark.slow
 def test_a_metric_model_is_only_blended(video_model, frames, monkeypatch):
     config = tiny(**{**CONFIG.__dict__, "kind": "metric"})
     monkeypatch.setattr(video_model, "config", config)

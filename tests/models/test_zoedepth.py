@@ -298,6 +298,7 @@ def test_published_file_by_its_name(place, kind, tmp_path, monkeypatch, seed):
     assert loaded.infer_metric(torch.rand(3, 30, 40)).shape == (30, 40)
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_told(tmp_path, seed):
     bins = DepthAnything(TINY)
     with pytest.raises(ValueError, match="has metric bins; use 'official'"):

@@ -418,7 +418,8 @@ def test_only_the_loss_is_differentiable(backend, seed):
         assert [x.requires_grad for x in op(*inputs)] == [True, False]
 
 
-@pytest.mark.parametrize("with_masks", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("with_masks", [False, True])
 @pytest.mark.parametrize("backend", KERNELS)
 def test_opcheck_and_compile(backend, with_masks, seed):
     prediction, target, mask, generator = _inputs(seed, (2, 8, 9))

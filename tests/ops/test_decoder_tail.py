@@ -196,6 +196,7 @@ def test_border_is_that_of_the_upsampled_map(backend, device):
     torch.testing.assert_close(got, rows[:, None] * columns)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_strides(backend, seed, device):
     x, *weights = _inputs(seed, (2, 16, 4, 5))
@@ -313,6 +314,7 @@ def test_bad_input(seed):
         decoder_tail(*good, activation="tanh")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["triton", CPP])
 def test_opcheck_and_compile(backend, seed, monkeypatch):
     monkeypatch.undo()  # opcheck compares allocations of its own
@@ -346,6 +348,7 @@ def _calls(monkeypatch):
     return calls
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("activation", ["relu", "sigmoid"])
 def test_decoder_takes_the_kernel_in_inference_alone(activation, dtype, seed, monkeypatch):

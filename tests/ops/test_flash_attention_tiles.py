@@ -63,6 +63,7 @@ def fixed_order(monkeypatch):
     monkeypatch.setattr(np, "matmul", matmul)
 
 
+@pytest.mark.slow
 @interpreted
 @pytest.mark.parametrize(("arch", "head_dim"), [(80, 32), (90, 32), (100, 128)])
 def test_small_tiles_give_the_same_bits(arch, head_dim, seed, fixed_order, monkeypatch):

@@ -130,6 +130,7 @@ def test_bad_input():
             quantize_weight(wrong)
 
 
+@pytest.mark.slow
 @fast
 def test_custom_op(seed):
     x, weight, bias = inputs((4, 64), 33)

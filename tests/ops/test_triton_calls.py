@@ -37,6 +37,7 @@ def counted():
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_a_launch_makes_few_python_calls(counted):
     calls, _ = counted
     assert calls.keys() == BOUNDS.keys()

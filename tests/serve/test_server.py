@@ -60,6 +60,7 @@ def post(running: Running, data: bytes, **query: Any) -> httpx.Response:
     return running.client.post("/v1/depth", params={"size": 98, **query}, content=data)
 
 
+@pytest.mark.slow
 def test_each_format_is_what_predict_saves(running: Running, model: Any, seed: int) -> None:
     data = photo(60, 90)
     expected = model.predict(data, size=98, fov=70)
@@ -87,6 +88,7 @@ def test_each_format_is_what_predict_saves(running: Running, model: Any, seed: i
     assert answer.headers["x-depth-camera"] == "fov"
 
 
+@pytest.mark.slow
 def test_mixed_requests_at_once_get_their_own_answers(
     running: Running, model: Any, seed: int
 ) -> None:

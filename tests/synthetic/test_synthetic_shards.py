@@ -214,6 +214,7 @@ def test_interrupt_leaves_finished_shards_only(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["synthetic-000000.tar", "synthetic.json"]
 
 
+@pytest.mark.slow
 def test_worker_error_reaches_the_caller(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match=r"seed [02] failed"):
         write_shards(tmp_path, 4, workers=2, shard_size=2, size=(0, 0), progress=False)

@@ -414,6 +414,7 @@ def test_two_processes_equal_one(
             assert b[name] == expected, (a["step"], name)
 
 
+@pytest.mark.slow
 def test_bad_step_names_the_samples_of_both_streams(
     shards: Path,
     photos: Path,
@@ -459,6 +460,7 @@ def test_mistakes_are_named(shards: Path, photos: Path, teacher: str, tmp_path: 
         train(with_section(config, path=str(tmp_path / "nope")), ONE)
 
 
+@pytest.mark.slow
 def test_length_is_one_pass_over_the_unlabeled_images(
     shards: Path, photos: Path, teacher: str, tmp_path: Path
 ) -> None:

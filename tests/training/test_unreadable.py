@@ -126,6 +126,7 @@ def test_damaged_labels_among_many_unlabeled(
     assert max(tiny.losses(tmp_path / "run")) == int(kept[0].stem.removeprefix("step-"))
 
 
+@pytest.mark.slow
 def test_a_checkpoint_knows_them(tmp_path: Path, learned: str, seed: int) -> None:
     labeled = tiny.write_shards(tmp_path / "labeled", 1, 8, seed, broken=range(2, 3))
     unlabeled = tiny.write_shards(
@@ -146,6 +147,7 @@ def test_a_checkpoint_knows_them(tmp_path: Path, learned: str, seed: int) -> Non
     assert "000005" in state["unlabeled"][0]
 
 
+@pytest.mark.slow
 def test_data_that_changed_are_named(
     tmp_path: Path, seed: int, capsys: pytest.CaptureFixture
 ) -> None:

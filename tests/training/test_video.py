@@ -153,6 +153,7 @@ def test_frames_of_a_clip_are_augmented_alike(clips: Path, tmp_path: Path) -> No
     assert batch.image.shape == (16, 3, 42, 42) and len(batch.keys) == 2
 
 
+@pytest.mark.slow
 def test_a_run_learns_and_is_evaluated(clips: Path, tmp_path: Path) -> None:
     pytest.importorskip("cv2", reason="OpenCV is not installed (extra dafast[flow])")
     config = config_of(clips, tmp_path / "run", steps=16)
