@@ -1,6 +1,6 @@
 # make demo   sets everything up and writes the depth of the example photos to depth/
-# make test   sets everything up and runs the tests, on all cores
-# make quick  the same without the slow tests: two minutes on two cores
+# make test   sets everything up and runs the tests, on all cores: at most eight minutes on two
+# make quick  the same without the slow tests: at most two minutes on two cores
 # make lint   ruff and mypy
 # make clean  removes what the above made
 #

@@ -167,7 +167,8 @@ def decide(prediction, target, mask=None, regions=None):
     """Moves predictions, in place, that differ from the target by little more than rounding.
 
     After normalisation, that is. The gradient of a pixel has the sign of this difference, so one
-    rounding more or less would exchange it for its negative.
+    rounding more or less would exchange it for its negative. Where one of the two is a median, it
+    is exactly 0, and rounding does not matter.
     """
     valid = torch.ones_like(target, dtype=torch.bool) if mask is None else mask
     regions_ = [valid] if regions is None else [valid & regions, valid & ~regions]
@@ -178,8 +179,8 @@ def decide(prediction, target, mask=None, regions=None):
             for p, t, m in zip(prediction, target, inside, strict=True):
                 if m.any():
                     ours, theirs = p[m].double(), t[m].double()
-                    difference = (_normalise(ours) - _normalise(theirs)).abs()
-                    near = (difference > 0) & (difference < 1e-5)
+                    a, b = _normalise(ours), _normalise(theirs)
+                    near = (a != b) & ((a - b).abs() < 1e-5) & (a != 0) & (b != 0)
                     if near.any():
                         step = 0.1 * (ours - ours.median()).abs().mean()
                         p[m] = (ours + near * step).to(p.dtype)
