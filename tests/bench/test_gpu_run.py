@@ -222,6 +222,7 @@ def test_listed_tests_exist() -> None:
     assert sum(s.limit for s in SECOND) <= 200 and sum(s.limit for s in FIRST) < 560
 
 
+@pytest.mark.slow
 def test_meter_on_the_cpu() -> None:
     meter = Meter(stub=True)
     found = meter.time(lambda: time.sleep(0.002))

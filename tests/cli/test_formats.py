@@ -124,6 +124,7 @@ def test_a_calibrated_model_writes_metres(sky, run, tmp_path, rng):
     np.testing.assert_allclose(pixels / 500, metres, rtol=0, atol=1.01e-3)
 
 
+@pytest.mark.slow
 def test_arrays_without_a_picture_have_a_file_of_facts(run, tmp_path, rng):
     source = photo(tmp_path / "in" / "a.png", rng)
     out = tmp_path / "out"

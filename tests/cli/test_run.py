@@ -229,6 +229,7 @@ def test_config_says_what_the_weights_are(run, tmp_path, rng, model_folder):
     assert code == 1 and "different depth_scale and weights" in text
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="limits the size of files")
 def test_a_full_disk_names_the_file(run, tmp_path, rng):
     source = photo(tmp_path / "in" / "a.png", rng, (200, 300))

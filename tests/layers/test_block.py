@@ -33,6 +33,7 @@ def _gradients(outputs, leaves):
     return torch.autograd.grad(sum(o.float().square().mean() for o in outputs), leaves)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_alone_and_with_the_next_norm(backend, seed):
     block, norm, x = _block(seed)

@@ -257,6 +257,7 @@ def test_compiled_and_exported(make_transformers, served):
     assert served == []
 
 
+@pytest.mark.slow
 def test_a_model_made_in_inference_mode(make_transformers, served):
     with torch.inference_mode():
         model = dafast.accelerate(make_transformers())

@@ -104,6 +104,7 @@ def test_changed_weights_are_quantised_again(model):
     assert torch.equal(after, copy.deepcopy(model).optimize(fp8="emulate")(x))
 
 
+@pytest.mark.slow
 def test_copies_start_without_and_nothing_keeps_a_model(seed):
     model = make()
     model.optimize(fp8="emulate")

@@ -347,6 +347,7 @@ def test_the_base_model_of_a_run(tmp_path, init, encoder_init, base, license):
     assert (data.base_model, data.license) == (base, license)
 
 
+@pytest.mark.slow
 def test_cards_without_a_run(model, tmp_path):
     data = ModelCard(model_card(model)).data
     assert data.base_model is data.license is data.eval_results is None  # nothing is known

@@ -246,6 +246,7 @@ def same_weights(a: DepthAnything, b: DepthAnything) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_published_layout_both_ways(kind, seed, tmp_path, randomise, notices):
     model = DepthAnything(config(kind))

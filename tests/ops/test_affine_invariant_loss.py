@@ -288,6 +288,7 @@ def test_depth_like_maps(backend, dtype, with_regions, seed, poisoned, device):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spread", [1, 3000])
 @pytest.mark.parametrize("backend", KERNELS)
 def test_deviations_of_neighbouring_floats(backend, spread, seed, poisoned, device):
@@ -308,6 +309,7 @@ def test_deviations_of_neighbouring_floats(backend, spread, seed, poisoned, devi
             assert 1 / got[2 * which + 1].item() == pytest.approx(scale.item(), rel=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["noise", "depth-like"])
 def test_short_digits(kind, seed, monkeypatch, poisoned, device):
     """Where `tl.histogram` counts with ballots."""

@@ -136,6 +136,7 @@ def test_interpolation_by_a_product_has_no_stripes(dtype, device):
     assert torch.equal(got, x[0, 0, 0, 0].float().expand_as(got))
 
 
+@pytest.mark.slow
 def test_nan_shows_with_products_before_the_interpolation(seed, device):
     """It spreads over the columns of a program at most, in the same rows."""
     from dafast.kernels.runtime import assume_target

@@ -45,6 +45,7 @@ def test_a_launch_makes_few_python_calls(counted):
     assert not more, f"more calls than { ({op: BOUNDS[op] for op in more}) }"
 
 
+@pytest.mark.slow
 def test_no_kernel_is_compiled_again_for_other_sizes(counted):
     _, compilations = counted
     assert {name: n for name, n in compilations.items() if n != 1} == {}

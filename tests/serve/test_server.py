@@ -122,6 +122,7 @@ def bomb() -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
 
 
+@pytest.mark.slow
 def test_bad_pictures_are_refused_without_harm_to_others(
     running: Running, model: Any, seed: int
 ) -> None:
@@ -136,6 +137,7 @@ def test_bad_pictures_are_refused_without_harm_to_others(
     assert running.pool.restarts == restarts
 
 
+@pytest.mark.slow
 def test_the_camera_of_a_photo_counts(running: Running, seed: int) -> None:
     exif = PIL.Image.Exif()
     exif.get_ifd(0x8769)[0xA405] = 50

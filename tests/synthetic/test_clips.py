@@ -60,6 +60,7 @@ def test_flow_is_the_projection_of_the_depth(clip):
         np.testing.assert_allclose(clip.flow[k][still], expected, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_visible_points_are_on_the_surface_of_the_next_frame(clip):
     """At the pixel of the flow the next depth is that of the point, except across edges."""
     rows, columns = np.indices(clip.depth.shape[1:])

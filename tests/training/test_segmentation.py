@@ -434,6 +434,7 @@ def test_settings_are_kept_with_the_run(photos: Path, tmp_path: Path) -> None:
     assert kept["segmentation"] == {"data": "list", "head": "linear"}
 
 
+@pytest.mark.slow
 def test_the_command_line_reads_the_section(photos: Path, tmp_path: Path) -> None:
     from dafast.training.command import parse_args
 

@@ -132,6 +132,7 @@ def test_bad_step_is_skipped_and_named(
     assert all(bool(p.isfinite().all()) for p in exported.parameters())
 
 
+@pytest.mark.slow
 def test_too_many_bad_steps_stop_the_run(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -106,6 +106,7 @@ def test_two_processes_count_together(tmp_path: Path, seed: int) -> None:
     assert "4 of 10 samples cannot be read" in done.stderr
 
 
+@pytest.mark.slow
 def test_damaged_labels_among_many_unlabeled(
     tmp_path: Path, learned: str, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

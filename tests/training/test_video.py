@@ -95,6 +95,7 @@ def published_loss(prediction: np.ndarray, target: np.ndarray, mask: np.ndarray)
     return float(total / max(count, 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["masked", "whole", "empty frame"])
 def test_temporal_loss_is_the_published_one(kind: str, rng: np.random.Generator) -> None:
     target = rng.random((2, 1, 6, 7)) + 0.05 * rng.random((2, 5, 6, 7))
