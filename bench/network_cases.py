@@ -38,7 +38,14 @@ def attention(
     )
 
 
-def separate(batch: int, tokens: int, heads: int, head_dim: int = 64) -> Case:
+def separate(
+    batch: int,
+    tokens: int,
+    heads: int,
+    head_dim: int = 64,
+    dtypes: tuple[torch.dtype, ...] = (torch.bfloat16,),
+    gpu_only: bool = False,
+) -> Case:
     def make(seed: int, dtype: torch.dtype, device: torch.device) -> tuple[Any, ...]:
         generator = torch.Generator().manual_seed(seed)
         shape = (batch, tokens, heads, head_dim)
@@ -52,8 +59,9 @@ def separate(batch: int, tokens: int, heads: int, head_dim: int = 64) -> Case:
         differentiable=(0, 1, 2),
         flops=4.0 * batch * heads * tokens**2 * head_dim,
         bytes=lambda size: 4.0 * batch * tokens * heads * head_dim * size,
-        dtypes=(torch.bfloat16,),
+        dtypes=dtypes,
         tolerance=FLOAT_TOLERANCE,
+        gpu_only=gpu_only,
     )
 
 

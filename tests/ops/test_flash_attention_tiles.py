@@ -114,6 +114,24 @@ def test_short_sequences_have_tiles_of_their_own(arch, head_dim, seed, monkeypat
     assert not problem.short
 
 
+@pytest.mark.parametrize(("channels", "extra", "unit"), [(24, 0, 8), (24, 3, 1), (32, 3, 1)])
+def test_heads_of_24_channels_say_where_they_start(channels, extra, unit, monkeypatch):
+    """Views whose heads start anywhere must not be read 16 bytes at a time."""
+    launched = []
+
+    class Launches:
+        def __getitem__(self, grid):
+            return lambda *args, **options: launched.append(options["UNIT"])
+
+    for name in ("fwd", "bwd_preprocess", "bwd_dkdv", "bwd_dq"):
+        monkeypatch.setattr(kernels, f"_flash_attention_{name}_kernel", Launches())
+    q, k, v = (torch.zeros(1, 5, 2, channels + extra)[..., :channels] for _ in range(3))
+    out, lse = kernels.flash_attention_fwd(q, k, v, 1.0)
+    grads = [torch.empty_like(q) for _ in range(3)]
+    kernels.flash_attention_bwd(out, q, k, v, out, lse, 1.0, *grads)
+    assert launched == [unit] * 4
+
+
 def test_tiles_by_the_size_of_the_grid(monkeypatch):
     monkeypatch.setattr(tiles, "processors", lambda: 132)
     assert tiles.is_small(6 * 1370) and tiles.is_small(3 * 16 * 1370)
