@@ -23,6 +23,7 @@ from .encoding import FORMATS, suffix_of
 from .jobs import Answer, Job, PredictOptions, refuse
 from .metrics import Metrics
 from .page import add_page, describe_interface
+from .parameters import add_explanations, check_names
 from .pool import Pool
 from .settings import ServerSettings
 from .video_jobs import VideoJobs
@@ -234,10 +235,12 @@ def create_app(settings: ServerSettings) -> FastAPI:
         version=__version__,
         description="Depth from photos. `docs/serve.md` of dafast describes the formats.",
         lifespan=server.lifespan,
+        dependencies=[Depends(check_names)],
         docs_url=None,  # its page loads scripts from another host
         redoc_url=None,
     )
     app.state.server = server
+    add_explanations(app)
     _add_depth(app, server)
     _add_status(app, server)
     if settings.videos and not why_no_module("av"):

@@ -5,10 +5,9 @@ The process is a new one for each video. A damaged video that crashes it fails i
 
 from __future__ import annotations
 
-import multiprocessing
+import atexit
 import secrets
 import shutil
-import signal
 import tempfile
 import time
 from collections import deque
@@ -18,6 +17,7 @@ from pathlib import Path
 from threading import Condition, Thread
 from typing import Any
 
+from .processes import start_process
 from .settings import ServerSettings
 
 KEPT = 3600.0
@@ -93,6 +93,7 @@ class VideoJobs:
         self._current: VideoJob | None = None
         self._thread = Thread(target=self._run, daemon=True)
         self._thread.start()
+        atexit.register(self.close)  # of a server that is not shut down in order
 
     @property
     def is_full(self) -> bool:
@@ -137,12 +138,10 @@ class VideoJobs:
                     return
                 job = self._current = self._waiting.popleft()
                 job.status = "running"
-                context = multiprocessing.get_context("spawn")
-                ours, theirs = context.Pipe(False)
-                arguments = (theirs, self.settings, job.source, job.out, job.options)
-                self._process = context.Process(target=convert, args=arguments, daemon=True)
-                self._process.start()
-                theirs.close()
+                arguments = (self.settings, job.source, job.out, job.options)
+                self._process, ours = start_process(
+                    convert, *arguments, duplex=False, name="dafast-video"
+                )
             status, problem = self._follow(ours, job)
             self._process.join()
             with self._changed:
@@ -164,6 +163,7 @@ class VideoJobs:
 
     def close(self) -> None:
         """Ends the running job and removes all files."""
+        atexit.unregister(self.close)
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -181,7 +181,6 @@ def convert(
     options: VideoOptions,
 ) -> None:
     """Converts a video; sends ``(frames, total)`` meanwhile, and at the end how it ended."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         connection.send(_convert(connection, settings, source, out, options))
     except Exception as error:

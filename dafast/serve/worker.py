@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import io
 import os
-import signal
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -27,7 +26,6 @@ _PENDING = 16
 
 def run_worker(connection: Connection, settings: ServerSettings) -> None:
     """Answers jobs until the connection closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group of processes
     os.environ["DAFAST_MAX_PIXELS"] = str(settings.max_pixels)
     import torch
 
