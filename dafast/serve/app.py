@@ -15,6 +15,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 
 from .._version import __version__
+from ..camera import LEAST_FOV
 from ..models import zoo
 from ..optional import why_no_module
 from ..palettes import check_palette
@@ -132,7 +133,7 @@ class Server:
             await asyncio.to_thread(self.videos.close)
             await asyncio.to_thread(self.pool.close)
 
-    def check_token(self, authorization: Annotated[str, Header()] = "") -> None:
+    async def check_token(self, authorization: Annotated[str, Header()] = "") -> None:
         """Refuses a request without the token."""
         token = self.settings.token
         kind, _, given = authorization.partition(" ")
@@ -292,7 +293,11 @@ def _add_depth(app: FastAPI, server: Server) -> None:
         fit: Annotated[Fit | None, Query(description="How a photo is scaled to it")] = None,
         fov: Annotated[
             float | None,
-            Query(gt=0, lt=180, description="Horizontal field of view of the camera in degrees"),
+            Query(
+                ge=LEAST_FOV,
+                lt=180,
+                description="Horizontal field of view in degrees",
+            ),
         ] = None,
         palette: Annotated[str, Query(description="Colours of `color`")] = "Spectral_r",
     ) -> Response:

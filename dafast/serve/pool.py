@@ -146,7 +146,7 @@ class Worker:
         return self._process.pid
 
     def _start(self) -> None:
-        self._process, self._connection = start_process(
+        self._process, self._channel = start_process(
             run_worker, self._settings, name="dafast-worker"
         )
 
@@ -161,7 +161,7 @@ class Worker:
             with self._changed:
                 self._changed.wait_for(lambda: self._idle or self._closed)  # it may have died
                 self._idle, self._busy_since = False, time.monotonic()
-                connection = self._connection
+                channel = self._channel
                 message = []
                 for item in batch:
                     item.attempts += 1
@@ -171,13 +171,13 @@ class Worker:
             self._on_batch(len(batch))
             # A dead worker: `_read` sees it and returns the batch to the queue.
             with suppress(OSError, ValueError):
-                connection.send(message)
+                channel.send(message)
 
     def _read(self) -> None:
         """Passes answers on; starts another process when one ends."""
         while True:
             try:
-                message = self._connection.recv()
+                message = self._channel.recv()
             except Exception:  # EOFError, OSError, or a message that was cut off
                 if not self._restart():
                     return
@@ -197,7 +197,7 @@ class Worker:
 
     def _restart(self) -> bool:
         """Replaces the process; False after `close`."""
-        self._connection.close()
+        self._channel.close()
         self._process.kill()
         self._process.join()
         with self._changed:

@@ -6,16 +6,17 @@ import multiprocessing
 import signal
 from collections.abc import Callable
 from multiprocessing import resource_tracker
-from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
+
+from .channel import Channel, open_channel
 
 _SIGNALS = {signal.SIGINT, signal.SIGTERM}
 
 
 def start_process(
-    target: Callable[..., None], *arguments: Any, duplex: bool = True, name: str
-) -> tuple[BaseProcess, Connection]:
+    target: Callable[..., None], *arguments: Any, name: str
+) -> tuple[BaseProcess, Channel]:
     """Starts a process that SIGINT and SIGTERM do not end.
 
     Ctrl-C in a terminal and service managers signal all processes of a group. The server then
@@ -23,16 +24,15 @@ def start_process(
     the first instruction on: a handler would be set only after the imports.
 
     Args:
-        target: Called in the process with a connection and the arguments.
+        target: Called in the process with its channel and the arguments.
         *arguments: See ``target``.
-        duplex: Whether the process also receives.
         name: Name of the process.
 
     Returns:
-        The process and the server's end of the connection.
+        The process and the server's end of the channel.
     """
     context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe(duplex)
+    ours, theirs = open_channel()
     process = context.Process(
         target=_run, args=(target, theirs, *arguments), daemon=True, name=name
     )
@@ -49,7 +49,7 @@ def start_process(
     return process, ours
 
 
-def _run(target: Callable[..., None], connection: Connection, *arguments: Any) -> None:
+def _run(target: Callable[..., None], channel: Channel, *arguments: Any) -> None:
     for each in _SIGNALS:  # where they cannot be blocked
         signal.signal(each, signal.SIG_IGN)
-    target(connection, *arguments)
+    target(channel, *arguments)

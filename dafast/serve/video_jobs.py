@@ -12,11 +12,11 @@ import tempfile
 import time
 from collections import deque
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 from threading import Condition, Thread
 from typing import Any
 
+from .channel import Channel
 from .processes import start_process
 from .settings import ServerSettings
 
@@ -139,9 +139,7 @@ class VideoJobs:
                 job = self._current = self._waiting.popleft()
                 job.status = "running"
                 arguments = (self.settings, job.source, job.out, job.options)
-                self._process, ours = start_process(
-                    convert, *arguments, duplex=False, name="dafast-video"
-                )
+                self._process, ours = start_process(convert, *arguments, name="dafast-video")
             status, problem = self._follow(ours, job)
             self._process.join()
             with self._changed:
@@ -150,11 +148,11 @@ class VideoJobs:
             if job.id not in self.jobs:  # it was removed meanwhile
                 shutil.rmtree(job.folder, ignore_errors=True)
 
-    def _follow(self, connection: Connection, job: VideoJob) -> tuple[str, str]:
+    def _follow(self, channel: Channel, job: VideoJob) -> tuple[str, str]:
         """Notes the progress of a job; returns how it ended."""
         try:
             while True:
-                message = connection.recv()
+                message = channel.recv()
                 if isinstance(message[0], str):
                     return message
                 job.frames, job.total = message
@@ -174,7 +172,7 @@ class VideoJobs:
 
 
 def convert(
-    connection: Connection,
+    channel: Channel,
     settings: ServerSettings,
     source: Path,
     out: Path,
@@ -182,13 +180,13 @@ def convert(
 ) -> None:
     """Converts a video; sends ``(frames, total)`` meanwhile, and at the end how it ended."""
     try:
-        connection.send(_convert(connection, settings, source, out, options))
+        channel.send(_convert(channel, settings, source, out, options))
     except Exception as error:
-        connection.send(("failed", str(error).replace(str(source), "the video")))
+        channel.send(("failed", str(error).replace(str(source), "the video")))
 
 
 def _convert(
-    connection: Connection,
+    channel: Channel,
     settings: ServerSettings,
     source: Path,
     out: Path,
@@ -227,9 +225,9 @@ def _convert(
         )
         for done in conversion.run():
             if done % _EVERY == 0:
-                connection.send((done, info.count))
+                channel.send((done, info.count))
         conversion.finish(complete=True)
-        connection.send((conversion.done, info.count))
+        channel.send((conversion.done, info.count))
         return "done", "; ".join(conversion.problems)
     finally:
         reader.close()
