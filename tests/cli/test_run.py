@@ -140,6 +140,26 @@ def test_a_model_that_is_not_there(run, tmp_path, rng):
     assert "Traceback" not in text
 
 
+def test_a_refused_run_leaves_nothing(run, tmp_path, rng, model_folder):
+    source = photo(tmp_path / "in" / "a.png", rng)
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(b"garbage")
+    out = tmp_path / "new" / "out"
+    for model, *options in (
+        (broken, "--dtype", "auto"),
+        (broken,),  # an exported file has its own dtype
+        (tmp_path / "missing.onnx", "--dtype", "auto"),
+        (tmp_path / "missing",),
+        (model_folder, "--formats", "classes"),
+        (model_folder, "--size", 3),
+    ):
+        assert run(source, *options, out=out, model=str(model))[0] == 1, (model, options)
+        assert not (tmp_path / "new").exists(), (model, options)
+    out.mkdir(parents=True)
+    assert run(source, out=out, model=str(broken))[0] == 1
+    assert out.is_dir()  # it was there before
+
+
 def test_size_under_a_patch_ends_it_before_any_photo(run, tmp_path, rng):
     code, text = run(photo(tmp_path / "a.png", rng), "--size", "5")
     assert code == 1
@@ -235,7 +255,7 @@ def test_a_full_disk_names_the_file(run, tmp_path, rng):
     source = photo(tmp_path / "in" / "a.png", rng, (200, 300))
     with limited(20_000):
         code, text = run(source, "--npy", "--side-by-side")
-    assert code == 1 and not contents(tmp_path / "out")
+    assert code == 1 and not (tmp_path / "out").exists()
     assert f"cannot write {tmp_path / 'out' / 'a_depth.png'}: " in text
     assert run(source)[0] == 0
     with limited(20_000):

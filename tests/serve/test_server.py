@@ -146,6 +146,19 @@ def test_the_camera_of_a_photo_counts(running: Running, seed: int) -> None:
     assert answer["intrinsics"][0] == pytest.approx(50 / np.hypot(36, 24) * np.hypot(36, 36))
 
 
+def test_signals_to_all_processes_do_not_end_a_worker(
+    running: Running, model: Any, seed: int
+) -> None:
+    """Ctrl-C and service managers signal the whole group; the server still needs its workers."""
+    (worker,) = running.pool.workers
+    for each in (signal.SIGTERM, signal.SIGINT):
+        os.kill(worker.pid, each)
+    data = photo(40, 56)
+    answer = post(running, data, format="npy")
+    assert close(np.load(io.BytesIO(answer.content)), model.predict(data, size=98).values)
+    assert running.pool.restarts == 0
+
+
 @pytest.mark.slow  # starts two more workers
 def test_a_killed_worker_is_replaced_and_its_requests_answered(
     running: Running, model: Any, seed: int
