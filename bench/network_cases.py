@@ -314,6 +314,25 @@ def gelu(
     )
 
 
+def attention_int8(batch: int, tokens: int, heads: int) -> Case:
+    def make(seed: int, dtype: torch.dtype, device: torch.device) -> tuple[Any, ...]:
+        generator = torch.Generator().manual_seed(seed)
+        qkv = torch.randn(batch, tokens, 3, heads, 64, generator=generator)
+        return (qkv.to(device, dtype),)
+
+    return Case(
+        op="attention_int8",
+        label=f"{batch}x{tokens}x{heads}x64",
+        make=make,
+        call=ops.attention_int8,
+        differentiable=(),
+        flops=4.0 * batch * heads * tokens * tokens * 64,
+        bytes=lambda size: size * 4.0 * batch * tokens * heads * 64,
+        dtypes=(torch.float32, torch.bfloat16),
+        tolerance=dict.fromkeys(FLOAT_TOLERANCE, 0.03),  # probabilities of 8 bits
+    )
+
+
 def int8(tokens: int, depth: int, columns: int) -> Case:
     def make(seed: int, dtype: torch.dtype, device: torch.device) -> tuple[Any, ...]:
         generator = torch.Generator().manual_seed(seed)

@@ -6,6 +6,7 @@ from bench.case import ALL_DTYPES, HALF, Case
 from bench.network_cases import (
     alignment,
     attention,
+    attention_int8,
     enlarge,
     epilogue,
     fp8,
@@ -44,6 +45,7 @@ CASES: tuple[Case, ...] = (
     loss(64, 518, gpu_only=True, smooth=True),
     alignment(4, 384),
     alignment(32, 1024, gpu_only=True),
+    attention_int8(1, 1370, 6),
     int8(1370, 384, 1536),
     int8(1370, 1536, 384),
     fp8(1370, 384, 1536),
@@ -103,6 +105,7 @@ SMALL_CASES: tuple[Case, ...] = (
     enlarge(1, 12, 8, 2, 3),
     glue(2, 48, tokens=9),
     gelu(2, 96, tokens=9),
+    attention_int8(2, 9, 2),
     int8(9, 30, 33),
     fp8(9, 32, 48),
     quantize(2, 96, tokens=9, gelu=True),

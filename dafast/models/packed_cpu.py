@@ -22,6 +22,7 @@ from ..layers import Block, LayerNorm
 from ..layers.temporal import FrameCache
 from ..ops import (
     add_layer_norm,
+    attention_int8,
     bias_gelu,
     decoder_tail,
     flash_attention_qkvpacked,
@@ -194,6 +195,7 @@ class _Block:
             return _Linear(weight, bias, rows, activation)
 
         self.num_heads = block.attn.num_heads
+        self.attend = attention_int8 if int8 else flash_attention_qkvpacked
         self.qkv, self.proj = packed(block.attn.qkv), packed(block.attn.proj)
         self.fc1, self.fc2 = packed(block.mlp.fc1, "gelu"), packed(block.mlp.fc2)
         self.ls1, self.ls2 = block.ls1.gamma.detach(), block.ls2.gamma.detach()
@@ -203,7 +205,7 @@ class _Block:
     def __call__(self, x: Tensor, normed: Tensor, next_norm: _Norm) -> tuple[Tensor, Tensor]:
         """The stream and its first norm, to the stream behind the block and its next norm."""
         qkv = self.qkv(normed).unflatten(-1, (3, self.num_heads, -1))
-        branch = self.proj(flash_attention_qkvpacked(qkv).flatten(-2))
+        branch = self.proj(self.attend(qkv).flatten(-2))
         x, normed = self.norm2.add(x, branch, self.ls1)
         return next_norm.add(x, self.fc2(self.fc1(normed)), self.ls2)
 

@@ -12,6 +12,7 @@ from ._dispatch import (
 from .add_layer_norm import add_layer_norm, add_layer_norm_reference
 from .add_layer_norm_fp8 import add_layer_norm_fp8, add_layer_norm_fp8_reference
 from .affine_invariant_loss import affine_invariant_loss, affine_invariant_loss_reference
+from .attention_int8 import attention_int8, attention_int8_reference
 from .bias_gelu import bias_gelu, bias_gelu_reference
 from .bias_relu_add import bias_relu_add, bias_relu_add_reference
 from .conv_transpose import conv_transpose, conv_transpose_reference
@@ -49,6 +50,8 @@ __all__ = [
     "add_layer_norm_reference",
     "affine_invariant_loss",
     "affine_invariant_loss_reference",
+    "attention_int8",
+    "attention_int8_reference",
     "available_backends",
     "bias_gelu",
     "bias_gelu_reference",

@@ -23,6 +23,7 @@ PACKAGE = str(Path(dafast.__file__).parent)
 BOUNDS = {
     "add_layer_norm": (17, 17, 14, 27),
     "affine_invariant_loss": (11, 11, 20, 20),
+    "attention_int8": (9, 9, 0, 0),
     "bias_gelu": (8, 8, 6, 16),
     "decoder_tail": (13, 13, 9, 0),
     "feature_alignment_loss": (9, 9, 16, 16),
@@ -54,6 +55,7 @@ def calls(op: str, gradient: bool) -> Callable[[], torch.Tensor]:
     return {
         "add_layer_norm": lambda: ops.add_layer_norm(x, x, vector, vector, vector)[1],
         "affine_invariant_loss": lambda: ops.affine_invariant_loss(disparity, fixed[:, :40, :40]),
+        "attention_int8": lambda: ops.attention_int8(qkv),
         "bias_gelu": lambda: ops.bias_gelu(x, vector),
         "decoder_tail": lambda: ops.decoder_tail(*tail),
         "feature_alignment_loss": lambda: ops.feature_alignment_loss(x, fixed),
