@@ -354,6 +354,34 @@ def int8(tokens: int, depth: int, columns: int) -> Case:
     )
 
 
+def conv_int8(side: int, channels: int) -> Case:
+    """A convolution of a `ResidualConvUnit`, with its ReLU and residual."""
+
+    def make(seed: int, dtype: torch.dtype, device: torch.device) -> tuple[Any, ...]:
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.randn(1, channels, side, side, generator=generator).to(device, dtype)
+        weight = torch.randn(channels, channels, 3, 3, generator=generator)
+        weight = ops.quantize_conv3x3((weight / (9 * channels) ** 0.5).to(device))
+        bias = torch.randn(channels, generator=generator).to(device)
+        return x.contiguous(memory_format=torch.channels_last), weight, bias
+
+    def call(x: torch.Tensor, weight: ops.Int8Weight, bias: torch.Tensor) -> torch.Tensor:
+        return ops.conv3x3_int8(x, weight, bias, add=x, relu_input=True)
+
+    pixels = side * side
+    return Case(
+        op="conv3x3_int8",
+        label=f"1x{channels}x{side}x{side}",
+        make=make,
+        call=call,
+        differentiable=(),
+        flops=18.0 * pixels * channels * channels,
+        bytes=lambda size: size * 3.0 * pixels * channels,
+        dtypes=(torch.float32, torch.bfloat16),
+        tolerance=FLOAT_TOLERANCE,
+    )
+
+
 _E4M3_STEP = 0.08
 """A rounding between two neighbours in e4m3, over the largest value: 32 of 448."""
 

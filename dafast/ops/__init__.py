@@ -15,6 +15,7 @@ from .affine_invariant_loss import affine_invariant_loss, affine_invariant_loss_
 from .attention_int8 import attention_int8, attention_int8_reference
 from .bias_gelu import bias_gelu, bias_gelu_reference
 from .bias_relu_add import bias_relu_add, bias_relu_add_reference
+from .conv3x3_int8 import conv3x3_int8, conv3x3_int8_reference, quantize_conv3x3
 from .conv_transpose import conv_transpose, conv_transpose_reference
 from .decoder_tail import decoder_tail, decoder_tail_reference
 from .feature_alignment_loss import feature_alignment_loss, feature_alignment_loss_reference
@@ -57,6 +58,8 @@ __all__ = [
     "bias_gelu_reference",
     "bias_relu_add",
     "bias_relu_add_reference",
+    "conv3x3_int8",
+    "conv3x3_int8_reference",
     "conv_transpose",
     "conv_transpose_reference",
     "decoder_tail",
@@ -85,6 +88,7 @@ __all__ = [
     "postprocess_reference",
     "preprocess",
     "preprocess_reference",
+    "quantize_conv3x3",
     "quantize_fp8",
     "quantize_fp8_reference",
     "quantize_weight",
