@@ -184,15 +184,24 @@ class Progress:
         self.began = time.monotonic()
         self.done = self.written = self.images = 0
 
+    @property
+    def rate(self) -> float:
+        """Images in a second since the start."""
+        return self.images / max(time.monotonic() - self.began, 1e-9)
+
+    @property
+    def seconds_left(self) -> float:
+        """Estimated time to the end, if the other parts are as large as those written."""
+        left = (self.total - self.done) * self.images / max(self.written, 1)
+        return left / max(self.rate, 1e-9)
+
     def add(self, outcome: Outcome) -> None:
         """Counts a part."""
         self.done += 1
         if outcome.state != "written":
             return
         self.written, self.images = self.written + 1, self.images + outcome.images
-        rate = self.images / max(time.monotonic() - self.began, 1e-9)
-        left = (self.total - self.done) * self.images / self.written
         self.say(
-            f"{outcome.name}  {self.done}/{self.total} {self.what}, {rate:.2f} images/s, "
-            f"{left / max(rate, 1e-9) / 60:.1f} min left"
+            f"{outcome.name}  {self.done}/{self.total} {self.what}, {self.rate:.2f} images/s, "
+            f"{self.seconds_left / 60:.1f} min left"
         )
