@@ -200,7 +200,8 @@ class RayRunner:
 
     def _start_actor(self) -> None:
         options = {**self._plan.model_options, "max_restarts": 0, "scheduling_strategy": "SPREAD"}
-        handle = ray.remote(Model).options(**options).remote(self._make, self._plan.model_threads)
+        actor_class: Any = ray.remote(Model)
+        handle = actor_class.options(**options).remote(self._make, self._plan.model_threads)
         self._actors.append(_Actor(handle, handle.facts.remote()))
 
     def _loaded(self, actor: _Actor) -> None:
