@@ -169,11 +169,11 @@ def upright(pixels: np.ndarray, matrix: np.ndarray | None) -> np.ndarray:
 
 
 def _display_matrix(frame: Any) -> np.ndarray | None:
-    for data in frame.side_data:
-        if data.type.name == "DISPLAYMATRIX":
-            values = np.frombuffer(bytes(data), np.int32)[[0, 1, 3, 4]] / 65536
-            return None if (values == (1, 0, 0, 1)).all() else values.reshape(2, 2)
-    return None
+    data = frame.side_data.get("DISPLAYMATRIX")
+    if data is None:
+        return None
+    values = np.frombuffer(bytes(data), np.int32)[[0, 1, 3, 4]] / 65536
+    return None if (values == (1, 0, 0, 1)).all() else values.reshape(2, 2)
 
 
 class PacketReader(VideoReader):
