@@ -4,9 +4,10 @@ Without options: photos a second of 16 clients over those of `infer(list)` on th
 the time of a lone request over that of `predict`, in turn. The server is another process on the
 same processors as the clients.
 
-`--soak` sends twice what the server can answer, from clients that hang up now and then, and with
-`--kill SECONDS` ends a worker that often. It fails if an accepted request has no answer or another
-one than `infer` gives, or if the memory of the server grows.
+`--soak` sends twice what the server can answer, from clients that hang up now and then. With
+`--kill SECONDS` it ends a worker that has worked for so long, again and again. It fails if an
+accepted request has no answer or another one than `infer` gives, or if the memory of the server
+grows.
 """
 
 from __future__ import annotations
@@ -76,6 +77,12 @@ class Server:
         connection.request("POST", "/v1/depth?format=npy", data)
         answer = connection.getresponse()
         return answer.status, answer.read()
+
+    def is_ready(self) -> bool:
+        """Whether a worker has its model."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=600)
+        connection.request("GET", "/readyz")
+        return connection.getresponse().status == 200
 
     def workers(self) -> list[int]:
         """Numbers of the worker processes."""
@@ -219,7 +226,9 @@ class Soak:
             time.sleep(0.5)
             memory.append(self.server.memory())
             kill = self.options.kill
-            if kill and time.monotonic() - last_kill > kill and (pids := self.server.workers()):
+            if not self.server.is_ready():
+                last_kill = time.monotonic()  # a worker that starts is not killed
+            elif kill and time.monotonic() - last_kill > kill and (pids := self.server.workers()):
                 os.kill(random.choice(pids), signal.SIGKILL)
                 last_kill, kills = time.monotonic(), kills + 1
             if time.monotonic() - last_line > 30:

@@ -12,19 +12,23 @@ from ..config import ModelConfig
 from ..models.digest import digest_model
 from ..models.network import DepthNetwork
 from ..models.segmentation_network import SegmentationNetwork
+from ..models.sky import fill_sky as fill_sky_by_sorting
 from ..runtime import FileFacts
+from .sky import fill_sky
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "int8": torch.float32}
 DTYPES = tuple(_DTYPES)
 """The data types of exported files; int8 starts from float32."""
 
+PHOTO_FITS = ("pad", "official")
+"""The size rules that `dafast.export.photos` has; the others resize in two steps, rounded."""
+
 
 class ExportedNetwork(nn.Module):
     """Normalised images (B, 3, H, W) float32 to the outputs of `FileFacts.output_names`, float32.
 
-    The sky of Depth Anything 3 is an output of its own and is not filled: the quantile that fills
-    it needs a sort of all pixels, which TensorRT does not have. `dafast.runtime` fills it. The
-    calibration of `ModelConfig.calibration` is applied.
+    The sky of Depth Anything 3 is filled, and is an output of its own. The calibration of
+    `ModelConfig.calibration` is applied.
 
     Args:
         model: A depth or a segmentation network, in evaluation mode; it is not changed.
@@ -49,8 +53,11 @@ class ExportedNetwork(nn.Module):
         if isinstance(self.network, SegmentationNetwork):
             return (self.network(x),)
         maps = self.network.decoder_outputs(x)
-        depth = self._depth(maps)
-        return (depth, maps[:, 1]) if self.network.config.sky_head else (depth,)
+        if not self.network.config.sky_head:
+            return (self._depth(maps),)
+        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        fill = fill_sky if traced else fill_sky_by_sorting
+        return self._depth(fill(maps[:, 0], maps[:, 1])[:, None]), maps[:, 1]
 
     def _depth(self, maps: Tensor) -> Tensor:
         depth = maps[:, 0]
@@ -97,10 +104,10 @@ def facts_of(
         raise ValueError(
             f"frames={frames}: {config.name!r} takes images, not clips; leave frames out"
         )
-    if preprocess and config.sky_head:
+    if preprocess and not classes and config.fit not in PHOTO_FITS:
         raise ValueError(
-            f"{config.name!r} has a sky head: the sky is filled at the network's resolution, which "
-            "the graph does not do; export it without preprocess and use dafast.runtime"
+            f"{config.name!r} resizes photos by fit={config.fit!r}, and a graph has "
+            f"{' and '.join(PHOTO_FITS)}: export it without preprocess and use dafast.runtime"
         )
     return FileFacts(
         config,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -13,8 +14,10 @@ import numpy as np
 import torch
 
 from ..images import as_pixels
+from ..models.prediction import rgb
 from ..ops import preprocess, resize_bilinear
 from ..runtime import FileFacts
+from ..runtime.model import fixed_geometry, network_input
 
 MOST_PHOTOS = 64
 """Photos that calibration looks at; more change the ranges little."""
@@ -30,17 +33,23 @@ def file_inputs(
     Args:
         facts: What the file is.
         photos: As for `DepthAnything.infer`.
-        size: Height and width that they are stretched to; by default the fixed shape, or as the
-            model's own rule says.
+        size: Height and width that they are stretched to. By default they are resized as
+            `dafast.runtime` does: by the model's own rule, or into the fixed shape with padding.
 
     Yields:
         (1, 3, H, W) float32, or with ``preprocess`` (1, H, W, 3) uint8.
     """
     config = facts.config
-    size = size or facts.shape
+    if facts.preprocess:
+        size = size or facts.shape
     mean, std = (torch.tensor(values)[:, None, None] for values in (config.mean, config.std))
     for i, photo in enumerate(photos):
         pixels = as_pixels(photo, f"photo {i}")
+        if size is None and facts.shape is not None:
+            photo = rgb(pixels)
+            geometry = fixed_geometry(*photo.shape[:2], facts.shape)
+            yield network_input(config, photo, geometry, "pad", "replicate")[None]
+            continue
         if size is None and not facts.preprocess:
             options: dict[str, Any] = dict(multiple=config.patch_size, size=config.image_size)
             fit = "pad" if facts.classes else config.fit
@@ -80,7 +89,10 @@ def quantize(built: Any, facts: FileFacts, photos: Sequence[Any]) -> Any:
 
     if not photos:
         raise ValueError("dtype='int8' needs photos to calibrate with: pass calibrate=")
-    inputs = file_inputs(facts, photos[:MOST_PHOTOS])
+    photos = photos[:MOST_PHOTOS]
+    inputs = file_inputs(facts, photos)
+    if facts.shape is not None and not facts.preprocess:  # other programs may stretch photos
+        inputs = itertools.chain(inputs, file_inputs(facts, photos, facts.shape))
 
     class Photos(CalibrationDataReader):
         def get_next(self) -> dict[str, np.ndarray] | None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from .._warnings import WeightsWarning, warn
 from ..camera import check_fov, check_intrinsics, choose_camera, focal_factor, no_camera
-from ..config import SKY, SKY_FEWEST, SKY_FILLED, SKY_QUANTILE, ModelConfig
+from ..config import SKY, ModelConfig
 from ..files import explain
 from ..geometry import MAX_TOKENS, Geometry, check_geometry, plan_geometry
 from ..images import as_array, focal_from_exif
@@ -249,14 +249,12 @@ class OnnxModel:
             fitted = self._fit(fit)
             if facts.shape is not None:
                 geometry, fitted = fixed_geometry(height, width, facts.shape), "pad"
-            x = self._input(photo, geometry, fitted, padding)[None]
+            x = network_input(config, photo, geometry, fitted, padding)[None]
         outputs = self.run(x if facts.batch is None else x.repeat(facts.batch, 0))
         first = np.concatenate([outputs[name][0].reshape(-1, *outputs[name].shape[-2:])
                                 for name in facts.output_names])  # fmt: skip
         if not np.isfinite(first).all():
             warn(WeightsWarning, f"{config.name}: the prediction is not finite in {facts.dtype}")
-        if config.sky_head:
-            first = np.stack([fill_sky(first[0], first[1]), first[1]])
         if facts.preprocess:
             return list(first), geometry
         left, _, top, _ = geometry.padding
@@ -265,20 +263,20 @@ class OnnxModel:
         corners = config.output_align_corners and not facts.classes
         return [resize_map(layer, geometry.original, corners) for layer in cropped], geometry
 
-    def _input(self, photo: np.ndarray, geometry: Geometry, fit: str, padding: str) -> np.ndarray:
-        """A photo as the network's input (3, h, w), float32."""
-        resized = resize_photo(photo, geometry, fit)
-        mean, std = (
-            np.array(values, np.float32)[:, None, None]
-            for values in (self.config.mean, self.config.std)
-        )
-        left, right, top, bottom = geometry.padding
-        sides = ((0, 0), (top, bottom), (left, right))
-        if padding == "reflect" and max(top, bottom, left, right) >= min(geometry.resized):
-            raise ValueError(
-                "padding='reflect': the photo is too small to be mirrored; use another"
-            )
-        return np.pad((resized - mean) / std, sides, mode=_PADDINGS[padding])  # type: ignore[call-overload]
+
+def network_input(
+    config: ModelConfig, photo: np.ndarray, geometry: Geometry, fit: str, padding: str
+) -> np.ndarray:
+    """A photo (H, W, 3) as the network's input (3, h, w), float32."""
+    resized = resize_photo(photo, geometry, fit)
+    mean, std = (
+        np.array(values, np.float32)[:, None, None] for values in (config.mean, config.std)
+    )
+    left, right, top, bottom = geometry.padding
+    sides = ((0, 0), (top, bottom), (left, right))
+    if padding == "reflect" and max(top, bottom, left, right) >= min(geometry.resized):
+        raise ValueError("padding='reflect': the photo is too small to be mirrored; use another")
+    return np.pad((resized - mean) / std, sides, mode=_PADDINGS[padding])  # type: ignore[call-overload]
 
 
 def fixed_geometry(height: int, width: int, shape: tuple[int, int]) -> Geometry:
@@ -291,13 +289,3 @@ def fixed_geometry(height: int, width: int, shape: tuple[int, int]) -> Geometry:
     extra_h, extra_w = shape[0] - sides[0], shape[1] - sides[1]
     padding = (extra_w // 2, extra_w - extra_w // 2, extra_h // 2, extra_h - extra_h // 2)
     return Geometry((height, width), sides, padding, shape)
-
-
-def fill_sky(depth: np.ndarray, sky: np.ndarray) -> np.ndarray:
-    """`dafast.models.sky.fill_sky` of one image in NumPy; depth and sky are (H, W)."""
-    in_sky = sky >= SKY_FILLED
-    count = int(in_sky.sum())
-    if count <= SKY_FEWEST or in_sky.size - count <= SKY_FEWEST:
-        return depth
-    far = np.quantile(depth[~in_sky], SKY_QUANTILE)
-    return np.where(in_sky, np.float32(far), depth)

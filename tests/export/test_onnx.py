@@ -14,6 +14,7 @@ from PIL import Image
 from dafast import DepthAnything, __version__
 from dafast.export import VerificationError, export
 from dafast.export.network import ExportedNetwork
+from dafast.export.quantize import file_inputs
 from dafast.export.transformers_js import export_folder
 from dafast.export.verify import TOLERANCES as BOUNDS
 from dafast.export.verify import Check, checked_sizes
@@ -216,6 +217,24 @@ def test_int8_is_calibrated_on_photos(tmp_path, seed):
         export(model, path, dtype="int8")
 
 
+def test_a_fixed_size_is_calibrated_on_what_the_runtime_gives_it(tmp_path, seed):
+    facts = FileFacts(tiny(), shape=(56, 84), dtype="int8")
+    photo = np.random.default_rng(seed).integers(0, 256, (90, 70, 3), dtype=np.uint8)
+    (padded,) = file_inputs(facts, [photo])
+    assert padded.shape == (1, 3, 56, 84)
+    # Scaled to 56 x 44, then 20 columns of its borders on each side.
+    assert np.array_equal(padded[..., :20], padded[..., 20:21].repeat(20, 3))
+    assert np.array_equal(padded[..., 64:], padded[..., 63:64].repeat(20, 3))
+    model = DepthAnything(tiny())
+    export(model, tmp_path / "fixed.onnx", shape=facts.shape, check=False)
+    loaded, seen = OnnxModel(tmp_path / "fixed.onnx"), []
+    loaded.run = lambda x: seen.append(x) or {"predicted_depth": x[:, 0]}
+    loaded.predict(photo)
+    assert np.array_equal(seen[0], padded)
+    (stretched,) = file_inputs(facts, [photo], facts.shape)
+    assert stretched.shape == padded.shape and np.abs(stretched - padded).max() > 0.1
+
+
 @pytest.mark.slow
 def test_the_folder_of_transformers_js(tmp_path):
     written = dict(export_folder(build("transformers"), tmp_path / "js", check=False))
@@ -245,7 +264,7 @@ def test_what_cannot_be_exported_is_said(tmp_path):
         export(model, tmp_path / "x.xml")
     with pytest.raises(ValueError, match="preprocess is not possible for torch"):
         export(model, tmp_path / "x.pt2", "torch", preprocess=True)
-    with pytest.raises(ValueError, match="has a sky head"):
+    with pytest.raises(ValueError, match="resizes photos by fit='upper_bound'"):
         export(build("da3-metric"), tmp_path / "x.onnx", preprocess=True)
     video = DepthAnything(tiny(temporal_frames=8, features=16, out_channels=(8, 8, 8, 8)))
     for options, text in (

@@ -5,11 +5,10 @@ import pytest
 import torch
 
 from dafast.geometry import FITS, plan_geometry
-from dafast.models.sky import fill_sky as true_fill_sky
 from dafast.ops import postprocess, preprocess, resize_bicubic, resize_bilinear
 from dafast.ops.resize_area import resize_area
 from dafast.runtime import resizing
-from dafast.runtime.model import fill_sky, fixed_geometry
+from dafast.runtime.model import fixed_geometry
 
 CLOSE = 1e-4  # of values in 0..1
 
@@ -80,15 +79,6 @@ def test_maps_are_resized_as_the_ops_resize_them(seed):
             out = resizing.resize_map(network, tuple(size), align_corners)
             assert np.abs(out - true).max() <= CLOSE
         assert resizing.resize_map(values, values.shape, False) is values
-
-
-def test_the_sky_is_filled_as_in_the_model(seed):
-    random = np.random.default_rng(seed)
-    depth = random.random((30, 40), dtype=np.float32)
-    for share in (0.0, 0.005, 0.4, 0.995, 1.0):
-        sky = (random.random((30, 40)) < share).astype(np.float32)
-        true = true_fill_sky(torch.from_numpy(depth)[None], torch.from_numpy(sky)[None])[0]
-        assert np.abs(fill_sky(depth, sky) - true.numpy()).max() <= 1e-6
 
 
 def test_photos_fit_into_fixed_inputs(seed):
