@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -18,7 +19,15 @@ from .protocols import Protocol, get_protocol
 from .readers import READERS
 from .readers.clips import Clips
 from .samples import EvaluationSample
-from .scoring import Result, camera_options, predict_disparity, score_sample, shared, together
+from .scoring import (
+    Result,
+    camera_options,
+    predict_disparity,
+    read_ahead,
+    score_sample,
+    shared,
+    together,
+)
 
 if TYPE_CHECKING:
     from ..models import DepthAnything
@@ -67,22 +76,27 @@ def names_of(specs: Sequence[str]) -> list[str]:
     ]
 
 
-def _batches(
-    samples: Iterable[EvaluationSample], protocol: Protocol, data: str
-) -> Iterator[list[tuple[EvaluationSample, np.ndarray]]]:
-    """Batches of samples with the pixels that count."""
-    batch: list[tuple[EvaluationSample, np.ndarray]] = []
+class _Batch(NamedTuple):
+    """Samples with the pixels that count, and the names of those without one."""
+
+    samples: list[tuple[EvaluationSample, np.ndarray]]
+    left_out: list[str]
+
+
+def _batches(samples: Iterable[EvaluationSample], protocol: Protocol) -> Iterator[_Batch]:
+    """Batches of samples; the last one may be empty."""
+    batch = _Batch([], [])
     for sample in samples:
         mask = protocol.mask(sample)
         if not mask.any():
-            warn(DataWarning, f"{data}/{sample.name}: no valid pixel; left out")
+            batch.left_out.append(sample.name)
             continue
-        batch.append((sample, mask))
-        if len(batch) == BATCH_IMAGES or sum(m.size for _, m in batch) >= BATCH_PIXELS:
+        batch.samples.append((sample, mask))
+        pixels = sum(m.size for _, m in batch.samples)
+        if len(batch.samples) == BATCH_IMAGES or pixels >= BATCH_PIXELS:
             yield batch
-            batch = []
-    if batch:
-        yield batch
+            batch = _Batch([], [])
+    yield batch
 
 
 def score(
@@ -138,14 +152,17 @@ def score(
     # A bar on a terminal, nothing in a log.
     hidden = None if rank == 0 and not is_quiet() else True
     shown = tqdm(share, desc=data, unit="image", disable=hidden, leave=False)
-    for batch in _batches(shown, preset, data):
-        predictions = predict_disparity(model, [s.image for s, _ in batch], store, options)
-        for (sample, mask), prediction in zip(batch, predictions, strict=True):
-            try:
-                scores = score_sample(model.config.name, prediction, sample, mask, preset)
-            except ValueError as error:
-                raise ValueError(f"{data}/{sample.name}: {explain(error)}") from error
-            rows.append((sample.name, scores))
+    with contextlib.closing(read_ahead(_batches(shown, preset), model.device)) as batches:
+        for batch, left_out in batches:
+            for name in left_out:
+                warn(DataWarning, f"{data}/{name}: no valid pixel; left out")
+            predictions = predict_disparity(model, [s.image for s, _ in batch], store, options)
+            for (sample, mask), prediction in zip(batch, predictions, strict=True):
+                try:
+                    scores = score_sample(model.config.name, prediction, sample, mask, preset)
+                except ValueError as error:
+                    raise ValueError(f"{data}/{sample.name}: {explain(error)}") from error
+                rows.append((sample.name, scores))
     rows = together(rows)
     if not rows:
         raise ValueError(f"{data}: no image with a valid pixel")

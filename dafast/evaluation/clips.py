@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,14 @@ from .metrics import METRICS, depth_errors
 from .protocols import Protocol, get_protocol
 from .readers.clips import MAX_DEPTH, Clips
 from .samples import EvaluationSample
-from .scoring import Result, camera_options, predict_disparity, shared, together
+from .scoring import (
+    Result,
+    camera_options,
+    predict_disparity,
+    read_ahead,
+    shared,
+    together,
+)
 from .temporal import known_flow_flicker, temporal_alignment_error
 
 if TYPE_CHECKING:
@@ -75,10 +83,11 @@ def score_clips(
     rank, share = shared(range(len(clips.folders)))
     hidden = None if rank == 0 and not is_quiet() else True
     rows: list[dict[str, dict[str, float]]] = []
-    for index in tqdm(share, desc=data, unit="clip", disable=hidden, leave=False):
-        clip = clips.clip(index)
-        maps = _predict_clip(model, clip, store, options)
-        rows.append(_score_clip(model, clip, maps, preset))
+    shown = tqdm(share, desc=data, unit="clip", disable=hidden, leave=False)
+    with contextlib.closing(read_ahead(map(clips.clip, shown), model.device)) as read:
+        for clip in read:
+            maps = _predict_clip(model, clip, store, options)
+            rows.append(_score_clip(model, clip, maps, preset))
     rows = together(rows)
     frames = len(clips)
     return [
