@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -18,7 +19,7 @@ from .protocols import Protocol, get_protocol
 from .readers import READERS
 from .readers.clips import Clips
 from .samples import EvaluationSample
-from .scoring import Predictor, Result, Scoring, score_sample, shared, together
+from .scoring import Predictor, Result, Scoring, read_ahead, score_sample, shared, together
 
 if TYPE_CHECKING:
     from ..models import DepthAnything
@@ -70,22 +71,27 @@ def names_of(specs: Sequence[str]) -> list[str]:
     ]
 
 
-def _batches(
-    samples: Iterable[EvaluationSample], protocol: Protocol, data: str
-) -> Iterator[list[tuple[EvaluationSample, np.ndarray]]]:
-    """Batches of samples with the pixels that count."""
-    batch: list[tuple[EvaluationSample, np.ndarray]] = []
+class _Batch(NamedTuple):
+    """Samples with the pixels that count, and the names of those without one."""
+
+    samples: list[tuple[EvaluationSample, np.ndarray]]
+    left_out: list[str]
+
+
+def _batches(samples: Iterable[EvaluationSample], protocol: Protocol) -> Iterator[_Batch]:
+    """Batches of samples; the last one may be empty."""
+    batch = _Batch([], [])
     for sample in samples:
         mask = protocol.mask(sample)
         if not mask.any():
-            warn(DataWarning, f"{data}/{sample.name}: no valid pixel; left out")
+            batch.left_out.append(sample.name)
             continue
-        batch.append((sample, mask))
-        if len(batch) == BATCH_IMAGES or sum(m.size for _, m in batch) >= BATCH_PIXELS:
+        batch.samples.append((sample, mask))
+        pixels = sum(m.size for _, m in batch.samples)
+        if len(batch.samples) == BATCH_IMAGES or pixels >= BATCH_PIXELS:
             yield batch
-            batch = []
-    if batch:
-        yield batch
+            batch = _Batch([], [])
+    yield batch
 
 
 def score(
@@ -135,7 +141,9 @@ def score(
     # A bar on a terminal, nothing in a log.
     hidden = None if rank == 0 and not is_quiet() else True
     shown = tqdm(share, desc=data, unit="image", disable=hidden, leave=False)
-    return summarize(together(score_rows(predict, shown, data, scoring)), data, scoring)
+    with contextlib.closing(read_ahead(_batches(shown, scoring.protocol), model.device)) as batches:
+        rows = _score_batches(predict, batches, data, scoring)
+    return summarize(together(rows), data, scoring)
 
 
 def score_rows(
@@ -152,8 +160,18 @@ def score_rows(
         data: Name for messages.
         scoring: How to score.
     """
+    return _score_batches(predict, _batches(samples, scoring.protocol), data, scoring)
+
+
+def _score_batches(
+    predict: Callable[..., Sequence[Tensor]], batches: Iterable[_Batch], data: str, scoring: Scoring
+) -> list[Row]:
     rows: list[Row] = []
-    for batch in _batches(samples, scoring.protocol, data):
+    for batch, left_out in batches:
+        for name in left_out:
+            warn(DataWarning, f"{data}/{name}: no valid pixel; left out")
+        if not batch:
+            continue
         predictions = predict([s.image for s, _ in batch])
         for (sample, mask), prediction in zip(batch, predictions, strict=True):
             try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +20,7 @@ from .metrics import METRICS, depth_errors
 from .protocols import Protocol
 from .readers.clips import MAX_DEPTH, Clips
 from .samples import EvaluationSample
-from .scoring import Predictor, Result, Scoring, shared, together
+from .scoring import Predictor, Result, Scoring, read_ahead, shared, together
 from .temporal import known_flow_flicker, temporal_alignment_error
 
 if TYPE_CHECKING:
@@ -67,7 +68,8 @@ def score_clips(
     rank, share = shared(range(len(clips.folders)))
     hidden = None if rank == 0 and not is_quiet() else True
     shown = tqdm(share, desc=data, unit="clip", disable=hidden, leave=False)
-    rows = [score_clip(predict, clips.clip(index), scoring) for index in shown]
+    with contextlib.closing(read_ahead(map(clips.clip, shown), model.device)) as read:
+        rows = [score_clip(predict, clip, scoring) for clip in read]
     return summarize_clips(together(rows), clips, data, scoring)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..video.threads import staged
 from .alignment import align, constant_baseline, plane_baseline
 from .cache import PredictionCache
 from .metrics import MIN_DEPTH, boundary_f1, depth_errors
@@ -203,6 +204,14 @@ class Predictor:
                 self.model, list(images[start : start + step]), self.store, self.options
             )
         ]
+
+
+def read_ahead(items: Iterable[T], device: torch.device) -> Generator[T, None, None]:
+    """The items; if a model predicts on a GPU, the next one is read while one is predicted.
+
+    On a CPU the prediction needs all cores. Close the generator: that ends the thread.
+    """
+    return staged(items) if device.type != "cpu" else (item for item in items)
 
 
 def shared(samples: Iterable[T]) -> tuple[int, Iterable[T]]:

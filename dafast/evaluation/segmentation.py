@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from .._warnings import is_quiet
 from ..data.segmentation import IGNORE, READERS, SegmentationDataset
 from ..models.segmentation_inference import SegmentationOptions, segment
 from .builtin import SYNTHETIC_SCENES
+from .scoring import read_ahead
 
 if TYPE_CHECKING:
     from ..models import SegmentationModel
@@ -162,10 +164,11 @@ def score(
     chosen = list(range(len(samples)) if indices is None else indices)
     total = torch.zeros((len(classes), len(classes)), dtype=torch.int64)
     hidden = None if progress and rank == 0 and not is_quiet() else True
-    for index in tqdm(chosen[rank::size], desc=data, unit="image", disable=hidden, leave=False):
-        sample = samples.read(index)
-        predicted = torch.from_numpy(segment(model, sample.image, options))
-        total += confusion_matrix(predicted, torch.from_numpy(sample.classes), len(classes))
+    share = tqdm(chosen[rank::size], desc=data, unit="image", disable=hidden, leave=False)
+    with contextlib.closing(read_ahead(map(samples.read, share), model.device)) as read:
+        for sample in read:
+            predicted = torch.from_numpy(segment(model, sample.image, options))
+            total += confusion_matrix(predicted, torch.from_numpy(sample.classes), len(classes))
     if size > 1:
         gathered = [torch.empty(0)] * size
         dist.all_gather_object(gathered, total)

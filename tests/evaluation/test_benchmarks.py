@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -165,6 +166,36 @@ def test_samples_are_held_a_few_at_a_time(seed, monkeypatch):
     model = _Oracle(samples)
     benchmarks.score(model, samples, "toy")
     assert model.shown == [2, 2, 2, 1]
+
+
+def test_on_a_gpu_the_next_batch_is_read_meanwhile(seed, monkeypatch, notices):
+    monkeypatch.setattr(benchmarks, "BATCH_IMAGES", 2)
+    samples = list(_samples(seed, 5))
+    samples[1] = dataclasses.replace(samples[1], depth=np.zeros_like(samples[1].depth))
+    expected = benchmarks.score(_Oracle(samples), iter(samples), "toy")
+    begun, readers = threading.Event(), set()
+
+    def read():
+        for i, sample in enumerate(samples):
+            readers.add(threading.current_thread())
+            if i == 3:  # of the second batch
+                begun.set()
+            yield sample
+
+    class OnGpu(_Oracle):
+        device = torch.device("cuda")
+
+        def infer(self, images, **options):
+            assert begun.wait(60)
+            return super().infer(images, **options)
+
+    assert benchmarks.score(OnGpu(samples), read(), "toy") == expected
+    assert len(readers) == 1 and threading.main_thread() not in readers
+    assert "toy/1: no valid pixel" in notices.text
+    monkeypatch.setattr(benchmarks, "score_sample", lambda *_: {}["fails"])
+    with pytest.raises(KeyError, match="fails"):
+        benchmarks.score(OnGpu(samples), read(), "toy")
+    assert not any(thread.is_alive() for thread in readers), "an error ends the thread, too"
 
 
 def test_boundaries_are_measured_where_the_truth_is_sharp(seed):

@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
 from dafast.cli import main
 from dafast.evaluation.clips import score_clips
@@ -122,7 +123,7 @@ class Shaking:
     """A perfect model, but for a random scale and shift in each frame."""
 
     def __init__(self, config, clip, rng):
-        self.config, self.clip, self.device = config, clip, "cpu"
+        self.config, self.clip, self.device = config, clip, torch.device("cpu")
         self.scales = np.exp(rng.normal(0, 0.15, len(clip.frames)))
         self.known = {frame.tobytes(): k for k, frame in enumerate(clip.frames)}
 
