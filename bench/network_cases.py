@@ -362,6 +362,45 @@ def int8(tokens: int, depth: int, columns: int) -> Case:
     )
 
 
+def rows_int8(batch: int, tokens: int, channels: int) -> Case:
+    def make(seed: int, dtype: torch.dtype, device: torch.device) -> tuple[Any, ...]:
+        generator = torch.Generator().manual_seed(seed)
+
+        def draw(*shape: int) -> torch.Tensor:
+            return torch.randn(shape, generator=generator).to(device)
+
+        def layer(depth: int, columns: int) -> ops.Int8Linear:
+            weight = ops.quantize_weight(draw(columns, depth) / depth**0.5)
+            return ops.Int8Linear(weight, draw(columns))
+
+        ones = torch.ones(channels, device=device)
+        norm = ops.RowNorm(ones, 0 * ones, 1e-6)
+        rows = ops.EncoderRows(
+            layer(channels, channels), ones, norm, layer(channels, 4 * channels),
+            layer(4 * channels, channels), ones, norm, norm, layer(channels, 3 * channels),
+        )  # fmt: skip
+        x = draw(batch, tokens, channels)
+        return x, draw(batch, tokens, channels).to(dtype), rows
+
+    def call(x: torch.Tensor, mixed: torch.Tensor, rows: ops.EncoderRows) -> torch.Tensor:
+        stream, tap, qkv = ops.encoder_rows_int8(x, mixed, rows)
+        assert tap is not None and qkv is not None
+        return torch.cat([stream.to(mixed.dtype), tap, qkv], -1)
+
+    return Case(
+        op="encoder_rows_int8",
+        label=f"{batch}x{tokens}x{channels}",
+        make=make,
+        call=call,
+        differentiable=(),
+        flops=24.0 * batch * tokens * channels * channels,
+        bytes=lambda size: batch * tokens * channels * (8 + size * 5.0) + 12.0 * channels**2,
+        dtypes=(torch.float32, torch.bfloat16),
+        # A value between two steps may be rounded either way.
+        tolerance=dict.fromkeys(FLOAT_TOLERANCE, 0.02),
+    )
+
+
 def conv_int8(side: int, channels: int) -> Case:
     """A convolution of a `ResidualConvUnit`, with its ReLU and residual."""
 

@@ -21,11 +21,14 @@ from torch import Tensor, nn
 from ..layers import Block, LayerNorm
 from ..layers.temporal import FrameCache
 from ..ops import (
+    EncoderRows,
+    Int8Linear,
+    RowNorm,
     add_layer_norm,
     attention_int8,
-    bias_gelu,
     conv3x3_int8,
     decoder_tail,
+    encoder_rows_int8,
     flash_attention_qkvpacked,
     linear_int8,
     quantize_conv3x3,
@@ -95,13 +98,12 @@ class _Linear:
 class _LinearInt8:
     """`_Linear` in int8."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, activation: str = "none") -> None:
-        self.weight, self.activation = quantize_weight(weight), activation
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self.weight = quantize_weight(weight)
         self.bias = weight.new_zeros(len(weight)) if bias is None else bias
 
     def __call__(self, x: Tensor) -> Tensor:
-        out = linear_int8(x, self.weight, self.bias)
-        return bias_gelu(out, self.bias, added=True) if self.activation == "gelu" else out
+        return linear_int8(x, self.weight, self.bias)
 
 
 class _Conv3x3:
@@ -166,12 +168,8 @@ def _conv3x3(
     return _Conv3x3(conv, side, relu_input, relu)
 
 
-def _linear(
-    weight: Tensor, bias: Tensor | None, rows: int, int8: bool, activation: str = "none"
-) -> _Linear | _LinearInt8:
-    if int8:
-        return _LinearInt8(weight, bias, activation)
-    return _Linear(weight, bias, rows, activation)
+def _linear(weight: Tensor, bias: Tensor | None, rows: int, int8: bool) -> _Linear | _LinearInt8:
+    return _LinearInt8(weight, bias) if int8 else _Linear(weight, bias, rows)
 
 
 def _conv1x1(conv: nn.Conv2d, rows: int, int8: bool) -> _Linear | _LinearInt8:
@@ -226,12 +224,11 @@ class _Fusion:
 class _Block:
     """The products of a `Block`, and its second norm."""
 
-    def __init__(self, block: Block, rows: int, int8: bool) -> None:
-        def packed(linear: nn.Linear, activation: str = "none") -> _Linear | _LinearInt8:
-            return _linear(linear.weight.detach(), linear.bias.detach(), rows, int8, activation)
+    def __init__(self, block: Block, rows: int) -> None:
+        def packed(linear: nn.Linear, activation: str = "none") -> _Linear:
+            return _Linear(linear.weight.detach(), linear.bias.detach(), rows, activation)
 
         self.num_heads = block.attn.num_heads
-        self.attend = attention_int8 if int8 else flash_attention_qkvpacked
         self.qkv, self.proj = packed(block.attn.qkv), packed(block.attn.proj)
         self.fc1, self.fc2 = packed(block.mlp.fc1, "gelu"), packed(block.mlp.fc2)
         self.ls1, self.ls2 = block.ls1.gamma.detach(), block.ls2.gamma.detach()
@@ -241,9 +238,38 @@ class _Block:
     def __call__(self, x: Tensor, normed: Tensor, next_norm: _Norm) -> tuple[Tensor, Tensor]:
         """The stream and its first norm, to the stream behind the block and its next norm."""
         qkv = self.qkv(normed).unflatten(-1, (3, self.num_heads, -1))
-        branch = self.proj(self.attend(qkv).flatten(-2))
+        branch = self.proj(flash_attention_qkvpacked(qkv).flatten(-2))
         x, normed = self.norm2.add(x, branch, self.ls1)
         return next_norm.add(x, self.fc2(self.fc1(normed)), self.ls2)
+
+
+class _BlockInt8:
+    """A `Block` in int8: attention, and all that follows it row by row."""
+
+    def __init__(self, block: Block, tap: LayerNorm | None, after: Block | None) -> None:
+        def packed(linear: nn.Linear) -> Int8Linear:
+            return Int8Linear(quantize_weight(linear.weight), linear.bias.detach())
+
+        def norm(module: LayerNorm | None) -> RowNorm | None:
+            if module is None:
+                return None
+            return RowNorm(module.weight.detach(), module.bias.detach(), module.eps)
+
+        attn, mlp = block.attn, block.mlp
+        self.num_heads = attn.num_heads
+        norm2 = norm(block.norm2)
+        assert norm2 is not None
+        self.rows = EncoderRows(
+            packed(attn.proj), block.ls1.gamma, norm2, packed(mlp.fc1), packed(mlp.fc2),
+            block.ls2.gamma, norm(tap), None if after is None else norm(after.norm1),
+            None if after is None else packed(after.attn.qkv),
+        )  # fmt: skip
+
+    @annotate("block")
+    def __call__(self, x: Tensor, qkv: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """The stream and the block's first layer, to the stream, a tap and the next first layer."""
+        mixed = attention_int8(qkv.unflatten(-1, (3, self.num_heads, -1))).flatten(-2)
+        return encoder_rows_int8(x, mixed, self.rows)
 
 
 class _Norm:
@@ -295,7 +321,14 @@ class OptimizedForward:
         conv = encoder.patch_embed.proj
         assert conv.bias is not None
         self.patch_embed = _Linear(conv.weight.detach().flatten(1), conv.bias.detach(), rows)
-        self.blocks = [_Block(block, rows, int8) for block in blocks]
+        self.blocks: list[Any] = [] if int8 else [_Block(block, rows) for block in blocks]
+        if int8:
+            for i, block in enumerate(blocks):
+                tap = encoder.norm if i in self.taps else None
+                after = blocks[i + 1] if i + 1 < len(blocks) else None
+                self.blocks.append(_BlockInt8(block, tap, after))
+            qkv = blocks[0].attn.qkv
+            self.first = _LinearInt8(qkv.weight.detach(), qkv.bias.detach())
         self.norms = [_Norm(block.norm1) for block in blocks]
         self.norm = _Norm(encoder.norm)
         self.positions: OrderedDict[tuple[int, int], tuple[Tensor, Tensor]] = OrderedDict()
@@ -369,6 +402,12 @@ class OptimizedForward:
         rows, columns = x.shape[2] // self.patch, x.shape[3] // self.patch
         tokens = self._embed(x, rows, columns)
         normed, taps = self.norms[0](tokens), []
+        if self.int8:
+            qkv: Any = self.first(normed)
+            for block in self.blocks:
+                tokens, tap, qkv = block(tokens, qkv)
+                taps += [] if tap is None else [tap[:, 1:]]
+            return taps
         for i, block in enumerate(self.blocks):
             if i in self.taps:
                 tokens, tap = block(tokens, normed, self.norm)

@@ -18,6 +18,13 @@ from .bias_relu_add import bias_relu_add, bias_relu_add_reference
 from .conv3x3_int8 import conv3x3_int8, conv3x3_int8_reference, quantize_conv3x3
 from .conv_transpose import conv_transpose, conv_transpose_reference
 from .decoder_tail import decoder_tail, decoder_tail_reference
+from .encoder_rows_int8 import (
+    EncoderRows,
+    Int8Linear,
+    RowNorm,
+    encoder_rows_int8,
+    encoder_rows_int8_reference,
+)
 from .feature_alignment_loss import feature_alignment_loss, feature_alignment_loss_reference
 from .flash_attention import (
     flash_attention,
@@ -42,9 +49,12 @@ __all__ = [
     "BACKENDS",
     "OPS",
     "BackendError",
+    "EncoderRows",
     "Fp8Rows",
     "Geometry",
+    "Int8Linear",
     "Int8Weight",
+    "RowNorm",
     "add_layer_norm",
     "add_layer_norm_fp8",
     "add_layer_norm_fp8_reference",
@@ -64,6 +74,8 @@ __all__ = [
     "conv_transpose_reference",
     "decoder_tail",
     "decoder_tail_reference",
+    "encoder_rows_int8",
+    "encoder_rows_int8_reference",
     "feature_alignment_loss",
     "feature_alignment_loss_reference",
     "flash_attention",

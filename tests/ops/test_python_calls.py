@@ -27,6 +27,7 @@ BOUNDS = {
     "bias_gelu": (8, 8, 6, 16),
     "conv3x3_int8": (19, 19, 0, 0),
     "decoder_tail": (13, 13, 9, 0),
+    "encoder_rows_int8": (18, 18, 0, 0),
     "feature_alignment_loss": (9, 9, 16, 16),
     "flash_attention": (9, 15, 9, 0),
     "flash_attention_qkvpacked": (8, 14, 8, 0),
@@ -53,6 +54,14 @@ def calls(op: str, gradient: bool) -> Callable[[], torch.Tensor]:
     photo = torch.randint(0, 256, (60, 80, 3), dtype=torch.uint8)
     geometry = ops.plan_geometry(60, 80, size=56)
     weight, bias = ops.quantize_weight(torch.randn(64, 128)), new(64)
+    square, norm = (
+        ops.Int8Linear(ops.quantize_weight(torch.randn(128, 128)), new(128)),
+        (vector,) * 2,
+    )
+    row_norm = ops.RowNorm(*norm, 1e-6)
+    rows = ops.EncoderRows(
+        square, vector, row_norm, square, square, vector, row_norm, row_norm, square
+    )
     kernel = ops.quantize_conv3x3(torch.randn(64, 32, 3, 3))
     return {
         "add_layer_norm": lambda: ops.add_layer_norm(x, x, vector, vector, vector)[1],
@@ -61,6 +70,7 @@ def calls(op: str, gradient: bool) -> Callable[[], torch.Tensor]:
         "bias_gelu": lambda: ops.bias_gelu(x, vector),
         "conv3x3_int8": lambda: ops.conv3x3_int8(new(1, 32, 9, 9), kernel, bias),
         "decoder_tail": lambda: ops.decoder_tail(*tail),
+        "encoder_rows_int8": lambda: ops.encoder_rows_int8(x, x, rows)[0],
         "feature_alignment_loss": lambda: ops.feature_alignment_loss(x, fixed),
         "flash_attention": lambda: ops.flash_attention(*qkv.unbind(2)),
         "flash_attention_qkvpacked": lambda: ops.flash_attention_qkvpacked(qkv),
