@@ -267,7 +267,7 @@ class _Gauges:
             name: Gauge(f"dafast_{name}", text, ("command",))
             for name, text in (
                 ("parts_done", "parts that are done"),
-                ("parts", "parts of the job"),
+                ("parts_total", "parts of the job"),
                 ("images_per_second", "rate since the start"),
                 ("seconds_left", "estimated time to the end"),
             )
