@@ -54,6 +54,8 @@ class Machine:
         torchrun += ["--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-id", "run"]
         torchrun += ["--rdzv-endpoint", f"{HEAD}:29500", "--max-restarts", "3"]
         torchrun += ["--local-addr", f"10.213.7.{number + 1}"]
+        # Both have the name of this machine, by which torchrun would find out who is the host.
+        torchrun += ["--rdzv-conf", f"is_host={int(number == 0)}"]
         self.log = log
         with open(log, "ab") as file:
             self.process = subprocess.Popen(
