@@ -24,6 +24,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
+import torch
 from PIL import Image
 
 from bench.local_cluster import LocalCluster
@@ -94,7 +95,7 @@ def main() -> None:
         shards = write_shards(root / "in", args.shards, args.per_shard, args.side)
         counter = root / "counter"
         make = partial(Counting, args.side, counter)
-        print(machine())
+        print(machine(torch.device("cpu")))
         local = make()
         local(np.zeros((2, args.side, args.side, 3), np.uint8))
         options = {"workers": processors, "device": "cpu"}
