@@ -6,7 +6,6 @@ import contextlib
 import logging
 from collections.abc import Iterator
 
-from dafast._warnings import is_quiet
 from dafast.files import explain
 from dafast.optional import MissingPackageError, why_no_module
 
@@ -52,7 +51,8 @@ def connected(cluster: str) -> Iterator[None]:
         ray.init(
             address=None if cluster == "ray" else cluster,
             logging_level=logging.WARNING,
-            log_to_driver=not is_quiet(),
+            # Ray prints the messages of its nodes to stdout, also each lost worker.
+            log_to_driver=logging.getLogger("dafast").isEnabledFor(logging.INFO),
         )
     except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
         raise ClusterError(f"--cluster {cluster}: no connection ({explain(error)})") from error

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-_SHARE = 0.5
+# Of a processor, without GPUs: a model with one thread and its two tasks fill one exactly. A task
+# waits while its model computes.
+_MODEL, _TASK = 0.9, 0.05
 
 
 @dataclass(frozen=True)
@@ -30,29 +33,32 @@ class Plan:
     tasks: int
 
 
-def plan_for(resources: dict[str, float], models: int | None, workers: int, device: str) -> Plan:
+def plan_for(
+    nodes: Sequence[dict[str, float]], models: int | None, workers: int, device: str
+) -> Plan:
     """Divides a cluster.
 
     With GPUs each model has one, and a task reserves a processor for each of its threads. Without,
-    the models and the tasks share the processors: a task waits while its model computes, so each
-    of the two reserves half a processor.
+    models have the processors, and a task runs next to them. What a model or a task reserves fits
+    on one node, next to each other: a single node that is left finishes the job.
 
     Args:
-        resources: Of the whole cluster: "CPU" and "GPU".
+        nodes: Resources of each node: "CPU" and "GPU".
         models: Number of models; None for one per GPU, or else one per processor; 0 for none.
         workers: Threads of a task.
         device: The value of ``--device``: "auto" takes GPUs if there are any now.
     """
-    processors = max(1, int(resources.get("CPU", 1)))
-    gpus = int(resources.get("GPU", 0))
+    processors = max(1, int(sum(node.get("CPU", 0) for node in nodes)))
+    largest = max(1, int(max((node.get("CPU", 0) for node in nodes), default=1)))
+    gpus = int(sum(node.get("GPU", 0) for node in nodes))
     if models == 0:
         return Plan(0, {}, 0, {"num_cpus": 1}, workers, 2 * processors)
     if device.startswith("cuda") or (device == "auto" and gpus):
-        count = models or max(1, gpus)
-        tasks = max(2, math.ceil((processors - count) / workers / count))
-        return Plan(count, {"num_gpus": 1, "num_cpus": 1}, 1, {"num_cpus": workers}, workers, tasks)
+        count, workers = models or max(1, gpus), min(workers, largest)
+        tasks = max(2, math.ceil(processors / workers / count))
+        on_gpu = {"num_gpus": 1, "num_cpus": 0}
+        return Plan(count, on_gpu, 1, {"num_cpus": workers}, workers, tasks)
     count = models or processors
-    threads = max(1, processors // count)
-    return Plan(
-        count, {"num_cpus": _SHARE * threads}, threads, {"num_cpus": _SHARE}, workers, tasks=2
-    )
+    threads = min(max(1, processors // count), largest)
+    on_cpu = {"num_cpus": round(_MODEL * threads, 1)}
+    return Plan(count, on_cpu, threads, {"num_cpus": _TASK}, workers, tasks=2)

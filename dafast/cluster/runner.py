@@ -79,7 +79,8 @@ class RayRunner:
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
         self._command, self._make, self._say = command, make, say
-        self._plan = plan_for(ray.cluster_resources(), models if make else 0, workers, device)
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        self._plan = plan_for(nodes, models if make else 0, workers, device)
         self._task = ray.remote(do_part).options(
             name=f"dafast {command}",
             max_retries=0,  # `run` does lost parts again, with another actor
@@ -266,7 +267,7 @@ class _Gauges:
             name: Gauge(f"dafast_{name}", text, ("command",))
             for name, text in (
                 ("parts_done", "parts that are done"),
-                ("parts", "parts of the job"),
+                ("parts_total", "parts of the job"),
                 ("images_per_second", "rate since the start"),
                 ("seconds_left", "estimated time to the end"),
             )

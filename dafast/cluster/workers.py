@@ -69,7 +69,7 @@ def do_part(job: Job, part: Any, model: Any, threads: int, command: str) -> Outc
         name = job.name(part)
         return Outcome(name, "failed", failures=[(name, str(error))])
     tags = {"command": command}
-    for name, count in (("dafast_parts", 1), ("dafast_images", outcome.images)):
+    for name, count in (("dafast_worker_parts", 1), ("dafast_worker_images", outcome.images)):
         if count:
             Counter(name, "done by dafast", ("command",)).inc(count, tags)
     return outcome

@@ -1,0 +1,135 @@
+"""A Ray cluster of several nodes on this machine, whose processes can be killed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from pathlib import Path
+from threading import current_thread, main_thread
+from typing import Any
+
+import ray
+from ray.cluster_utils import Cluster
+
+STORE = 80 << 20  # bytes of shared memory of a node, the least that Ray takes
+
+
+class LocalCluster:
+    """A head node without processors and worker nodes; a context manager.
+
+    `dafast --cluster ray` finds it while it is open. All processes end with it.
+
+    Args:
+        nodes: Number of worker nodes.
+        processors: Of each worker node.
+    """
+
+    def __init__(self, nodes: int = 2, processors: float = 1) -> None:
+        self._options: dict[str, Any] = {
+            "num_cpus": processors,
+            "object_store_memory": STORE,
+        }
+        self._count = nodes
+
+    def __enter__(self) -> LocalCluster:
+        self._before = os.environ.get("RAY_ADDRESS")
+        head = {**self._options, "num_cpus": 0, "include_dashboard": False}
+        self.cluster = Cluster(initialize_head=True, head_node_args=head)
+        for _ in range(self._count):
+            self.add_node()
+        os.environ["RAY_ADDRESS"] = self.cluster.address
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._before is None:
+            os.environ.pop("RAY_ADDRESS", None)
+        else:
+            os.environ["RAY_ADDRESS"] = self._before
+        ray.shutdown()
+        left = [*self._raylets(), *(p for each in self._raylets() for p in children(each))]
+        self.cluster.shutdown()
+        for pid in left:
+            kill(pid)
+
+    def add_node(self) -> None:
+        """Adds a worker node."""
+        # Ray handles signals of the process for each node, which other threads cannot.
+        self.cluster._shutdown_at_exit = current_thread() is main_thread()
+        self.cluster.add_node(wait=False, **self._options)
+
+    def processes(self) -> dict[int, str]:
+        """The workers of the worker nodes: their titles, "ray::..." by process number."""
+        found = {}
+        for raylet in self._raylets()[1:]:
+            for pid in children(raylet):
+                title = title_of(pid)
+                if title.startswith("ray::"):
+                    found[pid] = title
+        return found
+
+    def kill_process(self, title: str, seconds: float = 60.0) -> int:
+        """Kills a worker whose title contains a text, with SIGKILL; waits until there is one."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            for pid, found in self.processes().items():
+                if title in found:
+                    kill(pid)
+                    return pid
+            time.sleep(0.02)
+        raise TimeoutError(f"no process {title!r} among {list(self.processes().values())}")
+
+    def kill_node(self, replace: bool = True) -> None:
+        """Kills all processes of a worker node with SIGKILL, and adds another node."""
+        node = next(iter(self.cluster.worker_nodes))
+        (raylet,) = _raylets_of(node)
+        for pid in [raylet, *children(raylet)]:
+            kill(pid)
+        self.cluster.remove_node(node, allow_graceful=False)
+        if replace:
+            self.add_node()
+
+    def memory(self) -> int:
+        """Memory of the worker nodes' workers that they do not share, in bytes."""
+        return sum(memory_of(pid) for pid in self.processes())
+
+    def _raylets(self) -> list[int]:
+        nodes = [self.cluster.head_node, *self.cluster.worker_nodes]
+        return [pid for node in nodes if node for pid in _raylets_of(node)]
+
+
+def _raylets_of(node: Any) -> list[int]:
+    return [info.process.pid for info in node.all_processes.get("raylet", [])]
+
+
+def kill(pid: int) -> None:
+    """Kills a process, if it still runs."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process started."""
+    try:
+        text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    except OSError:
+        return []
+    return [int(number) for number in text.split()]
+
+
+def title_of(pid: int) -> str:
+    """A process's title; "" if it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0].decode()
+    except OSError:
+        return ""
+
+
+def memory_of(pid: int) -> int:
+    """Memory of a process that no other one shares, in bytes; 0 if it has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) << 10 for line in lines if line.startswith("RssAnon"))

@@ -1,0 +1,83 @@
+"""What is reserved on a cluster always fits, and parts of a job that end as failures."""
+
+from __future__ import annotations
+
+from concurrent.futures import Executor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("ray", reason="ray is not installed")
+
+from dafast.cli import main
+from dafast.cluster.plan import plan_for
+from dafast.cluster.workers import do_part
+from dafast.data.jobs import Outcome, Predict
+from dafast.data.labeling import LabelJob
+from tests import full_disk
+from tests.training import tiny
+
+
+def test_a_model_and_its_tasks_fit_on_each_node(rng: np.random.Generator) -> None:
+    for _ in range(200):
+        nodes = [{"CPU": float(n)} for n in rng.integers(1, 65, rng.integers(1, 9))]
+        models = int(rng.integers(1, 9)) if rng.random() < 0.7 else None
+        plan = plan_for(nodes, models, int(rng.integers(1, 9)), "auto")
+        assert plan.models == (models or sum(node["CPU"] for node in nodes))
+        largest = max(node["CPU"] for node in nodes)
+        need = plan.model_options["num_cpus"] + plan.tasks * plan.task_options["num_cpus"]
+        assert need <= largest + 1e-9
+        assert 1 <= plan.model_threads <= largest
+
+
+def test_each_gpu_has_a_model_and_processors_are_shared_out() -> None:
+    nodes = [{"CPU": 96.0, "GPU": 8.0}, {"CPU": 32.0}]
+    plan = plan_for(nodes, None, 4, "auto")
+    assert (plan.models, plan.model_options["num_gpus"], plan.task_options) == (
+        8,
+        1,
+        {"num_cpus": 4},
+    )
+    assert plan.tasks == 4  # 128 processors / 4 threads / 8 models
+    assert plan_for(nodes, None, 4, "cpu").models == 128
+    assert plan_for([{"CPU": 4.0}], None, 2, "cuda").models == 1  # an autoscaler brings the GPU
+    assert plan_for(nodes, 0, 2, "auto").tasks == 256
+
+
+def test_a_full_disk_is_a_failure_of_the_shard(
+    tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos = tiny.write_shards(tmp_path / "in", 1, 9, seed, labeled=False)
+    (tmp_path / "out").mkdir()
+
+    class Full(LabelJob):
+        def do(self, source: Path, predict: Predict, pool: Executor) -> Outcome:
+            def halves(images):
+                return [image[..., 0].astype(np.float32) for image in images]
+
+            with full_disk.limited(4000):
+                return super().do(source, halves, pool)
+
+    outcome = do_part(Full(tmp_path / "out", "relative"), photos / "00000.tar", None, 1, "label")
+    assert outcome.state == "failed"
+    ((name, reason),) = outcome.failures
+    assert name == "00000.tar" and "00000.tar" in reason
+    assert not list((tmp_path / "out").glob("*.tar"))
+
+
+def test_mistakes_are_one_line(tmp_path: Path, seed: int, monkeypatch, capsys) -> None:
+    photos = tiny.write_shards(tmp_path / "in", 1, 1, seed, labeled=False)
+    command = ["label", "--model", "nano", "--in", str(photos), "--out", str(tmp_path / "out")]
+
+    def error(cluster: str) -> str:
+        assert main([*command, "--cluster", cluster]) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        return line
+
+    assert "give ray, or ray://HOST:PORT" in error("slurm")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "without torchrun" in error("ray")
+    monkeypatch.delenv("WORLD_SIZE")
+    monkeypatch.setattr("dafast.optional._BROKEN", {"ray": "ray is not installed"})
+    assert "needs pip install 'dafast[ray]' (ray is not installed)" in error("ray")
