@@ -23,6 +23,7 @@
 
 #include "dafast/numbers.h"
 #include "../registry.h"
+#include "sequences.h"
 
 namespace dafast::cpu {
 
@@ -188,20 +189,6 @@ void attention(const AttentionKernel& kernel, const Tensor& q, const Tensor& k, 
   });
 }
 
-// The first rows of all sequences, and the number of rows.
-std::vector<int64_t> ends_of(const Tensor& cu_seqlens, int64_t rows) {
-  STD_TORCH_CHECK(cu_seqlens.is_cpu() && cu_seqlens.dim() == 1 && cu_seqlens.size(0) > 0 &&
-                      cu_seqlens.scalar_type() == ScalarType::Int,
-                  "flash_attention: expected cu_seqlens in int32 (S + 1) on the CPU");
-  const auto* from = static_cast<const int32_t*>(cu_seqlens.const_data_ptr());
-  std::vector<int64_t> ends(static_cast<size_t>(cu_seqlens.size(0)));
-  for (size_t i = 0; i < ends.size(); ++i) ends[i] = from[i * cu_seqlens.stride(0)];
-  STD_TORCH_CHECK(ends.front() == 0 && ends.back() == rows &&
-                      std::is_sorted(ends.begin(), ends.end()),
-                  "flash_attention: cu_seqlens must rise from 0 to the number of rows");
-  return ends;
-}
-
 // q (B, N, H, D); k, v (B, M, H, D); out like q, contiguous; the last stride is 1. With cu_seqlens,
 // B is 1, and the rows are sequences that each attend to themselves.
 void flash_attention(const Tensor& q, const Tensor& k, const Tensor& v, Tensor out,
@@ -223,7 +210,7 @@ void flash_attention(const Tensor& q, const Tensor& k, const Tensor& v, Tensor o
   if (cu_seqlens.has_value()) {
     STD_TORCH_CHECK(q.size(0) == 1 && k.size(1) == q.size(1),
                     "flash_attention: with cu_seqlens, expected q, k, v (1, T, H, D)");
-    ends = ends_of(*cu_seqlens, q.size(1));
+    ends = ends_of(*cu_seqlens, q.size(1), "flash_attention");
   }
   if (q.numel() == 0) return;
   if (k.size(1) == 0) {  // empty sums

@@ -13,6 +13,7 @@ from dafast.ops import (
     flash_attention_varlen_reference,
     use_backend,
 )
+from tests.instruction_sets import CPP
 from tests.ops import parity
 from tests.pairwise import grid
 
@@ -20,7 +21,7 @@ SHAPES = [(1, 1, 1, 64), (2, 193, 2, 64), (1, 77, 2, 32), (2, 50, 3, 80), (0, 5,
 
 
 NAMES = ("out", "q", "k", "v")
-BACKENDS = ["reference", "sdpa", "triton"]
+BACKENDS = ["reference", "sdpa", "triton", CPP]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
@@ -270,7 +271,8 @@ def test_triton_opcheck_and_compile(op, seed):
             ops.flash_attention, (q, k, v, None, 0, 0.3, "triton"), flash_attention, (q, k, v),
         ),
         "packed": (
-            ops.flash_attention_qkvpacked, (packed, 0.3), flash_attention_qkvpacked, (packed,),
+            ops.flash_attention_qkvpacked, (packed, 0.3, "triton"), flash_attention_qkvpacked,
+            (packed,),
         ),
         "varlen": (
             ops.flash_attention,

@@ -219,8 +219,13 @@ def test_is_chosen_where_it_is_faster():
         assert _selected(rows, rows, rows, ends, 12, op="flash_attention_varlen") == "cpp"
         with torch.no_grad():
             assert _selected(x, leaf, x) == "cpp"
+        assert _selected(x, leaf, x) == "cpp"
+        # With a gradient from 64 tokens on, else from 100.
+        medium = torch.zeros(1, 80, 2, 64)
+        assert _selected(medium, medium, medium.clone().requires_grad_()) == "cpp"
+        assert _selected(medium, medium, medium) == "sdpa"
     assert _selected(short, short, short) == "sdpa"
-    assert _selected(x, leaf, x) == "sdpa"
+    assert _selected(short, short, short.clone().requires_grad_()) == "sdpa"
     assert _selected(x.double(), x.double(), x.double()) == "sdpa"
     assert _selected(x, x, x, scale=-1.0) == "sdpa"
     with instruction_set("portable"):
@@ -234,7 +239,6 @@ def test_refuses_what_it_cannot_serve():
         with use_backend("cpp"), pytest.raises(BackendError, match=message):
             flash_attention(x, x, x, **options)
 
-    refused(torch.zeros(1, 3, 1, 32, requires_grad=True), "no backward")
     refused(torch.zeros(1, 3, 1, 24), "not 24")
     refused(torch.zeros(1, 3, 1, 144), "not 144")
     refused(torch.zeros(1, 3, 1, 32, dtype=torch.float64), "float64")
@@ -268,7 +272,8 @@ def test_the_extension_checks_what_it_is_given():
 def test_opcheck_and_compile(op, seed):
     q, k, v = (_draw(seed + i, (2, 20, 2, 32)) for i in range(3))
     ends = torch.tensor([0, 13, 20], dtype=torch.int32)
-    custom = torch.ops.dafast.flash_attention.default
+    ops = torch.ops.dafast
+    custom = ops.flash_attention.default
     function, inputs = {
         "dense": (flash_attention, (q, k, v)),
         "packed": (flash_attention_qkvpacked, (torch.stack((q, k, v), 2),)),
@@ -277,7 +282,9 @@ def test_opcheck_and_compile(op, seed):
     if op == "varlen":
         torch.library.opcheck(custom, (q[0], k[0], v[0], ends, 13, 0.3, "cpp"))
     else:
-        torch.library.opcheck(custom, (q, k, v, None, 0, 0.3, "cpp"))
+        torch.library.opcheck(custom, (q.requires_grad_(), k, v, None, 0, 0.3, "cpp"))
+        packed = torch.stack((q, k, v), 2).detach().requires_grad_()
+        torch.library.opcheck(ops.flash_attention_qkvpacked.default, (packed, 0.3, "cpp"))
     with use_backend("cpp"):
         compiled = torch.compile(function, backend="aot_eager", fullgraph=True)
         assert torch.equal(compiled(*inputs), function(*inputs))
