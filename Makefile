@@ -4,7 +4,7 @@
 # make lint   ruff and mypy
 # make clean  removes what the above made
 #
-# The same as plain commands, for machines without make: README.md, "Set-up by hand".
+# The same as plain commands, for machines without make: docs/install.md.
 
 PYTHON ?= python3
 VENV := .venv
