@@ -35,7 +35,7 @@ WITHOUT_PRODUCTS = (
     "quantize_fp8",
     "add_layer_norm_fp8",
 )
-WITHOUT_E4M3 = ("sm_80", "gfx942")
+WITHOUT_E4M3 = ("sm_80", "sm_86", "gfx942")
 LOOP_KINDS = ("matrix", "exp", "float", "convert", "integer", "shuffle", "shared", "load", "store",
               "barrier", "spill", "other")  # fmt: skip
 
@@ -246,7 +246,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     )
     parser.add_argument(
         "--arch", default="sm_90", help="architecture that --static compiles for",
-        choices=("sm_80", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942"),
+        choices=("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942"),
     )  # fmt: skip
     parser.add_argument("--dtype", action="append", help="with --static: only this dtype")
     parser.add_argument("--sample", action="store_true",

@@ -38,7 +38,14 @@ def attention(
     )
 
 
-def separate(batch: int, tokens: int, heads: int, head_dim: int = 64) -> Case:
+def separate(
+    batch: int,
+    tokens: int,
+    heads: int,
+    head_dim: int = 64,
+    dtypes: tuple[torch.dtype, ...] = (torch.bfloat16,),
+    gpu_only: bool = False,
+) -> Case:
     def make(seed: int, dtype: torch.dtype, device: torch.device) -> tuple[Any, ...]:
         generator = torch.Generator().manual_seed(seed)
         shape = (batch, tokens, heads, head_dim)
@@ -52,8 +59,9 @@ def separate(batch: int, tokens: int, heads: int, head_dim: int = 64) -> Case:
         differentiable=(0, 1, 2),
         flops=4.0 * batch * heads * tokens**2 * head_dim,
         bytes=lambda size: 4.0 * batch * tokens * heads * head_dim * size,
-        dtypes=(torch.bfloat16,),
+        dtypes=dtypes,
         tolerance=FLOAT_TOLERANCE,
+        gpu_only=gpu_only,
     )
 
 
@@ -314,6 +322,25 @@ def gelu(
     )
 
 
+def attention_int8(batch: int, tokens: int, heads: int) -> Case:
+    def make(seed: int, dtype: torch.dtype, device: torch.device) -> tuple[Any, ...]:
+        generator = torch.Generator().manual_seed(seed)
+        qkv = torch.randn(batch, tokens, 3, heads, 64, generator=generator)
+        return (qkv.to(device, dtype),)
+
+    return Case(
+        op="attention_int8",
+        label=f"{batch}x{tokens}x{heads}x64",
+        make=make,
+        call=ops.attention_int8,
+        differentiable=(),
+        flops=4.0 * batch * heads * tokens * tokens * 64,
+        bytes=lambda size: size * 4.0 * batch * tokens * heads * 64,
+        dtypes=(torch.float32, torch.bfloat16),
+        tolerance=dict.fromkeys(FLOAT_TOLERANCE, 0.03),  # probabilities of 8 bits
+    )
+
+
 def int8(tokens: int, depth: int, columns: int) -> Case:
     def make(seed: int, dtype: torch.dtype, device: torch.device) -> tuple[Any, ...]:
         generator = torch.Generator().manual_seed(seed)
@@ -330,6 +357,34 @@ def int8(tokens: int, depth: int, columns: int) -> Case:
         differentiable=(),
         flops=2.0 * tokens * depth * columns,
         bytes=lambda size: size * tokens * (depth + columns) + 1.0 * depth * columns,
+        dtypes=(torch.float32, torch.bfloat16),
+        tolerance=FLOAT_TOLERANCE,
+    )
+
+
+def conv_int8(side: int, channels: int) -> Case:
+    """A convolution of a `ResidualConvUnit`, with its ReLU and residual."""
+
+    def make(seed: int, dtype: torch.dtype, device: torch.device) -> tuple[Any, ...]:
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.randn(1, channels, side, side, generator=generator).to(device, dtype)
+        weight = torch.randn(channels, channels, 3, 3, generator=generator)
+        weight = ops.quantize_conv3x3((weight / (9 * channels) ** 0.5).to(device))
+        bias = torch.randn(channels, generator=generator).to(device)
+        return x.contiguous(memory_format=torch.channels_last), weight, bias
+
+    def call(x: torch.Tensor, weight: ops.Int8Weight, bias: torch.Tensor) -> torch.Tensor:
+        return ops.conv3x3_int8(x, weight, bias, add=x, relu_input=True)
+
+    pixels = side * side
+    return Case(
+        op="conv3x3_int8",
+        label=f"1x{channels}x{side}x{side}",
+        make=make,
+        call=call,
+        differentiable=(),
+        flops=18.0 * pixels * channels * channels,
+        bytes=lambda size: size * 3.0 * pixels * channels,
         dtypes=(torch.float32, torch.bfloat16),
         tolerance=FLOAT_TOLERANCE,
     )

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from bench.case import ALL_DTYPES, HALF, Case
 from bench.network_cases import (
     alignment,
     attention,
+    attention_int8,
+    conv_int8,
     enlarge,
     epilogue,
     fp8,
@@ -36,6 +40,7 @@ CASES: tuple[Case, ...] = (
     attention(8, 1814, 16, dtypes=HALF, gpu_only=True),
     attention(4, 4552, 16, dtypes=HALF, gpu_only=True),
     separate(1, 1370, 6),
+    separate(1369, 32, 8, 24, HALF, gpu_only=True),  # of a temporal module
     varlen((1370, 962, 1814), 6),
     loss(8, 518),
     loss(8, 518, regions=True),
@@ -44,6 +49,8 @@ CASES: tuple[Case, ...] = (
     loss(64, 518, gpu_only=True, smooth=True),
     alignment(4, 384),
     alignment(32, 1024, gpu_only=True),
+    attention_int8(1, 1370, 6),
+    conv_int8(148, 64),
     int8(1370, 384, 1536),
     int8(1370, 1536, 384),
     fp8(1370, 384, 1536),
@@ -103,6 +110,8 @@ SMALL_CASES: tuple[Case, ...] = (
     enlarge(1, 12, 8, 2, 3),
     glue(2, 48, tokens=9),
     gelu(2, 96, tokens=9),
+    attention_int8(2, 9, 2),
+    conv_int8(9, 8),
     int8(9, 30, 33),
     fp8(9, 32, 48),
     quantize(2, 96, tokens=9, gelu=True),
@@ -118,13 +127,22 @@ SMALL_CASES: tuple[Case, ...] = (
 )
 """The same ops at sizes for tests."""
 
+
+def forward(case: Case) -> Case:
+    """The case without its backward, where PyTorch's own operators compute that."""
+    return dataclasses.replace(case, differentiable=())
+
+
 _LOSS_OPTIONS = ((False, True), (False, False), (True, True))  # regions, masked
 
 STATIC_CASES: tuple[Case, ...] = (
     *(attention(1, 1370, 6, head_dim, ALL_DTYPES) for head_dim in (64, 32, 48, 80, 96, 128)),
     *(attention(10, 1370, 6, head_dim, ALL_DTYPES[1:]) for head_dim in (64, 32, 48, 80, 96, 128)),
     separate(1, 1370, 6),
+    # Temporal modules of videos: sequences of at most 32 frames, heads of 8 to 128 channels.
+    *(separate(64, 32, 8, head_dim, ALL_DTYPES) for head_dim in (8, 24, 32, 48, 64, 96, 128)),
     *(varlen((1370, 962), 6, head_dim) for head_dim in (64, 32, 48, 80, 96, 128)),
+    *(varlen((32, 17), 8, head_dim) for head_dim in (24, 64, 128)),
     *(varlen((6850, 6850), 6, head_dim) for head_dim in (64, 128)),
     *(loss(1, 518, *options, dtypes=ALL_DTYPES) for options in _LOSS_OPTIONS),
     *(loss(16, 518, *options, dtypes=ALL_DTYPES) for options in _LOSS_OPTIONS),
@@ -135,9 +153,9 @@ STATIC_CASES: tuple[Case, ...] = (
     tail(1, 12, 96, 168),
     *(epilogue(1, channels, relu=True) for channels in (64, 24, 128, 256)),
     *(epilogue(1, channels, residuals=n) for channels in (64, 24, 256) for n in (1, 2)),
-    *(enlarge(1, channels, channels, 4) for channels in (48, 16, 96, 256)),
-    *(enlarge(1, channels, channels, 2) for channels in (96, 24, 192, 512)),
-    enlarge(16, 256, 256, 4),
+    *(forward(enlarge(1, channels, channels, 4)) for channels in (48, 16, 96, 256)),
+    *(forward(enlarge(1, channels, channels, 2)) for channels in (96, 24, 192, 512)),
+    forward(enlarge(16, 256, 256, 4)),
     *(glue(1, channels) for channels in (384, 192, 768, 1024)),
     *(glue(1, channels, autocast=True) for channels in (384, 192, 768, 1024)),
     gelu(1, 1536),

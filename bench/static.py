@@ -30,6 +30,7 @@ from dafast.ops import use_backend
 
 ARCHITECTURES = {
     "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_86": GPUTarget("cuda", 86, 32),
     "sm_89": GPUTarget("cuda", 89, 32),
     "sm_90": GPUTarget("cuda", 90, 32),
     "sm_100": GPUTarget("cuda", 100, 32),
@@ -65,6 +66,7 @@ def _rates(half: float, tf32: float) -> dict[torch.dtype, float]:
 
 CARDS = {
     "sm_80": Card("A100 SXM 80 GB", 2.039e12, _rates(312e12, 156e12), (166912, 167936)),
+    "sm_86": Card("A40", 696e9, _rates(149.7e12, 74.8e12), (101376, 102400), warps=48),
     "sm_89": Card("L40S", 864e9, _rates(362e12, 183e12), (101376, 102400), warps=48),
     "sm_90": Card("H100 SXM 80 GB", 3.35e12, _rates(989e12, 494e12), (232448, 233472)),
     "sm_100": Card("B200", 8.0e12, _rates(2250e12, 1125e12), (232448, 233472)),

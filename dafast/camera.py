@@ -33,15 +33,19 @@ class Intrinsics(NamedTuple):
     cy: float
 
 
+LEAST_FOV = 0.001
+"""The smallest field of view in degrees; the focal length of a smaller one may be infinite."""
+
+
 def check_fov(fov: float) -> None:
-    """Raises a ValueError unless fov is an angle in degrees above 0 and under 180."""
+    """Raises a ValueError unless fov is an angle in degrees from `LEAST_FOV` to under 180."""
     try:
-        good = not isinstance(fov, str) and 0 < float(fov) < 180
+        good = not isinstance(fov, str) and LEAST_FOV <= float(fov) < 180
     except (TypeError, ValueError):
         good = False
     if not good:
         raise ValueError(
-            f"fov is the horizontal angle in degrees, above 0 and under 180; got {fov!r}"
+            f"fov is the horizontal angle in degrees, from {LEAST_FOV} to under 180; got {fov!r}"
         )
 
 
@@ -49,7 +53,7 @@ def intrinsics_from_fov(fov: float, height: int, width: int) -> Intrinsics:
     """The camera whose axis meets the middle of a picture.
 
     Args:
-        fov: Horizontal field of view in degrees, above 0 and under 180.
+        fov: Horizontal field of view in degrees, from `LEAST_FOV` to under 180.
         height: Height of the picture in pixels.
         width: Width of the picture in pixels.
 

@@ -6,7 +6,9 @@ A file gets its name only when it is complete: an interrupted run never leaves a
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import errno
+import io
 import os
 import re
 import shutil
@@ -143,6 +145,25 @@ def writing(what: object) -> Iterator[None]:
         ) from error
 
 
+_in_memory: contextvars.ContextVar[dict[Path, bytes] | None] = contextvars.ContextVar(
+    "in_memory", default=None
+)
+
+
+@contextlib.contextmanager
+def files_in_memory() -> Iterator[dict[Path, bytes]]:
+    """Files that `whole_file` writes in the block: their contents by path, not on the disk.
+
+    It holds for this thread.
+    """
+    files: dict[Path, bytes] = {}
+    token = _in_memory.set(files)
+    try:
+        yield files
+    finally:
+        _in_memory.reset(token)
+
+
 @contextlib.contextmanager
 def whole_file(path: str | Path) -> Iterator[BinaryIO]:
     """An open file that appears as `path` when the block ends without an error.
@@ -155,6 +176,12 @@ def whole_file(path: str | Path) -> Iterator[BinaryIO]:
         OSError: If it cannot be written; the error names `path`.
     """
     path = Path(path)
+    files = _in_memory.get()
+    if files is not None:
+        buffer = io.BytesIO()
+        yield buffer
+        files[path] = buffer.getvalue()
+        return
     with _named(path), writing(path):
         temporary, file = _create(path.parent)
         try:

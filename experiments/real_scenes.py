@@ -3,28 +3,32 @@
 Two views of a scene are rectified and matched (semi-global matching, in both directions); only
 pixels where both directions agree are kept. Where the angle between the cameras is not known, the
 distance of the farthest surface is assumed: 20 m in two winter scenes, 8 m at rocks, 5 m on a
-deck, the horizon on a path. Two places have depth that a sensor or a telephone measured. The
+deck, the horizon on a path. At the church one camera moved; its motion comes from matches and
+OpenCV's focal length for these photos. Four places have depth from a sensor or a phone. The
 pictures stay in the packages; this script only reads them:
 
     mkdir packages
     (cd packages && apt-get download opencv-doc visp-images-data mrpt-common)
+    (cd packages && apt-get source --download-only --tar-only visp opencv)
     pip download --no-deps --no-binary :all: -d packages pillow pillow-heif disparity-view
     pip install opencv-python-headless pillow-heif
     python experiments/real_scenes.py --packages packages --out data/real-scenes
 
-The result is a folder with one shard for `data.eval_path` of `dafast train` and `--data` of
-`dafast data check shards`, and a sheet of all pictures with their disparity to look at.
-The two photos of `dafast eval --data builtin` are not in it.
+`apt-get source` needs `Types: deb deb-src` in the sources of apt. The result is a folder with one
+shard for `data.eval_path` of `dafast train` and `--data` of `dafast data check shards`, and a sheet
+of all pictures with their disparity to look at. The two photos of `dafast eval --data builtin` are
+not in it.
 """
 
 from __future__ import annotations
 
 import argparse
+import gzip
 import io
 import subprocess
 import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import cv2
@@ -47,7 +51,7 @@ def unpack(packages: Path, to: Path) -> None:
     """Unpacks Debian packages and source archives of Python packages."""
     for path in sorted(packages.glob("*.deb")):
         subprocess.run(["dpkg-deb", "-x", str(path), str(to)], check=True)
-    for path in sorted(packages.glob("*.tar.gz")):
+    for path in sorted([*packages.glob("*.tar.gz"), *packages.glob("*.tar.xz")]):
         with tarfile.open(path) as tar:
             tar.extractall(to, filter="data")
 
@@ -173,35 +177,94 @@ def rig(paths: list[tuple[Path, Path]], board: tuple[int, int]) -> list[tuple[Ar
         grids, *sides, k1, d1, k2, d2, size, flags=cv2.CALIB_FIX_INTRINSIC
     )
     print(f"rig: {len(corners)} pairs with a board, error {error:.2f} pixels")
-    r1, r2, p1, p2, *_ = cv2.stereoRectify(k1, d1, k2, d2, size, r, t, alpha=0)
-    maps = [
-        cv2.initUndistortRectifyMap(k, d, rot, p, size, cv2.CV_32FC1)
-        for k, d, rot, p in ((k1, d1, r1, p1), (k2, d2, r2, p2))
-    ]
-    return [
-        (cv2.remap(a, *maps[0], cv2.INTER_AREA), cv2.remap(b, *maps[1], cv2.INTER_AREA))
-        for a, b in pairs
-    ]
+    return [rectified(pair, (k1, k2), (d1, d2), r, t) for pair in pairs]
 
 
-def castle(folder: Path, frame: int) -> tuple[Array, Array]:
-    """A frame of ViSP's castle, with the depth of its sensor moved into the picture's camera."""
-    raw = (folder / f"depth_image_{frame:04d}.bin").read_bytes()
+def rectified(
+    pair: Sequence[Array],
+    cameras: tuple[Array, Array],
+    distortions: tuple[Array | None, Array | None],
+    rotation: Array,
+    translation: Array,
+) -> tuple[Array, Array]:
+    """Two views with their rows on the same lines, for the motion from the left to the right."""
+    (k1, k2), (d1, d2), size = cameras, distortions, pair[0].shape[1::-1]
+    r1, r2, p1, p2, *_ = cv2.stereoRectify(k1, d1, k2, d2, size, rotation, translation, alpha=0)
+    left, right = (
+        cv2.remap(
+            view, *cv2.initUndistortRectifyMap(k, d, rot, p, size, cv2.CV_32FC1), cv2.INTER_AREA
+        )
+        for view, k, d, rot, p in zip(pair, (k1, k2), (d1, d2), (r1, r2), (p1, p2), strict=True)
+    )
+    return left, right
+
+
+def camera(focal: float, x: float, y: float) -> Array:
+    """The matrix of a camera with its focal length and principal point in pixels."""
+    return np.array([[focal, 0, x], [0, focal, y], [0, 0, 1.0]])
+
+
+def moved_camera(left: Array, right: Array, focal: float) -> tuple[Array, Array]:
+    """Rectifies two views of one camera that moved to the right; its focal length is in pixels."""
+    h, w = left.shape[:2]
+    k = camera(focal, w / 2, h / 2)
+    a, b = _matches(left, right)
+    essential, inside = cv2.findEssentialMat(a, b, k, cv2.RANSAC, 0.999, 1.0)
+    count, rotation, translation, _ = cv2.recoverPose(essential, a, b, k, mask=inside)
+    if count < 100 or translation[0] > -0.9:
+        raise ValueError(f"{count} matches, motion {translation.ravel().round(2)}")
+    return rectified((left, right), (k, k), (None, None), rotation, translation)
+
+
+def video_frame(path: Path, index: int) -> Array:
+    """A frame of a video, uint8 (H, W, 3)."""
+    video = cv2.VideoCapture(str(path))
+    for _ in range(index):
+        video.grab()
+    ok, frame = video.read()
+    if not ok:
+        raise SystemExit(f"{path} has no frame {index}")
+    return np.ascontiguousarray(frame[..., ::-1])
+
+
+def sensor(picture: Path, depth: Path, cameras: tuple[Array, Array]) -> tuple[Array, Array]:
+    """A frame of ViSP, with the depth of its sensor moved into the picture's camera.
+
+    Args:
+        picture: The picture, 640x480.
+        depth: Its depth: height, width and millimetres.
+        cameras: The matrices of the picture's and the depth's camera.
+    """
+    raw = depth.read_bytes()
     h, w = np.frombuffer(raw, "<u4", 2)
-    depth = np.frombuffer(raw, "<u2", offset=8).reshape(h, w) / 1000.0
-    pose = np.loadtxt(folder.parent / "depth_M_color.txt")
-    v, u = np.nonzero(depth)
-    z = depth[v, u]
-    point = np.stack([(u - 311.48) * z / 476.05, (v - 246.1) * z / 476.05, z, np.ones_like(z)])
-    x, y, z = (np.linalg.inv(pose) @ point)[:3]
-    image = rgb(Image.open(folder / f"image_{frame:04d}.pgm"))
-    column = np.round(615.17 * x / z + 312.19).astype(int)
-    row = np.round(615.17 * y / z + 243.44).astype(int)
+    z_of = np.frombuffer(raw, "<u2", offset=8).reshape(h, w) / 1000.0
+    (pose_file,) = [*depth.parent.glob("depth_M*"), *depth.parent.parent.glob("depth_M*")]
+    pose = np.loadtxt(pose_file)
+    v, u = np.nonzero(z_of)
+    z = z_of[v, u]
+    rays = np.linalg.inv(cameras[1]) @ np.stack([u, v, np.ones_like(u)])
+    point = np.linalg.inv(pose) @ np.concatenate([rays * z, np.ones((1, len(z)))])
+    column, row, z = cameras[0] @ point[:3]
+    column, row = np.round(column / z).astype(int), np.round(row / z).astype(int)
     inside = (column >= 0) & (column < 640) & (row >= 0) & (row < 480)
     disparity = np.full((480, 640), np.nan, np.float32)
     order = np.argsort(-z[inside])  # the nearest last
     disparity[row[inside][order], column[inside][order]] = 1 / z[inside][order]
-    return image, disparity
+    return rgb(Image.open(picture)), disparity
+
+
+def shelf(path: Path) -> tuple[Array, Array]:
+    """The frame of a depth camera in MRPT's `tests_rgbd.rawlog`: points and a registered image."""
+    raw = gzip.decompress(path.read_bytes())
+    at = raw.index(b"mrpt::poses::CPose3D") + 119  # the number of points, after the camera's pose
+    count = int(np.frombuffer(raw, "<u4", 1, at)[0])
+    z = np.frombuffer(raw, "<f4", count, at + 4)  # forwards is x there
+    column, row = np.frombuffer(raw, "<u2", 2 * count, at + 4 + 12 * count).reshape(2, count)
+    at = raw.index(b"mrpt::img::CImage") + 28
+    image = np.frombuffer(raw, "u1", 480 * 640 * 3, at).reshape(480, 640, 3)[..., ::-1]
+    disparity = np.full((480, 640), np.nan, np.float32)
+    disparity[row, column] = 1 / z
+    return np.ascontiguousarray(image), disparity
 
 
 def scenes(root: Path) -> Iterator[tuple[str, Array, Array]]:
@@ -243,9 +306,38 @@ def scenes(root: Path) -> Iterator[tuple[str, Array, Array]]:
     for k, pair in enumerate(rig(files, (9, 6))):
         if k == 3:  # the others show little but the board, which repeats
             yield f"board-{k}", pair[0], match(*pair, 0, 192)
+    yield from _of_visp(root)
+    yield "shelf", *shelf(find(root, "mrpt/datasets/tests_rgbd.rawlog"))
+    data = find(root, "stereo/testdata/imL2.bmp").parent
+    for name, file, count in (("tsukuba", "imL2", 16), ("street", "imgKitty", 96)):
+        left, right = (rgb(Image.open(data / f"{file}{side}.bmp")) for side in ("l", ""))
+        yield name, left, match(left, right, 0, count)
+    photos = find(root, "sfm/samples/data/images/resized_IMG_2889.jpg").parent
+    views = [
+        np.ascontiguousarray(np.rot90(rgb(Image.open(photos / f"resized_IMG_{k}.jpg")), -1))
+        for k in (2890, 2889)
+    ]
+    left, right = moved_camera(*views, focal=350)
+    yield "church", left, match(left, right, 16, 160)
+
+
+def _of_visp(root: Path) -> Iterator[tuple[str, Array, Array]]:
+    """The scenes in ViSP's data and tutorials."""
     folder = find(root, "castel/castel/image_0000.pgm").parent
-    for frame in (0, 29):
-        yield f"castle-{frame}", *castle(folder, frame)
+    both = camera(615.17, 312.19, 243.44), camera(476.05, 311.48, 246.1)
+    for k in (0, 29):
+        files = folder / f"image_{k:04d}.pgm", folder / f"depth_image_{k:04d}.bin"
+        yield f"castle-{k}", *sensor(*files, both)
+    folder = find(root, "generic-rgbd/data/color_image_0000.jpg").parent
+    both = camera(614.95, 320.2, 241.46), camera(383.97, 320.5, 235.6)
+    files = folder / "color_image_0000.jpg", folder / "depth_image_0000.bin"
+    yield "desk", *sensor(*files, both)
+    folder = find(root, "generic-stereo/teabox_left.mp4").parent
+    pair = [video_frame(folder / f"teabox_{side}.mp4", 0) for side in ("left", "right")]
+    pose = np.loadtxt(folder / "cRightMcLeft.txt")
+    both = camera(680.4, 338.1, 247.2), camera(682.2, 320.1, 225.4)
+    left, right = rectified(pair, both, (None, None), pose[:3, :3], pose[:3, 3:].copy())
+    yield "turntable", left, match(left, right, 16, 144)
 
 
 def _two_views(name: str, views: tuple[Array, Array], far: float) -> tuple[Array, Array]:

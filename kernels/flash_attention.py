@@ -16,7 +16,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .flash_attention_tiles import SHORT, clear_gaps, is_small, load_tile, place, tile_of
+from .flash_attention_tiles import (
+    SHORT,
+    at_row,
+    clear_gaps,
+    is_small,
+    load_tile,
+    place,
+    tile_of,
+    unit_of,
+)
 from .runtime import (
     INTERPRET,
     dot,
@@ -76,18 +85,18 @@ def _flash_attention_fwd_kernel(
     stride_qb, stride_qn, stride_qh, stride_kb, stride_kn, stride_kh,
     stride_vb, stride_vn, stride_vh, stride_ob, stride_on, stride_oh,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    BRANCH: tl.constexpr, OVERLAP: tl.constexpr, VARLEN: tl.constexpr, PRECISION: tl.constexpr,
-    INTERPRETED: tl.constexpr,
+    BRANCH: tl.constexpr, OVERLAP: tl.constexpr, VARLEN: tl.constexpr, UNIT: tl.constexpr,
+    PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     start, batch, head, first, q_count, k_count, lse_at = place(
         cu_ptr, heads, q_length, k_length, lse_rows, BLOCK_M, False, VARLEN
     )
     if start >= q_count:
         return
-    q_ptr += batch * stride_qb + (first + start) * stride_qn + head * stride_qh
-    out_ptr += batch * stride_ob + (first + start) * stride_on + head * stride_oh
-    k_ptr += batch * stride_kb + first * stride_kn + head * stride_kh
-    v_ptr += batch * stride_vb + first * stride_vn + head * stride_vh
+    q_ptr = at_row(q_ptr, batch, first + start, head, stride_qb, stride_qn, stride_qh, UNIT)
+    out_ptr = at_row(out_ptr, batch, first + start, head, stride_ob, stride_on, stride_oh, UNIT)
+    k_ptr = at_row(k_ptr, batch, first, head, stride_kb, stride_kn, stride_kh, UNIT)
+    v_ptr = at_row(v_ptr, batch, first, head, stride_vb, stride_vn, stride_vh, UNIT)
     rows = q_count - start
     q = load_tile(q_ptr, stride_qn, rows, D, BLOCK_M, BLOCK_D, True)
     m = tl.full((BLOCK_M,), -float("inf"), tl.float32)
@@ -156,6 +165,7 @@ def _flash_attention_bwd_preprocess_kernel(
     stride_ob, stride_on, stride_oh, stride_gb, stride_gn, stride_gh,
     stride_dqn, stride_dqh, stride_dkn, stride_dkh, stride_dvn, stride_dvh,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, VARLEN: tl.constexpr,
+    UNIT: tl.constexpr,
 ):  # fmt: skip
     """Delta: the dot product of every output row with its gradient.
 
@@ -176,8 +186,8 @@ def _flash_attention_bwd_preprocess_kernel(
     )
     if start >= count:
         return
-    out_ptr += batch * stride_ob + (first + start) * stride_on + head * stride_oh
-    grad_ptr += batch * stride_gb + (first + start) * stride_gn + head * stride_gh
+    out_ptr = at_row(out_ptr, batch, first + start, head, stride_ob, stride_on, stride_oh, UNIT)
+    grad_ptr = at_row(grad_ptr, batch, first + start, head, stride_gb, stride_gn, stride_gh, UNIT)
     rows = count - start
     out = load_tile(out_ptr, stride_on, rows, D, BLOCK_M, BLOCK_D, True).to(tl.float32)
     grad = load_tile(grad_ptr, stride_gn, rows, D, BLOCK_M, BLOCK_D, True).to(tl.float32)
@@ -222,7 +232,8 @@ def _flash_attention_bwd_dkdv_kernel(
     stride_vb, stride_vn, stride_vh, stride_gb, stride_gn, stride_gh,
     stride_dkb, stride_dkn, stride_dkh, stride_dvb, stride_dvn, stride_dvh,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    BRANCH: tl.constexpr, VARLEN: tl.constexpr, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
+    BRANCH: tl.constexpr, VARLEN: tl.constexpr, UNIT: tl.constexpr, PRECISION: tl.constexpr,
+    INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     """dK and dV of one tile of keys: a loop over the queries."""
     start, batch, head, first, q_count, k_count, lse_at = place(
@@ -230,12 +241,12 @@ def _flash_attention_bwd_dkdv_kernel(
     )
     if start >= k_count:
         return
-    q_ptr += batch * stride_qb + first * stride_qn + head * stride_qh
-    grad_ptr += batch * stride_gb + first * stride_gn + head * stride_gh
-    k_ptr += batch * stride_kb + (first + start) * stride_kn + head * stride_kh
-    v_ptr += batch * stride_vb + (first + start) * stride_vn + head * stride_vh
-    dk_ptr += batch * stride_dkb + (first + start) * stride_dkn + head * stride_dkh
-    dv_ptr += batch * stride_dvb + (first + start) * stride_dvn + head * stride_dvh
+    q_ptr = at_row(q_ptr, batch, first, head, stride_qb, stride_qn, stride_qh, UNIT)
+    grad_ptr = at_row(grad_ptr, batch, first, head, stride_gb, stride_gn, stride_gh, UNIT)
+    k_ptr = at_row(k_ptr, batch, first + start, head, stride_kb, stride_kn, stride_kh, UNIT)
+    v_ptr = at_row(v_ptr, batch, first + start, head, stride_vb, stride_vn, stride_vh, UNIT)
+    dk_ptr = at_row(dk_ptr, batch, first + start, head, stride_dkb, stride_dkn, stride_dkh, UNIT)
+    dv_ptr = at_row(dv_ptr, batch, first + start, head, stride_dvb, stride_dvn, stride_dvh, UNIT)
     lse_ptr += lse_at
     delta_ptr += lse_at
     rows = k_count - start
@@ -293,7 +304,8 @@ def _flash_attention_bwd_dq_kernel(
     stride_vb, stride_vn, stride_vh, stride_gb, stride_gn, stride_gh,
     stride_dqb, stride_dqn, stride_dqh,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    BRANCH: tl.constexpr, VARLEN: tl.constexpr, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
+    BRANCH: tl.constexpr, VARLEN: tl.constexpr, UNIT: tl.constexpr, PRECISION: tl.constexpr,
+    INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     """dQ of one tile of queries: a loop over the keys."""
     start, batch, head, first, q_count, k_count, lse_at = place(
@@ -301,11 +313,11 @@ def _flash_attention_bwd_dq_kernel(
     )
     if start >= q_count:
         return
-    q_ptr += batch * stride_qb + (first + start) * stride_qn + head * stride_qh
-    grad_ptr += batch * stride_gb + (first + start) * stride_gn + head * stride_gh
-    dq_ptr += batch * stride_dqb + (first + start) * stride_dqn + head * stride_dqh
-    k_ptr += batch * stride_kb + first * stride_kn + head * stride_kh
-    v_ptr += batch * stride_vb + first * stride_vn + head * stride_vh
+    q_ptr = at_row(q_ptr, batch, first + start, head, stride_qb, stride_qn, stride_qh, UNIT)
+    grad_ptr = at_row(grad_ptr, batch, first + start, head, stride_gb, stride_gn, stride_gh, UNIT)
+    dq_ptr = at_row(dq_ptr, batch, first + start, head, stride_dqb, stride_dqn, stride_dqh, UNIT)
+    k_ptr = at_row(k_ptr, batch, first, head, stride_kb, stride_kn, stride_kh, UNIT)
+    v_ptr = at_row(v_ptr, batch, first, head, stride_vb, stride_vn, stride_vh, UNIT)
     rows = q_count - start
     row, column = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D)
     q = load_tile(q_ptr, stride_qn, rows, D, BLOCK_M, BLOCK_D, True)
@@ -421,10 +433,11 @@ def flash_attention_fwd(
             enable_fp_fusion=True,
         )  # fmt: skip
     tile = problem.tile("fwd")
+    strides = _strides(varlen, q, k, v, out)
     _flash_attention_fwd_kernel[problem.grid(problem.q_length, tile["BLOCK_M"])](
         q, k, v, out, lse, problem.cu_seqlens,
         problem.heads, problem.q_length, problem.k_length, problem.lse_rows, scale * LOG2E,
-        *_strides(varlen, q, k, v, out),
+        *strides, UNIT=unit_of(strides) if problem.head_dim % 16 else 1,
         **tile, **problem.constants, **problem.products,
     )  # fmt: skip
     return out, lse
@@ -463,22 +476,24 @@ def flash_attention_bwd(
     common = (problem.heads, problem.q_length, problem.k_length, problem.lse_rows,
               scale, scale * LOG2E)  # fmt: skip
     inputs = _strides(varlen, q, k, v, grad)
+    outputs = _strides(varlen, dq, dk, dv)
+    unit = unit_of(inputs + outputs) if problem.head_dim % 16 else 1
     _flash_attention_bwd_preprocess_kernel[problem.grid(problem.q_length, _DELTA_ROWS)](
         out, grad, delta, dq, dk, dv, problem.cu_seqlens,
         problem.heads, problem.q_length, problem.lse_rows, problem.batch,
         *_strides(varlen, out, grad),
         *(stride for x in (dq, dk, dv) for stride in x.stride()[-3:-1]),
-        BLOCK_M=_DELTA_ROWS, num_warps=4, **problem.constants,
+        BLOCK_M=_DELTA_ROWS, num_warps=4, UNIT=unit, **problem.constants,
     )  # fmt: skip
     tile = problem.tile("dkdv")
     _flash_attention_bwd_dkdv_kernel[problem.grid(problem.k_length, tile["BLOCK_N"])](
         q, k, v, grad, lse, delta, dk, dv, problem.cu_seqlens, *common,
-        *inputs, *_strides(varlen, dk, dv),
+        *inputs, *outputs[3:], UNIT=unit,
         **tile, **problem.constants, **problem.products,
     )  # fmt: skip
     tile = problem.tile("dq")
     _flash_attention_bwd_dq_kernel[problem.grid(problem.q_length, tile["BLOCK_M"])](
         q, k, v, grad, lse, delta, dq, problem.cu_seqlens, *common,
-        *inputs, *_strides(varlen, dq),
+        *inputs, *outputs[:3], UNIT=unit,
         **tile, **problem.constants, **problem.products,
     )  # fmt: skip

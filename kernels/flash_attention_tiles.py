@@ -72,11 +72,14 @@ def _tile_of(
     asynchronous = units in ("wgmma", "tcgen05")
     branch, overlap = not asynchronous, False
     short = short and units not in ("interpreter", "mfma") and (tf32 or dtype != torch.float32)
-    short = short and not (wide and kind == "dkdv")  # it would spill
+    short = short and not (wide and (tf32 or kind == "dkdv"))  # it would spill
     if short:
         branch = False  # there is one tile
         m, n, stages = SHORT, SHORT, 1
-        warps = (1 if kind == "fwd" else 2) * (2 if wide or tf32 else 1)
+        if kind == "fwd":
+            warps = 4 if wide else 2 if tf32 or head_dim > 32 else 1
+        else:
+            warps = 4 if wide or tf32 else 2
     elif units == "interpreter":
         m, n, warps, stages = 32, 32, 4, 1
     elif units == "mfma" and (wide or dtype == torch.float32):
@@ -168,6 +171,24 @@ def place(
     else:
         first = tl.zeros((), tl.int64)
         return start, batch, head, first, q_length, k_length, (batch * heads + head) * lse_rows
+
+
+def unit_of(strides: list[int]) -> int:
+    """A divisor of the strides of heads whose channels are no multiple of 16: 8 or 1.
+
+    Triton sees whether a stride is a multiple of 16. Heads of 8 or 24 channels start at multiples
+    of 8, which loads of 16 bytes in 16 bits have to know.
+    """
+    return 1 if any(stride % 8 for stride in strides) else 8
+
+
+@triton.jit
+def at_row(ptr, batch, row, head, stride_b, stride_n, stride_h, UNIT: tl.constexpr):
+    """Pointer to the first element of a row of a head; see `unit_of`."""
+    offset = batch * stride_b + row * stride_n + head * stride_h
+    if UNIT > 1:
+        offset = tl.multiple_of(offset, UNIT)
+    return ptr + offset
 
 
 @triton.jit

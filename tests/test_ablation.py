@@ -120,6 +120,7 @@ def test_batches(tasks: ModuleType, task: Any, tmp_path: Path, seed: int, row: s
     assert mixed == 0 if naive else 0.1 < mixed < 0.9
 
 
+@pytest.mark.slow
 def test_labels_of_whole_pictures(task: Any, seed: int) -> None:
     """Close to what `infer` gives, which pads instead of stretching."""
     model = DepthAnything.from_pretrained("nano", device="cpu", dtype="float32").eval()

@@ -63,6 +63,7 @@ def test_kernel_in_your_model(
     assert float(capsys.readouterr().out.split()[-1]) < 1e-5
 
 
+@pytest.mark.slow
 def test_encoder_features(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

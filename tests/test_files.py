@@ -18,6 +18,7 @@ from dafast import files
 from dafast.files import (
     DiskFullError,
     explain,
+    files_in_memory,
     remove_leftovers,
     whole_file,
     whole_files,
@@ -220,3 +221,17 @@ def test_no_message_takes_the_text_of_an_exception_as_it_is():
         if "({error})" in line
     ]
     assert not bare
+
+
+def test_files_in_memory_leave_the_disk_alone(tmp_path):
+    path = tmp_path / "a.bin"
+    with files_in_memory() as files:
+        with whole_file(path) as file:
+            file.write(b"abcd")
+            file.seek(0)
+            file.write(b"x")
+        with pytest.raises(KeyError), whole_file(tmp_path / "b.bin"):
+            raise KeyError
+    assert files == {path: b"xbcd"} and not list(tmp_path.iterdir())
+    write_file(path, b"later")
+    assert path.read_bytes() == b"later"

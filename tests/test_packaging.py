@@ -168,6 +168,7 @@ def test_kernels_is_no_package_of_its_own(checkout):
     ]
 
 
+@pytest.mark.slow
 def test_source_distribution_holds_the_extension(checkout, tmp_path):
     code = (
         "import setuptools.build_meta as b, tarfile\n"

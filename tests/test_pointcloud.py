@@ -119,6 +119,7 @@ def test_from_a_photo(bins, rng, seed):
     ("options", "message"),
     [
         ({"fov": 0}, "fov is the horizontal angle"),
+        ({"fov": 5e-324}, "fov is the horizontal angle"),
         ({"fov": 180}, "fov is the horizontal angle"),
         ({"fov": float("nan")}, "fov is the horizontal angle"),
         ({"intrinsics": (1, 2, 3)}, "intrinsics are"),

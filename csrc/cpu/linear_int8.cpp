@@ -11,31 +11,22 @@
 #include <vector>
 
 #include "../registry.h"
+#include "int8_layer.h"
+#include "pieces.h"
 
 namespace dafast::cpu {
 
-constexpr int64_t kInt8Rows = 48;    // tokens of a group, which are quantised together
-constexpr int64_t kInt8Columns = 32;  // output channels in a panel of the packed weights
-constexpr int64_t kInt8Depth = 4;     // products that one instruction sums
-
-// x (M, K) to out (M, N), both contiguous and of one dtype. The weights lie in panels of 32
-// channels, [N / 32][K / 4][32][4], padded with zeros.
+// x (M, K) to out (M, N), both contiguous and of one dtype.
 struct LinearInt8 {
   const void* x;
   void* out;
   bool bfloat16;  // of both; otherwise float32
-  int64_t rows, depth, columns;
-  const int8_t* weights;
-  const int32_t* sums;   // (N), of the weights of a channel
-  const float* scales;   // (N)
-  const float* bias;     // (N)
+  int64_t rows;
+  Int8Layer layer;
 };
 
-inline int64_t round_up(int64_t value, int64_t multiple) {
-  return (value + multiple - 1) / multiple * multiple;
-}
-
-using Int8Rows = void (*)(const LinearInt8& call, int64_t begin, int64_t end, uint8_t* scratch);
+// The group of up to kInt8Rows rows from `row` on; `scratch` has room for int8_scratch(K) bytes.
+using LinearRows = void (*)(const LinearInt8& call, int64_t row, uint8_t* scratch);
 
 }  // namespace dafast::cpu
 
@@ -93,17 +84,17 @@ void linear_int8(const Tensor& x, Tensor out, const Tensor& packed, const Tensor
                         t->is_contiguous(),
                     "linear_int8: expected float32 scales and bias");
   }
-  const LinearInt8 call{x.const_data_ptr(), out.mutable_data_ptr(), bfloat16, rows, depth, columns,
-                        static_cast<const int8_t*>(packed.const_data_ptr()),
-                        static_cast<const int32_t*>(sums.const_data_ptr()),
-                        static_cast<const float*>(scales.const_data_ptr()),
-                        static_cast<const float*>(bias.const_data_ptr())};
-  const Int8Rows multiply_rows = DAFAST_FOR_ISA(multiply_rows);
-  STD_TORCH_CHECK(multiply_rows, "linear_int8: this CPU has no AVX-512 with VNNI");
-  const int64_t groups = (rows + kInt8Rows - 1) / kInt8Rows;
-  torch::stable::parallel_for(0, groups, 1, [&](int64_t begin, int64_t end) {
-    std::vector<uint8_t> scratch(static_cast<size_t>(kInt8Rows * round_up(depth, kInt8Depth)));
-    multiply_rows(call, begin, end, scratch.data());
+  const LinearInt8 call{x.const_data_ptr(), out.mutable_data_ptr(), bfloat16, rows,
+                        {depth, columns, static_cast<const int8_t*>(packed.const_data_ptr()),
+                         static_cast<const int32_t*>(sums.const_data_ptr()),
+                         static_cast<const float*>(scales.const_data_ptr()),
+                         static_cast<const float*>(bias.const_data_ptr())}};
+  const LinearRows multiply = DAFAST_FOR_ISA(linear_rows);
+  STD_TORCH_CHECK(multiply, "linear_int8: this CPU has no AVX-512 with VNNI");
+  for_pieces((rows + kInt8Rows - 1) / kInt8Rows, [&](Pieces& pieces) {
+    std::vector<uint8_t> scratch(static_cast<size_t>(int8_scratch(depth)));
+    int64_t piece;
+    while (pieces.take(piece)) multiply(call, piece * kInt8Rows, scratch.data());
   });
 }
 

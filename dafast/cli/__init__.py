@@ -15,8 +15,9 @@ from collections.abc import Sequence
 
 from .._version import __version__
 from ..files import FULL, explain
+from ._common import remove_empty_folders
 from ._log import add_verbosity, log_to_stderr, set_level
-from ._process import interrupted, open_streams, silence, watch_interrupts
+from ._process import interrupted, open_streams, silence, watch_interrupts, write_lines
 
 DESCRIPTION = "Depth Anything, fast and trainable: depth from one photo."
 
@@ -83,6 +84,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
     except BaseException as error:
         code = _report(error, args.traceback)
+    finally:
+        remove_empty_folders()
     if argv is None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback from the end of the process
     return code
@@ -123,7 +126,7 @@ def _report(error: BaseException, traceback: bool) -> int:
 
 def _say(text: str, code: int) -> int:
     try:
-        print(text, file=sys.stderr, flush=True)
+        write_lines(text, sys.stderr)
     except OSError:  # a log on a full disk, or a reader that has gone
         silence(sys.stderr)
     return code

@@ -7,6 +7,7 @@ import json
 import os
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +33,30 @@ def named_path(text: str) -> Path:
     return Path(text)
 
 
+_made: list[Path] = []
+"""Folders that `make_folder` made, each after its parent."""
+
+
 def make_folder(out: Path) -> None:
-    """Makes the folder of ``--out``; raises a `CommandError` if nothing can be written there."""
+    """Makes the folder of ``--out``; raises a `CommandError` if nothing can be written there.
+
+    `remove_empty_folders` removes it at the end of a command that writes nothing there.
+    """
     try:
+        _made.extend(p for p in reversed((out, *out.parents)) if not p.exists())
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out):
             pass  # fails now and not after the first prediction
     except OSError as error:
         reason = error.strerror or explain(error)
         raise CommandError(f"--out {out}: cannot be written to ({reason})") from None
+
+
+def remove_empty_folders() -> None:
+    """Removes the folders that `make_folder` made and that are still empty."""
+    while _made:
+        with suppress(OSError):  # it is not empty
+            _made.pop().rmdir()
 
 
 def positive(text: str) -> int:

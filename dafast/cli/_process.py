@@ -47,9 +47,11 @@ def watch_interrupts() -> Iterator[None]:
 
 
 def open_streams() -> None:
-    """Opens the standard streams that were closed (``2>&-``), so that output goes nowhere.
+    """Prepares the standard streams: those that were closed (``2>&-``) go nowhere.
 
     Otherwise the next opened file would get their number, and with it the output of libraries.
+    Each line is one write, also with ``PYTHONUNBUFFERED``: the processes of torchrun share a pipe,
+    and text and end of line in two writes would merge the lines of two processes.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
@@ -58,9 +60,16 @@ def open_streams() -> None:
             except OSError:
                 os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
             setattr(sys, name, open(os.devnull, "r" if number == 0 else "w"))  # noqa: SIM115
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # A file name may not be text that the terminal or the log can show.
-        sys.stdout.reconfigure(errors="backslashreplace")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A file name may not be text that the terminal or the log can show.
+            stream.reconfigure(errors="backslashreplace", line_buffering=True, write_through=False)
+
+
+def write_lines(text: str, stream: TextIO) -> None:
+    """Writes one or more lines at once; `print` would write their last end of line by itself."""
+    stream.write(f"{text}\n")
+    stream.flush()
 
 
 def silence(stream: TextIO) -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ._cluster import add_cluster, cluster_runner, place_for_workers
 from ._common import CommandError, add_min_depth, add_workers, name_failures, positive
 from ._data_sets import ALL_NAMES, NO_DEPTH, PICTURE_NAMES, check_name
 from ._log import tell
 
 if TYPE_CHECKING:
+    from ..data.jobs import Runner
     from ..data.sources import Item
 
 
@@ -49,32 +52,40 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         help="pictures in a shard (default: %(default)s)",
     )
     add_workers(parser, "threads; each writes its own shard")
+    add_cluster(parser, models=False)
     parser.set_defaults(function=data_pack)
 
 
 def data_pack(args: argparse.Namespace) -> int:
     """Runs ``dafast data pack``."""
-    from ..data.pack import pack
+    from ..data.pack import Threads, pack_with
     from ..data.remote import is_url, place_of
     from ..data.sources import Unlabeled
 
     if is_url(args.source):
         raise CommandError(f"{args.source}: a data set is packed from a local disk, not a URL")
     source, out = Path(args.source), place_of(args.out)
-    items = _items(args.name, source, args.size, args.min_depth)
     description = {"source": source.name, "size": args.size or 0}
     if args.name:
         description["reader"] = args.name
     if args.min_depth:
         description["min_depth"] = args.min_depth
-    samples, failures = pack(
-        items,
-        out,
-        description,
-        shard_size=args.shard_size,
-        workers=args.workers,
-        say=lambda line: tell(f"pack: {line}"),
-    )
+    if args.cluster:
+        source, out = source.absolute(), place_for_workers(out)
+    with contextlib.ExitStack() as stack:
+        runner: Runner = Threads(args.workers)
+        if args.cluster:
+            runner = stack.enter_context(cluster_runner(args, "data pack"))
+        items = _items(args.name, source, args.size, args.min_depth)
+        samples, failures = pack_with(
+            runner,
+            items,
+            out,
+            description,
+            shard_size=args.shard_size,
+            workers=args.workers,
+            say=lambda line: tell(f"pack: {line}"),
+        )
     # Only the text of a failure of an earlier run is known.
     corrupt = [pair for pair in failures if not pair[1].startswith(f"{Unlabeled.__name__}:")]
     bare = len(failures) - len(corrupt)

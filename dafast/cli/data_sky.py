@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+from ._cluster import add_cluster, cluster_runner, place_for_workers
 from ._common import add_device, add_workers, name_failures, note_or_match, positive
 from ._log import tell
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ..data.jobs import Runner
 
 DESCRIPTION = "sky.json"
 """File next to the masks of sky that says which network made them."""
@@ -45,30 +54,61 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     )
     add_workers(parser, "threads that decode and compress", 2)
     add_device(parser)
+    add_cluster(parser)
     parser.set_defaults(function=data_sky)
+
+
+class Finder:
+    """The network that finds sky: in this process, or in an actor on a cluster.
+
+    Args:
+        args: Of the command.
+
+    Attributes:
+        facts: The floating-point type of the network.
+    """
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        from ..data.sky import MODEL, SIDE, SkyFinder
+        from ..devices import resolve_device, resolve_dtype
+        from ._model import own_device
+
+        device = resolve_device(own_device(args.device))
+        dtype = resolve_dtype(args.dtype, device)
+        self._find = SkyFinder.from_pretrained(
+            args.model or MODEL, device, dtype, args.size or SIDE, args.batch
+        )
+        self.facts = {"dtype": str(dtype).removeprefix("torch.")}
+
+    def __call__(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Masks of images."""
+        return self._find(images)
 
 
 def data_sky(args: argparse.Namespace) -> int:
     """Runs ``dafast data sky``."""
-    from ..data.sky import MODEL, SIDE, SkyFinder, write_sky
+    from ..data.jobs import InOrder
     from ..data.tars import expand_shards
-    from ..devices import resolve_device, resolve_dtype
-    from ._model import own_device
 
     shards = expand_shards(args.shards)
+    if args.cluster:
+        shards = [place_for_workers(shard) for shard in shards]
+        with cluster_runner(args, "data sky", Finder) as cluster:
+            cluster.facts()  # raises if the network cannot be loaded
+            return _find_with(cluster, args, shards, shards)
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    device = resolve_device(own_device(args.device))
-    dtype = resolve_dtype(args.dtype, device)
-    model, side = args.model or MODEL, args.size or SIDE
-    find = SkyFinder.from_pretrained(model, device, dtype, side, args.batch)
+    return _find_with(InOrder(Finder(args), args.workers), args, shards, shards[rank::size])
+
+
+def _find_with(
+    runner: Runner, args: argparse.Namespace, shards: Sequence[Path], share: Sequence[Path]
+) -> int:
+    from ..data.sky import MODEL, SIDE, write_sky_with
+
+    settings = {"model": args.model or MODEL, "size": args.size or SIDE}
     for folder in sorted({shard.parent for shard in shards}, key=str):
-        note_or_match(folder / DESCRIPTION, "masks of sky", {"model": model, "size": side})
-    report = write_sky(
-        find,
-        shards[rank::size],
-        workers=args.workers,
-        say=lambda line: tell(f"sky: {line}"),
-    )
+        note_or_match(folder / DESCRIPTION, "masks of sky", settings)
+    report = write_sky_with(runner, share, say=lambda line: tell(f"sky: {line}"))
     print(
         f"masks of {report.written} shards written: {report.with_sky} of {report.pictures} "
         "pictures have sky"

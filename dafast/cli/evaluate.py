@@ -5,12 +5,18 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-from typing import TYPE_CHECKING
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from . import segmentation
+from ._cluster import add_cluster, cluster_runner
 from ._common import CommandError, add_device, add_fit, add_model, named_path, table
+from ._log import tell
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from ..evaluation.benchmarks import Result
 
 
@@ -69,6 +75,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--md", action="store_true", help="print the table as Markdown")
     add_device(parser)
+    add_cluster(parser)
     segmentation.add_options(parser)
     parser.set_defaults(function=evaluate)
 
@@ -105,23 +112,17 @@ def evaluate(args: argparse.Namespace) -> int:
     for name in ("size", "scales", "window", "stride"):
         if getattr(args, name):
             raise CommandError(f"--{name} is for segmentation models; {args.model} is not one")
-    with distributed_session() as world:
-        device = args.device
-        if world.size > 1 and device == "auto":
-            device = str(world.device)
-        model = load_model(args, device)
-        results = run_benchmarks(
-            model,
-            args.data,
-            protocol=args.protocol,
-            alignment=args.align,
-            cache=args.cache,
-            fit=args.fit,
-            flip=args.flip,
-            fov=args.fov,
-        )
-        if not world.is_main:
-            return 0
+    if args.cluster:
+        results = _on_cluster(args)
+    else:
+        with distributed_session() as world:
+            device = args.device
+            if world.size > 1 and device == "auto":
+                device = str(world.device)
+            model = load_model(args, device)
+            results = run_benchmarks(model, args.data, cache=args.cache, **_scoring_options(args))
+            if not world.is_main:
+                return 0
     print(format_table(results, args.md))
     if args.json:
         entries = []
@@ -132,3 +133,52 @@ def evaluate(args: argparse.Namespace) -> int:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         write_file(args.json, text)
     return 0
+
+
+def _scoring_options(args: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "protocol": args.protocol,
+        "alignment": args.align,
+        "fit": args.fit,
+        "flip": args.flip,
+        "fov": args.fov,
+    }
+
+
+class Scored:
+    """The model in an actor on a cluster.
+
+    Args:
+        args: Of the command.
+
+    Attributes:
+        facts: ``"scoring"`` and the floating-point type.
+    """
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        from ..evaluation.scoring import Predictor, Scoring
+        from ._model import load_model
+
+        model = load_model(args, args.device)
+        scoring = Scoring.of(model.config, **_scoring_options(args))
+        self.facts = {"scoring": scoring, "dtype": str(model.dtype).removeprefix("torch.")}
+        self._predict = Predictor(model, scoring.options, args.cache)
+
+    def __call__(self, images: Sequence[np.ndarray], video: bool = False) -> list[np.ndarray]:
+        """Disparity of images."""
+        return [each.float().cpu().numpy() for each in self._predict(images, video)]
+
+
+def _on_cluster(args: argparse.Namespace) -> list[Result]:
+    """Scores a model on the cluster of ``--cluster``."""
+    from ..cluster.scoring import evaluate_with
+
+    data = []
+    for spec in args.data:
+        name, equals, path = spec.partition("=")
+        data.append(f"{name}={os.path.abspath(os.path.expanduser(path))}" if equals else name)
+    if args.cache:
+        args.cache = args.cache.absolute()
+    with cluster_runner(args, "eval", Scored) as cluster:
+        scoring = cluster.facts()["scoring"]
+        return evaluate_with(cluster, scoring, data, say=lambda line: tell(f"eval: {line}"))

@@ -6,7 +6,11 @@ import argparse
 import os
 import time
 from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from ._cluster import add_cluster, cluster_runner, place_for_workers
 from ._common import (
     CommandError,
     add_device,
@@ -18,6 +22,11 @@ from ._common import (
     positive,
 )
 from ._log import tell
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ..data.jobs import Runner
 
 DESCRIPTION = "labels.json"
 """File next to the labeled shards that says which teacher made them."""
@@ -33,7 +42,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         epilog="A shard appears under its name when it is complete. Running the command again, or "
         "several times at once on one file system, skips shards that exist or that another "
         "process is writing. Under torchrun (torchrun --no-python --nproc-per-node 8 dafast label "
-        "...) each process takes its share. An image that cannot be labeled is left out and "
+        "...) each process takes its share; with --cluster Ray distributes the shards. "
+        "An image that cannot be labeled is left out and "
         "named in SHARD.failures.jsonl; the exit code is then 1.",
     )
     add_model(parser)
@@ -57,18 +67,64 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     add_max_tokens(parser)
     add_workers(parser, "threads that decode and compress", 2)
     add_device(parser)
+    add_cluster(parser)
     parser.set_defaults(function=label)
+
+
+class Teacher:
+    """The model that labels: in this process, or in an actor on a cluster.
+
+    Args:
+        args: Of the command.
+
+    Attributes:
+        facts: ``"labels"``, what the labels depend on, and ``"unit"`` of the disparity.
+
+    Raises:
+        CommandError: If the model cannot label.
+    """
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        from ..models.digest import digest_model
+        from ..models.inference import check_options
+        from ._model import load_relative_model
+
+        self._model = model = load_relative_model(args, "label")
+        if model.config.quantity != "disparity":
+            raise CommandError(
+                f"{args.model} predicts {model.config.quantity}, and labels are disparity: choose "
+                "a model of V1 or V2, or nano (`dafast models` lists what each predicts)"
+            )
+        self._limits = {
+            "size": args.size,
+            "max_batch_tokens": args.batch_tokens,
+            "max_tokens": args.max_tokens,
+        }
+        check_options(model.config, **self._limits)
+        labels = {
+            "model": model.config.name,
+            "weights": digest_model(model),
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "size": args.size or model.config.image_size,
+            "max_tokens": args.max_tokens,
+        }
+        self.facts = {
+            "labels": labels,
+            "unit": "1/metre" if model.config.calibration else "relative",
+        }
+
+    def __call__(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Maps of images, at the network's resolution."""
+        from ..models.inference import predict_native
+
+        return predict_native(self._model, images, **self._limits)
 
 
 def label(args: argparse.Namespace) -> int:
     """Runs ``dafast label``."""
-    from ..data.labeling import label_shards
-    from ..data.remote import is_remote, place_of, plain_name, same_place
+    from ..data.jobs import InOrder
+    from ..data.remote import place_of, plain_name, same_place
     from ..data.tars import expand_shards
-    from ..geometry import MAX_TOKENS
-    from ..models.digest import digest_model
-    from ..models.inference import check_options, predict_native
-    from ._model import load_relative_model
 
     shards, out = expand_shards(args.inputs), place_of(args.out)
     twice = [name for name, count in Counter(map(plain_name, shards)).items() if count > 1]
@@ -76,41 +132,26 @@ def label(args: argparse.Namespace) -> int:
         raise CommandError(f"--in has more than one shard called {twice[0]}; label them separately")
     if same_place(out) in {same_place(shard.parent) for shard in shards}:
         raise CommandError(f"--out {out} is the folder of the images; choose another")
+    if args.cluster:
+        shards, out = [place_for_workers(shard) for shard in shards], place_for_workers(out)
+        with cluster_runner(args, "label", Teacher) as cluster:
+            return _label_with(cluster, cluster.facts(), shards, out)
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    model = load_relative_model(args, "label")
-    if model.config.quantity != "disparity":
-        raise CommandError(
-            f"{args.model} predicts {model.config.quantity}, and labels are disparity: choose a "
-            "model of V1 or V2, or nano (`dafast models` lists what each predicts)"
-        )
-    limits = {
-        "size": args.size,
-        "max_batch_tokens": args.batch_tokens,
-        "max_tokens": args.max_tokens,
-    }
-    check_options(model.config, **limits)
+    teacher = Teacher(args)
+    return _label_with(InOrder(teacher, args.workers), teacher.facts, shards[rank::size], out)
+
+
+def _label_with(runner: Runner, facts: dict[str, Any], shards: Sequence[Path], out: Path) -> int:
+    from ..data.labeling import label_with
+    from ..data.remote import is_remote
+    from ..geometry import MAX_TOKENS
+
     if not is_remote(out):
         out.mkdir(parents=True, exist_ok=True)
-    note_or_match(
-        out / DESCRIPTION,
-        "labels",
-        {
-            "model": model.config.name,
-            "weights": digest_model(model),
-            "dtype": str(model.dtype).removeprefix("torch."),
-            "size": args.size or model.config.image_size,
-            "max_tokens": args.max_tokens,
-        },
-        {"max_tokens": MAX_TOKENS},
-    )
+    note_or_match(out / DESCRIPTION, "labels", facts["labels"], {"max_tokens": MAX_TOKENS})
     began = time.perf_counter()
-    report = label_shards(
-        lambda images: predict_native(model, images, **limits),
-        shards[rank::size],
-        out,
-        workers=args.workers,
-        unit="1/metre" if model.config.calibration else "relative",
-        say=lambda line: tell(f"label: {line}"),
+    report = label_with(
+        runner, shards, out, unit=facts["unit"], say=lambda line: tell(f"label: {line}")
     )
     parts = [f"{report.shards} shards with {report.images} images written to {out}"]
     if report.kept:

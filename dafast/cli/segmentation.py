@@ -75,6 +75,7 @@ def evaluate_segmentation(args: argparse.Namespace) -> int:
     depth_only = {"--align": args.align, "--cache": args.cache, "--config": args.config}
     depth_only |= {"--protocol": args.protocol != "paper", "--fit": args.fit is not None}
     depth_only["--fov"] = args.fov is not None
+    depth_only["--cluster"] = args.cluster is not None  # torchrun shares the photos
     given = [name for name, value in depth_only.items() if value]
     if given:
         raise CommandError(f"{args.model} is a segmentation model: leave out {', '.join(given)}")

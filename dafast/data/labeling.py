@@ -18,9 +18,8 @@ from __future__ import annotations
 import contextlib
 import json
 import tarfile
-import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -28,14 +27,12 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from dafast.data.decode import DECODE_ERRORS, decode_image
+from dafast.data.jobs import InOrder, Outcome, Predict, Progress, Runner, ShardJob
 from dafast.data.png16 import encode_png16
-from dafast.data.remote import Fetcher, ShardError, exists, name_of, plain_name
+from dafast.data.remote import plain_name
 from dafast.data.shards import SampleError, ShardDataset
-from dafast.data.writing import add_sample, claim, read_failures, write_failures
+from dafast.data.writing import add_sample
 from dafast.files import explain_kind
-
-Predict = Callable[[Sequence[np.ndarray]], list[np.ndarray]]
-"""Images (H, W, 3) uint8 to disparity maps (h, w) float32, in any resolution."""
 
 CHUNK = 32
 """Number of images that are decoded, predicted and encoded together."""
@@ -69,7 +66,7 @@ def label_shards(
     unit: str = "relative",
     say: Callable[[str], None] = lambda line: None,
 ) -> LabelReport:
-    """Labels shards in order.
+    """Labels shards in order, in this process.
 
     Args:
         predict: The teacher.
@@ -82,82 +79,91 @@ def label_shards(
     Returns:
         The result. A shard that cannot be read is a failure and does not stop the others.
     """
-    report, began = LabelReport(), time.monotonic()
+    return label_with(InOrder(predict, workers), shards, out, unit=unit, say=say)
 
-    def missing(shard: Path) -> bool:
-        return not exists(out / plain_name(shard))
 
-    with ThreadPoolExecutor(workers) as pool, Fetcher(shards, missing) as fetcher:
-        for number, shard in enumerate(shards, 1):
-            target = out / plain_name(shard)
-            try:
-                with claim(target) as file:
-                    if file is not None:
-                        with fetcher.local(number - 1) as local:
-                            images, failures = _label_shard(predict, local, file, pool, unit)
-                        write_failures(target, failures)
-                if file is None:
-                    there = exists(target)
-                    report.kept, report.busy = report.kept + there, report.busy + (not there)
-            except ShardError as error:
-                report.failures.append((name_of(shard), str(error)))
-                continue
-            if file is not None:
-                report.shards, report.images = report.shards + 1, report.images + images
-                rate = report.images / max(time.monotonic() - began, 1e-9)
-                left = (len(shards) - number) * report.images / report.shards
-                say(
-                    f"{name_of(shard)}  {number}/{len(shards)} shards, {rate:.2f} images/s, "
-                    f"{left / max(rate, 1e-9) / 60:.1f} min left"
-                )
-            report.failures += read_failures(target)
+def label_with(
+    runner: Runner,
+    shards: Sequence[Path],
+    out: Path,
+    *,
+    unit: str = "relative",
+    say: Callable[[str], None] = lambda line: None,
+) -> LabelReport:
+    """Labels shards with a runner that has the teacher; the rest as `label_shards`."""
+    report, progress = LabelReport(), Progress(len(shards), say)
+    failures: dict[int, list[tuple[str, str]]] = {}
+    for number, outcome in runner.run(LabelJob(out, unit), shards):
+        progress.add(outcome)
+        failures[number] = outcome.failures
+        report.kept += outcome.state == "kept"
+        report.busy += outcome.state == "busy"
+    report.shards, report.images = progress.written, progress.images
+    report.failures = [each for number in sorted(failures) for each in failures[number]]
     return report
 
 
-def _label_shard(
-    predict: Predict, shard: Path, file: BinaryIO, pool: ThreadPoolExecutor, unit: str
-) -> tuple[int, list[tuple[str, str]]]:
-    """Writes one labeled shard; returns the number of images in it, and the failures."""
-    data = ShardDataset(shard, labels="none")
-    failures: list[tuple[str, str]] = []
-    done = 0
+@dataclass
+class LabelJob(ShardJob):
+    """Makes a labeled shard of each shard.
 
-    def read(first: int) -> list[tuple[int, bytes, Future]]:
-        entries = []
-        for index in range(first, min(first + CHUNK, len(data))):
-            raw = data.image_file(index)
-            entries.append((index, raw, pool.submit(decode_image, raw)))
-        return entries
+    Attributes:
+        out: Folder or URL of the labeled shards.
+        unit: Of the disparity.
+    """
 
-    with contextlib.closing(data), tarfile.open(fileobj=file, mode="w") as tar:
-        ahead = read(0)
-        for first in range(0, len(data), CHUNK):
-            chunk, ahead = ahead, read(first + CHUNK)  # decoded while this chunk is predicted
-            readable: list[tuple[int, bytes, np.ndarray]] = []
-            for index, raw, future in chunk:
-                try:
-                    readable.append((index, raw, future.result()))
-                except DECODE_ERRORS as error:
-                    failures.append((data.name(index), explain_kind(error)))
-            maps = predict([image for _, _, image in readable])
-            labels = pool.map(encode_label, maps)
-            for (index, raw, _), label in zip(readable, labels, strict=True):
-                try:
-                    meta = data.meta(index)
-                except SampleError as error:
-                    failures.append((data.name(index), str(error)))
-                    continue
-                if label is None:
-                    reason = "the teacher predicted NaN or infinity; try --dtype float32"
-                    failures.append((data.name(index), reason))
-                    continue
-                png, numbers = label
-                known = {k: v for k, v in meta.items() if not k.startswith("disparity_")}
-                members = {_suffix(raw): raw, "disparity.png": png}
-                members["json"] = json.dumps({**known, **numbers, "disparity_unit": unit}).encode()
-                add_sample(tar, data.key(index), members)
-                done += 1
-    return done, failures
+    out: Path
+    unit: str
+
+    def target(self, source: Path) -> Path:
+        """The labeled shard."""
+        return self.out / plain_name(source)
+
+    def write(self, source: Path, file: BinaryIO, predict: Predict, pool: Executor) -> Outcome:
+        """Writes one labeled shard; at most two chunks of images are in memory."""
+        data = ShardDataset(source, labels="none")
+        outcome = Outcome(source.name)
+
+        def read(first: int) -> list[tuple[int, bytes, Future]]:
+            entries = []
+            for index in range(first, min(first + CHUNK, len(data))):
+                raw = data.image_file(index)
+                entries.append((index, raw, pool.submit(decode_image, raw)))
+            return entries
+
+        with contextlib.closing(data), tarfile.open(fileobj=file, mode="w") as tar:
+            ahead = read(0)
+            for first in range(0, len(data), CHUNK):
+                chunk, ahead = ahead, read(first + CHUNK)  # decoded while this one is predicted
+                readable: list[tuple[int, bytes, np.ndarray]] = []
+                for index, raw, future in chunk:
+                    try:
+                        readable.append((index, raw, future.result()))
+                    except DECODE_ERRORS as error:
+                        outcome.failures.append((data.name(index), explain_kind(error)))
+                maps = predict([image for _, _, image in readable])
+                labels = pool.map(encode_label, maps)
+                for (index, raw, _), label in zip(readable, labels, strict=True):
+                    try:
+                        members = self._members(data, index, raw, label)
+                    except SampleError as error:
+                        outcome.failures.append((data.name(index), str(error)))
+                        continue
+                    add_sample(tar, data.key(index), members)
+                    outcome.images += 1
+        return outcome
+
+    def _members(
+        self, data: ShardDataset, index: int, raw: bytes, label: Label | None
+    ) -> dict[str, bytes]:
+        """The files of a labeled sample; a SampleError if it cannot have a label."""
+        meta = data.meta(index)
+        if label is None:
+            raise SampleError("the teacher predicted NaN or infinity; try --dtype float32")
+        png, numbers = label
+        known = {k: v for k, v in meta.items() if not k.startswith("disparity_")}
+        text = json.dumps({**known, **numbers, "disparity_unit": self.unit})
+        return {_suffix(raw): raw, "disparity.png": png, "json": text.encode()}
 
 
 def _suffix(image: bytes) -> str:
@@ -166,7 +172,11 @@ def _suffix(image: bytes) -> str:
     return "webp" if image[:4] == b"RIFF" and image[8:12] == b"WEBP" else "jpg"
 
 
-def encode_label(disparity: np.ndarray) -> tuple[bytes, dict[str, Any]] | None:
+Label = tuple[bytes, dict[str, Any]]
+"""A map as a PNG, and the meaning of its values."""
+
+
+def encode_label(disparity: np.ndarray) -> Label | None:
     """Encodes a map as a 16-bit PNG with the meaning of its values; None if it is not finite.
 
     The values read back are off by at most half a step: (max - min) / 65535 / 2.

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
 import tarfile
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
 
 from dafast._warnings import DataWarning, warn
 from dafast.data.decode import DECODE_ERRORS
+from dafast.data.jobs import Outcome, Predict, Progress, Runner, ShardJob, do_shard
 from dafast.data.remote import (
+    ShardError,
     exists,
     is_remote,
     list_folder,
@@ -23,7 +28,7 @@ from dafast.data.remote import (
     write_text,
 )
 from dafast.data.sources import Item, SourceError, name_coarse
-from dafast.data.writing import add_sample, claim, locked, read_failures, write_failures
+from dafast.data.writing import add_sample, locked, read_failures
 from dafast.files import explain, explain_kind
 
 MANIFEST = "manifest.json"
@@ -58,6 +63,27 @@ def pack(
             continues from them.
         DiskFullError: If there is no room for a shard; existing ones stay likewise.
     """
+    runner = Threads(workers)
+    return pack_with(
+        runner, items, out, description, shard_size=shard_size, workers=workers, say=say
+    )
+
+
+def pack_with(
+    runner: Runner,
+    items: Sequence[Item],
+    out: Path,
+    description: dict[str, Any],
+    *,
+    shard_size: int = 1000,
+    workers: int = 2,
+    say: Callable[[str], None] = lambda line: None,
+) -> tuple[int, list[tuple[str, str]]]:
+    """Writes shards with a runner; `workers` threads look at the files, the rest as `pack`.
+
+    Raises:
+        ShardError: If shards could not be written, after all others are.
+    """
     starts = range(0, len(items), shard_size)
     targets = [out / f"shard-{number:06d}.tar" for number in range(len(starts))]
     wanted = {
@@ -74,38 +100,124 @@ def pack(
     _begin(out, wanted)
     written: dict[str, dict[str, Any]] = {}  # their entries in the manifest
     coarse: list[tuple[str, float]] = []
-
-    def write(target: Path, first: int) -> None:
-        failures: list[tuple[str, str]] = []
-        with claim(target) as file:
-            if file is None:
-                return
-            with tarfile.open(fileobj=file, mode="w") as tar:
-                for index in range(first, min(first + shard_size, len(items))):
-                    item = items[index]
-                    try:
-                        members = item.load()
-                    except (SourceError, *DECODE_ERRORS) as error:
-                        failures.append((item.name, explain_kind(error)))
-                        continue
-                    add_sample(tar, f"{index:08d}", members)
-                    half_step = json.loads(members.get("json", b"{}")).get("half_step", 0.0)
-                    if half_step:
-                        coarse.append((item.name, half_step))
-            write_failures(target, failures)
-            written[target.name] = _describe(file)
-        say(f"{target.name}  of {len(targets)}")
-
-    with ThreadPoolExecutor(workers) as pool:
-        for _ in pool.map(write, targets, starts):
-            pass
+    lost: dict[int, str] = {}
+    progress = Progress(len(targets), say)
+    parts = _Parts(items, targets, shard_size)
+    for number, outcome in runner.run(PackJob(), parts):
+        progress.add(outcome)
+        if outcome.state == "written":
+            written[outcome.name], more = outcome.facts
+            coarse += more
+        elif outcome.state == "failed":
+            lost[number] = outcome.failures[0][1]
     shards = _end(out, wanted, written)
+    if lost:
+        raise ShardError(
+            f"{len(lost)} of {len(targets)} shards could not be written; the same command "
+            f"continues. The first: {lost[min(lost)]}"
+        )
     if len(shards) < len(targets):  # the process that ends last records them
         say(f"{len(targets) - len(shards)} shards are being written by another process")
     if coarse:
         warn(DataWarning, f"{out}: {name_coarse(coarse)}")
     failures = [failure for target in targets for failure in read_failures(target)]
     return sum(shard["samples"] for shard in shards.values()), failures
+
+
+class Part(NamedTuple):
+    """The items of one shard.
+
+    Attributes:
+        target: The shard.
+        first: Number of the first item in the whole.
+        items: The items.
+    """
+
+    target: Path
+    first: int
+    items: Sequence[Item]
+
+
+class _Parts(Sequence[Part]):
+    """The parts of a data set; their items are taken on access."""
+
+    def __init__(self, items: Sequence[Item], targets: Sequence[Path], shard_size: int) -> None:
+        self.items, self.targets, self.shard_size = items, targets, shard_size
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, number: Any) -> Any:
+        first = number * self.shard_size
+        last = min(first + self.shard_size, len(self.items))
+        chosen = [self.items[index] for index in range(first, last)]
+        return Part(self.targets[number], first, chosen)
+
+
+class PackJob(ShardJob):
+    """Makes a shard of each `Part`.
+
+    The facts of an outcome are the manifest's entry and (item, half a step) of coarse labels.
+    """
+
+    def name(self, source: Part) -> str:
+        """The shard's name."""
+        return source.target.name
+
+    def target(self, source: Part) -> Path:
+        """The shard."""
+        return source.target
+
+    def open(self, source: Part) -> contextlib.AbstractContextManager[Part]:
+        """The part itself; its items read their own files."""
+        return contextlib.nullcontext(source)
+
+    def write(self, source: Part, file: BinaryIO, predict: Predict, pool: Executor) -> Outcome:
+        """Writes one shard."""
+        outcome, coarse = Outcome(source.target.name), []
+        with tarfile.open(fileobj=file, mode="w") as tar:
+            for index, item in enumerate(source.items, source.first):
+                try:
+                    members = item.load()
+                except (SourceError, *DECODE_ERRORS) as error:
+                    outcome.failures.append((item.name, explain_kind(error)))
+                    continue
+                add_sample(tar, f"{index:08d}", members)
+                outcome.images += 1
+                half_step = json.loads(members.get("json", b"{}")).get("half_step", 0.0)
+                if half_step:
+                    coarse.append((item.name, half_step))
+        outcome.facts = _describe(file), coarse
+        return outcome
+
+
+class Threads:
+    """The runner of one process for jobs without a model: a thread for each of several parts.
+
+    Args:
+        workers: Number of threads.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+
+    def run(self, job: PackJob, parts: Sequence[Part]) -> Iterator[tuple[int, Outcome]]:
+        """Does all parts, as `Runner.run`.
+
+        Raises:
+            ShardError: If a shard cannot be written.
+        """
+
+        def do(number: int) -> Outcome:
+            part = parts[number]
+            return do_shard(job, part, _no_model, pool, job.open(part))
+
+        with ThreadPoolExecutor(self.workers) as pool:
+            yield from enumerate(pool.map(do, range(len(parts))))
+
+
+def _no_model(images: Sequence[np.ndarray]) -> list[np.ndarray]:
+    raise TypeError("this job has no model")
 
 
 def _names(items: Sequence[Item]) -> str:

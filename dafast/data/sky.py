@@ -14,9 +14,8 @@ from __future__ import annotations
 import contextlib
 import io
 import tarfile
-import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -27,11 +26,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dafast.data.decode import DECODE_ERRORS, decode_image
-from dafast.data.remote import Fetcher, ShardError, exists, name_of
+from dafast.data.jobs import InOrder, Outcome, Predict, Progress, Runner, ShardJob
 from dafast.data.shards import ShardDataset
 from dafast.data.tars import sky_path
 from dafast.data.transforms import resize_image
-from dafast.data.writing import add_sample, claim, read_failures, write_failures
+from dafast.data.writing import add_sample
 from dafast.files import explain, explain_kind
 from dafast.optional import why_no_module
 
@@ -165,7 +164,7 @@ class SkyFinder:
 
 
 def write_sky(
-    find: Callable[[Sequence[np.ndarray]], list[np.ndarray]],
+    find: Predict,
     shards: Sequence[Path],
     *,
     workers: int = 2,
@@ -182,61 +181,54 @@ def write_sky(
         workers: Threads that decode and encode.
         say: Takes a line after each shard.
     """
-    written = kept = pictures = with_sky = 0
-    failures: list[tuple[str, str]] = []
-    began = time.monotonic()
-
-    def missing(shard: Path) -> bool:
-        return not exists(sky_path(shard))
-
-    with ThreadPoolExecutor(workers) as pool, Fetcher(shards, missing) as fetcher:
-        for number, shard in enumerate(shards):
-            target = sky_path(shard)
-            try:
-                with claim(target) as file:
-                    if file is not None:
-                        with fetcher.local(number) as local:
-                            seen, found, bad = _write_shard(find, local, file, pool)
-                        write_failures(target, bad)
-                failures += read_failures(target)
-            except ShardError as error:
-                failures.append((name_of(shard), str(error)))
-                continue
-            if file is None:
-                kept += 1
-            else:
-                written, pictures, with_sky = written + 1, pictures + seen, with_sky + found
-                rate = pictures / max(time.monotonic() - began, 1e-9)
-                say(f"{name_of(shard)}  {number + 1}/{len(shards)} shards, {rate:.2f} images/s")
-    return SkyReport(written, kept, pictures, with_sky, failures)
+    return write_sky_with(InOrder(find, workers), shards, say=say)
 
 
-def _write_shard(
-    find: Callable[[Sequence[np.ndarray]], list[np.ndarray]],
-    shard: Path,
-    file: BinaryIO,
-    pool: ThreadPoolExecutor,
-) -> tuple[int, int, list[tuple[str, str]]]:
-    """One shard's masks; the pictures read, those with sky, and the failures."""
-    data = ShardDataset(shard, labels="none")
-    failures: list[tuple[str, str]] = []
-    seen = found = 0
-    with contextlib.closing(data), tarfile.open(fileobj=file, mode="w") as tar:
-        for first in range(0, len(data), _CHUNK):
-            indices = range(first, min(first + _CHUNK, len(data)))
-            futures = [pool.submit(decode_image, data.image_file(i)) for i in indices]
-            readable: list[tuple[int, np.ndarray]] = []
-            for index, future in zip(indices, futures, strict=True):
-                try:
-                    readable.append((index, future.result()))
-                except DECODE_ERRORS as error:
-                    failures.append((data.name(index), explain_kind(error)))
-            masks = find([image for _, image in readable])
-            kept = [(i, m) for (i, _), m in zip(readable, masks, strict=True) if m.any()]
-            for (index, _), png in zip(kept, pool.map(_encode, [m for _, m in kept]), strict=True):
-                add_sample(tar, data.key(index), {"png": png})
-            seen, found = seen + len(readable), found + len(kept)
-    return seen, found, failures
+def write_sky_with(
+    runner: Runner, shards: Sequence[Path], *, say: Callable[[str], None] = lambda line: None
+) -> SkyReport:
+    """Writes masks with a runner that has the network; the rest as `write_sky`."""
+    kept = with_sky = 0
+    progress = Progress(len(shards), say)
+    failures: dict[int, list[tuple[str, str]]] = {}
+    for number, outcome in runner.run(SkyJob(), shards):
+        progress.add(outcome)
+        failures[number] = outcome.failures
+        kept += outcome.state in ("kept", "busy")
+        with_sky += outcome.facts or 0
+    in_order = [each for number in sorted(failures) for each in failures[number]]
+    return SkyReport(progress.written, kept, progress.images, with_sky, in_order)
+
+
+class SkyJob(ShardJob):
+    """Makes the masks of each shard; an outcome's facts are the number of pictures with sky."""
+
+    def target(self, source: Path) -> Path:
+        """The file of the masks, next to the shard."""
+        return sky_path(source)
+
+    def write(self, source: Path, file: BinaryIO, predict: Predict, pool: Executor) -> Outcome:
+        """Writes the masks of one shard."""
+        data = ShardDataset(source, labels="none")
+        outcome = Outcome(source.name, facts=0)
+        with contextlib.closing(data), tarfile.open(fileobj=file, mode="w") as tar:
+            for first in range(0, len(data), _CHUNK):
+                indices = range(first, min(first + _CHUNK, len(data)))
+                futures = [pool.submit(decode_image, data.image_file(i)) for i in indices]
+                readable: list[tuple[int, np.ndarray]] = []
+                for index, future in zip(indices, futures, strict=True):
+                    try:
+                        readable.append((index, future.result()))
+                    except DECODE_ERRORS as error:
+                        outcome.failures.append((data.name(index), explain_kind(error)))
+                masks = predict([image for _, image in readable])
+                found = [(i, m) for (i, _), m in zip(readable, masks, strict=True) if m.any()]
+                encoded = pool.map(_encode, [mask for _, mask in found])
+                for (index, _), png in zip(found, encoded, strict=True):
+                    add_sample(tar, data.key(index), {"png": png})
+                outcome.images += len(readable)
+                outcome.facts += len(found)
+        return outcome
 
 
 def _encode(mask: np.ndarray) -> bytes:

@@ -7,24 +7,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from torch import Tensor
 
 from .._warnings import DataWarning, is_quiet, warn
 from ..files import explain
 from .builtin import aloe, builtin, motorcycle, synthetic
-from .cache import PredictionCache
 from .clips import score_clips
 from .metrics import METRICS
 from .protocols import Protocol, get_protocol
 from .readers import READERS
 from .readers.clips import Clips
 from .samples import EvaluationSample
-from .scoring import Result, camera_options, predict_disparity, score_sample, shared, together
+from .scoring import Predictor, Result, Scoring, score_sample, shared, together
 
 if TYPE_CHECKING:
     from ..models import DepthAnything
 
 BATCH_IMAGES, BATCH_PIXELS = 16, 8_000_000
 """Largest batch: number of samples, and number of their pixels."""
+
+Row = tuple[str, dict[str, dict[str, float]]]
+"""A sample's name, and its metrics by predictor."""
 
 DATA: dict[str, Callable[[], Sequence[EvaluationSample]]] = {
     "builtin": builtin,
@@ -126,27 +129,49 @@ def score(
     """
     from tqdm import tqdm
 
-    if alignment is None and model.config.is_metric:
-        alignment = "none"
-    preset = get_protocol(protocol, alignment)
-    options: dict[str, Any] = {"fit": fit or model.config.fit, **camera_options(model, preset, fov)}
-    if flip:
-        options["flip"] = True
-    store = PredictionCache(cache, model, options) if cache else None
+    scoring = Scoring.of(model.config, protocol, alignment, fit, flip, fov)
+    predict = Predictor(model, scoring.options, cache)
     rank, share = shared(samples)
-    rows: list[tuple[str, dict[str, dict[str, float]]]] = []
     # A bar on a terminal, nothing in a log.
     hidden = None if rank == 0 and not is_quiet() else True
     shown = tqdm(share, desc=data, unit="image", disable=hidden, leave=False)
-    for batch in _batches(shown, preset, data):
-        predictions = predict_disparity(model, [s.image for s, _ in batch], store, options)
+    return summarize(together(score_rows(predict, shown, data, scoring)), data, scoring)
+
+
+def score_rows(
+    predict: Callable[..., Sequence[Tensor]],
+    samples: Iterable[EvaluationSample],
+    data: str,
+    scoring: Scoring,
+) -> list[Row]:
+    """The metrics of each sample with a valid pixel.
+
+    Args:
+        predict: The model, as `Predictor` is called.
+        samples: Photos with truth.
+        data: Name for messages.
+        scoring: How to score.
+    """
+    rows: list[Row] = []
+    for batch in _batches(samples, scoring.protocol, data):
+        predictions = predict([s.image for s, _ in batch])
         for (sample, mask), prediction in zip(batch, predictions, strict=True):
             try:
-                scores = score_sample(model.config.name, prediction, sample, mask, preset)
+                scores = score_sample(scoring.predictor, prediction, sample, mask, scoring.protocol)
             except ValueError as error:
                 raise ValueError(f"{data}/{sample.name}: {explain(error)}") from error
             rows.append((sample.name, scores))
-    rows = together(rows)
+    return rows
+
+
+def summarize(
+    rows: list[Row], data: str, scoring: Scoring
+) -> tuple[list[Result], dict[str, dict[str, dict[str, float]]]]:
+    """Mean results and metrics per image, as `score` returns them, from all rows.
+
+    Raises:
+        ValueError: If there are no rows.
+    """
     if not rows:
         raise ValueError(f"{data}: no image with a valid pixel")
     if len({name for name, _ in rows}) < len(rows):  # a list may name a photo twice
@@ -158,7 +183,7 @@ def score(
     for predictor, scores in per_image.items():
         names = [m for m in (*METRICS, "boundary_f1") if all(m in s for s in scores.values())]
         means = {m: float(np.mean([s[m] for s in scores.values()])) for m in names}
-        results.append(Result(data, predictor, preset.name, len(scores), means))
+        results.append(Result(data, predictor, scoring.protocol.name, len(scores), means))
     return results, per_image
 
 
@@ -181,22 +206,35 @@ def evaluate(model: DepthAnything, data: Iterable[str], **options: Any) -> list[
         ValueError: If a name or an option is unknown.
     """
     get_protocol(options.get("protocol", "paper"), options.get("alignment"))
-    # Open all of them first: a wrong path shows at once, not after hours.
-    specs = list(data)
-    opened = [
-        (name, open_benchmark(spec)) for name, spec in zip(names_of(specs), specs, strict=True)
-    ]
     results = []
-    for name, samples in opened:
+    for name, samples in open_all(list(data)):
         if isinstance(samples, Clips):
             results += score_clips(model, samples, name, **options)
-            continue
-        means, per_image = score(model, samples, name, **options)
-        if 1 < means[0].count <= 4:
-            results += [
-                Result(f"{name}/{key}", predictor, means[0].protocol, 1, metrics)
-                for predictor, rows in per_image.items()
-                for key, metrics in rows.items()
-            ]
-        results += means
+        else:
+            results += with_each_photo(*score(model, samples, name, **options))
     return results
+
+
+def open_all(specs: Sequence[str]) -> list[tuple[str, Sequence[EvaluationSample]]]:
+    """Data sets with their names in results; a wrong path shows at once, not after hours.
+
+    Raises:
+        DataMissingError: If a data set is missing, or its folder has another layout.
+        ValueError: If a name is unknown.
+    """
+    return [(name, open_benchmark(spec)) for name, spec in zip(names_of(specs), specs, strict=True)]
+
+
+def with_each_photo(
+    means: list[Result], per_image: dict[str, dict[str, dict[str, float]]]
+) -> list[Result]:
+    """The mean results; before them those of each photo if there are two to four."""
+    first = means[0]
+    if not 1 < first.count <= 4:
+        return means
+    each = [
+        Result(f"{first.data}/{key}", predictor, first.protocol, 1, metrics)
+        for predictor, rows in per_image.items()
+        for key, metrics in rows.items()
+    ]
+    return each + means

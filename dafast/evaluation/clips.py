@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,12 +15,11 @@ from ..synthetic import Clip
 from ..video.flow import require_flow
 from ..video.stabilization import make_stabilizer
 from .alignment import align
-from .cache import PredictionCache
 from .metrics import METRICS, depth_errors
-from .protocols import Protocol, get_protocol
+from .protocols import Protocol
 from .readers.clips import MAX_DEPTH, Clips
 from .samples import EvaluationSample
-from .scoring import Result, camera_options, predict_disparity, shared, together
+from .scoring import Predictor, Result, Scoring, shared, together
 from .temporal import known_flow_flicker, temporal_alignment_error
 
 if TYPE_CHECKING:
@@ -28,8 +27,6 @@ if TYPE_CHECKING:
 
 TEMPORAL = ("tae", "flicker")
 """The metrics of videos, next to `METRICS`; both in percent."""
-
-_BATCH = 16
 
 
 def score_clips(
@@ -65,59 +62,49 @@ def score_clips(
     from tqdm import tqdm
 
     require_flow()
-    if alignment is None and model.config.is_metric:
-        alignment = "none"
-    preset = get_protocol(protocol, alignment)
-    options: dict[str, Any] = {"fit": fit or model.config.fit, **camera_options(model, preset, fov)}
-    if flip:
-        options["flip"] = True
-    store = PredictionCache(cache, model, options) if cache else None
+    scoring = Scoring.of(model.config, protocol, alignment, fit, flip, fov)
+    predict = Predictor(model, scoring.options, cache)
     rank, share = shared(range(len(clips.folders)))
     hidden = None if rank == 0 and not is_quiet() else True
-    rows: list[dict[str, dict[str, float]]] = []
-    for index in tqdm(share, desc=data, unit="clip", disable=hidden, leave=False):
-        clip = clips.clip(index)
-        maps = _predict_clip(model, clip, store, options)
-        rows.append(_score_clip(model, clip, maps, preset))
-    rows = together(rows)
-    frames = len(clips)
+    shown = tqdm(share, desc=data, unit="clip", disable=hidden, leave=False)
+    rows = [score_clip(predict, clips.clip(index), scoring) for index in shown]
+    return summarize_clips(together(rows), clips, data, scoring)
+
+
+def summarize_clips(
+    rows: Sequence[dict[str, dict[str, float]]], clips: Clips, data: str, scoring: Scoring
+) -> list[Result]:
+    """The mean results of clips, by predictor, from what `score_clip` gave for each."""
     return [
         Result(
             data,
             predictor,
-            preset.name,
-            frames,
+            scoring.protocol.name,
+            len(clips),
             {m: float(np.mean([row[predictor][m] for row in rows])) for m in rows[0][predictor]},
         )
         for predictor in rows[0]
     ]
 
 
-def _predict_clip(
-    model: DepthAnything, clip: Clip, store: PredictionCache | None, options: dict[str, Any]
-) -> Tensor:
-    """Disparity of a clip (N, H, W): as one video if the model has temporal modules."""
-    images = list(clip.frames)
-    if model.config.temporal_frames:
-        results = model.infer_video(images, keep_image=False, **options)
-        return torch.from_numpy(np.stack([result.to_disparity().values for result in results]))
-    batches = (images[start : start + _BATCH] for start in range(0, len(images), _BATCH))
-    return torch.stack(
-        [each for batch in batches for each in predict_disparity(model, batch, store, options)]
-    )
-
-
-def _score_clip(
-    model: DepthAnything, clip: Clip, disparity: Tensor, protocol: Protocol
+def score_clip(
+    predict: Callable[..., Sequence[Tensor]], clip: Clip, scoring: Scoring
 ) -> dict[str, dict[str, float]]:
-    """Metrics of a clip's disparity (N, H, W) for each way of stabilization, by predictor."""
+    """Metrics of one clip for each way of stabilization, by predictor.
+
+    Args:
+        predict: The model, as `Predictor` is called.
+        clip: The frames and their truth.
+        scoring: How to score.
+    """
+    disparity = torch.stack(list(predict(list(clip.frames), video=True)))
     scores = {}
     for mode in ("off", "range", "flow"):
-        if mode != "off" and model.config.is_metric:
+        if mode != "off" and scoring.is_metric:
             continue
-        name = model.config.name if mode == "off" else f"{model.config.name}, {mode}"
+        name = scoring.predictor if mode == "off" else f"{scoring.predictor}, {mode}"
         steady = stabilized(clip.frames, disparity, mode)
-        scores[name] = score_maps(clip, steady, protocol)
+        scores[name] = score_maps(clip, steady, scoring.protocol)
     return scores
 
 

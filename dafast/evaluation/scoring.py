@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -14,13 +15,15 @@ from torch import Tensor
 from .alignment import align, constant_baseline, plane_baseline
 from .cache import PredictionCache
 from .metrics import MIN_DEPTH, boundary_f1, depth_errors
-from .protocols import Protocol
+from .protocols import Protocol, get_protocol
 from .samples import EvaluationSample
 
 if TYPE_CHECKING:
+    from ..config import ModelConfig
     from ..models import DepthAnything
 
 _ANY_FOV = 60.0  # the alignment cancels it
+_BATCH = 16  # frames of a video at a time
 T = TypeVar("T")
 
 
@@ -118,20 +121,88 @@ def score_sample(
     return scores
 
 
-def camera_options(model: DepthAnything, protocol: Protocol, fov: float | None) -> dict[str, float]:
+def camera_options(config: ModelConfig, protocol: Protocol, fov: float | None) -> dict[str, float]:
     """The camera as an option of `infer_metric`, empty for a model that needs none."""
-    if model.config.focal_length is None:
+    if config.focal_length is None:
         if fov is not None:
-            raise ValueError(f"fov= (--fov): the output of {model.config.name!r} needs no camera")
+            raise ValueError(f"fov= (--fov): the output of {config.name!r} needs no camera")
         return {}
     if fov is None and protocol.alignment == "none":
         raise ValueError(
-            f"{model.config.name!r} predicts metres that depend on the camera, which the data "
+            f"{config.name!r} predicts metres that depend on the camera, which the data "
             "sets do not give: pass fov= (--fov) with the horizontal field of view of all "
             "photos in degrees, or an alignment that needs no camera, e.g. "
             "alignment='median' (--align median)"
         )
     return {"fov": _ANY_FOV if fov is None else fov}
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How a model is scored; without the model, which may be on another machine.
+
+    Attributes:
+        predictor: The model's name.
+        is_metric: Whether it predicts metres.
+        protocol: How predictions are aligned and clamped.
+        options: Options of `infer` or `infer_metric`.
+    """
+
+    predictor: str
+    is_metric: bool
+    protocol: Protocol
+    options: dict[str, Any]
+
+    @classmethod
+    def of(
+        cls,
+        config: ModelConfig,
+        protocol: str = "paper",
+        alignment: str | None = None,
+        fit: str | None = None,
+        flip: bool = False,
+        fov: float | None = None,
+    ) -> Scoring:
+        """The settings for a model; the arguments are those of `benchmarks.score`.
+
+        Raises:
+            ValueError: If the protocol is unknown, or the camera is needed and unknown.
+        """
+        if alignment is None and config.is_metric:
+            alignment = "none"
+        preset = get_protocol(protocol, alignment)
+        options = {"fit": fit or config.fit, **camera_options(config, preset, fov)}
+        if flip:
+            options["flip"] = True
+        return cls(config.name, config.is_metric, preset, options)
+
+
+class Predictor:
+    """Disparity of photos or of the frames of a video, as evaluations need it.
+
+    Args:
+        model: The model.
+        options: Of `infer`.
+        cache: Folder for predictions; existing ones are reused.
+    """
+
+    def __init__(self, model: DepthAnything, options: dict[str, Any], cache: Path | None) -> None:
+        self.model, self.options = model, options
+        self.store = PredictionCache(cache, model, options) if cache else None
+
+    def __call__(self, images: Sequence[np.ndarray], video: bool = False) -> list[Tensor]:
+        """One map (H, W) for each image; a video goes through temporal modules if there are any."""
+        if video and self.model.config.temporal_frames:
+            results = self.model.infer_video(list(images), keep_image=False, **self.options)
+            return [torch.from_numpy(result.to_disparity().values) for result in results]
+        step = _BATCH if video else max(1, len(images))
+        return [
+            each
+            for start in range(0, len(images), step)
+            for each in predict_disparity(
+                self.model, list(images[start : start + step]), self.store, self.options
+            )
+        ]
 
 
 def shared(samples: Iterable[T]) -> tuple[int, Iterable[T]]:

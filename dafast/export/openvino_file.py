@@ -32,7 +32,8 @@ def write_openvino(built: Any, facts: FileFacts, path: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "model.onnx"
         write_onnx(built, facts, source)
-        converted = openvino.convert_model(source)
+        # Not `convert_model`, which starts processes that report its use over the network.
+        converted = openvino.Core().read_model(source)
         for name, value in facts.to_strings().items():
             converted.set_rt_info(value, name)
         openvino.save_model(converted, path, compress_to_fp16=facts.dtype == "float16")

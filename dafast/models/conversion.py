@@ -332,8 +332,7 @@ def from_official(state: Mapping[str, Tensor], layout: Layout) -> dict[str, Tens
         if key in layout.optional - OPTIONAL_KEYS:
             continue
         names = layout.names(key)
-        parts = tensor.chunk(len(names)) if len(names) > 1 else (tensor,)
-        out.update(zip(names, parts, strict=True))
+        out.update(zip(names, tensor.chunk(len(names)), strict=True))
     return out
 
 

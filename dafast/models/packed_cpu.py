@@ -22,10 +22,13 @@ from ..layers import Block, LayerNorm
 from ..layers.temporal import FrameCache
 from ..ops import (
     add_layer_norm,
+    attention_int8,
     bias_gelu,
+    conv3x3_int8,
     decoder_tail,
     flash_attention_qkvpacked,
     linear_int8,
+    quantize_conv3x3,
     quantize_weight,
     resize_bilinear,
 )
@@ -92,8 +95,9 @@ class _Linear:
 class _LinearInt8:
     """`_Linear` in int8."""
 
-    def __init__(self, weight: Tensor, bias: Tensor, activation: str = "none") -> None:
-        self.weight, self.bias, self.activation = quantize_weight(weight), bias, activation
+    def __init__(self, weight: Tensor, bias: Tensor | None, activation: str = "none") -> None:
+        self.weight, self.activation = quantize_weight(weight), activation
+        self.bias = weight.new_zeros(len(weight)) if bias is None else bias
 
     def __call__(self, x: Tensor) -> Tensor:
         out = linear_int8(x, self.weight, self.bias)
@@ -107,46 +111,83 @@ class _Conv3x3:
         conv: With padding 1 and stride 1.
         side: Height and width to lay the weights out for; without a hint, the layout that oneDNN
             takes can be that of a slower kernel.
-        activation: Activation of the result.
+        relu_input: Whether negative inputs count as 0.
+        relu: Whether negative results become 0; not with maps to add.
     """
 
-    def __init__(self, conv: nn.Conv2d, side: int, activation: str = "none") -> None:
+    def __init__(
+        self, conv: nn.Conv2d, side: int, relu_input: bool = False, relu: bool = False
+    ) -> None:
         self.geometry = ([1, 1], list(conv.stride), [1, 1], 1)  # padding, stride, dilation, groups
         self.weight = torch.ops.mkldnn._reorder_convolution_weight(
             conv.weight.detach(), *self.geometry, [1, conv.in_channels, side, side]
         )
         self.bias = None if conv.bias is None else conv.bias.detach()
-        self.activation: tuple[str, list[Any], str] = (activation, [], "")
+        self.relu_input = relu_input
+        self.activation: tuple[str, list[Any], str] = ("relu" if relu else "none", [], "")
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return torch.ops.mkldnn._convolution_pointwise(
-            x, self.weight, self.bias, *self.geometry, *self.activation
-        )
-
-    def plus(self, x: Tensor, other: Tensor) -> Tensor:
-        """The convolution of x, added to ``other``."""
-        if x.shape[-2:] == (1, 1):  # PyTorch 2.11 does not fuse the sum of single pixels
-            return self(x) + other
+    def __call__(self, x: Tensor, add: Tensor | None = None, other: Tensor | None = None) -> Tensor:
+        """The convolution of x, plus ``add`` and ``other``."""
+        if self.relu_input:
+            x = F.relu(x)
+        # PyTorch 2.11 does not fuse the sum of single pixels.
+        if add is None or x.shape[-2:] == (1, 1):
+            out = torch.ops.mkldnn._convolution_pointwise(
+                x, self.weight, self.bias, *self.geometry, *self.activation
+            )
+            return sum((more for more in (add, other) if more is not None), start=out)
         return torch.ops.mkldnn._convolution_pointwise.binary(
-            x, other, self.weight, self.bias, *self.geometry, "add", None, None, [], None
-        )
+            x, add if other is None else add + other, self.weight, self.bias, *self.geometry,
+            "add", None, None, [], None,
+        )  # fmt: skip
 
 
-def _conv1x1(conv: nn.Conv2d, rows: int) -> _Linear:
+class _Conv3x3Int8:
+    """`_Conv3x3` in int8, with any stride."""
+
+    def __init__(self, conv: nn.Conv2d, relu_input: bool = False, relu: bool = False) -> None:
+        self.weight = quantize_conv3x3(conv.weight.detach())
+        bias = conv.weight.new_zeros(conv.out_channels) if conv.bias is None else conv.bias
+        self.bias = bias.detach().float()
+        self.stride, self.relu_input, self.relu = conv.stride[0], relu_input, relu
+
+    def __call__(self, x: Tensor, add: Tensor | None = None, other: Tensor | None = None) -> Tensor:
+        return conv3x3_int8(
+            x, self.weight, self.bias, add=add, other=other, stride=self.stride,
+            relu_input=self.relu_input, relu=self.relu,
+        )  # fmt: skip
+
+
+def _conv3x3(
+    conv: nn.Conv2d, side: int, int8: bool, relu_input: bool = False, relu: bool = False
+) -> _Conv3x3 | _Conv3x3Int8:
+    if int8 and conv.in_channels % 4 == 0:
+        return _Conv3x3Int8(conv, relu_input, relu)
+    return _Conv3x3(conv, side, relu_input, relu)
+
+
+def _linear(
+    weight: Tensor, bias: Tensor | None, rows: int, int8: bool, activation: str = "none"
+) -> _Linear | _LinearInt8:
+    if int8:
+        return _LinearInt8(weight, bias, activation)
+    return _Linear(weight, bias, rows, activation)
+
+
+def _conv1x1(conv: nn.Conv2d, rows: int, int8: bool) -> _Linear | _LinearInt8:
     bias = None if conv.bias is None else conv.bias.detach()
-    return _Linear(conv.weight.detach().flatten(1), bias, rows)
+    return _linear(conv.weight.detach().flatten(1), bias, rows, int8)
 
 
 class _Enlarge:
     """A transposed convolution whose stride is its kernel: a product, and a rearrangement."""
 
-    def __init__(self, conv: nn.ConvTranspose2d, rows: int) -> None:
+    def __init__(self, conv: nn.ConvTranspose2d, rows: int, int8: bool) -> None:
         self.side = conv.kernel_size[0]
         weight = conv.weight.detach()  # (I, O, k, k)
         assert conv.bias is not None
-        self.product = _Linear(
-            weight.permute(2, 3, 1, 0).flatten(0, 2), conv.bias.detach().repeat(self.side**2), rows
-        )
+        bias = conv.bias.detach().repeat(self.side**2)
+        self.product = _linear(weight.permute(2, 3, 1, 0).flatten(0, 2), bias, rows, int8)
 
     def __call__(self, x: Tensor) -> Tensor:
         """(B, h, w, I) to (B, O, k h, k w), channels last."""
@@ -158,23 +199,22 @@ class _Enlarge:
 class _Residual:
     """A `ResidualConvUnit`."""
 
-    def __init__(self, unit: ResidualConvUnit, side: int) -> None:
-        self.conv1 = _Conv3x3(unit.conv1, side, "relu")
-        self.conv2 = _Conv3x3(unit.conv2, side)
+    def __init__(self, unit: ResidualConvUnit, side: int, int8: bool) -> None:
+        self.conv1 = _conv3x3(unit.conv1, side, int8, relu_input=True, relu=True)
+        self.conv2 = _conv3x3(unit.conv2, side, int8)
 
     def __call__(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         """The unit's output, plus ``other``."""
-        hidden = self.conv1(F.relu(x))
-        return self.conv2.plus(hidden, x if other is None else x + other)
+        return self.conv2(self.conv1(x), x, other)
 
 
 class _Fusion:
     """A `FeatureFusionBlock`."""
 
-    def __init__(self, block: FeatureFusionBlock, side: int) -> None:
-        self.unit1 = _Residual(block.resConfUnit1, side)
-        self.unit2 = _Residual(block.resConfUnit2, side)
-        self.out_conv = _conv1x1(block.out_conv, side**2)
+    def __init__(self, block: FeatureFusionBlock, side: int, int8: bool) -> None:
+        self.unit1 = _Residual(block.resConfUnit1, side, int8)
+        self.unit2 = _Residual(block.resConfUnit2, side, int8)
+        self.out_conv = _conv1x1(block.out_conv, side**2, int8)
 
     def __call__(self, x: Tensor, size: tuple[int, int], skip: Tensor | None = None) -> Tensor:
         if skip is not None:
@@ -188,12 +228,10 @@ class _Block:
 
     def __init__(self, block: Block, rows: int, int8: bool) -> None:
         def packed(linear: nn.Linear, activation: str = "none") -> _Linear | _LinearInt8:
-            weight, bias = linear.weight.detach(), linear.bias.detach()
-            if int8:
-                return _LinearInt8(weight, bias, activation)
-            return _Linear(weight, bias, rows, activation)
+            return _linear(linear.weight.detach(), linear.bias.detach(), rows, int8, activation)
 
         self.num_heads = block.attn.num_heads
+        self.attend = attention_int8 if int8 else flash_attention_qkvpacked
         self.qkv, self.proj = packed(block.attn.qkv), packed(block.attn.proj)
         self.fc1, self.fc2 = packed(block.mlp.fc1, "gelu"), packed(block.mlp.fc2)
         self.ls1, self.ls2 = block.ls1.gamma.detach(), block.ls2.gamma.detach()
@@ -203,7 +241,7 @@ class _Block:
     def __call__(self, x: Tensor, normed: Tensor, next_norm: _Norm) -> tuple[Tensor, Tensor]:
         """The stream and its first norm, to the stream behind the block and its next norm."""
         qkv = self.qkv(normed).unflatten(-1, (3, self.num_heads, -1))
-        branch = self.proj(flash_attention_qkvpacked(qkv).flatten(-2))
+        branch = self.proj(self.attend(qkv).flatten(-2))
         x, normed = self.norm2.add(x, branch, self.ls1)
         return next_norm.add(x, self.fc2(self.fc1(normed)), self.ls2)
 
@@ -233,7 +271,7 @@ class OptimizedForward:
 
     Args:
         model: A model for which `why_not_packed` returns "".
-        int8: Whether the encoder's linear layers multiply in int8.
+        int8: Whether linear layers, attention and the decoder's convolutions multiply in int8.
         inputs: Calibration images for int8, see `dafast.models.calibration`.
     """
 
@@ -263,24 +301,26 @@ class OptimizedForward:
         self.positions: OrderedDict[tuple[int, int], tuple[Tensor, Tensor]] = OrderedDict()
         self._positions_lock = threading.Lock()
 
-        self.projects = [_conv1x1(project, rows) for project in _children(head.projects)]
+        self.projects = [_conv1x1(project, rows, int8) for project in _children(head.projects)]
         enlarge4, enlarge2, _, shrink = _children(head.resize_layers)
-        self.enlarge = [_Enlarge(enlarge4, rows), _Enlarge(enlarge2, rows)]
+        self.enlarge = [_Enlarge(enlarge4, rows, int8), _Enlarge(enlarge2, rows, int8)]
         # Not packed: oneDNN multiplies small maps (under some 100 pixels of output) in another
         # layout than large ones, and to rearrange packed bfloat16 weights takes it 75 ms (ViT-S).
-        self.shrink = functools.partial(
+        self.shrink: Any = functools.partial(
             F.conv2d,
             weight=shrink.weight.detach().contiguous(memory_format=torch.channels_last),
             bias=shrink.bias.detach(),
             stride=2,
             padding=1,
         )
+        if int8 and shrink.in_channels % 4 == 0:
+            self.shrink = _Conv3x3Int8(shrink)
         scratch = head.scratch
         sides = (4 * grid, 2 * grid, grid, (grid + 1) // 2)
         parts = list(enumerate(sides, 1))
-        self.layers = [_Conv3x3(getattr(scratch, f"layer{i}_rn"), side) for i, side in parts]
-        self.refine = [_Fusion(getattr(scratch, f"refinenet{i}"), side) for i, side in parts]
-        self.output_conv1 = _Conv3x3(scratch.output_conv1, 2 * sides[0])
+        self.layers = [_conv3x3(getattr(scratch, f"layer{i}_rn"), side, int8) for i, side in parts]
+        self.refine = [_Fusion(getattr(scratch, f"refinenet{i}"), side, int8) for i, side in parts]
+        self.output_conv1 = _conv3x3(scratch.output_conv1, 2 * sides[0], int8)
         outputs = [scratch.output_conv2]
         outputs += [scratch.sky_output_conv2] if model.config.sky_head else []
         self.tails = [_tail(*_children(output)) for output in outputs]

@@ -12,8 +12,10 @@ from ._dispatch import (
 from .add_layer_norm import add_layer_norm, add_layer_norm_reference
 from .add_layer_norm_fp8 import add_layer_norm_fp8, add_layer_norm_fp8_reference
 from .affine_invariant_loss import affine_invariant_loss, affine_invariant_loss_reference
+from .attention_int8 import attention_int8, attention_int8_reference
 from .bias_gelu import bias_gelu, bias_gelu_reference
 from .bias_relu_add import bias_relu_add, bias_relu_add_reference
+from .conv3x3_int8 import conv3x3_int8, conv3x3_int8_reference, quantize_conv3x3
 from .conv_transpose import conv_transpose, conv_transpose_reference
 from .decoder_tail import decoder_tail, decoder_tail_reference
 from .feature_alignment_loss import feature_alignment_loss, feature_alignment_loss_reference
@@ -49,11 +51,15 @@ __all__ = [
     "add_layer_norm_reference",
     "affine_invariant_loss",
     "affine_invariant_loss_reference",
+    "attention_int8",
+    "attention_int8_reference",
     "available_backends",
     "bias_gelu",
     "bias_gelu_reference",
     "bias_relu_add",
     "bias_relu_add_reference",
+    "conv3x3_int8",
+    "conv3x3_int8_reference",
     "conv_transpose",
     "conv_transpose_reference",
     "decoder_tail",
@@ -82,6 +88,7 @@ __all__ = [
     "postprocess_reference",
     "preprocess",
     "preprocess_reference",
+    "quantize_conv3x3",
     "quantize_fp8",
     "quantize_fp8_reference",
     "quantize_weight",

@@ -14,8 +14,8 @@ from ._kernel_op import KernelOp
 _PANEL = 32
 """Output channels of a panel of packed weights; `csrc/cpu/linear_int8_kernels.h` has the layout."""
 
-_MOST_DEPTH = 2**17
-"""Most inputs of a layer: the sum of products of up to 127 times 127 fits in an int32."""
+_MOST_DEPTH = 2**16
+"""Most inputs of a layer: the sum of products of up to 255 times 127 fits in an int32."""
 
 
 class Int8Weight(NamedTuple):
@@ -58,17 +58,30 @@ def quantize_weight(weight: Tensor) -> Int8Weight:
     return Int8Weight(values, scale, packed, sums)
 
 
+def round_to_bytes(x: Tensor, dims: int | tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Rounds to 256 steps between the smallest and the largest value along ``dims`` (and 0).
+
+    Returns:
+        Integers, less that of 0, and the size of a step, float32; the step is NaN if a value or
+        the range is not finite.
+    """
+    exact = x.float()
+    low = exact.amin(dims, keepdim=True).clamp_max(0)
+    size = exact.amax(dims, keepdim=True).clamp_min(0) - low
+    # Not `255 / size`, which multiplies by a rounded reciprocal: ties would round otherwise than in
+    # the kernel. Values so small that the quotient is infinite count as zeros.
+    inverse = torch.full_like(size, 255) / size
+    inverse = torch.where(size > 0, inverse, 0).clamp_max(torch.finfo(torch.float32).max)
+    zero = (-low * inverse).round()
+    values = ((exact * inverse).round() + zero).clamp_max(255) - zero
+    return values, torch.where(size.isfinite(), size / 255, torch.nan)
+
+
 def linear_int8_reference(x: Tensor, weight: Int8Weight, bias: Tensor) -> Tensor:
     """Specification of `linear_int8`: integers in float64, which holds them exactly."""
-    exact = x.float()
-    most = exact.abs().amax(-1, keepdim=True)
-    # Not `127 / most`, which multiplies by a rounded reciprocal: ties would round otherwise than in
-    # the kernel. A token so small that the quotient is infinite counts as zeros.
-    steps = torch.full_like(most, 127) / most
-    steps = torch.where(most > 0, steps, 0).clamp_max(torch.finfo(torch.float32).max)
-    values = (exact * steps).round().double()
-    sums = (values @ weight.values.double().mT).float()
-    return (sums * (most / 127 * weight.scale) + bias.float()).to(x.dtype)
+    values, step = round_to_bytes(x, -1)
+    sums = (values.double() @ weight.values.double().mT).float()
+    return (sums * (step * weight.scale) + bias.float()).to(x.dtype)
 
 
 def _cpp_forward(x: Tensor, *weight: Tensor) -> Tensor:
@@ -124,8 +137,8 @@ _linear_int8 = Op(
 def linear_int8(x: Tensor, weight: Int8Weight, bias: Tensor) -> Tensor:
     """A linear layer whose products are int8; for inference.
 
-    Every token is scaled to a largest value of 127 and rounded (dynamic quantisation), multiplied
-    in integers, and scaled back.
+    Every token is rounded to 256 steps between its smallest and largest value, one of which is 0
+    (dynamic quantisation), multiplied in integers, and scaled back.
 
     Args:
         x: (..., K), float32 or bfloat16 (other floating-point types run on the reference).

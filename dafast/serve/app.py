@@ -15,6 +15,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 
 from .._version import __version__
+from ..camera import LEAST_FOV
 from ..models import zoo
 from ..optional import why_no_module
 from ..palettes import check_palette
@@ -23,6 +24,7 @@ from .encoding import FORMATS, suffix_of
 from .jobs import Answer, Job, PredictOptions, refuse
 from .metrics import Metrics
 from .page import add_page, describe_interface
+from .parameters import add_explanations, check_names
 from .pool import Pool
 from .settings import ServerSettings
 from .video_jobs import VideoJobs
@@ -131,7 +133,7 @@ class Server:
             await asyncio.to_thread(self.videos.close)
             await asyncio.to_thread(self.pool.close)
 
-    def check_token(self, authorization: Annotated[str, Header()] = "") -> None:
+    async def check_token(self, authorization: Annotated[str, Header()] = "") -> None:
         """Refuses a request without the token."""
         token = self.settings.token
         kind, _, given = authorization.partition(" ")
@@ -234,10 +236,12 @@ def create_app(settings: ServerSettings) -> FastAPI:
         version=__version__,
         description="Depth from photos. `docs/serve.md` of dafast describes the formats.",
         lifespan=server.lifespan,
+        dependencies=[Depends(check_names)],
         docs_url=None,  # its page loads scripts from another host
         redoc_url=None,
     )
     app.state.server = server
+    add_explanations(app)
     _add_depth(app, server)
     _add_status(app, server)
     if settings.videos and not why_no_module("av"):
@@ -289,7 +293,11 @@ def _add_depth(app: FastAPI, server: Server) -> None:
         fit: Annotated[Fit | None, Query(description="How a photo is scaled to it")] = None,
         fov: Annotated[
             float | None,
-            Query(gt=0, lt=180, description="Horizontal field of view of the camera in degrees"),
+            Query(
+                ge=LEAST_FOV,
+                lt=180,
+                description="Horizontal field of view in degrees",
+            ),
         ] = None,
         palette: Annotated[str, Query(description="Colours of `color`")] = "Spectral_r",
     ) -> Response:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import base64
 import json
 import math
-import tempfile
 from pathlib import Path
 
+from ..files import files_in_memory
 from ..formats import png
 from ..result import DepthResult, shade_strips
 
@@ -52,15 +52,15 @@ def encode(result: DepthResult, name: str, palette: str = "Spectral_r") -> bytes
     """
     if name == "json":
         return _as_json(result)
-    with tempfile.TemporaryDirectory(prefix="dafast-") as folder:
-        path = Path(folder) / f"depth{suffix_of(name)}"
+    path = Path(f"depth{suffix_of(name)}")
+    with files_in_memory() as files:
         if name in ("color", "gray"):
             shades = shade_strips(result, palette if name == "color" else None)
             shape = (*result.values.shape, 3) if name == "color" else result.values.shape
             png.write_pixels(path, shape, shades, result.facts())
         else:
             result.save(path)
-        return path.read_bytes()
+    return files[path]
 
 
 def _as_json(result: DepthResult) -> bytes:

@@ -7,8 +7,8 @@ that crashes workers does not take others with it.
 
 from __future__ import annotations
 
+import atexit
 import logging
-import multiprocessing
 import time
 from collections import deque
 from collections.abc import Callable
@@ -19,6 +19,7 @@ from threading import Condition, Thread
 from typing import Any
 
 from .jobs import Answer, Job, refuse
+from .processes import start_process
 from .settings import ServerSettings
 from .worker import run_worker
 
@@ -145,13 +146,9 @@ class Worker:
         return self._process.pid
 
     def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._connection, theirs = context.Pipe()
-        self._process = context.Process(
-            target=run_worker, args=(theirs, self._settings), daemon=True, name="dafast-worker"
+        self._process, self._channel = start_process(
+            run_worker, self._settings, name="dafast-worker"
         )
-        self._process.start()
-        theirs.close()
 
     def _feed(self) -> None:
         """Sends a batch whenever the worker is idle."""
@@ -164,7 +161,7 @@ class Worker:
             with self._changed:
                 self._changed.wait_for(lambda: self._idle or self._closed)  # it may have died
                 self._idle, self._busy_since = False, time.monotonic()
-                connection = self._connection
+                channel = self._channel
                 message = []
                 for item in batch:
                     item.attempts += 1
@@ -174,13 +171,13 @@ class Worker:
             self._on_batch(len(batch))
             # A dead worker: `_read` sees it and returns the batch to the queue.
             with suppress(OSError, ValueError):
-                connection.send(message)
+                channel.send(message)
 
     def _read(self) -> None:
         """Passes answers on; starts another process when one ends."""
         while True:
             try:
-                message = self._connection.recv()
+                message = self._channel.recv()
             except Exception:  # EOFError, OSError, or a message that was cut off
                 if not self._restart():
                     return
@@ -200,7 +197,7 @@ class Worker:
 
     def _restart(self) -> bool:
         """Replaces the process; False after `close`."""
-        self._connection.close()
+        self._channel.close()
         self._process.kill()
         self._process.join()
         with self._changed:
@@ -217,9 +214,13 @@ class Worker:
         for item in lost:
             item.answer(refuse(500, f"{ATTEMPTS} workers ended while computing this picture"))
         self._queue.put_back([item for item in items if item not in lost])
-        if self._failures:
-            time.sleep(min(2.0**self._failures, 30.0))
-        self._start()
+        with self._changed:
+            if self._failures:
+                pause = min(2.0**self._failures, 30.0)
+                self._changed.wait_for(lambda: self._closed, pause)
+            if self._closed:
+                return False
+            self._start()
         return True
 
     def _watch(self) -> None:
@@ -237,7 +238,7 @@ class Worker:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-        self._process.kill()
+            self._process.kill()
         self._process.join()
 
 
@@ -253,6 +254,7 @@ class Pool:
         self.settings = settings
         self.queue = Queue(settings)
         self.workers = [Worker(settings, self.queue, on_batch) for _ in range(settings.workers)]
+        atexit.register(self.close)  # of a server that is not shut down in order
 
     @property
     def ready(self) -> bool:
@@ -282,6 +284,7 @@ class Pool:
 
     def close(self) -> None:
         """Ends the workers."""
+        atexit.unregister(self.close)
         self.queue.close()
         for worker in self.workers:
             worker.close()

@@ -5,19 +5,19 @@ The process is a new one for each video. A damaged video that crashes it fails i
 
 from __future__ import annotations
 
-import multiprocessing
+import atexit
 import secrets
 import shutil
-import signal
 import tempfile
 import time
 from collections import deque
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 from threading import Condition, Thread
 from typing import Any
 
+from .channel import Channel
+from .processes import start_process
 from .settings import ServerSettings
 
 KEPT = 3600.0
@@ -93,6 +93,7 @@ class VideoJobs:
         self._current: VideoJob | None = None
         self._thread = Thread(target=self._run, daemon=True)
         self._thread.start()
+        atexit.register(self.close)  # of a server that is not shut down in order
 
     @property
     def is_full(self) -> bool:
@@ -137,12 +138,8 @@ class VideoJobs:
                     return
                 job = self._current = self._waiting.popleft()
                 job.status = "running"
-                context = multiprocessing.get_context("spawn")
-                ours, theirs = context.Pipe(False)
-                arguments = (theirs, self.settings, job.source, job.out, job.options)
-                self._process = context.Process(target=convert, args=arguments, daemon=True)
-                self._process.start()
-                theirs.close()
+                arguments = (self.settings, job.source, job.out, job.options)
+                self._process, ours = start_process(convert, *arguments, name="dafast-video")
             status, problem = self._follow(ours, job)
             self._process.join()
             with self._changed:
@@ -151,11 +148,11 @@ class VideoJobs:
             if job.id not in self.jobs:  # it was removed meanwhile
                 shutil.rmtree(job.folder, ignore_errors=True)
 
-    def _follow(self, connection: Connection, job: VideoJob) -> tuple[str, str]:
+    def _follow(self, channel: Channel, job: VideoJob) -> tuple[str, str]:
         """Notes the progress of a job; returns how it ended."""
         try:
             while True:
-                message = connection.recv()
+                message = channel.recv()
                 if isinstance(message[0], str):
                     return message
                 job.frames, job.total = message
@@ -164,6 +161,7 @@ class VideoJobs:
 
     def close(self) -> None:
         """Ends the running job and removes all files."""
+        atexit.unregister(self.close)
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -174,22 +172,21 @@ class VideoJobs:
 
 
 def convert(
-    connection: Connection,
+    channel: Channel,
     settings: ServerSettings,
     source: Path,
     out: Path,
     options: VideoOptions,
 ) -> None:
     """Converts a video; sends ``(frames, total)`` meanwhile, and at the end how it ended."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        connection.send(_convert(connection, settings, source, out, options))
+        channel.send(_convert(channel, settings, source, out, options))
     except Exception as error:
-        connection.send(("failed", str(error).replace(str(source), "the video")))
+        channel.send(("failed", str(error).replace(str(source), "the video")))
 
 
 def _convert(
-    connection: Connection,
+    channel: Channel,
     settings: ServerSettings,
     source: Path,
     out: Path,
@@ -228,9 +225,9 @@ def _convert(
         )
         for done in conversion.run():
             if done % _EVERY == 0:
-                connection.send((done, info.count))
+                channel.send((done, info.count))
         conversion.finish(complete=True)
-        connection.send((conversion.done, info.count))
+        channel.send((conversion.done, info.count))
         return "done", "; ".join(conversion.problems)
     finally:
         reader.close()

@@ -1,6 +1,6 @@
 """The process that holds the models and computes batches of jobs.
 
-A worker reads messages ``[(number, job), ...]`` from its connection. It sends ``(number, answer)``
+A worker reads messages ``[(number, job), ...]`` from its channel. It sends ``(number, answer)``
 for each job as soon as it is encoded, and ``None`` when it can take the next batch; if the model
 cannot be loaded, a text that says why, and it ends. Pictures are decoded here, too: a decoder that
 crashes on a damaged file costs a worker, which is replaced.
@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import io
 import os
-import signal
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from multiprocessing.connection import Connection
 from threading import BoundedSemaphore, Lock
 from typing import Any
 
+from .channel import Channel
 from .jobs import Answer, Job, PredictOptions, refuse
 from .settings import ServerSettings
 
@@ -25,9 +24,8 @@ _PENDING = 16
 """Results that may wait to be encoded, before the next batch is computed."""
 
 
-def run_worker(connection: Connection, settings: ServerSettings) -> None:
-    """Answers jobs until the connection closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group of processes
+def run_worker(channel: Channel, settings: ServerSettings) -> None:
+    """Answers jobs until the channel closes."""
     os.environ["DAFAST_MAX_PIXELS"] = str(settings.max_pixels)
     import torch
 
@@ -37,14 +35,14 @@ def run_worker(connection: Connection, settings: ServerSettings) -> None:
     try:
         models.load(settings.models[0])
     except Exception as error:
-        connection.send(str(error) or type(error).__name__)
+        channel.send(str(error) or type(error).__name__)
         return
     lock, free = Lock(), BoundedSemaphore(_PENDING)
 
     def send(message: Any) -> None:
         # If the server has gone, the next `recv` ends the worker.
         with lock, suppress(OSError):
-            connection.send(message)
+            channel.send(message)
 
     def finish(number: int, result: Any, job: Job) -> None:
         try:
@@ -59,7 +57,7 @@ def run_worker(connection: Connection, settings: ServerSettings) -> None:
         send(None)
         while True:
             try:
-                batch = connection.recv()
+                batch = channel.recv()
             except (EOFError, OSError):
                 return
             for number, job, result in models.predict(batch):

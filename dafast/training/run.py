@@ -16,7 +16,7 @@ from torch import nn
 
 from dafast.data.remote import write_text
 from dafast.data.shards import ShardError
-from dafast.devices import resolve_dtype
+from dafast.devices import keep_freed_memory, resolve_dtype
 from dafast.distributed import World
 from dafast.training.config import ConfigError, TrainConfig
 from dafast.training.config_files import to_json
@@ -86,6 +86,8 @@ class Run:
         self.world, self.out = world, Path(config.out)
         if config.threads:
             torch.set_num_threads(config.threads)
+        if world.device.type == "cpu":
+            keep_freed_memory()  # a step takes the same memory as the one before
         random.seed(config.seed)
         torch.manual_seed(config.seed)
         if config.batch_size % (world.size * config.accumulate):

@@ -33,6 +33,7 @@ def moved(work: Work, kind: str) -> float:
     return sum(op.bytes for op in work.ops if op.kind == kind) / work.images
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("images", [1, 3])
 def test_counts_of_a_forward(images: int, rng: np.random.Generator) -> None:
     """Products and attention by hand; nothing depends on the batch but the number of calls."""
@@ -89,6 +90,7 @@ def test_seconds_by_hand() -> None:
     assert (parts["product"], parts["glue"], parts["host"]) == pytest.approx((2, 5, 2.5))
 
 
+@pytest.mark.slow
 def test_the_ends_are_in_order() -> None:
     slow, fast = H100
     for field in dataclasses.fields(Rates):

@@ -11,6 +11,7 @@ from bench.gpu import run_tables
 from bench.gpu.run_tables import Run
 
 
+@pytest.mark.slow
 def test_the_page_is_made_from_the_records() -> None:
     page = gpu_report.PAGE.read_text(encoding="utf-8")
     assert gpu_report.fill(page, gpu_report.blocks()) == page, (
@@ -110,6 +111,7 @@ def test_verdicts() -> None:
     assert verdicts(without) == [("", "not measured")] * 11
 
 
+@pytest.mark.slow
 def test_estimates_come_from_counts() -> None:
     found = run_tables.estimated()
     assert found["triton"].startswith("≥ 3.8") and found["cuda"].startswith("≥ 1.7")

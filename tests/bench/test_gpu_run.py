@@ -135,13 +135,13 @@ def test_a_section_that_crashes_or_hangs_loses_nothing(tmp_path: Path, monkeypat
             return time.monotonic() + 3600 * (file.exists() and "child" in file.read_text())
 
     monkeypatch.setattr(gpu_run, "time", Clock)
-    sections = [Section("crashes", "", 60), Section("hangs", "", 60), Section("works", "", 60)]
+    sections = [Section(name, "", 300) for name in ("crashes", "hangs", "works")]
     command = functools.partial(fake, tmp_path)
     build = Build(None, tmp_path / "build.log")
     gpu_run.run_all(sections, command, tmp_path, 9000, build, Interrupt())
     found = statuses(tmp_path)
     assert found["crashes"].startswith("failed with exit status -6")
-    assert found["hangs"] == "ended at its limit of 60 s" and found["works"] == "done"
+    assert found["hangs"] == "ended at its limit of 300 s" and found["works"] == "done"
     values = [(r["section"], r["value"]) for r in read(tmp_path)["records"]]
     assert values == [("crashes", 1), ("hangs", 1), ("hangs", 2), ("works", 1), ("works", 3)]
     assert gone(next(r["child"] for r in read(tmp_path)["records"] if "child" in r))
@@ -222,6 +222,7 @@ def test_listed_tests_exist() -> None:
     assert sum(s.limit for s in SECOND) <= 200 and sum(s.limit for s in FIRST) < 560
 
 
+@pytest.mark.slow
 def test_meter_on_the_cpu() -> None:
     meter = Meter(stub=True)
     found = meter.time(lambda: time.sleep(0.002))

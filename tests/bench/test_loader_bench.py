@@ -78,6 +78,7 @@ def test_ratio_is_ours_to_theirs(tmp_path: Path, seed: int) -> None:
     assert (second["images_per_second"], second["ratio"]) == (15, 3)
 
 
+@pytest.mark.slow
 def test_makes_its_own(tmp_path: Path, seed: int) -> None:
     loader.make_shards(tmp_path, 3, (84, 112), seed % 1000)
     data = ShardDataset(tmp_path)

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import sys
 
 import numpy as np
 import pytest
@@ -60,11 +61,12 @@ def test_peer_that_is_missing_says_so(tmp_path, monkeypatch):
         pytest.skip("needs fork")
     fork = multiprocessing.get_context("fork")  # a new Python needs seconds for its imports
     monkeypatch.setattr(multiprocessing, "get_context", lambda method: fork)
+    monkeypatch.setitem(sys.modules, "openvino", None)
     missing = peers.PEERS.index(next(p for p in peers.PEERS if p.name == "OpenVINO"))
     image = tmp_path / "image.npy"
     np.save(image, np.zeros((1, 3, 28, 28), np.float32))
     worker = peers.Worker(peers.PEERS[missing], tmp_path / "nothing", image, 1)
-    with pytest.raises(RuntimeError):
+    with pytest.raises(RuntimeError, match=r"ModuleNotFoundError.*openvino"):
         worker.output()
     worker.close()
 
@@ -76,6 +78,7 @@ def test_pairs_run_in_turn():
     assert len(ours) == len(theirs) == 3
 
 
+@pytest.mark.slow
 def test_accuracy_of_one_photo_and_of_none(rng, monkeypatch):
     photo = rng.integers(0, 256, (42, 56, 3), np.uint8)
     depth = rng.uniform(1, 5, (42, 56)).astype(np.float32)

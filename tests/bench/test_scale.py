@@ -13,6 +13,7 @@ from bench.gpu import run_tables
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "scale.md"
 
 
+@pytest.mark.slow
 def test_the_page_is_what_is_printed(capsys) -> None:
     text = scale.main([])
     assert capsys.readouterr().out == text

@@ -20,8 +20,8 @@ def run(model_folder, tmp_path, capsys):
 
     def call(*arguments, out=None, model=model_folder) -> tuple[int, str]:
         out = tmp_path / "out" if out is None else out
-        command = ["run", *map(str, arguments), "--out", str(out), "--model", model]
-        code = main([*command, "--dtype", "float32", "--device", "cpu"])
+        command = ["run", "--dtype", "float32", "--device", "cpu", *map(str, arguments)]
+        code = main([*command, "--out", str(out), "--model", model])
         captured = capsys.readouterr()
         return code, captured.out + captured.err
 

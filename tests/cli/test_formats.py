@@ -124,6 +124,7 @@ def test_a_calibrated_model_writes_metres(sky, run, tmp_path, rng):
     np.testing.assert_allclose(pixels / 500, metres, rtol=0, atol=1.01e-3)
 
 
+@pytest.mark.slow
 def test_arrays_without_a_picture_have_a_file_of_facts(run, tmp_path, rng):
     source = photo(tmp_path / "in" / "a.png", rng)
     out = tmp_path / "out"
@@ -269,6 +270,7 @@ def test_cameras(run, tmp_path, rng, orientation):
     assert code == 1 and "different camera" in text
 
 
+@pytest.mark.slow
 def test_intrinsics_from_text_and_files(run, tmp_path, rng):
     source = photo(tmp_path / "a.png", rng)
     np.save(tmp_path / "k.npy", [[50.0, 0, 26], [0, 52, 18], [0, 0, 1]])
@@ -432,6 +434,7 @@ def kinds_of_photos(folder: Path, rng: np.random.Generator) -> None:
     Image.fromarray(pixels[..., 0]).convert("P").save(folder / "palette.png")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["relative", "metric"])
 def test_ten_photos_in_every_format(kind, run, tmp_path, rng, model_folder, metric_folder):
     model = metric_folder if kind == "metric" else model_folder

@@ -224,6 +224,7 @@ def test_results_below_the_photos_are_no_photos(run, tmp_path, rng):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="makes links and a pipe")
 def test_what_a_folder_cannot_give_is_named(run, tmp_path, rng, monkeypatch):
     folder = tmp_path / "in"

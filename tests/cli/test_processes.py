@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 
+import dafast
+import dafast.cli.models
 import dafast.cli.run
+from dafast.cli import main
+from dafast.cli._log import logger
 from dafast.cli.photos import find_photos
 from dafast.distributed import World
 from dafast.formats.facts import read_facts
@@ -40,6 +46,50 @@ def test_only_the_main_process_fails_and_sums_up(run, tmp_path, monkeypatch):
             assert ("written to" in text) == (rank == 0)
 
 
+class Pipe(io.RawIOBase):
+    """Keeps each write by itself, as a pipe that other processes write to in between."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.writes: list[str] = []
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data) -> int:
+        self.writes.append(bytes(data).decode())
+        return len(data)
+
+
+@pytest.mark.parametrize("unbuffered", [False, True])
+def test_each_line_is_one_write(unbuffered, tmp_path, rng, model_folder, monkeypatch):
+    """Otherwise the lines of two processes of torchrun merge. Streams as Python makes them."""
+    pipes = [Pipe(), Pipe()]
+    for name, pipe in zip(("stdout", "stderr"), pipes, strict=True):
+        inner = pipe if unbuffered else io.BufferedWriter(pipe)
+        stream = io.TextIOWrapper(inner, line_buffering=False, write_through=unbuffered)
+        monkeypatch.setattr(sys, name, stream)
+    photo(tmp_path / "in" / "a.png", rng, (20, 30))
+    (tmp_path / "in" / "broken.png").write_bytes(b"x")
+    out = ["--out", str(tmp_path / "out"), "--formats", "png16", "--device", "cpu"]
+    assert main(["run", str(tmp_path / "in"), *out, "--model", model_folder]) == 1
+
+    def command(args):
+        print("two", "words")
+        print("two words", file=sys.stderr)
+        logger.warning("of the library")
+        warnings.warn("a warning", dafast.DafastWarning, stacklevel=1)
+        raise ValueError("several\nlines")
+
+    monkeypatch.setattr(dafast.cli.models, "list_models", command)
+    assert main(["models"]) == 1
+    for pipe in pipes:
+        assert pipe.writes and all(text.endswith("\n") for text in pipe.writes), pipe.writes
+    assert "two words\n" in pipes[0].writes
+    wanted = "two words", "of the library", "a warning", "dafast: error: several\nlines"
+    assert pipes[1].writes[-4:] == [f"{text}\n" for text in wanted]
+
+
 @pytest.mark.slow
 def test_processes_share_the_photos(tmp_path, rng, model_folder):
     """Two processes as torchrun starts them: no file is written twice, one summary."""
@@ -56,7 +106,12 @@ def test_processes_share_the_photos(tmp_path, rng, model_folder):
         capture_output=True,
         text=True,
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        env={
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "OMP_NUM_THREADS": "1",
+            "PYTHONUNBUFFERED": "1",  # where `print` writes a line in two parts
+        },
     )
     lines = done.stdout.splitlines()
     assert done.returncode == 1, done.stderr

@@ -29,6 +29,7 @@ def test_the_parsers_know_all_layouts_and_paths():
     assert tuple(LAYOUTS) == stereo_command.LAYOUTS and parallax_command.PATHS == PATHS
 
 
+@pytest.mark.slow
 def test_layouts_have_names_that_players_know(call, rng, tmp_path):
     photo(tmp_path / "a.png", rng)
     names = set()

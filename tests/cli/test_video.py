@@ -128,6 +128,7 @@ def test_limited_range_stays_limited(call, clip, tmp_path):
     assert low >= 14 and high <= 237
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, dict(kind="metric", max_depth=10.0)])
 def test_raw_and_frames_hold_the_exact_values(call, clip, tmp_path, changes):
     folder = save_model(tmp_path / "model", tiny(**changes))
@@ -182,6 +183,7 @@ def interrupt(monkeypatch):
     return at
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_a_playable_file_and_resume_gives_the_same(
     call, clip, tmp_path, monkeypatch, interrupt
 ):
@@ -205,6 +207,7 @@ def test_ctrl_c_leaves_a_playable_file_and_resume_gives_the_same(
     assert code == 0 and "already complete" in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lookahead", [0, 5])
 def test_a_temporal_model_goes_on_at_its_last_window(
     call, tmp_path, monkeypatch, interrupt, lookahead
@@ -245,6 +248,7 @@ def test_every_start_and_end_cut_the_sound_too(call, clip, tmp_path):
     assert all(0 <= time <= 0.3 for time, _ in copied)
 
 
+@pytest.mark.slow
 def test_one_frame_and_other_sources(call, tmp_path, clip, monkeypatch):
     one = write_clip(tmp_path / "one.mp4", moving(1))
     assert call(one, "--out", tmp_path / "a.mp4")[0] == 0

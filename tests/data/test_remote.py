@@ -370,6 +370,7 @@ def test_failures_are_kept_in_the_store(bucket: str, tmp_path: Path, seed: int) 
     assert [p.name for p in remote.list_folder(place_of(bucket))] == ["00000.tar"]
 
 
+@pytest.mark.slow
 def test_the_commands(bucket: str, server: Server, tmp_path: Path, seed: int, capsys, monkeypatch):
     """pack to a store, label from there to there, check it, as the documentation has them."""
     monkeypatch.chdir(tmp_path)

@@ -159,6 +159,7 @@ def test_lists(kind: str, tmp_path: Path, rng: np.random.Generator) -> None:
     assert np.array_equal(copy[1].classes, data[1].classes)
 
 
+@pytest.mark.slow
 def test_synthetic_shards(tmp_path: Path, seed: int) -> None:
     pytest.importorskip("embreex", reason="embreex is not installed (extra dafast[synth])")
     pytest.importorskip("skimage", reason="scikit-image is not installed (extra dafast[synth])")

@@ -241,6 +241,7 @@ def test_an_interrupted_shard_is_done_again(tmp_path: Path, rng: np.random.Gener
     assert write_sky(finder, shards).written == 1
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path: Path, rng: np.random.Generator, capsys) -> None:
     """With a SegFormer of random weights, loaded from a folder as from the hub."""
     transformers = pytest.importorskip("transformers")

@@ -64,6 +64,7 @@ def test_failures_are_kept_beside_the_shard(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_what_is_finished(
     tmp_path: Path, rng: np.random.Generator, capsys: pytest.CaptureFixture
 ) -> None:
@@ -120,6 +121,7 @@ def test_a_full_disk_names_the_point_cloud(tmp_path: Path, rng: np.random.Genera
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_full_disk_names_the_synthetic_shard(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

@@ -73,6 +73,7 @@ def test_the_default_fits_what_is_unknown(load, rng):
     assert metric.config.calibration == pytest.approx((1.5, 0.0), rel=0.02)
 
 
+@pytest.mark.slow
 def test_predictions_honour_it(load, rng):
     photo = rng.integers(0, 256, (40, 60, 3), np.uint8)
     for changes, _, (scale, shift) in MODELS:
@@ -93,6 +94,7 @@ def test_a_second_calibration_replaces_the_first(load, rng):
     assert calibrate(model, samples).scale == pytest.approx(first.scale)
 
 
+@pytest.mark.slow
 def test_the_command_stores_it_and_eval_reads_it(tmp_path, rng, capsys):
     source = save_model(tmp_path / "model", TINY)
     model = DepthAnything.from_pretrained(source, device="cpu", dtype="float32")
@@ -150,6 +152,7 @@ def test_a_model_that_needs_the_camera(tmp_path, rng, capsys):
     assert stored == pytest.approx([1.7, 0], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_fitted_is_refused(load, rng):
     model = load(kind="metric", output="exp", focal_length=300.0)
     with pytest.raises(ValueError, match="only its scale"):

@@ -42,6 +42,7 @@ def random_maps(rng: np.random.Generator, classes: int) -> tuple[Tensor, Tensor]
     return predicted, truth
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classes", [2, 3, 19, 150])
 def test_scores_are_those_of_torchmetrics(classes: int, rng: np.random.Generator) -> None:
     metrics = pytest.importorskip("torchmetrics.classification")

@@ -27,8 +27,7 @@ from tests.tolerances import TOLERANCES
 
 TOLERANCE = TOLERANCES[torch.float32].model
 
-QUICK = ("v1", "bins-normed", "linear")
-SOME = [head if head in QUICK else pytest.param(head, marks=pytest.mark.slow) for head in HEADS]
+SOME = [head if head == "v1" else pytest.param(head, marks=pytest.mark.slow) for head in HEADS]
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +117,7 @@ def test_options_of_the_runtime(exported, seed):
         loaded.segment(photo)
 
 
+@pytest.mark.slow
 def test_a_file_whose_position_embeddings_hold_for_one_size_is_refused(tmp_path, monkeypatch):
     """The usual fault of exports: the interpolation's scale is that of the traced size."""
 
@@ -137,7 +137,8 @@ def test_a_file_whose_position_embeddings_hold_for_one_size_is_refused(tmp_path,
     assert earlier.read_bytes() == b"an earlier file"
 
 
-@pytest.mark.parametrize("fit", [pytest.param("pad", marks=pytest.mark.slow), "official"])
+@pytest.mark.slow
+@pytest.mark.parametrize("fit", ["pad", "official"])
 def test_with_preprocess_the_file_takes_photos(fit, tmp_path, seed):
     torch.manual_seed(6)
     model, path = build("v2-metric" if fit == "official" else "v1"), tmp_path / "photo.onnx"
@@ -156,6 +157,7 @@ def test_with_preprocess_the_file_takes_photos(fit, tmp_path, seed):
         loaded.predict(photo, size=70)
 
 
+@pytest.mark.slow
 def test_fixed_shapes_and_half_precision(tmp_path, seed):
     torch.manual_seed(4)
     model, path = build("v1"), tmp_path / "fixed.onnx"

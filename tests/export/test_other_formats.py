@@ -1,5 +1,7 @@
 """OpenVINO, torch.export and AOTInductor: exact, with their facts, in a fresh process."""
 
+import json
+import os
 import subprocess
 import sys
 
@@ -34,8 +36,6 @@ print(json.dumps({name: facts[name] for name in facts if name.startswith("dafast
 
 def in_a_fresh_process(path, kind, images, tmp_path):
     """The outputs and the facts of a program that a process without dafast runs."""
-    import json
-
     np.save(tmp_path / "in.npy", images)
     command = [sys.executable, "-c", RUN, path, tmp_path / "in.npy", kind, tmp_path / "out.npz"]
     done = subprocess.run(
@@ -48,12 +48,21 @@ def in_a_fresh_process(path, kind, images, tmp_path):
 
 
 def _no_checkout():
-    import os
-
     return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
 
-def check_in_a_fresh_process(kind, tmp_path, seed):
+def exact(outputs, model, images):
+    with torch.no_grad():
+        true = model.decoder_outputs(torch.from_numpy(images)).numpy()
+    return all(
+        np.abs(out - true[:, i]).max() <= 1e-4 * np.abs(true[:, i]).max()
+        for i, out in enumerate(outputs)
+    )
+
+
+@pytest.mark.exhaustive  # the compiler of AOTInductor takes a minute
+@pytest.mark.parametrize("kind", ["torch", "aoti"])
+def test_a_program_runs_in_a_fresh_process(kind, tmp_path, seed):
     torch.manual_seed(8)
     model, path = build("da3-metric"), tmp_path / "model.pt2"
     checks = export(model, path, kind)
@@ -61,20 +70,24 @@ def check_in_a_fresh_process(kind, tmp_path, seed):
     images = np.random.default_rng(seed).standard_normal((2, 3, 56, 98), dtype=np.float32)
     outputs, facts = in_a_fresh_process(path, kind, images, tmp_path)
     assert facts.weights == digest_model(model)
-    with torch.no_grad():
-        true = model.decoder_outputs(torch.from_numpy(images)).numpy()
-    for i, out in enumerate(outputs):
-        assert np.abs(out - true[:, i]).max() <= 1e-4 * np.abs(true[:, i]).max()
+    assert exact(outputs, model, images)
 
 
 @pytest.mark.slow
-def test_a_torch_program_runs_in_a_fresh_process(tmp_path, seed):
-    check_in_a_fresh_process("torch", tmp_path, seed)
-
-
-@pytest.mark.exhaustive  # a minute for the compiler
-def test_an_aoti_package_runs_in_a_fresh_process(tmp_path, seed):
-    check_in_a_fresh_process("aoti", tmp_path, seed)
+def test_a_torch_program_needs_no_dafast(tmp_path, seed):
+    torch.manual_seed(8)
+    model, path = build("da3-metric"), tmp_path / "model.pt2"
+    checks = export(model, path, "torch")
+    assert len({check.shape[2:] for check in checks}) == 5
+    extra = {"dafast.json": ""}
+    program = torch.export.load(path, extra_files=extra)
+    facts = FileFacts.from_strings(json.loads(extra["dafast.json"]))
+    assert facts.weights == digest_model(model)
+    assert not any("dafast" in str(node.target) for node in program.graph.nodes)
+    images = np.random.default_rng(seed).standard_normal((2, 3, 56, 98), dtype=np.float32)
+    with torch.no_grad():
+        outputs = program.module()(torch.from_numpy(images))
+    assert exact([out.numpy() for out in outputs], model, images)
 
 
 @pytest.mark.slow

@@ -33,6 +33,7 @@ def _gradients(outputs, leaves):
     return torch.autograd.grad(sum(o.float().square().mean() for o in outputs), leaves)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_alone_and_with_the_next_norm(backend, seed):
     block, norm, x = _block(seed)
@@ -87,6 +88,7 @@ def test_the_mlp_is_rounded_no_worse_than_by_a_linear_layer(backend, seed):
     assert (rounded - exact).abs().max() > 4 * error, "the case shows no difference"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_compiles(backend, seed):
     block, norm, x = _block(seed)

@@ -36,6 +36,7 @@ def assert_follows(model: nn.Module, served: list, x: torch.Tensor, fast: bool =
     assert_close(got, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "batch", "height", "width"),
     [
@@ -110,6 +111,7 @@ def test_wrong_inputs_fail_as_before(make_transformers):
         assert errors[0] == errors[1]
 
 
+@pytest.mark.slow
 def test_changed_weights_are_seen(make_transformers, served):
     model = dafast.accelerate(make_transformers("metric"))
     x = torch.randn(1, 3, 28, 42)
@@ -216,6 +218,7 @@ def test_other_contexts(make_transformers, served):
     assert served == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change", ["lora", "activation", "eps", "max_depth", "removed", "taps", "embedding"]
 )
@@ -254,6 +257,7 @@ def test_compiled_and_exported(make_transformers, served):
     assert served == []
 
 
+@pytest.mark.slow
 def test_a_model_made_in_inference_mode(make_transformers, served):
     with torch.inference_mode():
         model = dafast.accelerate(make_transformers())
@@ -266,6 +270,7 @@ def test_a_model_made_in_inference_mode(make_transformers, served):
         assert_follows(model, served, x)
 
 
+@pytest.mark.slow
 def test_threads(make_transformers):
     model = dafast.accelerate(make_transformers())
     x = torch.randn(1, 3, 28, 28)
@@ -281,6 +286,7 @@ def test_threads(make_transformers):
             assert_close(depth, expected)
 
 
+@pytest.mark.slow
 def test_nothing_keeps_a_model_alive(make_transformers):
     model = dafast.accelerate(make_transformers())
     with torch.no_grad():
@@ -295,6 +301,7 @@ def test_nothing_keeps_a_model_alive(make_transformers):
         gc.enable()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["deepcopy", "pickle", "torch.save"])
 def test_copies(make_transformers, served, way):
     model = dafast.accelerate(make_transformers())
@@ -402,6 +409,7 @@ def test_a_reason_is_logged_once(make_transformers, caplog):
     assert "gradients are enabled: use torch.no_grad()" in messages[0]
 
 
+@pytest.mark.slow
 def test_what_cannot_be_accelerated(make_transformers, transformers, monkeypatch):
     with pytest.raises(TypeError, match="not DepthAnything"):
         dafast.accelerate(DepthAnything(tiny()))

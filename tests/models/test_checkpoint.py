@@ -295,6 +295,7 @@ def test_load_encoder_of_a_depth_anything(model, layout, tmp_path):
         assert torch.equal(head[key], value), key
 
 
+@pytest.mark.slow
 def test_load_encoder_from_transformers(transformers, tmp_path, seed, randomise):
     """The real Dinov2Model, saved by itself, gives the same features."""
     config = transformers.Dinov2Config(

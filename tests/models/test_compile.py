@@ -5,16 +5,13 @@ import io
 
 import pytest
 import torch
-from functorch.compile import make_boxed_func
-from torch._dynamo.backends.common import aot_autograd
-from torch._dynamo.testing import CompileCounterWithBackend
-from torch.export import Dim
 
 from dafast import DepthAnything
 from dafast.config import get_preset
 from dafast.models.dpt import DPTHead
 from dafast.models.segmentation_network import DPTSegmentationHead
 from dafast.models.zoedepth import MetricBinsHead
+from dafast.ops.resize_bilinear import interpolate
 
 TINY = {
     "embed_dim": 16,
@@ -69,33 +66,54 @@ def check(got, expected):
     assert sum(wanted.abs().max() > 0 for wanted in expected.values()) > len(expected) // 2
 
 
-def check_compiled(kind, **options):
+def check_compiled(make, taps=4, **options):
     """In float64: the gradient of a bias is a sum that cancels, which float32 rounds coarsely."""
-    decoder = DECODERS[kind]().double()
-    taps = [torch.randn(1, 5 * 4, TINY["embed_dim"], dtype=torch.float64) for _ in range(4)]
+    decoder = make().double()
+    taps = [torch.randn(1, 5 * 4, TINY["embed_dim"], dtype=torch.float64) for _ in range(taps)]
     expected = gradients(lambda x: decoder(x, 5, 4), decoder, taps)
     torch._dynamo.reset()
     compiled = torch.compile(decoder, fullgraph=True, **options)
     check(gradients(lambda x: compiled(x, 5, 4), decoder, taps), expected)
 
 
-@pytest.mark.slow  # a minute and more of C++ compiler for each decoder, so one
+class Resized(torch.nn.Module):
+    """The smallest part of a decoder: a convolution on each side of an interpolation."""
+
+    def __init__(self):
+        super().__init__()
+        self.before, self.after = (torch.nn.Conv2d(4, 4, 1) for _ in range(2))
+
+    def forward(self, taps, rows, columns):
+        x = taps[0].transpose(1, 2).unflatten(2, (rows, columns))[:, :4]
+        x = interpolate(self.before(x), (2 * rows + 3, 3 * columns), align_corners=True)
+        return self.after(x)
+
+
+@pytest.mark.slow  # compiles C++
+def test_inductor_compiles_an_interpolation(seed):
+    check_compiled(Resized, taps=1)
+
+
+@pytest.mark.exhaustive  # two minutes of C++ compiler
 def test_inductor_gives_every_gradient(seed):
     """PyTorch 2.13's own bilinear backward gives 0 there for everything before it."""
-    check_compiled("relu")
+    check_compiled(DECODERS["relu"])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", DECODERS)
 def test_inductor_sees_no_bilinear_backward(kind, seed):
     """Which it would decompose; the graphs are those that it gets."""
+    from functorch.compile import make_boxed_func
+    from torch._dynamo.backends.common import aot_autograd
+
     graphs = []
 
     def keep(graph, inputs):
         graphs.append({str(node.target) for node in graph.graph.nodes})
         return make_boxed_func(graph.forward)
 
-    check_compiled(kind, backend=aot_autograd(fw_compiler=keep, bw_compiler=keep))
+    check_compiled(DECODERS[kind], backend=aot_autograd(fw_compiler=keep, bw_compiler=keep))
     forward, backward = graphs
     assert not any("upsample" in name for name in forward | backward)
     assert any("dafast" in name and "backward" in name for name in backward)
@@ -103,6 +121,8 @@ def test_inductor_sees_no_bilinear_backward(kind, seed):
 
 @pytest.mark.slow  # five traces of the whole network
 def test_nine_sizes_are_few_graphs(seed):
+    from torch._dynamo.testing import CompileCounterWithBackend
+
     # In float64, for a value that rounding takes past a kink has another gradient.
     model = DepthAnything(tiny("relu")).double().train()
     torch._dynamo.reset()
@@ -142,6 +162,8 @@ def check_sizes(program, model, sizes=(*SMALL, TRAINED)):
 
 @pytest.mark.slow
 def test_an_export_holds_for_every_batch_and_size(seed):
+    from torch.export import Dim
+
     model = random_model()
     sides = [14 * Dim(name, min=2, max=100) for name in ("rows", "columns")]
     with torch.no_grad():
@@ -153,6 +175,7 @@ def test_an_export_holds_for_every_batch_and_size(seed):
         check_sizes(program.module(), model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["official", "transformers"])
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 def test_a_trace_holds_for_every_batch_and_size(rule, seed):
@@ -163,6 +186,7 @@ def test_a_trace_holds_for_every_batch_and_size(rule, seed):
         check_sizes(traced, model)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize("kind", ["relu", "sigmoid"])
 def test_an_onnx_file_holds_for_every_batch_and_size(kind, seed):

@@ -168,6 +168,7 @@ def test_folders_count_in_a_path(tmp_path, notices):
     assert "blocks (2, 5, 8, 11)" in notices.text
 
 
+@pytest.mark.slow
 def test_unnamed_weights_are_what_the_caller_expects(tmp_path, notices):
     torch.save(random_state("vits"), tmp_path / "best.pth")
     os.link(tmp_path / "best.pth", tmp_path / "depth_anything_v2_vits.pth")
@@ -230,6 +231,7 @@ def config_of_80_metres(form: str) -> dict:
     return {"encoder": "vits", "features": 64, "out_channels": [48, 96, 192, 384], "max_depth": 80}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["dafast", "transformers", "official"])
 def test_config_json_next_to_a_file_of_any_name(form, tmp_path, notices):
     torch.save(random_state("vits"), tmp_path / "best.pth")
@@ -247,6 +249,7 @@ def test_config_json_next_to_a_file_of_any_name(form, tmp_path, notices):
     assert inner.config == PRESETS["v2-metric-vkitti-vits"]
 
 
+@pytest.mark.slow
 def test_config_json_of_something_else(tmp_path, notices):
     torch.save(random_state("vits"), tmp_path / "depth_anything_v2_vits.pth")
     path = tmp_path / "config.json"

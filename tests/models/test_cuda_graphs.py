@@ -110,6 +110,7 @@ def test_the_key_is_all_that_a_graph_depends_on(model, made):
         torch.set_float32_matmul_precision(before)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_the_graph_of_the_oldest_use_makes_room(model, made):
     sizes = [images(1, 14, 14 * (1 + i)) for i in range(MAX_GRAPHS + 1)]
@@ -303,6 +304,7 @@ def test_inference_mode_and_no_grad_share_a_graph(mode, model, made):
     assert made[0].captures == 1 and made[0].replays == 2
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_threads_take_turns(model, made):
     inputs = [images(1 + i % 2, 28, 28) for i in range(24)]

@@ -141,6 +141,7 @@ def test_fills_each_image_by_itself(seed):
     torch.testing.assert_close(fill_sky(depth, sky)[2], official_fill(depth[2], sky[2]))
 
 
+@pytest.mark.slow
 def test_published_shapes():
     """Counted in the authors' code: parameters and tensors of both published files."""
     for name in ("da3mono-vitl", "da3metric-vitl"):

@@ -104,6 +104,7 @@ def test_changed_weights_are_quantised_again(model):
     assert torch.equal(after, copy.deepcopy(model).optimize(fp8="emulate")(x))
 
 
+@pytest.mark.slow
 def test_copies_start_without_and_nothing_keeps_a_model(seed):
     model = make()
     model.optimize(fp8="emulate")
@@ -155,6 +156,7 @@ def made(monkeypatch):
     return made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [CONFIG, tiny(bin_centers=tiny().bin_centers)])
 @torch.no_grad()
 def test_graphs_of_the_quantised_forward(config, made, seed):
@@ -188,6 +190,7 @@ def resizes_positions(machine):
     return ["aten::upsample_bicubic2d" in each for each in names]
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_replay_takes_the_position_embeddings_of_its_size(made, seed):
     model = make()

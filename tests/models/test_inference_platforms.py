@@ -48,15 +48,16 @@ class _NoFloat64(TorchDispatchMode):
         return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "fit", "padding", "dtype"),
     [
         ("relative", "pad", "replicate", torch.float32),
-        pytest.param("relative", "official", "replicate", torch.float16, marks=pytest.mark.slow),
-        pytest.param("sigmoid", "official", "replicate", torch.float32, marks=pytest.mark.slow),
+        ("relative", "official", "replicate", torch.float16),
+        ("sigmoid", "official", "replicate", torch.float32),
         ("softplus", "pad", "reflect", torch.float16),
-        pytest.param("normed", "pad", "constant", torch.float32, marks=pytest.mark.slow),
-        pytest.param("relative", "upper_bound", "replicate", torch.float32, marks=pytest.mark.slow),
+        ("normed", "pad", "constant", torch.float32),
+        ("relative", "upper_bound", "replicate", torch.float32),
     ],
 )
 def test_no_float64_on_the_device(kind, fit, padding, dtype, seed, monkeypatch):

@@ -53,6 +53,7 @@ def _gradients(model, run):
     return maps, {name: p.grad for name, p in model.named_parameters()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_equals_one_by_one_with_gradients(model, backend, seed):
     images = _images(seed)

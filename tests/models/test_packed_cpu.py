@@ -72,6 +72,7 @@ def test_same_function(config, size, batch, dtype, seed):
     assert error <= 2 * (plain - exact).abs().max() / scale + TOLERANCES[dtype].op
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["nano", "vits"])
 def test_presets(preset, seed):
     model = make(get_preset(preset))
@@ -106,6 +107,7 @@ def test_a_default_device_does_not_matter(optimize, seed):
             close(model(x), wanted, torch.float32)
 
 
+@pytest.mark.slow
 def test_twice_is_once_and_changed_weights_are_packed_again(seed):
     model = make(SMALL)
     ready(model)
@@ -439,6 +441,7 @@ def test_where_nothing_can_be_packed_nothing_happens(caplog):
     assert "float64" in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(bool(why_slow_int8()), reason=why_slow_int8() or "it is there")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_int8(dtype, seed):

@@ -189,6 +189,7 @@ def test_known_points_give_metres(photo, truth, seed):
     assert np.abs(result.values / truth - 1).mean() < 0.02
 
 
+@pytest.mark.slow
 def test_8_bit_photos_and_lists(photo, rng):
     small = rng.integers(0, 256, (32, 64, 3), np.uint8)
     results = DepthAnything(TINY).eval().predict([small, small], panorama=True)

@@ -207,6 +207,7 @@ def test_lfs(tmp_path, model):
     assert any(r.startswith("PUT /lfs/") for r in server.RequestHandlerClass.requests)
 
 
+@pytest.mark.slow
 def test_a_second_upload(hub, model):
     """It replaces the weights, also if they are in other files now, and keeps the card."""
     folder = hub.RequestHandlerClass.folder / "me/garden"
@@ -272,6 +273,7 @@ def test_no_hub(model, monkeypatch):
         model.push_to_hub("me/garden", token=TOKEN)
 
 
+@pytest.mark.slow
 def test_options_of_the_mixin(hub, model, tmp_path):
     """from_pretrained takes what `PyTorchModelHubMixin.from_pretrained` takes."""
     seen = hub.RequestHandlerClass
@@ -345,6 +347,7 @@ def test_the_base_model_of_a_run(tmp_path, init, encoder_init, base, license):
     assert (data.base_model, data.license) == (base, license)
 
 
+@pytest.mark.slow
 def test_cards_without_a_run(model, tmp_path):
     data = ModelCard(model_card(model)).data
     assert data.base_model is data.license is data.eval_results is None  # nothing is known

@@ -86,6 +86,7 @@ def test_an_endless_source_is_read_no_further_than_needed(model, frames):
     assert threading.active_count() <= before
 
 
+@pytest.mark.slow
 def test_stabilization_is_the_default_of_relative_models_only(run_seed, randomise, frames):
     for changes in ({}, dict(kind="metric", max_depth=10.0), dict(kind="depth", output="exp")):
         model = DepthAnything(tiny(**changes)).eval()

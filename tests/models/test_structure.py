@@ -98,6 +98,7 @@ def test_number_of_keys():
     assert len(official_shapes(*SHAPES["vitl"])) == 7 + 24 * 14 + 64 == 407
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("encoder", "millions"), [("vits", 24.8), ("vitb", 97.5), ("vitl", 335.3)])
 def test_parameter_counts_of_the_paper(encoder, millions):
     for name in PUBLISHED:
@@ -205,7 +206,7 @@ def test_a_forward_on_the_meta_device(gradients):
 
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_autocast_takes_any_floating_point_images(compiled):
-    model = DepthAnything("nano").eval()
+    model = DepthAnything(tiny()).eval()
     network = torch.compile(model, backend="eager", fullgraph=True) if compiled else model
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         assert network(torch.randn(1, 3, 14, 14, dtype=torch.bfloat16)).isfinite().all()

@@ -83,6 +83,7 @@ def test_a_new_module_is_the_identity(seed):
     assert torch.equal(TemporalModule(64)(x, 3), x)
 
 
+@pytest.mark.slow
 def test_clips_equal_the_published_definition(seed, randomise, calibrate):
     """Modules, packed weights and gradients."""
     model = random_model(SMALL, seed, randomise, calibrate)
@@ -111,6 +112,7 @@ def test_small_network_equals_the_published_definition(seed, randomise, calibrat
         assert_near(model(x), transcription.video_network(published_state(model), config, x))
 
 
+@pytest.mark.slow
 def test_stream_equals_the_published_definition(seed, randomise, calibrate):
     """Until the window is full, while it fills up, and in the steady state from frame 41 on."""
     model = random_model(SMALL, seed, randomise, calibrate)
@@ -172,6 +174,7 @@ def test_position_codes(seed):
     torch.testing.assert_close(codes["x.pos_encoder.pe"][0], transcription.sinusoids(32, 48))
 
 
+@pytest.mark.slow
 def test_published_files(tmp_path, seed, randomise, monkeypatch):
     """Names, layout with and without position codes, and the relative and the metric model."""
     sizes = {f: getattr(SMALL, f) for f in ("embed_dim", "num_layers", "num_heads", "features",

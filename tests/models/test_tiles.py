@@ -71,6 +71,7 @@ def test_boundaries_gain_and_the_layout_stays(model, rng):
     assert tiled[0] <= whole[0] and tiled[1] > 1.5 * whole[1], (whole, tiled)
 
 
+@pytest.mark.slow
 def test_guided_maps_have_the_edges_of_the_photo(model, rng):
     photo, depth = scene(rng)
     quantity = model.config.quantity
@@ -83,6 +84,7 @@ def test_guided_maps_have_the_edges_of_the_photo(model, rng):
         assert guided[0] <= 1.4 * plain[0] and guided[1] > 2 * plain[1], (tile, plain, guided)
 
 
+@pytest.mark.slow
 def test_no_seams():
     """Across the borders of tiles the map is as smooth as next to them.
 
@@ -182,6 +184,7 @@ def peak_of(rows, columns=1024):
     return peak, largest
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_height():
     """Only the result does, which the photo's own size determines."""
     short, tall = peak_of(512), peak_of(4096)

@@ -21,6 +21,7 @@ def photo(rng) -> Image.Image:
     return Image.fromarray(rng.integers(0, 256, (60, 80, 3), dtype=np.uint8))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["v2", "metric"])
 def test_a_pipeline_of_a_saved_folder(
     seed, tmp_path, served, transformers, randomise, calibrate, photo, name

@@ -87,6 +87,7 @@ def test_windows_equal_the_published_script(count, video_model, frames):
         assert (result.kind, result.unit, result.camera_source) == ("disparity", "", "assumed")
 
 
+@pytest.mark.slow
 def test_a_metric_model_is_only_blended(video_model, frames, monkeypatch):
     config = tiny(**{**CONFIG.__dict__, "kind": "metric"})
     monkeypatch.setattr(video_model, "config", config)
@@ -107,6 +108,7 @@ def test_windows_of_other_lengths():
         assert windows.keys[1] < frames - windows.blended and windows.step >= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [3, 8, 9, 13, 20])
 def test_short_windows_take_every_frame_once(count, run_seed, randomise, frames):
     """With one image in all frames, every window predicts the same; so does the stream."""

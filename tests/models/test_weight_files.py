@@ -206,6 +206,7 @@ def test_many_missing_and_unexpected_keys_are_counted(model, tmp_path):
     assert len(text) < 1500
 
 
+@pytest.mark.slow
 def test_another_size_than_the_name_says(tmp_path):
     state = random_state(dataclasses.replace(PRESETS["vitb"], features=2))
     save_file(state, tmp_path / "depth_anything_vits14.safetensors")

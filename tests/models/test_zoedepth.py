@@ -246,6 +246,7 @@ def same_weights(a: DepthAnything, b: DepthAnything) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_published_layout_both_ways(kind, seed, tmp_path, randomise, notices):
     model = DepthAnything(config(kind))
@@ -298,6 +299,7 @@ def test_published_file_by_its_name(place, kind, tmp_path, monkeypatch, seed):
     assert loaded.infer_metric(torch.rand(3, 30, 40)).shape == (30, 40)
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_told(tmp_path, seed):
     bins = DepthAnything(TINY)
     with pytest.raises(ValueError, match="has metric bins; use 'official'"):

@@ -297,6 +297,7 @@ def test_gradcheck(seed):
     assert torch.autograd.gradcheck(add_layer_norm_reference, inputs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtypes", [DTYPES[0], DTYPES[3]])
 @pytest.mark.parametrize("backend", KERNELS)
 def test_opcheck_and_compile(backend, dtypes, seed, monkeypatch):

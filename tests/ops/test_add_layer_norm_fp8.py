@@ -63,6 +63,7 @@ def test_bad_input():
         add_layer_norm_fp8(x[:, :0], x[:, :0], vector[:0], vector[:0], vector[:0])
 
 
+@pytest.mark.slow
 def test_opcheck(seed, monkeypatch, device):
     monkeypatch.undo()  # opcheck compares allocations of its own
     torch.library.opcheck(

@@ -132,6 +132,7 @@ def test_strided_inputs_and_gradients(backend, seed, device):
     torch.testing.assert_close(got, expected)
 
 
+@pytest.mark.slow
 def test_chunks_with_many_tiles(seed, monkeypatch, device):
     """More rows than chunks times their least number of rows; the last chunk has fewer."""
     monkeypatch.setattr("dafast.kernels.bias_gelu._MAX_CHUNKS", 2)
@@ -140,6 +141,7 @@ def test_chunks_with_many_tiles(seed, monkeypatch, device):
     _check(_run("triton", *inputs), exact, DTYPES[0])
 
 
+@pytest.mark.slow
 def test_triton_is_bit_equal_run_to_run(seed, device):
     inputs = _inputs(seed, (3, 100, 40))
     parity.assert_equal(*(_run("triton", *inputs) for _ in range(2)))
@@ -208,6 +210,7 @@ def test_gradcheck(seed):
     assert torch.autograd.gradcheck(bias_gelu_reference, (x, bias))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("added", [False, True])
 @pytest.mark.parametrize("backend", KERNELS)
 def test_opcheck_and_compile(backend, added, seed, monkeypatch):

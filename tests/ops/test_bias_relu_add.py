@@ -138,7 +138,8 @@ def test_only_wanted_gradients(seed, device):
             grad.sum().backward()
 
 
-@pytest.mark.parametrize("relu", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("relu", [False, True])
 def test_opcheck_and_compile(relu, seed, monkeypatch):
     monkeypatch.undo()  # opcheck compares allocations of its own
     inputs = [t.requires_grad_() for t in _inputs(seed, (2, 8, 3, 4))]

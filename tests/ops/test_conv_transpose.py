@@ -118,6 +118,7 @@ def test_gradcheck(seed):
     assert torch.autograd.gradcheck(conv_transpose_reference, inputs)
 
 
+@pytest.mark.slow
 def test_opcheck_and_compile(seed, monkeypatch):
     monkeypatch.undo()  # opcheck compares allocations of its own
     inputs = [t.requires_grad_() for t in _inputs(seed, (1, 16, 2, 3), 4, 2)]

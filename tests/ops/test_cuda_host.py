@@ -105,6 +105,7 @@ RESIZES = [
 ]
 
 
+@pytest.mark.slow
 @grid(
     {
         "shape, size": RESIZES,
@@ -276,6 +277,7 @@ def test_preprocess(kernels, kind, fit, dtype, channels_last, aligned, rng):
         close(out, expected, dtype, 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("align_corners", [False, True])
 def test_postprocess(kernels, align_corners, dtype, rng):

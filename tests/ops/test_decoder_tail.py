@@ -136,6 +136,7 @@ def test_interpolation_by_a_product_has_no_stripes(dtype, device):
     assert torch.equal(got, x[0, 0, 0, 0].float().expand_as(got))
 
 
+@pytest.mark.slow
 def test_nan_shows_with_products_before_the_interpolation(seed, device):
     """It spreads over the columns of a program at most, in the same rows."""
     from dafast.kernels.runtime import assume_target
@@ -196,6 +197,7 @@ def test_border_is_that_of_the_upsampled_map(backend, device):
     torch.testing.assert_close(got, rows[:, None] * columns)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_strides(backend, seed, device):
     x, *weights = _inputs(seed, (2, 16, 4, 5))
@@ -313,6 +315,7 @@ def test_bad_input(seed):
         decoder_tail(*good, activation="tanh")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["triton", CPP])
 def test_opcheck_and_compile(backend, seed, monkeypatch):
     monkeypatch.undo()  # opcheck compares allocations of its own
@@ -346,6 +349,7 @@ def _calls(monkeypatch):
     return calls
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("activation", ["relu", "sigmoid"])
 def test_decoder_takes_the_kernel_in_inference_alone(activation, dtype, seed, monkeypatch):

@@ -178,6 +178,7 @@ def test_reads_the_view_without_class_token_in_place(backend, seed, monkeypatch,
     _run(backend, student[:, 1:], teacher[:, 1:])
 
 
+@pytest.mark.slow
 def test_triton_is_bit_equal_run_to_run(seed, device):
     student, teacher = _inputs(seed, (2, 300, 40), torch.float32)
     parity.assert_equal(*(_run("triton", student, teacher) for _ in range(2)))
@@ -263,6 +264,7 @@ def test_only_the_loss_is_differentiable(backend, seed):
         assert [x.requires_grad for x in op(*inputs)] == [True, False, False]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", KERNELS)
 def test_opcheck_and_compile(backend, seed, monkeypatch):
     monkeypatch.undo()  # opcheck compares allocations of its own

@@ -241,6 +241,7 @@ def test_triton_is_bit_equal_run_to_run(seed, device):
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
 
+@pytest.mark.slow
 def test_triton_reads_packed_in_place_and_writes_its_gradient_packed(seed, monkeypatch, device):
     generator = torch.Generator().manual_seed(seed)
     qkv = _draw(generator, (2, 40, 3, 2, 64), torch.float32)
@@ -255,9 +256,8 @@ def test_triton_reads_packed_in_place_and_writes_its_gradient_packed(seed, monke
     assert out.is_contiguous() and grad.is_contiguous() and grad.shape == qkv.shape
 
 
-@pytest.mark.parametrize(
-    "op", ["varlen", *(pytest.param(op, marks=pytest.mark.slow) for op in ("dense", "packed"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("op", ["varlen", "dense", "packed"])
 def test_triton_opcheck_and_compile(op, seed):
     generator = torch.Generator().manual_seed(seed)
     q, k, v = (_draw(generator, (2, 20, 2, 32), torch.float32) for _ in range(3))

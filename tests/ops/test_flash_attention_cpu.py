@@ -283,6 +283,7 @@ def test_opcheck_and_compile(op, seed):
         assert torch.equal(compiled(*inputs), function(*inputs))
 
 
+@pytest.mark.slow
 def test_accuracy_of_the_exponential(tmp_path):
     """The polynomials, as they are evaluated: what the comments and the docs say of them."""
     compiler = shutil.which("g++")

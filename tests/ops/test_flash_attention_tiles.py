@@ -63,6 +63,7 @@ def fixed_order(monkeypatch):
     monkeypatch.setattr(np, "matmul", matmul)
 
 
+@pytest.mark.slow
 @interpreted
 @pytest.mark.parametrize(("arch", "head_dim"), [(80, 32), (90, 32), (100, 128)])
 def test_small_tiles_give_the_same_bits(arch, head_dim, seed, fixed_order, monkeypatch):
@@ -111,6 +112,24 @@ def test_short_sequences_have_tiles_of_their_own(arch, head_dim, seed, monkeypat
             assert (a - b).abs().max() <= 2**-6 * b.abs().max()
     problem = kernels._Problem(torch.empty(1, 33, 1, 64), torch.empty(1, 5, 1, 64), None, 0)
     assert not problem.short
+
+
+@pytest.mark.parametrize(("channels", "extra", "unit"), [(24, 0, 8), (24, 3, 1), (32, 3, 1)])
+def test_heads_of_24_channels_say_where_they_start(channels, extra, unit, monkeypatch):
+    """Views whose heads start anywhere must not be read 16 bytes at a time."""
+    launched = []
+
+    class Launches:
+        def __getitem__(self, grid):
+            return lambda *args, **options: launched.append(options["UNIT"])
+
+    for name in ("fwd", "bwd_preprocess", "bwd_dkdv", "bwd_dq"):
+        monkeypatch.setattr(kernels, f"_flash_attention_{name}_kernel", Launches())
+    q, k, v = (torch.zeros(1, 5, 2, channels + extra)[..., :channels] for _ in range(3))
+    out, lse = kernels.flash_attention_fwd(q, k, v, 1.0)
+    grads = [torch.empty_like(q) for _ in range(3)]
+    kernels.flash_attention_bwd(out, q, k, v, out, lse, 1.0, *grads)
+    assert launched == [unit] * 4
 
 
 def test_tiles_by_the_size_of_the_grid(monkeypatch):

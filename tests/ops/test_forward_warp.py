@@ -143,6 +143,7 @@ def test_opcheck_and_compile(seed):
         assert torch.equal(compiled(image, flow, order)[0], forward_warp(image, flow, order)[0])
 
 
+@pytest.mark.slow
 def test_gradient_of_the_image(seed):
     image = torch.rand(1, 2, 5, 6, dtype=torch.float64, requires_grad=True)
     order = 2 * torch.rand(1, 1, 5, 6)

@@ -45,6 +45,7 @@ def set_of(function: str) -> str:
     return found[1] if found else ""
 
 
+@pytest.mark.slow
 def test_only_kernels_of_a_set_use_it(instructions):
     """Of an inline function in several files the linker keeps one copy, for every caller."""
     for function, body in instructions.items():

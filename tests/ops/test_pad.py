@@ -139,6 +139,7 @@ def test_gradcheck(seed):
         assert torch.autograd.gradcheck(lambda x, m=mode: pad_reference(x, (2, 1, 3, 0), m), [x])
 
 
+@pytest.mark.slow
 @needs_extension
 def test_opcheck_compile_and_second_derivative(seed):
     x = torch.randn(2, 3, 6, 7, requires_grad=True)

@@ -23,13 +23,15 @@ PACKAGE = str(Path(dafast.__file__).parent)
 BOUNDS = {
     "add_layer_norm": (17, 17, 14, 27),
     "affine_invariant_loss": (11, 11, 20, 20),
+    "attention_int8": (9, 9, 0, 0),
     "bias_gelu": (8, 8, 6, 16),
+    "conv3x3_int8": (19, 19, 0, 0),
     "decoder_tail": (13, 13, 9, 0),
     "feature_alignment_loss": (9, 9, 16, 16),
     "flash_attention": (9, 15, 9, 0),
     "flash_attention_qkvpacked": (8, 14, 8, 0),
     "flash_attention_varlen": (16, 16, 27, 0),
-    "linear_int8": (9, 9, 6, 0),
+    "linear_int8": (9, 9, 7, 0),
     "pad": (7, 12, 7, 26),
     "postprocess": (12, 12, 0, 0),
     "preprocess": (35, 35, 0, 0),
@@ -51,10 +53,13 @@ def calls(op: str, gradient: bool) -> Callable[[], torch.Tensor]:
     photo = torch.randint(0, 256, (60, 80, 3), dtype=torch.uint8)
     geometry = ops.plan_geometry(60, 80, size=56)
     weight, bias = ops.quantize_weight(torch.randn(64, 128)), new(64)
+    kernel = ops.quantize_conv3x3(torch.randn(64, 32, 3, 3))
     return {
         "add_layer_norm": lambda: ops.add_layer_norm(x, x, vector, vector, vector)[1],
         "affine_invariant_loss": lambda: ops.affine_invariant_loss(disparity, fixed[:, :40, :40]),
+        "attention_int8": lambda: ops.attention_int8(qkv),
         "bias_gelu": lambda: ops.bias_gelu(x, vector),
+        "conv3x3_int8": lambda: ops.conv3x3_int8(new(1, 32, 9, 9), kernel, bias),
         "decoder_tail": lambda: ops.decoder_tail(*tail),
         "feature_alignment_loss": lambda: ops.feature_alignment_loss(x, fixed),
         "flash_attention": lambda: ops.flash_attention(*qkv.unbind(2)),

@@ -190,6 +190,7 @@ def test_gradcheck(seed):
         )
 
 
+@pytest.mark.slow
 @needs_extension
 def test_opcheck_compile_and_second_derivative(seed):
     x = torch.randn(2, 3, 6, 7, requires_grad=True)

@@ -88,6 +88,19 @@ def test_a_second_derivative_fails_with_a_remedy(op, seed):
         grad.sum().backward()
 
 
+@pytest.mark.parametrize("op", sorted(set(DIFFERENTIABLE) - {"bias_relu_add"}))  # keeps no input
+def test_inputs_changed_before_the_backward_pass_are_refused(op, seed):
+    arguments = _inputs(op, seed)
+    leaves = [arguments[i].requires_grad_() for i in CASES[op].differentiable]
+    with use_backend("triton"):
+        total = _total(op, arguments)
+    with torch.no_grad():
+        for leaf in leaves:
+            leaf.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        total.backward()
+
+
 @pytest.mark.parametrize("op", DIFFERENTIABLE)
 def test_transforms_that_custom_ops_get_wrong_are_refused(op, seed):
     first, *rest = _inputs(op, seed)

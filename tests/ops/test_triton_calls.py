@@ -37,6 +37,7 @@ def counted():
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_a_launch_makes_few_python_calls(counted):
     calls, _ = counted
     assert calls.keys() == BOUNDS.keys()
@@ -44,6 +45,7 @@ def test_a_launch_makes_few_python_calls(counted):
     assert not more, f"more calls than { ({op: BOUNDS[op] for op in more}) }"
 
 
+@pytest.mark.slow
 def test_no_kernel_is_compiled_again_for_other_sizes(counted):
     _, compilations = counted
     assert {name: n for name, n in compilations.items() if n != 1} == {}

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
@@ -18,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FORMATS = "png16,color,exr,npz,npy,tiff,pfm,ply,glb,normals,gray,side"
 
 
+@pytest.mark.slow
 def test_the_same_files_without_pytorch(tmp_path, capsys, seed):
     torch.manual_seed(3)
     build("v1").save_pretrained(tmp_path / "model")

@@ -39,6 +39,12 @@ def client(monkeypatch: pytest.MonkeyPatch) -> Iterator[TestClient]:
         yield client
 
 
+@pytest.fixture(scope="module")
+def page() -> Iterator[TestClient]:
+    with pytest.MonkeyPatch.context() as patch, client_of(patch, page=True) as (client, _):
+        yield client
+
+
 @pytest.mark.parametrize("kind", ["raw", "form", "form without a name"])
 def test_a_picture_arrives_in_each_kind_of_body(client: TestClient, kind: str) -> None:
     if kind == "raw":
@@ -86,7 +92,38 @@ def test_options_reach_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_wrong_parameter_is_named(client: TestClient, query: dict, message: str) -> None:
     answer = client.post("/v1/depth", params=query, content=b"x")
     assert answer.status_code == 422
-    assert message in answer.text and next(iter(query)) in answer.text
+    detail = answer.json()["detail"]
+    assert detail.startswith(f"{next(iter(query))}: ") and message in detail
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "takes"),
+    [
+        ("POST", "/v1/depth", "takes format, model, size, fit, fov, palette"),
+        ("POST", "/v1/video", "takes model, layout, stabilize, palette"),
+        *(
+            ("GET", path, "takes no parameters")
+            for path in (
+                *("/v1/models", "/healthz", "/readyz", "/metrics", "/docs", "/", "/page/main.js"),
+                *("/v1/video/x", "/v1/video/x/result"),
+            )
+        ),
+        ("DELETE", "/v1/video/x", "takes no parameters"),
+    ],
+)
+def test_unknown_parameters_are_refused(
+    page: TestClient, method: str, path: str, takes: str
+) -> None:
+    answer = page.request(method, path, params={"fromat": "png16"})
+    assert answer.status_code == 422
+    detail = answer.json()["detail"]
+    assert detail.startswith("fromat: unknown parameter; ") and detail.endswith(takes)
+
+
+def test_a_parameter_is_given_once(client: TestClient) -> None:
+    answer = client.post("/v1/depth?size=98&size=42", content=b"x")
+    assert answer.status_code == 422
+    assert answer.json() == {"detail": "size: given 2 times; pass it once"}
 
 
 @pytest.mark.parametrize(

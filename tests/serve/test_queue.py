@@ -34,9 +34,13 @@ def test_a_lone_request_waits_for_the_limit_and_no_longer() -> None:
 def test_a_waiting_worker_gets_the_request_that_comes() -> None:
     queue = Queue(ServerSettings(batch=2, batch_wait=3600))
     items = [item(), item()]
-    timers = [threading.Timer(0.02 * i, queue.put, [each]) for i, each in enumerate(items)]
-    for timer in timers:
-        timer.start()
+
+    def put() -> None:
+        for each in items:
+            time.sleep(0.02)  # the worker waits meanwhile, for the first and for the second
+            queue.put(each)
+
+    threading.Thread(target=put).start()
     assert queue.take() == items
 
 

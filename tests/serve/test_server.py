@@ -5,12 +5,13 @@ from __future__ import annotations
 import base64
 import io
 import os
+import re
 import signal
 import struct
 import time
 import zlib
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -60,6 +61,7 @@ def post(running: Running, data: bytes, **query: Any) -> httpx.Response:
     return running.client.post("/v1/depth", params={"size": 98, **query}, content=data)
 
 
+@pytest.mark.slow
 def test_each_format_is_what_predict_saves(running: Running, model: Any, seed: int) -> None:
     data = photo(60, 90)
     expected = model.predict(data, size=98, fov=70)
@@ -87,19 +89,25 @@ def test_each_format_is_what_predict_saves(running: Running, model: Any, seed: i
     assert answer.headers["x-depth-camera"] == "fov"
 
 
+@pytest.mark.slow
 def test_mixed_requests_at_once_get_their_own_answers(
     running: Running, model: Any, seed: int
 ) -> None:
     photos = [photo(40 + 8 * (i % 3), 56, "jpeg" if i % 2 else "png") for i in range(12)]
-    with ThreadPoolExecutor(12) as clients:
-        answers = list(clients.map(lambda data: post(running, data, format="npy"), photos))
-    for data, answer in zip(photos, answers, strict=True):
-        expected = model.predict(data, size=98).values
-        assert close(np.load(io.BytesIO(answer.content)), expected)
-    batches = running.client.get("/metrics").text
-    (count,) = (line for line in batches.splitlines() if line.startswith("dafast_batch_size_count"))
-    (total,) = (line for line in batches.splitlines() if line.startswith("dafast_batch_size_sum"))
-    assert float(total.split()[1]) > float(count.split()[1])  # some shared a batch
+    expected = [model.predict(data, size=98).values for data in photos]
+    for _ in range(50):  # on a busy machine one may come after another
+        with ThreadPoolExecutor(12) as clients:
+            answers = list(clients.map(lambda data: post(running, data, format="npy"), photos))
+        for values, answer in zip(expected, answers, strict=True):
+            assert close(np.load(io.BytesIO(answer.content)), values)
+        count, total = (
+            float(re.search(rf"^dafast_batch_size_{name} (.*)$", metrics, re.M)[1])
+            for metrics in [running.client.get("/metrics").text]
+            for name in ("count", "sum")
+        )
+        if total > count:
+            break
+    assert total > count, "no two shared a batch"
 
 
 def bomb() -> bytes:
@@ -114,19 +122,22 @@ def bomb() -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
 
 
+@pytest.mark.slow
 def test_bad_pictures_are_refused_without_harm_to_others(
     running: Running, model: Any, seed: int
 ) -> None:
     fine = photo(40, 56)
+    restarts = running.pool.restarts
     bodies = [fine, b"no picture", bomb(), fine[: len(fine) // 2], photo(400, 400), fine]
     with ThreadPoolExecutor(len(bodies)) as clients:
         answers = list(clients.map(lambda data: post(running, data, format="npy"), bodies))
     assert [answer.status_code for answer in answers] == [200, 415, 413, 415, 413, 200]
     assert "900.0 megapixels" in answers[2].text
     assert answers[0].content == answers[-1].content
-    assert running.pool.restarts == 0
+    assert running.pool.restarts == restarts
 
 
+@pytest.mark.slow
 def test_the_camera_of_a_photo_counts(running: Running, seed: int) -> None:
     exif = PIL.Image.Exif()
     exif.get_ifd(0x8769)[0xA405] = 50
@@ -135,23 +146,37 @@ def test_the_camera_of_a_photo_counts(running: Running, seed: int) -> None:
     assert answer["intrinsics"][0] == pytest.approx(50 / np.hypot(36, 24) * np.hypot(36, 36))
 
 
+def test_signals_to_all_processes_do_not_end_a_worker(
+    running: Running, model: Any, seed: int
+) -> None:
+    """Ctrl-C and service managers signal the whole group; the server still needs its workers."""
+    (worker,) = running.pool.workers
+    for each in (signal.SIGTERM, signal.SIGINT):
+        os.kill(worker.pid, each)
+    data = photo(40, 56)
+    answer = post(running, data, format="npy")
+    assert close(np.load(io.BytesIO(answer.content)), model.predict(data, size=98).values)
+    assert running.pool.restarts == 0
+
+
 @pytest.mark.slow  # starts two more workers
 def test_a_killed_worker_is_replaced_and_its_requests_answered(
     running: Running, model: Any, seed: int
 ) -> None:
-    photos = [photo(48, 64) for _ in range(10)]
-    (worker,) = running.pool.workers
+    (worker,), before = running.pool.workers, running.pool.restarts
+    sent: list[tuple[bytes, Future[httpx.Response]]] = []
     with ThreadPoolExecutor(10) as clients:
-        answers = [clients.submit(post, running, data, format="npy") for data in photos]
-        for _ in range(2):
+        for kills in (1, 2):
             while not (worker.ready and worker._items):
+                if all(answer.done() for _, answer in sent):  # it was quicker than this thread
+                    for data in (photo(48, 64) for _ in range(10)):
+                        sent.append((data, clients.submit(post, running, data, format="npy")))
                 time.sleep(0.001)
             os.kill(worker.pid, signal.SIGKILL)
-            while worker.ready:
+            while running.pool.restarts < before + kills:
                 time.sleep(0.001)
-        received = [answer.result() for answer in answers]
-    assert running.pool.restarts == 2
-    for data, answer in zip(photos, received, strict=True):
+        received = [(data, answer.result()) for data, answer in sent]
+    for data, answer in received:
         assert answer.status_code == 200, answer.text
         expected = model.predict(data, size=98).values
         assert close(np.load(io.BytesIO(answer.content)), expected)

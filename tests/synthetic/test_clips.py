@@ -45,6 +45,7 @@ def points(clip: Clip, frame: int) -> np.ndarray:
     return local @ pose[:3, :3].T + pose[:3, 3]
 
 
+@pytest.mark.slow
 def test_flow_is_the_projection_of_the_depth(clip):
     """Of what stands still: the pixel of the flow shows the same point in the next frame."""
     rows, columns = np.indices(clip.depth.shape[1:])
@@ -59,6 +60,7 @@ def test_flow_is_the_projection_of_the_depth(clip):
         np.testing.assert_allclose(clip.flow[k][still], expected, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_visible_points_are_on_the_surface_of_the_next_frame(clip):
     """At the pixel of the flow the next depth is that of the point, except across edges."""
     rows, columns = np.indices(clip.depth.shape[1:])
@@ -85,6 +87,7 @@ def test_a_still_camera_sees_only_the_object_move(run_seed):
         assert np.abs(made.flow[moved]).max() > 0.01
 
 
+@pytest.mark.slow
 def test_the_same_arguments_give_the_same_clip(clip):
     again = render_clip(clip.seed, FRAMES, size=SIZE, kind="random", motion="handheld")
     other = render_clip(clip.seed + 1, 1, size=SIZE)
@@ -132,6 +135,7 @@ def test_damaged_clips_are_named(clip, tmp_path):
         read_clip(folder)
 
 
+@pytest.mark.slow
 def test_command_writes_clips_and_resumes(tmp_path, capsys, run_seed):
     seed = run_seed % 10_000
     command = ["synth", "--clip", "2", "--scenes", "2", "--size", "24", "16", "--seed", str(seed)]

@@ -72,6 +72,7 @@ def test_sphere_depth_matches_the_closed_form() -> None:
     assert np.isinf(depth[inside < -0.3]).all()
 
 
+@pytest.mark.slow
 def test_sky_has_infinite_depth_and_disparity_zero() -> None:
     sample = next(s for s in (render_scene(k, size=SMALL, kind="street") for k in range(20))
                   if np.isinf(s.depth).any())  # fmt: skip
@@ -83,6 +84,7 @@ def test_sky_has_infinite_depth_and_disparity_zero() -> None:
     assert ((sample.classes == CLASSES.index("sky")) == sky).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_renders(kind: str) -> None:
     s = render_scene(1, size=SMALL, kind=kind)
@@ -183,6 +185,7 @@ def test_wrong_arguments_are_named() -> None:
     assert HELD_OUT_SEED == 2**31
 
 
+@pytest.mark.slow
 def test_texture_folder(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="does not exist"):
         render_scene(0, size=SMALL, textures=tmp_path / "none")

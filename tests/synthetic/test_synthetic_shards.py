@@ -30,6 +30,7 @@ def read(path: Path) -> dict[str, bytes]:
         return {m.name: tar.extractfile(m).read() for m in tar.getmembers()}
 
 
+@pytest.mark.slow
 def test_round_trip(tmp_path: Path) -> None:
     write_shards(tmp_path, 3, seed=7, workers=1, shard_size=2, size=SMALL, progress=False)
     assert sorted(p.name for p in tmp_path.iterdir()) == [
@@ -140,6 +141,7 @@ def test_what_defines_the_set_is_kept_beside_it(
     write_shards(out, 1, seed=9, workers=1, size=SMALL)  # what an empty folder says is forgotten
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("described", [True, False])
 def test_shards_of_another_size_are_refused(described: bool, tmp_path: Path) -> None:
     write_shards(tmp_path, 6, workers=1, shard_size=3, size=SMALL, progress=False)
@@ -157,6 +159,7 @@ def test_shards_of_another_size_are_refused(described: bool, tmp_path: Path) -> 
     assert before == {p.name: p.read_bytes() for p in tmp_path.iterdir()}
 
 
+@pytest.mark.slow
 def test_scenes_do_not_depend_on_the_shards(tmp_path: Path) -> None:
     for size in (1, 3):
         out = tmp_path / str(size)
@@ -214,6 +217,7 @@ def test_interrupt_leaves_finished_shards_only(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["synthetic-000000.tar", "synthetic.json"]
 
 
+@pytest.mark.slow
 def test_worker_error_reaches_the_caller(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match=r"seed [02] failed"):
         write_shards(tmp_path, 4, workers=2, shard_size=2, size=(0, 0), progress=False)

@@ -70,6 +70,7 @@ def test_no_checkpoint_is_written_while_steps_are_skipped(
     assert steps_of(tmp_path / "run") == [5, 4, 3]
 
 
+@pytest.mark.slow
 def test_a_run_that_ends_broken_is_no_success(
     shards: Path, tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -80,6 +81,7 @@ def test_a_run_that_ends_broken_is_no_success(
     assert steps_of(tmp_path / "run") == [2]
 
 
+@pytest.mark.slow
 def test_one_bad_step_at_the_end_costs_nothing_else(
     shards: Path, tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -98,6 +100,7 @@ def dead_model(folder: Path) -> ModelSection:
     return ModelSection(preset="tiny", init=str(folder))
 
 
+@pytest.mark.slow
 def test_a_run_that_learns_nothing_warns(
     shards: Path, tmp_path: Path, seed: int, capsys: pytest.CaptureFixture
 ) -> None:
@@ -121,6 +124,7 @@ def test_a_run_that_learns_nothing_warns(
     assert "exactly 0" not in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_run_without_its_checkpoints_is_set_aside(
     shards: Path, tmp_path: Path, seed: int, capsys: pytest.CaptureFixture
 ) -> None:

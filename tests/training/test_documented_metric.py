@@ -129,6 +129,7 @@ def test_commands_one_after_the_other(
     }
 
 
+@pytest.mark.slow
 def test_python(folder: Path, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator) -> None:
     monkeypatch.chdir(folder)
     picture(folder / "photo.jpg", rng, 48, 64)

@@ -99,6 +99,7 @@ def test_every_trained_weight_gets_a_gradient(
         assert parameter.grad is None or parameter.grad.isfinite().all(), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pieces", [2, 3])
 def test_accumulation_is_the_larger_batch(
     pieces: int, shards: Path, tmp_path: Path, seed: int

@@ -179,6 +179,7 @@ def test_layer_decay(muon: bool) -> None:
     assert len(groups) == (5 if muon else 4), "one each, as checkpoints of earlier runs have them"
 
 
+@pytest.mark.slow
 def test_a_frozen_encoder_stays_and_the_decoder_learns(
     shards: Path, learned: str, tmp_path: Path, seed: int
 ) -> None:
@@ -281,6 +282,7 @@ def test_a_killed_run_repeats_the_evaluation_that_its_checkpoint_does_not_know(
         assert torch.equal(value, seen[3][name])
 
 
+@pytest.mark.slow
 def test_rates_may_change_on_the_way_and_groups_may_not(
     shards: Path, learned: str, tmp_path: Path
 ) -> None:
@@ -305,6 +307,7 @@ def test_rates_may_change_on_the_way_and_groups_may_not(
             train(dataclasses.replace(config, steps=4, **change), ONE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("resume", ["none", "elsewhere"])
 def test_a_restarted_process_continues_for_every_value_of_resume(
     shards: Path, learned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resume: str
@@ -324,6 +327,7 @@ def test_a_restarted_process_continues_for_every_value_of_resume(
     assert found[1]["step"] == 2
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_fails_loses_nothing(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

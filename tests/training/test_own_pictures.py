@@ -52,6 +52,7 @@ def config_of(path: Path, **data: object) -> TrainConfig:
     return dataclasses.replace(config, data=dataclasses.replace(config.data, **data))
 
 
+@pytest.mark.slow
 def test_the_documented_command_runs(
     tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -47,6 +47,7 @@ def taught(model: Any, optimizer: Any, images: torch.Tensor) -> torch.Tensor:
     return loss.detach()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("frozen", [False, True])
 def test_a_sharded_model_is_the_same(
@@ -92,6 +93,7 @@ def test_a_sharded_model_is_the_same(
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_a_sharded_student_has_the_same_losses(
     group: None, shards: Path, learned: str, tmp_path: Path, seed: int
 ) -> None:

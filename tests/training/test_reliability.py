@@ -92,6 +92,7 @@ def test_a_finished_run_given_again_stays_as_it_is(
     assert sorted(tiny.losses(out)) == [1, 2, 3]
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_in_its_last_step_is_evaluated_by_the_next(
     shards: Path, tmp_path: Path, seed: int
 ) -> None:
@@ -378,6 +379,7 @@ METRIC = {"metric": MetricSection(max_depth=80.0)}
 SIGMOID = {"metric": MetricSection(max_depth=80.0, head="sigmoid")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("first", "second", "message"),
     [

@@ -124,6 +124,7 @@ def test_it_learns(head: str, photos: Path, tmp_path: Path, seed: int) -> None:
     assert result.pixel_accuracy == pytest.approx(seen[-1]["eval/pixel_accuracy"], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_a_frozen_encoder_stays(photos: Path, tmp_path: Path, seed: int) -> None:
     start = tiny.trained_model()
     start.save_pretrained(tmp_path / "start")
@@ -139,6 +140,7 @@ def test_a_frozen_encoder_stays(photos: Path, tmp_path: Path, seed: int) -> None
     assert not torch.equal(tuned["blocks.0.attn.qkv.weight"], before["blocks.0.attn.qkv.weight"])
 
 
+@pytest.mark.slow
 def test_depth_trains_with_a_frozen_encoder_too(shards: Path, tmp_path: Path, seed: int) -> None:
     config = config_of(shards, tmp_path / "run", seed, steps=3)
     config = dataclasses.replace(
@@ -157,6 +159,7 @@ def test_depth_trains_with_a_frozen_encoder_too(shards: Path, tmp_path: Path, se
         assert torch.equal(a, b) == (name.startswith("pretrained.") or unused), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", ["linear", "dpt"])
 def test_a_stopped_run_continues_as_if_it_had_not(
     head: str, photos: Path, tmp_path: Path, seed: int
@@ -173,6 +176,7 @@ def test_a_stopped_run_continues_as_if_it_had_not(
         assert torch.equal(a, b), name
 
 
+@pytest.mark.slow
 def test_the_average_has_the_statistics_of_batchnorm(
     photos: Path, tmp_path: Path, seed: int
 ) -> None:
@@ -415,6 +419,7 @@ def test_a_run_of_depth_is_not_continued(photos: Path, shards: Path, tmp_path: P
         train(config, ONE)
 
 
+@pytest.mark.slow
 def test_workers_change_nothing(photos: Path, tmp_path: Path, seed: int) -> None:
     none = config_of(photos, tmp_path / "none", seed, steps=3)
     train(none, ONE)
@@ -429,6 +434,7 @@ def test_settings_are_kept_with_the_run(photos: Path, tmp_path: Path) -> None:
     assert kept["segmentation"] == {"data": "list", "head": "linear"}
 
 
+@pytest.mark.slow
 def test_the_command_line_reads_the_section(photos: Path, tmp_path: Path) -> None:
     from dafast.training.command import parse_args
 

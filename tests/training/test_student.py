@@ -202,6 +202,7 @@ def by_hand(
     return {"loss": sum(parts.values(), torch.zeros(())) / len(parts), **parts}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("partners", [0, 1], ids=["one rank", "of several"])
 @pytest.mark.parametrize(
     "changes",
@@ -414,6 +415,7 @@ def test_two_processes_equal_one(
             assert b[name] == expected, (a["step"], name)
 
 
+@pytest.mark.slow
 def test_bad_step_names_the_samples_of_both_streams(
     shards: Path,
     photos: Path,
@@ -434,6 +436,7 @@ def test_bad_step_names_the_samples_of_both_streams(
     assert error.count(".tar/") == 2 + 4
 
 
+@pytest.mark.slow
 def test_offline_labels(
     shards: Path, photos: Path, teacher: str, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -446,6 +449,7 @@ def test_offline_labels(
     assert "2 labeled and 4 unlabeled" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_mistakes_are_named(shards: Path, photos: Path, teacher: str, tmp_path: Path) -> None:
     config = student_config(shards, photos, teacher, tmp_path / "run", steps=1)
     for changes, message in (
@@ -459,6 +463,7 @@ def test_mistakes_are_named(shards: Path, photos: Path, teacher: str, tmp_path: 
         train(with_section(config, path=str(tmp_path / "nope")), ONE)
 
 
+@pytest.mark.slow
 def test_length_is_one_pass_over_the_unlabeled_images(
     shards: Path, photos: Path, teacher: str, tmp_path: Path
 ) -> None:

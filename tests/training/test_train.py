@@ -67,6 +67,7 @@ def test_resume_after_kill_is_exact(shards: Path, tmp_path: Path, seed: int) -> 
     assert_same_weights(Path(config.out), Path(broken.out))
 
 
+@pytest.mark.slow
 def test_workers_change_nothing(shards: Path, tmp_path: Path, seed: int) -> None:
     config = tiny_config(shards, tmp_path / "a", seed=seed, steps=4, checkpoint_every=0)
     train(config, ONE)
@@ -77,6 +78,7 @@ def test_workers_change_nothing(shards: Path, tmp_path: Path, seed: int) -> None
     assert tiny.losses(tmp_path / "a") == tiny.losses(tmp_path / "b")
 
 
+@pytest.mark.slow
 def test_truncated_checkpoint_falls_back(
     shards: Path, tmp_path: Path, seed: int, notices: Notices
 ) -> None:
@@ -92,6 +94,7 @@ def test_truncated_checkpoint_falls_back(
     assert second.name == "step-00000008.pt"
 
 
+@pytest.mark.slow
 def test_keeps_the_last_checkpoints(shards: Path, tmp_path: Path) -> None:
     train(tiny_config(shards, tmp_path / "run", keep=2), ONE)
     names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
@@ -129,6 +132,7 @@ def test_bad_step_is_skipped_and_named(
     assert all(bool(p.isfinite().all()) for p in exported.parameters())
 
 
+@pytest.mark.slow
 def test_too_many_bad_steps_stop_the_run(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -33,6 +33,7 @@ def millimetres(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_held_out_set_beyond_the_cap_warns(
     shards: Path, millimetres: Path, tmp_path: Path, seed: int, notices: Notices
 ) -> None:
@@ -50,6 +51,7 @@ def test_a_held_out_set_beyond_the_cap_warns(
         assert ("best/ is chosen by the loss" in text and "`scale`" in text) == warned
 
 
+@pytest.mark.slow
 def test_metres_that_cannot_be_warn(
     shards: Path, millimetres: Path, tmp_path: Path, seed: int, notices: Notices
 ) -> None:

@@ -106,6 +106,7 @@ def test_two_processes_count_together(tmp_path: Path, seed: int) -> None:
     assert "4 of 10 samples cannot be read" in done.stderr
 
 
+@pytest.mark.slow
 def test_damaged_labels_among_many_unlabeled(
     tmp_path: Path, learned: str, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -126,6 +127,7 @@ def test_damaged_labels_among_many_unlabeled(
     assert max(tiny.losses(tmp_path / "run")) == int(kept[0].stem.removeprefix("step-"))
 
 
+@pytest.mark.slow
 def test_a_checkpoint_knows_them(tmp_path: Path, learned: str, seed: int) -> None:
     labeled = tiny.write_shards(tmp_path / "labeled", 1, 8, seed, broken=range(2, 3))
     unlabeled = tiny.write_shards(
@@ -146,6 +148,7 @@ def test_a_checkpoint_knows_them(tmp_path: Path, learned: str, seed: int) -> Non
     assert "000005" in state["unlabeled"][0]
 
 
+@pytest.mark.slow
 def test_data_that_changed_are_named(
     tmp_path: Path, seed: int, capsys: pytest.CaptureFixture
 ) -> None:

@@ -95,6 +95,7 @@ def published_loss(prediction: np.ndarray, target: np.ndarray, mask: np.ndarray)
     return float(total / max(count, 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["masked", "whole", "empty frame"])
 def test_temporal_loss_is_the_published_one(kind: str, rng: np.random.Generator) -> None:
     target = rng.random((2, 1, 6, 7)) + 0.05 * rng.random((2, 5, 6, 7))
@@ -153,6 +154,7 @@ def test_frames_of_a_clip_are_augmented_alike(clips: Path, tmp_path: Path) -> No
     assert batch.image.shape == (16, 3, 42, 42) and len(batch.keys) == 2
 
 
+@pytest.mark.slow
 def test_a_run_learns_and_is_evaluated(clips: Path, tmp_path: Path) -> None:
     pytest.importorskip("cv2", reason="OpenCV is not installed (extra dafast[flow])")
     config = config_of(clips, tmp_path / "run", steps=16)

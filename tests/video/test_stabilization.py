@@ -30,6 +30,7 @@ def jittered(rng, disparity, count, *, size=0.15, noise=0.03):
     return maps.astype(np.float32), scales, shifts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mode", "count", "walk"), [("range", 600, False), ("flow", 60, False), ("range", 60, True)]
 )
@@ -109,6 +110,7 @@ def test_flow_carries_the_reference_along(rng):
     assert np.median(steps) < 0.5 * np.median(np.abs(np.diff(np.log(scales))))
 
 
+@pytest.mark.slow
 def test_a_video_is_resumed_exactly(rng):
     shots = [scene(rng, *SIZE) for _ in range(2)]
     frames = [filmed(rng, p) for p, _ in shots for _ in range(9)]

@@ -36,8 +36,7 @@ async function request(format) {
   if (answer.ok) return answer;
   let detail = answer.statusText;
   try {
-    const content = (await answer.json()).detail;
-    detail = Array.isArray(content) ? content.map((each) => `${each.loc.at(-1)}: ${each.msg}`).join("; ") : content;
+    detail = (await answer.json()).detail;
   } catch { /* not JSON: the status says enough */ }
   if (answer.status === 503) detail = `The server is busy. Try again in ${answer.headers.get("retry-after") || 1} s.`;
   if (answer.status === 415) detail = `This file cannot be read as a picture: ${detail}. JPEG, PNG, WebP, TIFF and HEIC work.`;

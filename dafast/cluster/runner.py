@@ -1,0 +1,279 @@
+"""The runner of a Ray cluster.
+
+Tasks on processors decode, encode and write; actors hold the models. One task does one shard from
+beginning to end and calls its actor for each chunk of images, so that an output shard has one
+writer, in the order and with the batches of the local path.
+
+This uses Ray's tasks and actors and not Ray Data: its blocks lose the bounds of the shards, only a
+shuffle of the whole data set restores them, and an error of one block ends the data set. Here the
+shard is the unit of work, of failure and of repetition.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import ray.exceptions
+
+from dafast.cluster.connection import ClusterError
+from dafast.cluster.plan import plan_for
+from dafast.cluster.workers import Model, do_part
+from dafast.data.jobs import Job, Outcome, Progress
+from dafast.files import explain
+
+LOSSES = 10
+"""Times that a part may be lost with a worker, an actor or a node until it counts as failed."""
+
+BUSY_TRIES, BUSY_WAIT = 30, 2.0
+"""Tries, and seconds between them, for a shard that another process is writing. A worker of a lost
+node may hold its lock for a moment."""
+
+_SILENCE = 30.0  # seconds without a finished part until a line says what the run waits for
+
+
+@dataclass(eq=False)
+class _Actor:
+    """An actor with a model.
+
+    Attributes:
+        handle: Ray's handle.
+        loading: Reference to its facts; None once it is loaded.
+        tasks: Number of tasks that call it.
+    """
+
+    handle: Any
+    loading: Any
+    tasks: int = 0
+
+
+class RayRunner:
+    """Does jobs on the cluster that this process is connected to; a context manager.
+
+    A lost worker, actor or node costs the parts that it had in work: they are done again elsewhere,
+    after all others. Ray places the tasks and the actors, also on nodes that join later; actors
+    that wait for a place make its autoscaler add nodes.
+
+    Args:
+        command: Name of the command, which Ray's dashboard shows.
+        make: Loads the model in each actor, as `Model` takes it; None for a job without a model.
+        models: Number of actors; None for one per GPU, without GPUs one per processor.
+        workers: Threads of each task.
+        device: The value of ``--device``.
+        say: Takes a line when the run waits for the cluster or when something is lost.
+    """
+
+    def __init__(
+        self,
+        command: str,
+        make: Callable[[], Any] | None = None,
+        *,
+        models: int | None = None,
+        workers: int = 1,
+        device: str = "auto",
+        say: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        self._command, self._make, self._say = command, make, say
+        self._plan = plan_for(ray.cluster_resources(), models if make else 0, workers, device)
+        self._task = ray.remote(do_part).options(
+            name=f"dafast {command}",
+            max_retries=0,  # `run` does lost parts again, with another actor
+            scheduling_strategy="SPREAD",
+            **self._plan.task_options,
+        )
+        self._actors: list[_Actor] = []
+        self._facts: Any = None
+        self._failed_starts = 0
+
+    def __enter__(self) -> RayRunner:
+        for _ in range(self._plan.models):
+            self._start_actor()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for actor in self._actors:
+            with contextlib.suppress(ray.exceptions.RayError):
+                ray.kill(actor.handle)
+        self._actors = []
+
+    def facts(self) -> Any:
+        """What the models say of themselves; waits for the first.
+
+        Raises:
+            ClusterError: If the actors are lost again and again.
+            Exception: If the model cannot be loaded, why.
+        """
+        while self._facts is None:
+            self._wait([])
+        return self._facts
+
+    def run(self, job: Job, parts: Sequence[Any]) -> Iterator[tuple[int, Outcome]]:
+        """Does all parts, as `Runner.run`.
+
+        Raises:
+            ClusterError: If the actors are lost again and again.
+            Exception: What the job or the model raises; finished parts stay.
+        """
+        waiting = deque(range(len(parts)))
+        running: dict[Any, tuple[int, _Actor | None]] = {}
+        lost: Counter[int] = Counter()
+        tried: Counter[int] = Counter()
+        later: list[tuple[float, int]] = []  # shards that others are writing
+        gauges, progress = _Gauges(self._command), Progress(len(parts), lambda line: None)
+        said = time.monotonic()
+        try:
+            while waiting or running or later:
+                now = time.monotonic()
+                waiting.extend(number for when, number in later if when <= now)
+                later = [each for each in later if each[0] > now]
+                while waiting and (place := self._free_place(len(running))):
+                    number, actor = waiting.popleft(), place[0]
+                    running[self._submit(job, parts[number], actor)] = number, actor
+                if not running and not waiting:
+                    time.sleep(0.1)
+                    continue
+                for ref in self._wait(list(running), 1.0 if later else _SILENCE):
+                    number, actor = running.pop(ref)
+                    if actor is not None:
+                        actor.tasks -= 1
+                    outcome = self._collect(ref, actor, job.name(parts[number]))
+                    if outcome is None or isinstance(outcome, str):
+                        lost[number] += 1
+                        if lost[number] < LOSSES:
+                            waiting.append(number)  # last: the others may not need the cause
+                            continue
+                        name = job.name(parts[number])
+                        reason = f"lost {LOSSES} times, at last because {outcome}"
+                        outcome = Outcome(name, "failed", failures=[(name, reason)])
+                    if outcome.state == "busy" and tried[number] < BUSY_TRIES:
+                        tried[number] += 1
+                        later.append((time.monotonic() + BUSY_WAIT, number))
+                        continue
+                    progress.add(outcome)
+                    gauges.show(progress)
+                    said = time.monotonic()
+                    yield number, outcome
+                if time.monotonic() - said > _SILENCE:
+                    said = time.monotonic()
+                    ready = sum(actor.loading is None for actor in self._actors)
+                    models = f"{ready} of {self._plan.models} models are ready, "
+                    self._say(
+                        f"waiting for the cluster: {models if self._plan.models else ''}"
+                        f"{len(running)} tasks are submitted"
+                    )
+        finally:
+            for ref in running:
+                with contextlib.suppress(ray.exceptions.RayError):
+                    ray.cancel(ref, force=True)
+
+    def _free_place(self, running: int) -> tuple[_Actor | None] | None:
+        """The loaded actor with the fewest tasks; None if each has enough of them."""
+        if not self._plan.models:
+            return (None,) if running < self._plan.tasks else None
+        ready = [actor for actor in self._actors if actor.loading is None]
+        actor = min(ready, key=lambda each: each.tasks, default=None)
+        return (actor,) if actor and actor.tasks < self._plan.tasks else None
+
+    def _submit(self, job: Job, part: Any, actor: _Actor | None) -> Any:
+        if actor is not None:
+            actor.tasks += 1
+        handle = actor.handle if actor else None
+        return self._task.remote(job, part, handle, self._plan.task_threads, self._command)
+
+    def _wait(self, tasks: list[Any], timeout: float = _SILENCE) -> list[Any]:
+        """Waits for a task or an actor; returns the tasks that ended."""
+        loading = {a.loading: a for a in self._actors if a.loading is not None}
+        refs = [*tasks, *loading]
+        # All that ended: one for each call would favour the first of the list.
+        done, rest = ray.wait(refs, num_returns=1, timeout=timeout)
+        if rest and done:
+            done += ray.wait(rest, num_returns=len(rest), timeout=0)[0]
+        for ref in done:
+            if ref in loading:
+                self._loaded(loading[ref])
+        return [ref for ref in done if ref not in loading]
+
+    def _start_actor(self) -> None:
+        options = {**self._plan.model_options, "max_restarts": 0, "scheduling_strategy": "SPREAD"}
+        actor_class: Any = ray.remote(Model)
+        handle = actor_class.options(**options).remote(self._make, self._plan.model_threads)
+        self._actors.append(_Actor(handle, handle.facts.remote()))
+
+    def _loaded(self, actor: _Actor) -> None:
+        """Takes an actor that is loaded; starts another one if it was lost meanwhile."""
+        try:
+            facts = ray.get(actor.loading)
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from None
+        except ray.exceptions.RayError as error:
+            self._failed_starts += 1
+            if self._failed_starts >= LOSSES * self._plan.models:
+                raise ClusterError(f"no model could be started: {explain(error)}") from error
+            self._replace(actor)
+            return
+        actor.loading, self._failed_starts = None, 0
+        if self._facts is None:
+            self._facts = facts
+        elif facts != self._facts:
+            raise ClusterError(
+                f"the models differ from node to node ({facts} and {self._facts}): give --dtype "
+                "and the same weights on all nodes"
+            )
+
+    def _replace(self, actor: _Actor) -> None:
+        """Starts another actor instead of a lost one."""
+        if actor not in self._actors:
+            return  # an earlier task noticed it
+        self._actors.remove(actor)
+        with contextlib.suppress(ray.exceptions.RayError):
+            ray.kill(actor.handle)
+        self._start_actor()
+
+    def _collect(self, ref: Any, actor: _Actor | None, name: str) -> Outcome | str:
+        """The outcome of a task; the reason if it was lost."""
+        try:
+            return ray.get(ref)
+        except ray.exceptions.RayTaskError as error:
+            cause = error.cause
+            if not isinstance(cause, ray.exceptions.RayError):
+                raise cause from None
+        except ray.exceptions.RayError as error:
+            cause = error
+        what = "its worker or its node was lost"
+        if isinstance(cause, ray.exceptions.RayActorError):
+            what = "its model was lost"
+            if actor is not None:
+                self._replace(actor)
+        elif isinstance(cause, ray.exceptions.OutOfMemoryError):
+            what = "its node ran out of memory"
+        self._say(f"{name} is done again: {what}")
+        return what
+
+
+class _Gauges:
+    """Progress as metrics of this process, for Ray's dashboard; a client's are not collected."""
+
+    def __init__(self, command: str) -> None:
+        from ray.util.metrics import Gauge
+
+        self._tags = {"command": command}
+        self._all = {
+            name: Gauge(f"dafast_{name}", text, ("command",))
+            for name, text in (
+                ("parts_done", "parts that are done"),
+                ("parts", "parts of the job"),
+                ("images_per_second", "rate since the start"),
+                ("seconds_left", "estimated time to the end"),
+            )
+        }
+
+    def show(self, progress: Progress) -> None:
+        """Sets them."""
+        values = progress.done, progress.total, progress.rate, progress.seconds_left
+        for gauge, value in zip(self._all.values(), values, strict=True):
+            gauge.set(value, self._tags)

@@ -1,0 +1,75 @@
+"""What runs on the nodes: the actor with a model, and the task that does one part of a job."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import ray
+import ray.exceptions
+from ray.util.metrics import Counter
+
+from dafast.data.jobs import Job, Outcome
+from dafast.files import DiskFullError
+
+
+class Model:
+    """An actor with a model.
+
+    Args:
+        make: Loads it: an object that is called with images and has the attribute `facts`.
+        threads: Number of PyTorch's threads.
+    """
+
+    def __init__(self, make: Callable[[], Any], threads: int) -> None:
+        import torch
+
+        torch.set_num_threads(threads)
+        self._error: Exception | None = None
+        try:
+            self._model = make()
+        except Exception as error:  # Ray would keep only its text
+            self._error = error
+
+    def facts(self) -> Any:
+        """What the model says of itself; raises why it could not be loaded."""
+        if self._error is not None:
+            raise self._error
+        return self._model.facts
+
+    def predict(self, images: Sequence[np.ndarray], **options: Any) -> list[np.ndarray]:
+        """Calls the model."""
+        return self._model(images, **options)
+
+
+def do_part(job: Job, part: Any, model: Any, threads: int, command: str) -> Outcome:
+    """Does one part of a job on a worker.
+
+    Args:
+        job: The job.
+        part: The part.
+        model: Handle of a `Model`; None for a job without one.
+        threads: Number of threads that decode and encode.
+        command: Name of the command, for the metrics of Ray's dashboard.
+
+    Raises:
+        RayError: If the actor is lost.
+    """
+
+    def predict(images: Sequence[np.ndarray], **options: Any) -> list[np.ndarray]:
+        # While it waits, Ray gives this worker's processor to another task.
+        return ray.get(model.predict.remote(images, **options))
+
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            outcome = job.do(part, predict, pool)
+    except DiskFullError as error:  # another node may have room
+        name = job.name(part)
+        return Outcome(name, "failed", failures=[(name, str(error))])
+    tags = {"command": command}
+    for name, count in (("dafast_parts", 1), ("dafast_images", outcome.images)):
+        if count:
+            Counter(name, "done by dafast", ("command",)).inc(count, tags)
+    return outcome

@@ -1,0 +1,30 @@
+"""The connection between the server and its processes."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+
+from dafast.serve.channel import open_channel
+
+
+def test_messages_arrive_in_order_and_whole(seed: int) -> None:
+    ours, theirs = open_channel()
+    sizes = [0, 1, 70_000, int(np.random.randint(1 << 20, 3 << 20)), 5]
+    sent = [(i, np.random.bytes(size)) for i, size in enumerate(sizes)]
+    thread = threading.Thread(target=lambda: [ours.send(each) for each in sent])
+    thread.start()
+    assert [theirs.recv() for _ in sent] == sent
+    thread.join()
+
+
+def test_a_closed_end_is_an_error() -> None:
+    ours, theirs = open_channel()
+    ours._socket.sendall(b"\x09\0\0")  # a process that was killed within a message
+    ours.close()
+    with pytest.raises(EOFError):
+        theirs.recv()
+    with pytest.raises(OSError, match="Broken pipe"):
+        theirs.send(b"x")
