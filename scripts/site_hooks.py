@@ -74,8 +74,10 @@ def configuration_page() -> str:
 
     parts = [
         "# Configuration keys",
-        "The keys of the TOML files of `dafast train`, which are options of the command too: "
-        "`--optim.encoder-lr 1e-5`. [Training](../training.md) explains them.",
+        (
+            "The keys of the TOML files of `dafast train`, which are options of the command too: "
+            "`--optim.encoder-lr 1e-5`. [Training](../training.md) explains them."
+        ),
     ]
     parts += _sections(TrainConfig, "")
     return "\n\n".join(parts) + "\n"
