@@ -29,7 +29,7 @@ from tests.tiny import tiny
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
-PYTHON = re.compile(r"^```python *(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+PYTHON = re.compile(r"(<!-- notest -->\n)?^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 SHELL = re.compile(r"^```sh\n(.*?)^```", re.DOTALL | re.MULTILINE)
 WITH_PYTHON = [page for page in PAGES if PYTHON.search(page.read_text(encoding="utf-8"))]
 
@@ -157,6 +157,6 @@ def test_python_in_the_documentation_runs(page: Path, folder: Path, seed: int):
     module = types.ModuleType("page")
     module.__dict__.update(given)
     for mark, code in PYTHON.findall(page.read_text(encoding="utf-8")):
-        if mark != "notest":
+        if not mark:
             code = code.replace('"film.mp4"', '"film"').replace('device="cuda"', 'device="cpu"')
             exec(compile(code, page_id(page), "exec"), module.__dict__)

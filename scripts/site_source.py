@@ -1,4 +1,10 @@
-"""Hooks of mkdocs.yml: pages made from the code, and links that leave docs/."""
+"""Writes the folder that `make docs` builds the site from.
+
+python scripts/site_source.py FOLDER
+
+It has docs/ with the pages of the command line and of the configuration, made from the code. Links
+that leave docs/ lead to the repository.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +12,7 @@ import argparse
 import dataclasses
 import posixpath
 import re
+import shutil
 import sys
 import tomllib
 import typing
@@ -13,38 +20,39 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mkdocs.structure.files import File, Files
-
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-LINK = re.compile(r"(\]\()([^)\s:#][^)\s:#]*)((?:#[^)\s]*)?\))")
+# [text](target#part) and [name]: target
+LINK = re.compile(r"(\]\(|^\[[^]]+\]: )([^)\s:#]+)((?:#[^)\s]*)?(?:\)|$))", re.MULTILINE)
 
 
-def on_files(files: Files, config: Any) -> Files:
-    """Adds the pages of the command line and of the configuration."""
-    for path, text in (
-        ("reference/commands.md", commands_page()),
-        ("reference/configuration.md", configuration_page()),
-    ):
-        files.append(File.generated(config, path, content=text))
-    return files
-
-
-def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Leads links to files outside of docs/ to the repository."""
+def main(out: Path) -> None:
+    """Writes the folder."""
     with (ROOT / "pyproject.toml").open("rb") as file:
         source = tomllib.load(file)["project"]["urls"]["Source"]
-    folder = posixpath.dirname(f"docs/{page.file.src_uri}")
+    shutil.rmtree(out, ignore_errors=True)
+    shutil.copytree(ROOT / "docs", out / "docs")
+    shutil.copy(ROOT / "mkdocs.yml", out)
+    reference = out / "docs/reference"
+    (reference / "commands.md").write_text(commands_page(), encoding="utf-8")
+    (reference / "configuration.md").write_text(configuration_page(), encoding="utf-8")
+    for page in (out / "docs").rglob("*.md"):
+        text = page.read_text(encoding="utf-8")
+        page.write_text(lead_outside(text, page.relative_to(out), source), encoding="utf-8")
+
+
+def lead_outside(text: str, page: Path, source: str) -> str:
+    """Leads the links of a page to files outside of docs/ to the repository."""
 
     def replaced(match: re.Match[str]) -> str:
-        target = posixpath.normpath(posixpath.join(folder, match[2]))
+        target = posixpath.normpath(posixpath.join(page.parent.as_posix(), match[2]))
         if target.startswith("docs/") or not (ROOT / target).exists():
             return match[0]
         kind = "tree" if (ROOT / target).is_dir() else "blob"
         return f"{match[1]}{source}/{kind}/main/{target}{match[3]}"
 
-    return LINK.sub(replaced, markdown)
+    return LINK.sub(replaced, text)
 
 
 def commands_page() -> str:
@@ -127,3 +135,7 @@ def _attributes(doc: str) -> dict[str, str]:
         elif last and line.strip():
             found[last] += " " + line.strip()
     return found
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
