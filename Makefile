@@ -2,9 +2,10 @@
 # make test   sets everything up and runs the tests, on all cores: at most eight minutes on two
 # make quick  the same without the slow tests: at most two minutes on two cores
 # make lint   ruff and mypy
+# make docs   the documentation site in site/
 # make clean  removes what the above made
 #
-# The same as plain commands, for machines without make: README.md, "Set-up by hand".
+# The same as plain commands, for machines without make: docs/install.md.
 
 PYTHON ?= python3
 VENV := .venv
@@ -18,7 +19,7 @@ STAMPS := $(VENV)/stamps
 # Installed again when these change; Python files are read from the checkout itself.
 SOURCES := setup.py pyproject.toml constraints.txt $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.h csrc/*/*/*.h)
 
-.PHONY: demo test quick lint clean
+.PHONY: demo test quick lint docs clean
 .DELETE_ON_ERROR:
 
 demo: $(STAMPS)/install
@@ -39,6 +40,9 @@ lint: $(STAMPS)/test $(STAMPS)/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy dafast
+
+docs: $(STAMPS)/test $(STAMPS)/docs
+	PATH="$(CURDIR)/$(BIN):$$PATH" scripts/build_site.sh
 
 # torch first: the extension builds against it, outside of pip's isolated build, which would fetch
 # another torch.
@@ -65,5 +69,9 @@ $(STAMPS)/dev: $(STAMPS)/install
 	$(ADD) -e '.[dev]'
 	@touch $@
 
+$(STAMPS)/docs: $(STAMPS)/install
+	$(INSTALL) --no-build-isolation -e '.[docs]'
+	@touch $@
+
 clean:
-	rm -rf $(VENV) build dist depth *.egg-info dafast/_C*.so .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) build dist depth site *.egg-info dafast/_C*.so .pytest_cache .ruff_cache .mypy_cache

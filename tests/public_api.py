@@ -92,7 +92,7 @@ def _parameters(value: Any) -> str:
     for parameter in signature.parameters.values():
         default = parameter.default
         text = repr(default)
-        if default is not parameter.empty and " at 0x" in text or "<factory>" in text:
+        if (default is not parameter.empty and " at 0x" in text) or "<factory>" in text:
             default = parameter.replace(default=Ellipsis).default
         parts.append(parameter.replace(annotation=parameter.empty, default=default))
     kept = signature.replace(parameters=parts, return_annotation=signature.empty)
