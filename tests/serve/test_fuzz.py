@@ -22,7 +22,12 @@ REQUESTS = 10_000
 @pytest.fixture(scope="module")
 def running() -> Any:
     settings = ServerSettings(
-        dtype="float32", device="cpu", max_pixels=10_000, max_bytes=20_000, allow_urls="public"
+        dtype="float32",
+        device="cpu",
+        max_pixels=10_000,
+        max_bytes=20_000,
+        allow_urls="public",
+        videos=1000,  # a full queue would answer 503
     )
     server = Running(settings)
     try:
