@@ -194,9 +194,10 @@ def measure_nano(options: argparse.Namespace) -> list[dict[str, Any]]:
         for number in range(options.rounds):
             for i, root in enumerate(roots):
                 out = folder / f"run-{number}-{i}"
-                _dafast(root, "train", "--config", "nano-teacher", "--data.path", str(folder / "scenes"),
+                _dafast(root, "train", "--config", "nano-teacher", "--steps", "12",
+                        "--optim.warmup-steps", "1", "--data.path", str(folder / "scenes"),
                         "--data.eval-path", "", "--threads", str(options.threads),
-                        "--out", str(out), "--steps", "12")  # fmt: skip
+                        "--out", str(out))  # fmt: skip
                 lines = (out / "metrics.jsonl").read_text().splitlines()
                 found = [json.loads(line)["images_per_second"] for line in lines]
                 speeds[root].append(statistics.median(found[2:]))
