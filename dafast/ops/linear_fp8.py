@@ -11,6 +11,9 @@ from .quantize_fp8 import Fp8Rows, why_no_fp8
 _MULTIPLE = 16
 """Inputs and outputs of a layer come in multiples of it, which PyTorch's product needs."""
 
+_ROWS_ON_CPU = torch.__version__ >= (2, 13)
+"""Whether PyTorch's product takes a scale for each row on a CPU; 2.11 fails with an assertion."""
+
 
 def linear_fp8_reference(
     x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor,
@@ -52,6 +55,8 @@ def _supports(
         return f"takes inputs and outputs in multiples of {_MULTIPLE}, not weights {shape}"
     if torch.is_grad_enabled() and bias.requires_grad:
         return "has no backward; call it under torch.no_grad()"
+    if x.device.type == "cpu" and not _ROWS_ON_CPU:
+        return f"needs PyTorch 2.13 or newer on a CPU; this is {torch.__version__}"
     return ""
 
 
