@@ -5,17 +5,19 @@ It runs on a GPU if there is one, otherwise on the CPU (`--device`).
 All implementations get the same random weights and the same image and run in turn. One whose map
 differs from that of our float32 modules gets no figure. One that is not installed is listed with
 the reason. They come from PyPI:
-`pip install transformers onnxruntime onnx onnxscript openvino`.
+`pip install transformers onnxruntime onnx onnxscript openvino nncf`.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import multiprocessing
 import statistics
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +97,9 @@ def _measure(
                 output = worker.output()
                 error = float(np.abs(output - expected).max() / np.abs(expected).max())
                 record["error"] = error
+                record["over_spread"] = float(
+                    np.sqrt(np.square(output - expected).mean()) / expected.std()
+                )
                 if not error <= TOLERANCE[peer.dtype]:
                     raise RuntimeError(f"differs from the float32 modules by {error:.1e}")
                 workers[len(records) - 1] = worker
@@ -102,9 +107,10 @@ def _measure(
                 record["why"] = str(error)
                 worker.close()
         times: dict[int, list[float]] = {index: [] for index in workers}
-        for _ in range(options.rounds):
-            for index, worker in workers.items():
-                times[index] += worker.times(2)
+        with busy(options.busy):
+            for _ in range(options.rounds):
+                for index, worker in workers.items():
+                    times[index] += worker.times(2)
     finally:
         for worker in workers.values():
             worker.close()
@@ -119,6 +125,26 @@ def _measure(
     return records
 
 
+def _count() -> None:
+    while True:
+        pass
+
+
+@contextlib.contextmanager
+def busy(processes: int) -> Iterator[None]:
+    """Keeps ``processes`` other processes busy, as neighbours on the same cores."""
+    context = multiprocessing.get_context("spawn")
+    others = [context.Process(target=_count, daemon=True) for _ in range(processes)]
+    for other in others:
+        other.start()
+    try:
+        yield
+    finally:
+        for other in others:
+            other.kill()
+            other.join()
+
+
 def _shape(record: dict[str, Any]) -> str:
     return "x".join(map(str, [record.get("batch", 1), *record["size"]]))
 
@@ -128,7 +154,7 @@ def print_report(report: dict[str, Any]) -> None:
     about = report["machine"]
     table = Table(title="  ".join(f"{k} {v}" for k, v in about.items()))
     for column in ("model", "size", "dtype", "implementation", "ms", "quartiles", "images/s",
-                   "of the fastest peer", "error"):  # fmt: skip
+                   "of the fastest peer", "error", "over spread"):  # fmt: skip
         table.add_column(column, overflow="fold")
     before = None
     for r in report["records"]:
@@ -142,7 +168,9 @@ def print_report(report: dict[str, Any]) -> None:
             if "ms" in r else (r["why"], "", "", "")
         )  # fmt: skip
         error = f"{r['error']:.0e}" if "error" in r else ""
-        table.add_row(*(head if head != before else ("", "", "")), r["peer"], *figures, error)
+        spread = f"{r['over_spread']:.1e}" if "over_spread" in r else ""
+        name = ("", "", "") if head == before else head
+        table.add_row(*name, r["peer"], *figures, error, spread)
         before = head
     console = Console() if sys.stdout.isatty() else Console(width=150)
     console.print(table)
@@ -231,6 +259,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--batch", type=int, default=1, help="images in one run")
     parser.add_argument("--rounds", type=int, default=10, help="rounds of two runs each")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--busy", type=int, default=0, metavar="N",
+                        help="keep N other processes busy while timing")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="also write the report to this file")
     parser.add_argument("--plot", type=Path, help="also plot the times to this file")
@@ -250,7 +280,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     about = machine(torch.device(options.device))
     if options.device == "cpu":
         about["threads"] = options.threads
-    for module in ("transformers", "onnxruntime", "openvino"):
+    if options.busy:
+        about["busy processes"] = options.busy
+    for module in ("transformers", "onnxruntime", "openvino", "nncf"):
         about[module] = _version(module) if options.peers else ""
     report = {"machine": {k: v for k, v in about.items() if v}, "records": records}
     print_report(report)

@@ -158,6 +158,46 @@ def _openvino(precision: str) -> Callable[[Path, np.ndarray], Run]:
     return load
 
 
+def _quantised(name: str) -> Callable[[Path, np.ndarray], Run]:
+    """int8 of the others, calibrated on the timed image: OpenVINO's by NNCF, ONNX Runtime's."""
+
+    def openvino_run(folder: Path, x: np.ndarray) -> Run:
+        import nncf
+        import openvino
+        from openvino import properties
+
+        core = openvino.Core()
+        model = nncf.quantize(
+            core.read_model(_onnx(folder, x)), nncf.Dataset([x]),
+            model_type=nncf.ModelType.TRANSFORMER, preset=nncf.QuantizationPreset.MIXED,
+        )  # fmt: skip
+        precision = openvino.Type.bf16 if name == "bfloat16" else openvino.Type.f32
+        compiled = core.compile_model(
+            model, "CPU",
+            {
+                properties.hint.inference_precision: precision,
+                properties.hint.performance_mode: properties.hint.PerformanceMode.LATENCY,
+                properties.inference_num_threads: int(os.environ["OMP_NUM_THREADS"]),
+            },
+        )  # fmt: skip
+        return lambda: np.asarray(compiled(x)[0])
+
+    def onnxruntime_run(folder: Path, x: np.ndarray) -> Run:
+        import onnxruntime
+        from onnxruntime.quantization import quantize_dynamic
+
+        path = folder / "int8.onnx"
+        quantize_dynamic(_onnx(folder, x), path, per_channel=True, op_types_to_quantize=["MatMul"])
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = int(os.environ["OMP_NUM_THREADS"])
+        session = onnxruntime.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"]
+        )
+        return lambda: session.run(None, {"pixel_values": x})[0]
+
+    return onnxruntime_run if name == "onnxruntime" else openvino_run
+
+
 PEERS = (
     Peer("dafast, optimized", "float32", _dafast("float32", True), ours=True),
     Peer("dafast, modules", "float32", _dafast("float32", False), ours=True),
@@ -170,7 +210,11 @@ PEERS = (
     Peer("transformers", "bfloat16", _transformers("bfloat16", False)),
     Peer("transformers, torch.compile", "bfloat16", _transformers("bfloat16", True)),
     Peer("OpenVINO", "bfloat16", _openvino("bf16")),
-    Peer("dafast, optimized", "int8", _dafast("bfloat16", True, int8=True), ours=True),
+    Peer("dafast, optimized, bfloat16", "int8", _dafast("bfloat16", True, int8=True), ours=True),
+    Peer("dafast, optimized, float32", "int8", _dafast("float32", True, int8=True), ours=True),
+    Peer("OpenVINO with NNCF, bfloat16", "int8", _quantised("bfloat16")),
+    Peer("OpenVINO with NNCF, float32", "int8", _quantised("float32")),
+    Peer("ONNX Runtime, dynamic", "int8", _quantised("onnxruntime")),
     *(
         Peer(f"{name}, torch.compile" if compile else name, dtype,
              _on_cuda(dtype, name == "transformers", compile), name == "dafast", "cuda")
