@@ -62,10 +62,10 @@ TESTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r"flash_attention", (f"{OPS}flash_attention.py", f"{OPS}triton.py",
                           f"{OPS}flash_attention_cpu.py", "tests/models/test_packed.py")),
     (r"(postprocess|preprocess|geometry|_images)", (f"{OPS}preprocess.py",)),
-    (r"(resize_area|resize_bicubic|resize_bilinear|linear_int8|linear_fp8|pad|forward_warp"
-     r"|guided_upsample)", (OPS + r"\1.py",)),
-    (r"(add_layer_norm_fp8|add_layer_norm|affine_invariant_loss|bias_gelu|bias_relu_add"
-     r"|conv_transpose|decoder_tail|feature_alignment_loss|quantize_fp8)",
+    ((r"(resize_area|resize_bicubic|resize_bilinear|linear_int8|linear_fp8|pad|forward_warp"
+      r"|guided_upsample)"), (OPS + r"\1.py",)),
+    ((r"(add_layer_norm_fp8|add_layer_norm|affine_invariant_loss|bias_gelu|bias_relu_add"
+      r"|conv_transpose|decoder_tail|feature_alignment_loss|quantize_fp8)"),
      (OPS + r"\1.py", f"{OPS}triton.py")),
     (r"", (f"{OPS}dispatch.py", f"{OPS}bias_gelu.py", f"{OPS}triton.py", f"{OPS}add_layer_norm.py",
            f"{OPS}linear_int8.py")),

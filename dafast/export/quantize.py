@@ -47,7 +47,7 @@ def file_inputs(
         pixels = as_pixels(photo, f"photo {i}")
         if size is None and facts.shape is not None:
             photo = rgb(pixels)
-            geometry = fixed_geometry(*photo.shape[:2], facts.shape)
+            geometry = fixed_geometry(photo.shape[0], photo.shape[1], facts.shape)
             yield network_input(config, photo, geometry, "pad", "replicate")[None]
             continue
         if size is None and not facts.preprocess:

@@ -69,7 +69,7 @@ class _Frame:
     """A frame that was read: its pixels, and the encoder's features at the places of the taps."""
 
     number: int
-    photo: Tensor | None
+    photo: Tensor
     geometry: Geometry
     taps: list[Tensor]
 
@@ -251,7 +251,7 @@ class _Boundary:
         """Reads what `save` gave."""
         found = torch.load(io.BytesIO(saved), map_location=device, weights_only=True)
         keys = [
-            _Frame(number, None, Geometry(*geometry), taps)
+            _Frame(number, torch.empty(0), Geometry(*geometry), taps)
             for (number, geometry), taps in zip(found["facts"], found["taps"], strict=True)
         ]
         return cls(found["start"], keys, found["maps"])
@@ -342,7 +342,7 @@ def predict_video(
     fov: float | None = None,
     keep_image: bool = True,
     state: bytes | None = None,
-) -> Generator[DepthResult | Restart, None, None]:
+) -> Generator[Any, None, None]:
     """Predicts a video; see `DepthAnything.infer_video`.
 
     With a `state` there are marks between the results of windows. It is that of the mark behind

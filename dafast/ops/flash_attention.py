@@ -152,7 +152,8 @@ _op.differentiate_by(_backward_op, lambda inputs, results: (*inputs[:4], *result
 
 
 def _cpp_packed_forward(qkv: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    return _cpp_forward(*qkv.unbind(2), None, 0, scale)
+    q, k, v = qkv.unbind(2)
+    return _cpp_forward(q, k, v, None, 0, scale)
 
 
 _packed_op = KernelOp(
