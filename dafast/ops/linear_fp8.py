@@ -11,7 +11,7 @@ from .quantize_fp8 import Fp8Rows, why_no_fp8
 _MULTIPLE = 16
 """Inputs and outputs of a layer come in multiples of it, which PyTorch's product needs."""
 
-_ROWS_ON_CPU = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 13)
+_ROWS_ON_CPU = torch.__version__ >= "2.13"
 """Whether PyTorch's product takes a scale for each row on a CPU; 2.11 fails with an assertion."""
 
 
