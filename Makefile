@@ -34,7 +34,7 @@ test: $(STAMPS)/test
 	$(PYTEST)
 
 quick: $(STAMPS)/test
-	$(PYTEST) -m "not slow and not exhaustive and not gpu"
+	$(PYTEST) -m "not slow and not exhaustive and not cluster and not gpu"
 
 lint: $(STAMPS)/test $(STAMPS)/dev
 	$(BIN)/ruff check .

@@ -127,7 +127,7 @@ def kill_meanwhile(out: Path, plan: list[tuple[int, str]], cluster: LocalCluster
     return thread, killed
 
 
-@pytest.mark.slow  # the workers import PyTorch: half a minute
+@pytest.mark.cluster
 def test_labels_are_those_of_one_process_in_spite_of_kills(
     cluster: LocalCluster, teacher: Path, tmp_path: Path, seed: int, capsys
 ) -> None:
@@ -163,7 +163,7 @@ def documented(photos: Path, root: Path) -> list[list[str]]:
     return commands
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_the_documented_commands_run_as_written(
     cluster: LocalCluster, tmp_path: Path, monkeypatch, capsys, rng: np.random.Generator
 ) -> None:
