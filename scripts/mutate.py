@@ -302,7 +302,8 @@ class Copy:
             try:
                 done = self.run(
                     "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", f"--seed={seed}",
-                    "-m", f"{slow} and not gpu and not exhaustive and not cluster", *tests, timeout=timeout,
+                    "-m", f"{slow} and not gpu and not exhaustive and not cluster", *tests,
+                    timeout=timeout,
                 )  # fmt: skip
             except subprocess.TimeoutExpired:
                 return f"no end within {timeout:.0f} s"
