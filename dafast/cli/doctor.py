@@ -54,6 +54,9 @@ OPTIONAL = (
     Package(
         "prometheus-client", "prometheus_client", ("serve",), "no `dafast serve` and `dafast demo`"
     ),
+    Package("httptools", "httptools", ("serve",), "`dafast serve` reads requests more slowly"),
+    Package("uvloop", "uvloop", ("serve",), "`dafast serve` answers more slowly"),
+    Package("ray", "ray", ("ray",), "no `--cluster`"),
     Package("opencv-python-headless", "cv2", ("flow",), "no optical flow between frames of videos"),
     Package(
         "transformers",

@@ -199,16 +199,16 @@ def test_killed_and_run_again_by_two(teacher: Path, tmp_path: Path, seed: int) -
         return main([*command, "--device", "cpu", "--dtype", "float32"])
 
     def run_and_die() -> int:
-        real, shards = labeling._label_shard, itertools.count()
+        real, shards = labeling.LabelJob.write, itertools.count()
 
         def die(images: Sequence[np.ndarray]) -> NoReturn:
             os.kill(os.getpid(), signal.SIGKILL)
             raise AssertionError
 
-        def dying(predict: labeling.Predict, *rest: Any) -> Any:
-            return real(die if next(shards) == 2 else predict, *rest)
+        def dying(job: Any, source: Any, file: Any, predict: Any, pool: Any) -> Any:
+            return real(job, source, file, die if next(shards) == 2 else predict, pool)
 
-        labeling._label_shard = dying  # of the child alone
+        labeling.LabelJob.write = dying  # of the child alone
         return run()
 
     assert Fork(run_and_die, {}).wait(300) == -signal.SIGKILL
