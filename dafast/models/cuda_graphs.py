@@ -6,7 +6,7 @@ size is seen for the second time, so that a folder of odd sizes captures nothing
 
 A graph reads the weights where they are: it is right after any change in place, however it is made
 (`Tensor.data`, fused optimizers, ...), because it keeps nothing that is derived from them. So it
-also resizes the position embeddings itself, in five short launches, unless the input has the size
+also resizes the position embeddings itself, in a few short launches, unless the input has the size
 of the training. Other modules, settings or weights at other addresses are seen by `Structure`.
 Graphs in fp8 hold copies of the weights anyway, and keep the resized position embeddings, too.
 """

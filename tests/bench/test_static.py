@@ -73,6 +73,10 @@ NARROW_CASES = {
     "1x12x96x96 to 168x168": "pixels of 12 channels do not start at multiples of 16 bytes",
     "1x24x148x148, ReLU": "sums of 24 channels do not start at multiples of 64 bytes",
 }
+NARROW_EXACT = "64x32 tokens, 8x8"
+"""A tile of 32 rows of 8 channels, which float32 without TF32 spreads over 256 threads."""
+# A value that waits outside of the loops: ptxas stores it once and reads it once.
+SPILLED_ONCE = {("sm_90", HISTOGRAM): 2}
 # ptxas serialises wgmma where it cannot prove that nobody touches their registers: then two waits
 # go with each. A pipelined loop has this many at most that do not grow with its products.
 _OTHER_BARRIERS = 12
@@ -114,11 +118,14 @@ def broken_budgets(record: dict, arch: str) -> list[str]:
     for launch in record["launches"]:
         name = launch["kernel"]
         what = f"{record['case']} {record['dtype']} {record['precision']} {name}"
-        if launch["spills"]:
+        once = 0 if launch["loop"].get("spill") else SPILLED_ONCE.get((arch, name), 0)
+        if launch["spills"] > once:
             found.append(f"{what}: {launch['spills']} instructions that spill")
         if launch["shared"] > SHARED[arch]:
             found.append(f"{what}: {launch['shared']} bytes of shared memory")
+        exact = record["dtype"] == "float32" and record["precision"] == "highest"
         narrow = name in NARROW or record["case"] in NARROW_CASES
+        narrow = narrow or (exact and record["case"] == NARROW_EXACT)
         if not narrow and not any(w in load for w in WIDE[arch] for load in launch["loads"]):
             found.append(f"{what}: no wide load, only {launch['loads']}")
         waits = launch["loop"].get("barrier", 0)
@@ -132,7 +139,6 @@ def broken_budgets(record: dict, arch: str) -> list[str]:
             and (slow or not counting)
         ):
             found.append(f"{what}: counts with {counting}, not with shared atomics")
-        exact = record["dtype"] == "float32" and record["precision"] == "highest"
         if short and name in SHORT_PROGRAMS and record["dtype"] != "float32":
             least = SHORT_PROGRAMS[name][(short > 32) + (short > 64)]
             if _programs(launch) < least:
