@@ -1,4 +1,4 @@
-"""Commands on a Ray cluster: the files of the local path, whatever is killed meanwhile."""
+"""Commands on a Ray cluster write the files of the local path, also if processes are killed."""
 
 from __future__ import annotations
 
