@@ -105,7 +105,6 @@ RESIZES = [
 ]
 
 
-@pytest.mark.slow
 @grid(
     {
         "shape, size": RESIZES,
@@ -277,9 +276,7 @@ def test_preprocess(kernels, kind, fit, dtype, channels_last, aligned, rng):
         close(out, expected, dtype, 4)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("align_corners", [False, True])
+@grid({"align_corners": [False, True], "dtype": DTYPES})
 def test_postprocess(kernels, align_corners, dtype, rng):
     sizes = [size for size in SIZES if size[0] < 100]
     if align_corners and dtype == torch.float32:
@@ -434,10 +431,19 @@ def test_the_cluster_is_chosen_by_the_size_of_the_map_and_the_device(kernels):
         kernels.set_device(232448, 16)
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(LIBRARY in os.environ, reason="this is the run in the sanitizers")
-def test_sanitizers(tmp_path):
-    """Runs the tests above with AddressSanitizer and UndefinedBehaviorSanitizer."""
+@pytest.mark.parametrize(
+    "cases",
+    [
+        pytest.param("not slow", marks=pytest.mark.slow),
+        pytest.param("slow", marks=pytest.mark.exhaustive),
+    ],
+)
+def test_sanitizers(cases, tmp_path):
+    """Runs the tests above with AddressSanitizer and UndefinedBehaviorSanitizer.
+
+    By default the cases of `make quick`: each shape, type and option at least once.
+    """
     library = build(tmp_path / "kernels.so", *SANITIZE)
     runtime = subprocess.run(
         ["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
@@ -450,7 +456,7 @@ def test_sanitizers(tmp_path):
         "ASAN_OPTIONS": "detect_leaks=0:detect_odr_violation=0:alloc_dealloc_mismatch=0",
     }
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", cases, __file__],
         cwd=ROOT, env=environment, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]

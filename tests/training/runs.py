@@ -7,13 +7,14 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from dafast.data.transforms import STRONG, AugmentConfig
 from dafast.distributed import World
@@ -147,18 +148,24 @@ def poison(monkeypatch: pytest.MonkeyPatch, bad_calls: range | list[int]) -> Non
 def torchrun(
     config: TrainConfig, processes: int, restarts: int = 0, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """Runs it to its end with the command of that name."""
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-            *("--nproc-per-node", str(processes), "--max-restarts", str(restarts)),
-            *command(config),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=300,  # a machine busy with other work takes ten times as long
-        check=False,
-        env={**os.environ, **environment},
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done
+    """Runs it to its end under torchrun's agent, whose workers are forks of this process."""
+    arguments = command(config)[1:]
+
+    def agent() -> None:
+        settings = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=processes,
+            rdzv_backend="c10d",
+            rdzv_endpoint="localhost:0",
+            run_id=uuid.uuid4().hex,
+            max_restarts=restarts,
+            start_method="fork",
+        )
+        elastic_launch(settings, tiny.succeed)(arguments)
+
+    process = Fork(agent, environment)
+    code = process.wait(300)  # a machine busy with other work takes ten times as long
+    process.end()
+    assert code == 0, process.stdout + process.stderr
+    return subprocess.CompletedProcess([], 0, process.stdout, process.stderr)

@@ -209,8 +209,7 @@ def test_a_killed_worker_is_started_again(shards: Path, tmp_path: Path, seed: in
     runs.processes(config, 2)
     broken = dataclasses.replace(config, out=str(tmp_path / "broken"))
     done = runs.torchrun(broken, 2, restarts=1, TINY_KILL="1 3")
-    assert "at step 2" in done.stdout
-    assert "exitcode: -9" in done.stderr
+    assert "resumed from" in done.stdout and "at step 2" in done.stdout
     whole, resumed = runs.metrics(Path(config.out)), runs.metrics(Path(broken.out))
     for line in (*whole, *resumed):
         del line["images_per_second"]

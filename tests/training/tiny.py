@@ -177,5 +177,11 @@ def command(arguments: list[str]) -> int:
     return main(["train", *arguments])
 
 
+def succeed(arguments: list[str]) -> None:
+    """`command`, which ends its process unless the exit code is 0."""
+    if code := command(arguments):
+        sys.exit(code)
+
+
 if __name__ == "__main__":
     sys.exit(command(sys.argv[1:]))
