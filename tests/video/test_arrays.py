@@ -9,17 +9,23 @@ from dafast.video.arrays import Recycler
 
 
 def test_memory_serves_again_only_when_every_view_is_gone():
+    """The views are in a list: pytest may keep what local variables hold, for its explanations."""
     arrays = Recycler()
-    first = arrays.empty((4, 5), np.float32)
-    place = first.ctypes.data
-    view = torch.from_numpy(first)[1:].numpy()
-    del first
-    assert arrays.empty((4, 5), np.float32).ctypes.data != place
-    kept = arrays.copy(np.ones((4, 5), np.float32))  # the memory of the array just released
-    del view
-    again = [arrays.empty((5, 4), np.float32) for _ in range(2)]
-    assert place in [array.ctypes.data for array in again]
-    for array in again:
+
+    def fresh() -> int:
+        return arrays.empty((4, 5), np.float32).ctypes.data
+
+    held = [arrays.empty((4, 5), np.float32)]
+    place = held[0].ctypes.data
+    held[0] = torch.from_numpy(held[0])[1:].numpy()
+    other = fresh()
+    assert other != place
+    kept = arrays.copy(np.ones((4, 5), np.float32))
+    assert kept.ctypes.data == other
+    held.clear()
+    held += [arrays.empty((5, 4), np.float32) for _ in range(2)]
+    assert held[0].ctypes.data == place
+    for array in held:
         array[:] = 2
     assert (kept == 1).all()
 
