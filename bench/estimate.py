@@ -250,6 +250,18 @@ class Work:
         return parts
 
 
+def make_fake(model: nn.Module, dtype: torch.dtype) -> None:
+    """Gives a model on the meta device fake tensors as weights; within a `FakeTensorMode`."""
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                value = torch.empty(parameter.shape, dtype=dtype)
+                module._parameters[name] = nn.Parameter(value)
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
+
+
 @contextmanager
 def _counted(
     preset: str, dtype: torch.dtype, train: bool
@@ -258,14 +270,7 @@ def _counted(
     with torch.device("meta"):
         model = DepthAnything(preset)
     with FakeTensorMode():
-        for module in model.modules():
-            for name, parameter in module._parameters.items():
-                if parameter is not None:
-                    value = torch.empty(parameter.shape, dtype=dtype)
-                    module._parameters[name] = nn.Parameter(value)
-            for name, buffer in module._buffers.items():
-                if buffer is not None:
-                    module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
+        make_fake(model, dtype)
         model.train(train)
         counter = Counter()
         with ExitStack() as stack:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench.gpu import first_tables, run_tables
+from bench.gpu import estimates, first_tables, run_tables
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "gpu.md"
 
@@ -30,7 +30,7 @@ def blocks(folder: Path = run_tables.RESULTS, stub: bool = False) -> dict[str, s
     runs = run_tables.load(folder, stub)
     found = {name: make(first) for name, make in first_tables.BLOCKS.items()}
     found["run"] = run_tables.run_tables(runs)
-    found["targets"] = run_tables.target_table(runs, run_tables.estimated())
+    found["targets"] = run_tables.target_table(runs, estimates.estimated())
     return found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import json
 import operator
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +65,7 @@ class Target:
 
     Attributes:
         what: The target in words.
+        section: Section of `bench/gpu_run.py` that measures it.
         limit: Largest value that meets it.
         measure: Takes a run, returns the value, None if it was not measured.
         estimate: An estimate from counts, or "".
@@ -72,6 +74,7 @@ class Target:
     """
 
     what: str
+    section: str
     limit: float
     measure: Callable[[Run], float | None]
     estimate: str = ""
@@ -79,14 +82,17 @@ class Target:
     below: bool = False
 
     def row(self, run: Run | None) -> list[str]:
-        """Target, limit, measured, verdict, estimate."""
+        """Target, limit, measured, verdict, estimate, section."""
         value = None if run is None else self.measure(run)
         limit = f"{'<' if self.below else '≤'} {self.limit:g}"
         if value is None:
-            return [self.what, limit, "", "not measured", self.estimate]
+            return [self.what, limit, "", "not measured", self.estimate, self._command()]
         met = (operator.lt if self.below else operator.le)(value, self.limit)
         return [self.what, limit, f"{value:.{self.digits}f}", "met" if met else "missed",
-                self.estimate]  # fmt: skip
+                self.estimate, self._command()]  # fmt: skip
+
+    def _command(self) -> str:
+        return f"`--only {self.section}`"
 
 
 def _ratio(a: Record | None, b: Record | None, key: str = "wall_ms") -> float | None:
@@ -172,49 +178,39 @@ def _training(key: str) -> Callable[[Run], float | None]:
 
 
 def targets(estimates: dict[str, str]) -> tuple[Target, ...]:
-    """All targets; ``estimates`` are those of `estimated`."""
+    """All targets; ``estimates`` are those of `bench.gpu.estimates`."""
     names = {"vits": "ViT-S", "vitl": "ViT-L"}
     photo = "one photo 518x518, bfloat16, graph"
+    known = defaultdict(str, estimates)
     return (
-        *(Target(f"{photo}, {name}: time over the sum of its kernels", 1.3,
-                 _photo_over_kernels(preset)) for preset, name in names.items()),
-        *(Target(f"{photo}, {names[preset]}: ms", limit, _photo_ms(preset),
-                 estimates.get(preset, ""))
+        *(Target(f"{photo}, {name}: time over the sum of its kernels", f"model_{preset}", 1.3,
+                 _photo_over_kernels(preset), known[f"{preset} over kernels"])
+          for preset, name in names.items()),
+        *(Target(f"{photo}, {names[preset]}: ms", f"model_{preset}", limit, _photo_ms(preset),
+                 known[preset])
           for preset, limit in (("vits", 1.2), ("vitl", 4.5))),
         Target("ViT-L, batch 16, bfloat16: time over transformers with SDPA and torch.compile",
-               0.83, _over_transformers("dafast")),
-        Target("the same, with fp8", 0.67, _over_transformers("dafast, fp8")),
-        Target("attention: time over the best of cuDNN and flash-attn, worst of all shapes", 1.0,
-               _attention),
+               "model_vitl", 0.83, _over_transformers("dafast"), known["batch"]),
+        Target("the same, with fp8", "model_vitl", 0.67, _over_transformers("dafast, fp8"),
+               known["batch, fp8"]),
+        Target("attention: time over the best of cuDNN and flash-attn, worst of all shapes",
+               "attention", 1.0, _attention, known["attention"]),
         Target("affine-invariant loss, 64 maps, both passes, Triton (T1): time over moving its "
-               "bytes once", 4.5, _loss("triton"), estimates.get("triton", "")),
-        Target("the same, CUDA (T2)", 3.0, _loss("cuda"), estimates.get("cuda", "")),
-        Target("a training step, ViT-L: time over SDPA and reference ops", 0.75,
-               _training("wall_ms")),
-        Target("the same: peak memory", 1.0, _training("peak_bytes"), below=True),
+               "bytes once", "loss", 4.5, _loss("triton"), known["triton"]),
+        Target("the same, CUDA (T2)", "loss", 3.0, _loss("cuda"), known["cuda"]),
+        Target("a training step, ViT-L: time over SDPA and reference ops", "train", 0.75,
+               _training("wall_ms"), known["step"]),
+        Target("the same: peak memory", "train", 1.0, _training("peak_bytes"),
+               known["step, memory"], below=True),
     )  # fmt: skip
-
-
-def estimated() -> dict[str, str]:
-    """Estimates from counts: of one photo on an H100, and of the bytes that the loss moves."""
-    from bench import estimate
-
-    found = {}
-    for preset in ("vits", "vitl"):
-        work = estimate.forward_work(preset, (518, 518), 1)
-        fast, slow = sorted(1e3 * sum(map(r.seconds, work.ops)) for r in estimate.H100)
-        found[preset] = f"kernels {fast:.1f} to {slow:.1f} ms (`bench/estimate.py`)"
-    # Forward reads of prediction, target and mask: 9 bytes a pixel; both passes once: 13.
-    for backend, reads in (("triton", 4), ("cuda", 1)):
-        found[backend] = f"≥ {(9 * reads + 13) / 13:.1f} by bytes ({reads} forward reads)"
-    return found
 
 
 def target_table(runs: Sequence[Run], estimates: dict[str, str]) -> str:
     """One line per target, for each GPU."""
     parts = []
     for run in runs or [None]:
-        rows = [["target", "limit", "measured", "", "estimated from counts"]]
+        rows = [["target", "limit", "measured", "", "estimated from counts",
+                 "`bench/gpu_run.py`"]]  # fmt: skip
         rows += [target.row(run) for target in targets(estimates)]
         title = "" if run is None else f"{run.machine.get('device', 'unknown')}:\n\n"
         parts.append(title + table(rows))

@@ -37,8 +37,7 @@ def convolve(
         assert isinstance(conv, nn.Conv2d)
         if serves_convolutions(x, conv.bias, residual, other):
             if residual is None and not relu and _is_product(conv, x):
-                out = F.linear(x.permute(0, 2, 3, 1), conv.weight.flatten(1), conv.bias)
-                return out.permute(0, 3, 1, 2)
+                return _as_product(x, conv.weight.flatten(1), conv.bias)
             out = conv._conv_forward(x, conv.weight, None)
             return bias_relu_add(out, conv.bias, residual, other, relu=relu)
     out = conv(x)
@@ -46,6 +45,14 @@ def convolve(
         if term is not None:
             out = term + out
     return F.relu(out) if relu else out
+
+
+def _as_product(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    # Rows: `F.linear` adds the bias in a pass of its own to what is not contiguous, as the patch
+    # tokens of a batch, from between which the cls tokens are left out.
+    rows = x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+    out = F.linear(rows, weight, bias).view(len(x), *x.shape[2:], len(weight))
+    return out.permute(0, 3, 1, 2)
 
 
 def _is_product(conv: nn.Conv2d, x: Tensor) -> bool:

@@ -135,7 +135,9 @@ class CudaMachinery:
         graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         self.stream.wait_stream(current)
         with torch.cuda.stream(self.stream):
-            run(x)  # compiles kernels and chooses algorithms, which a capture cannot
+            # Compiles kernels and chooses algorithms, which a capture cannot. A copy has the
+            # alignment of the graph's input, on which they depend; a caller's images may not.
+            run(x.clone())
         current.wait_stream(self.stream)
         try:
             # "thread_local": other threads may allocate memory meanwhile.
@@ -235,6 +237,30 @@ class GraphedForward:
         if torch._C._len_torch_dispatch_stack():  # FakeTensorMode, a counter of operations, ...
             return "a TorchDispatchMode has to see the operations"
         return self._machinery.why_not()
+
+    def replay(
+        self, model: DepthNetwork, kind: InputKind, fill: Fill, read: Callable[[Tensor], _T]
+    ) -> list[_T]:
+        """As `run`, from a graph that exists; the device computes while the host checks the model.
+
+        The check takes the host a tenth of a millisecond and more. Only hooks, which stay, and the
+        addresses of weights come before the launch: a graph must not read freed memory.
+
+        Returns:
+            The result in a list; an empty list if there is no graph or the model has changed.
+        """
+        if self.is_hooked():
+            return []
+        with self._lock, torch.inference_mode(False), torch.no_grad():
+            key = (*kind, *_arithmetic())
+            graph = self._graphs.get(key)
+            if graph is None or not self._structure.has_weights_in_place():
+                return []
+            self._graphs.move_to_end(key)
+            with self._machinery.turn():
+                fill(graph.x)
+                graph.replay()
+                return [read(graph.out)] if self.is_current(model) else []
 
     def run(
         self, forward: _Forward, kind: InputKind, fill: Fill, read: Callable[[Tensor], _T]

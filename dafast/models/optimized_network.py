@@ -15,7 +15,7 @@ from ..devices import is_autocast_on, keep_freed_memory, warn_if_slow
 from ..ops.linear_int8 import why_slow as why_slow_int8
 from . import cuda_graphs
 from .calibration import photo_inputs
-from .cuda_graphs import GraphedForward, InputKind
+from .cuda_graphs import Fill, GraphedForward, InputKind
 from .fp8_forward import Fp8Forward, why_not_fp8
 from .network import DepthNetwork
 from .packed_cpu import OptimizedForward, why_not_packed
@@ -206,29 +206,37 @@ class OptimizedNetwork(DepthNetwork):
             self._optimized.expire()
         return super().train(mode)
 
+    def _may_be_optimized(self) -> bool:
+        """Whether a call now may use another forward than that of the modules."""
+        if self._optimized is None or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return False
+        if is_autocast_on(self.device.type) or torch.jit.is_tracing():
+            return False
+        in_transform = torch._C._functorch.peek_interpreter_stack() is not None
+        return not (in_transform or nn.modules.module._has_any_global_hook())
+
     def _optimized_now(self) -> OptimizedForward | GraphedForward | Fp8Forward | None:
         """What may replace the modules for a call now, for the weights and settings as they are."""
-        if self._optimized is None or torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return None
-        device = self.device.type
-        if is_autocast_on(device):
-            return None
-        if torch.jit.is_tracing() or torch._C._functorch.peek_interpreter_stack() is not None:
-            return None
-        if nn.modules.module._has_any_global_hook() or self._optimized.is_hooked():
-            return None
-        if not self._optimized.is_current(self):
-            self.optimize(keep_memory=False)
         now = self._optimized
-        return None if now is None or now.is_hooked() or now.why_not() else now
+        if now is None or not self._may_be_optimized() or now.is_hooked():
+            return None
+        if not now.is_current(self):
+            self.optimize(keep_memory=False)
+            now = self._optimized
+            if now is None or now.is_hooked():
+                return None
+        return None if now.why_not() else now
 
     def _fast_forward(self, x: Tensor | Sequence[Tensor]) -> Callable[[Tensor], Tensor] | None:
-        now = self._optimized_now()
+        if not self._may_be_optimized():
+            return None
+        now = self._optimized
+        if isinstance(now, OptimizedForward):
+            now = self._optimized_now()  # graphs, if the model has moved to a GPU
         if now is None or isinstance(now, OptimizedForward):
             return now
         if type(x) is not Tensor:  # of mixed sizes, for which there is no graph
             return None
-        forward = functools.partial(self._run_modules, blocks=now.blocks)
 
         def run(image: Tensor) -> Tensor:
             dense = image.is_contiguous()
@@ -239,9 +247,27 @@ class OptimizedNetwork(DepthNetwork):
             def fill(out: Tensor | None) -> Tensor:
                 return image if out is None else out.copy_(image)
 
-            return now.run(forward, kind, fill, torch.clone)
+            return self._run_fast(kind, fill, torch.clone, lambda: self._run_modules(image))
 
         return run
+
+    def _run_fast(
+        self, kind: InputKind, fill: Fill, read: Callable[[Tensor], _T], otherwise: Callable[[], _T]
+    ) -> _T:
+        """As `GraphedForward.run`; ``otherwise()`` where graphs and fp8 do not serve the call.
+
+        For calls that `_may_be_optimized` allows.
+        """
+        now = self._optimized
+        if isinstance(now, OptimizedForward):  # it checks the weights itself
+            return otherwise()
+        if isinstance(now, GraphedForward) and not now.why_not():
+            for result in now.replay(self, kind, fill, read):
+                return result
+        now = self._optimized_now()
+        if now is None or isinstance(now, OptimizedForward):
+            return otherwise()
+        return now.run(functools.partial(self._run_modules, blocks=now.blocks), kind, fill, read)
 
     def parts(self) -> tuple[Callable[..., list[Tensor]], Callable[..., Tensor]]:
         """As `DepthNetwork.parts`; on a CPU with the packed weights."""
@@ -272,15 +298,15 @@ class OptimizedNetwork(DepthNetwork):
         plain = type(self).forward is DepthNetwork.forward and self._compiled_call_impl is None
         hooked = self._forward_hooks or self._forward_pre_hooks or "forward" in vars(self)
         with torch.no_grad():
-            now = self._optimized_now() if plain and not hooked else None
-            if now is None or isinstance(now, OptimizedForward) or sky > self.config.sky_head:
-                return super().predict_batch(shape, fill, read, sky)
-            forward = functools.partial(self._run_modules, blocks=now.blocks)
+            parent = functools.partial(super().predict_batch, shape, fill, read, sky)
+            allowed = plain and not hooked and sky <= self.config.sky_head
+            if not allowed or not self._may_be_optimized():
+                return parent()
 
             def finish(maps: Tensor) -> _T:
                 return read(self._finish_with_sky(maps) if sky else self._finish(maps))
 
-            return now.run(forward, InputKind(shape, self.dtype), fill, finish)
+            return self._run_fast(InputKind(shape, self.dtype), fill, finish, parent)
 
     def __getstate__(self) -> dict[str, Any]:
         # oneDNN's layouts depend on the machine, graphs on addresses: a copy makes its own.

@@ -85,10 +85,13 @@ class Structure:
         self._attributes = [vars(part) for part in parts]
         self._sizes = [len(attributes) for attributes in self._attributes]
         self._children: list[dict[str, Any]] = [m._modules for m in (model, *parts)]
-        self._child_ids = self._ids_of_children()
+        self._child_sizes = [*map(len, self._children)]
+        self._parents = [found for found in self._children if found]
+        self._expected_children = self._present_children()
         self._weights: list[dict[str, Any]] = [
             *(part._parameters for part in parts), *(part._buffers for part in parts)
         ]  # fmt: skip
+        self._weight_counts = [*map(len, self._weights)]
         self._filled = [found for found in self._weights if found]
         self._places = self._places_of_weights()
         names = [(_setting_names(part), vars(part)) for part in parts]
@@ -105,10 +108,16 @@ class Structure:
         return (
             [*map(len, self._attributes)] == self._sizes
             and [*map(type, self._parts)] == self._types
-            and self._ids_of_children() == self._child_ids
+            and [*map(len, self._children)] == self._child_sizes
+            and self._present_children() == self._expected_children  # modules equal only themselves
             and self._has_settings()
+            and [*map(len, self._weights)] == self._weight_counts
             and self._places_of_weights() == self._places
         )
+
+    def has_weights_in_place(self) -> bool:
+        """Whether the weights are in the same memory; the quick part of `is_of`."""
+        return [*map(Tensor.data_ptr, self._present_weights())] == self._places[0]
 
     def is_hooked(self) -> bool:
         """Whether a module has hooks, or another function instead of its `forward`."""
@@ -120,19 +129,18 @@ class Structure:
         except KeyError:  # one attribute instead of another
             return False
 
-    def _ids_of_children(self) -> list[int]:
-        return [*map(id, chain.from_iterable(map(dict.values, self._children)))]
+    def _present_children(self) -> list[Any]:
+        return [*chain.from_iterable(map(dict.values, self._parents))]
 
     def _places_of_weights(self) -> tuple[list[int], ...]:
         """Addresses and layouts: `Tensor.data = ...` replaces the memory of the same parameter."""
-        slots = chain.from_iterable(map(dict.values, self._filled))
-        weights: list[Any] = [w for w in slots if w is not None]
+        weights = self._present_weights()
         # Lists of tuples would have the garbage collector run at every call.
-        return (
-            [*map(len, self._weights)],
-            [*map(Tensor.data_ptr, weights)],
-            [*map(Tensor.is_contiguous, weights)],
-        )
+        return [*map(Tensor.data_ptr, weights)], [*map(Tensor.is_contiguous, weights)]
+
+    def _present_weights(self) -> list[Any]:
+        slots = chain.from_iterable(map(dict.values, self._filled))
+        return [w for w in slots if w is not None]
 
 
 class Snapshot(Structure):

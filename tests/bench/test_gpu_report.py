@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
 from bench import gpu_report
-from bench.gpu import run_tables
+from bench.estimate import Op, forward_work
+from bench.gpu import estimates, run_tables
 from bench.gpu.run_tables import Run
+from bench.gpu_run import FIRST
 
 
 @pytest.mark.slow
@@ -111,10 +115,42 @@ def test_verdicts() -> None:
     assert verdicts(without) == [("", "not measured")] * 11
 
 
+def _numbers(text: str) -> list[float]:
+    return [float(x) for x in re.findall(r"\d+(?:\.\d+)?", text)]
+
+
 @pytest.mark.slow
 def test_estimates_come_from_counts() -> None:
-    found = run_tables.estimated()
+    found = estimates.estimated()
     assert found["triton"].startswith("≥ 3.8") and found["cuda"].startswith("≥ 1.7")
-    slow = float(found["vitl"].split(" to ")[1].split()[0])
-    fast = float(found["vits"].split()[1])
-    assert 0.1 < fast < slow < 20
+    small, large = (_numbers(found[preset]) for preset in ("vits", "vitl"))
+    assert 0.1 < small[0] < small[1] < large[0] < large[1] < 20
+    launches = [_numbers(found[f"{preset} over kernels"])[0] for preset in ("vits", "vitl")]
+    assert launches[1] - launches[0] == 12 * 8, "a block has eight launches"
+    low, high = _numbers(found["batch"])
+    assert 0.6 < low < high <= 1
+    assert _numbers(found["batch, fp8"])[0] < low
+    assert 0.5 < _numbers(found["step"])[0] < 1
+    text = run_tables.target_table([], found)
+    rows = [line.split("|") for line in text.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) == 11 and all(row[5].strip() for row in rows)
+    assert {re.findall("only ([a-z_]+)", row[6])[0] for row in rows} <= {s.name for s in FIRST}
+
+
+@pytest.mark.slow
+def test_counts_of_own_kernels() -> None:
+    """The same products and attention as by PyTorch's operations; fewer passes over memory."""
+    own, reference = estimates.own_forward("vits", 1), forward_work("vits", (518, 518), 1)
+
+    def counted(ops: Sequence[Op], kind: str) -> tuple[float, float]:
+        chosen = [op for op in ops if op.kind == kind]
+        return sum(op.flops for op in chosen), sum(op.bytes for op in chosen)
+
+    assert counted(own.ops, "attention")[0] == counted(reference.ops, "attention")[0]
+    assert counted(own.ops, "tail")[0] == counted(reference.ops, "tail")[0]
+    arithmetic = [
+        sum(counted(ops, kind)[0] for kind in ("product", "convolution"))
+        for ops in (own.ops, reference.ops)
+    ]  # 1x1 and transposed convolutions are products
+    assert arithmetic[0] == pytest.approx(arithmetic[1])
+    assert counted(own.ops, "glue")[1] < counted(reference.ops, "glue")[1]

@@ -77,9 +77,10 @@ def test_the_order_of_work_on_streams(monkeypatch):
     """The real machinery, with a `torch.cuda` that notes the calls."""
     cuda = _Cuda(monkeypatch)
     machine = cuda_graphs.CudaMachinery(torch.device("cuda", 0))
-    x = torch.ones(2)
+    x = torch.ones(3)[1:]  # a part of a tensor, at an address of its own alignment
 
     def run(given):
+        assert given.data_ptr() % 16 == 0, "the capture would compile other kernels"
         cuda.calls.append(f"run on {cuda.current}")
         assert gc.isenabled() is not cuda.capturing, "a collected kernel would spoil the capture"
         return given + 1

@@ -423,6 +423,19 @@ def test_infer_optimizes(seed):
         hook.remove()
 
 
+def test_infer_checks_the_weights_once(seed, monkeypatch):
+    """The check reads every value of every weight."""
+    model, checks = make(SMALL), []
+    image = torch.rand(3, 40, 60)
+    model.infer(image)
+    is_current = OptimizedForward.is_current
+    monkeypatch.setattr(
+        OptimizedForward, "is_current", lambda *args: checks.append(1) or is_current(*args)
+    )
+    model.infer(image)
+    assert checks == [1]
+
+
 def test_wrong_inputs_get_the_same_errors(seed):
     model = make(SMALL)
     ready(model)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dafast.layers.convolution import convolve
 from dafast.ops import bias_relu_add, bias_relu_add_reference, use_backend
@@ -197,20 +198,39 @@ def test_convolution_with_all_that_follows(kernel, backend, seed, device):
         torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
 
 
-def test_16_bit_1x1_convolutions_are_products(seed, monkeypatch, device):
+class _Products(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if "mm" in func._schema.name or "add" in func._schema.name:
+            self.names.append(func._schema.name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("batch", [0, 1, 2])
+@pytest.mark.parametrize("tokens", [False, True])
+@torch.no_grad()
+def test_16_bit_1x1_convolutions_are_products(batch, tokens, seed, monkeypatch, device):
     torch.manual_seed(seed)
     conv = torch.nn.Conv2d(6, 5, 1).bfloat16()
-    x = torch.randn(2, 6, 4, 5).bfloat16().contiguous(memory_format=torch.channels_last)
+    x = torch.randn(batch, 6, 4, 5).bfloat16().contiguous(memory_format=torch.channels_last)
+    if tokens:  # patch tokens, each image's after its cls token
+        x = torch.randn(batch, 21, 6).bfloat16()[:, 1:].mT.reshape(batch, 6, 4, 5)
     expected = conv.double()(x.double())
-    conv, seen = conv.bfloat16(), []
+    conv = conv.bfloat16()
     monkeypatch.setattr(
         torch.nn.Conv2d, "_conv_forward", lambda *_: pytest.fail("ran as a convolution")
     )
-    with use_backend("triton"):
+    with use_backend("triton"), _Products() as seen:
         got = convolve(conv, x)
-        assert got.is_contiguous(memory_format=torch.channels_last) and not seen
-    bound = 2 * TOLERANCES[torch.bfloat16].op * expected.abs().max()
-    assert (got.double() - expected).abs().max() <= bound
+    assert got.is_contiguous(memory_format=torch.channels_last)
+    assert seen.names == ["aten::addmm"], "the bias has no launch of its own"
+    assert got.shape == expected.shape
+    if batch:
+        bound = 2 * TOLERANCES[torch.bfloat16].op * expected.abs().max()
+        assert (got.double() - expected).abs().max() <= bound
 
 
 def test_replaced_and_watched_convolutions_are_called(seed, device):
