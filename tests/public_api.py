@@ -15,6 +15,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from dafast import __version__
+
 LISTED = Path(__file__).with_suffix(".txt")
 
 MODULES = (
@@ -92,7 +94,8 @@ def _parameters(value: Any) -> str:
     for parameter in signature.parameters.values():
         default = parameter.default
         text = repr(default)
-        if (default is not parameter.empty and " at 0x" in text) or "<factory>" in text:
+        changing = " at 0x" in text or "<factory>" in text or default == __version__
+        if default is not parameter.empty and changing:
             default = parameter.replace(default=Ellipsis).default
         parts.append(parameter.replace(annotation=parameter.empty, default=default))
     kept = signature.replace(parameters=parts, return_annotation=signature.empty)
