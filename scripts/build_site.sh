@@ -11,4 +11,4 @@ root=$PWD
 python scripts/check_site.py "$source/site/site"
 rm -rf site
 mv "$source/site/site" site
-echo "the site is in site/: open site/index.html, or run python -m http.server -d site"
+echo "the site is in site/: open site/index.html, or, with search, run python -m http.server -d site"

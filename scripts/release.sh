@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Checks that a version is ready, and prints the commands that publish it. It changes nothing.
-#   scripts/release.sh          all checks; minutes
-#   scripts/release.sh --quick  only what takes seconds: version, changelog, git
+# Checks that a version is ready to be tagged, and prints the commands that publish it. It changes
+# nothing.
+#   scripts/release.sh          all checks; a quarter of an hour
+#   scripts/release.sh --quick  only what takes seconds: version, changelog, git, address
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -9,33 +10,41 @@ problems=()
 problem() { problems+=("$1"); echo "NOT READY: $1" >&2; }
 say() { echo "== $1"; }
 
+case "${1:-}" in
+"" | --quick) ;;
+*) echo "usage: scripts/release.sh [--quick]" >&2; exit 2 ;;
+esac
+
 version=$(sed -n 's/^__version__ = "\(.*\)"$/\1/p' dafast/_version.py)
 say "version $version"
 [[ $version =~ ^[0-9]+\.[0-9]+\.[0-9]+$ ]] ||
-    problem "dafast/_version.py has $version: set a version such as 0.1.0"
-# The section of the version needs a date and at least one line.
-heading=$(grep -n "^## $version" CHANGELOG.md || true)
-if ! [[ $heading =~ \ -\ [0-9]{4}-[0-9]{2}-[0-9]{2}$ ]]; then
+    problem "dafast/_version.py has '$version': set a version such as 0.1.0"
+# The lines below the heading of a version, without those of other versions.
+section() { awk -v name="$1" '/^## /{on = index($0 " ", "## " name " ") == 1} on' CHANGELOG.md; }
+if ! section "$version" | head -n 1 | grep -Eq '^## [^ ]+ - [0-9]{4}-[0-9]{2}-[0-9]{2}$'; then
     problem "CHANGELOG.md has no heading '## $version - YYYY-MM-DD'"
-elif ! sed -n "/^## $version/,/^## /p" CHANGELOG.md | grep -q '^- '; then
+elif ! section "$version" | grep -q '^- '; then
     problem "CHANGELOG.md says nothing about $version"
 fi
-if sed -n '/^## Unreleased/,/^## [0-9]/p' CHANGELOG.md | grep -q '^- '; then
+if section Unreleased | grep -q '^- '; then
     problem "CHANGELOG.md has changes under 'Unreleased': move them to $version"
 fi
 if git rev-parse -q --verify "refs/tags/v$version" >/dev/null; then
-    problem "the tag v$version exists"
+    problem "the tag v$version exists: set the next version in dafast/_version.py"
 fi
-[ -z "$(git status --porcelain)" ] || problem "the working tree has changes that are not committed"
-if grep -q 'A placeholder' pyproject.toml; then
-    problem "[project.urls] in pyproject.toml is a placeholder"
+changes=$(git status --porcelain)
+[ -z "$changes" ] || problem "changes are not committed: $(head -n 3 <<<"$changes" | tr '\n' ';')"
+# The package names the address of its repository; it must be the one that the tag goes to.
+address=$(sed -n 's/^Source = "\(.*\)"$/\1/p' pyproject.toml)
+origin=$(git remote get-url origin 2>/dev/null || true)
+origin=$(sed -E 's#^(ssh://)?git@([^:/]+)[:/]#https://\2/#; s#\.git$##' <<<"$origin")
+if [[ $origin == http* && $origin != "$address" ]]; then
+    problem "pyproject.toml names the repository $address, but origin is $origin"
 fi
 
 if [ "${1:-}" != --quick ] && [ ${#problems[@]} = 0 ]; then
-    say "wheel, lint, types and tests (.ci/run)"
+    say "wheel in a fresh environment, lint, types, documentation, tests (.ci/run)"
     .ci/run || problem ".ci/run failed"
-    say "documentation"
-    make docs || problem "the documentation does not build"
 fi
 
 if [ ${#problems[@]} -gt 0 ]; then
@@ -46,8 +55,11 @@ if [ "${1:-}" = --quick ]; then
     echo "the quick checks passed; scripts/release.sh runs the others"
     exit 0
 fi
+echo "version $version is ready. Publish it with:"
+if [[ $origin != http* ]]; then
+    echo "  git remote add origin ADDRESS  # and the same ADDRESS in [project.urls] of pyproject.toml"
+fi
 cat <<END
-version $version is ready. Publish it with:
   git tag -a v$version -m "dafast $version"
   git push origin v$version
 .github/workflows/release.yml then builds the wheels and uploads them.

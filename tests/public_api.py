@@ -12,8 +12,9 @@ import inspect
 import typing
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
+
+from dafast import __version__
 
 LISTED = Path(__file__).with_suffix(".txt")
 
@@ -45,22 +46,28 @@ def public_api() -> list[str]:
 
     lines: list[str] = []
     for name in MODULES:
-        lines += _module(importlib.import_module(name))
+        lines += _module(name)
     lines += _commands(build_parser(), "dafast")
     lines += [f"config {key}" for key in _keys(TrainConfig)]
     return sorted(set(lines))
 
 
-def _module(module: ModuleType) -> Iterator[str]:
-    names = getattr(module, "__all__", None)
-    if names is None:
-        names = [
-            name
-            for name, value in vars(module).items()
-            if not name.startswith("_") and getattr(value, "__module__", None) == module.__name__
-        ]
-    for name in names:
-        yield from _member(f"{module.__name__}.{name}", getattr(module, name))
+def public_names(name: str) -> list[str]:
+    """The names that a module makes public: its ``__all__``, or what it defines."""
+    module = importlib.import_module(name)
+    if hasattr(module, "__all__"):
+        return list(module.__all__)
+    return [
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("_") and getattr(value, "__module__", None) == module.__name__
+    ]
+
+
+def _module(name: str) -> Iterator[str]:
+    module = importlib.import_module(name)
+    for each in public_names(name):
+        yield from _member(f"{name}.{each}", getattr(module, each))
 
 
 def _member(path: str, value: Any) -> Iterator[str]:
@@ -92,7 +99,8 @@ def _parameters(value: Any) -> str:
     for parameter in signature.parameters.values():
         default = parameter.default
         text = repr(default)
-        if (default is not parameter.empty and " at 0x" in text) or "<factory>" in text:
+        changing = " at 0x" in text or "<factory>" in text or default == __version__
+        if default is not parameter.empty and changing:
             default = parameter.replace(default=Ellipsis).default
         parts.append(parameter.replace(annotation=parameter.empty, default=default))
     kept = signature.replace(parameters=parts, return_annotation=signature.empty)

@@ -9,6 +9,7 @@ import yaml
 
 from scripts import site_source
 from scripts.check_site import problems
+from tests.public_api import MODULES, public_names
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -45,6 +46,16 @@ def test_every_command_and_key_has_its_place():
     keys = site_source.configuration_page()
     rows = re.findall(r"^\| `(\w+)` \| .* \| (.*) \|$", keys, re.MULTILINE)
     assert len(rows) > 60 and [name for name, text in rows if not text] == []
+
+
+def test_every_public_name_is_in_the_reference():
+    pages = (ROOT / "docs/reference").glob("*.md")
+    text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
+    listed = set(re.findall(r"^::: dafast\.(\S+)", text, re.MULTILINE))
+    last = {name.rpartition(".")[2] for name in listed}
+    assert len(listed) > 120 and len(re.findall(r"^::: ", text, re.MULTILINE)) == len(listed)
+    found = {f"{module}.{name}" for module in MODULES for name in public_names(module)}
+    assert {name for name in found if name.rpartition(".")[2] not in last} == {"dafast.__version__"}
 
 
 def test_every_page_is_in_the_navigation():

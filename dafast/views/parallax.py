@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -105,7 +105,7 @@ def check_video(path: Path) -> None:
 
 
 def save_video(
-    path: str | Path, frames: Iterator[np.ndarray], *, fps: int = 30, count: int | None = None
+    path: str | Path, frames: Iterable[np.ndarray], *, fps: int = 30, count: int | None = None
 ) -> None:
     """Writes frames as H.264 in MP4, or as an animated WebP that repeats.
 
@@ -113,8 +113,8 @@ def save_video(
 
     Args:
         path: A file name that ends in .mp4 or .webp.
-        frames: (H, W, 3) uint8, all of one size. An MP4 leaves out the last row and column of an
-            odd size, which H.264 does not have.
+        frames: Arrays (H, W, 3), uint8, all of one size, in a list or from an iterator. An MP4
+            leaves out the last row and column of an odd size, which H.264 does not have.
         fps: Frames per second, 1 to 1000.
         count: Number of frames. WebP has all frames in memory at a time without it, and only a few
             with it; MP4 always has only a few.
@@ -129,6 +129,7 @@ def save_video(
     check_count("fps", fps, 1, "a video has at least one frame per second")
     if fps > MAX_FPS:
         raise ValueError(f"fps={fps}: at most {MAX_FPS}")
+    frames = iter(frames)
     first = next(frames, None)
     if first is None:
         raise ValueError(f"{path}: a video needs at least one frame")

@@ -98,7 +98,7 @@ def test_fewer_frames_than_said(tmp_path):
 @pytest.mark.parametrize("size", [(48, 64), (49, 65)])
 def test_mp4_is_read_back(tmp_path, size):
     av = pytest.importorskip("av")
-    save_video(tmp_path / "x.mp4", moving_square(5, *size), fps=20)
+    save_video(tmp_path / "x.mp4", list(moving_square(5, *size)), fps=20)
     with av.open(str(tmp_path / "x.mp4")) as container:
         stream = container.streams.video[0]
         assert (stream.height, stream.width) == (48, 64) and stream.average_rate == 20
