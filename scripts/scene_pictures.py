@@ -15,7 +15,7 @@ import dafast
 from dafast.evaluation.alignment import align_disparity
 from dafast.palettes import colorize
 from dafast.panorama import PanoramaResult, directions_of
-from dafast.synthetic.render import Camera, Tracer, camera_from, shade, trace
+from dafast.synthetic.render import SceneCamera, Tracer, camera_from, shade, trace
 from dafast.synthetic.sample import _BUILDERS, bank_for
 from dafast.synthetic.scene import Scene
 from dafast.views import Camera as Place
@@ -95,7 +95,7 @@ def room() -> tuple[np.ndarray, np.ndarray]:
     faces = [(x, down, z) for x, z in axes] + [(right, -forward, down), (right, forward, -down)]
     for face in faces:
         rotation = np.stack(face, 1).astype(np.float32)
-        camera = Camera(SIDE, SIDE, SIDE / 2, SIDE / 2, SIDE / 2, SIDE / 2, rotation, base.eye)
+        camera = SceneCamera(SIDE, SIDE, SIDE / 2, SIDE / 2, SIDE / 2, SIDE / 2, rotation, base.eye)
         hits = trace(tracer, camera)
         colours = shade(scene, geometry, tracer, camera, hits).reshape(SIDE, SIDE, 3)
         u, v, z = np.moveaxis(world @ rotation, -1, 0)

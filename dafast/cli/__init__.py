@@ -24,22 +24,10 @@ DESCRIPTION = "Depth Anything, fast and trainable: depth from one photo."
 
 def build_parser() -> argparse.ArgumentParser:
     """Returns the parser of the whole command line."""
-    from . import (
-        calibrate,
-        data,
-        doctor,
-        evaluate,
-        export,
-        label,
-        models,
-        parallax,
-        run,
-        serve,
-        stereo,
-        synth,
-        train,
-        video,
-    )
+    from . import (  # isort: skip
+        calibrate, data, doctor, evaluate, export, label, models, parallax, run, serve, stereo,
+        synth, train, video,
+    )  # fmt: skip
 
     parser = argparse.ArgumentParser(prog="dafast", description=DESCRIPTION)
     parser.add_argument("--version", action="version", version=f"dafast {__version__}")
@@ -48,21 +36,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in (
-        run,
-        stereo,
-        parallax,
-        video,
-        doctor,
-        models,
-        synth,
-        data,
-        label,
-        train,
-        evaluate,
-        calibrate,
-        export,
-        serve,
-    ):
+        run, stereo, parallax, video, doctor, models, synth, data, label, train, evaluate,
+        calibrate, export, serve,
+    ):  # fmt: skip
         command.add_parser(commands)
     add_verbosity(parser)
     return parser

@@ -156,13 +156,13 @@ class Scored:
     """
 
     def __init__(self, args: argparse.Namespace) -> None:
-        from ..evaluation.scoring import Predictor, Scoring
+        from ..evaluation.scoring import DisparityPredictor, Scoring
         from ._model import load_model
 
         model = load_model(args, args.device)
         scoring = Scoring.of(model.config, **_scoring_options(args))
         self.facts = {"scoring": scoring, "dtype": str(model.dtype).removeprefix("torch.")}
-        self._predict = Predictor(model, scoring.options, args.cache)
+        self._predict = DisparityPredictor(model, scoring.options, args.cache)
 
     def __call__(self, images: Sequence[np.ndarray], video: bool = False) -> list[np.ndarray]:
         """Disparity of images."""

@@ -218,7 +218,7 @@ def run(args: argparse.Namespace) -> int:
         ) from None
     app: Any = create_app(settings_of(args))
 
-    class Server(uvicorn.Server):
+    class QuietServer(uvicorn.Server):
         """Ends with exit code 0 after a signal; uvicorn would send it to the process again."""
 
         @contextlib.contextmanager
@@ -230,7 +230,9 @@ def run(args: argparse.Namespace) -> int:
                 for sig, handler in before.items():
                     signal.signal(sig, handler)
 
-    server = Server(uvicorn.Config(app, log_level="warning", access_log=False, server_header=False))
+    server = QuietServer(
+        uvicorn.Config(app, log_level="warning", access_log=False, server_header=False)
+    )
     host = f"[{args.host}]" if family == socket.AF_INET6 else args.host
     address = f"http://{host}:{listener.getsockname()[1]}"
     announcer = threading.Thread(target=_announce, args=(args, app, server, address), daemon=True)

@@ -13,7 +13,7 @@ _MODEL, _TASK = 0.9, 0.05
 
 
 @dataclass(frozen=True)
-class Plan:
+class Division:
     """The division of a cluster.
 
     Attributes:
@@ -35,7 +35,7 @@ class Plan:
 
 def plan_for(
     nodes: Sequence[dict[str, float]], models: int | None, workers: int, device: str
-) -> Plan:
+) -> Division:
     """Divides a cluster.
 
     With GPUs each model has one, and a task reserves a processor for each of its threads. Without,
@@ -52,13 +52,13 @@ def plan_for(
     largest = max(1, int(max((node.get("CPU", 0) for node in nodes), default=1)))
     gpus = int(sum(node.get("GPU", 0) for node in nodes))
     if models == 0:
-        return Plan(0, {}, 0, {"num_cpus": 1}, workers, 2 * processors)
+        return Division(0, {}, 0, {"num_cpus": 1}, workers, 2 * processors)
     if device.startswith("cuda") or (device == "auto" and gpus):
         count, workers = models or max(1, gpus), min(workers, largest)
         tasks = max(2, math.ceil(processors / workers / count))
         on_gpu = {"num_gpus": 1, "num_cpus": 0}
-        return Plan(count, on_gpu, 1, {"num_cpus": workers}, workers, tasks)
+        return Division(count, on_gpu, 1, {"num_cpus": workers}, workers, tasks)
     count = models or processors
     threads = min(max(1, processors // count), largest)
     on_cpu = {"num_cpus": round(_MODEL * threads, 1)}
-    return Plan(count, on_cpu, threads, {"num_cpus": _TASK}, workers, tasks=2)
+    return Division(count, on_cpu, threads, {"num_cpus": _TASK}, workers, tasks=2)

@@ -24,7 +24,7 @@ import ray.exceptions
 from dafast.cluster.connection import ClusterError
 from dafast.cluster.plan import plan_for
 from dafast.cluster.workers import Model, do_part
-from dafast.data.jobs import Job, Outcome, Progress
+from dafast.data.jobs import Outcome, ParallelJob, Progress
 from dafast.files import explain
 
 LOSSES = 10
@@ -113,7 +113,7 @@ class RayRunner:
             self._wait([])
         return self._facts
 
-    def run(self, job: Job, parts: Sequence[Any]) -> Iterator[tuple[int, Outcome]]:
+    def run(self, job: ParallelJob, parts: Sequence[Any]) -> Iterator[tuple[int, Outcome]]:
         """Does all parts, as `Runner.run`.
 
         Raises:
@@ -180,7 +180,7 @@ class RayRunner:
         actor = min(ready, key=lambda each: each.tasks, default=None)
         return (actor,) if actor and actor.tasks < self._plan.tasks else None
 
-    def _submit(self, job: Job, part: Any, actor: _Actor | None) -> Any:
+    def _submit(self, job: ParallelJob, part: Any, actor: _Actor | None) -> Any:
         if actor is not None:
             actor.tasks += 1
         handle = actor.handle if actor else None

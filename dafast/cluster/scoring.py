@@ -27,7 +27,7 @@ from dafast.evaluation.scoring import Result, Scoring
 from dafast.video.flow import require_flow
 
 
-class Part(NamedTuple):
+class ScoringPart(NamedTuple):
     """A batch of photos, or one clip.
 
     Attributes:
@@ -42,7 +42,7 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class ScoreJob:
-    """Scores each `Part`; the facts of an outcome are the rows of `score_rows` or `score_clip`.
+    """Scores each `ScoringPart`; outcomes have the rows of `score_rows` or `score_clip` as facts.
 
     Attributes:
         specs: The data sets, as `open_benchmark` takes them; every worker opens them.
@@ -52,11 +52,11 @@ class ScoreJob:
     specs: tuple[str, ...]
     scoring: Scoring
 
-    def name(self, part: Part) -> str:
+    def name(self, part: ScoringPart) -> str:
         """The data set with the range of its photos."""
         return f"{self.specs[part.data]} {part.first} to {part.last - 1}"
 
-    def do(self, part: Part, predict: Predict, pool: Executor) -> Outcome:
+    def do(self, part: ScoringPart, predict: Predict, pool: Executor) -> Outcome:
         """Scores the photos of a part."""
 
         def tensors(images: Sequence[np.ndarray], **options: Any) -> list[Tensor]:
@@ -102,10 +102,10 @@ def evaluate_with(
     for number, (_, samples) in enumerate(opened):
         if isinstance(samples, Clips):
             require_flow()
-            parts += [Part(number, i, i + 1) for i in range(len(samples.folders))]
+            parts += [ScoringPart(number, i, i + 1) for i in range(len(samples.folders))]
             continue
         starts = range(0, len(samples), BATCH_IMAGES)
-        parts += [Part(number, i, min(i + BATCH_IMAGES, len(samples))) for i in starts]
+        parts += [ScoringPart(number, i, min(i + BATCH_IMAGES, len(samples))) for i in starts]
     progress, outcomes = Progress(len(parts), say, "parts"), {}
     for number, outcome in runner.run(ScoreJob(tuple(data), scoring), parts):
         if outcome.state == "failed":  # a mean over the others would be another score

@@ -11,7 +11,7 @@ import ray
 import ray.exceptions
 from ray.util.metrics import Counter
 
-from dafast.data.jobs import Job, Outcome
+from dafast.data.jobs import Outcome, ParallelJob
 from dafast.files import DiskFullError
 
 
@@ -44,7 +44,7 @@ class Model:
         return self._model(images, **options)
 
 
-def do_part(job: Job, part: Any, model: Any, threads: int, command: str) -> Outcome:
+def do_part(job: ParallelJob, part: Any, model: Any, threads: int, command: str) -> Outcome:
     """Does one part of a job on a worker.
 
     Args:

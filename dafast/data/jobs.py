@@ -44,7 +44,7 @@ class Outcome:
     facts: Any = None
 
 
-class Job(Protocol):
+class ParallelJob(Protocol):
     """Work in independent parts."""
 
     def do(self, part: Any, predict: Predict, pool: Executor) -> Outcome:

@@ -19,7 +19,7 @@ from .protocols import Protocol, get_protocol
 from .readers import READERS
 from .readers.clips import Clips
 from .samples import EvaluationSample
-from .scoring import Predictor, Result, Scoring, read_ahead, score_sample, shared, together
+from .scoring import DisparityPredictor, Result, Scoring, read_ahead, score_sample, shared, together
 
 if TYPE_CHECKING:
     from ..models import DepthAnything
@@ -136,7 +136,7 @@ def score(
     from tqdm import tqdm
 
     scoring = Scoring.of(model.config, protocol, alignment, fit, flip, fov)
-    predict = Predictor(model, scoring.options, cache)
+    predict = DisparityPredictor(model, scoring.options, cache)
     rank, share = shared(samples)
     # A bar on a terminal, nothing in a log.
     hidden = None if rank == 0 and not is_quiet() else True
@@ -155,7 +155,7 @@ def score_rows(
     """The metrics of each sample with a valid pixel.
 
     Args:
-        predict: The model, as `Predictor` is called.
+        predict: The model, as `DisparityPredictor` is called.
         samples: Photos with truth.
         data: Name for messages.
         scoring: How to score.

@@ -20,7 +20,7 @@ from .metrics import METRICS, depth_errors
 from .protocols import Protocol
 from .readers.clips import MAX_DEPTH, Clips
 from .samples import EvaluationSample
-from .scoring import Predictor, Result, Scoring, read_ahead, shared, together
+from .scoring import DisparityPredictor, Result, Scoring, read_ahead, shared, together
 from .temporal import known_flow_flicker, temporal_alignment_error
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def score_clips(
 
     require_flow()
     scoring = Scoring.of(model.config, protocol, alignment, fit, flip, fov)
-    predict = Predictor(model, scoring.options, cache)
+    predict = DisparityPredictor(model, scoring.options, cache)
     rank, share = shared(range(len(clips.folders)))
     hidden = None if rank == 0 and not is_quiet() else True
     shown = tqdm(share, desc=data, unit="clip", disable=hidden, leave=False)
@@ -95,7 +95,7 @@ def score_clip(
     """Metrics of one clip for each way of stabilization, by predictor.
 
     Args:
-        predict: The model, as `Predictor` is called.
+        predict: The model, as `DisparityPredictor` is called.
         clip: The frames and their truth.
         scoring: How to score.
     """

@@ -178,7 +178,7 @@ class Scoring:
         return cls(config.name, config.is_metric, preset, options)
 
 
-class Predictor:
+class DisparityPredictor:
     """Disparity of photos or of the frames of a video, as evaluations need it.
 
     Args:

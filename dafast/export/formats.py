@@ -19,7 +19,7 @@ from .verify import Check, Run, VerificationError, verify
 
 
 @dataclass(frozen=True)
-class Format:
+class ExportFormat:
     """A format of exported files.
 
     Attributes:
@@ -63,13 +63,13 @@ def _need_openvino() -> None:
 _ALL = ("float32", "float16", "int8")
 
 FORMATS = {
-    "onnx": Format(
+    "onnx": ExportFormat(
         ".onnx", onnx_file.need_onnx, _write_onnx, onnx_file.run_onnx, _ALL, preprocess=True
     ),
-    "openvino": Format(
+    "openvino": ExportFormat(
         ".xml", _need_openvino, _write_openvino, openvino_file.run_openvino, _ALL, preprocess=True
     ),
-    "torch": Format(
+    "torch": ExportFormat(
         ".pt2",
         lambda: None,
         programs.write_program,
@@ -77,7 +77,7 @@ FORMATS = {
         ("float32",),
         least=programs.FEWEST_PATCHES,
     ),
-    "aoti": Format(
+    "aoti": ExportFormat(
         ".pt2",
         lambda: None,
         programs.write_package,
@@ -85,7 +85,7 @@ FORMATS = {
         ("float32",),
         least=programs.FEWEST_PATCHES,
     ),
-    "coreml": Format(".mlpackage", coreml.need_coreml, coreml.write_coreml, None),
+    "coreml": ExportFormat(".mlpackage", coreml.need_coreml, coreml.write_coreml, None),
 }
 """The formats by the name that ``--format`` takes."""
 
@@ -159,7 +159,7 @@ def export(
 
 def checked(
     model: nn.Module, format: str, *, dtype: str = "float32", preprocess: bool = False, **sizes: Any
-) -> tuple[FileFacts, Format]:
+) -> tuple[FileFacts, ExportFormat]:
     """The facts of a file and its format, with the checks of `export`."""
     if format not in FORMATS:
         raise ValueError(f"format={format!r}: use one of {', '.join(FORMATS)}")
@@ -174,7 +174,7 @@ def checked(
 
 
 def _verified(
-    model: nn.Module, facts: FileFacts, path: Path, chosen: Format, photos: Sequence[Any]
+    model: nn.Module, facts: FileFacts, path: Path, chosen: ExportFormat, photos: Sequence[Any]
 ) -> list[Check]:
     """The comparisons of a written file.
 

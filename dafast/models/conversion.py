@@ -261,7 +261,7 @@ def detect_layout(
 
 
 @dataclass
-class Conversion:
+class ConvertedWeights:
     """The result of matching a file's tensors with those of the model.
 
     Attributes:
@@ -284,7 +284,7 @@ class Conversion:
 
 def to_official(
     tensors: Mapping[str, Tensor], layout: Layout, expected: Mapping[str, Shape]
-) -> Conversion:
+) -> ConvertedWeights:
     """Collects the tensors of a file under official keys.
 
     Args:
@@ -296,7 +296,7 @@ def to_official(
         Everything that fits, and everything that does not. A missing key of `Layout.optional` is
         filled with zeros.
     """
-    out = Conversion()
+    out = ConvertedWeights()
     used: set[str] = set()
     for key, shape in expected.items():
         names = layout.names(key)

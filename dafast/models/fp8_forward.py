@@ -35,7 +35,7 @@ def why_not_fp8(model: DepthNetwork) -> str:
     return ""
 
 
-class _Linear:
+class _Fp8Linear:
     """(..., K) in e4m3 to (..., N) in the dtype of the weights."""
 
     def __init__(self, linear: nn.Linear) -> None:
@@ -45,7 +45,7 @@ class _Linear:
         return linear_fp8(x, self.weight, self.bias, dtype=self.bias.dtype)
 
 
-class _Norm:
+class _Fp8Norm:
     """A `LayerNorm` that writes e4m3."""
 
     def __init__(self, norm: LayerNorm) -> None:
@@ -68,9 +68,9 @@ class Fp8Block:
 
     def __init__(self, block: Block) -> None:
         self.num_heads = block.attn.num_heads
-        self.norm1, self.norm2 = _Norm(block.norm1), _Norm(block.norm2)
-        self.qkv, self.proj = _Linear(block.attn.qkv), _Linear(block.attn.proj)
-        self.fc1, self.fc2 = _Linear(block.mlp.fc1), _Linear(block.mlp.fc2)
+        self.norm1, self.norm2 = _Fp8Norm(block.norm1), _Fp8Norm(block.norm2)
+        self.qkv, self.proj = _Fp8Linear(block.attn.qkv), _Fp8Linear(block.attn.proj)
+        self.fc1, self.fc2 = _Fp8Linear(block.mlp.fc1), _Fp8Linear(block.mlp.fc2)
         self.ls1, self.ls2 = block.ls1, block.ls2
 
     @annotate("block")

@@ -10,7 +10,7 @@ from torch import Tensor
 from .conversion import (
     ENCODER_LAYOUTS,
     LAYOUTS,
-    Conversion,
+    ConvertedWeights,
     Layout,
     detect_layout,
     encoder_size,
@@ -161,7 +161,12 @@ def remedy(names: Iterable[str]) -> str:
 
 
 def mismatch(
-    label: str, wanted: str, found: str, conversion: Conversion, layout: Layout, hint: str = ""
+    label: str,
+    wanted: str,
+    found: str,
+    conversion: ConvertedWeights,
+    layout: Layout,
+    hint: str = "",
 ) -> CheckpointError:
     """The error for tensors that do not fit the model."""
     lines = [f"{label}: the weights do not fit {wanted}. It looks like {found}."]

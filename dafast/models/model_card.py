@@ -35,7 +35,7 @@ _OUTPUTS = {
 _SETTINGS = ("preset", "init", "encoder_init", "freeze_encoder")
 
 
-class Run:
+class TrainingRun:
     """What is known about the training of a model.
 
     Attributes:
@@ -67,7 +67,7 @@ class Run:
                 return
 
     @classmethod
-    def named(cls, folder: str | Path) -> Run:
+    def named(cls, folder: str | Path) -> TrainingRun:
         """The run that a user named.
 
         Raises:
@@ -128,7 +128,7 @@ def model_card(
     Raises:
         ValueError: If ``run`` is given and nothing of a training run is there.
     """
-    about = Run(model.loaded_from) if run is None else Run.named(run)
+    about = TrainingRun(model.loaded_from) if run is None else TrainingRun.named(run)
     depth: ModelConfig = getattr(model.config, "encoder", model.config)
     classes: tuple[str, ...] = getattr(model.config, "classes", ())
     start, entry = _start(model, depth, about)
@@ -154,7 +154,7 @@ def model_card(
     return f"---\n{metadata}\n---\n\n{text}\n"
 
 
-def _start(model: Any, config: ModelConfig, about: Run) -> tuple[str, ZooEntry | None]:
+def _start(model: Any, config: ModelConfig, about: TrainingRun) -> tuple[str, ZooEntry | None]:
     """Hub id of the model that training started from, or "", and its entry of the zoo."""
     if about.config:
         name = str(about.setting("model.init") or about.setting("model.encoder_init"))
@@ -184,7 +184,9 @@ def _license(base: str, entry: ZooEntry | None, own: str) -> str:
     return own
 
 
-def _metadata(repo_id: str, task: str, library: str, base: str, license: str, about: Run) -> str:
+def _metadata(
+    repo_id: str, task: str, library: str, base: str, license: str, about: TrainingRun
+) -> str:
     """YAML as the hub reads it."""
     from huggingface_hub import EvalResult, ModelCardData
 
@@ -274,7 +276,7 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in escaped)
 
 
-def _training(about: Run) -> str:
+def _training(about: TrainingRun) -> str:
     """The settings of the run; of paths only the last part, as a card is public."""
     if not about.config:
         return ""
@@ -303,11 +305,11 @@ def _shown(name: str, value: Any) -> str:
     return re.split(r"[/\\]", text.rstrip("/\\"))[-1] if is_path else text
 
 
-def _data_name(about: Run) -> str:
+def _data_name(about: TrainingRun) -> str:
     return _shown("data.eval_path", about.setting("data.eval_path"))
 
 
-def _evaluation(about: Run) -> str:
+def _evaluation(about: TrainingRun) -> str:
     scores: Mapping[str, float] = {k: v for k, v in about.scores.items() if k != "step"}
     if not scores:
         return ""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .hub import WEIGHT_FILES, HubError
-from .model_card import Run, model_card
+from .model_card import TrainingRun, model_card
 
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 
@@ -71,7 +71,7 @@ class Publishable:
         if branch and create_pr:
             raise ValueError("create_pr opens a pull request for the main branch: leave out branch")
         if run is not None:
-            Run.named(run)  # an error comes before the upload
+            TrainingRun.named(run)  # an error comes before the upload
         hub = HfApi(token=token)
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, **options)

@@ -33,7 +33,7 @@ _HANG = 30.0
 
 
 @dataclass(eq=False)
-class Item:
+class QueuedJob:
     """A request in the queue; `future` receives its answer."""
 
     job: Job
@@ -52,26 +52,26 @@ class Queue:
 
     def __init__(self, settings: ServerSettings) -> None:
         self._settings = settings
-        self._items: deque[Item] = deque()
+        self._items: deque[QueuedJob] = deque()
         self._changed = Condition()
         self._closed = False
 
     def __len__(self) -> int:
         return len(self._items)
 
-    def put(self, item: Item) -> None:
+    def put(self, item: QueuedJob) -> None:
         """Appends a request."""
         with self._changed:
             self._items.append(item)
             self._changed.notify_all()
 
-    def put_back(self, items: list[Item]) -> None:
+    def put_back(self, items: list[QueuedJob]) -> None:
         """Returns requests whose worker has died to the front."""
         with self._changed:
             self._items.extendleft(reversed(items))
             self._changed.notify_all()
 
-    def remove(self, item: Item) -> None:
+    def remove(self, item: QueuedJob) -> None:
         """Removes a request that nobody waits for, if no worker has it yet."""
         with self._changed:
             if item in self._items:
@@ -83,7 +83,7 @@ class Queue:
             self._closed = True
             self._changed.notify_all()
 
-    def take(self) -> list[Item]:
+    def take(self) -> list[QueuedJob]:
         """Waits for requests and returns a batch; an empty one after `close`.
 
         A batch is complete when it is full, or when its oldest request has waited for
@@ -105,8 +105,8 @@ class Queue:
                 self._changed.wait(left)
         return []
 
-    def _pop_batch(self) -> list[Item]:
-        batch: list[Item] = []
+    def _pop_batch(self) -> list[QueuedJob]:
+        batch: list[QueuedJob] = []
         while self._items and len(batch) < self._settings.batch and not self._items[0].attempts:
             item = self._items.popleft()
             if not item.future.cancelled():
@@ -129,7 +129,7 @@ class Worker:
         self._closed = self.ready = self._idle = False
         self._busy_since = 0.0
         self._numbers = 0
-        self._items: dict[int, Item] = {}
+        self._items: dict[int, QueuedJob] = {}
         self.restarts = 0
         self.problem = ""
         self._failures = 0  # processes that ended before they were ready, in a row
@@ -271,13 +271,13 @@ class Pool:
         """Number of workers that were replaced."""
         return sum(worker.restarts for worker in self.workers)
 
-    def submit(self, job: Job) -> Item:
+    def submit(self, job: Job) -> QueuedJob:
         """Puts a job into the queue."""
-        item = Item(job)
+        item = QueuedJob(job)
         self.queue.put(item)
         return item
 
-    def cancel(self, item: Item) -> None:
+    def cancel(self, item: QueuedJob) -> None:
         """Gives up a request; a worker that has it already computes it for nobody."""
         item.future.cancel()
         self.queue.remove(item)

@@ -18,8 +18,8 @@ from dafast.files import explain, explain_kind, remove_leftovers, write_file
 from dafast.optional import MissingPackageError
 from dafast.synthetic.clip_files import TRUTH, Clip, write_clip
 from dafast.synthetic.render import (
-    Camera,
     Hits,
+    SceneCamera,
     Tracer,
     camera_from,
     develop,
@@ -29,7 +29,7 @@ from dafast.synthetic.render import (
 )
 from dafast.synthetic.sample import HELD_OUT_SEED, KINDS, build_scene
 from dafast.synthetic.scene import CLASSES, Scene, SceneMesh
-from dafast.synthetic.shards import Progress, write_all
+from dafast.synthetic.shards import FileProgress, write_all
 from dafast.synthetic.textures import texture_digest
 
 MOTIONS = ("still", "pan", "dolly", "handheld")
@@ -81,7 +81,9 @@ def _camera_motion(rng: np.random.Generator, motion: str, reach: float) -> tuple
     return _waves(rng, eye, period), _waves(rng, turn, period)
 
 
-def _moved(camera: Camera, offset: NDArray[np.float64], turn: NDArray[np.float64]) -> Camera:
+def _moved(
+    camera: SceneCamera, offset: NDArray[np.float64], turn: NDArray[np.float64]
+) -> SceneCamera:
     """A camera moved and turned in its own axes; the turn is about x, y and z, in degrees."""
     base = camera.rotation.astype(np.float64)
     (cx, cy, cz), (sx, sy, sz) = np.cos(np.radians(turn)), np.sin(np.radians(turn))
@@ -117,7 +119,7 @@ class _Moving:
 
 
 def _choose_moving(
-    rng: np.random.Generator, g: SceneMesh, camera: Camera, hits: Hits, wanted: bool
+    rng: np.random.Generator, g: SceneMesh, camera: SceneCamera, hits: Hits, wanted: bool
 ) -> _Moving:
     """A visible object of suitable size, or none."""
     axes = camera.rotation.astype(np.float64)
@@ -201,7 +203,7 @@ class _View:
 
     geometry: SceneMesh
     tracer: Tracer
-    camera: Camera
+    camera: SceneCamera
     hits: Hits
 
     def pose(self) -> NDArray[np.float64]:
@@ -215,7 +217,7 @@ class _View:
         return np.isfinite(self.hits.depth) & (self.geometry.object[self.hits.face] == number)
 
 
-def _view(g: SceneMesh, tracer: Tracer, moving: _Moving, frame: int, camera: Camera) -> _View:
+def _view(g: SceneMesh, tracer: Tracer, moving: _Moving, frame: int, camera: SceneCamera) -> _View:
     now = moving.geometry(g, frame)
     if now is not g:
         tracer = Tracer(now)
@@ -264,7 +266,7 @@ def _flow(now: _View, later: _View) -> tuple[NDArray[np.float32], NDArray[np.boo
 
 
 @dataclass(frozen=True)
-class _Task:
+class _ClipTask:
     """One clip of a set."""
 
     path: Path
@@ -350,7 +352,7 @@ def write_clips(
     _check_description(folder / DESCRIPTION, description)
     texture_folder = None if textures is None else os.path.abspath(textures)
     todo = [
-        _Task(
+        _ClipTask(
             folder / f"clip-{k:06d}",
             k,
             seed,
@@ -365,7 +367,7 @@ def write_clips(
     ]
     if todo:
         require_embree()
-    write_all(todo, folder, workers, Progress(clips, clips - len(todo), progress, "clips"))
+    write_all(todo, folder, workers, FileProgress(clips, clips - len(todo), progress, "clips"))
 
 
 def _check_arguments(

@@ -19,7 +19,7 @@ I32 = NDArray[np.int32]
 
 
 @dataclass(frozen=True)
-class Mesh:
+class TriangleMesh:
     """A triangle mesh.
 
     Attributes:
@@ -32,16 +32,18 @@ class Mesh:
     faces: I32
     uv: F32
 
-    def transform(self, matrix: ArrayLike, offset: ArrayLike = (0.0, 0.0, 0.0)) -> Mesh:
+    def transform(self, matrix: ArrayLike, offset: ArrayLike = (0.0, 0.0, 0.0)) -> TriangleMesh:
         """The mesh with every vertex v replaced by ``matrix @ v + offset``."""
         m = np.asarray(matrix, np.float32)
-        return Mesh(self.vertices @ m.T + np.asarray(offset, np.float32), self.faces, self.uv)
+        return TriangleMesh(
+            self.vertices @ m.T + np.asarray(offset, np.float32), self.faces, self.uv
+        )
 
-    def move(self, x: float, y: float, z: float) -> Mesh:
+    def move(self, x: float, y: float, z: float) -> TriangleMesh:
         """The mesh shifted by (x, y, z) metres."""
-        return Mesh(self.vertices + np.array([x, y, z], np.float32), self.faces, self.uv)
+        return TriangleMesh(self.vertices + np.array([x, y, z], np.float32), self.faces, self.uv)
 
-    def displace(self, rng: np.random.Generator, amount: float, frequency: float) -> Mesh:
+    def displace(self, rng: np.random.Generator, amount: float, frequency: float) -> TriangleMesh:
         """The mesh with vertices pushed by a smooth random vector field.
 
         Args:
@@ -53,13 +55,13 @@ class Mesh:
         k = rng.normal(size=(3, 5)).astype(np.float32) * np.float32(frequency * 3.0)
         wave = np.sin(v @ k + rng.uniform(0, 6.283, 5).astype(np.float32))
         direction = rng.normal(size=(5, 3)).astype(np.float32) * np.float32(amount * 0.4)
-        return Mesh(v + wave @ direction, self.faces, self.uv)
+        return TriangleMesh(v + wave @ direction, self.faces, self.uv)
 
 
-def merge(meshes: Sequence[Mesh]) -> Mesh:
+def merge(meshes: Sequence[TriangleMesh]) -> TriangleMesh:
     """One mesh from several."""
     starts = np.cumsum([0] + [len(m.vertices) for m in meshes[:-1]])
-    return Mesh(
+    return TriangleMesh(
         np.concatenate([m.vertices for m in meshes]),
         np.concatenate([m.faces + np.int32(s) for m, s in zip(meshes, starts, strict=True)]),
         np.concatenate([m.uv for m in meshes]),
@@ -124,7 +126,7 @@ def _box_template() -> tuple[F32, I32, NDArray[np.int64]]:
 _BOX_V, _BOX_F, _BOX_AXES = _box_template()
 
 
-def boxes(centers: ArrayLike, sizes: ArrayLike, rotations: ArrayLike | None = None) -> Mesh:
+def boxes(centers: ArrayLike, sizes: ArrayLike, rotations: ArrayLike | None = None) -> TriangleMesh:
     """Many boxes as one mesh, 12 faces each, in order.
 
     Args:
@@ -142,35 +144,37 @@ def boxes(centers: ArrayLike, sizes: ArrayLike, rotations: ArrayLike | None = No
     if rotations is not None:
         v = v @ np.asarray(rotations, np.float32).transpose(0, 2, 1)
     faces = _BOX_F[None] + (24 * np.arange(n, dtype=np.int32))[:, None, None]
-    return Mesh((v + c).reshape(-1, 3), faces.reshape(-1, 3), uv.reshape(-1, 2).astype(np.float32))
+    return TriangleMesh(
+        (v + c).reshape(-1, 3), faces.reshape(-1, 3), uv.reshape(-1, 2).astype(np.float32)
+    )
 
 
-def box(x: float, y: float, z: float, *, at: ArrayLike = (0.0, 0.0, 0.0)) -> Mesh:
+def box(x: float, y: float, z: float, *, at: ArrayLike = (0.0, 0.0, 0.0)) -> TriangleMesh:
     """A box of full sides x, y, z with its centre at ``at``."""
     return boxes(np.asarray(at), [[x, y, z]])
 
 
-def quad(width: float, height: float, *, fit: bool = False) -> Mesh:
+def quad(width: float, height: float, *, fit: bool = False) -> TriangleMesh:
     """A rectangle in the xz plane facing -y, centred; with ``fit`` its uv run over 0..1."""
     v = np.zeros((4, 3), np.float32)
     v[:, 0], v[:, 2] = _CORNERS[:, 0] * width, _CORNERS[:, 1] * height
     uv = _CORNERS * np.array([1, -1], np.float32) + 0.5 if fit else v[:, [0, 2]]
-    return Mesh(v, np.array([[0, 1, 2], [0, 2, 3]], np.int32), uv.astype(np.float32))
+    return TriangleMesh(v, np.array([[0, 1, 2], [0, 2, 3]], np.int32), uv.astype(np.float32))
 
 
-def sheet(xs: ArrayLike, ys: ArrayLike, z: ArrayLike) -> Mesh:
+def sheet(xs: ArrayLike, ys: ArrayLike, z: ArrayLike) -> TriangleMesh:
     """A height field over the grid xs (C,) by ys (R,), z of shape (R, C)."""
     x, y = np.meshgrid(np.asarray(xs, np.float32), np.asarray(ys, np.float32))
     v = np.stack([x, y, np.broadcast_to(np.asarray(z, np.float32), x.shape)], -1).reshape(-1, 3)
-    return Mesh(v, grid_faces(*x.shape), v[:, :2].copy())
+    return TriangleMesh(v, grid_faces(*x.shape), v[:, :2].copy())
 
 
-def floor(size: float) -> Mesh:
+def floor(size: float) -> TriangleMesh:
     """A square ground at z = 0 with half side ``size`` metres."""
     return sheet([-size, size], [-size, size], 0.0)
 
 
-def lathe(profile: ArrayLike, segments: int = 20) -> Mesh:
+def lathe(profile: ArrayLike, segments: int = 20) -> TriangleMesh:
     """Surface of revolution about z.
 
     Args:
@@ -184,10 +188,12 @@ def lathe(profile: ArrayLike, segments: int = 20) -> Mesh:
     s = np.concatenate([[0], np.cumsum(np.hypot(*np.diff(p, axis=0).T))])
     u = np.broadcast_to(a * max(float(p[:, 0].max()), 1e-3), z.shape)
     uv = np.stack([u, np.broadcast_to(s[:, None], z.shape)], -1).reshape(-1, 2)
-    return Mesh(v, grid_faces(len(p), segments + 1), uv.astype(np.float32))
+    return TriangleMesh(v, grid_faces(len(p), segments + 1), uv.astype(np.float32))
 
 
-def cylinder(radius: float, height: float, *, top: float | None = None, segments: int = 18) -> Mesh:
+def cylinder(
+    radius: float, height: float, *, top: float | None = None, segments: int = 18
+) -> TriangleMesh:
     """A capped cylinder (or frustum, with radius ``top`` above) standing on z = 0."""
     t = radius if top is None else top
     return lathe(
@@ -195,7 +201,7 @@ def cylinder(radius: float, height: float, *, top: float | None = None, segments
     )
 
 
-def sphere(radius: float, *, segments: int = 24) -> Mesh:
+def sphere(radius: float, *, segments: int = 24) -> TriangleMesh:
     """A sphere around the origin."""
     a = np.linspace(-np.pi / 2, np.pi / 2, segments // 2 + 1)
     return lathe(np.stack([np.cos(a), np.sin(a)], 1) * radius, segments)
@@ -203,7 +209,7 @@ def sphere(radius: float, *, segments: int = 24) -> Mesh:
 
 def superquadric(
     rx: float, ry: float, rz: float, e1: float, e2: float, *, segments: int = 24
-) -> Mesh:
+) -> TriangleMesh:
     """A superquadric with half axes rx, ry, rz and exponents e1, e2 (1 = ellipsoid, ->0 = box)."""
     a = np.linspace(-np.pi / 2, np.pi / 2, segments // 2 + 1, dtype=np.float32)[:, None]
     b = np.linspace(-np.pi, np.pi, segments + 1, dtype=np.float32)[None]
@@ -221,10 +227,10 @@ def superquadric(
         -1,
     ).reshape(-1, 3)
     uv = np.stack(np.broadcast_arrays(b * max(rx, ry), a * rz), -1).reshape(-1, 2)
-    return Mesh(v.astype(np.float32), grid_faces(len(a), b.shape[1]), uv.astype(np.float32))
+    return TriangleMesh(v.astype(np.float32), grid_faces(len(a), b.shape[1]), uv.astype(np.float32))
 
 
-def torus(major: float, minor: float, *, segments: int = 28, sides: int = 10) -> Mesh:
+def torus(major: float, minor: float, *, segments: int = 28, sides: int = 10) -> TriangleMesh:
     """A torus around z."""
     a = np.linspace(0, 2 * np.pi, segments + 1, dtype=np.float32)[:, None]
     b = np.linspace(0, 2 * np.pi, sides + 1, dtype=np.float32)[None]
@@ -233,14 +239,14 @@ def torus(major: float, minor: float, *, segments: int = 28, sides: int = 10) ->
         [r * np.cos(a), r * np.sin(a), np.broadcast_to(minor * np.sin(b), r.shape) + 0 * a], -1
     )
     uv = np.stack(np.broadcast_arrays(a * major, b * minor), -1)
-    return Mesh(
+    return TriangleMesh(
         v.reshape(-1, 3).astype(np.float32),
         grid_faces(segments + 1, sides + 1),
         uv.reshape(-1, 2).astype(np.float32),
     )
 
 
-def tube(points: ArrayLike, radius: float | ArrayLike, *, sides: int = 8) -> Mesh:
+def tube(points: ArrayLike, radius: float | ArrayLike, *, sides: int = 8) -> TriangleMesh:
     """A tube along a polyline.
 
     Args:
@@ -263,14 +269,14 @@ def tube(points: ArrayLike, radius: float | ArrayLike, *, sides: int = 8) -> Mes
     s = np.concatenate([[0], np.cumsum(np.sqrt((step * step).sum(1)))])
     uv = np.empty((len(p), sides + 1, 2), np.float32)
     uv[..., 0], uv[..., 1] = a * float(r.max()), s[:, None]
-    return Mesh(
+    return TriangleMesh(
         v.reshape(-1, 3).astype(np.float32),
         grid_faces(len(p), sides + 1),
         uv.reshape(-1, 2).astype(np.float32),
     )
 
 
-def capsule(p0: ArrayLike, p1: ArrayLike, r0: float, r1: float | None = None) -> Mesh:
+def capsule(p0: ArrayLike, p1: ArrayLike, r0: float, r1: float | None = None) -> TriangleMesh:
     """A limb from p0 to p1 with round ends of radius r0 and r1."""
     a, b = np.asarray(p0, np.float32), np.asarray(p1, np.float32)
     r1 = r0 if r1 is None else r1
@@ -282,7 +288,7 @@ def capsule(p0: ArrayLike, p1: ArrayLike, r0: float, r1: float | None = None) ->
     return tube(pts, np.concatenate([r0 * h, r1 * h[::-1]]) + 1e-4, sides=12)
 
 
-def prism(polygon: ArrayLike, height: float) -> Mesh:
+def prism(polygon: ArrayLike, height: float) -> TriangleMesh:
     """A star-shaped polygon (N, 2) in the xy plane, extruded from z = 0 to ``height``."""
     p = np.asarray(polygon, np.float32)
     n = len(p)
@@ -303,7 +309,7 @@ def prism(polygon: ArrayLike, height: float) -> Mesh:
         i = np.arange(n, dtype=np.int32)
         faces.append(np.stack([start + i, start + (i + 1) % n, np.full(n, start + n, np.int32)], 1))
         start += n + 1
-    return Mesh(
+    return TriangleMesh(
         np.concatenate(parts_v).astype(np.float32),
         np.concatenate(faces).astype(np.int32),
         np.concatenate(parts_uv).astype(np.float32),
@@ -327,7 +333,7 @@ def leaves(
     *,
     shape: str = "leaf",
     rng: np.random.Generator,
-) -> Mesh:
+) -> TriangleMesh:
     """Many bent leaves as one mesh, 6 faces each.
 
     Args:
@@ -358,7 +364,7 @@ def leaves(
     wu = wd * np.array([-1, 1], np.float32)[None, None] * _LEAF_W[shape][None, :, None]
     uv = np.stack(np.broadcast_arrays(wu, ln * t), -1).reshape(n * 8, 2)
     uv = uv + np.repeat(rng.uniform(0, 1, (n, 2)), 8, 0)
-    return Mesh(
+    return TriangleMesh(
         v.reshape(-1, 3).astype(np.float32),
         faces.reshape(-1, 3).astype(np.int32),
         uv.astype(np.float32),

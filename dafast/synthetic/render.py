@@ -17,7 +17,7 @@ MAX_DEPTH = 5000.0
 
 
 @dataclass(frozen=True)
-class Camera:
+class SceneCamera:
     """A pinhole camera: x right, y down, z forward; pixel centres at (column + 0.5, row + 0.5).
 
     Attributes:
@@ -45,7 +45,7 @@ class Camera:
         return d.reshape(-1, 3) @ np.ascontiguousarray(self.rotation.T)
 
 
-def camera_from(view: View, size: tuple[int, int]) -> Camera:
+def camera_from(view: View, size: tuple[int, int]) -> SceneCamera:
     """The camera of a view for an image of (width, height) pixels."""
     w, h = size
     f = 0.5 * max(w, h) / np.tan(np.radians(view.fov) / 2)
@@ -58,7 +58,7 @@ def camera_from(view: View, size: tuple[int, int]) -> Camera:
     a = np.radians(view.roll)
     x, y = np.cos(a) * x + np.sin(a) * y, np.cos(a) * y - np.sin(a) * x
     r = np.stack([x, y, z], 1).astype(np.float32)
-    return Camera(w, h, float(f), float(f), w / 2, h / 2, r, view.eye.astype(np.float32))
+    return SceneCamera(w, h, float(f), float(f), w / 2, h / 2, r, view.eye.astype(np.float32))
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class Tracer:
         return np.asarray(self.scene.run(*args, query="OCCLUDED")) == 0
 
 
-def trace(tracer: Tracer, camera: Camera) -> Hits:
+def trace(tracer: Tracer, camera: SceneCamera) -> Hits:
     """First hits of all pixels of a camera, row-major."""
     d = camera.rays()
     return tracer.intersect(np.broadcast_to(camera.eye, d.shape).astype(np.float32), d)
@@ -172,7 +172,7 @@ def sky_colour(scene: Scene, d: F32) -> F32:
 def _open_sky(
     scene: Scene,
     tracer: Tracer,
-    camera: Camera,
+    camera: SceneCamera,
     hit: NDArray[np.bool_],
     origins: F32,
     normals: F32,
@@ -233,7 +233,7 @@ def shade(
     scene: Scene,
     g: SceneMesh,
     tracer: Tracer,
-    camera: Camera,
+    camera: SceneCamera,
     hits: Hits,
     noise: np.random.Generator | None = None,
 ) -> F32:
@@ -284,7 +284,7 @@ def shade(
 def _surface(
     scene: Scene,
     g: SceneMesh,
-    camera: Camera,
+    camera: SceneCamera,
     hits: Hits,
     hit: NDArray[np.bool_],
     rays: F32,
@@ -444,4 +444,13 @@ def develop(
     return image
 
 
-__all__ = ["Camera", "Hits", "Tracer", "camera_from", "develop", "shade", "sky_colour", "trace"]
+__all__ = [
+    "SceneCamera",
+    "Hits",
+    "Tracer",
+    "camera_from",
+    "develop",
+    "shade",
+    "sky_colour",
+    "trace",
+]

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dafast.synthetic import scenes_indoor, scenes_outdoor
-from dafast.synthetic.render import Camera, Hits, Tracer, camera_from, develop, shade, trace
+from dafast.synthetic.render import Hits, SceneCamera, Tracer, camera_from, develop, shade, trace
 from dafast.synthetic.scene import CLASSES, Scene, SceneMesh
 from dafast.synthetic.textures import bank_for
 
@@ -138,7 +138,7 @@ def draw_size(rng: np.random.Generator) -> tuple[int, int]:
 
 
 def _labels(
-    g: SceneMesh, camera: Camera, hits: Hits
+    g: SceneMesh, camera: SceneCamera, hits: Hits
 ) -> tuple[NDArray[np.float32], NDArray[np.int16], NDArray[np.uint8]]:
     shape = camera.height, camera.width
     hit = np.isfinite(hits.depth)
@@ -176,7 +176,7 @@ def worthwhile(depth: NDArray[np.floating]) -> bool:
     return bool(close > 0.06 and (depth < 0.12 * middle).mean() < 0.4)  # inside something
 
 
-def _acceptable(g: SceneMesh, camera: Camera, hits: Hits) -> bool:
+def _acceptable(g: SceneMesh, camera: SceneCamera, hits: Hits) -> bool:
     """Whether a small rendering is worth a picture, and shows more than one object."""
     hit = np.isfinite(hits.depth)
     if not worthwhile(hits.depth.reshape(camera.height, camera.width)):

@@ -11,7 +11,7 @@ from typing import Any, Concatenate, ParamSpec
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from dafast.synthetic.meshes import F32, I32, Mesh, rotation
+from dafast.synthetic.meshes import F32, I32, TriangleMesh, rotation
 from dafast.synthetic.textures import TextureBank
 
 #: Classes of surfaces; the index is the number in class maps. Ground includes water; wall includes
@@ -113,7 +113,7 @@ class Scene:
         self._depth = 0
         self._object = 0
         self._class = CLASSES.index("thing")
-        self._parts: list[tuple[Mesh, int | NDArray[np.integer], int, int]] = []
+        self._parts: list[tuple[TriangleMesh, int | NDArray[np.integer], int, int]] = []
 
     @contextmanager
     def at(
@@ -150,13 +150,13 @@ class Scene:
         finally:
             self._class = saved
 
-    def add(self, mesh: Mesh, material: int | NDArray[np.integer], of: str = "") -> None:
+    def add(self, mesh: TriangleMesh, material: int | NDArray[np.integer], of: str = "") -> None:
         """Add a mesh with one material, or one per face (F,), of a class if one is named."""
         if self._depth == 0:
             self._object += 1
         number = CLASSES.index(of) if of else self._class
         v = mesh.vertices @ self._matrix.T + self._offset
-        self._parts.append((Mesh(v, mesh.faces, mesh.uv), material, self._object, number))
+        self._parts.append((TriangleMesh(v, mesh.faces, mesh.uv), material, self._object, number))
 
     def geometry(self) -> SceneMesh:
         """Everything added so far as one mesh."""

@@ -69,7 +69,10 @@ def wall(
             y = -0.08 - 0.04 * np.sin(u * w.u(40, 70))
             v = np.stack([np.tile(x + s * (u - 0.1), 2), np.tile(y, 2), np.repeat(z, 24)], 1)
             uv = np.stack([np.tile(u * 1.5, 2), np.repeat(z, 24)], 1)
-            w.add(ms.Mesh(v.astype(np.float32), ms.grid_faces(2, 24), uv.astype(np.float32)), cloth)
+            w.add(
+                ms.TriangleMesh(v.astype(np.float32), ms.grid_faces(2, 24), uv.astype(np.float32)),
+                cloth,
+            )
 
 
 @of_class("wall")
@@ -314,7 +317,7 @@ def backdrop(w: Scene, distance: float, *, size: float = 3.0) -> None:
             v = np.stack([np.tile(x, 2), np.tile(y, 2), np.repeat(z, 90)], 1)
             uv = v[:, [0, 2]]
             w.add(
-                ms.Mesh(v.astype(np.float32), ms.grid_faces(2, 90), uv.astype(np.float32)),
+                ms.TriangleMesh(v.astype(np.float32), ms.grid_faces(2, 90), uv.astype(np.float32)),
                 w.cloth(),
             )
         elif k < 0.92:

@@ -37,7 +37,7 @@ DESCRIPTION = "synthetic.json"
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
-class Task(Protocol):
+class FileTask(Protocol):
     """One file or folder of a set, written by one process, with the scenes seed + first, ..."""
 
     @property
@@ -54,7 +54,7 @@ class Task(Protocol):
 
 
 @dataclass(frozen=True)
-class _Task:
+class _ShardTask:
     path: Path
     first: int
     count: int
@@ -92,14 +92,14 @@ def encode(sample: SyntheticSample) -> dict[str, bytes]:
     }
 
 
-def _render(task: _Task, seed: int) -> SyntheticSample:
+def _render(task: _ShardTask, seed: int) -> SyntheticSample:
     if task.worlds:
         return open_library(task.worlds).render(seed, size=task.size, textures=task.textures)
     kind = task.kinds[seed % len(task.kinds)] if task.kinds else None
     return render_scene(seed, size=task.size, kind=kind, textures=task.textures)
 
 
-def _write_shard(task: _Task) -> tuple[str, int]:
+def _write_shard(task: _ShardTask) -> tuple[str, int]:
     """Writes one shard."""
     with (
         whole_file(task.path) as file,
@@ -185,7 +185,7 @@ def write_shards(
     present = _scenes_by_shard(folder, seed, shard_size)
     texture_folder = None if textures is None else os.path.abspath(textures)
     tasks = [
-        _Task(
+        _ShardTask(
             folder / f"synthetic-{k:06d}.tar",
             start,
             min(shard_size, scenes - start),
@@ -201,11 +201,13 @@ def write_shards(
     if todo:
         require_embree()
     write_all(
-        todo, folder, workers, Progress(scenes, scenes - sum(t.count for t in todo), progress)
+        todo, folder, workers, FileProgress(scenes, scenes - sum(t.count for t in todo), progress)
     )
 
 
-def write_all(todo: Sequence[Task], folder: Path, workers: int | None, progress: Progress) -> None:
+def write_all(
+    todo: Sequence[FileTask], folder: Path, workers: int | None, progress: FileProgress
+) -> None:
     """Runs tasks that write into a folder, in processes if ``workers`` allows several.
 
     Raises:
@@ -239,7 +241,7 @@ def _check_arguments(scenes: int, seed: int, shard_size: int, kinds: Sequence[st
         raise ValueError(f"unknown kind {', '.join(unknown)}; there are: {', '.join(KINDS)}")
 
 
-class Progress:
+class FileProgress:
     """Prints a line per finished file to stderr.
 
     Args:
@@ -354,12 +356,12 @@ def _work(connection: Connection) -> None:
         return
 
 
-def _run_parallel(todo: Sequence[Task], n: int) -> Iterator[tuple[str, int]]:
+def _run_parallel(todo: Sequence[FileTask], n: int) -> Iterator[tuple[str, int]]:
     """Write shards in n processes of one thread each; results as they come."""
     saved = {k: os.environ.get(k) for k in _THREADS}
     os.environ.update(dict.fromkeys(_THREADS, "1"))
     context = mp.get_context("spawn")
-    running: dict[Connection, tuple[BaseProcess, Task]] = {}
+    running: dict[Connection, tuple[BaseProcess, FileTask]] = {}
     processes: list[BaseProcess] = []
     waiting = iter(todo)
     try:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dafast.files import explain
+from dafast.images import PHOTO_SUFFIXES, register_heif
 from dafast.optional import MissingPackageError
 
 SIZE = 256
@@ -37,7 +38,6 @@ SKIMAGE_PHOTOS = (
     "grass.png", "gravel.png", "rocket.jpg", "moon.png", "page.png", "text.png",
     "clock_motion.png", "hubble_deep_field.jpg", "ihc.png", "retina.jpg",
 )  # fmt: skip
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 
 Array = NDArray[np.floating]
 
@@ -277,11 +277,13 @@ def list_photos(folder: str | Path) -> list[Path]:
     found = sorted(
         p
         for p in root.rglob("*")
-        if p.suffix.lower() in SUFFIXES and p.is_file() and not p.name.startswith("motorcycle_")
+        if p.suffix.lower() in PHOTO_SUFFIXES
+        and p.is_file()
+        and not p.name.startswith("motorcycle_")
     )
     if not found:
         raise FileNotFoundError(
-            f"texture folder {root} holds no pictures ({', '.join(sorted(SUFFIXES))})"
+            f"texture folder {root} holds no pictures ({', '.join(sorted(PHOTO_SUFFIXES))})"
         )
     if len(found) > MAX_PHOTOS:
         found = [found[i * len(found) // MAX_PHOTOS] for i in range(MAX_PHOTOS)]
@@ -327,6 +329,7 @@ class TextureBank:
             return
         k = (row - PATTERNS) // 2
         rng = np.random.default_rng([104729, k])
+        register_heif()
         try:
             with Image.open(self._paths[k]) as image:
                 image.draft("RGB", (768, 768))

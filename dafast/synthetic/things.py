@@ -170,7 +170,7 @@ def bottle(w: Scene, scale: float = 1.0) -> None:
                 ms.rotation(0, 0, np.pi / 2)
             )
             w.add(
-                ms.Mesh(ring.vertices * scale, ring.faces, ring.uv).move(
+                ms.TriangleMesh(ring.vertices * scale, ring.faces, ring.uv).move(
                     scale * (a + b) / 2, 0, scale * h / 2
                 ),
                 mat,

@@ -81,7 +81,7 @@ def test_a_program_runs_in_a_fresh_process(kind, tmp_path, seed):
 @pytest.mark.slow
 def test_a_torch_program_needs_no_dafast(tmp_path, seed):
     torch.manual_seed(8)
-    model, path = build("da3-metric"), tmp_path / "model.pt2"
+    model, path = build("v2-metric"), tmp_path / "model.pt2"
     checks = export(model, path, "torch")
     assert len({check.shape[2:] for check in checks}) == 5
     extra = {"dafast.json": ""}
@@ -91,8 +91,9 @@ def test_a_torch_program_needs_no_dafast(tmp_path, seed):
     assert not any("dafast" in str(node.target) for node in program.graph.nodes)
     images = np.random.default_rng(seed).standard_normal((2, 3, 56, 98), dtype=np.float32)
     with torch.no_grad():
-        outputs = program.module()(torch.from_numpy(images))
-    assert exact([out.numpy() for out in outputs], model, images)
+        (got,) = program.module()(torch.from_numpy(images))
+        expected = model(torch.from_numpy(images))
+    assert (got - expected).abs().max() <= 1e-3 * expected.abs().max()
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from dafast.serve.jobs import Answer, Job
-from dafast.serve.pool import Item
+from dafast.serve.pool import QueuedJob
 
 
 class FakePool:
@@ -14,12 +14,12 @@ class FakePool:
     def __init__(self, reply: Callable[[Job], Answer | None]) -> None:
         self.reply = reply
         self.ready, self.problem, self.restarts = True, "", 0
-        self.queue: list[Item] = []
+        self.queue: list[QueuedJob] = []
         self.jobs: list[Job] = []
-        self.cancelled: list[Item] = []
+        self.cancelled: list[QueuedJob] = []
 
-    def submit(self, job: Job) -> Item:
-        item = Item(job)
+    def submit(self, job: Job) -> QueuedJob:
+        item = QueuedJob(job)
         self.jobs.append(job)
         answer = self.reply(job)
         if answer is None:
@@ -28,7 +28,7 @@ class FakePool:
             item.answer(answer)
         return item
 
-    def cancel(self, item: Item) -> None:
+    def cancel(self, item: QueuedJob) -> None:
         item.future.cancel()
         self.cancelled.append(item)
 

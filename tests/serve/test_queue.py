@@ -7,11 +7,11 @@ import time
 
 from dafast.serve import ServerSettings
 from dafast.serve.jobs import Answer, Job, PredictOptions
-from dafast.serve.pool import Item, Queue
+from dafast.serve.pool import Queue, QueuedJob
 
 
-def item(name: str = "x") -> Item:
-    return Item(Job(name.encode(), PredictOptions("nano")))
+def item(name: str = "x") -> QueuedJob:
+    return QueuedJob(Job(name.encode(), PredictOptions("nano")))
 
 
 def test_a_full_batch_does_not_wait() -> None:

@@ -23,7 +23,9 @@ from dafast.synthetic.textures import SKIMAGE_PHOTOS, TextureBank, bank_for, lis
 SMALL = (64, 48)
 
 
-def depth_of(meshes: list[ms.Mesh], view: View, size: tuple[int, int]) -> tuple[np.ndarray, object]:
+def depth_of(
+    meshes: list[ms.TriangleMesh], view: View, size: tuple[int, int]
+) -> tuple[np.ndarray, object]:
     scene = Scene(np.random.default_rng(0), bank_for(None))
     for mesh in meshes:
         scene.add(mesh, 0)

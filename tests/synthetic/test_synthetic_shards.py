@@ -235,14 +235,14 @@ def test_textures_that_are_not_there_are_told_first(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_worker_that_dies_is_an_error_not_a_hang(tmp_path: Path) -> None:
-    task = shards._Task(tmp_path / "synthetic-000000.tar", 0, 1, 0, SMALL, None)
-    twin = shards._Task(tmp_path / "synthetic-000001.tar", 1, 1, 0, SMALL, None)
+    task = shards._ShardTask(tmp_path / "synthetic-000000.tar", 0, 1, 0, SMALL, None)
+    twin = shards._ShardTask(tmp_path / "synthetic-000001.tar", 1, 1, 0, SMALL, None)
     running = shards._run_parallel([task, twin, _Deadly()], 2)  # type: ignore[list-item]
     with pytest.raises(RuntimeError, match=r"a worker died \(exit code 9\)"):
         list(running)
 
 
-class _Deadly(shards._Task):
+class _Deadly(shards._ShardTask):
     """A task that ends its worker when it is unpickled there."""
 
     def __init__(self) -> None:

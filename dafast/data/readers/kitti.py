@@ -33,7 +33,7 @@ SPLITS = (
 )
 
 
-class Frame(NamedTuple):
+class RawFrame(NamedTuple):
     """One picture of the raw data.
 
     Attributes:
@@ -59,7 +59,7 @@ class Frame(NamedTuple):
         return f"{self.drive}/proj_depth/groundtruth/{self.camera}/{self.number:010d}.png"
 
 
-def parse_split(path: Path) -> list[Frame]:
+def parse_split(path: Path) -> list[RawFrame]:
     """Reads a split in either published form.
 
     Raises:
@@ -74,12 +74,12 @@ def parse_split(path: Path) -> list[Frame]:
         try:
             if len(parts) == 5:  # date/drive/camera/data/frame.png, truth, focal length
                 date, drive, camera, _, file = parts
-                frames.append(Frame(date, drive, camera, int(Path(file).stem)))
+                frames.append(RawFrame(date, drive, camera, int(Path(file).stem)))
             else:  # date/drive, frame, side
                 date, drive = parts
                 side = words[2] if len(words) > 2 else "l"
                 camera = {"l": "image_02", "r": "image_03"}[side]
-                frames.append(Frame(date, drive, camera, int(words[1])))
+                frames.append(RawFrame(date, drive, camera, int(words[1])))
         except (ValueError, KeyError, IndexError) as error:
             raise ValueError(
                 f'{path}, line {number}: {line!r} is neither "DATE/DRIVE FRAME l|r" nor '
@@ -88,14 +88,14 @@ def parse_split(path: Path) -> list[Frame]:
     return frames
 
 
-def truth_file(root: Path, frame: Frame) -> Path | None:
+def truth_file(root: Path, frame: RawFrame) -> Path | None:
     """The improved ground truth of a frame, from any known folder; None if it is missing."""
     bases = ("", "depth", "data_depth_annotated")
     places = [root / base / part for base in bases for part in ("val", "train", "")]
     return next((p / frame.truth for p in places if (p / frame.truth).is_file()), None)
 
 
-def image_file(root: Path, frame: Frame) -> Path | None:
+def image_file(root: Path, frame: RawFrame) -> Path | None:
     """The picture of a frame, from any known folder; None if it is missing."""
     files = [root / base / (frame.image + end) for base in ("", "raw") for end in (".png", ".jpg")]
     return next((file for file in files if file.is_file()), None)

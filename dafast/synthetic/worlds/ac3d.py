@@ -12,7 +12,7 @@ from PIL import Image
 
 from dafast.synthetic.meshes import F32, I32, cross
 from dafast.synthetic.worlds.atlas import Atlas
-from dafast.synthetic.worlds.world import World
+from dafast.synthetic.worlds.world import GameWorld
 
 TEXTURE_SIDE = 256
 _LINES = {1, 2}  # kinds of surfaces that are lines
@@ -114,7 +114,7 @@ def _picture(path: Path, name: str) -> Image.Image:
     return Image.new("RGBA", (4, 4), (118, 124, 110, 255))
 
 
-def read_track(name: str, path: Path) -> World:
+def read_track(name: str, path: Path) -> GameWorld:
     """Imports a track.
 
     Args:
@@ -148,7 +148,7 @@ def read_track(name: str, path: Path) -> World:
     )
     holes = np.array([(np.asarray(p)[..., 3] < 128).mean() > 0.02 for p in pictures])
     none: NDArray[np.bool_] = np.zeros(len(faces), bool)
-    return World(
+    return GameWorld(
         name=name, vertices=vertices, faces=_upwards(vertices, faces), uv=uv,
         light_uv=np.zeros_like(uv), light=np.full_like(vertices, 0.5), texture=texture,
         lightmap=np.full(len(faces), -1, np.int32), sky=none, cutout=holes[texture], glow=none,

@@ -15,7 +15,7 @@ from dafast.synthetic.meshes import F32, I32, cross
 from dafast.synthetic.worlds.atlas import Atlas
 from dafast.synthetic.worlds.packs import Pack
 from dafast.synthetic.worlds.shader_scripts import SurfaceShader
-from dafast.synthetic.worlds.world import World
+from dafast.synthetic.worlds.world import GameWorld
 
 #: Metres per unit: a player of these games has the eyes 50 to 56 units above the ground.
 METRES = 0.03
@@ -176,7 +176,7 @@ def _lightmaps(pack: Pack, map_name: str, lumps: _Lumps) -> Atlas | None:
 _HIDDEN = {"nodraw", "fog", "hint", "skip", "areaportal", "clusterportal"}
 
 
-def read_bsp(pack: Pack, file: str, shaders: dict[str, SurfaceShader]) -> World:
+def read_bsp(pack: Pack, file: str, shaders: dict[str, SurfaceShader]) -> GameWorld:
     """Imports a map.
 
     Args:
@@ -245,7 +245,7 @@ def _assemble(
     f: I32,
     shader: I32,
     lightmap: I32,
-) -> World:
+) -> GameWorld:
     """The world of a map's triangles."""
     used = np.unique(shader)
     row = np.zeros(len(looks), np.int32)
@@ -263,7 +263,7 @@ def _assemble(
     colour = v["colour"][:, :3].astype(np.float32) / 255
     if not colour.any():
         colour[:] = 0.4
-    return World(
+    return GameWorld(
         name=name,
         vertices=v["at"].astype(np.float32) * np.float32(METRES),
         faces=f.astype(np.int32),

@@ -7,7 +7,7 @@ import numpy as np
 from dafast.synthetic.meshes import F32
 from dafast.synthetic.render import Hits
 from dafast.synthetic.scene import View
-from dafast.synthetic.worlds.world import World
+from dafast.synthetic.worlds.world import GameWorld
 
 _BODY = 0.3  # metres around the camera that are free
 
@@ -35,7 +35,7 @@ def _height(rng: np.random.Generator) -> float:
     return float(rng.uniform(0.2, 0.6))
 
 
-def stand(world: World, rng: np.random.Generator) -> F32 | None:
+def stand(world: GameWorld, rng: np.random.Generator) -> F32 | None:
     """A place for a camera, float32 (3,), or None if this try found none.
 
     The place is above a surface on which one can stand, inside the world and with free space
@@ -68,7 +68,7 @@ def stand(world: World, rng: np.random.Generator) -> F32 | None:
     return eye
 
 
-def aim(world: World, eye: F32, rng: np.random.Generator) -> View:
+def aim(world: GameWorld, eye: F32, rng: np.random.Generator) -> View:
     """A direction and an angle of view: mostly level, sometimes steep, rarely tilted."""
     yaw = rng.uniform(0, 2 * np.pi)
     k = rng.random()
@@ -85,7 +85,7 @@ def aim(world: World, eye: F32, rng: np.random.Generator) -> View:
     return View(eye, (eye + forward).astype(np.float32), fov, roll)
 
 
-def depth_of(world: World, hits: Hits) -> F32:
+def depth_of(world: GameWorld, hits: Hits) -> F32:
     """Depth of hits, inf where the sky is seen, (N,)."""
     return np.where(np.isfinite(hits.depth) & ~world.sky[hits.face], hits.depth, np.inf).astype(
         np.float32

@@ -8,9 +8,9 @@ import numpy as np
 
 from dafast.synthetic import living, machines, outdoors, things
 from dafast.synthetic.meshes import F32
-from dafast.synthetic.render import Camera
+from dafast.synthetic.render import SceneCamera
 from dafast.synthetic.scene import Environment, Light, Scene
-from dafast.synthetic.worlds.world import World
+from dafast.synthetic.worlds.world import GameWorld
 
 
 def _laid_table(w: Scene) -> None:
@@ -53,7 +53,7 @@ _OBJECTS: tuple[tuple[Callable[[Scene], None], float, float, float, bool], ...] 
 )  # fmt: skip
 
 
-def furnish(scene: Scene, world: World, camera: Camera, most: int, near: bool) -> int:
+def furnish(scene: Scene, world: GameWorld, camera: SceneCamera, most: int, near: bool) -> int:
     """Places objects on the ground that the camera sees.
 
     Args:
@@ -96,7 +96,7 @@ def furnish(scene: Scene, world: World, camera: Camera, most: int, near: bool) -
     return len(placed)
 
 
-def _free(world: World, place: F32, height: float, radius: float, open_air: bool) -> bool:
+def _free(world: GameWorld, place: F32, height: float, radius: float, open_air: bool) -> bool:
     """Whether an object fits: nothing above, around, and ground below its border."""
     a = np.arange(10) * (2 * np.pi / 10)
     around = np.stack([np.cos(a), np.sin(a), 0 * a], 1).astype(np.float32)

@@ -16,7 +16,7 @@ from dafast.synthetic.worlds.bsp import read_bsp
 from dafast.synthetic.worlds.packs import Pack, find_packs
 from dafast.synthetic.worlds.shader_scripts import SurfaceShader, read_shaders
 from dafast.synthetic.worlds.view import render_view
-from dafast.synthetic.worlds.world import World
+from dafast.synthetic.worlds.world import GameWorld
 
 #: Pictures with consecutive seeds that show one world, so that it is loaded once for them.
 VISIT = 50
@@ -43,7 +43,7 @@ class Library:
         root = Path(folder)
         if not root.is_dir():
             raise FileNotFoundError(f"missing folder of worlds: {root}")
-        self._readers: dict[str, Callable[[], World]] = {}
+        self._readers: dict[str, Callable[[], GameWorld]] = {}
         self._shaders: dict[str, dict[str, SurfaceShader]] = {}
         sizes = []
         for pack in find_packs(root):
@@ -63,9 +63,9 @@ class Library:
             )
         self.names = sorted(self._readers)
         self.digest = hashlib.sha256("\n".join(sorted(sizes)).encode()).hexdigest()[:16]
-        self._loaded: tuple[str, World | None] = "", None
+        self._loaded: tuple[str, GameWorld | None] = "", None
 
-    def _read_map(self, pack: Pack, file: str) -> World:
+    def _read_map(self, pack: Pack, file: str) -> GameWorld:
         if pack.name not in self._shaders:
             self._shaders[pack.name] = read_shaders(pack)
         return read_bsp(pack, file, self._shaders[pack.name])
@@ -74,11 +74,11 @@ class Library:
         """Every tenth world, which training seeds do not show; none of fewer than ten worlds."""
         return self.names[4::10] if len(self.names) >= 10 else []
 
-    def world(self, name: str) -> World | None:
+    def world(self, name: str) -> GameWorld | None:
         """A world by its name; None if its file cannot be imported."""
         if self._loaded[0] != name:
             try:
-                world: World | None = self._readers[name]()
+                world: GameWorld | None = self._readers[name]()
             except ValueError as error:
                 print(f"synth: {name} left out: {error}", file=sys.stderr)
                 world = None

@@ -8,19 +8,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dafast.synthetic.meshes import F32
-from dafast.synthetic.render import Camera, Hits, Tracer, camera_from, develop, shade, sky_colour
+from dafast.synthetic.render import (
+    Hits,
+    SceneCamera,
+    Tracer,
+    camera_from,
+    develop,
+    shade,
+    sky_colour,
+)
 from dafast.synthetic.sample import SyntheticSample, draw_size, plane_fit, worthwhile
 from dafast.synthetic.scene import CLASSES, Scene, SceneMesh, View
 from dafast.synthetic.scenes_outdoor import sky
 from dafast.synthetic.textures import bank_for
 from dafast.synthetic.worlds.cameras import aim, depth_of, stand
 from dafast.synthetic.worlds.furnish import furnish, light_objects
-from dafast.synthetic.worlds.world import B1, World
+from dafast.synthetic.worlds.world import B1, GameWorld
 
 _PLACES, _DIRECTIONS = 60, 4
 
 
-def _first_view(world: World, rng: np.random.Generator, size: tuple[int, int]) -> View | None:
+def _first_view(world: GameWorld, rng: np.random.Generator, size: tuple[int, int]) -> View | None:
     """A view that is worth a picture."""
     small = (max(size[0] // 10, 8), max(size[1] // 10, 8))
     for _ in range(_PLACES):
@@ -37,13 +45,13 @@ def _first_view(world: World, rng: np.random.Generator, size: tuple[int, int]) -
     return None
 
 
-def _trace(world: World, camera: Camera) -> Hits:
+def _trace(world: GameWorld, camera: SceneCamera) -> Hits:
     rays = camera.rays()
     return world.intersect(np.broadcast_to(camera.eye, rays.shape).astype(np.float32), rays)
 
 
 def render_view(
-    world: World,
+    world: GameWorld,
     seed: int,
     *,
     size: tuple[int, int] | None = None,
@@ -79,7 +87,7 @@ def _legible(image: NDArray[np.uint8]) -> bool:
 
 
 def _render(
-    world: World,
+    world: GameWorld,
     rng: np.random.Generator,
     view: View,
     size: tuple[int, int],
@@ -112,7 +120,7 @@ def _render(
     )  # fmt: skip
 
 
-def _objects(scene: Scene, world: World, size: tuple[int, int]) -> SceneMesh | None:
+def _objects(scene: Scene, world: GameWorld, size: tuple[int, int]) -> SceneMesh | None:
     """Objects in front of the camera; None if there are none or they would hide too much."""
     near = scene.chance(0.4)  # many things close to the camera, as in a room that is lived in
     most = scene.n(5, 12) if near else int(scene.rng.choice([0, 1, 2, 4, 6]))
@@ -129,13 +137,15 @@ def _objects(scene: Scene, world: World, size: tuple[int, int]) -> SceneMesh | N
     return geometry if worthwhile(joint) and (mine.depth < depth).mean() < 0.6 else None
 
 
-def _classes(world: World, hits: Hits, depth: F32) -> NDArray[np.uint8]:
+def _classes(world: GameWorld, hits: Hits, depth: F32) -> NDArray[np.uint8]:
     level = world.normals[hits.face, 2] > 0.7
     found = np.where(level, CLASSES.index("ground"), CLASSES.index("wall"))
     return np.where(np.isfinite(depth), found, CLASSES.index("sky")).astype(np.uint8)
 
 
-def _world_light(scene: Scene, world: World, camera: Camera, hits: Hits) -> tuple[F32, F32]:
+def _world_light(
+    scene: Scene, world: GameWorld, camera: SceneCamera, hits: Hits
+) -> tuple[F32, F32]:
     """Linear radiance (N, 3) and depth (N,) of a world; the sky has infinite depth."""
     depth = depth_of(world, hits)
     rays = camera.rays()
@@ -165,8 +175,8 @@ def _world_light(scene: Scene, world: World, camera: Camera, hits: Hits) -> tupl
 
 def _surfaces(
     scene: Scene,
-    world: World,
-    camera: Camera,
+    world: GameWorld,
+    camera: SceneCamera,
     hits: Hits,
     rows: NDArray[np.integer],
     rays: F32,
@@ -207,7 +217,7 @@ def _surfaces(
     return radiance.astype(np.float32), (np.percentile(light, 35, axis=0) ** 2).astype(np.float32)
 
 
-def _baked(world: World, hits: Hits, rows: NDArray[np.integer]) -> F32:
+def _baked(world: GameWorld, hits: Hits, rows: NDArray[np.integer]) -> F32:
     """Baked light, gamma coded, 1 for a bright surface, (M, 3)."""
     light = world.interpolate(world.light, hits, rows)
     page = world.lightmap[hits.face[rows]]
@@ -218,7 +228,7 @@ def _baked(world: World, hits: Hits, rows: NDArray[np.integer]) -> F32:
     return light * np.float32(2)
 
 
-def _sunshine(scene: Scene, world: World, sun: F32, where: F32, face: NDArray[np.int32]) -> F32:
+def _sunshine(scene: Scene, world: GameWorld, sun: F32, where: F32, face: NDArray[np.int32]) -> F32:
     """Light of sun and sky, gamma coded, (M, 1); both sides of thin things are lit."""
     ambient, strength = scene.u(0.25, 0.9), scene.u(0.2, 1.6)
     facing = np.abs(world.normals[face] @ sun)
@@ -229,7 +239,7 @@ def _sunshine(scene: Scene, world: World, sun: F32, where: F32, face: NDArray[np
 
 
 def _shadow(
-    scene: Scene, tracer: Tracer, camera: Camera, linear: F32, depth: F32, front: B1
+    scene: Scene, tracer: Tracer, camera: SceneCamera, linear: F32, depth: F32, front: B1
 ) -> None:
     """Darkens the world where the objects keep off the lamp."""
     lamp = scene.lights[0].direction

@@ -17,7 +17,7 @@ B1 = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
-class World:
+class GameWorld:
     """Geometry and looks of a world, in metres, z up.
 
     Attributes:
