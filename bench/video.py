@@ -191,7 +191,7 @@ def measure_speed(preset: str, folder: Path, options: argparse.Namespace) -> dic
         "preprocess, model(x)": bare(frames, model, size, True),
     }
     if preset != "nano" and options.peers:
-        # Its pipeline fails in bfloat16: it asks NumPy for such an array.
+        # Its pipeline fails in bfloat16: NumPy has no such dtype.
         runs["transformers float32"] = transformers_loop(
             clip, out, folder / "transformers", torch.float32, options
         )

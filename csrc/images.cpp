@@ -60,7 +60,7 @@ View view_of(const Tensor& x) {
           x.stride(0), x.stride(1), x.stride(2), x.stride(3)};
 }
 
-// Whether the pixels of a row are contiguous, alone or with all their channels.
+// Whether the pixels of a row are contiguous, in one channel or with all channels.
 bool has_dense_rows(const View& view) {
   return view.stride_x == 1 || (view.stride_c == 1 && view.stride_x == view.channels) ||
          view.width == 1;

@@ -15,7 +15,7 @@ _PROGRAMS = 4
 
 
 SHORT = 32
-"""Sequences of at most so many rows, such as the frames of a clip, have tiles of their own."""
+"""Sequences of at most this many rows, such as frames of a clip, have tiles of their own."""
 
 
 def is_small(rows: int) -> bool:

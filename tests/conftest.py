@@ -145,7 +145,7 @@ class _MadeOn(TorchFunctionMode):
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    # With -m gpu the tests of parity run on a GPU, and those alone: no thousand skips elsewhere.
+    # With -m gpu the tests of parity run on a GPU, and only those: no thousand skips elsewhere.
     if "device" in metafunc.fixturenames and _gpu_is_asked_for(metafunc.config):
         metafunc.parametrize("device", [pytest.param("cuda", marks=pytest.mark.gpu)], indirect=True)
 

@@ -67,7 +67,7 @@ def open_streams() -> None:
 
 
 def write_lines(text: str, stream: TextIO) -> None:
-    """Writes one or more lines at once; `print` would write their last end of line by itself."""
+    """Writes one or more lines at once; `print` would write their last end of line separately."""
     stream.write(f"{text}\n")
     stream.flush()
 

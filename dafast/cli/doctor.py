@@ -191,7 +191,7 @@ def _missing_backends(
             continue
         served = [op for op, backends in ops.items() if backend in backends]
         if not served:
-            cost = "nothing: no op has such a backend in this version"
+            cost = "nothing: no op has this backend in this version"
         elif backend == "scaled_mm":
             cost = "no optimize(fp8=True)"
         else:

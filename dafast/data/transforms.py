@@ -29,7 +29,7 @@ class AugmentConfig:
     Attributes:
         crop: `"paper"`: the image is scaled until it just covers the output (for a square output:
             the shorter side to that size), then cropped at random. `"resized"`: a random box of
-            the output's aspect, covering a random share of the largest such box, is scaled to the
+            the output's aspect, covering a random share of the largest box, is scaled to the
             output.
         area: For `"resized"`: range of that share.
         aspect_jitter: For `"resized"`: largest factor by which the box's aspect varies; 1 keeps it.

@@ -177,7 +177,7 @@ def _drop_position_codes(label: str, weights: Weights) -> None:
         if expected is None or not torch.allclose(code[0].float(), expected, atol=1e-2):
             raise CheckpointError(
                 f"{label}: {name} {tuple(code.shape)} has other values than the sinusoids of "
-                "Video-Depth-Anything; such a network is not supported"
+                "Video-Depth-Anything, which is not supported"
             )
 
 

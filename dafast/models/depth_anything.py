@@ -313,8 +313,8 @@ class DepthAnything(Convertible, Publishable, OptimizedNetwork):
             lookahead: Frames that the display range knows in advance, by which results are late.
                 With 0 each result is there before the next frame is needed.
             every: Takes each frame whose number is a multiple of it.
-            fps: Takes at most so many frames per second. It is the rate of folders and arrays, 30
-                by default.
+            fps: Largest number of frames per second. It is the rate of folders and arrays, 30 by
+                default.
             start: Seconds from the beginning of the video to the first frame.
             end: Seconds from the beginning of the video to the end.
             keep_image: Whether the results hold the frames.

@@ -109,7 +109,7 @@ def _safetensors_problem(path: Path) -> str | None:
             return None
         (length,) = struct.unpack("<Q", head[:8])
         if 8 + length > size:
-            return f"a truncated safetensors file (its header alone has {length} bytes)"
+            return f"a truncated safetensors file (its header says that it has {length} bytes)"
         file.seek(8)
         try:
             header = json.loads(file.read(length))
@@ -321,7 +321,7 @@ def unwrap(data: Mapping[str, Any], label: str) -> Weights:
 
     A network is found by its cls token, at any depth and behind any prefix. Of several the moving
     average is preferred (``ema``), then the usual names (``model``, ``state_dict``, ``params``,
-    ``net``, ...), then ``student``. A file without such a network gives its largest dict of
+    ``net``, ...), then ``student``. A file without a network gives its largest dict of
     tensors, for the message about it.
 
     Raises:

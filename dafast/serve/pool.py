@@ -87,7 +87,7 @@ class Queue:
         """Waits for requests and returns a batch; an empty one after `close`.
 
         A batch is complete when it is full, or when its oldest request has waited for
-        ``batch_wait``. A request whose worker has died comes alone.
+        ``batch_wait``. A request whose worker has died is a batch of its own.
         """
         settings = self._settings
         with self._changed:

@@ -57,7 +57,7 @@ class VideoInfo:
         colorspace: Number of FFmpeg's ``AVColorSpace``; 2 is unspecified.
         primaries: Number of FFmpeg's ``AVColorPrimaries``.
         transfer: Number of FFmpeg's ``AVColorTransferCharacteristic``.
-        path: The file that has the sound and the subtitles; None without such a file.
+        path: The file that has the sound and the subtitles; None if there is no such file.
         can_resume: Whether reading can go on at a frame in the middle.
     """
 
@@ -96,7 +96,7 @@ class Selection:
 
     Attributes:
         every: Each frame whose number is a multiple of it.
-        fps: At most so many frames per second; None for all. It is the rate of sources without
+        fps: Largest number of frames per second; None for all. It is the rate of sources without
             times.
         start: Seconds from the beginning of the video to the first frame.
         end: Seconds from the beginning of the video to the first frame that is left out; None for

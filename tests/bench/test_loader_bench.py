@@ -86,7 +86,7 @@ def test_makes_its_own(tmp_path: Path, seed: int) -> None:
     for sample in data:
         assert sample.image.shape == (84, 112, 3) and sample.image.std() > 2
         assert sample.disparity.shape == (84, 112)
-    # A mosaic in fifty is such that nano sees nothing near in it.
+    # In one mosaic of fifty nano sees nothing near.
     assert any(sample.disparity.std() > 0 for sample in data)
 
 

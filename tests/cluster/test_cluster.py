@@ -108,7 +108,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def kill_meanwhile(out: Path, plan: list[tuple[int, str]], cluster: LocalCluster):
-    """A thread that kills what a plan says once so many shards are complete."""
+    """A thread that kills what a plan names once a number of shards is complete."""
     killed: list[str] = []
 
     def work() -> None:

@@ -208,7 +208,7 @@ def test_killed_and_run_again_by_two(teacher: Path, tmp_path: Path, seed: int) -
         def dying(job: Any, source: Any, file: Any, predict: Any, pool: Any) -> Any:
             return real(job, source, file, die if next(shards) == 2 else predict, pool)
 
-        labeling.LabelJob.write = dying  # of the child alone
+        labeling.LabelJob.write = dying  # only in the child
         return run()
 
     assert Fork(run_and_die, {}).wait(300) == -signal.SIGKILL

@@ -86,7 +86,7 @@ def test_invalid_of_integers(dtype: type, tmp_path: Path, rng: np.random.Generat
     row = {"image": "a.png", "depth": "d.npy", "invalid": 127.0, "scale": 0.1}
     for mask in masks(write_list(tmp_path / "l.json", [row])):
         np.testing.assert_array_equal(mask, known)
-    for harmless in (-1, 70_000, "nan", "inf"):  # no value of such a file
+    for harmless in (-1, 70_000, "nan", "inf"):  # no value of these files
         list_source(write_list(tmp_path / "l.csv", [{**row, "invalid": harmless}]))[0].load()
     (item,) = list_source(write_list(tmp_path / "l.csv", [{**row, "invalid": 12.7}]))
     with pytest.raises(SourceError, match=r"d\.npy: invalid = 12\.7, .* integers; .*before scale"):

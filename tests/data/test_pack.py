@@ -208,7 +208,7 @@ def _touch(path: Path) -> Path:
 def test_a_damaged_map_of_a_list_is_named(
     kind: str, suffix: str, tmp_path: Path, rng: np.random.Generator, capsys: pytest.CaptureFixture
 ) -> None:
-    """The file that is damaged, not the picture of its row alone."""
+    """The file that is damaged, not only the picture of its row."""
     picture(tmp_path / "a.png", rng)
     whole, half = tmp_path / "whole.npy", tmp_path / f"half{suffix}"
     values = rng.integers(1, 60000, (40, 60)).astype(np.uint16)

@@ -187,7 +187,7 @@ def test_the_same_as_on_a_disk(server: Server, shards: Path, form: str) -> None:
     write_sky(lambda images: [i[..., 0] > 99 for i in images], expand_shards(shards))
     data = ShardDataset(names, sky="all")
     assert [name_of(shard) for shard in data.shards] == [f"0000{i}.tar" for i in range(3)]
-    if form == "one by one":  # a signature is of one file: there is none for its masks
+    if form == "one by one":  # a signature is of one file: its masks have no signature
         data, local = ShardDataset(names), ShardDataset(shards)
     else:
         local = ShardDataset(shards, sky="all")

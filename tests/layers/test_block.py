@@ -1,4 +1,4 @@
-"""A block alone, a block that computes the next norm too, and both on Triton's kernels."""
+"""A single block, a block that computes the next norm too, and both on Triton's kernels."""
 
 import pytest
 import torch

@@ -378,7 +378,7 @@ def test_config_of_transformers():
         "fusion_hidden_size": 256,
     }
     assert config_from_json(SMALL_HF | large) == PRESETS["vitl"]
-    del base["out_indices"]  # the names alone
+    del base["out_indices"]  # only the names
     assert config_from_json(SMALL_HF | {"backbone_config": base}) == PRESETS["vits"]
 
 

@@ -229,7 +229,7 @@ def test_pyramid_says_which_sizes_it_takes(shape: tuple[int, ...]) -> None:
 
 
 def test_mask2former_takes_the_pyramid(seed: int) -> None:
-    """The pixel decoder of transformers' Mask2Former, built from `feature_info` alone."""
+    """The pixel decoder of transformers' Mask2Former, built only from `feature_info`."""
     pytest.importorskip("transformers")
     from transformers import Mask2FormerConfig
     from transformers.models.mask2former.modeling_mask2former import Mask2FormerPixelDecoder

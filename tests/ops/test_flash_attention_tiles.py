@@ -190,7 +190,7 @@ def _on_cuda(*shape, dtype=torch.bfloat16):
 
 @pytest.fixture
 def fake_flash_attn(monkeypatch):
-    """A module in the place of FlashAttention 4, and the arguments of its calls."""
+    """A module instead of FlashAttention 4, and the arguments of its calls."""
     calls = []
 
     def call(q, k, v, **options):

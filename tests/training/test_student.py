@@ -130,7 +130,7 @@ def cosines(
 
 
 class Recorded(torch.nn.Module):
-    """A network that answers a batch, and answers an image of that batch alone as it did before.
+    """A network that answers a batch, and answers a single image of that batch as it did before.
 
     So a loss taken image by image has the very predictions that the step had: a median hangs the
     gradient on one pixel, and rounding in a second run of the network could make it another.

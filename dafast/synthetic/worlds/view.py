@@ -39,7 +39,7 @@ def _first_view(world: GameWorld, rng: np.random.Generator, size: tuple[int, int
             view = aim(world, eye, rng)
             depth = depth_of(world, _trace(world, camera_from(view, small)))
             depth = depth.reshape(small[1], small[0])
-            # A floor or a wall by itself teaches little: few of these views are enough.
+            # A view of only a floor or a wall teaches little: few of these views are enough.
             if worthwhile(depth) and (plane_fit(1 / depth) < 0.85 or rng.random() < 0.3):
                 return view
     return None
