@@ -52,7 +52,14 @@ TESTS: tuple[tuple[str, tuple[str, ...]], ...] = (
                                                     "affine_invariant_loss"))),
     (r"csrc/(cuda|include)", tuple(f"{OPS}{n}.py" for n in
                                    ("cuda_host", "pad", "resize_bilinear", "preprocess"))),
-    (r"csrc/cpu/flash_attention", (f"{OPS}flash_attention_cpu.py",)),
+    (r"csrc/cpu/flash_attention_backward", (f"{OPS}flash_attention_backward_cpu.py",)),
+    (r"csrc/cpu/(flash_attention|attention_tiles|sequences)",
+     (f"{OPS}flash_attention_cpu.py", f"{OPS}flash_attention_backward_cpu.py")),
+    (r"(attention_int8|conv3x3_int8|encoder_rows_int8)", (OPS + r"\1.py",)),
+    (r"csrc/cpu/(bytes_int8|int8_layer|tile_int8|rows_int8|gelu_pieces|pieces|vectors16)",
+     tuple(f"{OPS}{n}.py" for n in ("linear_int8", "encoder_rows_int8", "conv3x3_int8",
+                                    "attention_int8", "bias_gelu"))),
+    (r"_attention_packages", (f"{OPS}flash_attention_tiles.py", f"{OPS}flash_attention.py")),
     (r"csrc/cpu/(rows|row_loops)", tuple(f"{OPS}{n}.py" for n in
                                          ("resize_bilinear", "preprocess", "decoder_tail"))),
     (r"csrc/cpu/(lanes|isa|each_isa|tensors)",
