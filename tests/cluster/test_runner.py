@@ -1,0 +1,299 @@
+"""The runner of a cluster, with a Ray that does each task when its result is asked for.
+
+`test_cluster.py` starts a real one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import Executor
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+ray = pytest.importorskip("ray", reason="ray is not installed")
+pytest.importorskip("ray.exceptions")
+
+# ruff: noqa: E402
+from dafast.cluster import runner as runner_module
+from dafast.cluster import scoring, workers
+from dafast.cluster.connection import ClusterError
+from dafast.cluster.runner import LOSSES, RayRunner
+from dafast.data.jobs import Outcome
+from dafast.evaluation import benchmarks
+from dafast.evaluation.samples import EvaluationSample
+from dafast.evaluation.scoring import Scoring
+from dafast.files import DiskFullError
+from tests.tiny import TINY
+
+
+@dataclasses.dataclass(eq=False)
+class Ref:
+    """A result that is computed when it is asked for."""
+
+    compute: Callable[[], Any]
+
+
+class Handle:
+    """A remote function, class or actor."""
+
+    def __init__(self, target: Any, fake: FakeRay) -> None:
+        self._target, self._fake = target, fake
+
+    def options(self, **options: Any) -> Handle:
+        self._fake.options.append(options)
+        return self
+
+    def remote(self, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(self._target, type):
+            return Handle(self._target(*args, **kwargs), self._fake)
+        return Ref(lambda: self._target(*args, **kwargs))
+
+    def __getattr__(self, name: str) -> Handle:
+        return Handle(getattr(self._target, name), self._fake)
+
+
+class FakeRay:
+    """The functions of Ray that the runner uses.
+
+    Attributes:
+        lose: Called with each kind of result before it is computed ("do_part", "facts",
+            "predict"); it may raise what Ray raises.
+    """
+
+    exceptions = ray.exceptions
+
+    def __init__(self, lose: Callable[[str], None] = lambda kind: None) -> None:
+        self.lose = lose
+        self.options: list[dict[str, Any]] = []
+        self.killed: list[Any] = []
+        self.cancelled: list[Any] = []
+
+    def nodes(self) -> list[dict[str, Any]]:
+        dead = {"Alive": False, "Resources": {"CPU": 64.0}}
+        return [{"Alive": True, "Resources": {"CPU": 2.0}}, dead]
+
+    def remote(self, target: Any) -> Handle:
+        return Handle(target, self)
+
+    def wait(self, refs: list[Ref], num_returns: int, timeout: float) -> tuple[list, list]:
+        return refs[:num_returns], refs[num_returns:]
+
+    def get(self, ref: Ref) -> Any:
+        target = ref.compute.__closure__
+        kind = next(
+            c.cell_contents._target.__name__ for c in target if isinstance(c.cell_contents, Handle)
+        )
+        self.lose(kind)
+        try:
+            return ref.compute()
+        except ray.exceptions.RayError as error:
+            if kind != "do_part":
+                raise
+            raise ray.exceptions.RayTaskError(kind, "", error) from None
+        except Exception as error:
+            raise ray.exceptions.RayTaskError(kind, "", error) from None
+
+    def kill(self, handle: Handle) -> None:
+        self.killed.append(handle)
+
+    def cancel(self, ref: Ref, force: bool) -> None:
+        self.cancelled.append(ref)
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> FakeRay:
+    made = FakeRay()
+    for module in (runner_module, workers):
+        monkeypatch.setattr(module, "ray", made)
+    monkeypatch.setattr(runner_module, "BUSY_WAIT", 0.0)
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+    return made
+
+
+class Adder:
+    """A model that adds one."""
+
+    facts = "adds one"
+
+    def __call__(self, images: list[np.ndarray], **options: Any) -> list[np.ndarray]:
+        return [image + 1 for image in images]
+
+
+class Job:
+    """Predicts an image of one value for each part; a part may be busy or fail."""
+
+    def __init__(self) -> None:
+        self.busy: Counter[int] = Counter()
+        self.error: Exception | None = None
+
+    def name(self, part: int) -> str:
+        return f"part {part}"
+
+    def do(self, part: int, predict: Any, pool: Executor) -> Outcome:
+        if self.error is not None:
+            raise self.error
+        if self.busy[part]:
+            self.busy[part] -= 1
+            return Outcome(self.name(part), "busy")
+        (image,) = predict([np.array(part)]) if predict else [np.array(part)]
+        return Outcome(self.name(part), images=1, facts=int(image))
+
+
+def run(job: Job, parts: list[int], **options: Any) -> tuple[dict[int, Outcome], list[str]]:
+    said: list[str] = []
+    with RayRunner("label", Adder, say=said.append, **options) as runner:
+        return dict(runner.run(job, parts)), said
+
+
+def test_every_part_is_done_by_an_actor(fake):
+    outcomes, said = run(Job(), [4, 7, 9, 11, 20])
+    assert {n: outcome.facts for n, outcome in outcomes.items()} == {
+        0: 5, 1: 8, 2: 10, 3: 12, 4: 21,
+    }  # fmt: skip
+    assert not said and len(fake.killed) == 2, "one actor for each processor of a living node"
+    assert {"max_retries": 0, "num_cpus": 0.05}.items() <= fake.options[0].items()
+
+
+def test_a_job_without_a_model_starts_no_actor(fake):
+    job = Job()
+    job.do = lambda part, predict, pool: Outcome(job.name(part), images=1, facts=part)
+    with RayRunner("pack") as runner:
+        assert sorted(n for n, _ in runner.run(job, [1, 2, 3])) == [0, 1, 2]
+    assert not fake.killed
+
+
+def test_a_busy_part_is_tried_again(fake):
+    job = Job()
+    job.busy[2] = 3
+    job.busy[3] = 10**6
+    outcomes, _ = run(job, [1, 2, 3])
+    assert [outcomes[i].state for i in range(3)] == ["written", "written", "busy"]
+    assert job.busy[3] == 10**6 - runner_module.BUSY_TRIES - 1
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (ray.exceptions.WorkerCrashedError(), "its worker or its node was lost"),
+        (ray.exceptions.OutOfMemoryError("full"), "its node ran out of memory"),
+        (ray.exceptions.ActorDiedError(), "its model was lost"),
+    ],
+)
+def test_a_lost_part_is_done_again_until_it_counts_as_failed(fake, error, reason):
+    left = Counter(do_part=3)
+
+    def lose(kind: str) -> None:
+        if left[kind]:
+            left[kind] -= 1
+            raise error
+
+    fake.lose = lose
+    outcomes, said = run(Job(), [1, 2], models=1)
+    assert [outcomes[i].facts for i in range(2)] == [2, 3]
+    assert len(said) == 3 and all(line.endswith(f"is done again: {reason}") for line in said)
+
+    left["do_part"] = 10**6
+    fake.killed.clear()
+    outcomes, _ = run(Job(), [1], models=1)
+    name, text = outcomes[0].failures[0]
+    assert (outcomes[0].state, name) == ("failed", "part 1")
+    assert text == f"lost {LOSSES} times, at last because {reason}"
+    # A lost model is replaced, any other loss leaves it.
+    assert len(fake.killed) == 1 + (LOSSES if reason == "its model was lost" else 0)
+
+
+def test_an_actor_that_is_lost_during_a_task_is_replaced(fake):
+    left = Counter(predict=1)
+
+    def lose(kind: str) -> None:
+        if left[kind]:
+            left[kind] -= 1
+            raise ray.exceptions.ActorDiedError()
+
+    fake.lose = lose
+    outcomes, said = run(Job(), [1], models=1)
+    assert outcomes[0].facts == 2 and len(said) == 1 and len(fake.killed) == 2
+
+
+def test_models_that_cannot_start(fake):
+    def lose(kind: str) -> None:
+        if kind == "facts":
+            raise ray.exceptions.ActorDiedError()
+
+    fake.lose = lose
+    with (
+        RayRunner("label", Adder, models=1) as runner,
+        pytest.raises(ClusterError, match="started"),
+    ):
+        runner.facts()
+    assert len(fake.killed) == LOSSES
+
+    def fails() -> Any:
+        raise ValueError("no such model")
+
+    fake.lose = lambda kind: None
+    with RayRunner("label", fails) as runner, pytest.raises(ValueError, match="no such model"):
+        runner.facts()
+
+
+def test_models_that_differ_are_refused(fake):
+    names = iter(("float32", "bfloat16"))
+
+    def make() -> Any:
+        model = Adder()
+        model.facts = next(names)
+        return model
+
+    with RayRunner("label", make) as runner, pytest.raises(ClusterError, match="differ from node"):
+        list(runner.run(Job(), [1]))
+
+
+def test_an_error_of_the_job_ends_the_run(fake):
+    job = Job()
+    job.error = KeyError("a fault")
+    with pytest.raises(KeyError, match="a fault"):
+        run(job, [1, 2, 3, 4])
+    assert fake.cancelled, "what was submitted does not go on"
+    job.error = DiskFullError("the disk is full")
+    outcomes, _ = run(job, [1])
+    assert outcomes[0].failures == [("part 1", "the disk is full")]
+
+
+def test_scores_are_those_of_one_process(fake, monkeypatch, rng):
+    photos = [
+        EvaluationSample(
+            str(i),
+            rng.integers(0, 256, (30, 40, 3), np.uint8),
+            rng.uniform(1, 9, (30, 40)).astype(np.float32),
+            10.0,
+        )
+        for i in range(5)
+    ]
+    opened = [("toy", photos)]
+    monkeypatch.setattr(scoring, "open_all", lambda specs: opened)
+    monkeypatch.setattr(scoring, "BATCH_IMAGES", 2)
+    scoring._opened.cache_clear()
+    chosen = Scoring.of(TINY)
+
+    class Model:
+        facts = ""
+
+        def __call__(self, images: list[np.ndarray], **options: Any) -> list[np.ndarray]:
+            return [image[..., 0] / np.float32(255) + 0.1 for image in images]
+
+    said: list[str] = []
+    with RayRunner("eval", Model) as runner:
+        got = scoring.evaluate_with(runner, chosen, ["toy"], said.append)
+
+    def predict(images: Any, **options: Any) -> list[torch.Tensor]:
+        return [torch.from_numpy(each) for each in Model()(images)]
+
+    rows = benchmarks.score_rows(predict, photos, "toy", chosen)
+    assert got == benchmarks.with_each_photo(*benchmarks.summarize(rows, "toy", chosen))
+    assert len(said) == 3
+    scoring._opened.cache_clear()
