@@ -77,7 +77,8 @@ def _tile_of(
         branch = False  # there is one tile
         m, n, stages = SHORT, SHORT, 1
         if kind == "fwd":
-            warps = 4 if wide else 2 if tf32 or head_dim > 32 else 1
+            narrow = tf32 and head_dim <= 16  # with 2 warps it spills on sm_120
+            warps = 4 if wide or narrow else 2 if tf32 or head_dim > 32 else 1
         else:
             warps = 4 if wide or tf32 else 2
     elif units == "interpreter":
@@ -95,7 +96,8 @@ def _tile_of(
         if asynchronous:
             m, n = (64, 32) if kind == "dq" else (16 if wide else 32, 64)
     elif dtype == torch.float32:
-        m, n, warps, stages = (16, 16, 8, 1) if wide else (32, 32, 8, 1)
+        # With 8 warps a thread would load 8 bytes of heads of 8 and 16 channels.
+        m, n, warps, stages = (16, 16, 8, 1) if wide else (32, 32, 4 if head_dim <= 16 else 8, 1)
     elif kind == "fwd" and units == "wgmma":
         overlap = True
         m, n, warps, stages = (64, 64, 4, 2 if wide else 3)

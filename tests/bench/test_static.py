@@ -73,9 +73,9 @@ NARROW_CASES = {
     "1x12x96x96 to 168x168": "pixels of 12 channels do not start at multiples of 16 bytes",
     "1x24x148x148, ReLU": "sums of 24 channels do not start at multiples of 64 bytes",
 }
-NARROW_EXACT = "64x32 tokens, 8x8"
-"""A tile of 32 rows of 8 channels, which float32 without TF32 spreads over 256 threads."""
-# A value that waits outside of the loops: ptxas stores it once and reads it once.
+# 4 bytes that are stored before the loop and read after it (instructions 41 and 1709 of 1760): with
+# `--regAllocOptLevel=2`, which Triton 3.9 passes, ptxas keeps to 128 registers, with which four
+# programs fit instead of three. Without this option it needs 128 and spills nothing.
 SPILLED_ONCE = {("sm_90", HISTOGRAM): 2}
 # ptxas serialises wgmma where it cannot prove that nobody touches their registers: then two waits
 # go with each. A pipelined loop has this many at most that do not grow with its products.
@@ -130,7 +130,6 @@ def broken_budgets(record: dict, arch: str) -> list[str]:
             found.append(f"{what}: {launch['shared']} bytes of shared memory")
         exact = record["dtype"] == "float32" and record["precision"] == "highest"
         narrow = name in NARROW or record["case"] in NARROW_CASES
-        narrow = narrow or (exact and record["case"] == NARROW_EXACT)
         if not narrow and not any(w in load for w in WIDE[arch] for load in launch["loads"]):
             found.append(f"{what}: no wide load, only {launch['loads']}")
         waits = launch["loop"].get("barrier", 0)
