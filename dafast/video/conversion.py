@@ -25,7 +25,7 @@ from .rendering import Renderer
 from .restart import Restart, Restarts
 from .source import Frame, Position, Selection, VideoError, VideoReader
 from .stabilization import StabilizedFrame, Stabilizer
-from .threads import staged
+from .threads import TRIM, staged, trim_heap
 from .workspace import Checkpoint, Workspace
 
 SEGMENT = 120
@@ -248,6 +248,9 @@ class Conversion:
                     if encoder is None:
                         encoder = self._encoder()
                     self._add(encoder, item)
+                    del item
+                    if self.done % TRIM == 0:
+                        trim_heap()
                     yield self.done
         finally:
             if encoder is not None:

@@ -24,6 +24,10 @@ _PATIENCE = 60.0
 _M_ARENA_MAX = -8
 """Of glibc's malloc.h."""
 
+TRIM = 24
+"""Frames of a video after which `trim_heap` is worth its time, which is that of a few page faults
+for each of them."""
+
 
 def share_heap() -> None:
     """Makes all threads of the process use one heap, with glibc; does nothing elsewhere.
@@ -33,6 +37,16 @@ def share_heap() -> None:
     """
     with contextlib.suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
+
+
+def trim_heap() -> None:
+    """Returns the free pages of the heap to the system, with glibc; does nothing elsewhere.
+
+    The activations of several forwards share the heap with small objects that live longer. The gaps
+    between them grow over hundreds of frames unless their pages are returned.
+    """
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 class Stage(Generic[_T]):
@@ -135,12 +149,18 @@ class Workers:
         torch.set_num_threads(total)
 
     def map(self, function: Callable[[_T], _R], items: Iterable[_T]) -> Iterator[_R]:
-        """The results in the order of the items, of which a bounded number is at work."""
+        """The results in the order of the items.
+
+        As many items are at work as there are threads; the next one is taken meanwhile.
+        """
         waiting: deque[Future[_R]] = deque()
         for item in items:
-            if len(waiting) > self._count:  # one waits for a free thread
-                yield waiting.popleft().result()
+            done = waiting.popleft().result() if len(waiting) == self._count else None
             waiting.append(self._pool.submit(function, item))
+            del item
+            if done is not None:
+                yield done
+                del done
         while waiting:
             yield waiting.popleft().result()
 
