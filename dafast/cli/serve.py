@@ -73,9 +73,9 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     speed.add_argument(
         "--workers",
         type=positive,
-        default=1,
         metavar="N",
-        help="processes that hold the model (default: %(default)s)",
+        help="processes that hold the model (default: 2 on a CPU for a model of the size of ViT-S "
+        "or smaller, else 1)",
     )
     speed.add_argument(
         "--batch",
@@ -175,8 +175,9 @@ def settings_of(args: argparse.Namespace) -> ServerSettings:
     """The settings that the options ask for."""
     from ..serve import ServerSettings
 
+    models = tuple(dict.fromkeys(args.model or ["nano"]))
     return ServerSettings(
-        models=tuple(dict.fromkeys(args.model or ["nano"])),
+        models=models,
         device=args.device,
         dtype=args.dtype,
         token=args.token,
@@ -185,7 +186,7 @@ def settings_of(args: argparse.Namespace) -> ServerSettings:
         max_video_bytes=args.max_video_bytes,
         timeout=args.timeout,
         queue=args.queue,
-        workers=args.workers,
+        workers=args.workers or _default_workers(models[0], args.device),
         videos=args.videos,
         batch=args.batch,
         batch_wait=args.batch_wait,
@@ -193,6 +194,18 @@ def settings_of(args: argparse.Namespace) -> ServerSettings:
         cors_origins=tuple(args.cors),
         page=args.page,
     )
+
+
+def _default_workers(model: str, device: str) -> int:
+    """Two on a CPU for a small model: threads of two processes do not wait for each other."""
+    from torch import get_num_threads
+
+    from ..devices import resolve_device
+    from ..models import zoo
+
+    entry = zoo.find(model)
+    small = entry is not None and entry.config.embed_dim <= 384
+    return 2 if small and resolve_device(device).type == "cpu" and get_num_threads() > 1 else 1
 
 
 def run(args: argparse.Namespace) -> int:

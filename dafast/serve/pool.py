@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
 from threading import Condition, Thread
-from typing import Any
+from typing import Any, NamedTuple
 
 from .jobs import Answer, Job, refuse
 from .processes import start_process
@@ -47,71 +48,98 @@ class QueuedJob:
             self.future.set_result(answer)
 
 
+class Batch(NamedTuple):
+    """Requests that one worker computes together.
+
+    Attributes:
+        items: The requests.
+        alone: Whether it is one request and no other worker computes, so that it may use all
+            processors.
+    """
+
+    items: list[QueuedJob]
+    alone: bool = False
+
+
 class Queue:
-    """Requests in the order in which they arrived."""
+    """Requests in the order in which they arrived.
+
+    Attributes:
+        takers: Number of workers that wait in `take`.
+        changed: Locks the queue, and tells workers that it has changed.
+    """
 
     def __init__(self, settings: ServerSettings) -> None:
         self._settings = settings
         self._items: deque[QueuedJob] = deque()
-        self._changed = Condition()
+        self.changed = Condition()
         self._closed = False
+        self.takers = 0
 
     def __len__(self) -> int:
         return len(self._items)
 
     def put(self, item: QueuedJob) -> None:
         """Appends a request."""
-        with self._changed:
+        with self.changed:
             self._items.append(item)
-            self._changed.notify_all()
+            self.changed.notify_all()
 
     def put_back(self, items: list[QueuedJob]) -> None:
         """Returns requests whose worker has died to the front."""
-        with self._changed:
+        with self.changed:
             self._items.extendleft(reversed(items))
-            self._changed.notify_all()
+            self.changed.notify_all()
 
     def remove(self, item: QueuedJob) -> None:
         """Removes a request that nobody waits for, if no worker has it yet."""
-        with self._changed:
+        with self.changed:
             if item in self._items:
                 self._items.remove(item)
 
     def close(self) -> None:
         """Makes `take` return an empty batch from now on."""
-        with self._changed:
+        with self.changed:
             self._closed = True
-            self._changed.notify_all()
+            self.changed.notify_all()
 
-    def take(self) -> list[QueuedJob]:
+    def take(self) -> Batch:
         """Waits for requests and returns a batch; an empty one after `close`.
 
         A batch is complete when it is full, or when its oldest request has waited for
-        ``batch_wait``. A request whose worker has died is a batch of its own.
+        ``batch_wait``. Workers that wait at the same time share the requests. A request whose
+        worker has died is a batch of its own.
         """
-        settings = self._settings
-        with self._changed:
-            while not self._closed:
-                while self._items and self._items[0].future.cancelled():
-                    self._items.popleft()
-                if not self._items:
-                    self._changed.wait()
-                    continue
-                left = self._items[0].arrived + settings.batch_wait - time.monotonic()
-                if self._items[0].attempts:
-                    return [self._items.popleft()]
-                if left <= 0 or len(self._items) >= settings.batch:
-                    return self._pop_batch()
-                self._changed.wait(left)
-        return []
+        with self.changed:
+            self.takers += 1
+            try:
+                while not self._closed:
+                    while self._items and self._items[0].future.cancelled():
+                        self._items.popleft()
+                    if not self._items:
+                        self.changed.wait()
+                        continue
+                    left = self._items[0].arrived + self._settings.batch_wait - time.monotonic()
+                    if self._items[0].attempts:
+                        return Batch([self._items.popleft()])
+                    if left <= 0 or len(self._items) >= self._settings.batch:
+                        return self._pop_batch()
+                    self.changed.wait(left)
+            finally:
+                self.takers -= 1
+        return Batch([])
 
-    def _pop_batch(self) -> list[QueuedJob]:
+    def _pop_batch(self) -> Batch:
+        share = math.ceil(len(self._items) / self.takers)
         batch: list[QueuedJob] = []
-        while self._items and len(batch) < self._settings.batch and not self._items[0].attempts:
+        while self._items and len(batch) < min(share, self._settings.batch):
+            if self._items[0].attempts:
+                break
             item = self._items.popleft()
             if not item.future.cancelled():
                 batch.append(item)
-        return batch
+        others_wait = self.takers == self._settings.workers
+        return Batch(batch, alone=len(batch) == 1 and not self._items and others_wait)
 
 
 class Worker:
@@ -156,22 +184,22 @@ class Worker:
             with self._changed:
                 self._changed.wait_for(lambda: self._idle or self._closed)
             batch = self._queue.take()
-            if not batch:
+            if not batch.items:
                 return
             with self._changed:
                 self._changed.wait_for(lambda: self._idle or self._closed)  # it may have died
                 self._idle, self._busy_since = False, time.monotonic()
                 channel = self._channel
                 message = []
-                for item in batch:
+                for item in batch.items:
                     item.attempts += 1
                     self._numbers += 1
                     self._items[self._numbers] = item
                     message.append((self._numbers, item.job))
-            self._on_batch(len(batch))
+            self._on_batch(len(batch.items))
             # A dead worker: `_read` sees it and returns the batch to the queue.
             with suppress(OSError, ValueError):
-                channel.send(message)
+                channel.send((batch.alone, message))
 
     def _read(self) -> None:
         """Passes answers on; starts another process when one ends."""

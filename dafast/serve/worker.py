@@ -1,6 +1,7 @@
 """The process that holds the models and computes batches of jobs.
 
-A worker reads messages ``[(number, job), ...]`` from its channel. It sends ``(number, answer)``
+A worker reads messages ``(alone, [(number, job), ...])`` from its channel; ``alone`` lets it use
+the processors of all workers. It sends ``(number, answer)``
 for each job as soon as it is encoded, and ``None`` when it can take the next batch; if the model
 cannot be loaded, a text that says why, and it ends. Pictures are decoded here, too: a decoder that
 crashes on a damaged file costs a worker, which is replaced.
@@ -29,8 +30,7 @@ def run_worker(channel: Channel, settings: ServerSettings) -> None:
     os.environ["DAFAST_MAX_PIXELS"] = str(settings.max_pixels)
     import torch
 
-    if settings.workers > 1:
-        torch.set_num_threads(max(1, torch.get_num_threads() // settings.workers))
+    threads = torch.get_num_threads()
     models = Models(settings)
     try:
         models.load(settings.models[0])
@@ -57,9 +57,10 @@ def run_worker(channel: Channel, settings: ServerSettings) -> None:
         send(None)
         while True:
             try:
-                batch = channel.recv()
+                alone, batch = channel.recv()
             except (EOFError, OSError):
                 return
+            torch.set_num_threads(threads if alone else max(1, threads // settings.workers))
             for number, job, result in models.predict(batch):
                 if isinstance(result, Answer):
                     send((number, result))
