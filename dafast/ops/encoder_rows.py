@@ -70,7 +70,7 @@ class PackedRows:
         first = weights[0]
         if first.device.type != "cpu" or why_not_rows(first.dtype, *self.fc1[0].shape):
             return first.new_empty(0)
-        sizes = [packed_size(*weight.shape, weight.dtype) for weight in weights]
+        sizes = [packed_size(weight) for weight in weights]
         packed = first.new_empty(sum(sizes))
         for weight, place in zip(weights, packed.split(sizes), strict=True):
             torch.ops.dafast_C.pack_linear(weight.contiguous(), place)

@@ -46,9 +46,10 @@ def why_not_packed(dtype: torch.dtype) -> str:
     return ""
 
 
-def packed_size(columns: int, depth: int, dtype: torch.dtype) -> int:
-    """Elements of packed weights (columns, depth)."""
-    depth += depth % 2 if dtype == torch.bfloat16 else 0
+def packed_size(weight: Tensor) -> int:
+    """Elements of packed weights (N, K)."""
+    columns, depth = weight.shape
+    depth += depth % 2 if weight.dtype == torch.bfloat16 else 0
     return -(-columns // PANEL) * PANEL * depth
 
 
@@ -71,7 +72,7 @@ def pack_matrix(values: Tensor, matrix: Tensor, bias: Tensor) -> PackedWeight:
     values, matrix, bias = values.detach(), matrix.detach(), bias.detach()
     packed = matrix.new_empty(0)
     if matrix.device.type == "cpu" and not why_not_packed(matrix.dtype):
-        packed = matrix.new_empty(packed_size(*matrix.shape, matrix.dtype))
+        packed = matrix.new_empty(packed_size(matrix))
         torch.ops.dafast_C.pack_linear(matrix.contiguous(), packed)
     return PackedWeight(values, bias, packed, F.pad(bias.float(), (0, -len(bias) % PANEL)))
 
