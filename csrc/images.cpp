@@ -12,6 +12,7 @@
 
 #include <vector>
 
+#include "cpu/pieces.h"
 #include "cpu/rows.h"
 #include "dafast/images.h"
 #include "registry.h"
@@ -24,7 +25,10 @@ namespace dafast {
 
 void cpu::parallel_for(int64_t size, int64_t grain,
                        const std::function<void(int64_t, int64_t)>& body) {
-  torch::stable::parallel_for(0, size, grain, body);
+  for_ranges(size, grain, std::max(grain, size / 8), [&](Ranges& ranges) {
+    int64_t begin, end;
+    while (ranges.take(begin, end)) body(begin, end);
+  });
 }
 
 namespace {

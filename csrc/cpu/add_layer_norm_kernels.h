@@ -1,5 +1,6 @@
 // The kernels of add_layer_norm.cpp, for one instruction set.
 #include "lanes.h"
+#include "norm_row.h"
 
 inline const float* load_row(const Rows& x, int64_t row, int64_t channels, float* buffer) {
   return load(x.data, x.dtype, row * channels, 1, channels, buffer);
@@ -24,35 +25,10 @@ inline float add(const float* x, const float* branch, const float* gamma, int64_
   return sum.total();
 }
 
-// Sum of (s - mean)^2 of a padded row. The mean of squares minus the square of the mean would be
-// mostly rounding error if the mean is large.
-inline float squares_around(float mean, const float* s, int64_t channels) {
-  float negative[kWide];
-  for (int j = 0; j < kWide; ++j) negative[j] = -mean;
-  Lanes shift;
-  get(negative, shift);
-  Sum sum;
-  const int64_t full = channels / kLanes * kLanes;
-  for (int64_t i = 0; i < full; i += kLanes) {
-    for (int part = 0; part < kRegisters; ++part) {
-      Lanes value;
-      get(s + i + kWide * part, value);
-      value += shift;
-      sum.parts[part] += value * value;
-    }
-  }
-  float rest = 0.0f;
-  for (int64_t i = full; i < channels; ++i) rest += (s[i] - mean) * (s[i] - mean);
-  return sum.total() + rest;
-}
-
 void normalise_rows(const AddNorm& call, int64_t begin, int64_t end) {
   alignas(64) float x_buffer[kMaxChannels], branch_buffer[kMaxChannels];
   alignas(64) float s_buffer[kMaxChannels], n_buffer[kMaxChannels];
   const int64_t channels = call.channels, padded = whole(channels);
-  const float size = static_cast<float>(channels);
-  const float* DAFAST_RESTRICT weight = call.weight;
-  const float* DAFAST_RESTRICT bias = call.bias;
   for (int64_t row = begin; row < end; ++row) {
     const int64_t at = row * channels;
     const float* x = load_row(call.x, row, channels, x_buffer);
@@ -64,13 +40,11 @@ void normalise_rows(const AddNorm& call, int64_t begin, int64_t end) {
       load_row(call.s, row, channels, s);
       sum = sum_of(s, padded);
     }
-    const float mean = sum / size;
-    const float rstd = 1.0f / __builtin_sqrtf(squares_around(mean, s, channels) / size + call.eps);
-    float* DAFAST_RESTRICT n = place(call.n.data, call.n.dtype, at, channels, n_buffer);
-    for (int64_t i = 0; i < padded; ++i) n[i] = (s[i] - mean) * rstd * weight[i] + bias[i];
+    float* n = place(call.n.data, call.n.dtype, at, channels, n_buffer);
+    const RowMoments moments = normalise(s, sum, channels, call.weight, call.bias, call.eps, n);
     store(n, channels, call.n.data, call.n.dtype, at);
-    call.stats[row] = mean;
-    call.stats[call.rows + row] = rstd;
+    call.stats[row] = moments.mean;
+    call.stats[call.rows + row] = moments.rstd;
   }
 }
 

@@ -86,7 +86,8 @@ void attention_int8(const Tensor& qkv, Tensor out, double scale) {
   const int64_t blocks = (tokens + kInt8Queries - 1) / kInt8Queries;
   const int64_t step = ((tokens + blocks - 1) / blocks + 5) / 6 * 6;
   const int64_t padded = (tokens + kInt8Lanes - 1) / kInt8Lanes * kInt8Lanes;
-  for_pieces(batch * heads * blocks, [&](Pieces& pieces) {
+  const std::vector<int64_t> sizes(static_cast<size_t>(batch * heads), blocks);
+  for_groups(sizes, batch * heads * blocks, [&](Groups::Worker& worker) {
     const int64_t vectors = padded * 8 + kInt8HeadDim * 4;
     const int64_t bytes = 2 * padded * head_dim + vectors + DAFAST_FOR_ISA(kInt8Scratch) + 64;
     const std::unique_ptr<std::byte[]> memory(new std::byte[static_cast<size_t>(bytes)]);
@@ -98,9 +99,9 @@ void attention_int8(const Tensor& qkv, Tensor out, double scale) {
     packed.key_offsets = reinterpret_cast<int32_t*>(packed.key_scales + padded);
     packed.value_scales = reinterpret_cast<float*>(packed.key_offsets + padded);
     std::byte* const scratch = reinterpret_cast<std::byte*>(packed.value_scales + kInt8HeadDim);
-    int64_t last = -1, piece;
-    while (pieces.take(piece)) {
-      const int64_t index = piece / blocks, begin = piece % blocks * step;
+    int64_t last = -1, index, block;
+    while (worker.take(index, block)) {
+      const int64_t begin = block * step;
       const Int8Head head = head_at(index);
       if (index != last) pack(head, packed);
       last = index;

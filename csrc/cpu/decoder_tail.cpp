@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "../registry.h"
+#include "pieces.h"
 
 namespace dafast::cpu {
 
@@ -106,21 +107,25 @@ void decoder_tail(const Tensor& x, Tensor out, const Tensor& weight1, const Tens
                   *static_cast<const float*>(bias2.const_data_ptr()),
                   static_cast<float*>(out.mutable_data_ptr())};
   const auto rows = DAFAST_FOR_ISA(tail_rows);
-  // Every range upsamples two rows more than its own.
-  torch::stable::parallel_for(0, x.size(0) * call.out_height, 16, [&](int64_t begin, int64_t end) {
-    std::vector<std::byte> memory(scratch_bytes(call) + 64);
-    void* scratch = memory.data();
-    size_t space = memory.size();
-    std::align(64, space - 64, scratch, space);
-    rows(call, begin, end, scratch);
-    float* values = call.out + begin * call.out_width;
-    const int64_t count = (end - begin) * call.out_width;
+  const auto activate = [&](float* values, int64_t count) {
     if (activation == kSigmoid) {
       for (int64_t i = 0; i < count; ++i) values[i] = 1.0f / (1.0f + std::exp(-values[i]));
     } else if (activation == kExp) {
       for (int64_t i = 0; i < count; ++i) values[i] = std::exp(values[i]);
     } else {
       for (int64_t i = 0; i < count; ++i) values[i] = values[i] < 0.0f ? 0.0f : values[i];
+    }
+  };
+  // Every range upsamples two rows more than its own.
+  for_ranges(x.size(0) * call.out_height, 16, 64, [&](Ranges& ranges) {
+    std::vector<std::byte> memory(scratch_bytes(call) + 64);
+    void* scratch = memory.data();
+    size_t space = memory.size();
+    std::align(64, space - 64, scratch, space);
+    int64_t begin, end;
+    while (ranges.take(begin, end)) {
+      rows(call, begin, end, scratch);
+      activate(call.out + begin * call.out_width, (end - begin) * call.out_width);
     }
   });
 }

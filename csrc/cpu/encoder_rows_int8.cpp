@@ -12,14 +12,10 @@
 
 #include "../registry.h"
 #include "int8_layer.h"
+#include "parameters.h"
 #include "pieces.h"
 
 namespace dafast::cpu {
-
-struct RowNorm {
-  const float *weight, *bias;
-  float eps;
-};
 
 // Tensors (M, ...), contiguous. `tap` or `next` may be null.
 struct EncoderRows {
@@ -45,7 +41,9 @@ inline int64_t encoder_scratch(const EncoderRows& call) {
   return floats * 4 + kInt8Rows * (call.hidden + call.channels);
 }
 
-using EncoderGroup = void (*)(const EncoderRows& call, int64_t row, std::byte* scratch);
+// Up to kInt8Rows rows from `row` on.
+using EncoderGroup = void (*)(const EncoderRows& call, int64_t row, int64_t rows,
+                              std::byte* scratch);
 
 }  // namespace dafast::cpu
 
@@ -59,55 +57,6 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 constexpr const char* kOp = "encoder_rows_int8";
-
-// Takes the parameters of one part after the other from three tensors.
-class Parameters {
- public:
-  Parameters(const Tensor& packed, const Tensor& sums, const Tensor& vectors)
-      : packed_(packed.numel()), sums_(sums.numel()), vectors_(vectors.numel()) {
-    STD_TORCH_CHECK(packed.scalar_type() == ScalarType::Char && packed.is_contiguous() &&
-                        sums.scalar_type() == ScalarType::Int && sums.is_contiguous() &&
-                        vectors.scalar_type() == ScalarType::Float && vectors.is_contiguous(),
-                    kOp, ": expected int8, int32 and float32 parameters");
-    weights_at_ = static_cast<const int8_t*>(packed.const_data_ptr());
-    sums_at_ = static_cast<const int32_t*>(sums.const_data_ptr());
-    vectors_at_ = static_cast<const float*>(vectors.const_data_ptr());
-  }
-
-  const float* vector(int64_t size) { return take(vectors_at_, vectors_, size); }
-
-  Int8Layer layer(int64_t depth, int64_t columns) {
-    const int64_t bytes = round_up(columns, kInt8Columns) * round_up(depth, kInt8Depth);
-    const int8_t* weights = take(weights_at_, packed_, bytes);
-    const int32_t* sums = take(sums_at_, sums_, columns);
-    const float* scales = vector(columns);
-    return {depth, columns, weights, sums, scales, vector(columns)};
-  }
-
-  RowNorm norm(int64_t channels) {
-    const float* weight = vector(channels);
-    const float* bias = vector(channels);
-    return {weight, bias, *vector(1)};
-  }
-
-  void finish() const {
-    STD_TORCH_CHECK(packed_ == 0 && sums_ == 0 && vectors_ == 0, kOp, ": too many parameters");
-  }
-
- private:
-  template <typename T>
-  static const T* take(const T*& at, int64_t& left, int64_t size) {
-    left -= size;
-    STD_TORCH_CHECK(left >= 0, kOp, ": too few parameters");
-    at += size;
-    return at - size;
-  }
-
-  const int8_t* weights_at_;
-  const int32_t* sums_at_;
-  const float* vectors_at_;
-  int64_t packed_, sums_, vectors_;
-};
 
 // x and stream (M, C) float32; mixed and tap (M, C), next (M, N), float32 or bfloat16; `tap` and
 // `next` are empty where they are not wanted. The parameters are in the order of
@@ -130,36 +79,49 @@ void encoder_rows_int8(const Tensor& x, const Tensor& mixed, const Tensor& packe
   STD_TORCH_CHECK(mixed.numel() == x.numel() && (tap.numel() == 0 || tap.numel() == x.numel()),
                   kOp, ": expected mixed and tap like x");
   if (rows == 0) return;
-  Parameters parameters(packed, sums, vectors);
+  STD_TORCH_CHECK(packed.scalar_type() == ScalarType::Char &&
+                      sums.scalar_type() == ScalarType::Int &&
+                      vectors.scalar_type() == ScalarType::Float,
+                  kOp, ": expected int8, int32 and float32 parameters");
+  Parameters<int8_t> weights(packed, kOp);
+  Parameters<int32_t> totals(sums, kOp);
+  Parameters<float> floats(vectors, kOp);
+  const auto layer = [&](int64_t depth, int64_t columns) {
+    const int64_t bytes = round_up(columns, kInt8Columns) * round_up(depth, kInt8Depth);
+    const int8_t* const values = weights.take(bytes);
+    const int32_t* const total = totals.take(columns);
+    const float* const scales = floats.take(columns);
+    return Int8Layer{depth, columns, values, total, scales, floats.take(columns)};
+  };
   EncoderRows call{};
   call.rows = rows, call.channels = channels, call.hidden = hidden;
   call.x = static_cast<const float*>(x.const_data_ptr());
   call.mixed = mixed.const_data_ptr();
   call.stream = static_cast<float*>(stream.mutable_data_ptr());
   call.bfloat16 = bfloat16;
-  call.proj = parameters.layer(channels, channels);
-  call.ls1 = parameters.vector(channels);
-  call.norm2 = parameters.norm(channels);
-  call.fc1 = parameters.layer(channels, hidden);
-  call.fc2 = parameters.layer(hidden, channels);
-  call.ls2 = parameters.vector(channels);
+  call.proj = layer(channels, channels);
+  call.ls1 = floats.take(channels);
+  call.norm2 = floats.norm(channels);
+  call.fc1 = layer(channels, hidden);
+  call.fc2 = layer(hidden, channels);
+  call.ls2 = floats.take(channels);
   if (tap.numel()) {
     call.tap = tap.mutable_data_ptr();
-    call.tap_norm = parameters.norm(channels);
+    call.tap_norm = floats.norm(channels);
   }
   if (next.numel()) {
     call.next = next.mutable_data_ptr();
-    call.next_norm = parameters.norm(channels);
-    call.qkv = parameters.layer(channels, next.numel() / rows);
+    call.next_norm = floats.norm(channels);
+    call.qkv = layer(channels, next.numel() / rows);
   }
-  parameters.finish();
+  weights.finish(), totals.finish(), floats.finish();
   const EncoderGroup group = DAFAST_FOR_ISA(encoder_group);
   STD_TORCH_CHECK(group, kOp, ": this CPU has no AVX-512 with VNNI");
-  for_pieces((rows + kInt8Rows - 1) / kInt8Rows, [&](Pieces& pieces) {
+  for_ranges(rows, kInt8Unit, kInt8Rows, [&](Ranges& ranges) {
     const std::unique_ptr<std::byte[]> scratch(
         new std::byte[static_cast<size_t>(encoder_scratch(call))]);
-    int64_t piece;
-    while (pieces.take(piece)) group(call, piece * kInt8Rows, scratch.get());
+    int64_t begin, end;
+    while (ranges.take(begin, end)) group(call, begin, end - begin, scratch.get());
   });
 }
 

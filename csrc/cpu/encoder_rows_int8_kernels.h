@@ -26,9 +26,8 @@ void normalise(const float* x, const RowNorm& norm, int64_t channels, float* out
   }
 }
 
-void encoder_group(const EncoderRows& call, int64_t row, std::byte* scratch) {
+void encoder_group(const EncoderRows& call, int64_t row, int64_t rows, std::byte* scratch) {
   const int64_t channels = call.channels, hidden = call.hidden;
-  const int64_t rows = call.rows - row < kInt8Rows ? call.rows - row : kInt8Rows;
   float* const wide = reinterpret_cast<float*>(scratch);  // (rows, hidden)
   float* const stream = wide + kInt8Rows * hidden;        // (rows, channels)
   float* const normed = stream + kInt8Rows * channels;    // one row, of either width

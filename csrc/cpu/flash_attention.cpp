@@ -1,6 +1,6 @@
-// Attention on the CPU: threads share the blocks of queries, and each thread packs the keys and
-// values of a head once. Two threads can pack the same head, but there is only one parallel region,
-// and packed data stays in the cache of its core. Packing converts float16 to float, and bfloat16
+// Attention on the CPU: threads take blocks of queries as they come, and each thread packs the keys
+// and values of a head once. Two threads can pack the same head, but there is only one parallel
+// region, and packed data stays in the cache of its core. Packing converts float16 to float, and bfloat16
 // too without AVX-512 BF16.
 //
 // Packed data consists of cells of 4 bytes: a float, or two bfloat16 that are neighbours along the
@@ -18,11 +18,13 @@
 #include <cstdint>
 #include <cstring>
 #include <memory>
+#include <numeric>
 #include <optional>
 #include <vector>
 
 #include "dafast/numbers.h"
 #include "../registry.h"
+#include "pieces.h"
 #include "sequences.h"
 
 namespace dafast::cpu {
@@ -126,6 +128,7 @@ void attention(const AttentionKernel& kernel, const Tensor& q, const Tensor& k, 
                Tensor& out, const std::vector<int64_t>& ends, float scale) {
   const int64_t head_dim = q.size(3), heads = q.size(2), depth = head_dim / (kernel.pairs ? 2 : 1);
   std::vector<Block<T>> blocks;
+  std::vector<int64_t> sizes;  // blocks of each head, which share packed keys and values
   int64_t most_keys = 0;
   const int64_t sequences = ends.empty() ? q.size(0) : static_cast<int64_t>(ends.size()) - 1;
   for (int64_t s = 0; s < sequences; ++s) {
@@ -148,13 +151,16 @@ void attention(const AttentionKernel& kernel, const Tensor& q, const Tensor& k, 
         blocks.push_back({at(q, row), at(k, begin), at(v, begin), const_cast<T*>(at(out, row)),
                           std::min(step, queries - first), keys});
       }
+      sizes.push_back(divided_up(queries, step));
     }
   }
+  std::vector<int64_t> firsts(sizes.size());
+  std::exclusive_scan(sizes.begin(), sizes.end(), firsts.begin(), int64_t{0});
 
-  const int64_t work = blocks.front().rows * most_keys * head_dim;
-  const int64_t grain = std::max<int64_t>(1, (1 << 18) / work);  // about 10 microseconds
   const int64_t total = static_cast<int64_t>(blocks.size());
-  torch::stable::parallel_for(0, total, grain, [&](int64_t begin, int64_t end) {
+  const int64_t work = blocks.front().rows * most_keys * head_dim;
+  const int64_t threads = std::max<int64_t>(1, total * work >> 18);  // 10 microseconds for each
+  for_groups(sizes, threads, [&](Groups::Worker& worker) {
     const int64_t packed = divided_up(most_keys, kernel.lanes) * kernel.lanes * depth;
     const int64_t size_q = kAttentionRows * depth, size_out = kAttentionRows * head_dim;
     const int64_t size = 2 * packed + size_q + size_out + kernel.scratch + depth + 16;
@@ -166,10 +172,11 @@ void attention(const AttentionKernel& kernel, const Tensor& q, const Tensor& k, 
     float* const rows_out = rows_q + size_q;
     float* const scratch = rows_out + size_out;
     float* const row = scratch + kernel.scratch;
-    for (int64_t i = begin; i < end; ++i) {
-      const Block<T>& block = blocks[i];
-      const Block<T>& last = blocks[i > begin ? i - 1 : i];
-      if (i == begin || block.k != last.k || block.v != last.v || block.keys != last.keys) {
+    int64_t group, piece, last = -1;
+    while (worker.take(group, piece)) {
+      const Block<T>& block = blocks[firsts[group] + piece];
+      if (group != last) {
+        last = group;
         pack_keys(kernel, block.k, k.stride(1), block.keys, head_dim, row, packed_k);
         pack_values(kernel, block.v, v.stride(1), block.keys, head_dim, packed_v);
       }

@@ -25,8 +25,8 @@ struct LinearInt8 {
   Int8Layer layer;
 };
 
-// The group of up to kInt8Rows rows from `row` on; `scratch` has room for int8_scratch(K) bytes.
-using LinearRows = void (*)(const LinearInt8& call, int64_t row, uint8_t* scratch);
+// Up to kInt8Rows rows from `row` on; `scratch` has room for int8_scratch(K) bytes.
+using LinearRows = void (*)(const LinearInt8& call, int64_t row, int64_t rows, uint8_t* scratch);
 
 }  // namespace dafast::cpu
 
@@ -91,10 +91,10 @@ void linear_int8(const Tensor& x, Tensor out, const Tensor& packed, const Tensor
                          static_cast<const float*>(bias.const_data_ptr())}};
   const LinearRows multiply = DAFAST_FOR_ISA(linear_rows);
   STD_TORCH_CHECK(multiply, "linear_int8: this CPU has no AVX-512 with VNNI");
-  for_pieces((rows + kInt8Rows - 1) / kInt8Rows, [&](Pieces& pieces) {
+  for_ranges(rows, kInt8Unit, kInt8Rows, [&](Ranges& ranges) {
     std::vector<uint8_t> scratch(static_cast<size_t>(int8_scratch(depth)));
-    int64_t piece;
-    while (pieces.take(piece)) multiply(call, piece * kInt8Rows, scratch.data());
+    int64_t begin, end;
+    while (ranges.take(begin, end)) multiply(call, begin, end - begin, scratch.data());
   });
 }
 

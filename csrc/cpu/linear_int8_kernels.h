@@ -4,9 +4,8 @@
 
 #include "rows_int8.h"
 
-void linear_rows(const LinearInt8& call, int64_t row, uint8_t* scratch) {
+void linear_rows(const LinearInt8& call, int64_t row, int64_t rows, uint8_t* scratch) {
   const Int8Layer& layer = call.layer;
-  const int64_t rows = call.rows - row < kInt8Rows ? call.rows - row : kInt8Rows;
   ByteRows group;
   group.bytes = scratch;
   for (int64_t r = 0; r < rows; ++r) {

@@ -1,10 +1,9 @@
 """The forward on a CPU with the weights packed once; `DepthAnything.optimize` builds it.
 
-It computes the same function as the modules, for inference only. Weights have the layout in which
-oneDNN multiplies them; biases, activations and residual sums of the decoder are added within the
+It computes the same function as the modules, for inference only. What follows attention in a block
+passes row by row through all layers; biases, activations and residual sums are added within the
 products; everything is channels last from the tokens on; position embeddings are cached by size.
-It is built on the ops of `dafast.ops` and on the oneDNN operators that PyTorch has for its own
-compiler (`torch.ops.mkldnn`).
+`packed_layers.py` has the layers.
 """
 
 from __future__ import annotations
@@ -18,27 +17,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..layers import Block, LayerNorm
 from ..layers.temporal import FrameCache
-from ..ops import (
-    EncoderRows,
-    Int8Linear,
-    RowNorm,
-    add_layer_norm,
-    attention_int8,
-    conv3x3_int8,
-    decoder_tail,
-    encoder_rows_int8,
-    flash_attention_qkvpacked,
-    linear_int8,
-    quantize_conv3x3,
-    quantize_weight,
-    resize_bilinear,
-)
+from ..ops import decoder_tail
+from ..ops.encoder_rows import why_not_rows
 from ..profiling import annotate
 from .calibration import smoothed_blocks
-from .dpt import FRAME_GROUP, FeatureFusionBlock, ResidualConvUnit, activation_name
+from .dpt import FRAME_GROUP, activation_name
 from .network import DepthNetwork
+from .packed_layers import (
+    Enlarge,
+    FusedBlock,
+    Fusion,
+    Norm,
+    OneDnnBlock,
+    conv1x1,
+    conv3x3,
+    linear,
+    own_conv3x3,
+)
 from .snapshot import Snapshot, why_not_as_built
 
 _GRIDS = 16
@@ -77,217 +73,6 @@ def why_not_packed(model: DepthNetwork) -> str:
     return why_not_on_this_cpu(model.dtype) or why_not_as_built(model)
 
 
-class _Linear:
-    """(..., I) to (..., O), with an activation."""
-
-    def __init__(
-        self, weight: Tensor, bias: Tensor | None, rows: int, activation: str = "none"
-    ) -> None:
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), rows)
-        self.bias = bias
-        self.activation: tuple[str, list[Any], str] = (
-            activation,
-            [],
-            "none" if activation == "gelu" else "",
-        )
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, *self.activation)
-
-
-class _LinearInt8:
-    """`_Linear` in int8."""
-
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        self.weight = quantize_weight(weight)
-        self.bias = weight.new_zeros(len(weight)) if bias is None else bias
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return linear_int8(x, self.weight, self.bias)
-
-
-class _Conv3x3:
-    """A 3x3 convolution that keeps the size; channels last.
-
-    Args:
-        conv: With padding 1 and stride 1.
-        side: Height and width to lay the weights out for; without a hint, the layout that oneDNN
-            takes can be that of a slower kernel.
-        relu_input: Whether negative inputs count as 0.
-        relu: Whether negative results become 0; not with maps to add.
-    """
-
-    def __init__(
-        self, conv: nn.Conv2d, side: int, relu_input: bool = False, relu: bool = False
-    ) -> None:
-        self.geometry = ([1, 1], list(conv.stride), [1, 1], 1)  # padding, stride, dilation, groups
-        self.weight = torch.ops.mkldnn._reorder_convolution_weight(
-            conv.weight.detach(), *self.geometry, [1, conv.in_channels, side, side]
-        )
-        self.bias = None if conv.bias is None else conv.bias.detach()
-        self.relu_input = relu_input
-        self.activation: tuple[str, list[Any], str] = ("relu" if relu else "none", [], "")
-
-    def __call__(self, x: Tensor, add: Tensor | None = None, other: Tensor | None = None) -> Tensor:
-        """The convolution of x, plus ``add`` and ``other``."""
-        if self.relu_input:
-            x = F.relu(x)
-        # PyTorch 2.11 does not fuse the sum of single pixels.
-        if add is None or x.shape[-2:] == (1, 1):
-            out = torch.ops.mkldnn._convolution_pointwise(
-                x, self.weight, self.bias, *self.geometry, *self.activation
-            )
-            return sum((more for more in (add, other) if more is not None), start=out)
-        return torch.ops.mkldnn._convolution_pointwise.binary(
-            x, add if other is None else add + other, self.weight, self.bias, *self.geometry,
-            "add", None, None, [], None,
-        )  # fmt: skip
-
-
-class _Conv3x3Int8:
-    """`_Conv3x3` in int8, with any stride."""
-
-    def __init__(self, conv: nn.Conv2d, relu_input: bool = False, relu: bool = False) -> None:
-        self.weight = quantize_conv3x3(conv.weight.detach())
-        bias = conv.weight.new_zeros(conv.out_channels) if conv.bias is None else conv.bias
-        self.bias = bias.detach().float()
-        self.stride, self.relu_input, self.relu = conv.stride[0], relu_input, relu
-
-    def __call__(self, x: Tensor, add: Tensor | None = None, other: Tensor | None = None) -> Tensor:
-        return conv3x3_int8(
-            x, self.weight, self.bias, add=add, other=other, stride=self.stride,
-            relu_input=self.relu_input, relu=self.relu,
-        )  # fmt: skip
-
-
-def _conv3x3(
-    conv: nn.Conv2d, side: int, int8: bool, relu_input: bool = False, relu: bool = False
-) -> _Conv3x3 | _Conv3x3Int8:
-    if int8 and conv.in_channels % 4 == 0:
-        return _Conv3x3Int8(conv, relu_input, relu)
-    return _Conv3x3(conv, side, relu_input, relu)
-
-
-def _linear(weight: Tensor, bias: Tensor | None, rows: int, int8: bool) -> _Linear | _LinearInt8:
-    return _LinearInt8(weight, bias) if int8 else _Linear(weight, bias, rows)
-
-
-def _conv1x1(conv: nn.Conv2d, rows: int, int8: bool) -> _Linear | _LinearInt8:
-    bias = None if conv.bias is None else conv.bias.detach()
-    return _linear(conv.weight.detach().flatten(1), bias, rows, int8)
-
-
-class _Enlarge:
-    """A transposed convolution whose stride is its kernel: a product, and a rearrangement."""
-
-    def __init__(self, conv: nn.ConvTranspose2d, rows: int, int8: bool) -> None:
-        self.side = conv.kernel_size[0]
-        weight = conv.weight.detach()  # (I, O, k, k)
-        assert conv.bias is not None
-        bias = conv.bias.detach().repeat(self.side**2)
-        self.product = _linear(weight.permute(2, 3, 1, 0).flatten(0, 2), bias, rows, int8)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """(B, h, w, I) to (B, O, k h, k w), channels last."""
-        parts = self.product(x).unflatten(-1, (self.side, self.side, -1))  # (B, h, w, k, k, O)
-        whole = parts.transpose(2, 3).flatten(3, 4).flatten(1, 2)
-        return whole.permute(0, 3, 1, 2)
-
-
-class _Residual:
-    """A `ResidualConvUnit`."""
-
-    def __init__(self, unit: ResidualConvUnit, side: int, int8: bool) -> None:
-        self.conv1 = _conv3x3(unit.conv1, side, int8, relu_input=True, relu=True)
-        self.conv2 = _conv3x3(unit.conv2, side, int8)
-
-    def __call__(self, x: Tensor, other: Tensor | None = None) -> Tensor:
-        """The unit's output, plus ``other``."""
-        return self.conv2(self.conv1(x), x, other)
-
-
-class _Fusion:
-    """A `FeatureFusionBlock`."""
-
-    def __init__(self, block: FeatureFusionBlock, side: int, int8: bool) -> None:
-        self.unit1 = _Residual(block.resConfUnit1, side, int8)
-        self.unit2 = _Residual(block.resConfUnit2, side, int8)
-        self.out_conv = _conv1x1(block.out_conv, side**2, int8)
-
-    def __call__(self, x: Tensor, size: tuple[int, int], skip: Tensor | None = None) -> Tensor:
-        if skip is not None:
-            x = self.unit1(skip, x)
-        out = self.out_conv(self.unit2(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        return resize_bilinear(out, size, align_corners=True)
-
-
-class _Block:
-    """The products of a `Block`, and its second norm."""
-
-    def __init__(self, block: Block, rows: int) -> None:
-        def packed(linear: nn.Linear, activation: str = "none") -> _Linear:
-            return _Linear(linear.weight.detach(), linear.bias.detach(), rows, activation)
-
-        self.num_heads = block.attn.num_heads
-        self.qkv, self.proj = packed(block.attn.qkv), packed(block.attn.proj)
-        self.fc1, self.fc2 = packed(block.mlp.fc1, "gelu"), packed(block.mlp.fc2)
-        self.ls1, self.ls2 = block.ls1.gamma.detach(), block.ls2.gamma.detach()
-        self.norm2 = _Norm(block.norm2)
-
-    @annotate("block")
-    def __call__(self, x: Tensor, normed: Tensor, next_norm: _Norm) -> tuple[Tensor, Tensor]:
-        """The stream and its first norm, to the stream behind the block and its next norm."""
-        qkv = self.qkv(normed).unflatten(-1, (3, self.num_heads, -1))
-        branch = self.proj(flash_attention_qkvpacked(qkv).flatten(-2))
-        x, normed = self.norm2.add(x, branch, self.ls1)
-        return next_norm.add(x, self.fc2(self.fc1(normed)), self.ls2)
-
-
-class _BlockInt8:
-    """A `Block` in int8: attention, and all that follows it row by row."""
-
-    def __init__(self, block: Block, tap: LayerNorm | None, after: Block | None) -> None:
-        def packed(linear: nn.Linear) -> Int8Linear:
-            return Int8Linear(quantize_weight(linear.weight), linear.bias.detach())
-
-        def norm(module: LayerNorm | None) -> RowNorm | None:
-            if module is None:
-                return None
-            return RowNorm(module.weight.detach(), module.bias.detach(), module.eps)
-
-        attn, mlp = block.attn, block.mlp
-        self.num_heads = attn.num_heads
-        norm2 = norm(block.norm2)
-        assert norm2 is not None
-        self.rows = EncoderRows(
-            packed(attn.proj), block.ls1.gamma, norm2, packed(mlp.fc1), packed(mlp.fc2),
-            block.ls2.gamma, norm(tap), None if after is None else norm(after.norm1),
-            None if after is None else packed(after.attn.qkv),
-        )  # fmt: skip
-
-    @annotate("block")
-    def __call__(self, x: Tensor, qkv: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """The stream and the block's first layer, to the stream, a tap and the next first layer."""
-        mixed = attention_int8(qkv.unflatten(-1, (3, self.num_heads, -1))).flatten(-2)
-        return encoder_rows_int8(x, mixed, self.rows)
-
-
-class _Norm:
-    """A `LayerNorm` of the stream, in the dtype of the weights."""
-
-    def __init__(self, norm: LayerNorm) -> None:
-        self.weight, self.bias, self.eps = norm.weight.detach(), norm.bias.detach(), norm.eps
-
-    def __call__(self, x: Tensor) -> Tensor:
-        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
-        return F.layer_norm(x, x.shape[-1:], weight, bias, self.eps).to(self.weight.dtype)
-
-    def add(self, x: Tensor, branch: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor]:
-        return add_layer_norm(
-            x, branch, gamma, self.weight, self.bias, self.eps, dtype=self.weight.dtype
-        )
-
-
 class OptimizedForward:
     """`DepthAnything.forward` without gradients, on a CPU, from packed copies of the weights.
 
@@ -320,40 +105,44 @@ class OptimizedForward:
             blocks = smoothed_blocks(model, inputs)
         conv = encoder.patch_embed.proj
         assert conv.bias is not None
-        self.patch_embed = _Linear(conv.weight.detach().flatten(1), conv.bias.detach(), rows)
-        self.blocks: list[Any] = [] if int8 else [_Block(block, rows) for block in blocks]
-        if int8:
-            for i, block in enumerate(blocks):
-                tap = encoder.norm if i in self.taps else None
-                after = blocks[i + 1] if i + 1 < len(blocks) else None
-                self.blocks.append(_BlockInt8(block, tap, after))
+        weight = conv.weight.detach().flatten(1)
+        self.patch_embed = linear(weight, conv.bias.detach(), rows, False)
+        hidden = blocks[0].mlp.fc1.out_features
+        self.fused = int8 or not why_not_rows(weight.dtype, hidden, len(weight))
+        self.blocks: list[Any] = []
+        for i, block in enumerate(blocks):
+            if not self.fused:
+                self.blocks.append(OneDnnBlock(block, rows))
+                continue
+            tap = encoder.norm if i in self.taps else None
+            after = blocks[i + 1] if i + 1 < len(blocks) else None
+            self.blocks.append(FusedBlock(block, tap, after, int8))
+        if self.fused:
             qkv = blocks[0].attn.qkv
-            self.first = _LinearInt8(qkv.weight.detach(), qkv.bias.detach())
-        self.norms = [_Norm(block.norm1) for block in blocks]
-        self.norm = _Norm(encoder.norm)
+            self.first = linear(qkv.weight.detach(), qkv.bias.detach(), rows, int8)
+        self.norms = [Norm(block.norm1) for block in blocks]
+        self.norm = Norm(encoder.norm)
         self.positions: OrderedDict[tuple[int, int], tuple[Tensor, Tensor]] = OrderedDict()
         self._positions_lock = threading.Lock()
 
-        self.projects = [_conv1x1(project, rows, int8) for project in _children(head.projects)]
+        self.projects = [conv1x1(project, rows, int8) for project in _children(head.projects)]
         enlarge4, enlarge2, _, shrink = _children(head.resize_layers)
-        self.enlarge = [_Enlarge(enlarge4, rows, int8), _Enlarge(enlarge2, rows, int8)]
-        # Not packed: oneDNN multiplies small maps (under some 100 pixels of output) in another
-        # layout than large ones, and to rearrange packed bfloat16 weights takes it 75 ms (ViT-S).
-        self.shrink: Any = functools.partial(
+        self.enlarge = [Enlarge(enlarge4, rows, int8), Enlarge(enlarge2, rows, int8)]
+        # Not packed for oneDNN: it multiplies small maps (under some 100 pixels of output) in
+        # another layout than large ones, and takes 75 ms to rearrange packed bfloat16 weights.
+        self.shrink: Any = own_conv3x3(shrink, int8) or functools.partial(
             F.conv2d,
             weight=shrink.weight.detach().contiguous(memory_format=torch.channels_last),
             bias=shrink.bias.detach(),
             stride=2,
             padding=1,
         )
-        if int8 and shrink.in_channels % 4 == 0:
-            self.shrink = _Conv3x3Int8(shrink)
         scratch = head.scratch
         sides = (4 * grid, 2 * grid, grid, (grid + 1) // 2)
         parts = list(enumerate(sides, 1))
-        self.layers = [_conv3x3(getattr(scratch, f"layer{i}_rn"), side, int8) for i, side in parts]
-        self.refine = [_Fusion(getattr(scratch, f"refinenet{i}"), side, int8) for i, side in parts]
-        self.output_conv1 = _conv3x3(scratch.output_conv1, 2 * sides[0], int8)
+        self.layers = [conv3x3(getattr(scratch, f"layer{i}_rn"), side, int8) for i, side in parts]
+        self.refine = [Fusion(getattr(scratch, f"refinenet{i}"), side, int8) for i, side in parts]
+        self.output_conv1 = conv3x3(scratch.output_conv1, 2 * sides[0], int8)
         outputs = [scratch.output_conv2]
         outputs += [scratch.sky_output_conv2] if model.config.sky_head else []
         self.tails = [_tail(*_children(output)) for output in outputs]
@@ -402,7 +191,7 @@ class OptimizedForward:
         rows, columns = x.shape[2] // self.patch, x.shape[3] // self.patch
         tokens = self._embed(x, rows, columns)
         normed, taps = self.norms[0](tokens), []
-        if self.int8:
+        if self.fused:
             qkv: Any = self.first(normed)
             for block in self.blocks:
                 tokens, tap, qkv = block(tokens, qkv)

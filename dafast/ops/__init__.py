@@ -16,8 +16,10 @@ from .attention_int8 import attention_int8, attention_int8_reference
 from .bias_gelu import bias_gelu, bias_gelu_reference
 from .bias_relu_add import bias_relu_add, bias_relu_add_reference
 from .conv3x3_int8 import conv3x3_int8, conv3x3_int8_reference, quantize_conv3x3
+from .conv3x3_packed import conv3x3_packed, conv3x3_packed_reference, pack_conv3x3
 from .conv_transpose import conv_transpose, conv_transpose_reference
 from .decoder_tail import decoder_tail, decoder_tail_reference
+from .encoder_rows import PackedRows, encoder_rows, encoder_rows_reference
 from .encoder_rows_int8 import (
     EncoderRows,
     Int8Linear,
@@ -38,6 +40,7 @@ from .forward_warp import forward_warp, forward_warp_reference
 from .guided_upsample import guided_upsample, guided_upsample_reference
 from .linear_fp8 import linear_fp8, linear_fp8_reference
 from .linear_int8 import Int8Weight, linear_int8, linear_int8_reference, quantize_weight
+from .linear_packed import PackedWeight, linear_packed, linear_packed_reference, pack_linear
 from .pad import pad, pad_reference
 from .postprocess import postprocess, postprocess_reference
 from .preprocess import preprocess, preprocess_reference
@@ -54,6 +57,8 @@ __all__ = [
     "Geometry",
     "Int8Linear",
     "Int8Weight",
+    "PackedRows",
+    "PackedWeight",
     "RowNorm",
     "add_layer_norm",
     "add_layer_norm_fp8",
@@ -70,12 +75,16 @@ __all__ = [
     "bias_relu_add_reference",
     "conv3x3_int8",
     "conv3x3_int8_reference",
+    "conv3x3_packed",
+    "conv3x3_packed_reference",
     "conv_transpose",
     "conv_transpose_reference",
     "decoder_tail",
     "decoder_tail_reference",
+    "encoder_rows",
     "encoder_rows_int8",
     "encoder_rows_int8_reference",
+    "encoder_rows_reference",
     "feature_alignment_loss",
     "feature_alignment_loss_reference",
     "flash_attention",
@@ -93,6 +102,10 @@ __all__ = [
     "linear_fp8_reference",
     "linear_int8",
     "linear_int8_reference",
+    "linear_packed",
+    "linear_packed_reference",
+    "pack_conv3x3",
+    "pack_linear",
     "pad",
     "pad_reference",
     "plan_geometry",

@@ -395,7 +395,7 @@ def test_del_frees_the_model_at_once(seed):
         photos[0] = maps[0]
         packed = model._optimized
         parts = [model, model.pretrained, packed, packed.blocks[0], packed._packed, *maps]
-        parts += [packed.blocks[0].qkv.weight, packed._packed._parts[-1], packed.norm.weight]
+        parts += [packed.blocks[0].rows.packed, packed._packed._parts[-1], packed.norm.weight]
         parts += [next(iter(packed.positions.values()))[1], model.depth_head.projects[0].weight]
         alive = [weakref.ref(part) for part in parts]
         del model, packed, parts, maps, photos

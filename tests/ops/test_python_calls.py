@@ -26,13 +26,16 @@ BOUNDS = {
     "attention_int8": (9, 9, 0, 0),
     "bias_gelu": (8, 8, 6, 16),
     "conv3x3_int8": (19, 19, 0, 0),
+    "conv3x3_packed": (19, 19, 0, 0),
     "decoder_tail": (13, 13, 9, 0),
+    "encoder_rows": (19, 19, 0, 0),
     "encoder_rows_int8": (18, 18, 0, 0),
     "feature_alignment_loss": (9, 9, 16, 16),
     "flash_attention": (9, 15, 30, 30),
     "flash_attention_qkvpacked": (8, 14, 25, 25),
     "flash_attention_varlen": (16, 16, 31, 31),
     "linear_int8": (9, 9, 7, 0),
+    "linear_packed": (9, 9, 7, 0),
     "pad": (7, 12, 7, 26),
     "postprocess": (12, 12, 0, 0),
     "preprocess": (35, 35, 0, 0),
@@ -63,13 +66,21 @@ def calls(op: str, gradient: bool) -> Callable[[], torch.Tensor]:
         square, vector, row_norm, square, square, vector, row_norm, row_norm, square
     )
     kernel = ops.quantize_conv3x3(torch.randn(64, 32, 3, 3))
+    packed = ops.pack_linear(torch.randn(128, 128), vector)
+    packed_kernel = ops.pack_conv3x3(torch.randn(64, 32, 3, 3), bias)
+    layer = (packed.values, vector.detach())
+    packed_rows = ops.PackedRows(
+        layer, vector, row_norm, layer, layer, vector, row_norm, row_norm, layer
+    )
     return {
         "add_layer_norm": lambda: ops.add_layer_norm(x, x, vector, vector, vector)[1],
         "affine_invariant_loss": lambda: ops.affine_invariant_loss(disparity, fixed[:, :40, :40]),
         "attention_int8": lambda: ops.attention_int8(qkv),
         "bias_gelu": lambda: ops.bias_gelu(x, vector),
         "conv3x3_int8": lambda: ops.conv3x3_int8(new(1, 32, 9, 9), kernel, bias),
+        "conv3x3_packed": lambda: ops.conv3x3_packed(new(1, 32, 9, 9), packed_kernel),
         "decoder_tail": lambda: ops.decoder_tail(*tail),
+        "encoder_rows": lambda: ops.encoder_rows(x, x, packed_rows)[0],
         "encoder_rows_int8": lambda: ops.encoder_rows_int8(x, x, rows)[0],
         "feature_alignment_loss": lambda: ops.feature_alignment_loss(x, fixed),
         "flash_attention": lambda: ops.flash_attention(*qkv.unbind(2)),
@@ -78,6 +89,7 @@ def calls(op: str, gradient: bool) -> Callable[[], torch.Tensor]:
             *qkv.flatten(0, 1).unbind(1), ends, 64
         ),
         "linear_int8": lambda: ops.linear_int8(x, weight, bias),
+        "linear_packed": lambda: ops.linear_packed(x, packed),
         "pad": lambda: ops.pad(images, (1, 2, 3, 4)),
         "postprocess": lambda: ops.postprocess(fixed[:1, :56, :84], [geometry])[0],
         "preprocess": lambda: ops.preprocess(photo, size=56)[0],
