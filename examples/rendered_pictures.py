@@ -1,7 +1,7 @@
 """Renders pictures with exact depth, and their list, my-pictures.csv, to try `dafast train`.
 
-    python examples/rendered_pictures.py --count 40 --out my-pictures
-    dafast train --config finetune-nano --data.path my-pictures.csv
+python examples/rendered_pictures.py --count 40 --out my-pictures
+dafast train --config finetune-nano --data.path my-pictures.csv
 """
 
 import argparse
