@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 import dafast
+from dafast.camera import Intrinsics
 from dafast.surface import Mesh
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -22,7 +23,7 @@ TURN = 16
 
 
 def view(mesh: Mesh, degrees: float) -> Image.Image:
-    """A mesh from the side: corners and points within its triangles, the nearest one of a pixel."""
+    """A mesh from the side, as corners and points within its triangles."""
     weights = [(i / 4, j / 4, 1 - (i + j) / 4) for i in range(5) for j in range(5 - i)]
     corners, places = mesh.vertices[mesh.faces], mesh.uv[mesh.faces]
     points = np.concatenate([np.tensordot(corners, w, (1, 0)) for w in weights])
@@ -30,12 +31,19 @@ def view(mesh: Mesh, degrees: float) -> Image.Image:
     height, width = mesh.texture.shape[:2]
     rows, columns = (uv[:, 1] * height).astype(int), (uv[:, 0] * width).astype(int)
     colors = mesh.texture[np.clip(rows, 0, height - 1), np.clip(columns, 0, width - 1)]
-    middle = np.array((0, 0, np.median(mesh.vertices[:, 2])))
+    return draw(points, colors, mesh.intrinsics, width, degrees)
+
+
+def draw(
+    points: np.ndarray, colors: np.ndarray, camera: Intrinsics, width: int, degrees: float
+) -> Image.Image:
+    """Points from the side, the nearest one of each pixel."""
+    middle = np.array((0, 0, np.median(points[:, 2])))
     c, s = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     points = (points - middle) @ np.array(((c, 0, -s), (0, 1, 0), (s, 0, c))) + middle
     scale = WIDTH / width
-    x = (points[:, 0] / points[:, 2] * mesh.intrinsics.fx + mesh.intrinsics.cx) * scale
-    y = (points[:, 1] / points[:, 2] * mesh.intrinsics.fy + mesh.intrinsics.cy) * scale
+    x = (points[:, 0] / points[:, 2] * camera.fx + camera.cx) * scale
+    y = (points[:, 1] / points[:, 2] * camera.fy + camera.cy) * scale
     inside = (x >= 0) & (x < WIDTH) & (y >= 0) & (y < HEIGHT) & (points[:, 2] > 0)
     order = np.argsort(-points[inside, 2])  # the nearest last
     picture = np.full((HEIGHT, WIDTH, 3), 255, np.uint8)

@@ -1,4 +1,7 @@
-"""Draws docs/images/demo.jpg: photos, their depth, their surfaces, and a video, with nano.
+"""Draws docs/images/demo.jpg and video-layouts.jpg with nano.
+
+The first has photos, their depth, their point clouds, and a video, the second a frame in two of
+the layouts of `dafast video`.
 
 python scripts/readme_pictures.py
 """
@@ -9,7 +12,8 @@ import numpy as np
 from PIL import Image
 
 import dafast
-from scripts.output_pictures import GAP, ROOT, view
+from dafast.video.rendering import Renderer
+from scripts.output_pictures import GAP, ROOT, draw
 from scripts.scene_pictures import row
 
 OUT = ROOT / "docs" / "images"
@@ -41,7 +45,7 @@ def pan(photo: np.ndarray, count: int) -> list[np.ndarray]:
     height, width = min(height, width * 9 // 16) // 2 * 2, width // 2 * 2
     frames = []
     for i in range(count):
-        x = (photo.shape[1] - width) * i // (count - 1)
+        x = (photo.shape[1] - width) * i // max(count - 1, 1)
         y = (photo.shape[0] - height) // 2
         frames.append(np.ascontiguousarray(photo[y : y + height, x : x + width]))
     return frames
@@ -56,7 +60,11 @@ def main() -> None:
     ]
     results = [model.predict(photo, fov=60) for photo in photos]
     colors = [result.colored() for result in results]
-    sides = [np.asarray(view(r.to_depth(ratio=4).mesh(edge_threshold=0.03), 14)) for r in results]
+    clouds = [result.to_depth(ratio=4).point_cloud() for result in results]
+    sides = [
+        np.asarray(draw(cloud.points, cloud.colors, cloud.intrinsics, photo.shape[1], 14))
+        for cloud, photo in zip(clouds, photos, strict=True)
+    ]
     frames = list(model.stream(pan(photos[1], 40), stabilize="range"))[:: 40 // FRAMES]
     strip = [frame.image for frame in frames]
     depth = [
@@ -64,6 +72,12 @@ def main() -> None:
     ]
     rows = [row(photos, HEIGHT), row(colors, HEIGHT), row(sides, HEIGHT), row(strip, HEIGHT // 2)]
     stack([*rows, row(depth, HEIGHT // 2)]).save(OUT / "demo.jpg", quality=86)
+
+    (frame,) = pan(photos[0], 1)
+    disparity = model.infer(frame)
+    low, high = np.quantile(disparity, (0.005, 0.995))
+    layouts = [Renderer(name).render(frame, disparity, low, high) for name in ("side", "sbs")]
+    stack(layouts).save(OUT / "video-layouts.jpg", quality=88)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from PIL import Image
 
 import dafast
 from dafast.config import PRESETS
+from dafast.data.lists import list_source
 from tests.forks import Fork, python
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,7 +35,7 @@ def test_an_example_fits_on_one_screen(name: str) -> None:
 
 def test_every_example_has_a_test() -> None:
     text = Path(__file__).read_text()
-    assert len(EXAMPLES) == 5
+    assert len(EXAMPLES) == 6
     assert [name for name in EXAMPLES if f'run("{name}"' not in text and name not in text] == []
 
 
@@ -54,6 +55,17 @@ def test_point_cloud(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int)
     run("point_cloud.py", PHOTO, *arguments, monkeypatch=monkeypatch)
     width, height = Image.open(PHOTO).size
     assert f"element vertex {width * height}\n".encode() in out.read_bytes()[:400]
+
+
+@pytest.mark.slow
+def test_rendered_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("embreex")
+    out = str(tmp_path / "mine")
+    run("rendered_pictures.py", "--count", "2", "--out", out, monkeypatch=monkeypatch)
+    (first, _) = list_source(tmp_path / "mine.csv")
+    depth = np.load(tmp_path / "mine/0000.npy")
+    assert first.read is not None
+    assert first.read().mask.shape == depth.shape == (168, 224)
 
 
 def test_kernel_in_your_model(
