@@ -80,20 +80,18 @@ def _console() -> Console:
 
 
 def print_timed(report: dict[str, Any]) -> None:
-    """Prints the records of `timed` as a table."""
+    """Prints the records of `timed` as a table, and below it why others were not timed."""
     about = {**report["machine"], **{k: f"{v:.0f}" for k, v in report["peaks"].items()}}
     table = Table(title="  ".join(f"{k} {v}" for k, v in about.items()))
     for column in ("op", "case", "dtype", "pass", "backend", "ms", "quartiles", "ratio", "GFLOP/s",
                    "GB/s", "of peak", "MB"):  # fmt: skip
         table.add_column(column, overflow="fold")
     before = None
-    for r in report["records"]:
+    for r in (record for record in report["records"] if "ms" in record):
         head = (r["op"], r["case"], r["dtype"], r["pass"])
         figures = (
-            [f"{r['ms']:.3f}", f"{r['ms_low']:.3f}..{r['ms_high']:.3f}", f"{r.get('ratio', 0):.3f}"]
-            if "ms" in r
-            else [r["why"], "", ""]
-        )
+            f"{r['ms']:.3f}", f"{r['ms_low']:.3f}..{r['ms_high']:.3f}", f"{r.get('ratio', 0):.3f}"
+        )  # fmt: skip
         rates = [f"{r[key]:.1f}" if key in r else "" for key in ("gflops", "gbytes")]
         memory = f"{r['peak_bytes'] / 1e6:.1f}" if "peak_bytes" in r else ""
         if before is not None and head != before:
@@ -101,7 +99,10 @@ def print_timed(report: dict[str, Any]) -> None:
         shown = head if head != before else ("", "", "", "")
         table.add_row(*shown, r["backend"], *figures, *rates, _share(r, report["peaks"]), memory)
         before = head
-    _console().print(table)
+    console = _console()
+    console.print(table)
+    for reason in dict.fromkeys(r["why"] for r in report["records"] if "ms" not in r):
+        console.print(f"not timed: {reason}", soft_wrap=True, markup=False, highlight=False)
 
 
 def _static_choice(options: argparse.Namespace) -> Iterator[tuple[Case, torch.dtype, str]]:

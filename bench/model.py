@@ -115,7 +115,7 @@ def _measure(
         for worker in workers.values():
             worker.close()
     for index, seconds in times.items():
-        low, median, high = statistics.quantiles(seconds, n=4)
+        low, median, high = statistics.quantiles(seconds, n=4, method="inclusive")
         records[index].update(ms=1e3 * median, ms_low=1e3 * low, ms_high=1e3 * high)
     for record in records:
         others = [r["ms"] for r in records

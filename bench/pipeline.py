@@ -103,7 +103,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             ]
             if index:  # the first warms up
                 times.append((pairs[0], pairs[1]))
-        low, ratio, high = statistics.quantiles([a / b for a, b in times], n=4)
+        low, ratio, high = statistics.quantiles([a / b for a, b in times], n=4, method="inclusive")
         report[name] = {
             "transformers_ms": statistics.median(a for a, _ in times),
             "accelerated_ms": statistics.median(b for _, b in times),

@@ -149,7 +149,7 @@ def measure(
             else:
                 runs[name] = (context, run)
     for name, values in _times(runs, rounds, device).items():
-        low, median, high = statistics.quantiles(values, n=4)
+        low, median, high = statistics.quantiles(values, n=4, method="inclusive")
         record = records[name]
         record.update(ms=1e3 * median, ms_low=1e3 * low, ms_high=1e3 * high)
         # The backward of attention is 2.5 forwards: five products instead of two.
