@@ -244,7 +244,9 @@ def run(args: argparse.Namespace) -> int:
                     signal.signal(sig, handler)
 
     server = QuietServer(
-        uvicorn.Config(app, log_level="warning", access_log=False, server_header=False)
+        uvicorn.Config(
+            app, http=_protocol(), log_level="warning", access_log=False, server_header=False
+        )
     )
     host = f"[{args.host}]" if family == socket.AF_INET6 else args.host
     address = f"http://{host}:{listener.getsockname()[1]}"
@@ -255,6 +257,17 @@ def run(args: argparse.Namespace) -> int:
         raise CommandError(problem)
     print("the server has ended", file=sys.stderr)
     return 0
+
+
+def _protocol() -> Any:
+    """uvicorn's parser: httptools with a limit on the headers, or the slower h11, which has one."""
+    from ..optional import why_no_module
+
+    if why_no_module("httptools"):
+        return "h11"
+    from ..serve.protocol import LimitedProtocol
+
+    return LimitedProtocol
 
 
 def _announce(args: argparse.Namespace, app: Any, server: Any, address: str) -> None:

@@ -10,8 +10,6 @@ import socket
 import struct
 from typing import Any
 
-_LENGTH = struct.Struct("<Q")
-
 
 class Channel:
     """One end of a connection; it can be passed to a new process.
@@ -24,34 +22,41 @@ class Channel:
         self._socket = end
 
     def send(self, message: Any) -> None:
-        """Sends a message.
+        """Sends a message. Each `pickle.PickleBuffer` in it is sent from where it is.
 
         Raises:
             OSError: If the other end is closed.
         """
-        data = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
-        self._socket.sendall(_LENGTH.pack(len(data)))
-        self._socket.sendall(data)
+        buffers: list[pickle.PickleBuffer] = []
+        data = pickle.dumps(message, pickle.HIGHEST_PROTOCOL, buffer_callback=buffers.append)
+        parts = [memoryview(data), *(buffer.raw() for buffer in buffers)]
+        sizes = [len(part) for part in parts]
+        self._socket.sendall(struct.pack(f"<{len(sizes) + 1}Q", len(sizes), *sizes))
+        for part in parts:
+            self._socket.sendall(part)
 
     def recv(self) -> Any:
-        """Waits for a message.
+        """Waits for a message; its buffers are `bytes`.
 
         Raises:
             EOFError: If the other end was closed.
             OSError: If the connection is broken.
         """
-        (length,) = _LENGTH.unpack(self._receive(_LENGTH.size))
-        return pickle.loads(self._receive(length))
+        (count,) = struct.unpack("<Q", self._receive(8))
+        sizes = struct.unpack(f"<{count}Q", self._receive(8 * count))
+        data, *buffers = [self._receive(size) for size in sizes]
+        return pickle.loads(data, buffers=buffers)
 
-    def _receive(self, length: int) -> bytes | bytearray:
-        data = bytearray(length)
-        view, done = memoryview(data), 0
-        while done < length:
-            count = self._socket.recv_into(view[done:])
-            if not count:
+    def _receive(self, length: int) -> bytes:
+        parts: list[bytes] = []
+        while length:
+            # Mostly one part, which is not copied again.
+            part = self._socket.recv(length, socket.MSG_WAITALL)
+            if not part:
                 raise EOFError
-            done += count
-        return data
+            parts.append(part)
+            length -= len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def close(self) -> None:
         """Closes this end."""

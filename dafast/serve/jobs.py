@@ -1,8 +1,14 @@
-"""What travels between the server and its workers."""
+"""What travels between the server and its workers.
+
+The bytes of pictures and files are `PickleBuffer`s in a pickle, so that a `Channel` does not copy
+them.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pickle import PickleBuffer
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,9 @@ class Job:
     format: str = "png16"
     palette: str = "Spectral_r"
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Job, (PickleBuffer(self.data), self.options, self.format, self.palette)
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -52,6 +61,9 @@ class Answer:
     status: int
     body: bytes = field(repr=False)
     facts: dict[str, str] = field(default_factory=dict)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Answer, (self.status, PickleBuffer(self.body), self.facts)
 
 
 def refuse(status: int, message: str) -> Answer:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import http.client
 import ipaddress
+import socket
 import time
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from typing import Any
 
 from .._version import __version__
@@ -14,31 +16,48 @@ from ..files import explain
 from .jobs import Answer, refuse
 
 _BLOCK = 1 << 16
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
 class _ForbiddenAddressError(OSError):
     """The address is not one of the public internet."""
 
 
-def _check(connection: Any) -> None:
-    """Refuses a connection by the address that it really has, before anything is sent."""
-    address = ipaddress.ip_address(connection.sock.getpeername()[0].partition("%")[0])
-    address = getattr(address, "ipv4_mapped", None) or address
-    if not address.is_global or address.is_multicast:
-        connection.close()
+def is_public(text: str) -> bool:
+    """Whether an IP address is of the public internet, and one of IPv4 that it contains, too."""
+    address = ipaddress.ip_address(text.partition("%")[0])
+    if isinstance(address, ipaddress.IPv6Address):
+        inner = address.ipv4_mapped or address.sixtofour
+        if address in _NAT64:
+            inner = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+        if inner is not None and not is_public(str(inner)):
+            return False
+        address = address.ipv4_mapped or address
+    return address.is_global and not address.is_multicast
+
+
+def _connect(host: str, port: int, timeout: float | None) -> socket.socket:
+    """Connects to a public address of a host; nothing is sent to the other addresses.
+
+    The name is resolved once, so that the address that was checked is the one that is used.
+    """
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    addresses = [address for *_, address in found if is_public(str(address[0]))]
+    if not addresses:
         raise _ForbiddenAddressError("its address is not one of the public internet")
+    for address in addresses[:-1]:
+        with suppress(OSError):
+            return socket.create_connection(address[:2], timeout)
+    return socket.create_connection(addresses[-1][:2], timeout)
 
 
 class _PublicHTTP(http.client.HTTPConnection):
     def connect(self) -> None:
-        super().connect()
-        _check(self)
+        self.sock = _connect(self.host, self.port, self.timeout)
 
 
-class _PublicHTTPS(http.client.HTTPSConnection):
-    def connect(self) -> None:
-        super().connect()
-        _check(self)
+class _PublicHTTPS(http.client.HTTPSConnection, _PublicHTTP):
+    """Wraps the socket of `_PublicHTTP`, which is next in its order of methods."""
 
 
 class _PublicHandler(urllib.request.HTTPHandler):

@@ -39,7 +39,7 @@ async function request(format) {
     detail = (await answer.json()).detail;
   } catch { /* not JSON: the status says enough */ }
   if (answer.status === 503) detail = `The server is busy. Try again in ${answer.headers.get("retry-after") || 1} s.`;
-  if (answer.status === 415) detail = `This file cannot be read as a picture: ${detail}. JPEG, PNG, WebP, TIFF and HEIC work.`;
+  if (answer.status === 415) detail = `${detail.replace(/^the picture: /, "This file ")}. JPEG, PNG, WebP, TIFF and HEIC work.`;
   throw new Error(detail);
 }
 
