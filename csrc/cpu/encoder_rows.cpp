@@ -109,7 +109,7 @@ void encoder_rows(const Tensor& x, const Tensor& mixed, const Tensor& packed,
   const EncoderGroup group =
       pairs ? DAFAST_FOR_ISA(encoder_group_pairs) : DAFAST_FOR_ISA(encoder_group);
   STD_TORCH_CHECK(group, kOp, ": weights in bfloat16 need AVX-512 with BF16");
-  for_ranges(rows, kRowUnit, kRowGroup, [&](Ranges& ranges) {
+  for_ranges(rows, kRowLeast, kRowGroup, [&](Ranges& ranges) {
     const std::unique_ptr<float[]> scratch(
         new float[static_cast<size_t>(encoder_floats(call))]);
     int64_t begin, end;

@@ -6,7 +6,7 @@
 namespace dafast::cpu {
 
 constexpr int64_t kInt8Rows = 48;     // tokens of a group, which are quantised together
-constexpr int64_t kInt8Unit = 12;     // rows of a tile
+constexpr int64_t kInt8Unit = 24;     // fewest rows of a group, but for the last one
 constexpr int64_t kInt8Columns = 32;  // output channels in a panel of the packed weights
 constexpr int64_t kInt8Depth = 4;     // products that one instruction sums
 

@@ -93,7 +93,7 @@ void linear_packed(const Tensor& x, Tensor out, const Tensor& packed, const Tens
   const PackedRows multiply =
       pairs ? DAFAST_FOR_ISA(packed_rows_pairs) : DAFAST_FOR_ISA(packed_rows);
   STD_TORCH_CHECK(multiply, kOp, ": weights in bfloat16 need AVX-512 with BF16");
-  for_ranges(rows, kRowUnit, kRowGroup, [&](Ranges& ranges) {
+  for_ranges(rows, kRowLeast, kRowGroup, [&](Ranges& ranges) {
     const std::unique_ptr<float[]> scratch(new float[static_cast<size_t>(linear_floats(depth))]);
     int64_t begin, end;
     while (ranges.take(begin, end)) multiply(call, begin, end - begin, scratch.get());

@@ -7,7 +7,10 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <utility>
 #include <vector>
+
+#include "threads.h"
 
 namespace dafast::cpu {
 
@@ -26,13 +29,9 @@ class Pieces {
   int64_t count_;
 };
 
-// Calls body() on every thread of PyTorch, at most `most` of them.
-template <typename Body>
-void on_threads(int64_t most, const Body& body) {
-  const int64_t threads = std::min<int64_t>(most, torch::stable::get_num_threads());
-  torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) body();
-  });
+// The threads that PyTorch would use for up to `most` pieces.
+inline int64_t threads_for(int64_t most) {
+  return std::min<int64_t>(most, torch::stable::get_num_threads());
 }
 
 // Calls body(pieces) on every thread. The body takes pieces until there are none.
@@ -40,7 +39,7 @@ template <typename Body>
 void for_pieces(int64_t count, const Body& body) {
   if (count <= 0) return;
   Pieces pieces(count);
-  on_threads(count, [&] { body(pieces); });
+  on_threads(threads_for(count), [&] { body(pieces); });
 }
 
 // Ranges of [0, count) that begin at multiples of `unit`. They have up to `most` elements, and fewer
@@ -71,7 +70,7 @@ template <typename Body>
 void for_ranges(int64_t count, int64_t unit, int64_t most, const Body& body) {
   if (count <= 0) return;
   Ranges ranges(count, unit, most);
-  on_threads((count + unit - 1) / unit, [&] { body(ranges); });
+  on_threads(threads_for((count + unit - 1) / unit), [&] { body(ranges); });
 }
 
 // Pieces in groups, each with a preparation that all of its pieces need. Threads begin at different
@@ -119,7 +118,7 @@ class Groups {
 template <typename Body>
 void for_groups(const std::vector<int64_t>& sizes, int64_t most, const Body& body) {
   Groups groups(sizes);
-  on_threads(most, [&] {
+  on_threads(threads_for(most), [&] {
     Groups::Worker worker(groups);
     body(worker);
   });

@@ -3,7 +3,7 @@
 #include "tile_int8.h"
 #include "bytes_int8.h"
 
-constexpr int64_t kRowTile = kInt8Unit;  // rows of 2 vectors each
+constexpr int64_t kRowTile = 12;  // rows of 2 vectors each
 
 // A group of rows as bytes, `depth` rounded up to 4 apart.
 struct ByteRows {

@@ -7,7 +7,8 @@ namespace dafast::cpu {
 
 constexpr int64_t kColumns = 32;   // output channels in a panel of the packed weights
 constexpr int64_t kRowUnit = 12;   // rows of a tile, or of several
-constexpr int64_t kRowGroup = 48;  // most rows that pass through a layer together
+constexpr int64_t kRowLeast = 24;  // rows that pass through a layer together: reading the weights
+constexpr int64_t kRowGroup = 48;  // takes longer with fewer, and the caches hold no more
 
 // (M, K) to (M, N). A cell is a float, or two bfloat16 that are neighbours along K. The weights lie
 // in panels of 32 columns, [N / 32][cells of K][32]; they and the bias are padded with zeros.

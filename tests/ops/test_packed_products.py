@@ -1,6 +1,8 @@
 """Layers from packed weights in float32 and bfloat16: kernels against specifications."""
 
+import concurrent.futures
 import gc
+import os
 import weakref
 
 import pytest
@@ -256,3 +258,23 @@ def test_custom_ops(seed):
     image, add = torch.randn(1, 5, 6, 8), torch.randn(1, 5, 6, 3)
     arguments = (image, kernel.packed, kernel.padded, 3, add, None, 1, False, True)
     torch.library.opcheck(ops.conv3x3_packed.default, arguments)
+
+
+def test_calls_on_several_threads_and_after_a_fork(seed):
+    """One region has the threads at a time; other callers and forked processes run their own."""
+    weight = pack_linear(*random_layer(64, 48, torch.float32))
+    inputs = [torch.randn(200, 48) for _ in range(8)]
+    with threads(1):
+        wanted = [linear_packed(x, weight) for x in inputs]
+    with threads(3), concurrent.futures.ThreadPoolExecutor(4) as pool:
+        for _ in range(5):
+            got = list(pool.map(lambda x: linear_packed(x, weight), inputs))
+            assert all(map(torch.equal, got, wanted))
+        if hasattr(os, "fork"):
+            child = os.fork()
+            if child == 0:  # no test's code may run on in the child
+                try:
+                    os._exit(not torch.equal(linear_packed(inputs[0], weight), wanted[0]))
+                finally:
+                    os._exit(2)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
