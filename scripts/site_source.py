@@ -63,7 +63,7 @@ def ops_page() -> str:
 
     names = sorted(ops.__all__, key=str.lower)
     references = [name for name in names if name.endswith("_reference")]
-    served = [name.removesuffix("_reference") for name in references]
+    served = sorted(name.removesuffix("_reference") for name in references)
     pairs = [each for op in served for each in (op, f"{op}_reference") if each in names]
     parts = [
         "# Ops",
