@@ -11,6 +11,7 @@ from dafast.ops import (
     BackendError,
     PackedRows,
     RowNorm,
+    _extension,
     conv3x3_packed,
     conv3x3_packed_reference,
     encoder_rows,
@@ -256,3 +257,12 @@ def test_custom_ops(seed):
     image, add = torch.randn(1, 5, 6, 8), torch.randn(1, 5, 6, 3)
     arguments = (image, kernel.packed, kernel.padded, 3, add, None, 1, False, True)
     torch.library.opcheck(ops.conv3x3_packed.default, arguments)
+
+
+def test_an_extension_of_an_older_version_packs_nothing(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(_extension, "why_not", lambda *_: "of an older version")
+    weight, bias = torch.randn(32, 16), torch.randn(32)
+    packed = pack_linear(weight, bias)
+    x = torch.randn(3, 16)
+    assert not packed.packed.numel() and why_not_packed(torch.float32) == "of an older version"
+    torch.testing.assert_close(linear_packed(x, packed), x @ weight.T + bias)
