@@ -2,8 +2,8 @@
 
 python scripts/site_source.py FOLDER
 
-It has docs/ with the pages of the command line and of the configuration, made from the code. Links
-that leave docs/ lead to the repository.
+It has docs/ with the pages of the ops, the command line and the configuration, made from the code.
+Links that leave docs/ lead to the repository.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import tomllib
 import typing
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,6 +37,7 @@ def main(out: Path) -> None:
     shutil.copy(ROOT / "mkdocs.yml", out)
     reference = out / "docs/reference"
     (reference / "commands.md").write_text(commands_page(), encoding="utf-8")
+    (reference / "ops.md").write_text(ops_page(), encoding="utf-8")
     (reference / "configuration.md").write_text(configuration_page(), encoding="utf-8")
     for page in (out / "docs").rglob("*.md"):
         text = page.read_text(encoding="utf-8")
@@ -53,6 +55,38 @@ def lead_outside(text: str, page: Path, source: str) -> str:
         return f"{match[1]}{source}/{kind}/main/{target}{match[3]}"
 
     return LINK.sub(replaced, text)
+
+
+def ops_page() -> str:
+    """Every public name of `dafast.ops`: each op before its reference, then the others."""
+    from dafast import ops
+
+    names = sorted(ops.__all__, key=str.lower)
+    references = [name for name in names if name.endswith("_reference")]
+    served = sorted(name.removesuffix("_reference") for name in references)
+    pairs = [each for op in served for each in (op, f"{op}_reference") if each in names]
+    parts = [
+        "# Ops",
+        (
+            "All of them are imported from `dafast.ops`. Each op has a specification in plain "
+            "PyTorch, `<op>_reference`, and faster backends that are compared with it. The first "
+            "backend that fits serves a call; `use_backend` chooses one. "
+            "[Kernels](../kernels.md) says which there are."
+        ),
+        "## Ops and their references",
+        *(_entry(ops, name) for name in pairs),
+        "## Backends, sizes and packed weights",
+        *(_entry(ops, name) for name in names if name not in pairs),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _entry(module: ModuleType, name: str) -> str:
+    """A name where it is defined: some modules have the name of their function."""
+    value = getattr(module, name)
+    place = value.__module__ if hasattr(value, "__qualname__") else module.__name__
+    options = "{ heading_level: 3, show_root_full_path: false }"
+    return f"::: {place}.{name}\n    options: {options}"
 
 
 def commands_page() -> str:

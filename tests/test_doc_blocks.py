@@ -1,8 +1,7 @@
 """Code of the documentation: Python blocks run, commands parse, quoted messages exist.
 
 Published weights are not downloaded: a small network with random weights and the same kind of
-output takes the place of each. A block that begins with ```` ```python notest ```` belongs to
-another library.
+output takes the place of each. A block after `<!-- notest: REASON -->` does not run.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from tests.tiny import tiny
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
-PYTHON = re.compile(r"(<!-- notest -->\n)?^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
+PYTHON = re.compile(r"(<!-- notest: [^\n]+ -->\n)?^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 SHELL = re.compile(r"^```sh\n(.*?)^```", re.DOTALL | re.MULTILINE)
 WITH_PYTHON = [page for page in PAGES if PYTHON.search(page.read_text(encoding="utf-8"))]
 
@@ -84,6 +83,13 @@ def test_quoted_messages_exist():
     patterns = {text: ".*?".join(map(re.escape, text.split("..."))) for text in quoted}
     assert len(quoted) > 8
     assert [text for text, pattern in patterns.items() if not re.search(pattern, code)] == []
+
+
+def test_blocks_that_do_not_run_are_few_and_say_why():
+    text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    marks = re.findall(r"<!-- notest.*", text)
+    assert [m for m in marks if not re.fullmatch(r"<!-- notest: \w.+ -->", m)] == []
+    assert len(marks) <= 15 < len(PYTHON.findall(text)) / 3
 
 
 FRAMES = [np.full((42, 56, 3), 9 * i, np.uint8) for i in range(3)]

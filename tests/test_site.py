@@ -50,7 +50,9 @@ def test_every_command_and_key_has_its_place():
 
 def test_every_public_name_is_in_the_reference():
     pages = (ROOT / "docs/reference").glob("*.md")
-    text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
+    text = "\n".join(
+        [*(page.read_text(encoding="utf-8") for page in pages), site_source.ops_page()]
+    )
     listed = set(re.findall(r"^::: dafast\.(\S+)", text, re.MULTILINE))
     last = {name.rpartition(".")[2] for name in listed}
     assert len(listed) > 120 and len(re.findall(r"^::: ", text, re.MULTILINE)) == len(listed)
@@ -67,6 +69,6 @@ def test_every_page_is_in_the_navigation():
                 yield from paths(each)
 
     listed = set(paths(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]))
-    made = {"reference/commands.md", "reference/configuration.md"}
+    made = {f"reference/{name}.md" for name in ("ops", "commands", "configuration")}
     pages = {p.relative_to(ROOT / "docs").as_posix() for p in (ROOT / "docs").rglob("*.md")}
     assert listed == pages | made

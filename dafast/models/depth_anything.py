@@ -421,7 +421,27 @@ class DepthAnything(Convertible, Publishable, OptimizedNetwork):
         token: str | bool | None = None,
         force_download: bool = False,
     ) -> DepthAnything:
-        """Loads trained weights; see `dafast.models.checkpoint.load_pretrained`."""
+        """Loads a model with trained weights, in evaluation mode.
+
+        Args:
+            name_or_path: A preset, a hub id, a file or a folder, in any published layout.
+            config: Configuration of the weights, where neither a config.json nor a name says it.
+            device: ``"auto"`` (CUDA, else MPS, else the CPU), or what `torch.device` takes.
+            dtype: ``"auto"`` (bfloat16 where the device has it, else float32), ``"float32"``,
+                ``"bfloat16"``, ``"float16"`` or a `torch.dtype`.
+            position_embedding: ``"official"`` or ``"transformers"``; see `ModelConfig`.
+            filename: File of the hub repository or folder.
+            revision: Branch, tag or commit of the hub repository.
+            cache_dir: Replaces the hub's own cache.
+            local_files_only: Whether to load only from the cache.
+            token: Token of the hub; ``False`` for none.
+            force_download: Whether to download files that are in the cache again.
+
+        Raises:
+            CheckpointError: If the weights are missing, unreadable or of another model, or nothing
+                says their configuration.
+            ValueError: If ``config``, ``device`` or ``dtype`` does not exist.
+        """
         return checkpoint.load_pretrained(
             cls,
             name_or_path,
@@ -445,7 +465,20 @@ class DepthAnything(Convertible, Publishable, OptimizedNetwork):
         dtype: str | torch.dtype | None = None,
         max_shard_size: int | str = "5GB",
     ) -> None:
-        """Writes the model to a folder; see `dafast.models.checkpoint.save_pretrained`."""
+        """Writes config.json and the weights as safetensors; other files of the folder stay.
+
+        Args:
+            folder: Created if missing.
+            layout: ``"official"``, ``"transformers"``, or that of the published files of one kind
+                of model: ``"zoedepth"``, ``"da3"``, ``"vda"``.
+            dtype: Of the weights in the file; the model's own by default.
+            max_shard_size: Largest file, in bytes or as ``"5GB"``.
+
+        Raises:
+            ValueError: If a value does not exist, the layout has no place for the model, or the
+                weights are not those of the configuration (weight_norm, LoRA).
+            DiskFullError: If there is no room for the files; the earlier ones stay.
+        """
         checkpoint.save_pretrained(
             self, folder, layout=layout, dtype=dtype, max_shard_size=max_shard_size
         )

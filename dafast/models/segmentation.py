@@ -66,7 +66,19 @@ class SegmentationModel(Publishable, SegmentationNetwork):
         return built.train(model.training)
 
     def segment(self, images: Any, options: SegmentationOptions | None = None) -> Any:
-        """The class of every pixel; see `dafast.models.segmentation_inference.segment`."""
+        """The class of every pixel of photos, at their own resolution.
+
+        Args:
+            images: One image or a list, as for `DepthAnything.infer`.
+            options: Size, scales, windows.
+
+        Returns:
+            uint8 (H, W), indices into `model.config.classes`; a list of them for a list.
+
+        Raises:
+            ImageError: If an image cannot be used; the message names it.
+            ValueError: If an option is out of range, or the model is in training mode.
+        """
         return segment(self, images, options)
 
     def save_pretrained(

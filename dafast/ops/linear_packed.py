@@ -36,9 +36,9 @@ def why_not_packed(dtype: torch.dtype) -> str:
     """Why weights of a dtype have no fast kernel on this machine; an empty string if they have."""
     if dtype not in (torch.float32, torch.bfloat16):
         return f"takes float32 and bfloat16 weights, not {dtype}"
+    if reason := _extension.why_not("cpp", "linear_packed"):
+        return reason
     capability = _extension.cpu_capability()
-    if not capability:
-        return _extension.why_not("cpp", "linear_packed")
     if dtype == torch.bfloat16 and capability != "avx512_bf16":
         return f"bfloat16 weights need AVX-512 with BF16; the kernels use {capability} here"
     if capability == "portable":

@@ -114,7 +114,8 @@ class DataSection:
         elif self.hold_out and (not is_list(self.path) or self.eval_path):
             yield (
                 "data.hold_out divides a list: data.path must name one (.csv, .txt, .json, "
-                ".jsonl), and data.eval_path must be empty"
+                ".jsonl), and data.eval_path must be empty; for shards set --data.hold-out 0, and "
+                "--data.eval-path to held-out ones"
             )
         if not self.eval_max_depth > 0:
             yield "data.eval_max_depth must be positive"

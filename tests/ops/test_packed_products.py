@@ -13,6 +13,7 @@ from dafast.ops import (
     BackendError,
     PackedRows,
     RowNorm,
+    _extension,
     conv3x3_packed,
     conv3x3_packed_reference,
     encoder_rows,
@@ -278,3 +279,12 @@ def test_calls_on_several_threads_and_after_a_fork(seed):
                 finally:
                     os._exit(2)
             assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_an_extension_of_an_older_version_packs_nothing(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(_extension, "why_not", lambda *_: "of an older version")
+    weight, bias = torch.randn(32, 16), torch.randn(32)
+    packed = pack_linear(weight, bias)
+    x = torch.randn(3, 16)
+    assert not packed.packed.numel() and why_not_packed(torch.float32) == "of an older version"
+    torch.testing.assert_close(linear_packed(x, packed), x @ weight.T + bias)
