@@ -48,7 +48,7 @@ class QueuedJob:
             self.future.set_result(answer)
 
 
-class Batch(NamedTuple):
+class JobBatch(NamedTuple):
     """Requests that one worker computes together.
 
     Attributes:
@@ -103,7 +103,7 @@ class Queue:
             self._closed = True
             self.changed.notify_all()
 
-    def take(self) -> Batch:
+    def take(self) -> JobBatch:
         """Waits for requests and returns a batch; an empty one after `close`.
 
         A batch is complete when it is full, or when its oldest request has waited for
@@ -121,15 +121,15 @@ class Queue:
                         continue
                     left = self._items[0].arrived + self._settings.batch_wait - time.monotonic()
                     if self._items[0].attempts:
-                        return Batch([self._items.popleft()])
+                        return JobBatch([self._items.popleft()])
                     if left <= 0 or len(self._items) >= self._settings.batch:
                         return self._pop_batch()
                     self.changed.wait(left)
             finally:
                 self.takers -= 1
-        return Batch([])
+        return JobBatch([])
 
-    def _pop_batch(self) -> Batch:
+    def _pop_batch(self) -> JobBatch:
         share = math.ceil(len(self._items) / self.takers)
         batch: list[QueuedJob] = []
         while self._items and len(batch) < min(share, self._settings.batch):
@@ -139,7 +139,7 @@ class Queue:
             if not item.future.cancelled():
                 batch.append(item)
         others_wait = self.takers == self._settings.workers
-        return Batch(batch, alone=len(batch) == 1 and not self._items and others_wait)
+        return JobBatch(batch, alone=len(batch) == 1 and not self._items and others_wait)
 
 
 class Worker:

@@ -7,7 +7,7 @@ import time
 
 from dafast.serve import ServerSettings
 from dafast.serve.jobs import Answer, Job, PredictOptions
-from dafast.serve.pool import Batch, Queue, QueuedJob
+from dafast.serve.pool import JobBatch, Queue, QueuedJob
 
 
 def item(name: str = "x") -> QueuedJob:
@@ -46,7 +46,7 @@ def test_a_waiting_worker_gets_the_request_that_comes() -> None:
 
 def test_workers_that_wait_share_the_requests() -> None:
     queue = Queue(ServerSettings(batch=8, batch_wait=0.2, workers=2))
-    batches: list[Batch] = []
+    batches: list[JobBatch] = []
     takers = [threading.Thread(target=lambda: batches.append(queue.take())) for _ in range(2)]
     for taker in takers:
         taker.start()

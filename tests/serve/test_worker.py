@@ -39,7 +39,14 @@ def photo(rng: np.random.Generator, size: tuple[int, int] = (40, 30)) -> bytes:
 def answers(settings: ServerSettings, *batches: list[Job]) -> list[Answer]:
     """What a worker answers to batches of jobs, in their order."""
     ours, theirs = map(Channel, socket.socketpair())
-    worker = threading.Thread(target=run_worker, args=(theirs, settings))
+
+    def work() -> None:
+        try:
+            run_worker(theirs, settings)
+        finally:
+            theirs.close()  # or `recv` would wait forever
+
+    worker = threading.Thread(target=work)
     worker.start()
     found: dict[int, Answer] = {}
     count = sum(map(len, batches))
@@ -47,7 +54,7 @@ def answers(settings: ServerSettings, *batches: list[Job]) -> list[Answer]:
         assert ours.recv() is None  # the model is loaded
         number = 0
         for jobs in batches:
-            ours.send(list(enumerate(jobs, number)))
+            ours.send((False, list(enumerate(jobs, number))))
             number += len(jobs)
         free = 0
         while len(found) < count or free < len(batches):
