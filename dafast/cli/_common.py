@@ -37,8 +37,8 @@ _made: list[Path] = []
 """Folders that `make_folder` made, each after its parent."""
 
 
-def make_folder(out: Path) -> None:
-    """Makes the folder of ``--out``; raises a `CommandError` if nothing can be written there.
+def make_folder(out: Path, option: str = "--out") -> None:
+    """Makes the folder of an option; raises a `CommandError` if nothing can be written there.
 
     `remove_empty_folders` removes it at the end of a command that writes nothing there.
     """
@@ -49,7 +49,7 @@ def make_folder(out: Path) -> None:
             pass  # fails now and not after the first prediction
     except OSError as error:
         reason = error.strerror or explain(error)
-        raise CommandError(f"--out {out}: cannot be written to ({reason})") from None
+        raise CommandError(f"{option} {out}: cannot be written to ({reason})") from None
 
 
 def remove_empty_folders() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ..files import DiskFullError
 from ..models.digest import digest_model
 from ..models.streaming import BATCH_FRAMES, raw_results, stabilizer_for
 from ..picture_sources import is_pipe
@@ -71,11 +72,11 @@ class VideoRun:
         self.options = InferenceOptions(args.fit, args.size, max_tokens=args.max_tokens)
         self.options.check(config)
         self.outputs = self._outputs(str(self.model.device), config.temporal_frames or 0)
-        for path in (args.out, args.raw):
+        for option, path in (("--out", args.out), ("--raw", args.raw)):
             if path is not None:
-                make_folder(path.parent)
+                make_folder(path.parent, option)
         if args.frames is not None:
-            make_folder(args.frames[1])
+            make_folder(args.frames[1], "--frames")
         self.reader = self._open(0 if device == "cuda" else 1)
         kind = "disparity" if config.quantity == "disparity" else "depth"
         facts = {"kind": kind, "unit": unit_of(config), "near_is_large": kind == "disparity"}
@@ -199,6 +200,9 @@ class VideoRun:
                     bar.update()
         except KeyboardInterrupt:
             interrupted = True
+        except DiskFullError as error:
+            remedy = "; --resume goes on" if self.reader.info.can_resume else ""
+            raise CommandError(f"{error}{remedy}") from error
         if job.done or not interrupted:
             job.finish(complete=not interrupted)
         return interrupted

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..files import writing
 from ..result import DepthResult
 from .encoder import SegmentEncoder, colors_of
 from .frame_result import FrameResult, frame_result
@@ -154,7 +155,7 @@ class Conversion:
     def run(self) -> Generator[int, None, None]:
         """Writes the frames; yields the number of frames that are done after each of them."""
         steps = staged(self._write(), 1)
-        with contextlib.closing(steps):
+        with writing(self.outputs.main), contextlib.closing(steps):
             yield from steps
 
     def _ready(self) -> Iterator[_Ready | Checkpoint]:

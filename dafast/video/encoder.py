@@ -10,7 +10,7 @@ import numpy as np
 
 from ..optional import MissingPackageError, why_no_module
 from .rendering import Renderer
-from .source import FULL_RANGE, MPEG_RANGE, VideoError, VideoInfo
+from .source import FULL_RANGE, MPEG_RANGE, VideoError, VideoInfo, ffmpeg_name
 
 _ENCODERS = {"h264": "libx264", "hevc10": "libx265", "ffv1": "ffv1"}
 
@@ -34,7 +34,9 @@ _OPTIONS = {
         "preset": "ultrafast",
         "crf": "18",
         "bf": "0",
-        "x264-params": "cabac=1:deblock=0,0",
+        # force-cfr: the rate in the stream is that of the frames; else players of .mkv show that of
+        # the time base. The time stamps stay.
+        "x264-params": "cabac=1:deblock=0,0:force-cfr=1",
     },
     "hevc10": {"preset": "fast", "crf": "14", "x265-params": "bframes=0:log-level=none"},
     "ffv1": {"level": "3", "slicecrc": "1"},
@@ -120,7 +122,7 @@ class SegmentEncoder:
         self.range, self.space = colors_of(info, renderer, codec)
         self.full = self.range == FULL_RANGE
         self._reformatter: Any = VideoReformatter()
-        self._container = av.open(str(path), "w", format="nut")
+        self._container = av.open(ffmpeg_name(path), "w", format="nut")
         rate = Fraction(info.rate).limit_denominator(1001000)
         stream: Any = self._container.add_stream(_ENCODERS[codec], rate=rate)
         stream.width, stream.height, stream.pix_fmt = width, height, self.format

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..files import explain, whole_file
-from .source import VideoError, VideoInfo
+from .source import RESTART, VideoError, VideoInfo, ffmpeg_name
 
 _FORMATS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska"}
 
@@ -36,7 +36,7 @@ def check_copies(source: Path, out: Path) -> None:
     """
     import av
 
-    with av.open(str(source)) as container:
+    with av.open(ffmpeg_name(source)) as container:
         for stream in _others(container):
             with av.open(io.BytesIO(), "w", format=_FORMATS[out.suffix.lower()]) as trial:
                 try:
@@ -89,11 +89,13 @@ def join_segments(
     import av
 
     problems: list[str] = []
-    source = None if copy_from is None else av.open(str(copy_from))
+    source = None if copy_from is None else av.open(ffmpeg_name(copy_from))
     try:
         with whole_file(out) as file:
-            with av.open(file, "w", format=_FORMATS[out.suffix.lower()]) as container:
-                with av.open(str(segments[0])) as first:
+            # Without it a Matroska file has random numbers.
+            same = {"fflags": "+bitexact"} if out.suffix.lower() == ".mkv" else {}
+            with av.open(file, "w", format=_FORMATS[out.suffix.lower()], options=same) as container:
+                with av.open(ffmpeg_name(segments[0])) as first:
                     video = container.add_stream_from_template(first.streams.video[0])
                 video.time_base = info.time_base
                 _note_display(video.codec_context, info, colors)
@@ -145,10 +147,11 @@ def _video_packets(
 
     waiting: Any = None
     for path in segments:
-        with av.open(str(path)) as segment:
+        with av.open(ffmpeg_name(path)) as segment:
             for packet in segment.demux(segment.streams.video[0]):
-                if packet.dts is None:
+                if packet.pts is None:  # the packet at the end
                     continue
+                packet.dts = packet.pts  # the demuxer leaves it out in some short segments
                 if waiting is not None:
                     waiting.duration = packet.pts - waiting.pts
                     yield float(waiting.dts * waiting.time_base), waiting
@@ -166,6 +169,7 @@ def _other_packets(
     import av
 
     packets = source.demux([source.streams[index] for index in copies])
+    clocks = {index: _Clock() for index in copies}
     while True:
         try:
             packet = next(packets, None)
@@ -176,6 +180,7 @@ def _other_packets(
             return
         if packet.dts is None or packet.pts is None:
             continue
+        clocks[packet.stream.index].correct(packet)
         time = float(packet.pts * packet.time_base)
         if (span.start and time < span.start) or (span.end is not None and time >= span.end):
             continue
@@ -184,6 +189,25 @@ def _other_packets(
             packet.pts, packet.dts = packet.pts - moved, packet.dts - moved
         packet.stream = copies[packet.stream.index]
         yield float(packet.dts * packet.time_base), packet
+
+
+class _Clock:
+    """Makes the time stamps of a stream's packets increase, without which no file takes them."""
+
+    def __init__(self) -> None:
+        self._moved, self._last, self._next = 0, -(1 << 62), 0
+
+    def correct(self, packet: Any) -> None:
+        """Changes the time stamps of the next packet if it is not later than the one before."""
+        dts = packet.dts + self._moved
+        if dts <= self._last:
+            restarts = (self._last - dts) * packet.time_base > RESTART
+            dts = self._next if restarts else self._last + 1
+            if restarts:
+                self._moved = dts - packet.dts
+        pts = max(packet.pts + self._moved, dts)
+        packet.pts, packet.dts = pts, dts
+        self._last, self._next = dts, dts + max(1, packet.duration or 0)
 
 
 def _interleaved(queues: Sequence[Iterator[tuple[float, Any]]]) -> Iterator[Any]:

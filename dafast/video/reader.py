@@ -18,6 +18,7 @@ from .arrays import Recycler
 from .pictures import AnimationReader, ArrayReader, FolderReader
 from .source import (
     DEFAULT_RATE,
+    RESTART,
     Frame,
     Picker,
     Position,
@@ -25,6 +26,7 @@ from .source import (
     VideoError,
     VideoInfo,
     VideoReader,
+    ffmpeg_name,
 )
 
 _BEFORE = 3.0
@@ -92,7 +94,7 @@ def open_video(
         kind = file_kind(file.read(512))
     if kind in _ANIMATIONS and path.suffix.lower() != ".avi":
         return AnimationReader(path, selection)
-    return PacketReader(text, text, selection, threads, path=path)
+    return PacketReader(ffmpeg_name(path), text, selection, threads, path=path)
 
 
 def _name_of(file: Any) -> str:
@@ -290,18 +292,26 @@ class PacketReader(VideoReader):
         text = stream.metadata.get("DURATION", "")
         if text.count(":") == 2:
             hours, minutes, seconds = text.split(":")
-            return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
-        if self._container.duration and len(self._container.streams) == 1:
-            return self._container.duration / 1e6
-        return None
+            end = int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+        elif self._container.duration and len(self._container.streams) == 1:
+            end = self._container.duration / 1e6
+        else:
+            return None
+        # These count from 0, where the video need not begin.
+        return end - max(0.0, float((stream.start_time or 0) * stream.time_base))
 
     def _numbered(self) -> Iterator[tuple[int, Any]]:
         """Decoded frames with increasing time stamps."""
+        moved = 0
         for frame in self._decode():
-            pts = frame.pts
-            if pts is None:
+            if frame.pts is None:
                 pts = (self._origin or 0) if self._last is None else self._last + self._step
-            elif self._last is not None and pts <= self._last:
+            elif self._last is None or (pts := frame.pts + moved) > self._last:
+                pts = frame.pts + moved
+            elif (self._last - pts) * self._stream.time_base > RESTART:
+                pts = self._last + self._step
+                moved = pts - frame.pts
+            else:
                 pts = self._last + 1  # files of some cameras repeat a time stamp
             self._last = pts
             self._decoded += 1

@@ -13,8 +13,17 @@ import numpy as np
 MPEG_RANGE, FULL_RANGE = 1, 2
 """Colour ranges as FFmpeg numbers them: 16..235, and 0..255; 0 is unspecified."""
 
+RESTART = 1.0
+"""Seconds by which time stamps go back where a recording was put behind another: those that follow
+continue the earlier ones."""
+
 DEFAULT_RATE = 30.0
 """Frames per second of sources without times, such as folders and arrays."""
+
+
+def ffmpeg_name(path: Path) -> str:
+    """The name of a file for FFmpeg, which takes what precedes a colon for a protocol."""
+    return f"file:{path}"
 
 
 class VideoError(ValueError):

@@ -35,7 +35,8 @@ _ENOUGH = 0.2  # fraction of the pixels that must stay so that they decide
 _FEW = 0.05  # fraction that must match at least
 _ONE_DISPARITY = 0.1  # spread of disparity that they must have, as a fraction of that of the map
 _LEAK = 0.01  # how fast a shot in which nothing stays returns to the model's own scale
-_ENOUGH_STILL = 0.5  # fraction of pixels that stay from which on it does not
+_LEAK_UNMATCHED = 0.15  # added to it if flow carries nothing along either
+_ENOUGH_STILL = 0.5  # fraction of pixels from which on it does not
 _PATIENCE = 8  # frames without a fit after which the reference is given up
 _PERCENTILES = (0.5, 99.5)  # of the display range
 _RANGE_FRAMES = 8  # over which the display range changes, at least
@@ -290,15 +291,18 @@ class _Shot:
         self.count = count
         grey = match.grey + np.float32(_GREY_RATE) * (match.frame - match.grey)
         self.grey = np.where(match.matched, grey, match.frame)
-        self._leak(found, float(match.still.mean()))
+        self._leak(found, float(match.still.mean()), float(match.matched.mean()))
 
-    def _leak(self, found: ScaleFit, still: float) -> None:
+    def _leak(self, found: ScaleFit, still: float, matched: float) -> None:
         """Returns a little to the model's own scale where few pixels of the reference are left.
 
-        The errors of the fits add up as the reference is replaced: this bounds them. The reference
-        changes with the scale, so that the next fit does not undo it.
+        The errors of the fits add up as the reference is replaced: this bounds them. They are large
+        where nothing matches, as in a pan without flow: what comes into the picture then counts as
+        a change of scale. The reference changes with the scale, so that the next fit does not undo
+        it.
         """
         leak = _LEAK * max(0.0, 1 - still / _ENOUGH_STILL)
+        leak += _LEAK_UNMATCHED * max(0.0, 1 - matched / _ENOUGH_STILL)
         self.scale, self.shift = found.scale ** (1 - leak), found.shift * (1 - leak)
         if leak:
             gain = self.scale / found.scale

@@ -16,6 +16,7 @@ import dafast
 from dafast.cli import main
 from dafast.cli import video as video_command
 from dafast.video import conversion, encoder, rendering, stabilization
+from tests import full_disk
 from tests.cli.helpers import save_model
 from tests.tiny import tiny
 from tests.video.clips import TICKS, decoded, moving, packets_of, write_clip
@@ -282,6 +283,26 @@ def test_damaged_videos_give_what_could_be_read(call, rng, tmp_path):
     code, text = call(path, "--out", tmp_path / "out.mp4")
     assert code == 1 and "DAMAGED" in text and "cut off" in text
     assert 4 <= len(decoded(tmp_path / "out.mp4")) < 12
+
+
+def test_names_with_a_colon(call, clip, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a:b.mp4").write_bytes(clip.read_bytes())
+    code, text = call("a:b.mp4", "--out", "c:d.mp4")
+    assert code == 0 and "12 frames" in text
+    assert packets_of(tmp_path / "c:d.mp4", "audio") == packets_of(clip, "audio")
+
+
+def test_a_full_disk_is_named_and_resume_goes_on(call, rng, tmp_path):
+    still = [rng.integers(0, 255, (160, 160, 3), np.uint8)] * 12
+    clip, out = write_clip(tmp_path / "in.mkv", still), tmp_path / "out.mkv"
+    options = ("--codec", "ffv1", "--layout", "color", "--size", 42)
+    with full_disk.limited(40_000):
+        code, text = call(clip, "--out", out, *options)
+    assert code == 1 and "Traceback" not in text and not out.exists()
+    assert f"cannot write {out}: " in text and text.rstrip().endswith("; --resume goes on")
+    assert call(clip, "--out", out, *options, "--resume")[0] == 0
+    assert len(decoded(out)) == 12
 
 
 def test_measure_prints_the_flicker(call, clip):
