@@ -46,7 +46,9 @@ def models() -> Iterator[tuple[str, nn.Module]]:
 def kinds(name: str, with_aoti: bool) -> list[tuple[str, str, bool]]:
     """Format, dtype, and whether the file takes photos."""
     if name != "nano":
-        return [("onnx", "float32", False), ("openvino", "float32", False)]
+        simple = [("onnx", "float32", False), ("openvino", "float32", False)]
+        more = [("onnx", "float16", False), ("torch", "float32", False)]
+        return simple + more * (name == "nano, Depth Anything 3")
     chosen = [
         (format, dtype, False)
         for format in ("onnx", "openvino")

@@ -20,11 +20,11 @@ def fill_sky(depth: Tensor, sky: Tensor) -> Tensor:
     """
     values = depth.float().flatten(1)
     in_sky = sky.float().flatten(1) >= SKY_FILLED
-    most = torch.finfo(torch.float32).max
+    most = torch.full_like(values, torch.finfo(torch.float32).max)  # Core ML takes no numbers here
     low = torch.where(in_sky, most, values).amin(1, keepdim=True)
     high = torch.where(in_sky, -most, values).amax(1, keepdim=True)
     kept = torch.where(in_sky, most, values)  # the sky comes last
-    count = _count(~in_sky)
+    count = _count(in_sky.logical_not())
     rank = SKY_QUANTILE * (count - 1)
     before = torch.floor(rank)
     low = low - (high - low)  # fewer values than needed are up to it
@@ -37,8 +37,8 @@ def fill_sky(depth: Tensor, sky: Tensor) -> Tensor:
     second = torch.where(_count(kept <= first) > before + 1, first, upper)
     share = rank - before
     far = torch.where(share > 0, first + share * (second - first), first)
-    enough = (count > SKY_FEWEST) & (_count(in_sky) > SKY_FEWEST)
-    filled = torch.where(in_sky & enough, far, values)
+    enough = (count > SKY_FEWEST).logical_and(_count(in_sky) > SKY_FEWEST)
+    filled = torch.where(in_sky.logical_and(enough), far, values)
     return filled.reshape(depth.shape).to(depth.dtype)
 
 
