@@ -53,7 +53,7 @@ FEW = "--steps 2 --optim.warmup-steps 0 --batch-size 2"
 
 # What is smaller here, in each line.
 SMALLER = (
-    (r"(?<=--model )(v2-vits|vits)\b", "nano"),
+    (r"(?<=--model )(v2-vits|vits)\b(?!\.)", "nano"),
     (r"(?<=--model )vda-vits\b", "clips-model"),
     (r"(?<=--scenes )\d+", "6"),
     (r"(?<=--clip )\d+", "6"),
