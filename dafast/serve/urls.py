@@ -42,13 +42,13 @@ def _connect(host: str, port: int, timeout: float | None) -> socket.socket:
     The name is resolved once, so that the address that was checked is the one that is used.
     """
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    addresses = [address for *_, address in found if is_public(str(address[0]))]
+    addresses = [(str(a[0]), port) for *_, a in found if is_public(str(a[0]))]
     if not addresses:
         raise _ForbiddenAddressError("its address is not one of the public internet")
     for address in addresses[:-1]:
         with suppress(OSError):
-            return socket.create_connection(address[:2], timeout)
-    return socket.create_connection(addresses[-1][:2], timeout)
+            return socket.create_connection(address, timeout)
+    return socket.create_connection(addresses[-1], timeout)
 
 
 class _PublicHTTP(http.client.HTTPConnection):
