@@ -150,22 +150,20 @@ def _shape(record: dict[str, Any]) -> str:
 
 
 def print_report(report: dict[str, Any]) -> None:
-    """Prints the records as a table."""
+    """Prints the records as a table, and below it why others were not timed."""
     about = report["machine"]
     table = Table(title="  ".join(f"{k} {v}" for k, v in about.items()))
     for column in ("model", "size", "dtype", "implementation", "ms", "quartiles", "images/s",
                    "of the fastest peer", "error", "over spread"):  # fmt: skip
         table.add_column(column, overflow="fold")
     before = None
-    for r in report["records"]:
+    for r in (record for record in report["records"] if "ms" in record):
         head = (r["model"], _shape(r), r["dtype"])
         if before is not None and head != before:
             table.add_section()
         figures = (
-            (f"{r['ms']:.4g}", f"{r['ms_low']:.4g}..{r['ms_high']:.4g}",
-             f"{1e3 * r.get('batch', 1) / r['ms']:.4g}",
-             f"{r['ratio']:.2f}" if "ratio" in r else "")
-            if "ms" in r else (r["why"], "", "", "")
+            f"{r['ms']:.4g}", f"{r['ms_low']:.4g}..{r['ms_high']:.4g}",
+            f"{1e3 * r.get('batch', 1) / r['ms']:.4g}", f"{r['ratio']:.2f}" if "ratio" in r else "",
         )  # fmt: skip
         error = f"{r['error']:.0e}" if "error" in r else ""
         spread = f"{r['over_spread']:.1e}" if "over_spread" in r else ""
@@ -174,6 +172,9 @@ def print_report(report: dict[str, Any]) -> None:
         before = head
     console = Console() if sys.stdout.isatty() else Console(width=150)
     console.print(table)
+    for r in (record for record in report["records"] if "ms" not in record):
+        who = f"{r['peer']}, {r['model']}, {_shape(r)}, {r['dtype']}"
+        console.print(f"not timed: {who}: {r['why']}", soft_wrap=True, markup=False)
 
 
 def print_targets(report: dict[str, Any]) -> None:
