@@ -21,12 +21,14 @@ say "version $version"
     problem "dafast/_version.py has '$version': set a version such as 0.1.0"
 # The lines below the heading of a version, without those of other versions.
 section() { awk -v name="$1" '/^## /{on = index($0 " ", "## " name " ") == 1} on' CHANGELOG.md; }
-if ! section "$version" | head -n 1 | grep -Eq '^## [^ ]+ - [0-9]{4}-[0-9]{2}-[0-9]{2}$'; then
+lines=$(section "$version") # in a variable: a pipe that grep closes early would fail
+heading="^## [^ ]+ - [0-9]{4}-[0-9]{2}-[0-9]{2}"$'\n'
+if ! [[ $lines$'\n' =~ $heading ]]; then
     problem "CHANGELOG.md has no heading '## $version - YYYY-MM-DD'"
-elif ! section "$version" | grep -q '^- '; then
+elif [[ $lines != *$'\n- '* ]]; then
     problem "CHANGELOG.md says nothing about $version"
 fi
-if section Unreleased | grep -q '^- '; then
+if [[ $(section Unreleased) == *$'\n- '* ]]; then
     problem "CHANGELOG.md has changes under 'Unreleased': move them to $version"
 fi
 if git rev-parse -q --verify "refs/tags/v$version" >/dev/null; then

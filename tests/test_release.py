@@ -14,6 +14,7 @@ from dafast import __version__
 ROOT = Path(__file__).resolve().parent.parent
 GIT = ("git", "-c", "user.name=a", "-c", "user.email=a@example.com")
 CHANGES = "# Changelog\n\n## Unreleased\n\nNothing yet.\n\n## 1.2.3 - 2030-01-02\n\n- A thing.\n"
+CHANGES += "- Another thing.\n" * 9000  # more than fits into a pipe
 
 pytestmark = [
     pytest.mark.slow,
