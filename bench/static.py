@@ -92,6 +92,10 @@ KINDS = {
 }
 
 
+_WORK = ("matrix", "load", "store", "shared", "exp", "float", "convert", "shuffle")
+"""Kinds of instructions of a loop that does more than wait."""
+
+
 @dataclass
 class Launch:
     """One launch: the compiled kernel and its launch parameters.
@@ -199,7 +203,9 @@ def _analyse(kernel: CompiledKernel) -> dict[str, Any]:
     # The main loop has the most matrix instructions; without any it is the longest.
     bodies = [opcodes[first : last + 1] for first, last in innermost]
     mixes = [Counter(map(_kind, body)) for body in bodies]
-    order = sorted(range(len(bodies)), key=lambda i: (mixes[i]["matrix"], mixes[i].total()))
+    # Not those that only wait, as on sm_100 for each product that is not in a loop.
+    working = [i for i, mix in enumerate(mixes) if any(mix[kind] for kind in _WORK)]
+    order = sorted(working, key=lambda i: (mixes[i]["matrix"], mixes[i].total()))
     main = mixes[order[-1]] if order else Counter()
     kinds = Counter(map(_kind, opcodes))
     return {
