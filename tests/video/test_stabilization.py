@@ -9,7 +9,7 @@ import pytest
 
 from dafast.optional import MissingPackageError
 from dafast.video.stabilization import StabilizedFrame, make_stabilizer
-from tests.video.scenes import filmed, scene
+from tests.video.scenes import filmed, scene, smooth
 
 SIZE = (36, 48)
 
@@ -108,6 +108,23 @@ def test_flow_carries_the_reference_along(rng):
     # Without flow a change of what is seen counts as one of scale, a little in each frame.
     steps = np.abs(np.diff(np.log(ratios["range"])))
     assert np.median(steps) < 0.5 * np.median(np.abs(np.diff(np.log(scales))))
+
+
+def test_a_long_pan_without_flow_stays_near_the_models_scale(rng):
+    """What comes into the picture counts as a change of scale; these changes must not add up."""
+    count, width, spreads = 150, 48, []
+    for _ in range(4):
+        disparity = 1 + 3 * smooth(rng, 36, width + count, 24)
+        picture = 30 + 130 * smooth(rng, 36, width + count, 40)[..., None] * rng.uniform(0.4, 1, 3)
+        picture += rng.random((36, width + count, 3)) * 60
+        scales = np.exp(rng.normal(0, 0.1, count))
+        frames = [filmed(rng, picture[:, k : k + width]) for k in range(count)]
+        maps = [(s * disparity[:, k : k + width]).astype(np.float32) for k, s in enumerate(scales)]
+        results = run(make_stabilizer("range"), frames, maps)
+        found = np.log([r.scale * s for r, s in zip(results, scales, strict=True)])
+        spreads.append(found[20:].std())
+        assert np.diff(found).std() < 0.7 * np.diff(np.log(scales)).std()
+    assert np.mean(spreads) < 0.2  # 0.1 is that of the model itself
 
 
 @pytest.mark.slow
