@@ -78,7 +78,7 @@ def test_the_synthetic_camera_is_this_one(rng):
     depth, image = random_scene(rng, 12, 16)
     camera = Intrinsics(*rng.uniform(10, 30, 2), *rng.uniform(5, 9, 2))
     origin = np.eye(3, dtype=np.float32), np.zeros(3, np.float32)
-    rays = render.Camera(16, 12, *camera, *origin).rays()
+    rays = render.SceneCamera(16, 12, *camera, *origin).rays()
     cloud = point_cloud(depth, image, camera)
     np.testing.assert_allclose(cloud.points, rays * depth.reshape(-1, 1), rtol=1e-4, atol=1e-5)
 

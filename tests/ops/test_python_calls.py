@@ -28,7 +28,7 @@ BOUNDS = {
     "conv3x3_int8": (19, 19, 0, 0),
     "conv3x3_packed": (19, 19, 0, 0),
     "decoder_tail": (13, 13, 9, 0),
-    "encoder_rows": (19, 19, 0, 0),
+    "encoder_rows": (20, 20, 0, 0),
     "encoder_rows_int8": (18, 18, 0, 0),
     "feature_alignment_loss": (9, 9, 16, 16),
     "flash_attention": (9, 15, 30, 30),
