@@ -19,6 +19,7 @@ import dafast
 from dafast.config import get_preset
 from dafast.models.packed_cpu import OptimizedForward, why_not_packed
 from dafast.ops.linear_int8 import why_slow as why_slow_int8
+from tests.instruction_sets import instruction_set
 from tests.tolerances import TOLERANCES
 
 SMALL = dataclasses.replace(
@@ -67,6 +68,21 @@ def test_same_function(config, size, batch, dtype, seed):
     if dtype == torch.float32:
         close(got, plain, dtype)
     # No further from the exact result than the modules are, and a little.
+    scale = exact.abs().max()
+    error = (got - exact).abs().max() / scale
+    assert error <= 2 * (plain - exact).abs().max() / scale + TOLERANCES[dtype].op
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_processors_without_the_kernels_take_onednn(dtype, seed):
+    """The products of ARM, and of bfloat16 without its instructions."""
+    model = make(SMALL, dtype)
+    ready(model)
+    x = torch.randn(2, 3, 70, 42).to(dtype)
+    with torch.no_grad(), instruction_set("portable"):
+        exact = copy.deepcopy(model).float()(x.float())
+        plain = model(x)
+        got = model.optimize()(x)
     scale = exact.abs().max()
     error = (got - exact).abs().max() / scale
     assert error <= 2 * (plain - exact).abs().max() / scale + TOLERANCES[dtype].op
