@@ -88,7 +88,7 @@ class CutDetector:
     """
 
     def __init__(self) -> None:
-        self.layout = np.empty(0, np.float32)
+        self.layout: np.ndarray = np.empty(0, np.float32)
         self.histogram = np.empty(0, np.float32)
 
     def is_cut(self, small: np.ndarray, *, fits: bool) -> bool:
