@@ -68,8 +68,7 @@ def predict_frames(
         model: Any model.
         frames: (H, W, 3) uint8, of one size.
         options: Checked here.
-        ahead: Whether to take later frames before the map of a frame is given; without it, a GPU
-            takes one.
+        ahead: Whether to take later frames before the map of a frame is given.
     """
     options.check(model.config)
     if options.flip:
@@ -147,7 +146,7 @@ def _on_gpu(
     batches = _batches(frames, lambda frame: _size_on_gpu(predictor, frame) if ahead else 1)
     for batch in batches:
         under_way.append(_launch(predictor, batch, uploads))
-        if len(under_way) > 1:
+        if len(under_way) > ahead:  # one batch waits, or none
             yield from under_way.popleft()()
     while under_way:
         yield from under_way.popleft()()

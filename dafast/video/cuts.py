@@ -83,11 +83,12 @@ class CutDetector:
 
     A cut changes most pixels, the layout and, mostly, the colours. Movement keeps the layout,
     shifted; a flash or a fade keeps it too. Frames without structure (black, white) are skipped,
-    so that a new shot after a fade to black is compared with the last picture before it.
+    so that a new shot after a fade to black is compared with the last picture before it. At the
+    start of a video there is none: the first picture after them begins a shot.
     """
 
     def __init__(self) -> None:
-        self.layout = np.empty(0, np.float32)
+        self.layout: np.ndarray = np.empty(0, np.float32)
         self.histogram = np.empty(0, np.float32)
 
     def is_cut(self, small: np.ndarray, *, fits: bool) -> bool:
@@ -98,9 +99,12 @@ class CutDetector:
             fits: Whether the frame's disparity could be fitted to what was before.
         """
         grey = luma(small)
-        if float(grey.std()) < _FLAT:
+        is_flat = float(grey.std()) < _FLAT
+        if is_flat and self.layout.size:
             return False
-        layout, histogram = _layout(grey), _histogram(small[::2, ::2])
+        # Zeros are like no picture.
+        layout = np.zeros((THUMBNAIL, THUMBNAIL), np.float32) if is_flat else _layout(grey)
+        histogram = _histogram(small[::2, ::2])
         previous, colours = self.layout, self.histogram
         self.layout, self.histogram = layout, histogram
         if not previous.size:

@@ -42,6 +42,9 @@ _OPTIONS = {
     "ffv1": {"level": "3", "slicecrc": "1"},
 }
 
+_NARROW = 64
+"""Pixels: x265's CU tree writes past its memory where pictures are 34 to 48 pixels wide."""
+
 _UNSPECIFIED = 2
 _SMPTE170M, _BT709 = 6, 1
 
@@ -128,6 +131,8 @@ class SegmentEncoder:
         stream.width, stream.height, stream.pix_fmt = width, height, self.format
         stream.time_base = stream.codec_context.time_base = info.time_base
         stream.options = dict(_OPTIONS[codec])
+        if codec == "hevc10" and width < _NARROW:
+            stream.options["x265-params"] += ":cutree=0"
         context = stream.codec_context
         context.gop_size = 1 if codec == "ffv1" else KEY_FRAMES
         context.thread_count = threads

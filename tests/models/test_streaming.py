@@ -70,6 +70,18 @@ def test_without_lookahead_each_result_is_there_at_once(model, frames):
         np.testing.assert_array_equal(result.image, frames[number])
 
 
+@pytest.mark.parametrize(("ahead", "waiting"), [(False, 0), (True, 1)])
+def test_a_gpu_reads_on_only_with_lookahead(model, frames, monkeypatch, ahead, waiting):
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: None)
+    monkeypatch.setattr(streaming, "_launch", lambda predictor, batch, uploads: lambda: batch)
+    monkeypatch.setattr(streaming, "_size_on_gpu", lambda predictor, frame: 1)
+    read = []
+    source = (read.append(number) or number for number in range(4))
+    given = streaming._on_gpu(model, source, InferenceOptions(), ahead)
+    for number, found in enumerate(given):
+        assert found == number and len(read) == min(number + 1 + waiting, 4)
+
+
 def test_an_endless_source_is_read_no_further_than_needed(model, frames):
     read, before = [], threading.active_count()
 

@@ -69,6 +69,20 @@ def test_a_cut_takes_effect_in_its_frame(rng):
         assert np.var([r.values.mean() for r in after]) < np.var(maps[14:].mean((1, 2)))
 
 
+def test_the_first_picture_after_black_frames_begins_a_shot(rng):
+    picture, disparity = scene(rng, *SIZE)
+    frames = [np.zeros((*SIZE, 3), np.uint8)] * 4 + [filmed(rng, picture) for _ in range(6)]
+    dark = disparity[::-1] * np.float32(0.01)  # what a network makes of black
+    maps = [dark] * 4 + [disparity] * 6
+    for lookahead in (0, 5):
+        results = run(make_stabilizer("range", lookahead=lookahead), frames, maps)
+        assert [k for k, result in enumerate(results) if result.cut] == [4]
+        ranges = np.array([(r.low, r.high) for r in results])
+        expected = np.percentile(disparity, (0.5, 99.5))
+        np.testing.assert_allclose(ranges[4:], np.tile(expected, (6, 1)), rtol=1e-4)
+        np.testing.assert_allclose(ranges[:4], np.tile(expected * 0.01, (4, 1)), rtol=1e-4)
+
+
 @pytest.mark.parametrize("mode", ["range", "flow"])
 def test_what_moves_does_not_change_the_scale_of_the_rest(rng, mode):
     picture, disparity = scene(rng, *SIZE)
