@@ -201,7 +201,7 @@ class VideoRun:
         except KeyboardInterrupt:
             interrupted = True
         except DiskFullError as error:
-            remedy = "; --resume goes on" if self.reader.info.can_resume else ""
+            remedy = "; --resume continues" if self.reader.info.can_resume else ""
             raise CommandError(f"{error}{remedy}") from error
         if job.done or not interrupted:
             job.finish(complete=not interrupted)
@@ -223,7 +223,7 @@ class VideoRun:
             print(f"  DAMAGED {args.source}: {problem}")
         if interrupted:
             resumable = self.reader.info.can_resume
-            print("  interrupted" + ("; --resume goes on" if resumable and where else ""))
+            print("  interrupted" + ("; --resume continues" if resumable and where else ""))
             return 130
         return 1 if job.problems else 0
 

@@ -215,7 +215,7 @@ class _Joined:
         return self._latest
 
     def state(self) -> list[Tensor]:
-        """What `add` goes on with."""
+        """The state that `add` continues from."""
         return [*self._reference, *self._latest]
 
     def restore(self, state: list[Tensor]) -> None:

@@ -33,7 +33,7 @@ _MOST_WORKERS = 4
 BATCH_FRAMES = 8
 """Frames of a batch at most; every batch has this number or a power of two below it.
 
-Maps can depend on the size of the batch in their last bits: a run that goes on in the middle of a
+Maps can depend on the size of the batch in their last bits: a run that continues in the middle of a
 video begins at a multiple of this number of frames.
 """
 

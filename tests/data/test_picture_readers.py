@@ -200,7 +200,7 @@ def test_packs_and_labels(
     assert get_picture_reader(name).licence in text
     assert Image.open(f"{name}-check.png").size[0] > 192
     command = ["data", "pack", name, str(root), "--out", str(out), "--shard-size", "2"]
-    for _ in range(2):  # the second run goes on from the first
+    for _ in range(2):  # the second run continues from the first
         assert main(command) == 0
         assert f"{len(made)} samples of {len(made)}" in capsys.readouterr().out
     (tmp_path / "labeled").mkdir()
