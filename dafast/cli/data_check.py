@@ -1,4 +1,4 @@
-"""``dafast data check``: reads a data set, names what is damaged and draws a sheet."""
+"""``dafast data check``: reads a data set, lists damaged samples and draws a sheet."""
 
 from __future__ import annotations
 

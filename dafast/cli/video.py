@@ -180,7 +180,7 @@ def video(args: argparse.Namespace) -> int:
 
 
 def _check_outputs(args: argparse.Namespace) -> None:
-    """Checks what the options ask for, before anything is loaded."""
+    """Checks the requested outputs before anything is loaded."""
     if not (args.out or args.frames or args.raw or args.measure):
         raise CommandError("nothing to write: give --out, --frames, --raw or --measure")
     if args.lookahead < 0:

@@ -33,7 +33,7 @@ from ._model import load_model, own_device
 
 
 class VideoRun:
-    """A model, a video and what is made of it.
+    """A model, a video and its results.
 
     Args:
         args: The command line, with the outputs checked.
@@ -208,7 +208,7 @@ class VideoRun:
         return interrupted
 
     def summary(self, seconds: float, interrupted: bool) -> int:
-        """Prints what was done, and returns the exit code."""
+        """Prints the summary and returns the exit code."""
         job, args = self.conversion, self.args
         done = job.done
         places = [args.out, args.frames and args.frames[1], args.raw]

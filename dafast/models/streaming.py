@@ -1,4 +1,4 @@
-"""Frame by frame through a network: what `DepthAnything.stream` runs."""
+"""Predicts a video frame by frame, for `DepthAnything.stream`."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ def _launch(
 
 
 class _Cameras:
-    """The camera of the frames, and what makes metres of a model that needs it."""
+    """The camera of the frames, and the conversion to metres for a model that needs it."""
 
     def __init__(
         self, model: DepthNetwork, intrinsics: Any = None, fov: float | None = None
