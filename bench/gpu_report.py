@@ -40,7 +40,7 @@ def fill(page: str, tables: dict[str, str]) -> str:
     Raises:
         ValueError: If a marker is missing, or has no table.
     """
-    names = re.findall(r"<!-- (?!end -->|notest -->)([^>]+) -->", page)
+    names = re.findall(r"<!-- (?!end -->|notest\b)([^>]+) -->", page)
     if sorted(names) != sorted(tables):
         wrong = sorted(set(names) ^ set(tables)) or names
         raise ValueError(f"the page and the tables differ in the markers {wrong}")

@@ -1,8 +1,8 @@
 // The kernels of attention_int8.cpp, only for AVX-512 with VNNI.
 //
 // The instruction multiplies unsigned by signed numbers. Queries are stored with 128 added, which
-// the offsets of the keys take off again; probabilities are never negative. Softmax is the same for
-// keys less their mean, which takes away what all keys share.
+// the offsets of the keys subtract again; probabilities are never negative. The mean of the keys is
+// subtracted from them, which removes the part that all keys share and does not change softmax.
 
 #ifdef DAFAST_IN_AVX512
 
@@ -11,14 +11,14 @@
 
 constexpr int64_t kQueryTile = 6;   // 24 sums, 4 vectors of the right side, 1 of the left
 constexpr int64_t kPanel = 64;      // keys, or dimensions, of a tile: 4 vectors
-constexpr int64_t kKeys = 768;      // of a block, whose probabilities have one maximum
+constexpr int64_t kKeys = 768;      // keys of a block; its probabilities share one maximum
 constexpr int64_t kLogits = kKeys + 16;  // floats in a row of logits: not a power of two
-// The probability of the largest logit. One more is left for an error that is passed on.
+// The probability of the largest logit. 255 is left for a rounding error that is passed on.
 constexpr float kWhole = 254.0f;
 constexpr int64_t kInt8Scratch =
     kQueryTile * kLogits * 5 + kInt8Queries * kInt8HeadDim * 5 + kInt8Queries * 8;
 
-// Magnitudes, ordered by their bits: NaN is last.
+// Magnitudes, compared by their bits: NaN is the largest.
 inline __m512i magnitudes(__m512 x) { return _mm512_castps_si512(_mm512_abs_ps(x)); }
 
 // The largest magnitude; NaN if it is not finite.
@@ -154,7 +154,7 @@ void mix(const uint8_t* p, const int8_t* values, int64_t keys, const float* fact
 
 // 2^x by the polynomial of degree 3 of flash_attention_kernels.h; relative error 7.5e-5.
 inline __m512 power_of_two(__m512 x) {
-  const __m512 f = _mm512_reduce_ps(x, 0x09);  // less its floor
+  const __m512 f = _mm512_reduce_ps(x, 0x09);  // x - floor(x)
   __m512 y = _mm512_fmadd_ps(_mm512_set1_ps(0x1.3f96a4p-4f), f, _mm512_set1_ps(0x1.cefc4cp-3f));
   y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(0x1.64444cp-1f));
   y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(0x1.fff632p-1f));

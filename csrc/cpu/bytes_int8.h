@@ -3,7 +3,7 @@
 
 struct ByteRange {
   __m512 low, high;
-  __m512i most;  // magnitudes, ordered by their bits: NaN is last
+  __m512i most;  // magnitudes, compared by their bits: NaN is the largest
 };
 
 inline ByteRange range_of_zero() {

@@ -10,7 +10,7 @@
 #include "tile_int8.h"
 #include "bytes_int8.h"
 
-// Rounds the rows [first, last) of image b, of which those within the image exist, to bytes.
+// Rounds the rows [first, last) of image b to bytes; rows outside of the image are zeros.
 ByteSteps round_rows(const Conv3x3Int8& call, int64_t b, int64_t first, int64_t last,
                      uint8_t* bytes) {
   const int64_t length = call.width * call.channels;
@@ -19,7 +19,7 @@ ByteSteps round_rows(const Conv3x3Int8& call, int64_t b, int64_t first, int64_t 
   const __m512 least = _mm512_set1_ps(call.relu_input ? 0.0f : -INFINITY);
   const auto part = [&](int64_t row, int64_t i) {
     const int64_t at = (b * call.height + row) * length + i;
-    // In this order NaN stays.
+    // In this order NaN is kept.
     return _mm512_max_ps(least, load(call.x, call.bfloat16, at, first_of(length - i)));
   };
   ByteRange range = range_of_zero();

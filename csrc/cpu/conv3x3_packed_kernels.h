@@ -7,7 +7,7 @@
 // computed and dropped.
 #include "rows_float.h"
 
-// Copies the rows [first, last) of image b as cells; those outside of the image are zeros.
+// Copies the rows [first, last) of image b as cells; rows outside of the image are zeros.
 template <typename Cells>
 void keep_rows(const Conv3x3Packed& call, int64_t b, int64_t first, int64_t last, float* buffer,
                float* cells) {
@@ -24,7 +24,7 @@ void keep_rows(const Conv3x3Packed& call, int64_t b, int64_t first, int64_t last
   }
 }
 
-// Adds what is added to a pixel's values and stores them from the place `at` on.
+// Adds the summands of a pixel to its values and stores them at `at`.
 template <typename Count>
 inline void finish_pixel(const Conv3x3Packed& call, float* DAFAST_RESTRICT values, int64_t at,
                          Count count) {

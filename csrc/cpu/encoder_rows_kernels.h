@@ -3,7 +3,7 @@
 #include "norm_row.h"
 #include "gelu_block.h"
 
-// Normalises a row of float32 and keeps it as cells.
+// Normalises a row of float32 and stores it as cells.
 template <typename Cells>
 void keep_normed(const float* x, const RowNorm& norm, int64_t channels, float* normed,
                  float* cells) {

@@ -52,7 +52,7 @@ void compare_rows(const Features& features, float margin, int64_t begin, int64_t
   }
 }
 
-// The gradient of the student in rows [begin, end), contiguous; rows that are left out are not
+// The gradient of the student in rows [begin, end), contiguous; skipped rows are not
 // read.
 void write_gradient(const Features& features, const float* stats, float factor, int64_t begin,
                     int64_t end, void* out) {

@@ -10,7 +10,7 @@ constexpr int64_t kInt8Unit = 24;     // fewest rows of a group, but for the las
 constexpr int64_t kInt8Columns = 32;  // output channels in a panel of the packed weights
 constexpr int64_t kInt8Depth = 4;     // products that one instruction sums
 
-// (M, K) to (M, N). The weights lie in panels of 32 channels, [N / 32][K / 4][32][4], padded with
+// (M, K) to (M, N). The weights are in panels of 32 channels, [N / 32][K / 4][32][4], padded with
 // zeros.
 struct Int8Layer {
   int64_t depth, columns;

@@ -1,5 +1,5 @@
-// Blocks of float32 for kernels: loaded from and stored to any of the dtypes, and summed. Included
-// by the kernels files that each_isa.h compiles.
+// Loads, stores and sums blocks of float32 for kernels, from and to any of the dtypes. Included by
+// the kernels files that each_isa.h compiles.
 
 constexpr int kLanes = kPadding;  // blocks are padded to a multiple of this
 

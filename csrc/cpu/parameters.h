@@ -13,7 +13,7 @@ struct RowNorm {
   float eps;
 };
 
-// Hands out the parameters of one part after the other.
+// Returns the parameters of one part after the other.
 template <typename T>
 class Parameters {
  public:

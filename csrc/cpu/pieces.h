@@ -1,4 +1,5 @@
-// Work in pieces that threads take as they come: a thread that shares its core takes fewer of them.
+// Work in pieces. Each thread takes the next piece when it is free, so a thread that shares its
+// core takes fewer.
 // Results must not depend on which thread computes a piece, nor on where ranges begin and end.
 #pragma once
 
@@ -34,7 +35,7 @@ inline int64_t threads_for(int64_t most) {
   return std::min<int64_t>(most, torch::stable::get_num_threads());
 }
 
-// Calls body(pieces) on every thread. The body takes pieces until there are none.
+// Calls body(pieces) on every thread. The body takes pieces until none is left.
 template <typename Body>
 void for_pieces(int64_t count, const Body& body) {
   if (count <= 0) return;
@@ -65,7 +66,7 @@ class Ranges {
   int64_t count_, unit_, most_, share_;
 };
 
-// Calls body(ranges) on every thread. The body takes ranges until there are none.
+// Calls body(ranges) on every thread. The body takes ranges until none is left.
 template <typename Body>
 void for_ranges(int64_t count, int64_t unit, int64_t most, const Body& body) {
   if (count <= 0) return;

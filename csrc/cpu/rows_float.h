@@ -2,7 +2,7 @@
 #include "lanes.h"
 #include "tile_float.h"
 
-// Keeps `count` values as cells, from the cell `first` on, and fills the last one with zeros; with
+// Stores `count` values as cells, from the cell `first` on, and fills the last one with zeros; with
 // `relu`, negative values become 0. `buffer` has room for the values, padded.
 template <typename Cells>
 inline void keep_cells(const void* data, Dtype dtype, int64_t at, int64_t count, bool relu,

@@ -12,7 +12,7 @@ struct ByteRows {
   int32_t zeros[kInt8Rows];
 };
 
-// Rounds row r of a group, whose values part(k) gives 16 at a time; those beyond `depth` are 0.
+// Rounds row r of a group. part(k) returns 16 values; values beyond `depth` are 0.
 template <typename Part>
 inline void round_row(ByteRows& rows, int64_t r, int64_t depth, const Part& part) {
   ByteRange range = range_of_zero();

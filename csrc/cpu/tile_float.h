@@ -1,4 +1,4 @@
-// Products of rows with packed weights, in float32 or bfloat16, for kernels files. The weights lie in
+// Products of rows with packed weights, in float32 or bfloat16, for kernels files. The weights are in
 // panels of kColumns columns, as weights_float.h describes.
 #include "attention_tiles.h"
 
@@ -12,7 +12,7 @@ constexpr int kTileRows = ROWS, kTileVectors = VECTORS;
 constexpr int64_t kTileColumns = kTileVectors * LANES;
 static_assert(kRowUnit % kTileRows == 0 && kColumns % kTileColumns == 0, "whole tiles");
 
-// How a row of the left side is kept: float32, or pairs of bfloat16.
+// The storage of a row of the left side: float32, or pairs of bfloat16.
 struct SingleCells : Float32 {
   // Writes values from the place `at` of a row on.
   static void keep(const float* values, int64_t count, float* cells, int64_t at) {

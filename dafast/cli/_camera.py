@@ -18,7 +18,7 @@ _NAMED = re.compile(rf"\b([fc][xy])\b[\"']?\s*[:=]?\s*({_NUMBER.pattern})")
 
 @dataclass(frozen=True)
 class CameraChoice:
-    """What the command line says about the camera.
+    """The options of the command line for the camera.
 
     Attributes:
         intrinsics: fx, fy, cx, cy in pixels, or None.

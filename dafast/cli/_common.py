@@ -175,7 +175,7 @@ def add_workers(parser: argparse.ArgumentParser, what: str, default: int | None 
 def note_or_match(
     path: Path, what: str, wanted: dict[str, Any], defaults: dict[str, Any] | None = None
 ) -> None:
-    """Notes what the results in a folder depend on, or checks that it has not changed.
+    """Records the settings of the results in a folder, or checks that they have not changed.
 
     Args:
         path: File of the note: JSON, next to the results.

@@ -1,4 +1,4 @@
-"""What the library logs and warns of, on stderr; ``-v`` and ``-q``."""
+"""Writes the library's log and warnings to stderr; ``-v`` and ``-q``."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def take_verbosity(options: Sequence[str], args: argparse.Namespace) -> list[str
 
 
 def set_level(args: argparse.Namespace) -> None:
-    """Sets what the library logs; without ``-v`` and ``-q`` a program's own level stays."""
+    """Sets the level of the log; without ``-v`` and ``-q`` a program's own level stays."""
     if args.quiet:
         logger.setLevel(logging.ERROR)
     elif args.verbose:

@@ -25,7 +25,7 @@ def load_model(args: argparse.Namespace, device: str) -> DepthAnything:
 
 
 def _read_config(name: str) -> str | ModelConfig:
-    """What ``--config`` says: a preset, or the configuration in a file.
+    """Reads ``--config``: a preset, or the configuration in a file.
 
     Raises:
         CommandError: If it is neither.

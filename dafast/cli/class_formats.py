@@ -35,7 +35,7 @@ class MadeClasses:
     noted: dict[Path, dict[str, Any]] = field(default_factory=dict)
 
     def facts_of(self, settings: dict[str, Any]) -> dict[str, Any]:
-        """What a file notes: the classes and the settings."""
+        """The facts that a file records: the classes and the settings."""
         low, high = int(self.classes.min()), int(self.classes.max())
         facts = {"kind": "classes", "classes": list(self.names), "min": low, "max": high}
         return {**facts, **settings, **self.facts}

@@ -1,4 +1,4 @@
-"""``dafast data check``: reads a data set, names what is damaged and draws a sheet."""
+"""``dafast data check``: reads a data set, lists damaged samples and draws a sheet."""
 
 from __future__ import annotations
 
@@ -144,13 +144,13 @@ def _open(args: argparse.Namespace) -> tuple[Sequence[Item], bool]:
         pictures = get_picture_reader(args.name)
         found = pictures.items(source)
         print(f"{pictures.name}: pictures without labels")
-        print(f"licence: {pictures.licence}; published: {pictures.published}")
+        print(f"license: {pictures.license}; published: {pictures.published}")
         return found, False
     if args.name:
         reader = get_reader(args.name)
         samples = reader.items(source, args.min_depth or 0.0)
         print(f"{reader.name}: {reader.units}; invalid: {reader.invalid}")
-        print(f"licence: {reader.licence}; published: {reader.published}")
+        print(f"license: {reader.license}; published: {reader.published}")
         return samples, True
     if source.is_dir():
         raise CommandError(

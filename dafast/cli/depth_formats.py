@@ -32,7 +32,7 @@ class Made:
     noted: dict[Path, dict[str, Any]] = field(default_factory=dict)
 
     def facts_of(self, settings: dict[str, Any]) -> dict[str, Any]:
-        """What a file notes: the map, the settings, and the range of the disparity."""
+        """The facts that a file records: the map, the settings, and the range of the disparity."""
         facts = self.shown.facts()
         if "camera" not in settings:  # the file does not depend on it
             del facts["camera_source"]

@@ -1,4 +1,4 @@
-"""``dafast doctor``: what is installed, what is missing, and what that costs."""
+"""``dafast doctor``: lists installed and missing parts, and the cost of missing ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``dafast models``: the published models, and what a file with weights is."""
+"""``dafast models``: lists the published models, and describes files with weights."""
 
 from __future__ import annotations
 

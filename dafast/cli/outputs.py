@@ -140,7 +140,7 @@ def is_result(path: Path) -> bool:
 
 
 def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
-    """Names of the settings in which a result differs from what this run would write."""
+    """Names of the settings in which a result differs from this run."""
     # Where the token limit made a photo smaller, `size` is what the network saw.
     asked = {**_DEFAULTS, **found, "size": found.get("asked_size", found.get("size"))}
     return sorted(key for key, value in wanted.items() if asked.get(key) != value)
@@ -182,7 +182,7 @@ def missing_outputs(plan: Plan) -> list[Output]:
 
 
 def replaced_outputs(plan: Plan) -> list[Output]:
-    """Returns what ``--overwrite`` writes: what is wanted, and our other results of this photo."""
+    """Returns the files to overwrite: the requested ones, and our other results of the photo."""
     there = [(output, read_facts(output.path)) for output in plan.outputs if output.path.is_file()]
     known = [facts for output, facts in there if output.format.holds_facts and facts is not None]
 

@@ -41,7 +41,7 @@ class Photo:
 
 @dataclass
 class Found:
-    """What the inputs of a command line mean.
+    """The photos that the inputs of a command line name.
 
     Attributes:
         photos: The photos, each once.
@@ -127,7 +127,7 @@ def _listed(name: str) -> list[str]:
 
 
 def _expand(name: str, recursive: bool) -> tuple[Path, list[Path], list[tuple[str, str]]]:
-    """The folder that one input starts from, its pictures, and what cannot be read."""
+    """Returns the folder of one input, its pictures, and the paths that cannot be read."""
     path = Path(name)
     if path.is_dir():
         found, unread = find_pictures(path, recursive)

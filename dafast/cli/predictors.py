@@ -1,4 +1,4 @@
-"""What `dafast run` does with each kind of model."""
+"""Runs each kind of model for `dafast run`."""
 
 from __future__ import annotations
 

@@ -282,7 +282,7 @@ def _summary(
     seconds: float,
     left: int | None = None,
 ) -> None:
-    """Prints what was done; ``left`` counts the photos that an interruption left."""
+    """Prints the summary; ``left`` counts the photos that an interruption left."""
     from .run_photos import shown
 
     failures = found.problems + progress.failures

@@ -32,7 +32,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         help="predict the depth of a video",
         description="Predicts the depth of a video. Keeps its times, sound and subtitles, and "
         "steadies the depth over time. docs/video.md describes the options.",
-        epilog="Needs the extra dafast[video]. Ctrl-C leaves a playable file; --resume goes on "
+        epilog="Needs the extra dafast[video]. Ctrl-C leaves a playable file; --resume continues "
         "where it ended. A damaged video gives what could be read, and the exit code is 1.",
     )
     parser.add_argument(
@@ -180,7 +180,7 @@ def video(args: argparse.Namespace) -> int:
 
 
 def _check_outputs(args: argparse.Namespace) -> None:
-    """Checks what the options ask for, before anything is loaded."""
+    """Checks the requested outputs before anything is loaded."""
     if not (args.out or args.frames or args.raw or args.measure):
         raise CommandError("nothing to write: give --out, --frames, --raw or --measure")
     if args.lookahead < 0:
@@ -193,7 +193,7 @@ def _check_outputs(args: argparse.Namespace) -> None:
     if args.raw is not None and args.raw.suffix.lower() != ".npz":
         raise CommandError(f"--raw {args.raw}: the file must end in .npz")
     if args.resume and args.overwrite:
-        raise CommandError("--resume goes on, and --overwrite starts again: give one of them")
+        raise CommandError("--resume continues, and --overwrite starts again: give one of them")
     if args.resume and args.measure:
         raise CommandError("--measure needs all frames: leave out --resume")
     for name, path in (("--out", args.out), ("--raw", args.raw)):
@@ -206,6 +206,6 @@ def _check_outputs(args: argparse.Namespace) -> None:
             raise CommandError(f"{name} {path} is the source itself; choose another name")
         if path.exists() and not (args.overwrite or args.resume):
             raise CommandError(
-                f"{name} {path} exists; --overwrite replaces it, and --resume goes on with an "
+                f"{name} {path} exists; --overwrite replaces it, and --resume continues with an "
                 "interrupted run"
             )

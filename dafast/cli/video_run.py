@@ -33,7 +33,7 @@ from ._model import load_model, own_device
 
 
 class VideoRun:
-    """A model, a video and what is made of it.
+    """A model, a video and its results.
 
     Args:
         args: The command line, with the outputs checked.
@@ -201,14 +201,14 @@ class VideoRun:
         except KeyboardInterrupt:
             interrupted = True
         except DiskFullError as error:
-            remedy = "; --resume goes on" if self.reader.info.can_resume else ""
+            remedy = "; --resume continues" if self.reader.info.can_resume else ""
             raise CommandError(f"{error}{remedy}") from error
         if job.done or not interrupted:
             job.finish(complete=not interrupted)
         return interrupted
 
     def summary(self, seconds: float, interrupted: bool) -> int:
-        """Prints what was done, and returns the exit code."""
+        """Prints the summary and returns the exit code."""
         job, args = self.conversion, self.args
         done = job.done
         places = [args.out, args.frames and args.frames[1], args.raw]
@@ -223,7 +223,7 @@ class VideoRun:
             print(f"  DAMAGED {args.source}: {problem}")
         if interrupted:
             resumable = self.reader.info.can_resume
-            print("  interrupted" + ("; --resume goes on" if resumable and where else ""))
+            print("  interrupted" + ("; --resume continues" if resumable and where else ""))
             return 130
         return 1 if job.problems else 0
 

@@ -40,7 +40,7 @@ def plan_for(
 
     With GPUs each model has one, and a task reserves a processor for each of its threads. Without,
     models have the processors, and a task runs next to them. What a model or a task reserves fits
-    on one node, next to each other: a single node that is left finishes the job.
+    on one node, next to each other: the job finishes even if only one node is left.
 
     Args:
         nodes: Resources of each node: "CPU" and "GPU".

@@ -106,7 +106,7 @@ class RayRunner:
         """What the models say of themselves; waits for the first.
 
         Raises:
-            ClusterError: If the actors are lost again and again.
+            ClusterError: If actors are lost repeatedly.
             Exception: If the model cannot be loaded, why.
         """
         while self._facts is None:
@@ -114,11 +114,11 @@ class RayRunner:
         return self._facts
 
     def run(self, job: ParallelJob, parts: Sequence[Any]) -> Iterator[tuple[int, Outcome]]:
-        """Does all parts, as `Runner.run`.
+        """Processes all parts, as `Runner.run` does.
 
         Raises:
-            ClusterError: If the actors are lost again and again.
-            Exception: What the job or the model raises; finished parts stay.
+            ClusterError: If actors are lost repeatedly.
+            Exception: Any error of the job or the model; finished parts stay.
         """
         waiting = deque(range(len(parts)))
         running: dict[Any, tuple[int, _Actor | None]] = {}
@@ -227,7 +227,7 @@ class RayRunner:
             )
 
     def _replace(self, actor: _Actor) -> None:
-        """Starts another actor instead of a lost one."""
+        """Replaces a lost actor."""
         if actor not in self._actors:
             return  # an earlier task noticed it
         self._actors.remove(actor)

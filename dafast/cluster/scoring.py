@@ -75,7 +75,7 @@ class ScoreJob:
 
 @functools.lru_cache(maxsize=1)
 def _opened(specs: tuple[str, ...]) -> list[tuple[str, Sequence[EvaluationSample]]]:
-    """The data sets; a worker opens them once."""
+    """Opens the data sets, once in each worker."""
     return open_all(specs)
 
 

@@ -34,7 +34,7 @@ class Model:
             self._error = error
 
     def facts(self) -> Any:
-        """What the model says of itself; raises why it could not be loaded."""
+        """Returns the facts of the model; raises the error of its loading."""
         if self._error is not None:
             raise self._error
         return self._model.facts

@@ -1,4 +1,4 @@
-"""Data: shards of labeled images, training transforms, and (in their own modules) what makes them.
+"""Data: shards of labeled images and training transforms; other modules make shards.
 
 Nothing is imported here before it is asked for: `import dafast.data` stays free of Pillow and
 NumPy.

@@ -27,7 +27,7 @@ Predict = Callable[[Sequence[np.ndarray]], list[np.ndarray]]
 
 @dataclass
 class Outcome:
-    """What became of one part of a job.
+    """The outcome of one part of a job.
 
     Attributes:
         name: Name of the part in messages: the shard's file name.

@@ -50,7 +50,7 @@ def read_stored(path: Path, palette: bool = False) -> np.ndarray:
 
 
 def read_map(path: Path) -> np.ndarray:
-    """A map of numbers (H, W) in float64; raises what `read_stored` raises."""
+    """Reads a map of numbers (H, W) in float64, with the errors of `read_stored`."""
     return read_stored(path).astype(np.float64)
 
 

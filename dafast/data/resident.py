@@ -168,7 +168,7 @@ def crop(maps: Tensor, boxes: Boxes, shape: tuple[int, int], *, nearest: bool = 
 
 
 def random_colours(count: int, generator: torch.Generator) -> Tensor:
-    """Draws what `dafast.data.colours.change_colours` takes, (count, DRAWS) on the CPU.
+    """Draws the numbers that `dafast.data.colours.change_colours` takes, (count, DRAWS) on the CPU.
 
     With a GPU's generator, the call waits for the device.
     """

@@ -293,7 +293,7 @@ class ShardDataset(Dataset[Sample]):
         return self._member(index, IMAGE)
 
     def _sky_of(self, index: int, shape: tuple[int, ...]) -> np.ndarray | None:
-        """Where the image has sky; None without a mask."""
+        """Reads the mask of the sky; None without a mask."""
         if self._places[index, SKY, 0] < 0:
             return None
         with open_picture(self._member(index, SKY)) as picture:

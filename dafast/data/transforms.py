@@ -22,7 +22,7 @@ from PIL import Image
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """How a training sample is cropped and disturbed. The defaults are the paper's stage 1.
+    """Options of crops and disturbances of training samples. The defaults are the paper's stage 1.
 
     `dafast.data.colours` says how colours are changed, from `jitter` on.
 

@@ -80,7 +80,7 @@ def write_failures(target: Path, failures: list[tuple[str, str]]) -> None:
 
 
 def read_failures(target: Path) -> list[tuple[str, str]]:
-    """Reads what `write_failures` wrote for a shard."""
+    """Reads the failures that `write_failures` wrote for a shard."""
     path = _failures_path(target)
     if not exists(path):
         return []

@@ -21,7 +21,7 @@ _PIXELS = 2000  # of each photo, evenly spread over those with depth
 
 @dataclass(frozen=True)
 class Calibration:
-    """What `calibrate` found.
+    """The result of `calibrate`.
 
     Attributes:
         scale: Factor of the predictions.

@@ -140,7 +140,7 @@ def camera_options(config: ModelConfig, protocol: Protocol, fov: float | None) -
 
 @dataclass(frozen=True)
 class Scoring:
-    """How a model is scored; without the model, which may be on another machine.
+    """Options of scoring, without the model, which may be on another machine.
 
     Attributes:
         predictor: The model's name.

@@ -1,4 +1,4 @@
-"""How much the maps of an ONNX file differ from those of the model, on photos."""
+"""Errors of the maps of an ONNX file against the model, on photos."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..runtime import OnnxModel
 def photo_errors(
     path: str | Path, model: Any, photos: Sequence[Any], **options: Any
 ) -> list[tuple[float, float]]:
-    """The largest and the mean error for each photo, as fractions of the range of the map.
+    """Computes the largest and the mean error for each photo, as fractions of the map's range.
 
     Of a segmentation model both are the fraction of pixels with another class.
 

@@ -103,7 +103,7 @@ def export(
     check: bool = True,
     calibrate: Sequence[Any] = (),
 ) -> list[Check]:
-    """Writes a model to a file that runs without dafast, and compares both.
+    """Writes a model to a file that runs without dafast, and compares the file with the model.
 
     The file appears under its name only if it gives the results of the model.
 

@@ -124,7 +124,7 @@ def facts_of(
 def _window(
     config: ModelConfig, frames: int | None, batch: int | None, dtype: str, preprocess: bool
 ) -> int:
-    """The length of the clips of a file, with the checks of what a file of clips can have."""
+    """Returns the length of the clips of a file, after the checks for clips."""
     most = config.temporal_frames
     frames = most if frames is None else frames
     if not 1 <= frames <= most:

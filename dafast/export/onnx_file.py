@@ -30,7 +30,7 @@ def need_onnx() -> None:
 def onnx_model(model: nn.Module, facts: FileFacts) -> Any:
     """A model as an `onnx.ModelProto`, in float32 or float16; int8 starts from float32.
 
-    The exporter is that of TorchScript: it takes seconds where that of `torch.export` takes
+    The exporter is the one of TorchScript: it takes seconds where the one of `torch.export` takes
     minutes, and its graphs hold for every batch and size.
 
     Args:
@@ -75,7 +75,7 @@ def _axes_of(name: str, facts: FileFacts) -> dict[int, str]:
 
 
 def _name_dimensions(output: Any, facts: FileFacts) -> None:
-    """Gives the sizes of an output their values, where the exporter lost them."""
+    """Sets the sizes of an output that the exporter lost."""
     fixed = facts.shape or ("height", "width")
     dims = output.type.tensor_type.shape.dim
     between = [n for n in (facts.frames, len(facts.classes)) if n]
@@ -98,7 +98,7 @@ def write_onnx(built: Any, facts: FileFacts, path: Path) -> None:
     """Checks a model and writes it, with its facts.
 
     Raises:
-        ValueError: If it is larger than 2 GB, which one ONNX file cannot be.
+        ValueError: If the model exceeds 2 GB, the limit of one ONNX file.
     """
     import onnx
 
@@ -113,7 +113,7 @@ def write_onnx(built: Any, facts: FileFacts, path: Path) -> None:
 
 
 def run_onnx(path: Path, facts: FileFacts) -> Any:
-    """A function that runs a file of `write_onnx` on the CPU."""
+    """Returns a function that runs a file of `write_onnx` on the CPU."""
     from ..runtime import OnnxModel
 
     loaded = OnnxModel(path, providers=["CPUExecutionProvider"])

@@ -53,7 +53,7 @@ def openvino_facts(path: Path) -> FileFacts:
 
 
 def run_openvino(path: Path, facts: FileFacts) -> Any:
-    """A function that runs a file of `write_openvino` on the CPU in float32."""
+    """Returns a function that runs a file of `write_openvino` on the CPU in float32."""
     import openvino
 
     options = {"INFERENCE_PRECISION_HINT": "f32"}  # by default bfloat16 where the CPU has it

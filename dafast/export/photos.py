@@ -20,7 +20,7 @@ from .network import ExportedNetwork
 class PhotoNetwork(nn.Module):
     """Photos (B, H, W, 3) uint8 to the outputs of `FileFacts.output_names` at their size.
 
-    As `DepthAnything.infer` with the default options and without a limit of tokens.
+    Equals `DepthAnything.infer` with the default options and without a limit of tokens.
 
     Args:
         network: The network.
@@ -48,7 +48,7 @@ class PhotoNetwork(nn.Module):
         return tuple(back[0] @ out @ back[1].T for out in outputs)
 
     def _sizes(self, height: Tensor, width: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Of each side the size after the resize, the padding before it, and the network's size.
+        """Computes for each side the resized size, the padding before it, and the network's size.
 
         The rule of `dafast.geometry.plan_geometry`, in float64 as there.
         """

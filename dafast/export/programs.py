@@ -52,7 +52,7 @@ def write_program(
 
 
 def run_program(path: Path, facts: FileFacts) -> Any:
-    """A function that runs a file of `write_program`."""
+    """Returns a function that runs a file of `write_program`."""
     return _on_tensors(torch.export.load(path).module())
 
 
@@ -71,7 +71,7 @@ def write_package(
 
 
 def run_package(path: Path, facts: FileFacts) -> Any:
-    """A function that runs a file of `write_package`."""
+    """Returns a function that runs a file of `write_package`."""
     return _on_tensors(torch._inductor.aoti_load_package(str(path)))
 
 

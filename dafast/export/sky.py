@@ -43,5 +43,5 @@ def fill_sky(depth: Tensor, sky: Tensor) -> Tensor:
 
 
 def _count(chosen: Tensor) -> Tensor:
-    """How many of each row are True, (B, 1) float32, which is exact up to 2**24."""
+    """Counts the True values of each row, (B, 1) float32, exact up to 2**24."""
     return chosen.float().sum(1, keepdim=True)

@@ -65,10 +65,10 @@ class Check:
 
 
 def checked_sizes(facts: FileFacts, least: int = 1) -> list[tuple[int, int, int]]:
-    """Batch, height and width of the inputs of a verification.
+    """Chooses batch, height and width of the inputs of a verification.
 
-    Five different sizes with batches of 1 to 3, among them the trained one; of a file with a fixed
-    size that size.
+    Five different sizes with batches of 1 to 3, among them the trained one; for a
+    file with a fixed size only that size.
     """
     grid, patch = max(facts.config.grid_size, least), facts.config.patch_size
     large = max(grid, 10)  # so that the sizes differ for small grids, too
@@ -94,7 +94,7 @@ def checked_sizes(facts: FileFacts, least: int = 1) -> list[tuple[int, int, int]
 def compare(
     facts: FileFacts, images: np.ndarray, outputs: Sequence[np.ndarray], truth: Sequence[np.ndarray]
 ) -> list[Check]:
-    """Compares the outputs of a file with those of the model for one input.
+    """Compares the outputs of a file with the outputs of the model for one input.
 
     Depth is compared where both fill the sky, or both do not: rounding decides at the threshold.
     The sky itself is compared everywhere.

@@ -95,7 +95,7 @@ def accelerate(model_or_pipeline: Accelerated, int8: bool = False) -> Accelerate
 
 
 def restore(model_or_pipeline: Accelerated) -> Accelerated:
-    """Undoes `accelerate`: the model is again what it was, and the packed weights are freed.
+    """Undoes `accelerate`: restores the model's own forward and frees the packed weights.
 
     Args:
         model_or_pipeline: As for `accelerate`; one that is not accelerated stays as it is.

@@ -166,10 +166,10 @@ def read_weights(
 
 
 def _drop_position_codes(label: str, weights: Weights) -> None:
-    """Removes what is no weight of Video-Depth-Anything, if it has the values that it must have.
+    """Removes the position codes of Video-Depth-Anything if their values are right.
 
     Raises:
-        CheckpointError: If it has others.
+        CheckpointError: If their values differ.
     """
     for name in [name for name in weights.tensors if name.endswith(CODE)]:
         code = weights.tensors.pop(name)

@@ -35,7 +35,7 @@ from .transfer import batch_tokens, upload
 
 @dataclass(frozen=True)
 class Windows:
-    """How a video is cut, for windows of `frames` frames (32 in Video-Depth-Anything).
+    """Divides a video into windows of `frames` frames (32 in Video-Depth-Anything).
 
     Attributes:
         frames: Length of a window.
@@ -215,7 +215,7 @@ class _Joined:
         return self._latest
 
     def state(self) -> list[Tensor]:
-        """What `add` goes on with."""
+        """The state that `add` continues from."""
         return [*self._reference, *self._latest]
 
     def restore(self, state: list[Tensor]) -> None:
@@ -248,7 +248,7 @@ class _Boundary:
 
     @classmethod
     def load(cls, saved: bytes, device: torch.device) -> _Boundary:
-        """Reads what `save` gave."""
+        """Restores the state that `save` returned."""
         found = torch.load(io.BytesIO(saved), map_location=device, weights_only=True)
         keys = [
             _Frame(number, torch.empty(0), Geometry(*geometry), taps)

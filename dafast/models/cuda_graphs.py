@@ -300,7 +300,7 @@ class GraphedForward:
             self._quantized.expire()
 
     def release(self) -> bool:
-        """Drops all graphs and their memory; they are captured again. False if there are none."""
+        """Drops all graphs and their memory until they are captured again; False if it had none."""
         with self._lock:
             if not self._graphs:
                 return False

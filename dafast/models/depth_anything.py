@@ -231,7 +231,7 @@ class DepthAnything(Convertible, Publishable, OptimizedNetwork):
         guided: bool = False,
         **options: Unpack[InferenceKeywords],
     ) -> Any:
-        """Predicts photos with any model; the results say what they are.
+        """Predicts photos with any model; each result has its kind and unit.
 
         Args:
             images: As for `infer`.

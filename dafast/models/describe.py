@@ -1,4 +1,4 @@
-"""Says of a file with weights what it holds: `dafast models info`."""
+"""Describes a file with weights: `dafast models info`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .weight_files import CheckpointError
 
 @dataclass
 class Description:
-    """What weights are.
+    """The description of weights.
 
     Attributes:
         files: Paths of the weights.
@@ -53,7 +53,7 @@ class Description:
 
 
 def describe(name_or_path: str | Path) -> Description:
-    """Reads weights and says what they are, also if `from_pretrained` would refuse them.
+    """Reads and describes weights, also if `from_pretrained` would refuse them.
 
     Args:
         name_or_path: A file, a folder, a hub id, or an id or alias of `dafast.models.zoo`, as for

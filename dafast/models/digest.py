@@ -1,4 +1,4 @@
-"""A digest of a model's weights, by which files note what they were made with."""
+"""The digest of a model's weights, which files of results record."""
 
 from __future__ import annotations
 

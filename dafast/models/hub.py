@@ -1,4 +1,4 @@
-"""Downloads from the Hugging Face hub, with errors that say what to do by hand."""
+"""Downloads from the Hugging Face hub; an error says how to download by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Describes tensors that do not fit: other networks by their names, and what differs."""
+"""Describes tensors that do not fit: names of other networks, and the differences."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def _is_distill(weights: Weights) -> bool:
 
 
 def looks_like(weights: Weights) -> str:
-    """What a set of tensors seems to be."""
+    """Guesses the network that a set of tensors belongs to."""
     if other := other_network(weights):
         return other
     tensors = weights.tensors

@@ -1,4 +1,4 @@
-"""From photos to maps at their own resolution: what `DepthAnything.infer` runs.
+"""Predicts photos at their own resolution, for `DepthAnything.infer`.
 
 Peak memory, with the resulting float32 map (4 bytes a pixel): 11 bytes a pixel of an 8-bit RGB file
 (0.5 GiB for 50 megapixels), 16 of a uint16 array, 23 of an RGBA array, without the caller's own

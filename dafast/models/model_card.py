@@ -36,7 +36,7 @@ _SETTINGS = ("preset", "init", "encoder_init", "freeze_encoder")
 
 
 class TrainingRun:
-    """What is known about the training of a model.
+    """Facts about the training of a model.
 
     Attributes:
         scores: The numbers of evaluation.json by name; empty without this file.

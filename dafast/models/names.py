@@ -50,7 +50,7 @@ _OTHER_VERSIONS = re.compile(r"dino-?v2|nyu-?d?(?:epth)?-?v2|kitti-?2")
 
 @dataclass(frozen=True)
 class NameClaim:
-    """What names say about weights.
+    """The facts that the names of a file and its folder give about weights.
 
     Attributes:
         preset: The published model, if the name is one that was published.
@@ -77,7 +77,7 @@ def _words(name: str) -> str:
 
 
 def _stem(name: str) -> str:
-    """A name without suffixes and without what only says how it is stored."""
+    """Removes suffixes from a name, and words that only describe the storage."""
     name = _SUFFIX.sub("", name)
     while (shorter := _COPY.sub("", name)) != name:
         name = shorter

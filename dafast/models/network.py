@@ -102,7 +102,7 @@ class DepthNetwork(nn.Module):
         return self._finish(self._decode(taps[:4], rows, columns)), taps[-1]
 
     def predict_sky(self, x: Tensor | Sequence[Tensor]) -> Any:
-        """Where the sky is, from a model with a sky head.
+        """Predicts the sky with a model that has a sky head.
 
         Args:
             x: As for `forward`.

@@ -139,7 +139,7 @@ class OptimizedNetwork(DepthNetwork):
         fp8: bool | Literal["emulate"] | None,
         calibration: Sequence[Any] | None,
     ) -> _Bits:
-        """The requested choice; what is not requested stays."""
+        """Applies the requested choices; the others stay."""
         if int8 and fp8:
             raise ValueError("optimize() takes int8=True or fp8=True, not both")
         if fp8 not in (None, False, True, "emulate"):

@@ -154,7 +154,7 @@ def _sphere(count: int) -> Tensor:
 def _sample(
     native: Tensor, rotation: Tensor, rays: Tensor, align_corners: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What a view has in directions (..., 3).
+    """Samples a view in directions (..., 3).
 
     Returns:
         The values of its map, the distance over the depth there, and weights: 1 in the middle of
@@ -214,7 +214,7 @@ def _solve_disparity(
 def _solve_depth(
     values: np.ndarray, stretch: np.ndarray, weights: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What is added to the logarithm of each view's depth, so that distances agree."""
+    """Solves for the offsets of the logarithm of each view's depth that make distances agree."""
     count = len(values)
     distance = values + np.log(stretch)
     robust, shifts = np.ones_like(weights), np.zeros(count)

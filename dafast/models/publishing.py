@@ -111,7 +111,7 @@ def _is_ours(file: str) -> bool:
 
 @contextlib.contextmanager
 def _explained(repo_id: str) -> Iterator[None]:
-    """Turns what the client of the hub raises into a `HubError`."""
+    """Converts errors of the hub's client to a `HubError`."""
     try:
         yield
     except Exception as error:  # of the client, of its HTTP library, of the system

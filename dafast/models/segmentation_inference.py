@@ -23,7 +23,7 @@ from .transfer import MAX_BATCH_TOKENS
 
 @dataclass(frozen=True)
 class SegmentationOptions:
-    """How a photo is shown to the network.
+    """Options of the inference of a segmentation model.
 
     Attributes:
         size: Shorter side in pixels at scale 1; 0 for the size that the encoder was trained at

@@ -1,4 +1,4 @@
-"""What the results of a model depend on, and whether it has changed since."""
+"""The state that the results of a model depend on, and the check whether it has changed."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ _SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 
 @dataclass
 class Source:
-    """Where the weights of a model are, and what is known about them.
+    """The files of a model's weights, and the facts that are known about them.
 
     Attributes:
         label: What the user asked for, for messages.

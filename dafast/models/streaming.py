@@ -1,4 +1,4 @@
-"""Frame by frame through a network: what `DepthAnything.stream` runs."""
+"""Predicts a video frame by frame, for `DepthAnything.stream`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _MOST_WORKERS = 4
 BATCH_FRAMES = 8
 """Frames of a batch at most; every batch has this number or a power of two below it.
 
-Maps can depend on the size of the batch in their last bits: a run that goes on in the middle of a
+Maps can depend on the size of the batch in their last bits: a run that continues in the middle of a
 video begins at a multiple of this number of frames.
 """
 
@@ -182,7 +182,7 @@ def _launch(
 
 
 class _Cameras:
-    """The camera of the frames, and what makes metres of a model that needs it."""
+    """The camera of the frames, and the conversion to metres for a model that needs it."""
 
     def __init__(
         self, model: DepthNetwork, intrinsics: Any = None, fov: float | None = None

@@ -64,7 +64,7 @@ def tile_side(shape: tuple[int, int], size: int, tile: int | str | None) -> int 
 
 
 def starts_of(length: int, side: int) -> list[int]:
-    """Where tiles of this side begin, evenly along a length, with `OVERLAP` or more."""
+    """Computes the starts of tiles of this side, evenly spaced, with `OVERLAP` or more overlap."""
     if length <= side:
         return [0]
     step = max(1, math.floor(side * (1 - OVERLAP)))

@@ -1,4 +1,4 @@
-"""The published models of the family: where they are, what they predict, their licenses."""
+"""The published models of the family: their files, predictions and licenses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an exported file says about itself: strings in the metadata of the file."""
+"""Facts of an exported file: strings in its metadata."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class FileFacts:
 
     @classmethod
     def from_strings(cls, strings: Mapping[str, str], name: str = "the file") -> FileFacts:
-        """Reads what `to_strings` wrote.
+        """Reads the facts that `to_strings` wrote.
 
         Args:
             strings: The metadata of a file.

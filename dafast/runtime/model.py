@@ -197,7 +197,7 @@ class OnnxModel:
         return results[0] if single else results
 
     def segment(self, images: Any, *, size: int | None = None) -> Any:
-        """The class of every pixel of photos; see `dafast.SegmentationModel.segment`.
+        """Returns the class of every pixel of photos; see `dafast.SegmentationModel.segment`.
 
         Args:
             images: As for `predict`.
@@ -232,7 +232,7 @@ class OnnxModel:
     def _maps(
         self, photo: np.ndarray, fit: str | None, size: int | None, padding: str, max_tokens: int
     ) -> tuple[list[np.ndarray], Geometry]:
-        """The outputs for a photo at its own size, and how it was resized."""
+        """Returns the outputs for a photo at its own size, and the geometry of its resize."""
         config, facts = self.config, self.facts
         height, width = photo.shape[:2]
         geometry = plan_geometry(
@@ -267,7 +267,7 @@ class OnnxModel:
 def network_input(
     config: ModelConfig, photo: np.ndarray, geometry: Geometry, fit: str, padding: str
 ) -> np.ndarray:
-    """A photo (H, W, 3) as the network's input (3, h, w), float32."""
+    """Converts a photo (H, W, 3) to the network's input (3, h, w), float32."""
     resized = resize_photo(photo, geometry, fit)
     mean, std = (
         np.array(values, np.float32)[:, None, None] for values in (config.mean, config.std)

@@ -1,4 +1,4 @@
-"""The HTTP application: routes, limits and what it says of itself."""
+"""The HTTP application: its routes, limits, status and metrics."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ class Server:
 
     @asynccontextmanager
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
-        """Runs the workers while the application runs."""
+        """Starts the workers with the application and ends them with it."""
         self.pool = Pool(self.settings, self.metrics.batches.observe)
         self.videos = VideoJobs(self.settings)
         try:
@@ -201,7 +201,7 @@ class Server:
 
 
 async def _wait_for_hangup(request: Request) -> None:
-    """Returns when the client has closed the connection; the body must have been read."""
+    """Waits until the client closes the connection. Call it after the body was read."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
@@ -316,7 +316,7 @@ def _add_depth(app: FastAPI, server: Server) -> None:
 
 
 def _add_status(app: FastAPI, server: Server) -> None:
-    """Adds what the server says of itself."""
+    """Adds the routes that describe the server: readiness, models and metrics."""
 
     @app.get("/v1/models", summary="Models", dependencies=[Depends(server.check_token)])
     async def list_models() -> list[dict[str, Any]]:

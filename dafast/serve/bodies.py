@@ -34,7 +34,7 @@ async def read_picture(request: Request, settings: ServerSettings) -> bytes | An
 
 
 async def _read_body(request: Request, settings: ServerSettings) -> bytes | Answer:
-    """All of the body, within the limits of size and time."""
+    """Reads the whole body, within the limits of size and time."""
     too_large = refuse(413, f"the body has more than {settings.max_bytes} bytes")
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > settings.max_bytes:

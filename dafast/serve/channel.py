@@ -1,6 +1,7 @@
 """A connection between two processes that is fast for messages of a megabyte.
 
-That of `multiprocessing` reads and writes a megabyte in many small steps, which costs milliseconds.
+The connections of `multiprocessing` read and write a megabyte in many small steps, which costs
+milliseconds.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ class Channel:
         self._socket = end
 
     def send(self, message: Any) -> None:
-        """Sends a message. Each `pickle.PickleBuffer` in it is sent from where it is.
+        """Sends a message. Each `pickle.PickleBuffer` in it is sent without a copy.
 
         Raises:
             OSError: If the other end is closed.

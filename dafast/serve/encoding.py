@@ -1,4 +1,4 @@
-"""The files that a server makes of a result."""
+"""Encodes results as the files that a server returns."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ SUFFIXES = {"png16": ".png", "color": ".png", "gray": ".png"}
 
 
 def suffix_of(name: str) -> str:
-    """Suffix of the files of a format."""
+    """Returns the file suffix of a format."""
     return SUFFIXES.get(name, f".{name}")
 
 
 def encode(result: DepthResult, name: str, palette: str = "Spectral_r") -> bytes:
-    """A result as the bytes of a file.
+    """Encodes a result as the bytes of a file.
 
     Args:
         result: The result, with its image for ``npz``, ``ply`` and ``glb``.
@@ -71,12 +71,12 @@ def _as_json(result: DepthResult) -> bytes:
 
 
 def _known(value: object) -> object:
-    """JSON has no NaN and no infinity."""
+    """Returns None instead of NaN and infinity, which JSON does not have."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def headers_of(result: DepthResult) -> dict[str, str]:
-    """What the map means, for HTTP headers."""
+    """Describes a map for HTTP headers."""
     height, width = result.values.shape
     low, high = result.range
     headers = {

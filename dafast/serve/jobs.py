@@ -1,4 +1,4 @@
-"""What travels between the server and its workers.
+"""The messages between the server and its workers.
 
 The bytes of pictures and files are `PickleBuffer`s in a pickle, so that a `Channel` does not copy
 them.

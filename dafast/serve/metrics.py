@@ -1,4 +1,4 @@
-"""What ``/metrics`` reports, for Prometheus."""
+"""The metrics of a server, in Prometheus' format."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ _HEADERS = {
 
 
 def samples() -> dict[str, Path]:
-    """The sample photos by name; they are in the package, or next to it in a checkout."""
+    """Finds the sample photos, by name: in the package, or next to it in a checkout."""
     package = Path(str(resources.files("dafast")))
     folders = (package / "photos", package.parent / "examples" / "photos")
     folder = next((folder for folder in folders if folder.is_dir()), None)

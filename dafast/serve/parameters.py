@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse
 
 
 async def check_names(request: Request) -> None:
-    """Refuses a request with a query parameter that its route does not have, or has twice."""
+    """Refuses a request with an unknown or repeated query parameter."""
     route: Any = request.scope["route"]
     accepted = [each.alias for each in route.dependant.query_params]
     given = Counter(name for name, _ in request.query_params.multi_items())
@@ -33,5 +33,5 @@ async def _explain(request: Request, error: Exception) -> JSONResponse:
 
 
 def add_explanations(app: FastAPI) -> None:
-    """Makes the errors of parameters one line of text, as all other errors are."""
+    """Returns errors of parameters as one line of text, like all other errors."""
     app.add_exception_handler(RequestValidationError, _explain)

@@ -1,7 +1,7 @@
-"""The queue of requests, and the workers that empty it.
+"""The queue of requests, and the workers that answer them.
 
 A request that was accepted stays in the server's own process until its answer is there. If a worker
-dies, another one takes its place, and its requests are computed again, one at a time: a picture
+dies, another one replaces it, and its requests are computed again, one at a time: a picture
 that crashes workers does not take others with it.
 """
 
@@ -306,7 +306,7 @@ class Pool:
         return item
 
     def cancel(self, item: QueuedJob) -> None:
-        """Gives up a request; a worker that has it already computes it for nobody."""
+        """Drops a request; if a worker already computes it, its answer is dropped."""
         item.future.cancel()
         self.queue.remove(item)
 

@@ -1,4 +1,4 @@
-"""`ServerSettings`: what a server accepts and how much of it."""
+"""`ServerSettings`: the models, limits and options of a server."""
 
 from __future__ import annotations
 

@@ -20,11 +20,11 @@ _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
 class _ForbiddenAddressError(OSError):
-    """The address is not one of the public internet."""
+    """The address does not belong to the public internet."""
 
 
 def is_public(text: str) -> bool:
-    """Whether an IP address is of the public internet, and one of IPv4 that it contains, too."""
+    """Whether an IP address, and any IPv4 address within it, belongs to the public internet."""
     address = ipaddress.ip_address(text.partition("%")[0])
     if isinstance(address, ipaddress.IPv6Address):
         inner = address.ipv4_mapped or address.sixtofour
@@ -57,7 +57,7 @@ class _PublicHTTP(http.client.HTTPConnection):
 
 
 class _PublicHTTPS(http.client.HTTPSConnection, _PublicHTTP):
-    """Wraps the socket of `_PublicHTTP`, which is next in its order of methods."""
+    """Adds TLS to the socket of `_PublicHTTP`, the next class in the method resolution order."""
 
 
 class _PublicHandler(urllib.request.HTTPHandler):

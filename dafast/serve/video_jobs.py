@@ -1,6 +1,6 @@
-"""Videos as jobs: one process converts one video at a time, and the others wait.
+"""Video jobs: one video is converted at a time, and the others wait.
 
-The process is a new one for each video. A damaged video that crashes it fails its own job only.
+Each video gets a new process, so a damaged video that crashes it fails only its own job.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class VideoOptions:
 
 
 class VideoJob:
-    """A video that waits, is converted, or was.
+    """A video that waits, is being converted, or is finished.
 
     Attributes:
         id: Its name, which cannot be guessed.
@@ -67,12 +67,12 @@ class VideoJob:
         self.changed = time.monotonic()
 
     def describe(self) -> dict[str, Any]:
-        """The job as JSON shows it."""
+        """The job as a dictionary for JSON."""
         about: dict[str, Any] = {"id": self.id, "status": self.status, "frames": self.frames}
         return {**about, "total": self.total, "problem": self.problem}
 
     def end(self, status: str, problem: str = "") -> None:
-        """Notes how it ended, and removes what is no longer needed."""
+        """Records the outcome, and removes files that are no longer needed."""
         self.status, self.problem, self.changed = status, problem, time.monotonic()
         self.source.unlink(missing_ok=True)
         if status == "failed":
@@ -97,7 +97,7 @@ class VideoJobs:
 
     @property
     def is_full(self) -> bool:
-        """Whether no further video can wait."""
+        """Whether the queue is full."""
         unfinished = sum(job.status in ("queued", "running") for job in self.jobs.values())
         return unfinished >= self.settings.videos
 
@@ -149,7 +149,7 @@ class VideoJobs:
                 shutil.rmtree(job.folder, ignore_errors=True)
 
     def _follow(self, channel: Channel, job: VideoJob) -> tuple[str, str]:
-        """Notes the progress of a job; returns how it ended."""
+        """Records the progress of a job; returns its outcome."""
         try:
             while True:
                 message = channel.recv()
@@ -178,7 +178,7 @@ def convert(
     out: Path,
     options: VideoOptions,
 ) -> None:
-    """Converts a video; sends ``(frames, total)`` meanwhile, and at the end how it ended."""
+    """Converts a video. Sends ``(frames, total)`` meanwhile, and the outcome at the end."""
     try:
         channel.send(_convert(channel, settings, source, out, options))
     except Exception as error:

@@ -76,7 +76,7 @@ def add_videos(app: FastAPI, server: Any) -> None:
 
 
 def _add_results(app: FastAPI, server: Any, token: list[Any]) -> None:
-    """Adds what tells the progress of a job, sends its result and removes it."""
+    """Adds the routes that report the progress of a job, send its result and remove it."""
     missing: dict[int | str, Any] = {404: {"description": _NO_JOB}}
 
     def find(name: str) -> VideoJob:
@@ -123,7 +123,7 @@ def _add_results(app: FastAPI, server: Any, token: list[Any]) -> None:
 
 
 async def _receive(request: Request, job: VideoJob, settings: ServerSettings) -> None:
-    """Writes the body to the disk, within the limits of size and time."""
+    """Writes the body to disk, within the limits of size and time."""
     size = 0
     try:
         async with asyncio.timeout(10 * settings.timeout):

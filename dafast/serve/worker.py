@@ -81,14 +81,14 @@ def _encode(result: Any, job: Job) -> Answer:
 
 
 class Models:
-    """The models of a worker, loaded when they are first asked for."""
+    """The models of a worker, loaded at their first use."""
 
     def __init__(self, settings: ServerSettings) -> None:
         self.settings = settings
         self._loaded: dict[str, Any] = {}
 
     def load(self, name: str) -> Any:
-        """Returns a model, optimized where that applies."""
+        """Returns a model, optimized if its kind can be."""
         from ..models import DepthAnything
 
         if name not in self._loaded:
@@ -165,7 +165,7 @@ _SHOW_PHOTO = ("npz", "ply", "glb")
 
 
 def count_pixels(data: bytes) -> int:
-    """Number of pixels by the header of a picture file; 0 if it cannot be read."""
+    """Reads the number of pixels from the header of a picture file; 0 if it cannot be read."""
     import PIL.Image
 
     from .._warnings import filtered

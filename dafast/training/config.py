@@ -25,19 +25,19 @@ class ConfigError(ValueError):
 
 
 def _negative(section: Any, prefix: str, *keys: str) -> Iterator[str]:
-    """Those of the keys that are negative or NaN."""
+    """Returns the keys with negative or NaN values."""
     return (f"{prefix}{key} must not be negative" for key in keys if not getattr(section, key) >= 0)
 
 
 def _no_fraction(section: Any, prefix: str, *keys: str) -> Iterator[str]:
-    """Those of the keys that are not in [0, 1]."""
+    """Returns the keys with values outside of [0, 1]."""
     outside = (key for key in keys if not 0 <= getattr(section, key) <= 1)
     return (f"{prefix}{key} must be in [0, 1]" for key in outside)
 
 
 @dataclass(frozen=True)
 class ModelSection:
-    """Which model is trained and what it starts from.
+    """The model, and the weights that its training starts from.
 
     Attributes:
         preset: Name of a preset (`nano`, `vits`, `vitb`, `vitl`, ...).
@@ -67,7 +67,7 @@ class ModelSection:
 
 @dataclass(frozen=True)
 class DataSection:
-    """Where the data is and how it is read.
+    """The training data, and options for reading it.
 
     Attributes:
         path: Folder, glob pattern or file of training shards. Or a list of pictures with their
@@ -282,8 +282,8 @@ class TrainConfig:
     """A training run.
 
     Attributes:
-        model: Which model is trained and what it starts from.
-        data: Where the data is and how it is read.
+        model: The model, and the weights that its training starts from.
+        data: The training data, and options for reading it.
         augment: How labeled images are cropped and disturbed.
         unlabeled: What a student learns from in addition to labeled images.
         metric: Depth in metres instead of relative disparity.

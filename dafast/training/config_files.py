@@ -107,7 +107,7 @@ def to_json(config: TrainConfig, indent: int | None = None) -> str:
 
 
 def from_json(text: str) -> TrainConfig:
-    """Reads what `to_json` wrote, possibly in another version.
+    """Reads a configuration that `to_json` wrote, possibly in another version.
 
     Settings that are not in the text have their defaults; settings that this version does not know
     are left out.

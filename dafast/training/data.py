@@ -74,7 +74,7 @@ class UnlabeledBatch(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """What a rank sees in a step.
+    """The samples of one rank in a step.
 
     Attributes:
         image: (B, 3, H, W) uint8; colours are changed, and values normalised, on the device.

@@ -1,4 +1,4 @@
-"""How a step changes the weights: gradients, optimizers, learning rates, moving average."""
+"""The update of the weights: gradients, optimizers, learning rates, moving average."""
 
 from __future__ import annotations
 

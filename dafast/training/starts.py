@@ -1,4 +1,4 @@
-"""What a training run starts from: trained weights, a trained encoder, or random weights."""
+"""The start of a training run: trained weights, a trained encoder, or random weights."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def build_model(
     channels_last: bool,
     start: DepthAnything | None = None,
 ) -> DepthAnything:
-    """Builds the model from what `section` says it starts from, ready to be trained.
+    """Builds the model with the initial weights that `section` names, ready for training.
 
     Args:
         section: What it starts from, and which size it must have.

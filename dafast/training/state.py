@@ -30,7 +30,7 @@ class TrainingStateError(RuntimeError):
 
 @dataclass
 class RunState:
-    """How far a run is.
+    """The progress of a run.
 
     Attributes:
         step: Steps done.
@@ -81,7 +81,7 @@ def set_random_state(state: dict[str, Any]) -> None:
 
 
 def checkpoint_folder(out: str | Path) -> Path:
-    """Where a run keeps its checkpoints."""
+    """Returns the folder of a run's checkpoints."""
     return Path(out) / "checkpoints"
 
 

@@ -31,7 +31,7 @@ class SampleSet(Protocol):
 
 
 class StepBatch(Protocol):
-    """What the loop reads of a batch of any task."""
+    """The fields of a batch that the loop reads, for any task."""
 
     @property
     def keys(self) -> Sequence[str]:
@@ -114,7 +114,7 @@ Model = TypeVar("Model", bound=TrainedModel)
 
 @dataclass(frozen=True)
 class Task(Generic[Data, Model]):
-    """What a run learns. Each file of `dafast.training.tasks` has one as `TASK`.
+    """A task that a run can learn. Each file of `dafast.training.tasks` has one as `TASK`.
 
     Attributes:
         check: Yields a message for each setting that does not work in this task.
@@ -157,7 +157,7 @@ def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractCon
 
 
 class Normalise(nn.Module):
-    """RGB of 0 to 255 to what a network expects.
+    """Converts RGB of 0 to 255 to the normalised input of a network.
 
     Args:
         mean: Per channel, of RGB in 0..1.

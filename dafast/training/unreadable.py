@@ -34,7 +34,7 @@ class Unreadable:
         return {name: reasons for name, reasons in every.items() if reasons}
 
     def add(self, found: dict[str, list[str]], world: World) -> None:
-        """Adds what all processes have found; each of them must call it.
+        """Adds the findings of all processes; each process must call it.
 
         Raises:
             ShardError: On all processes, where too large a fraction of a set is unreadable.

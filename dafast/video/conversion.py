@@ -1,8 +1,8 @@
-"""From a video to a video of its depth: decodes, predicts, stabilizes and encodes at one time.
+"""Converts a video to a video of its depth: decodes, predicts, stabilizes and encodes in parallel.
 
 Each step runs in a thread, with bounded queues between them, so the memory does not depend on the
 length of the video. The result is encoded in segments, which are joined at the end. The state after
-each whole segment is on disk: an interrupted conversion goes on there.
+each whole segment is on disk, and an interrupted conversion continues from it.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ _NO_PIXELS = np.empty((0, 0, 3), np.uint8)
 Predict = Callable[[Iterator[np.ndarray], bytes], Generator["DepthResult | Restart", None, None]]
 """Gives a result without an image for each frame, in order.
 
-A model whose maps depend on earlier frames puts marks between them. A conversion that goes on at a
-mark passes its state, and the frames of the results that follow it.
+A model whose maps depend on earlier frames puts marks between them. A conversion that continues at
+a mark passes its state, and the frames of the results that follow it.
 """
 
 
@@ -153,7 +153,7 @@ class Conversion:
             self._raw = RawValues(self.work.raw, (self.info.height, self.info.width), self.done)
 
     def run(self) -> Generator[int, None, None]:
-        """Writes the frames; yields the number of frames that are done after each of them."""
+        """Writes the frames; yields the number of finished frames after each of them."""
         steps = staged(self._write(), 1)
         with writing(self.outputs.main), contextlib.closing(steps):
             yield from steps
@@ -215,8 +215,8 @@ class Conversion:
     ) -> Checkpoint:
         """The state behind the last frame of a segment.
 
-        Reading goes on at the model's last mark, or at the beginning of a batch: maps can depend on
-        the batch in their last bits.
+        Reading continues at the model's last mark, or at the beginning of a batch: maps can
+        depend on the batch in their last bits.
         """
         given, model = mark or (total - total % self.outputs.batch, b"")
         repeated = total - given

@@ -70,7 +70,7 @@ def _box(image: np.ndarray) -> np.ndarray:
 
 
 def _grown(mask: np.ndarray, margin: int) -> np.ndarray:
-    """Pixels within ``margin`` rows and columns of one of the mask."""
+    """Dilates the mask by ``margin`` rows and columns."""
     for _ in range(margin):
         padded = np.pad(mask, 1)
         rows = padded[:-2] | padded[1:-1] | padded[2:]
@@ -135,7 +135,7 @@ def _layout(grey: np.ndarray) -> np.ndarray:
 
 
 def _likeness(a: np.ndarray, b: np.ndarray) -> float:
-    """The largest correlation of two layouts over all shifts, at most 1."""
+    """Returns the largest correlation of two layouts over all shifts, at most 1."""
     product = np.fft.rfft2(a) * np.conj(np.fft.rfft2(b))
     return float(np.fft.irfft2(product, a.shape).max())
 

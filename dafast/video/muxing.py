@@ -13,7 +13,7 @@ from .source import RESTART, VideoError, VideoInfo, ffmpeg_name
 _FORMATS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska"}
 
 _OWN = {"encoder", "major_brand", "minor_version", "compatible_brands", "duration"}
-"""Metadata that describe the file and not what it shows."""
+"""Metadata that describe the file, not its content."""
 
 
 class Span(NamedTuple):
@@ -123,7 +123,7 @@ def _note_display(context: Any, info: VideoInfo, colors: tuple[int, int]) -> Non
 
 
 def _add_copies(container: Any, source: Any, span: Span) -> dict[int, Any]:
-    """Adds streams for the sound and the subtitles, by the number of the source's stream."""
+    """Adds streams for the sound and the subtitles; returns them by number in the source."""
     copies = {}
     for stream in _others(source):
         copy = container.add_stream_from_template(stream)
@@ -192,7 +192,7 @@ def _other_packets(
 
 
 class _Clock:
-    """Makes the time stamps of a stream's packets increase, without which no file takes them."""
+    """Makes the time stamps of a stream's packets increase, as every container requires."""
 
     def __init__(self) -> None:
         self._moved, self._last, self._next = 0, -(1 << 62), 0

@@ -164,7 +164,7 @@ class AnimationReader(_Timed):
         return round(self._image.info.get("duration", 0)) or _DEFAULT_MILLISECONDS
 
     def frames(self, after: Position | None = None) -> Iterator[Frame]:
-        """Yields the frames; transparent pixels are laid over white."""
+        """Yields the frames, composited over white."""
         picker, pts = Picker(self.selection), 0
         for number in range(self._total):
             try:
@@ -188,10 +188,10 @@ class AnimationReader(_Timed):
 
 
 class ArrayReader(_Timed):
-    """Pictures that a program has: arrays, tensors, PIL images or paths.
+    """Pictures from a program: arrays, tensors, PIL images or paths.
 
     Args:
-        pictures: Anything that gives them one after the other.
+        pictures: Any iterable of them.
         selection: Its ``fps`` is the rate, 30 by default.
 
     Raises:

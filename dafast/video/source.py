@@ -1,4 +1,4 @@
-"""What every reader of a video gives: facts, and frames with their times."""
+"""The interface of video readers: facts of the video, and frames with their times."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DEFAULT_RATE = 30.0
 
 
 def ffmpeg_name(path: Path) -> str:
-    """The name of a file for FFmpeg, which takes what precedes a colon for a protocol."""
+    """The name of a file for FFmpeg, which reads the part before a colon as a protocol."""
     return f"file:{path}"
 
 

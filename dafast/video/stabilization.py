@@ -64,7 +64,7 @@ class StabilizedFrame:
 
 
 class Stabilizer(Protocol):
-    """What `make_stabilizer` returns."""
+    """The interface of stabilizers; `make_stabilizer` makes one."""
 
     def push(self, frame: np.ndarray, disparity: np.ndarray) -> list[StabilizedFrame]:
         """Takes the next frame and returns those that are finished, in order.
@@ -84,7 +84,7 @@ class Stabilizer(Protocol):
         """Everything that `restore` needs to continue exactly here, as arrays for `numpy.savez`."""
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
-        """Continues where another stabilizer with the same settings returned ``state``."""
+        """Continues from the ``state`` of a stabilizer with the same settings."""
 
 
 def make_stabilizer(
@@ -202,7 +202,7 @@ class _Match:
     values: np.ndarray
 
     def fit(self) -> ScaleFit | None:
-        """The scale and shift that bring the map to the reference.
+        """Computes the scale and shift that bring the map to the reference.
 
         Pixels that did not move decide. If they are few or of one disparity, those that the flow
         carries along serve too: an object that comes nearer would change the scale of the rest.
@@ -309,7 +309,7 @@ class _Shot:
             self.mean = _affine(self.mean, gain, self.shift - gain * found.shift)
 
     def state(self) -> dict[str, np.ndarray]:
-        """What `restore` needs."""
+        """The state that `restore` takes."""
         numbers = np.array([self.scale, self.shift, self.failures], np.float64)
         return {"numbers": numbers, **{name: getattr(self, name) for name in self._MAPS}}
 
@@ -361,7 +361,7 @@ class _DisplayRange:
         return replace(frame, values=values, low=low, high=high)
 
     def state(self) -> dict[str, np.ndarray]:
-        """What `restore` needs."""
+        """The state that `restore` takes."""
         rows = [(f.low, f.high, f.cut, f.scale, f.shift) for f in self.waiting]
         return {
             "current": np.array(self.current or (), np.float64),
@@ -390,7 +390,7 @@ def _affine(values: np.ndarray, scale: float, shift: float) -> np.ndarray:
 
 
 def _percentiles(values: np.ndarray) -> tuple[float, float]:
-    """The display range of one map; 0 and 0 if no pixel has a value."""
+    """Computes the display range of one map; 0 and 0 if no pixel has a value."""
     finite = values[np.isfinite(values)]
     if not finite.size:
         return 0.0, 0.0

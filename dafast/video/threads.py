@@ -113,7 +113,7 @@ class Stage(Generic[_T]):
 
     @property
     def is_running(self) -> bool:
-        """Whether the thread has not ended."""
+        """Whether the thread is running."""
         return self._thread.is_alive()
 
 

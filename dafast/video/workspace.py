@@ -17,10 +17,10 @@ from .source import Position, VideoError
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Where a conversion goes on after a whole segment.
+    """The point where a conversion continues after a whole segment.
 
     Attributes:
-        position: The frame behind which reading goes on; None for the beginning.
+        position: The frame behind which reading continues; None for the beginning.
         repeated: Frames behind it that were written.
         frames: Frames that were written.
         pending: Frames behind them that the stabilizer has already seen.
@@ -51,7 +51,7 @@ class Workspace:
         self.path = target.with_name(f".{target.name}.parts")
 
     def exists(self) -> bool:
-        """Whether an earlier conversion left it."""
+        """Whether the folder of an earlier conversion exists."""
         return self._settings.is_file()
 
     @property
@@ -73,7 +73,7 @@ class Workspace:
         return self.path / f"{number:06d}.nut"
 
     def begin(self, settings: Mapping[str, Any]) -> None:
-        """Empties the folder, and notes the settings."""
+        """Empties the folder and records the settings."""
         self.remove()
         self.path.mkdir(parents=True)
         write_file(self._settings, json.dumps(settings, indent=2, sort_keys=True))
@@ -82,7 +82,7 @@ class Workspace:
         """Checks that the conversion that left the folder had the same settings.
 
         Raises:
-            VideoError: If it had others; the message names them.
+            VideoError: If the settings differ; the message names them.
         """
         try:
             found = json.loads(self._settings.read_text(encoding="utf-8"))
@@ -97,7 +97,7 @@ class Workspace:
             )
 
     def save(self, number: int, checkpoint: Checkpoint) -> None:
-        """Notes the state after a segment; the segment counts from now on."""
+        """Records the state after a segment, which makes the segment valid."""
         place, last = checkpoint.position or Position(-1, -1), checkpoint.last
         numbers = [place.number, place.pts, checkpoint.repeated, checkpoint.frames]
         numbers += [checkpoint.pending, last.number, last.pts, checkpoint.duration]

@@ -203,7 +203,7 @@ def test_ctrl_c_leaves_a_playable_file_and_resume_gives_the_same(
     assert call(clip, "--out", whole, "--raw", tmp_path / "whole.npz")[0] == 0
     with interrupt(7):
         code, text = call(clip, "--out", out, "--raw", tmp_path / "out.npz")
-    assert code == 130 and "--resume goes on" in text
+    assert code == 130 and "--resume continues" in text
     assert len(decoded(out)) == 7 and (tmp_path / ".out.mp4.parts").is_dir()
     assert all(time <= UNEVEN[7] / TICKS for time, _ in packets_of(out, "audio"))
     assert call(clip, "--out", out)[0] == 1  # it exists
@@ -310,7 +310,7 @@ def test_a_full_disk_is_named_and_resume_goes_on(call, rng, tmp_path):
     with full_disk.limited(40_000):
         code, text = call(clip, "--out", out, *options)
     assert code == 1 and "Traceback" not in text and not out.exists()
-    assert f"cannot write {out}: " in text and text.rstrip().endswith("; --resume goes on")
+    assert f"cannot write {out}: " in text and text.rstrip().endswith("; --resume continues")
     assert call(clip, "--out", out, *options, "--resume")[0] == 0
     assert len(decoded(out)) == 12
 

@@ -197,10 +197,10 @@ def test_packs_and_labels(
     assert main(["data", "check", name, str(root)]) == 0
     text = capsys.readouterr().out
     assert f"{len(made)} read: {len(made)} good, 0 damaged\n" in text
-    assert get_picture_reader(name).licence in text
+    assert get_picture_reader(name).license in text
     assert Image.open(f"{name}-check.png").size[0] > 192
     command = ["data", "pack", name, str(root), "--out", str(out), "--shard-size", "2"]
-    for _ in range(2):  # the second run goes on from the first
+    for _ in range(2):  # the second run continues from the first
         assert main(command) == 0
         assert f"{len(made)} samples of {len(made)}" in capsys.readouterr().out
     (tmp_path / "labeled").mkdir()
@@ -297,5 +297,5 @@ def test_the_table_in_the_docs() -> None:
     for name in PICTURE_NAMES:
         reader = get_picture_reader(name)
         row = next(line for line in page.splitlines() if line.startswith(f"| `{name}` "))
-        for fact in (reader.licence, reader.published):
+        for fact in (reader.license, reader.published):
             assert fact in row, f"{name}: {fact!r} is not in its row of docs/data.md"

@@ -452,5 +452,5 @@ def test_the_table_in_the_docs() -> None:
     for name in NAMES:
         reader = get_reader(name)
         row = next(line for line in page.splitlines() if line.startswith(f"| `{name}` "))
-        for fact in (reader.units, reader.invalid, reader.licence, reader.published):
+        for fact in (reader.units, reader.invalid, reader.license, reader.published):
             assert fact in row, f"{name}: {fact!r} is not in its row of docs/data.md"

@@ -68,7 +68,7 @@ def test_failures_are_kept_beside_the_shard(tmp_path: Path) -> None:
 def test_a_full_disk_leaves_what_is_finished(
     tmp_path: Path, rng: np.random.Generator, capsys: pytest.CaptureFixture
 ) -> None:
-    """Packing and labelling: one line that names the file, and the same command goes on."""
+    """Packing and labelling: one line that names the file, and the same command continues."""
     for name, side in (("a", 40), ("b", 900)):
         pixels = rng.integers(0, 256, (side, side, 3), np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"{name}.jpg", quality=100)

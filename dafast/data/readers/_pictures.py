@@ -81,7 +81,7 @@ class PictureReader:
 
     Attributes:
         name: As on the command line.
-        licence: Of the pictures.
+        license: Of the pictures.
         published: The number of pictures, with its source.
         counts: The same as ranges (least, most), one for each form of the set.
         layout: The folders and files, for messages.
@@ -92,7 +92,7 @@ class PictureReader:
     """
 
     name: str
-    licence: str
+    license: str
     published: str
     counts: tuple[tuple[int, int], ...]
     layout: str

@@ -40,7 +40,7 @@ class Reader:
         disparity_unit: Unit of the disparity that `read` returns: "1/metre", or "relative" if the
             set has no metric scale. Shards store it with their labels.
         invalid: The value of a pixel without a label.
-        licence: Of the data.
+        license: Of the data.
         published: The number of pictures, with its source.
         counts: The same as ranges (least, most), one for each form of the set; a rounded figure
             gives a wide range.
@@ -55,7 +55,7 @@ class Reader:
     units: str
     disparity_unit: Literal["1/metre", "relative"]
     invalid: str
-    licence: str
+    license: str
     published: str
     counts: tuple[tuple[int, int], ...]
     layout: str

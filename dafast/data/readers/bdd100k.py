@@ -15,7 +15,7 @@ from dafast.data.readers._pictures import PictureReader, by_name
 
 READER = PictureReader(
     name="bdd100k",
-    licence="not found stated",
+    license="not found stated",
     published="100,000 key frames (BDD100K), 8.2M frames of the videos (Depth Anything)",
     counts=((100_000, 100_000), (8_150_000, 8_249_999)),
     layout="""

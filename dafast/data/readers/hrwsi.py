@@ -6,7 +6,7 @@ scale and shift, large = near. The mask's nonzero pixels are valid.
 Sources: the author's answers at https://github.com/KexianHust/Structure-Guided-Ranking-Loss: issue
 17 (the label is the horizontal part of the optical flow, taken as disparity), issue 5 (the mask is
 the check of the flow forward and backward, and the loss counts where it is set), README.md at
-4321034 (the licence). They do not describe the folders: these, the names, formats and counts follow
+4321034 (the license). They do not describe the folders: these, the names, formats and counts follow
 independent readers (pldepth/data/dao/hr_wsi.py of https://github.com/julilien/PLDepth at a64e1eb).
 No copy of the set was available for a test.
 """
@@ -48,7 +48,7 @@ READER = Reader(
     units="disparity up to scale and shift, 8-bit",
     disparity_unit="relative",
     invalid="0 in the valid mask",
-    licence="research only",
+    license="research only",
     published="20,378 for training, 400 for validation",
     counts=((20_378, 20_378),),
     layout="""

@@ -16,7 +16,7 @@ from dafast.data.readers._pictures import PictureReader, by_name
 
 READER = PictureReader(
     name="imagenet21k",
-    licence="ImageNet terms of access: research and education, not commercial",
+    license="ImageNet terms of access: research and education, not commercial",
     published="13.1M (Depth Anything; the release of winter 2021, of which timm's copy keeps "
     "13,151,276), 14,197,122 (fall 2011)",
     counts=((13_050_000, 13_199_999), (14_197_122, 14_197_122)),

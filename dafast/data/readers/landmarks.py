@@ -4,7 +4,7 @@
 with A, B and C. The archives are read as they are, packed or unpacked.
 
 Source: https://github.com/cvdfoundation/google-landmark (README of version 2.1: archives,
-folders, names, counts, licences).
+folders, names, counts, licenses).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dafast.data.readers._pictures import PictureReader, by_name
 
 READER = PictureReader(
     name="landmarks",
-    licence="CC BY without ND each for training; CC0 or public domain the others",
+    license="CC BY without ND each for training; CC0 or public domain the others",
     published="4,132,914 for training, 761,757 as index, 117,577 for testing",
     counts=((4_132_914, 4_132_914), (5_012_248, 5_012_248)),
     layout="""

@@ -53,7 +53,7 @@ def _file(root: Path, name: str) -> Path:
 
 READER = PictureReader(
     name="lsun",
-    licence="not found stated; the pictures belong to their authors",
+    license="not found stated; the pictures belong to their authors",
     published="9,895,373 for training, 300 more in each of 10 categories (TensorFlow Datasets)",
     counts=((9_895_373, 9_895_373), (9_898_373, 9_898_373)),
     layout="""

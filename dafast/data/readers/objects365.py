@@ -8,7 +8,7 @@ storage follow the scripts that download it: ultralytics/cfg/datasets/Objects365
 https://github.com/ultralytics/ultralytics at 002363f (51 archives of pictures for training, 44 for
 validation, of which 0 to 15 are v1 and the others v2; counts) and mmdet/datasets/objects365.py of
 https://github.com/open-mmlab/mmdetection at 394f758 (names, and three pictures that the annotations
-of the training part name and that do not exist). The licence is quoted from others.
+of the training part name and that do not exist). The license is quoted from others.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dafast.data.readers._pictures import PictureReader, by_name
 
 READER = PictureReader(
     name="objects365",
-    licence="academic use; the pictures are under Flickr's terms",
+    license="academic use; the pictures are under Flickr's terms",
     published="1,742,289 for training, 80,000 for validation",
     counts=((1_742_289, 1_742_292), (1_822_289, 1_822_292)),
     layout="""

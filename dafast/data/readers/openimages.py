@@ -14,7 +14,7 @@ from dafast.data.readers._pictures import PictureReader, by_name
 
 READER = PictureReader(
     name="openimages",
-    licence="listed as CC BY 2.0 each, not verified by the publisher",
+    license="listed as CC BY 2.0 each, not verified by the publisher",
     published="9,178,275 (Open Images V7), 1,743,042 + 41,620 + 125,436 with boxes, "
     "7.8M (Depth Anything)",
     counts=(

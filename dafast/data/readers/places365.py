@@ -16,7 +16,7 @@ _SPLITS = 36_500 + 328_500
 
 READER = PictureReader(
     name="places365",
-    licence="not found stated",
+    license="not found stated",
     published="1,803,460 (standard) or 8,026,628 (challenge) for training, 36,500 for validation, "
     "328,500 for testing; 6.5M (Depth Anything)",
     counts=(

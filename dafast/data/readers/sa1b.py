@@ -14,7 +14,7 @@ from dafast.data.readers._pictures import PictureReader, by_name
 
 READER = PictureReader(
     name="sa1b",
-    licence="SA-1B Dataset Research License",
+    license="SA-1B Dataset Research License",
     published="11M (SA-1B); 11,185,362 (TensorFlow Datasets)",
     counts=((11_185_362, 11_185_362),),
     layout="""

@@ -43,7 +43,7 @@ _TRAIN_ID[list(LABEL_IDS.values())] = np.arange(len(LABEL_IDS))
 
 
 def from_label_ids(ids: np.ndarray) -> np.ndarray:
-    """Label ids (H, W) to train ids; what the benchmark leaves out becomes `IGNORE`."""
+    """Converts label ids (H, W) to train ids; ids that the benchmark leaves out become `IGNORE`."""
     return _TRAIN_ID[ids]
 
 

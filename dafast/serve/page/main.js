@@ -273,7 +273,7 @@ async function fill() {
   }
   const license = () => {
     const model = about.models.find((each) => each.id === $("model").value);
-    $("license").textContent = model.license ? `Licence: ${model.license}` : "";
+    $("license").textContent = model.license ? `License: ${model.license}` : "";
   };
   $("model").onchange = () => { license(); predict(); };
   license();

@@ -241,7 +241,7 @@ def _sunshine(scene: Scene, world: GameWorld, sun: F32, where: F32, face: NDArra
 def _shadow(
     scene: Scene, tracer: Tracer, camera: SceneCamera, linear: F32, depth: F32, front: B1
 ) -> None:
-    """Darkens the world where the objects keep off the lamp."""
+    """Darkens the world where the objects block the lamp."""
     lamp = scene.lights[0].direction
     assert lamp is not None, "light_objects gives a direction"
     rows = np.flatnonzero(np.isfinite(depth) & ~front)

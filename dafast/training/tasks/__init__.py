@@ -1,4 +1,4 @@
-"""What a run can learn: one file for each task, and the choice among them."""
+"""The tasks that a run can learn, one file each, and the choice among them."""
 
 from __future__ import annotations
 

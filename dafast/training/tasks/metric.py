@@ -55,7 +55,7 @@ def metric_config(config: TrainConfig) -> ModelConfig:
 
 
 def build_metric_model(config: TrainConfig, device: torch.device) -> DepthAnything:
-    """Builds the model from what `config.model` says it starts from, relative or metric.
+    """Builds the model with the initial weights that `config.model` names, relative or metric.
 
     Weights that the start lacks, or that mean something else there, start random: the bins of a
     relative model, and the decoder's last convolution where the two have different activations.

@@ -32,7 +32,7 @@ from dafast.training.task import Step, Task, autocast
 
 
 class SegmentationBatch(NamedTuple):
-    """What a rank sees in a step.
+    """The samples of one rank in a step.
 
     Attributes:
         image: (B, 3, H, W) uint8; colours are changed, and values normalised, on the device.
