@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import socket
 import warnings
 from collections.abc import Iterator
@@ -49,22 +50,29 @@ def _host_and_port(cluster: str) -> tuple[str, int] | None:
     return (host, port) if url.scheme == "ray" and host and port else None
 
 
-def _prepare_client(cluster: str, server: tuple[str, int]) -> None:
-    """Checks that a cluster's port for clients answers, and takes the user's token.
-
-    Ray itself would try for 30 seconds and then say only that the time is over. It sends the token
-    of ~/.ray/auth_token on every other connection without a setting.
+def _check_port(cluster: str, server: tuple[str, int]) -> None:
+    """Checks that a port of the cluster answers: Ray would try for 30 seconds, or for minutes.
 
     Raises:
-        ClusterError: If the port does not answer.
+        ClusterError: If it does not.
     """
     try:
         socket.create_connection(server, timeout=_REACH).close()
     except OSError as error:
+        remedy = "start the cluster, or correct RAY_ADDRESS"
+        if cluster != "ray":
+            remedy = (
+                "`ray start --head` opens it with --ray-client-server-port, and 10001 if "
+                "ray[client] is installed there"
+            )
+        host, port = server
         raise ClusterError(
-            f"--cluster {cluster}: the port does not answer ({explain(error)}); `ray start --head` "
-            "opens it with --ray-client-server-port, 10001 if ray[client] is installed there"
+            f"--cluster {cluster}: {host}:{port} does not answer ({explain(error)}); {remedy}"
         ) from error
+
+
+def _take_token() -> None:
+    """Uses the user's token if there is one, as `ray start` does; `ray.init` does not."""
     with contextlib.suppress(ImportError):  # a private name of Ray: RAY_AUTH_MODE=token does it
         from ray._private.authentication import authentication_token_setup
 
@@ -100,8 +108,10 @@ def connected(cluster: str) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    if server is not None:
-        _prepare_client(cluster, server)
+    used = server or _host_and_port("ray://" + os.environ.get("RAY_ADDRESS", ""))
+    if used is not None:
+        _check_port(cluster, used)
+    _take_token()
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Ray Client connection timed out")  # says it twice
@@ -113,7 +123,7 @@ def connected(cluster: str) -> Iterator[None]:
             )
     except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
         why = explain(error)
-        if server is not None and isinstance(error, ConnectionError):
+        if isinstance(error, ConnectionError):
             why += "; if the cluster has a token, copy it into ~/.ray/auth_token"
         raise ClusterError(f"--cluster {cluster}: no connection ({why})") from error
     try:

@@ -75,7 +75,8 @@ def test_errors_of_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
         raise reason
 
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(connection, "_prepare_client", lambda cluster, server: None)
+    monkeypatch.setattr(connection, "_check_port", lambda cluster, server: None)
+    monkeypatch.setattr(connection, "_take_token", lambda: None)
     for reason, words in (
         (RuntimeError("Version mismatch:\n    Ray: 2.1"), r"\(Version mismatch: Ray: 2.1\)"),
         (ConnectionError("ray client connection timeout"), "timeout; if the cluster has a token"),
@@ -104,8 +105,11 @@ def test_mistakes_are_one_line(tmp_path: Path, seed: int, monkeypatch, capsys) -
         assert "give ray, or ray://HOST:PORT" in error(wrong)
     with socket.socket() as server:  # bound, and it does not listen
         server.bind(("127.0.0.1", 0))
-        closed = f"ray://127.0.0.1:{server.getsockname()[1]}"
-        assert f"{closed}: the port does not answer (" in error(closed)
+        closed = f"127.0.0.1:{server.getsockname()[1]}"
+        assert f"ray://{closed}: {closed} does not answer (" in error(f"ray://{closed}")
+        monkeypatch.setenv("RAY_ADDRESS", closed)
+        assert "correct RAY_ADDRESS" in error("ray")
+        monkeypatch.delenv("RAY_ADDRESS")
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert "without torchrun" in error("ray")
     monkeypatch.delenv("WORLD_SIZE")
