@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import signal
+import socket
 import time
 from pathlib import Path
 from threading import current_thread, main_thread
@@ -24,6 +26,9 @@ class LocalCluster:
     Args:
         nodes: Number of worker nodes.
         processors: Of each worker node.
+
+    Attributes:
+        client: Address for clients: ``ray://HOST:PORT``.
     """
 
     def __init__(self, nodes: int = 2, processors: float = 1) -> None:
@@ -36,7 +41,9 @@ class LocalCluster:
     def __enter__(self) -> LocalCluster:
         self._before = os.environ.get("RAY_ADDRESS")
         head = {**self._options, "num_cpus": 0, "include_dashboard": False}
+        head["ray_client_server_port"] = port = free_port()
         self.cluster = Cluster(initialize_head=True, head_node_args=head)
+        self.client = f"ray://{self.cluster.address.rpartition(':')[0]}:{port}"
         for _ in range(self._count):
             self.add_node()
         os.environ["RAY_ADDRESS"] = self.cluster.address
@@ -53,11 +60,19 @@ class LocalCluster:
         for pid in left:
             kill(pid)
 
-    def add_node(self) -> None:
-        """Adds a worker node."""
+    def add_node(self, tries: int = 5) -> None:
+        """Adds a worker node; tries again if it needs more than the 30 seconds that Ray allows."""
         # Ray handles signals of the process for each node, which other threads cannot.
         self.cluster._shutdown_at_exit = current_thread() is main_thread()
-        self.cluster.add_node(wait=False, **self._options)
+        before = children(os.getpid())
+        try:
+            self.cluster.add_node(wait=False, **self._options)
+        except Exception as error:
+            for pid in set(children(os.getpid())) - set(before):
+                kill(pid)
+            if tries == 1 or "timed out during startup" not in str(error):
+                raise
+            self.add_node(tries - 1)
 
     def processes(self) -> dict[int, str]:
         """The workers of the worker nodes: their titles, "ray::..." by process number."""
@@ -103,6 +118,15 @@ def _raylets_of(node: Any) -> list[int]:
     return [info.process.pid for info in node.all_processes.get("raylet", [])]
 
 
+def free_port() -> int:
+    """A free port between those of Ray's workers and those of outgoing connections."""
+    while True:
+        port = random.SystemRandom().randrange(24000, 32000)
+        with socket.socket() as server, contextlib.suppress(OSError):
+            server.bind(("", port))
+            return port
+
+
 def kill(pid: int) -> None:
     """Kills a process, if it still runs."""
     with contextlib.suppress(ProcessLookupError):
@@ -110,12 +134,12 @@ def kill(pid: int) -> None:
 
 
 def children(pid: int) -> list[int]:
-    """The processes that a process started."""
-    try:
-        text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
-    except OSError:
-        return []
-    return [int(number) for number in text.split()]
+    """The processes that a process started, with all its threads."""
+    found: list[int] = []
+    for each in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            found += [int(number) for number in each.read_text().split()]
+    return found
 
 
 def title_of(pid: int) -> str:

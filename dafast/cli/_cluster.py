@@ -70,6 +70,8 @@ def cluster_runner(
     """
     from functools import partial
 
+    # Without this Ray answers a lost connection with one to any cluster that it finds.
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     from ..cluster import RayRunner, connected
 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:

@@ -97,8 +97,9 @@ class RayRunner:
         return self
 
     def __exit__(self, *error: object) -> None:
-        for actor in self._actors:
-            with contextlib.suppress(ray.exceptions.RayError):
+        # Not without a connection: Ray would make one to any cluster that it finds.
+        for actor in self._actors if ray.is_initialized() else []:
+            with contextlib.suppress(ray.exceptions.RayError, ConnectionError):
                 ray.kill(actor.handle)
         self._actors = []
 
@@ -168,8 +169,8 @@ class RayRunner:
                         f"{len(running)} tasks are submitted"
                     )
         finally:
-            for ref in running:
-                with contextlib.suppress(ray.exceptions.RayError):
+            for ref in running if ray.is_initialized() else []:
+                with contextlib.suppress(ray.exceptions.RayError, ConnectionError):
                     ray.cancel(ref, force=True)
 
     def _free_place(self, running: int) -> tuple[_Actor | None] | None:
@@ -209,14 +210,14 @@ class RayRunner:
         """Takes an actor that is loaded; starts another one if it was lost meanwhile."""
         try:
             facts = ray.get(actor.loading)
-        except ray.exceptions.RayTaskError as error:
-            raise error.cause from None
         except ray.exceptions.RayError as error:
             self._failed_starts += 1
             if self._failed_starts >= LOSSES * self._plan.models:
                 raise ClusterError(f"no model could be started: {explain(error)}") from error
             self._replace(actor)
             return
+        if isinstance(facts, Exception):
+            raise facts
         actor.loading, self._failed_starts = None, 0
         if self._facts is None:
             self._facts = facts

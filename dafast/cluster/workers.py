@@ -34,10 +34,12 @@ class Model:
             self._error = error
 
     def facts(self) -> Any:
-        """Returns the facts of the model; raises the error of its loading."""
-        if self._error is not None:
-            raise self._error
-        return self._model.facts
+        """Returns the facts of the model, or the exception that prevented its loading.
+
+        It is returned: Ray prints the trace of an exception that nobody asks for, and the first
+        actor that cannot load its model ends the run.
+        """
+        return self._model.facts if self._error is None else self._error
 
     def predict(self, images: Sequence[np.ndarray], **options: Any) -> list[np.ndarray]:
         """Calls the model."""

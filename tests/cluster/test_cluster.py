@@ -8,6 +8,7 @@ import os
 import random
 import re
 import shlex
+import subprocess
 import sys
 import threading
 import time
@@ -29,7 +30,7 @@ from tests.data import test_picture_readers as pictures
 from tests.training import tiny
 
 ROOT = Path(__file__).resolve().parents[2]
-LIMIT = 500  # seconds
+LIMIT, HOUR = 500, 3600  # seconds
 TITLES = {"worker": "ray::dafast label", "actor": "ray::Model"}
 
 # s3:// for all processes of the cluster: a folder.
@@ -107,12 +108,14 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def kill_meanwhile(out: Path, plan: list[tuple[int, str]], cluster: LocalCluster):
+def kill_meanwhile(
+    out: Path, plan: list[tuple[int, str]], cluster: LocalCluster, limit: float = LIMIT
+):
     """A thread that kills what a plan names once a number of shards is complete."""
     killed: list[str] = []
 
     def work() -> None:
-        end = time.monotonic() + LIMIT
+        end = time.monotonic() + limit
         for shards, what in sorted(plan):
             while len(list(out.glob("*.tar"))) < shards and time.monotonic() < end:
                 time.sleep(0.01)
@@ -150,6 +153,22 @@ def test_labels_are_those_of_one_process_in_spite_of_kills(
     assert shards_of(printed.out) == 11
     assert "is done again" in printed.err
     assert "min left" in printed.err
+
+
+@pytest.mark.cluster
+def test_a_client_outside_the_cluster(cluster: LocalCluster, tmp_path: Path, seed: int) -> None:
+    photos = tiny.write_shards(tmp_path / "in", 6, 8, seed, labeled=False)
+    command = ["label", "--model", "nano", "--size", "42", "--in", str(photos), "--device", "cpu"]
+    assert main([*command, "--out", str(tmp_path / "here")]) == 0
+    there = [*command, "--out", str(tmp_path / "there"), "--cluster", cluster.client]
+    # Another process: Ray's client changes the functions of Ray in its own.
+    ended = subprocess.run(
+        [sys.executable, "-m", "dafast", *there], capture_output=True, text=True, timeout=LIMIT
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "6/6 shards" in ended.stderr
+    assert shards_of(ended.stdout) == 6
+    assert digests(tmp_path / "here") == digests(tmp_path / "there")
 
 
 def documented(photos: Path, root: Path) -> list[list[str]]:
@@ -226,7 +245,7 @@ def test_5000_pictures_and_thirty_kills(
     kinds = ["worker", "actor", "node"] * 10
     random.Random(seed).shuffle(kinds)
     out = tmp_path / "there"
-    thread, killed = kill_meanwhile(out, list(zip(moments, kinds, strict=True)), cluster)
+    thread, killed = kill_meanwhile(out, list(zip(moments, kinds, strict=True)), cluster, HOUR)
     assert main([*command, "--out", str(out), "--cluster", "ray"]) == 0
     thread.join(LIMIT)
     assert sorted(killed) == sorted(kinds)

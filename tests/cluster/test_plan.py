@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import functools
+import socket
 from concurrent.futures import Executor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-pytest.importorskip("ray", reason="ray is not installed")
+ray = pytest.importorskip("ray", reason="ray is not installed")
 
+# ruff: noqa: E402
 from dafast.cli import main
+from dafast.cluster import ClusterError, connected, connection
 from dafast.cluster.plan import plan_for
 from dafast.cluster.workers import do_part
 from dafast.data.jobs import Outcome, Predict
@@ -66,6 +70,28 @@ def test_a_full_disk_is_a_failure_of_the_shard(
     assert not list((tmp_path / "out").glob("*.tar"))
 
 
+def test_errors_of_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(reason: Exception, **options) -> None:
+        raise reason
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(connection, "_check_port", lambda cluster, server: None)
+    monkeypatch.setattr(connection, "_take_token", lambda: None)
+    for reason, words in (
+        (RuntimeError("Version mismatch:\n    Ray: 2.1"), r"\(Version mismatch: Ray: 2.1\)"),
+        (ConnectionError("ray client connection timeout"), "timeout; if the cluster has a token"),
+    ):
+        monkeypatch.setattr(ray, "init", functools.partial(fails, reason))
+        with pytest.raises(ClusterError, match=words) as error, connected("ray://host:10001"):
+            pass
+        assert "\n" not in str(error.value)
+    monkeypatch.setattr(ray, "init", lambda **options: None)
+    with pytest.raises(ClusterError, match="the connection was lost"), connected("ray"):
+        raise ConnectionError("already disconnected")
+    with pytest.raises(ValueError, match="of the job"), connected("ray"):
+        raise ValueError("of the job")
+
+
 def test_mistakes_are_one_line(tmp_path: Path, seed: int, monkeypatch, capsys) -> None:
     photos = tiny.write_shards(tmp_path / "in", 1, 1, seed, labeled=False)
     command = ["label", "--model", "nano", "--in", str(photos), "--out", str(tmp_path / "out")]
@@ -75,7 +101,15 @@ def test_mistakes_are_one_line(tmp_path: Path, seed: int, monkeypatch, capsys) -
         (line,) = capsys.readouterr().err.splitlines()
         return line
 
-    assert "give ray, or ray://HOST:PORT" in error("slurm")
+    for wrong in ("slurm", "ray://", "ray://host", "ray://host:port", "ray://:10001"):
+        assert "give ray, or ray://HOST:PORT" in error(wrong)
+    with socket.socket() as server:  # bound, and it does not listen
+        server.bind(("127.0.0.1", 0))
+        closed = f"127.0.0.1:{server.getsockname()[1]}"
+        assert f"ray://{closed}: {closed} does not answer (" in error(f"ray://{closed}")
+        monkeypatch.setenv("RAY_ADDRESS", closed)
+        assert "correct RAY_ADDRESS" in error("ray")
+        monkeypatch.delenv("RAY_ADDRESS")
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert "without torchrun" in error("ray")
     monkeypatch.delenv("WORLD_SIZE")

@@ -69,9 +69,13 @@ class FakeRay:
 
     def __init__(self, lose: Callable[[str], None] = lambda kind: None) -> None:
         self.lose = lose
+        self.connected = True
         self.options: list[dict[str, Any]] = []
         self.killed: list[Any] = []
         self.cancelled: list[Any] = []
+
+    def is_initialized(self) -> bool:
+        return self.connected
 
     def nodes(self) -> list[dict[str, Any]]:
         dead = {"Alive": False, "Resources": {"CPU": 64.0}}
@@ -262,6 +266,20 @@ def test_an_error_of_the_job_ends_the_run(fake):
     job.error = DiskFullError("the disk is full")
     outcomes, _ = run(job, [1])
     assert outcomes[0].failures == [("part 1", "the disk is full")]
+
+
+def test_a_lost_connection_is_not_made_again(fake):
+    job = Job()
+
+    def lose(kind: str) -> None:
+        if kind == "do_part":
+            fake.connected = False
+            raise ConnectionError("the server is gone")
+
+    fake.lose = lose
+    with pytest.raises(ConnectionError, match="gone"):
+        run(job, [1, 2, 3, 4])
+    assert not fake.cancelled and not fake.killed, "each call would connect to any cluster"
 
 
 def test_scores_are_those_of_one_process(fake, monkeypatch, rng):
