@@ -110,8 +110,12 @@ class RayRunner:
             ClusterError: If actors are lost repeatedly.
             Exception: If the model cannot be loaded, why.
         """
+        said = time.monotonic()
         while self._facts is None:
             self._wait([])
+            if time.monotonic() - said > _SILENCE:
+                said = time.monotonic()
+                self._say_waiting(0)
         return self._facts
 
     def run(self, job: ParallelJob, parts: Sequence[Any]) -> Iterator[tuple[int, Outcome]]:
@@ -162,16 +166,16 @@ class RayRunner:
                     yield number, outcome
                 if time.monotonic() - said > _SILENCE:
                     said = time.monotonic()
-                    ready = sum(actor.loading is None for actor in self._actors)
-                    models = f"{ready} of {self._plan.models} models are ready, "
-                    self._say(
-                        f"waiting for the cluster: {models if self._plan.models else ''}"
-                        f"{len(running)} tasks are submitted"
-                    )
+                    self._say_waiting(len(running))
         finally:
             for ref in running if ray.is_initialized() else []:
                 with contextlib.suppress(ray.exceptions.RayError, ConnectionError):
                     ray.cancel(ref, force=True)
+
+    def _say_waiting(self, running: int) -> None:
+        ready = sum(actor.loading is None for actor in self._actors)
+        models = f"{ready} of {self._plan.models} models are ready, " if self._plan.models else ""
+        self._say(f"waiting for the cluster: {models}{running} tasks are submitted")
 
     def _free_place(self, running: int) -> tuple[_Actor | None] | None:
         """The loaded actor with the fewest tasks; None if each has enough of them."""

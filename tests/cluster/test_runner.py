@@ -245,6 +245,19 @@ def test_models_that_cannot_start(fake):
         runner.facts()
 
 
+def test_a_run_that_waits_for_models_says_so(fake, monkeypatch):
+    monkeypatch.setattr(runner_module, "_SILENCE", -1.0)
+    waits = iter((True, False))
+    wait = fake.wait
+    monkeypatch.setattr(
+        fake, "wait", lambda refs, **how: ([], refs) if next(waits, False) else wait(refs, **how)
+    )
+    said: list[str] = []
+    with RayRunner("label", Adder, models=1, say=said.append) as runner:
+        runner.facts()
+    assert said[0] == "waiting for the cluster: 0 of 1 models are ready, 0 tasks are submitted"
+
+
 def test_models_that_differ_are_refused(fake):
     names = iter(("float32", "bfloat16"))
 
