@@ -72,7 +72,10 @@ def _check_port(cluster: str, server: tuple[str, int]) -> None:
 
 
 def _take_token() -> None:
-    """Uses the user's token if there is one, as `ray start` does; `ray.init` does not."""
+    """Uses the user's token if there is one, as `ray start` does.
+
+    Only for a client: a cluster without tokens ignores a client's, and fails with a driver's.
+    """
     with contextlib.suppress(ImportError):  # a private name of Ray: RAY_AUTH_MODE=token does it
         from ray._private.authentication import authentication_token_setup
 
@@ -111,7 +114,8 @@ def connected(cluster: str) -> Iterator[None]:
     used = server or _host_and_port("ray://" + os.environ.get("RAY_ADDRESS", ""))
     if used is not None:
         _check_port(cluster, used)
-    _take_token()
+    if server is not None:
+        _take_token()
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Ray Client connection timed out")  # says it twice
@@ -124,7 +128,10 @@ def connected(cluster: str) -> Iterator[None]:
     except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
         why = explain(error)
         if isinstance(error, ConnectionError):
-            why += "; if the cluster has a token, copy it into ~/.ray/auth_token"
+            why += (
+                "; if the cluster has a token, copy it into ~/.ray/auth_token and set "
+                "RAY_AUTH_MODE=token"
+            )
         raise ClusterError(f"--cluster {cluster}: no connection ({why})") from error
     try:
         yield
