@@ -76,7 +76,8 @@ def test_errors_of_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(connection, "_check_port", lambda cluster, server: None)
-    monkeypatch.setattr(connection, "_take_token", lambda: None)
+    taken: list[bool] = []
+    monkeypatch.setattr(connection, "_take_token", lambda: taken.append(True))
     for reason, words in (
         (RuntimeError("Version mismatch:\n    Ray: 2.1"), r"\(Version mismatch: Ray: 2.1\)"),
         (ConnectionError("ray client connection timeout"), "timeout; if the cluster has a token"),
@@ -85,11 +86,13 @@ def test_errors_of_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(ClusterError, match=words) as error, connected("ray://host:10001"):
             pass
         assert "\n" not in str(error.value)
+    assert taken == [True, True]
     monkeypatch.setattr(ray, "init", lambda **options: None)
     with pytest.raises(ClusterError, match="the connection was lost"), connected("ray"):
         raise ConnectionError("already disconnected")
     with pytest.raises(ValueError, match="of the job"), connected("ray"):
         raise ValueError("of the job")
+    assert taken == [True, True], "a driver with a token fails on a cluster without"
 
 
 def test_mistakes_are_one_line(tmp_path: Path, seed: int, monkeypatch, capsys) -> None:
