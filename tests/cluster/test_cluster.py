@@ -157,6 +157,7 @@ def test_labels_are_those_of_one_process_in_spite_of_kills(
 
 @pytest.mark.cluster
 def test_a_client_outside_the_cluster(cluster: LocalCluster, tmp_path: Path, seed: int) -> None:
+    pytest.importorskip("grpc", reason="ray[client] is not installed")
     photos = tiny.write_shards(tmp_path / "in", 6, 8, seed, labeled=False)
     command = ["label", "--model", "nano", "--size", "42", "--in", str(photos), "--device", "cpu"]
     assert main([*command, "--out", str(tmp_path / "here")]) == 0

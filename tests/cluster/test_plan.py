@@ -71,6 +71,8 @@ def test_a_full_disk_is_a_failure_of_the_shard(
 
 
 def test_errors_of_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("grpc", reason="ray[client] is not installed")
+
     def fails(reason: Exception, **options) -> None:
         raise reason
 
@@ -96,6 +98,7 @@ def test_errors_of_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_mistakes_are_one_line(tmp_path: Path, seed: int, monkeypatch, capsys) -> None:
+    pytest.importorskip("grpc", reason="ray[client] is not installed")
     photos = tiny.write_shards(tmp_path / "in", 1, 1, seed, labeled=False)
     command = ["label", "--model", "nano", "--in", str(photos), "--out", str(tmp_path / "out")]
 
