@@ -8,6 +8,7 @@ import random
 import signal
 import socket
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from threading import current_thread, main_thread
 from typing import Any
@@ -41,7 +42,9 @@ class LocalCluster:
     def __enter__(self) -> LocalCluster:
         self._before = os.environ.get("RAY_ADDRESS")
         head = {**self._options, "num_cpus": 0, "include_dashboard": False}
-        head["ray_client_server_port"] = port = free_port()
+        port = free_port()
+        if find_spec("grpc"):  # of ray[client]; without it a cluster has no port for clients
+            head["ray_client_server_port"] = port
         self.cluster = Cluster(initialize_head=True, head_node_args=head)
         self.client = f"ray://{self.cluster.address.rpartition(':')[0]}:{port}"
         for _ in range(self._count):
