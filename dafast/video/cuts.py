@@ -83,8 +83,8 @@ class CutDetector:
 
     A cut changes most pixels, the layout and, mostly, the colours. Movement keeps the layout,
     shifted; a flash or a fade keeps it too. Frames without structure (black, white) are skipped,
-    so that a new shot after a fade to black is compared with the last picture before it. At the
-    start of a video there is none: the first picture after them begins a shot.
+    so that a new shot after a fade to black is compared with the last picture before it. In a
+    video that starts with them, the first picture begins a shot.
     """
 
     def __init__(self) -> None:
