@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import json
 import os
 import runpy
@@ -20,6 +21,8 @@ from typing import NoReturn
 import pytest
 import torch
 import torch.distributed as dist
+
+_STUCK = 240  # seconds after which a copy prints where its threads are
 
 
 class Fork:
@@ -87,6 +90,7 @@ def _run_and_leave(function: Callable[[], int | None], out: int, err: int) -> No
         os.dup2(err, 2)
         sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
         sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
+        faulthandler.dump_traceback_later(_STUCK, file=err)  # where it waits
         torch.set_num_threads(1)  # the threads of OpenMP are not in the copy
         code = function() or 0
     except SystemExit as stopped:
