@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import gc
 import json
 import os
 import runpy
@@ -85,6 +86,9 @@ class Fork:
 def _run_and_leave(function: Callable[[], int | None], out: int, err: int) -> NoReturn:
     """Runs it with fresh streams and ends this process, without what pytest has at its exit."""
     code = 1
+    # Garbage of this process stays: a process group, for example, waits for threads when it is
+    # freed, and they are not in the copy.
+    gc.freeze()
     try:
         os.dup2(out, 1)
         os.dup2(err, 2)
