@@ -3,7 +3,7 @@
     python scripts/mutate.py                       # 40 faults, drawn with seed 0
     python scripts/mutate.py --seed 3 --count 10
     python scripts/mutate.py --first 13            # after an interruption: from the 13th on
-    python scripts/mutate.py --only kernels/bias_gelu.py
+    python scripts/mutate.py --only kernels/bias_gelu.py "csrc/cpu/bias_gelu*"
 
 It works in a temporary copy of the checkout, rebuilds the extension there where a fault is in C++,
 and runs only the tests of the changed file. The exit code is 1 if a fault was not caught. A
@@ -246,7 +246,7 @@ def faults_of(path: Path) -> list[Fault]:
     ]
 
 
-def draw(seed: int, count: int, only: str | None) -> list[Fault]:
+def draw(seed: int, count: int, only: list[str]) -> list[Fault]:
     """Faults of every area, no two in one line; those in Python first."""
     rng = random.Random(seed)
     areas = [
@@ -254,7 +254,7 @@ def draw(seed: int, count: int, only: str | None) -> list[Fault]:
         for patterns, share in AREAS.values()
     ]
     if only:
-        areas = [([ROOT / only], 1)]
+        areas = [([f for pattern in only for f in sorted(ROOT.glob(pattern))], 1)]
     turns = [i for i, (_, share) in enumerate(areas) for _ in range(share)]
     rng.shuffle(turns)
     chosen: dict[tuple[str, int], Fault] = {}
@@ -330,7 +330,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="seed of the faults (default 0)")
     parser.add_argument("--count", type=int, default=40, help="number of faults (default 40)")
     parser.add_argument("--first", type=int, default=1, help="number of the first to make")
-    parser.add_argument("--only", metavar="PATH", help="only faults in this file")
+    parser.add_argument(
+        "--only", nargs="+", default=[], metavar="PATTERN", help="only faults in these files"
+    )
     parser.add_argument("--list", action="store_true", help="print the faults and make none")
     options = parser.parse_args()
     faults = draw(options.seed, options.count, options.only)
