@@ -275,7 +275,7 @@ def test_xformers_by_request(fake_xformers):
     with use_backend("xformers"):
         assert torch.equal(flash_attention(q, q, q, scale=0.2), q + 1)
         assert flash_attention_varlen(rows, rows, rows, ends, 5).shape == rows.shape
-        with pytest.raises(BackendError, match="No operator found .`python -m xformers.info`"):
+        with pytest.raises(BackendError, match="No operator found"):
             flash_attention(q, q, q, scale=0.5)
         with pytest.raises(BackendError, match="no operator for tensors on cpu"):
             flash_attention(*torch.ones(3, 2, 5, 3, 64))
