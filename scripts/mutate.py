@@ -3,7 +3,7 @@
     python scripts/mutate.py                       # 40 faults, drawn with seed 0
     python scripts/mutate.py --seed 3 --count 10
     python scripts/mutate.py --first 13            # after an interruption: from the 13th on
-    python scripts/mutate.py --only kernels/bias_gelu.py
+    python scripts/mutate.py --only kernels/bias_gelu.py "csrc/cpu/bias_gelu*"
 
 It works in a temporary copy of the checkout, rebuilds the extension there where a fault is in C++,
 and runs only the tests of the changed file. The exit code is 1 if a fault was not caught. A
@@ -55,8 +55,10 @@ TESTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r"csrc/cpu/flash_attention_backward", (f"{OPS}flash_attention_backward_cpu.py",)),
     (r"csrc/cpu/(flash_attention|attention_tiles|sequences)",
      (f"{OPS}flash_attention_cpu.py", f"{OPS}flash_attention_backward_cpu.py")),
-    (r"(attention_int8|conv3x3_int8|encoder_rows_int8)", (OPS + r"\1.py",)),
-    (r"(linear_packed|conv3x3_packed|encoder_rows)", (f"{OPS}packed_products.py",)),
+    (r"(attention_int8|conv3x3_int8|encoder_rows_int8)",
+     (OPS + r"\1.py", f"{OPS}read_bounds.py")),
+    (r"(linear_packed|conv3x3_packed|encoder_rows)",
+     (f"{OPS}packed_products.py", f"{OPS}read_bounds.py")),
     (r"csrc/cpu/(rows_float|tile_float|weights_float|threads|norm_row|gelu_block|parameters)",
      (f"{OPS}packed_products.py",)),
     (r"csrc/cpu/(bytes_int8|int8_layer|tile_int8|rows_int8|gelu_pieces|pieces|vectors16)",
@@ -246,7 +248,7 @@ def faults_of(path: Path) -> list[Fault]:
     ]
 
 
-def draw(seed: int, count: int, only: str | None) -> list[Fault]:
+def draw(seed: int, count: int, only: list[str]) -> list[Fault]:
     """Faults of every area, no two in one line; those in Python first."""
     rng = random.Random(seed)
     areas = [
@@ -254,7 +256,7 @@ def draw(seed: int, count: int, only: str | None) -> list[Fault]:
         for patterns, share in AREAS.values()
     ]
     if only:
-        areas = [([ROOT / only], 1)]
+        areas = [([f for pattern in only for f in sorted(ROOT.glob(pattern))], 1)]
     turns = [i for i, (_, share) in enumerate(areas) for _ in range(share)]
     rng.shuffle(turns)
     chosen: dict[tuple[str, int], Fault] = {}
@@ -330,7 +332,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="seed of the faults (default 0)")
     parser.add_argument("--count", type=int, default=40, help="number of faults (default 40)")
     parser.add_argument("--first", type=int, default=1, help="number of the first to make")
-    parser.add_argument("--only", metavar="PATH", help="only faults in this file")
+    parser.add_argument(
+        "--only", nargs="+", default=[], metavar="PATTERN", help="only faults in these files"
+    )
     parser.add_argument("--list", action="store_true", help="print the faults and make none")
     options = parser.parse_args()
     faults = draw(options.seed, options.count, options.only)

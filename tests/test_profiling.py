@@ -4,8 +4,11 @@ import json
 import os
 import subprocess
 import sys
+import types
+from contextlib import contextmanager
 
 import pytest
+import torch
 
 from dafast import profiling
 
@@ -15,6 +18,27 @@ def test_off_gives_the_function_itself():
         return 1
 
     assert profiling.annotate("name")(function) is function or profiling.ENABLED
+
+
+def test_on_puts_a_range_around_each_call(monkeypatch):
+    seen = []
+
+    @contextmanager
+    def annotate(name, domain):
+        seen.append((domain, name))
+        yield
+        seen.append("end")
+
+    nvtx = types.ModuleType("nvtx")
+    nvtx.annotate = annotate
+    monkeypatch.setitem(sys.modules, "nvtx", nvtx)
+    monkeypatch.setattr(profiling, "ENABLED", True)
+    double = profiling.annotate("name")(lambda x: seen.append("call") or 2 * x)
+    assert double(3) == 6
+    assert seen == [("dafast", "name"), "call", "end"]
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert double(4) == 8
+    assert seen[3:] == ["call"]  # no range within a graph
 
 
 CODE = """

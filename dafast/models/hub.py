@@ -25,12 +25,13 @@ WEIGHT_FILES = (
 """File names that repositories and folders use for their weights, in order of preference."""
 
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_ID = re.compile(r"(?!.*(--|\.\.|\.git$))\b[\w.-]+\b/\b[\w.-]{1,96}\b")
+"""Names that the hub gives to repositories: `huggingface_hub.utils.validate_repo_id`."""
 
 
 def is_hub_id(name: str | Path) -> bool:
     """Whether a name has the form ``owner/name`` and is not the path of something here."""
-    found = isinstance(name, str) and _HUB_ID.fullmatch(name) and not name.startswith(".")
+    found = isinstance(name, str) and _HUB_ID.fullmatch(name)
     return bool(found) and not Path(name).expanduser().exists()
 
 
@@ -79,6 +80,8 @@ def _download(repo_id: str, filename: str, options: HubOptions) -> Path:
     from huggingface_hub import errors
 
     name, kind = _repository(repo_id)
+    local = options.local_files_only
+    silence = None if local else _why_silent(repo_id, filename, options)
     try:
         return Path(
             huggingface_hub.hf_hub_download(
@@ -87,15 +90,15 @@ def _download(repo_id: str, filename: str, options: HubOptions) -> Path:
                 repo_type=kind,
                 revision=options.revision,
                 cache_dir=options.cache_dir,
-                local_files_only=options.local_files_only,
+                local_files_only=local or silence is not None,
                 token=options.token,
                 force_download=options.force_download,
             )
         )
     except errors.LocalEntryNotFoundError as error:
         # Any failure to reach the hub also ends here, after a look into the cache.
-        reason = error.__cause__ or error
-        if options.local_files_only:
+        reason = silence or error.__cause__ or error
+        if local:
             why = "local_files_only=True, and the file is not in the cache"
         elif isinstance(reason, errors.OfflineModeIsEnabled):
             why = "HF_HUB_OFFLINE is set, and the file is not in the cache"
@@ -118,6 +121,35 @@ def _download(repo_id: str, filename: str, options: HubOptions) -> Path:
         raise HubError(_first_line(error)) from error
     except (errors.HfHubHTTPError, errors.FileMetadataError, OSError) as error:
         raise HubError(f"the download failed ({_first_line(error)})") from error
+
+
+_answered: set[str] = set()
+"""Addresses of hubs that have answered this process."""
+
+
+def _why_silent(repo_id: str, filename: str, options: HubOptions) -> Exception | None:
+    """The error if the hub cannot be reached; None if it answers, also with a refusal.
+
+    Without this question `hf_hub_download` tries for half a minute to reach a hub.
+    """
+    from huggingface_hub import constants, errors, get_hf_file_metadata, hf_hub_url
+
+    if constants.ENDPOINT in _answered:
+        return None
+    name, kind = _repository(repo_id)
+    silence: Exception | None = None
+    for _ in range(2):
+        try:
+            url = hf_hub_url(name, filename, repo_type=kind, revision=options.revision)
+            get_hf_file_metadata(url, token=options.token, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+        except (errors.HfHubHTTPError, errors.FileMetadataError):
+            pass  # the hub has answered
+        except Exception as error:  # of the HTTP library, and of the offline mode
+            silence = error
+            continue
+        _answered.add(constants.ENDPOINT)
+        return None
+    return silence
 
 
 def _first_line(error: BaseException) -> str:
@@ -196,7 +228,7 @@ def fetch_model(repo_id: str, options: HubOptions) -> tuple[Path | None, list[Pa
             unreachable = unreachable or error
             if not isinstance(error.__cause__, FileNotFoundError):
                 break  # no such repository or no access: the next file would fail too
-            # The hub did not answer for half a minute; the other files may be in the cache.
+            # The hub did not answer; the other files may be in the cache.
             options = dataclasses.replace(options, local_files_only=True)
             continue
         if name == "config.json":

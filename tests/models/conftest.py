@@ -6,10 +6,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from torch import nn
+
+if TYPE_CHECKING:
+    from tests.models.fake_graphs import FakeMachinery
 
 ROOT = Path(__file__).resolve().parents[2]
 if str(ROOT) not in sys.path:  # for `from tests.tolerances import ...` under a bare `pytest`
@@ -122,3 +126,20 @@ def served(monkeypatch):
 
     monkeypatch.setattr(acceleration.FastForward, "__call__", call)
     return calls
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[FakeMachinery]:
+    """CUDA graphs on the CPU; the list of all machinery, the newest last."""
+    from dafast.models import cuda_graphs
+    from tests.models.fake_graphs import FakeMachinery
+
+    machines: list[FakeMachinery] = []
+
+    def new_machinery(device: torch.device) -> FakeMachinery:
+        machines.append(FakeMachinery())
+        return machines[-1]
+
+    monkeypatch.setattr(cuda_graphs, "can_capture", lambda device: device.type == "cpu")
+    monkeypatch.setattr(cuda_graphs, "new_machinery", new_machinery)
+    return machines

@@ -19,7 +19,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import dafast
 from dafast.models.cuda_graphs import Graph
-from tests.tiny import TINY
+from tests.tiny import TINY, tiny
+
+FIVE = tiny(num_layers=5)  # one more than the decoder reads
 
 
 def _tensors(result: Any) -> list[Tensor]:
@@ -142,3 +144,12 @@ def in_place(model):
 def replaced_data(model):
     for p in model.parameters():
         p.data = p.data * 1.5
+
+
+def predict_batch(model: Any, x: Tensor, sky: bool = False) -> Any:
+    """`DepthNetwork.predict_batch` of a tensor; the result is the caller's own."""
+
+    def fill(out: Tensor | None) -> Tensor:
+        return x.clone() if out is None else out.copy_(x)
+
+    return model.predict_batch(tuple(x.shape), fill, torch.clone, sky)

@@ -15,51 +15,27 @@ import pytest
 import torch
 import torch.utils.flop_counter
 
-import dafast
-from dafast.models import cuda_graphs, inference
 from dafast.models.cuda_graphs import MAX_GRAPHS, GraphedForward
 from dafast.models.snapshot import Structure
 from dafast.ops import use_backend
 from tests.models.fake_graphs import (
-    FakeMachinery,
+    FIVE,
     images,
     in_place,
     make,
     modules,
-    photo,
+    predict_batch,
     replaced_data,
 )
 from tests.tiny import TINY, tiny
 
 ZOE = dataclasses.replace(TINY, max_depth=10.0, bin_centers="softplus")
-FIVE = tiny(num_layers=5)  # one more than the decoder reads
 WITH_SKY = tiny(output="exp", kind="depth", sky_head=True)
-
-
-@pytest.fixture
-def made(monkeypatch):
-    """Graphs on the CPU; the list of all machinery, the newest last."""
-    machines = []
-
-    def new_machinery(device):
-        machines.append(FakeMachinery())
-        return machines[-1]
-
-    monkeypatch.setattr(cuda_graphs, "can_capture", lambda device: device.type == "cpu")
-    monkeypatch.setattr(cuda_graphs, "new_machinery", new_machinery)
-    return machines
 
 
 @pytest.fixture
 def model(made, seed):
     return make(FIVE).optimize()
-
-
-def predict_batch(model, x, sky=False):
-    def fill(out):
-        return x.clone() if out is None else out.copy_(x)
-
-    return model.predict_batch(tuple(x.shape), fill, torch.clone, sky)
 
 
 @torch.no_grad()
@@ -446,61 +422,3 @@ def test_the_decoders_kernels_are_in_the_graph(made, seed):
     assert names.count("dafast::decoder_tail") == 1
     assert made[0].replays == 1
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("flip", [False, True])
-def test_infer_reads_the_memory_of_the_graph(flip, model, made):
-    photos = [photo(40, 60) for _ in range(5)]
-    options = {"size": 28, "max_batch_tokens": 2 * (2 * 3 + 1), "flip": flip}
-    plain = copy.deepcopy(model).optimize(cuda_graphs=False)
-    wanted = plain.infer(photos, **options)
-    got = model.infer(photos, **options)
-    # Batches of 2, 2 and 1, and again for the mirror images.
-    assert (made[0].captures, made[0].replays) == ((2, 4) if flip else (1, 1))
-    for a, b in zip(got, wanted, strict=True):
-        np.testing.assert_array_equal(a, b)
-    assert not np.array_equal(got[0], got[1])
-
-
-def test_one_photo_is_preprocessed_in_the_memory_of_the_graph(model, made, monkeypatch):
-    preprocess, places = inference.preprocess, []
-
-    def noted(*args, out=None, **options):
-        places.append(out)
-        return preprocess(*args, out=out, **options)
-
-    monkeypatch.setattr(inference, "preprocess", noted)
-    picture = photo(40, 60)
-    results = [model.infer(picture, size=28) for _ in range(4)]
-    (graph,) = model._optimized._graphs.values()
-    assert [out is graph.x for out in places] == [False, False, True, True]
-    assert all(np.array_equal(result, results[0]) for result in results)
-
-
-def test_infer_results_are_not_the_memory_of_the_graph(model, made):
-    """Photos of the network's own size, which no resize copies."""
-    photos = [photo(28, 42) for _ in range(2)]
-    first = [model.infer(photos[0], size=28, return_tensors=True) for _ in range(3)]
-    kept = first[-1].clone()
-    model.infer(photos[1], size=28)
-    assert torch.equal(first[-1], kept) and made[0].replays == 3
-
-
-def test_infer_calls_the_hooks_and_the_forward_of_a_subclass(made, seed):
-    class Twice(dafast.DepthAnything):
-        def forward(self, x, features=False):
-            return 2 * super().forward(x, features)
-
-    plain, twice = make(), Twice(TINY).eval()
-    twice.load_state_dict(plain.state_dict())
-    picture = photo(28, 42)
-    for _ in range(3):
-        once = plain.infer(picture, size=28)
-        np.testing.assert_array_equal(twice.infer(picture, size=28), 2 * once)
-    handle = plain.register_forward_hook(lambda module, given, out: out + 1)
-    np.testing.assert_allclose(plain.infer(picture, size=28), once + 1, rtol=1e-6)
-    handle.remove()
-    with pytest.raises(TypeError, match="no sky head"):
-        predict_batch(plain, images(), sky=True)
-    with pytest.raises(ValueError, match="multiples of 14"):
-        predict_batch(plain, images(1, 15, 28))

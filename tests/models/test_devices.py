@@ -61,6 +61,32 @@ def test_devices_that_are_not_here(name):
         devices.resolve_device(name)
 
 
+def test_devices_of_other_machines(monkeypatch):
+    cuda = torch.device("cuda", 0)
+    for hip, capability, expected in ((None, (7, 5), False), (None, (8, 0), True), ("6", (), True)):
+        monkeypatch.setattr(torch.version, "hip", hip)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, c=capability: c)
+        assert devices.device_has_bfloat16(cuda) is expected
+    assert not devices.device_has_bfloat16(torch.device("mps"))
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="no Apple GPU"):
+        devices.resolve_device("mps")
+    for available in (True, False):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda a=available: a)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+        assert devices.resolve_device() == torch.device("cuda:1" if available else "cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert devices.resolve_device("cuda:1") == torch.device("cuda", 1)
+
+
+@pytest.mark.parametrize("platform", ["win32", "linux"])
+def test_memory_is_kept_only_by_glibc(monkeypatch, platform):
+    monkeypatch.setattr(devices.sys, "platform", platform)
+    monkeypatch.setattr(devices.ctypes, "CDLL", lambda name: object())  # as musl: no mallopt
+    assert devices.keep_freed_memory.__wrapped__() is False
+
+
 def test_a_slow_dtype_is_reported_once(monkeypatch, tmp_path, notices):
     monkeypatch.setattr(devices, "cpu_has_bfloat16", lambda: False)
     devices.warn_if_slow.cache_clear()

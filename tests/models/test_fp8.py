@@ -19,7 +19,7 @@ CONFIG = tiny(num_layers=5, out_indices=(0, 1, 2, 4))  # a block that is no tap
 
 
 def make(config=CONFIG):
-    from tests.models.test_packed_cpu import make
+    from tests.models.packed import make
 
     return make(config)
 

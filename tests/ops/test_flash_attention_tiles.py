@@ -243,3 +243,56 @@ def test_flash_attn_says_what_it_cannot_serve(fake_flash_attn, monkeypatch):
         monkeypatch.setitem(sys.modules, "flash_attn", None)
         with pytest.raises(BackendError, match=r"pip install 'dafast\[flash-attn\]'"):
             flash_attention(q, q, q)
+
+
+@pytest.fixture
+def fake_xformers(monkeypatch):
+    """A module instead of xformers, and the arguments of its calls."""
+    calls = []
+
+    def call(q, k, v, *, scale, attn_bias):
+        calls.append((q.shape, scale, attn_bias))
+        if scale == 0.5:
+            raise NotImplementedError("No operator found\nfor this card")
+        return q + 1
+
+    names = ("xformers", "xformers.ops", "xformers.ops.fmha", "xformers.ops.fmha.attn_bias")
+    for name in names:
+        module = types.ModuleType(name)
+        module.__path__ = []
+        monkeypatch.setitem(sys.modules, name, module)
+    sys.modules["xformers"].ops = sys.modules["xformers.ops"]
+    sys.modules["xformers.ops"].memory_efficient_attention = call
+    sys.modules["xformers.ops.fmha.attn_bias"].BlockDiagonalMask = types.SimpleNamespace(
+        from_seqlens=lambda lengths, device: lengths
+    )
+    return calls
+
+
+def test_xformers_by_request(fake_xformers):
+    q, rows = _on_cuda(2, 5, 3, 64), _on_cuda(9, 3, 64)
+    ends = torch.tensor([0, 4, 9], dtype=torch.int32)
+    with use_backend("xformers"):
+        assert torch.equal(flash_attention(q, q, q, scale=0.2), q + 1)
+        assert flash_attention_varlen(rows, rows, rows, ends, 5).shape == rows.shape
+        with pytest.raises(BackendError, match="No operator found"):
+            flash_attention(q, q, q, scale=0.5)
+        with pytest.raises(BackendError, match="no operator for tensors on cpu"):
+            flash_attention(*torch.ones(3, 2, 5, 3, 64))
+    assert fake_xformers[:2] == [((2, 5, 3, 64), 0.2, None), ((1, 9, 3, 64), None, [4, 5])]
+
+
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("kind", ["fwd", "dq", "dkdv"])
+def test_float32_has_smaller_tiles_than_bfloat16(kind, head_dim):
+    """With and without TF32, on NVIDIA's and AMD's GPUs."""
+
+    def area(dtype, tf32, target):
+        tile = tiles._tile_of(kind, dtype, head_dim, False, False, tf32, *target)
+        assert tile["BLOCK_M"] >= 16 and tile["BLOCK_N"] >= 16
+        return tile["BLOCK_M"] * tile["BLOCK_N"]
+
+    for target in (("cuda", 80), ("cuda", 90), ("cuda", 100), ("hip", "gfx942")):
+        half = area(torch.bfloat16, False, target)
+        assert area(torch.float32, True, target) <= half
+        assert area(torch.float32, False, target) <= area(torch.float32, True, target)
