@@ -9,6 +9,7 @@ import torch
 from bench.case import ALL_DTYPES, FLOAT_TOLERANCE, Case
 from bench.depth_like import depth_like
 from dafast import ops
+from dafast.ops.bias_gelu import mlp as run_mlp
 
 
 def attention(
@@ -316,6 +317,35 @@ def gelu(
         differentiable=(0, 1),
         flops=20.0 * batch * tokens * channels,
         bytes=lambda size: 2.0 * batch * tokens * channels * size,
+        dtypes=ALL_DTYPES,
+        tolerance=FLOAT_TOLERANCE,
+        gpu_only=gpu_only,
+    )
+
+
+def mlp(batch: int, channels: int, tokens: int = 1370, gpu_only: bool = False) -> Case:
+    """fc1, GELU and fc2: in training the kernel of the backward computes GELU again."""
+    hidden = 4 * channels
+
+    def make(seed: int, dtype: torch.dtype, device: torch.device) -> tuple[Any, ...]:
+        generator = torch.Generator().manual_seed(seed)
+
+        def normal(*shape: int) -> torch.Tensor:
+            return torch.randn(shape, generator=generator)
+
+        weights = normal(hidden, channels) / channels**0.5, normal(channels, hidden) / hidden**0.5
+        terms = normal(batch, tokens, channels), weights[0], normal(hidden), weights[1]
+        return *(x.to(device, dtype) for x in terms), normal(channels).to(device, dtype)
+
+    elements = batch * tokens * channels
+    return Case(
+        op="bias_gelu",
+        label=f"{batch}x{tokens}x{channels}, MLP",
+        make=make,
+        call=lambda x, w1, b1, w2, b2: run_mlp(x, (w1, b1), (w2, b2)),
+        differentiable=(0, 1, 2, 3, 4),
+        flops=16.0 * elements * channels,
+        bytes=lambda size: size * (18.0 * elements + 8.0 * channels**2),
         dtypes=ALL_DTYPES,
         tolerance=FLOAT_TOLERANCE,
         gpu_only=gpu_only,

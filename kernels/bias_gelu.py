@@ -37,8 +37,8 @@ def _bias_gelu_fwd_kernel(
 
 @kernel(do_not_specialize=["rows", "chunk_rows"])
 def _bias_gelu_bwd_kernel(
-    grad_ptr, x_ptr, bias_ptr, grad_x_ptr, partial_ptr, rows, channels, chunk_rows, blocks,
-    ADDED: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+    grad_ptr, x_ptr, bias_ptr, grad_x_ptr, partial_ptr, out_ptr, rows, channels, chunk_rows, blocks,
+    ADDED: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, OUT: tl.constexpr,
 ):  # fmt: skip
     column = (tl.program_id(0) % blocks) * BLOCK_C + tl.arange(0, BLOCK_C)
     inside = column < channels
@@ -58,6 +58,8 @@ def _bias_gelu_bwd_kernel(
         density = 0.3989422804014327 * tl.exp(-0.5 * z * z)
         grad_x = grad * (below + z * density)
         tl.store(grad_x_ptr + at, grad_x.to(grad_x_ptr.dtype.element_ty), mask=mask)
+        if OUT:  # the values of the forward again
+            tl.store(out_ptr + at, (z * below).to(out_ptr.dtype.element_ty), mask=mask)
         total += tl.where(mask, grad_x, 0.0)
     tl.store(partial_ptr + chunk * channels + column, tl.sum(total, 0), mask=inside)
 
@@ -99,6 +101,23 @@ def bias_gelu_fwd(x: Tensor, bias: Tensor, added: bool) -> Tensor:
     return out
 
 
+def _backward(
+    grad: Tensor, x: Tensor, bias: Tensor, added: bool, out: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    if x.numel() == 0:
+        return grad_x, bias.new_zeros(bias.shape, dtype=torch.float32)
+    channels = x.shape[-1]
+    plan = _launch(x.numel() // channels, channels, x.element_size(), added)
+    chunks, programs, sizes, options = plan
+    partial = torch.empty((chunks, channels), dtype=torch.float32, device=x.device)
+    _bias_gelu_bwd_kernel[(programs,)](
+        grad.contiguous(), x.contiguous(), bias.contiguous(), grad_x, partial,
+        grad_x if out is None else out, *sizes, OUT=out is not None, **options,
+    )  # fmt: skip
+    return grad_x, sum_over_programs(partial)
+
+
 @on_its_device
 def bias_gelu_bwd(grad: Tensor, x: Tensor, bias: Tensor, added: bool) -> tuple[Tensor, Tensor]:
     """Launches the backward: one kernel over the tensors, one that adds up its programs' sums.
@@ -112,14 +131,24 @@ def bias_gelu_bwd(grad: Tensor, x: Tensor, bias: Tensor, added: bool) -> tuple[T
     Returns:
         Gradients of x (..., C) in its dtype and of the bias (C) in float32.
     """
-    grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    if x.numel() == 0:
-        return grad_x, bias.new_zeros(bias.shape, dtype=torch.float32)
-    channels = x.shape[-1]
-    plan = _launch(x.numel() // channels, channels, x.element_size(), added)
-    chunks, programs, sizes, options = plan
-    partial = torch.empty((chunks, channels), dtype=torch.float32, device=x.device)
-    _bias_gelu_bwd_kernel[(programs,)](
-        grad.contiguous(), x.contiguous(), bias.contiguous(), grad_x, partial, *sizes, **options
-    )
-    return grad_x, sum_over_programs(partial)
+    return _backward(grad, x, bias, added, None)
+
+
+@on_its_device
+def bias_gelu_bwd_with_output(
+    grad: Tensor, x: Tensor, bias: Tensor, added: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Launches `bias_gelu_bwd`, whose first kernel also writes the output of the forward again.
+
+    Args:
+        grad: Gradient of the output (..., C).
+        x: As in the forward.
+        bias: As in the forward.
+        added: As in the forward.
+
+    Returns:
+        Gradients of x (..., C) in its dtype and of the bias (C) in float32, and the output (..., C)
+        in the dtype of x, equal to the forward's to the bit.
+    """
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    return *_backward(grad, x, bias, added, out), out

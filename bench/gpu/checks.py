@@ -24,6 +24,9 @@ TESTS = (
     "tests/ops/test_flash_attention.py",
     "tests/ops/test_resize_bilinear.py",
     "tests/ops/test_decoder_tail.py",
+    "tests/ops/test_bias_gelu.py",
+    "tests/ops/test_bias_relu_add.py",
+    "tests/ops/test_conv_transpose.py",
     "tests/bench/test_gpu_run.py",
 )
 """Those that changed since they last ran on a GPU, most valuable first."""

@@ -34,7 +34,27 @@ FP8_GAIN = (1.4, 1.8)
 _BYTES_A_WEIGHT = 16  # in float32: the weight, its gradient, two moments
 
 
-class OwnCounter(Counter):
+class GpuCounter(Counter):
+    """Counts the passes in which PyTorch adds the bias of a convolution on a GPU.
+
+    Its convolutions there have no bias: one pass over the output adds it, one over the gradient of
+    the output sums its gradient.
+    """
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = super().__torch_dispatch__(func, types, args, kwargs)
+        if func is torch.ops.aten.convolution.default and args[2] is not None:
+            self._add_pass(2.0 * out.numel() * out.element_size())
+        elif func is torch.ops.aten.convolution_backward.default and args[-1][2]:
+            self._add_pass(float(args[0].numel() * args[0].element_size()))
+        return out
+
+    def _add_pass(self, moved: float) -> None:
+        self.calls += 1
+        self.ops.append(Op("glue", 0.0, moved))
+
+
+class OwnCounter(GpuCounter):
     """Counts dafast's kernels, too."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -110,7 +130,7 @@ def transformers_forward(images: int) -> Counter:
     )  # fmt: skip
     model = _on_meta(lambda: DepthAnythingForDepthEstimation(config)).eval()
     model.backbone.set_attn_implementation("sdpa")
-    counter = Counter()
+    counter = GpuCounter()
     with FakeTensorMode(), torch.no_grad():
         make_fake(model, torch.bfloat16)
         x = torch.empty(images, 3, *SIZE, dtype=torch.bfloat16)
@@ -127,7 +147,7 @@ def training_step(preset: str, own: bool) -> tuple[Counter, int]:
         The counts, and the bytes of the activations that the backward needs.
     """
     model = _on_meta(lambda: DepthAnything(preset)).train()
-    counter, kept = OwnCounter() if own else Counter(), dict[int, int]()
+    counter, kept = OwnCounter() if own else GpuCounter(), dict[int, int]()
 
     def keep(x: Tensor) -> Tensor:
         kept[x.untyped_storage()._cdata] = x.untyped_storage().nbytes()

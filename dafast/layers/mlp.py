@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ..ops.bias_gelu import linear_gelu
+from ..ops.bias_gelu import linear_gelu, mlp
 
 
 def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
@@ -34,5 +34,8 @@ class Mlp(nn.Module):
         """(B, N, C) to (B, N, C)."""
         # A replaced module (LoRA, a quantised layer) or one with hooks has to be called.
         if is_plain(self.fc1, nn.Linear) and is_plain(self.act, nn.GELU):
+            if is_plain(self.fc2, nn.Linear) and self.fc2.bias is not None:
+                fc1, fc2 = self.fc1, self.fc2
+                return mlp(x, (fc1.weight, fc1.bias), (fc2.weight, fc2.bias))
             return self.fc2(linear_gelu(x, self.fc1.weight, self.fc1.bias))
         return self.fc2(self.act(self.fc1(x)))

@@ -208,7 +208,8 @@ def _run_output(output: nn.Sequential, x: Tensor, size: tuple[int, int]) -> Tens
         name = activation_name(activation)
         parameters = (conv.weight, conv.bias, last.weight, last.bias)
         return decoder_tail(x, size, *parameters, activation=name)  # type: ignore[arg-type]
-    return output(_upsample(x, size))
+    x = _upsample(x, size)
+    return activation(last(convolve(conv, x, relu=True))) if plain else output(x)
 
 
 class DPTHead(nn.Module):

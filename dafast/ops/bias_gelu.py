@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..devices import is_autocast_on
 from . import _extension, _triton
 from ._dispatch import Op, wrong_dtype
 from ._kernel_op import KernelOp
@@ -61,6 +62,14 @@ _backward_op = KernelOp(
 
 _op.differentiate_by(_backward_op, lambda inputs, _: inputs)
 
+_backward_with_output_op = KernelOp(
+    "bias_gelu_backward_with_output(Tensor grad, Tensor x, Tensor bias, bool added)"
+    " -> (Tensor, Tensor, Tensor)",
+    fake=lambda *args: (*_empty_gradients(*args), args[1].new_empty(args[1].shape)),
+    triton=_triton.launcher("bias_gelu", "bias_gelu_bwd_with_output"),
+)
+_backward_with_output_op.refuse_derivative("bias_gelu")
+
 
 def _limits(x: Tensor, bias: Tensor, *_: Any) -> str:
     return wrong_dtype(x.dtype, bias.dtype)
@@ -108,6 +117,47 @@ def bias_gelu(x: Tensor, bias: Tensor, *, added: bool = False) -> Tensor:
     if not x.is_floating_point() or not bias.is_floating_point():
         raise ValueError(f"floating point expected; got {x.dtype}, {bias.dtype}")
     return _bias_gelu(x, bias, added)
+
+
+class _GeluLinear(torch.autograd.Function):
+    """GELU(x) weight^T + offset, which keeps x, and not GELU(x), for the gradient of the weight.
+
+    The backward computes GELU(x) again in the kernel that computes the gradient of x.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, bias: Tensor, weight: Tensor, offset: Tensor) -> Tensor:
+        ctx.save_for_backward(x, bias, weight)
+        return F.linear(_op(x, bias, True, "triton"), weight, offset)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        x, bias, weight = ctx.saved_tensors
+        grad_x, sums, out = _backward_with_output_op(grad @ weight, x, bias, True)
+        rows = grad.reshape(-1, grad.shape[-1])
+        grad_weight = rows.t() @ out.view(-1, out.shape[-1])
+        return grad_x, sums.to(bias.dtype), grad_weight, rows.sum(0)
+
+
+def mlp(x: Tensor, fc1: tuple[Tensor, Tensor], fc2: tuple[Tensor, Tensor]) -> Tensor:
+    """fc2(GELU(fc1(x))); where the Triton kernel serves, training keeps one hidden tensor, not two.
+
+    Args:
+        x: (..., K).
+        fc1: Weight (C, K) and bias (C) of a linear layer.
+        fc2: Weight (M, C) and bias (M) of a linear layer.
+
+    Returns:
+        (..., M).
+    """
+    weight, offset = fc2
+    trains = torch.is_grad_enabled() and weight.requires_grad
+    if not trains or _bias_gelu.select(x, fc1[1], True) != "triton":
+        return F.linear(linear_gelu(x, *fc1), weight, offset)
+    hidden = F.linear(x, fc1[0], fc1[1].detach())
+    if is_autocast_on(x.device.type):  # which does not look into an autograd.Function
+        weight, offset = weight.to(hidden.dtype), offset.to(hidden.dtype)
+    return _GeluLinear.apply(hidden, fc1[1], weight, offset)
 
 
 def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+import torch
 
 from bench import gpu_report
 from bench.estimate import Op, forward_work
@@ -131,10 +132,26 @@ def test_estimates_come_from_counts() -> None:
     assert 0.6 < low < high <= 1
     assert _numbers(found["batch, fp8"])[0] < low
     assert 0.5 < _numbers(found["step"])[0] < 1
+    assert _numbers(found["step, memory"])[0] < 0.95, "an MLP keeps one hidden tensor"
     text = run_tables.target_table([], found)
     rows = [line.split("|") for line in text.splitlines() if line.startswith("| ")][1:]
     assert len(rows) == 11 and all(row[5].strip() for row in rows)
     assert {re.findall("only ([a-z_]+)", row[6])[0] for row in rows} <= {s.name for s in FIRST}
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_the_bias_of_a_convolution_is_counted_as_a_pass(bias: bool) -> None:
+    conv = torch.nn.Conv2d(2, 4, 3, padding=1, bias=bias)
+    x = torch.zeros(1, 2, 5, 7, requires_grad=True)
+    with estimates.GpuCounter() as counter:
+        out = conv(x)
+    grad = torch.ones_like(out)
+    with estimates.GpuCounter() as backward:
+        torch.autograd.grad(out, [x, *conv.parameters()], grad)
+    size = 4 * 4 * 5 * 7
+    passes = [[op.bytes for op in c.ops if op.kind == "glue"][:1] for c in (counter, backward)]
+    assert passes == ([[2 * size], [size]] if bias else [[], []])
+    assert counter.calls == 1 + bias
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from dafast.layers.mlp import Mlp
 from dafast.ops import bias_gelu, bias_gelu_reference, use_backend
 from tests.instruction_sets import (
     CPP,
@@ -226,6 +227,105 @@ def test_opcheck_and_compile(backend, added, seed, monkeypatch):
         grads = torch.autograd.grad(out, leaves, upstream)
     for value, wanted in zip([out, *grads], expected, strict=True):
         torch.testing.assert_close(value, wanted)
+
+
+def _mlp(seed, dtype=torch.float32):
+    """An MLP of 20 channels with 150 hidden ones, its input, and a gradient of its output."""
+    generator = torch.Generator().manual_seed(seed)
+    mlp = Mlp(20, 150)
+    for parameter in mlp.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator) / 3
+    x, upstream = (torch.randn(2, 9, 20, generator=generator, dtype=dtype) for _ in range(2))
+    return mlp.to(dtype), x.requires_grad_(), upstream
+
+
+def _mlp_results(mlp, x, upstream, function=None, **autocast):
+    """Output and gradients; the sizes of the tensors with hidden values that autograd keeps."""
+    leaves, kept = [x, *mlp.parameters()], {}
+
+    def keep(tensor):
+        if tensor.shape[-1] == 150 and tensor.ndim > 1 and tensor.numel() == 18 * 150:
+            kept[tensor.data_ptr()] = tensor
+        return tensor
+
+    enabled = torch.autocast("cpu", torch.bfloat16, enabled=bool(autocast.get("autocast")))
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), enabled:
+        out = (mlp if function is None else function)(x)
+    return [out, *torch.autograd.grad(out, leaves, upstream.to(out.dtype))], len(kept)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_training_keeps_one_hidden_tensor_of_an_mlp(autocast, seed, device):
+    mlp, x, upstream = _mlp(seed)
+    with use_backend("reference"):
+        exact, _ = _mlp_results(mlp.double(), x.double(), upstream.double())
+        mlp.float()
+        plain, kept = _mlp_results(mlp, x, upstream, autocast=autocast)
+        assert kept == 2
+    with use_backend("triton"):
+        got, kept = _mlp_results(mlp, x, upstream, autocast=autocast)
+        assert kept == 1
+    for value, usual, wanted in zip(got, plain, exact, strict=True):
+        assert value.dtype == usual.dtype
+        error = (value.double() - wanted).norm() / wanted.norm()
+        assert error <= (0.02 if autocast else 2e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_backward_computes_the_output_again_to_the_bit(dtype, seed, device):
+    from dafast.kernels.bias_gelu import bias_gelu_bwd, bias_gelu_bwd_with_output, bias_gelu_fwd
+
+    for shape in SHAPES:
+        for added in (False, True):
+            x, bias, upstream = _inputs(seed, shape, (dtype, torch.float32))
+            *grads, out = bias_gelu_bwd_with_output(upstream, x, bias, added)
+            parity.assert_equal([out], [bias_gelu_fwd(x, bias, added)])
+            parity.assert_equal(grads, bias_gelu_bwd(upstream, x, bias, added))
+
+
+def test_an_mlp_under_checkpointing_keeps_nothing(seed, device):
+    mlp, x, upstream = _mlp(seed)
+    with use_backend("triton"):
+        expected, _ = _mlp_results(mlp, x, upstream)
+        checkpoint = torch.utils.checkpoint.checkpoint
+        got, kept = _mlp_results(
+            mlp, x, upstream, lambda x: checkpoint(mlp, x, use_reentrant=False)
+        )
+    assert kept == 0
+    parity.assert_equal(got, expected)
+
+
+def test_an_mlp_with_frozen_weights(seed, device):
+    mlp, x, upstream = _mlp(seed)
+    with use_backend("triton"):
+        expected, _ = _mlp_results(mlp, x, upstream)
+        for frozen in mlp.parameters():  # one at a time
+            frozen.requires_grad_(False)
+            leaves = [p for p in mlp.parameters() if p is not frozen]
+            got = torch.autograd.grad(mlp(x), leaves, upstream)
+            frozen.requires_grad_()
+            wanted = [g for p, g in zip(mlp.parameters(), expected[2:], strict=True)
+                      if p is not frozen]  # fmt: skip
+            torch.testing.assert_close(got, tuple(wanted))
+        empty = x[:0]
+        grads = torch.autograd.grad(mlp(empty).sum(), tuple(mlp.parameters()))
+        assert all((g == 0).all() for g in grads)
+
+
+@pytest.mark.slow
+def test_an_mlp_compiles(seed, monkeypatch, device):
+    monkeypatch.undo()
+    mlp, x, upstream = _mlp(seed)
+    with use_backend("triton"):
+        expected, _ = _mlp_results(mlp, x, upstream)
+        torch._dynamo.reset()
+        compiled = torch.compile(mlp, backend="aot_eager", fullgraph=True)
+        got, kept = _mlp_results(mlp, x, upstream, compiled)
+        assert kept <= 1
+        torch.testing.assert_close(got, expected)
+        (gradient,) = torch.autograd.grad(mlp(x).sum(), x, create_graph=True)
+        with pytest.raises(NotImplementedError, match="no second derivative"):
+            gradient.sum().backward()
 
 
 @pytest.mark.parametrize(
