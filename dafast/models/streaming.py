@@ -304,8 +304,12 @@ def stream_results(
     read: deque[Frame] = deque()
 
     def pixels() -> Iterator[np.ndarray]:
-        # A source that is still being made must not be read before it is needed.
-        for frame in staged(reader.frames()) if lookahead else reader.frames():
+        # A source that is still being made must not be read before it is needed. A camera is read
+        # all the time: the frames that wait in its buffers would be old.
+        frames = reader.frames()
+        if lookahead or reader.is_live:
+            frames = staged(frames, newest=not lookahead)
+        for frame in frames:
             read.append(frame)
             yield frame.pixels
 
