@@ -311,7 +311,8 @@ class DepthAnything(Convertible, Publishable, OptimizedNetwork):
                 models; of metric models and of those with temporal modules only the display range
                 is smoothed.
             lookahead: Frames that the display range knows in advance, by which results are late.
-                With 0 each result is there before the next frame is needed.
+                With 0 each result is there before the next frame is needed, and of a webcam that is
+                faster than the model the newest frame is predicted.
             every: Takes each frame whose number is a multiple of it.
             fps: Largest number of frames per second. It is the rate of folders and arrays, 30 by
                 default.

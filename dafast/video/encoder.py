@@ -125,6 +125,7 @@ class SegmentEncoder:
         self.range, self.space = colors_of(info, renderer, codec)
         self.full = self.range == FULL_RANGE
         self._reformatter: Any = VideoReformatter()
+        self._planes = np.empty((0, 0), np.uint8)
         self._container = av.open(ffmpeg_name(path), "w", format="nut")
         rate = Fraction(info.rate).limit_denominator(1001000)
         stream: Any = self._container.add_stream(_ENCODERS[codec], rate=rate)
@@ -192,9 +193,10 @@ class SegmentEncoder:
             gray = self.renderer.gray(disparity, low, high, 876 if ten else 219)
             gray += gray.dtype.type(64 if ten else 16)
         width, height = self.size
-        planes = np.full((height * 3 // 2, width), 512 if ten else 128, gray.dtype)
-        planes[:height] = _padded(gray, self.size)
-        return planes
+        if not self._planes.size:
+            self._planes = np.full((height * 3 // 2, width), 512 if ten else 128, gray.dtype)
+        self._planes[:height] = _padded(gray, self.size)
+        return self._planes
 
     def close(self) -> None:
         """Finishes the file."""

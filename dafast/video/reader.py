@@ -214,6 +214,7 @@ class PacketReader(VideoReader):
         if reason := why_no_module("av"):
             raise MissingPackageError(f"{name}: {reason}; install the extra dafast[video] (PyAV)")
         self._file, self._name, self._selection, self._threads = file, name, selection, threads
+        self.is_live = live
         self._opening: dict[str, Any] = {"format": kind, "options": options or {}}
         self._packets = self._decoded = 0
         self._reformatter: Any = None

@@ -16,6 +16,9 @@ stereo picture, the view of the left eye next to that of the right eye."""
 _OPACITY = 0.6
 """Of the colours over the frame."""
 
+_ROWS = 64
+"""Rows that are scaled at a time: their temporary values fit into the cache."""
+
 
 def scaled(disparity: np.ndarray, low: float, high: float, top: int) -> np.ndarray:
     """Disparity as whole numbers from 0 (``low`` and less) to ``top`` (``high`` and more).
@@ -32,11 +35,15 @@ def scaled(disparity: np.ndarray, low: float, high: float, top: int) -> np.ndarr
     if not high > low:
         return np.zeros(disparity.shape, kind)
     factor = top / (high - low)
-    out = disparity * np.float32(factor)
-    out += np.float32(0.5 - low * factor)  # rounds
-    np.fmax(out, 0, out=out)  # which makes NaN 0
-    np.minimum(out, top + 0.5, out=out)
-    return out.astype(kind)
+    result = np.empty(disparity.shape, kind)
+    for start in range(0, len(disparity), _ROWS):
+        rows = slice(start, start + _ROWS)
+        out = disparity[rows] * np.float32(factor)
+        out += np.float32(0.5 - low * factor)  # rounds
+        np.fmax(out, 0, out=out)  # which makes NaN 0
+        np.minimum(out, top + 0.5, out=out)
+        result[rows] = out
+    return result
 
 
 @dataclass(frozen=True)

@@ -187,9 +187,11 @@ class VideoReader:
     Attributes:
         info: Facts of the video.
         problems: What was damaged, one text for each problem; complete when `frames` has ended.
+        is_live: Whether it is a camera, whose frames come whether they are read or not.
     """
 
     info: VideoInfo
+    is_live = False
 
     def __init__(self) -> None:
         self.problems: list[str] = []

@@ -16,6 +16,7 @@ from typing import Protocol
 
 import numpy as np
 
+from .arrays import Recycler
 from .cuts import CutDetector, luma, reduced, unchanged
 from .flow import optical_flow, require_flow, warp
 from .scale_fit import ScaleFit, fit_scale_shift
@@ -332,6 +333,7 @@ class _DisplayRange:
         self.rate = 1 / max(_RANGE_FRAMES, lookahead / 2)
         self.waiting: deque[StabilizedFrame] = deque()
         self.current: tuple[float, float] | None = None
+        self.arrays = Recycler()
 
     def push(self, frame: StabilizedFrame) -> list[StabilizedFrame]:
         """Takes a frame with its own range, and returns those whose range is known."""
@@ -357,7 +359,7 @@ class _DisplayRange:
             high = old_high + self.rate * (high - old_high)
         self.current = low, high
         frame = self.waiting.popleft()
-        values = _affine(frame.values, frame.scale, frame.shift)
+        values = _affine(frame.values, frame.scale, frame.shift, self.arrays)
         return replace(frame, values=values, low=low, high=high)
 
     def state(self) -> dict[str, np.ndarray]:
@@ -381,10 +383,13 @@ class _DisplayRange:
         )
 
 
-def _affine(values: np.ndarray, scale: float, shift: float) -> np.ndarray:
+def _affine(
+    values: np.ndarray, scale: float, shift: float, arrays: Recycler | None = None
+) -> np.ndarray:
     if scale == 1 and shift == 0:
         return values
-    result = values * np.float32(scale)
+    out = None if arrays is None else arrays.empty(values.shape, np.float32)
+    result = np.multiply(values, np.float32(scale), out=out)
     result += np.float32(shift)
     return result
 

@@ -57,10 +57,13 @@ class Stage(Generic[_T]):
     Args:
         items: What to run; its ``close`` is called in the same thread when reading stops.
         size: Items that wait for the reader at most.
+        newest: Whether a new item replaces the oldest one that waits, as for a camera that is
+            faster than its reader.
     """
 
-    def __init__(self, items: Iterable[_T], size: int = 1) -> None:
+    def __init__(self, items: Iterable[_T], size: int = 1, *, newest: bool = False) -> None:
         self._queue: queue.Queue[Any] = queue.Queue(size)
+        self._newest = newest
         self._stopped = threading.Event()
         self._items = items
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -70,7 +73,7 @@ class Stage(Generic[_T]):
         last: tuple[object, BaseException | None] = (_END, None)
         try:
             for item in self._items:
-                self._put(item)
+                self._put(item, replace=self._newest)
                 del item  # not held until the next one is made
                 if self._stopped.is_set():
                     break
@@ -85,13 +88,15 @@ class Stage(Generic[_T]):
                 last = (_END, last[1] or error)
             self._put(last)
 
-    def _put(self, item: Any) -> None:
+    def _put(self, item: Any, replace: bool = False) -> None:
         while not self._stopped.is_set():
             try:
-                self._queue.put(item, timeout=0.1)
+                self._queue.put(item, block=not replace, timeout=0.1)
                 return
             except queue.Full:
-                continue
+                if replace:
+                    with contextlib.suppress(queue.Empty):
+                        self._queue.get_nowait()
 
     def __iter__(self) -> Iterator[_T]:
         while True:
@@ -117,9 +122,11 @@ class Stage(Generic[_T]):
         return self._thread.is_alive()
 
 
-def staged(items: Iterable[_T], size: int = 1) -> Generator[_T, None, None]:
+def staged(
+    items: Iterable[_T], size: int = 1, *, newest: bool = False
+) -> Generator[_T, None, None]:
     """The items of an iterable, which runs in a thread of its own; see `Stage`."""
-    stage = Stage(items, size)
+    stage = Stage(items, size, newest=newest)
     try:
         yield from stage
     finally:

@@ -19,7 +19,14 @@ from dafast.video import conversion, encoder, rendering, stabilization
 from tests import full_disk
 from tests.cli.helpers import save_model
 from tests.tiny import tiny
-from tests.video.clips import TICKS, decoded, moving, packets_of, write_clip
+from tests.video.clips import (
+    TICKS,
+    decoded,
+    moving,
+    packets_of,
+    replace_webcams,
+    write_clip,
+)
 
 UNEVEN = [0, 512, 700, 1500, 1501, 3000, 3300, 4000, 6000, 6100, 7000, 9000]
 
@@ -284,6 +291,22 @@ def test_one_frame_and_other_sources(call, tmp_path, clip, monkeypatch):
     sound = [content for _, content in packets_of(path, "audio")]
     assert [content for _, content in packets_of(tmp_path / "c.mp4", "audio")] == sound
     assert not list(tmp_path.glob(".*"))
+
+
+def test_a_webcam(call, tmp_path, monkeypatch, interrupt):
+    """FFmpeg's test picture instead of a camera: no end, no length, a clock that does not begin at
+    0."""
+    replace_webcams(monkeypatch)
+    out = tmp_path / "out.mp4"
+    code, text = call(0, "--out", out, "--end", 0.4, "--raw", tmp_path / "out.npz")
+    assert code == 0 and "10 frames" in text
+    assert [float(f.time) for f in decoded(out)] == pytest.approx([i / 25 for i in range(10)])
+    np.testing.assert_allclose(np.load(tmp_path / "out.npz")["time"], np.arange(10) / 25)
+    with interrupt(5):
+        code, text = call(0, "--out", out, "--overwrite")
+    assert code == 130 and "--resume" not in text and len(decoded(out)) == 5
+    code, text = call(0, "--out", tmp_path / "other.mp4", "--resume")
+    assert code == 1 and "webcam 0 can be read only once" in text
 
 
 def test_damaged_videos_give_what_could_be_read(call, rng, tmp_path):

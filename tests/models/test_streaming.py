@@ -15,7 +15,7 @@ from dafast.models.inference import InferenceOptions
 from dafast.models.streaming import predict_frames, raw_results
 from dafast.video.source import VideoError
 from tests.tiny import tiny
-from tests.video.clips import moving, write_clip
+from tests.video.clips import moving, replace_webcams, write_clip
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +96,17 @@ def test_an_endless_source_is_read_no_further_than_needed(model, frames):
     assert len(read) < 30 + 100
     stream.close()
     assert threading.active_count() <= before
+
+
+@pytest.mark.parametrize("lookahead", [0, 3])
+def test_a_webcam_gives_its_newest_frames_at_once(model, monkeypatch, lookahead):
+    """Without lookahead the frames that a camera made in the meantime are left out."""
+    replace_webcams(monkeypatch, end=20)
+    numbers = [result.number for result in model.stream(0, lookahead=lookahead)]
+    if lookahead:
+        assert numbers == list(range(20))
+    else:
+        assert numbers == sorted(set(numbers)) and numbers[-1] == 19
 
 
 @pytest.mark.slow

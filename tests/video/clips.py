@@ -10,6 +10,8 @@ from typing import Any
 import av
 import numpy as np
 
+from dafast.video import reader
+
 TICKS = 12800
 """Units of a second in the clips."""
 
@@ -85,6 +87,18 @@ def _tone(stream: Any, seconds: float) -> list[av.Packet]:
         frame.sample_rate, frame.pts, frame.time_base = 16000, start, Fraction(1, 16000)
         packets += stream.encode(frame)
     return packets + stream.encode()
+
+
+def replace_webcams(monkeypatch: Any, end: int | None = None) -> None:
+    """Makes every webcam a moving test picture of FFmpeg, 64x48, whose clock began long before.
+
+    Args:
+        monkeypatch: pytest's.
+        end: Frames; None has no end.
+    """
+    picture = "testsrc=size=64x48:rate=25,setpts=PTS+90000"
+    name = picture if end is None else f"{picture},trim=end_frame={end}"
+    monkeypatch.setattr(reader, "webcam_address", lambda number, system: (name, "lavfi"))
 
 
 def decoded(path: Path) -> list[av.VideoFrame]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import av
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from dafast.video.encoder import SegmentEncoder
 from dafast.video.muxing import Span, join_segments
 from dafast.video.reader import open_video
 from dafast.video.rendering import Renderer
-from dafast.video.threads import Workers
+from dafast.video.threads import Stage, Workers
 from tests.video.clips import decoded, moving, packets_of, write_clip
 
 COLORS = (1, 6)
@@ -71,6 +73,26 @@ def test_matroska_that_does_not_begin_at_0_is_complete(tmp_path):
     reader = open_video(write_clip(tmp_path / "late.mkv", moving(12), pts=pts))
     assert len(list(reader.frames())) == 12 and reader.problems == []
     assert reader.info.count == 12
+
+
+def test_only_the_newest_item_of_a_fast_source_waits():
+    made, go = threading.Event(), threading.Event()
+
+    def items():
+        yield from range(5)
+        made.set()
+        assert go.wait(60)
+        yield 5
+
+    stage = Stage(items(), newest=True)
+    try:
+        assert made.wait(60)
+        found = iter(stage)
+        assert next(found) == 4
+        go.set()
+        assert list(found) == [5]
+    finally:
+        stage.close()
 
 
 def test_workers_keep_the_order_and_take_one_item_ahead():
