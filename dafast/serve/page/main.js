@@ -357,6 +357,7 @@ document.addEventListener("drop", (event) => {
 document.addEventListener("paste", (event) => {
   const file = [...event.clipboardData.files].find((each) => each.type.startsWith("image/"));
   if (file) take(file, file.name);
+  else if (event.target !== $("fov")) say("The clipboard has no picture.", true);
 });
 split();
 fill().catch(() => say("The page cannot reach its server. Is `dafast demo` still running?", true));
