@@ -64,6 +64,7 @@ class Server:
     def __init__(self, options: argparse.Namespace, *more: str) -> None:
         command = [sys.executable, "-m", "dafast", "serve", "--port", "0", "--model", options.model]
         command += ["--dtype", options.dtype, *more]
+        command += ["--workers", str(options.workers)] if options.workers else []
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
@@ -257,6 +258,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--mixed", action="store_true", help="photos of many sizes")
     parser.add_argument("--batch-wait", type=float, default=10, metavar="MS")
+    parser.add_argument("--workers", type=int, metavar="N", help="default: that of dafast serve")
     parser.add_argument("--soak", type=float, metavar="MINUTES")
     parser.add_argument("--kill", type=float, metavar="SECONDS", help="with --soak")
     options = parser.parse_args()

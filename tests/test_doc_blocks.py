@@ -71,6 +71,12 @@ def test_commands_in_the_documentation_parse():
     assert count > 60
 
 
+def test_shell_blocks_have_one_name():
+    """Tests would overlook a block of another name."""
+    text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    assert set(re.findall(r"^```(sh|bash|shell|zsh|console)$", text, re.MULTILINE)) == {"sh"}
+
+
 def test_quoted_messages_exist():
     """Of the page of messages; strings that go over several lines of code are joined."""
     code = " ".join(

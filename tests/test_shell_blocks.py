@@ -24,10 +24,9 @@ import dafast
 from dafast.cli import main
 from dafast.views import save_video
 from tests.forks import Fork
-from tests.test_doc_blocks import small
+from tests.test_doc_blocks import SHELL, small
 
 ROOT = Path(__file__).resolve().parent.parent
-BLOCK = re.compile(r"^```(?:sh|bash)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 NAMES = (
     *("index", "install", "cookbook", "output", "scenes", "metric", "video", "training", "data"),
     *("evaluation", "segmentation", "export", "scale", "nano", "ablation", "gpu"),
@@ -72,7 +71,7 @@ SMALLER = (
 def lines(page: str) -> list[str]:
     """The commands of a page, without comments, continued lines joined."""
     text = (ROOT / page).read_text(encoding="utf-8")
-    joined = "\n".join(BLOCK.findall(text)).replace("\\\n", " ")
+    joined = "\n".join(SHELL.findall(text)).replace("\\\n", " ")
     found = (re.sub(r"\s+#\s.*|^#.*", "", line).strip() for line in joined.splitlines())
     return [line for line in found if line]
 

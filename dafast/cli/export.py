@@ -122,7 +122,7 @@ def export(args: argparse.Namespace) -> int:
         calibrate=photos,
     )
     _print_checks(args.out, checks)
-    if args.dtype == "int8" and args.format == "onnx":
+    if args.dtype == "int8":
         _print_builtin(args.out, model)
     return 0
 
@@ -160,7 +160,9 @@ def _export_folder(args: argparse.Namespace, model: Any, photos: Sequence[Any]) 
         raise CommandError(f"--format transformers.js: leave out {', '.join(given)}")
     for path, checks in export_folder(model, args.out, calibrate=photos, check=args.verify):
         _print_checks(path, checks)
-    if not photos:
+    if photos:
+        _print_builtin(args.out / "onnx" / "model_quantized.onnx", model)
+    else:
         print("no onnx/model_quantized.onnx: it needs --calibrate PHOTO|FOLDER")
     return 0
 
@@ -181,14 +183,17 @@ def _print_builtin(path: Path, model: Any) -> None:
     from ..evaluation.builtin import builtin
     from ..evaluation.samples import DataMissingError
     from ..export.errors import photo_errors
+    from ..models.segmentation import SegmentationModel
 
     try:
         samples = builtin()
     except DataMissingError as error:
         print(f"  no builtin photos to measure the error of int8 on: {error}")
         return
-    for sample, (most, mean) in zip(
-        samples, photo_errors(path, model, [sample.image for sample in samples]), strict=True
-    ):
-        print(f"  {sample.name}: int8 differs by {mean:.2%} of the range in the mean, {most:.1%} "
-              "at most")  # fmt: skip
+    errors = photo_errors(path, model, [sample.image for sample in samples])
+    for sample, (most, mean) in zip(samples, errors, strict=True):
+        if isinstance(model, SegmentationModel):
+            print(f"  {sample.name}: int8 gives another class at {mean:.2%} of the pixels")
+        else:
+            of = "of the range in the mean"
+            print(f"  {sample.name}: int8 differs by {mean:.2%} {of}, {most:.1%} at most")

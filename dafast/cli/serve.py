@@ -74,8 +74,8 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         "--workers",
         type=positive,
         metavar="N",
-        help="processes that hold the model (default: 2 on a CPU for a model of the size of ViT-S "
-        "or smaller, else 1)",
+        help="processes that hold the model (default: 2 on a CPU for a published model of the size "
+        "of ViT-S or smaller, else 1)",
     )
     speed.add_argument(
         "--batch",

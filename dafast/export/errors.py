@@ -1,4 +1,4 @@
-"""Errors of the maps of an ONNX file against the model, on photos."""
+"""Errors of the maps of an ONNX or OpenVINO file against the model, on photos."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from ..models.segmentation import SegmentationModel
 from ..runtime import OnnxModel
+from .openvino_file import OpenvinoModel
 
 
 def photo_errors(
@@ -20,12 +21,16 @@ def photo_errors(
     Of a segmentation model both are the fraction of pixels with another class.
 
     Args:
-        path: The ONNX file.
+        path: The ONNX or OpenVINO file.
         model: The model that it was exported from.
         photos: As for `DepthAnything.infer`.
         **options: As for `DepthAnything.predict`.
     """
-    exported = OnnxModel(path, providers=["CPUExecutionProvider"])
+    exported: OnnxModel
+    if Path(path).suffix == ".xml":
+        exported = OpenvinoModel(Path(path))
+    else:
+        exported = OnnxModel(path, providers=["CPUExecutionProvider"])
     errors = []
     for photo in photos:
         if isinstance(model, SegmentationModel):

@@ -6,8 +6,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..optional import MissingPackageError, why_no_module
-from ..runtime import FileFacts
+from ..runtime import FileFacts, OnnxModel
 from .onnx_file import write_onnx
 
 
@@ -50,6 +52,23 @@ def openvino_facts(path: Path) -> FileFacts:
     info = openvino.Core().read_model(path).get_rt_info()
     strings = {name: value.value for name, value in info.items() if name.startswith("dafast.")}
     return FileFacts.from_strings(strings, str(path))
+
+
+class OpenvinoModel(OnnxModel):
+    """A file of `write_openvino`, with the methods of `OnnxModel`.
+
+    Args:
+        path: The .xml file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.facts = openvino_facts(path)
+        self.config = self.facts.config
+        self._run = run_openvino(path, self.facts)
+
+    def run(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """Runs the file on a batch; see `OnnxModel.run`."""
+        return dict(zip(self.facts.output_names, self._run(images), strict=True))
 
 
 def run_openvino(path: Path, facts: FileFacts) -> Any:

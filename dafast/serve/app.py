@@ -73,11 +73,27 @@ _BODY = {
         "application/json": _URL,
     },
 }
-_DETAIL = {
-    "application/json": {
-        "schema": {"type": "object", "properties": {"detail": {"type": "string"}}},
-    }
+_MAP = {
+    "schema": {"type": "object"},
+    "example": {
+        "kind": "disparity",
+        "unit": "",
+        "min": 1.0,
+        "max": 2.0,
+        "shape": [1, 2],
+        "dtype": "float32",
+        "data": "AACAPwAAAEA=",
+    },
 }
+
+
+def _describe_error(text: str) -> dict[str, Any]:
+    """An error in the OpenAPI description."""
+    schema = {"type": "object", "properties": {"detail": {"type": "string"}}}
+    return {
+        "description": text,
+        "content": {"application/json": {"schema": schema, "example": {"detail": text}}},
+    }
 
 
 class _Measured:
@@ -252,7 +268,7 @@ def create_app(settings: ServerSettings) -> FastAPI:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=list(settings.cors_origins),
-            allow_methods=["GET", "POST"],
+            allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["authorization", "content-type"],
             expose_headers=["*"],
         )
@@ -265,11 +281,11 @@ def _add_depth(app: FastAPI, server: Server) -> None:
     """Adds ``POST /v1/depth``."""
     binary = dict.fromkeys(sorted(set(FORMATS.values()) - {"application/json"}), _PICTURE)
     errors: dict[int | str, Any] = {
-        status: {"description": text, "content": _DETAIL} for status, text in _ERRORS.items()
+        status: _describe_error(text) for status, text in _ERRORS.items()
     }
     errors[200] = {
         "description": "The file. Headers `X-Depth-*` say what the values mean.",
-        "content": {**binary, "application/json": {"schema": {"type": "object"}}},
+        "content": {**binary, "application/json": _MAP},
     }
 
     @app.post(
@@ -288,7 +304,12 @@ def _add_depth(app: FastAPI, server: Server) -> None:
         ] = None,
         size: Annotated[
             int | None,
-            Query(ge=14, le=_LARGEST_SIZE, description="Side in pixels that the network sees"),
+            Query(
+                ge=14,
+                le=_LARGEST_SIZE,
+                description="Side in pixels that the network sees",
+                examples=[518],
+            ),
         ] = None,
         fit: Annotated[Fit | None, Query(description="How a photo is scaled to it")] = None,
         fov: Annotated[
@@ -297,6 +318,7 @@ def _add_depth(app: FastAPI, server: Server) -> None:
                 ge=LEAST_FOV,
                 lt=180,
                 description="Horizontal field of view in degrees",
+                examples=[60],
             ),
         ] = None,
         palette: Annotated[str, Query(description="Colours of `color`")] = "Spectral_r",
@@ -328,7 +350,11 @@ def _add_status(app: FastAPI, server: Server) -> None:
         """Answers while the server runs."""
         return {"status": "ok"}
 
-    @app.get("/readyz", summary="Readiness", responses={503: {"content": _DETAIL}})
+    @app.get(
+        "/readyz",
+        summary="Readiness",
+        responses={503: _describe_error("the model is being loaded")},
+    )
     async def readiness() -> dict[str, str]:
         """Answers 200 when a worker has loaded its model, and 503 before."""
         if not server.pool.ready:

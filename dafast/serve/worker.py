@@ -143,6 +143,11 @@ class Models:
         keep = any(job.format in _SHOW_PHOTO for _, job, _ in entries)
         try:
             model = self.load(options.model)
+        except Exception as error:
+            for number, job, _ in entries:
+                yield number, job, refuse(500, f"the model cannot be loaded: {error}")
+            return
+        try:
             results: Iterable[Any] = predict_results(
                 model,
                 [picture for _, _, picture in entries],

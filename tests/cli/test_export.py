@@ -56,6 +56,24 @@ def test_int8_says_its_error(export, tmp_path, rng, monkeypatch):
     assert "no builtin photos" in text and "no package has them" in text
 
 
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("format", ["openvino", "transformers.js"])
+def test_every_int8_file_says_its_error(format, export, tmp_path, rng, monkeypatch):
+    if format == "openvino":
+        pytest.importorskip("openvino", reason="needs the package openvino")
+    sample = type("Sample", (), {})()
+    sample.name, sample.image = "chosen", np.asarray(rng.random((28, 42, 3)), np.float32)
+    monkeypatch.setattr(builtin, "builtin", lambda: [sample])
+    picture = photo(tmp_path / "in" / "a.png", rng)
+    more = ("--dtype", "int8", "--shape", "28x42") if format == "openvino" else ()
+    code, text = export(
+        "--format", format, "--calibrate", picture, "--no-verify", *more,
+        out="model.xml" if format == "openvino" else "folder",
+    )  # fmt: skip
+    assert code == 0, text
+    assert "chosen: int8 differs by" in text
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

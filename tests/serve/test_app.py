@@ -289,6 +289,9 @@ def test_other_pages_need_cors(monkeypatch: pytest.MonkeyPatch) -> None:
     with client_of(monkeypatch, cors_origins=("https://a.example",)) as (client, _):
         answer = client.post("/v1/depth", content=b"x", headers=header)
         assert answer.headers["access-control-allow-origin"] == "https://a.example"
+        for method in ("POST", "DELETE"):  # of a photo, and of a video that is done
+            asked = {"access-control-request-method": method, **header}
+            assert client.options("/v1/video/x", headers=asked).status_code == 200
         answer = client.get("/v1/models", headers={"origin": "https://b.example"})
         assert "access-control-allow-origin" not in answer.headers
 
@@ -304,6 +307,9 @@ def test_the_interface_describes_itself(client: TestClient) -> None:
     assert choices == list(FORMATS)
     assert set(operation["requestBody"]["content"]) >= {"multipart/form-data", "application/json"}
     assert {"200", "401", "413", "415", "503"} <= set(operation["responses"])
+    for status, answer in operation["responses"].items():
+        example = answer["content"]["application/json"]["example"]
+        assert ("data" if status == "200" else "detail") in example
     json.dumps(schema)
 
 

@@ -1,4 +1,7 @@
-"""Requests made at random: documented answers, and nothing left behind. Run with -m exhaustive."""
+"""Requests made at random: documented answers, and nothing left behind. Run with -m exhaustive.
+
+The network is tiny and a request waits for no others, so that 10,000 requests take minutes.
+"""
 
 from __future__ import annotations
 
@@ -10,24 +13,31 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from dafast import DepthAnything
 from dafast.serve import ServerSettings
 from dafast.serve.app import _ERRORS
 from dafast.serve.encoding import FORMATS
 from tests.serve.running import Running
+from tests.tiny import TINY
 
 pytestmark = pytest.mark.exhaustive
 REQUESTS = 10_000
 
 
 @pytest.fixture(scope="module")
-def running() -> Any:
+def running(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    tiny = tmp_path_factory.mktemp("model")
+    DepthAnything(TINY).save_pretrained(tiny)
     settings = ServerSettings(
+        models=(str(tiny), "nano"),
         dtype="float32",
         device="cpu",
         max_pixels=10_000,
         max_bytes=20_000,
         allow_urls="public",
         videos=1000,  # a full queue would answer 503
+        workers=2,
+        batch_wait=0,
     )
     server = Running(settings)
     try:

@@ -58,6 +58,7 @@ def page() -> Iterator[tuple[Any, Running, list[str]]]:
     try:
         with playwright.sync_playwright() as driver:
             options = ["--no-sandbox", "--enable-unsafe-swiftshader"]
+            options += ["--use-fake-device-for-media-stream"]
             browser = driver.chromium.launch(executable_path=BROWSER, args=options)
             tab = browser.new_page(viewport={"width": 1000, "height": 800})
             tab.set_default_timeout(120_000)
@@ -122,6 +123,12 @@ def test_a_photo_gives_a_map_values_points_and_files(page: Any, photo: bytes) ->
     tab.select_option("#palette", "gray")
     assert tab.evaluate("document.getElementById('depth').toDataURL()") != before
 
+    tab.evaluate("document.getElementById('low').value = 30")
+    tab.dispatch_event("#low", "input")
+    far = values.min() + 0.3 * (values.max() - values.min())
+    shown = tab.inner_text("#range").removeprefix("far ").split(",")[0]
+    assert float(shown) == pytest.approx(far, rel=1e-3)
+
     for name in ("png16", "npy"):
         with tab.expect_download() as download:
             tab.click(f"#download-{name}")
@@ -152,6 +159,69 @@ def test_a_wrong_file_is_explained_and_the_next_photo_works(page: Any, photo: by
     problems.clear()
     upload(tab, "again.png", photo)
     assert tab.locator("#status.bad").count() == 0
+    tab.set_input_files("#file", {"name": "no.png", "mimeType": "image/png", "buffer": b""})
+    tab.wait_for_selector("#status.bad:has-text('no.png: this file is empty')")
+    assert problems == []
+
+
+@pytest.mark.slow
+def test_the_camera_and_the_clipboard_give_photos(page: Any) -> None:
+    tab, _, problems = page
+    tab.context.clear_permissions()
+    tab.click("#camera")
+    tab.wait_for_selector("#status.bad:has-text('the browser refuses it')")
+    tab.context.grant_permissions(["camera"])
+    tab.click("#camera")
+    tab.wait_for_selector("#shoot:visible")
+    tab.keyboard.press("Enter")  # the button has the focus
+    tab.wait_for_selector("#status:has-text('camera: ')")
+    assert not tab.locator("#video").is_visible()
+
+    tab.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    tab.evaluate(
+        """async () => {
+            const canvas = new OffscreenCanvas(120, 80);
+            canvas.getContext("2d").fillRect(0, 0, 60, 80);
+            const image = await canvas.convertToBlob({ type: "image/png" });
+            await navigator.clipboard.write([new ClipboardItem({ "image/png": image })]);
+        }"""
+    )
+    tab.keyboard.press("Control+v")
+    tab.wait_for_selector("#status:has-text('120 x 80 pixels')")
+    assert problems == []
+
+
+@pytest.mark.slow
+def test_the_keyboard_reaches_everything(page: Any) -> None:
+    tab, _, problems = page
+    tab.reload()
+    tab.wait_for_selector("#samples img")
+    seen = []
+    for _ in range(60):
+        tab.keyboard.press("Tab")
+        focused = tab.evaluate(
+            "(({ activeElement: e }) => e.id || e.firstChild?.alt || e.tagName)(document)"
+        )
+        if focused in seen:
+            break
+        seen.append(focused)
+        if focused == "Sample photo: coffee":
+            tab.keyboard.press("Enter")
+            tab.wait_for_selector("#status:has-text('coffee.jpg')")
+        elif focused == "compare":
+            tab.keyboard.press("ArrowLeft")
+            assert tab.inner_text("#value").startswith("Column ")
+        elif focused == "split":
+            tab.keyboard.press("Home")
+            assert "0%" in tab.evaluate("document.getElementById('depth').style.clipPath")
+    expected = ("file", "camera", "tab-map", "palette", "low", "high", "reset", "fov", "SUMMARY")
+    assert {"compare", "split", "download-png16", "download-glb", *expected} <= set(seen)
+    tab.focus("#tab-map")
+    tab.keyboard.press("ArrowRight")
+    tab.wait_for_selector("#cloud-note:has-text('points')")
+    tab.keyboard.press("ArrowLeft")
+    assert tab.locator("#view-map").is_visible()
+    assert problems == []
 
 
 @pytest.mark.slow

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 import os
 import re
 import signal
 import struct
+import threading
 import time
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -24,6 +27,7 @@ from dafast import DepthAnything
 from dafast.serve import ServerSettings
 from dafast.serve.encoding import FORMATS, encode
 from tests.serve.running import Running
+from tests.tiny import TINY
 from tests.tolerances import TOLERANCES
 
 BOUND = TOLERANCES[torch.float32].model
@@ -180,3 +184,48 @@ def test_a_killed_worker_is_replaced_and_its_requests_answered(
         assert answer.status_code == 200, answer.text
         expected = model.predict(data, size=98).values
         assert close(np.load(io.BytesIO(answer.content)), expected)
+
+
+@pytest.mark.exhaustive  # starts up to ten workers
+@pytest.mark.parametrize("workers", [1, 2, 3, 8])
+def test_no_request_is_lost_with_any_number_of_workers(
+    workers: int, tmp_path: Path, seed: int
+) -> None:
+    """Also with more workers than processors. Each kill is of a worker that has requests."""
+    tiny = DepthAnything(TINY).eval()
+    tiny.save_pretrained(tmp_path)
+    settings = dataclasses.replace(
+        SETTINGS, models=(str(tmp_path),), workers=workers, timeout=600.0
+    )
+    server = Running(settings)
+    photos = [photo(40 + 8 * (i % 3), 56) for i in range(12)]
+    expected = [tiny.predict(data).values for data in photos]
+    stop = threading.Event()
+
+    def client(i: int) -> int:
+        count = 0
+        while count < 20 or not stop.is_set():
+            answer = post(server, photos[i], format="npy", size=28)
+            assert answer.status_code == 200, answer.text
+            assert close(np.load(io.BytesIO(answer.content)), expected[i])
+            count += 1
+        return count
+
+    try:
+        server.wait()
+        with ThreadPoolExecutor(12) as clients:
+            answers = [clients.submit(client, i) for i in range(12)]
+            for kills in (1, 2):  # a request with three dead workers is refused
+                while not (busy := [w for w in server.pool.workers if w.ready and w._items]):
+                    assert not any(answer.done() for answer in answers)
+                os.kill(busy[0].pid, signal.SIGKILL)
+                while server.pool.restarts < kills:
+                    time.sleep(0.001)
+            while not all(worker.ready for worker in server.pool.workers):
+                time.sleep(0.01)
+            stop.set()
+            counts = [answer.result() for answer in answers]
+        assert min(counts) >= 20 and server.pool.restarts == 2
+    finally:
+        stop.set()
+        server.close()

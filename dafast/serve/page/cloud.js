@@ -10,7 +10,7 @@ void main() {
   p = vec3(p.x, cy * p.y - sy * p.z, cy * p.z + sy * p.y);
   float z = p.z + distance_;
   gl_Position = vec4(focal * p.x / aspect, -focal * p.y, z * 0.999 - 0.01, z);
-  gl_PointSize = clamp(size / z, 1.0, 12.0);
+  gl_PointSize = clamp(size * (position.z + 1.0) / z, 1.0, 12.0); // far points are farther apart
   shade = color;
 }`;
 const FRAGMENT = `

@@ -49,15 +49,11 @@ async function predict() {
   say("Computing ...");
   const start = performance.now();
   try {
-    const answer = await request("json");
-    const content = await answer.json();
+    const answer = await request("npy");
+    const file = await answer.arrayBuffer();
     if (number !== state.number) return; // another photo has come meanwhile
-    const bytes = Uint8Array.from(atob(content.data), (c) => c.charCodeAt(0));
-    delete content.data;
-    state.facts = content;
-    state.values = new Float32Array(bytes.buffer);
-    [state.height, state.width] = content.shape;
-    await drawPhoto();
+    readMap(answer.headers, file);
+    const note = await drawPhoto();
     if (number !== state.number) return;
     $("result").hidden = false;
     $("low").value = 0;
@@ -69,10 +65,19 @@ async function predict() {
     drawDepth();
     drawCloud();
     const seconds = ((performance.now() - start) / 1000).toFixed(2);
-    say(`${state.name}: ${state.width} x ${state.height} pixels, ${meaning()}, ${seconds} s.`);
+    say(`${state.name}: ${state.width} x ${state.height} pixels, ${meaning()}, ${seconds} s.${note}`);
   } catch (error) {
     if (number === state.number) say(error.message, true);
   }
+}
+
+// A map from its npy file, which is much faster to read than JSON, and the headers that describe it.
+function readMap(headers, file) {
+  const get = (name) => headers.get(`x-depth-${name}`);
+  state.facts = { kind: get("kind"), unit: get("unit"), camera: get("camera"), intrinsics: get("intrinsics")?.split(",").map(Number) };
+  [state.width, state.height] = get("size").split("x").map(Number);
+  state.values = new Float32Array(file, 10 + new DataView(file).getUint16(8, true));
+  state.near = nearness();
 }
 
 function meaning() {
@@ -84,6 +89,7 @@ function meaning() {
 
 // ---------------------------------------------------------------------------- the map
 
+// Returns a note for the user if the photo cannot be shown.
 async function drawPhoto() {
   const canvas = $("photo");
   canvas.width = state.width;
@@ -94,9 +100,11 @@ async function drawPhoto() {
     const image = await createImageBitmap(state.photo, { imageOrientation: "from-image" });
     context.drawImage(image, 0, 0, state.width, state.height);
     image.close();
-  } catch { // a format that this browser does not show, for example HEIC
+    return "";
+  } catch { // for example HEIC
     context.fillStyle = "#888";
     context.fillRect(0, 0, state.width, state.height);
+    return " This browser cannot show photos of this format; the depth is complete.";
   }
 }
 
@@ -114,6 +122,7 @@ function nearness() {
       if (d > high) high = d;
     }
   }
+  state.ends = [low, high];
   const scale = high > low ? 1 / (high - low) : 0;
   for (let i = 0; i < out.length; i++) out[i] = (out[i] - low) * scale;
   return out;
@@ -127,7 +136,6 @@ function drawDepth() {
   const image = context.createImageData(state.width, state.height);
   const palette = state.rows[$("palette").value];
   const low = $("low").value / 100, high = Math.max($("high").value / 100, low + 0.005);
-  state.near = nearness();
   for (let i = 0; i < state.near.length; i++) {
     const t = Math.min(1, Math.max(0, (state.near[i] - low) / (high - low)));
     image.data[4 * i + 3] = 255;
@@ -142,10 +150,15 @@ function drawDepth() {
     line.data[4 * i + 3] = 255;
   }
   strip.putImageData(line, 0, 0);
-  const { min, max, unit } = state.facts;
-  const [far, near] = state.facts.kind === "depth" ? [max, min] : [min, max];
-  $("range").textContent = far === null ? "no values" : `far ${show(far, unit)}, near ${show(near, unit)}`;
+  const { unit } = state.facts;
+  $("range").textContent = !Number.isFinite(state.ends[0]) ? "no values" : `far ${show(valueAt(low), unit)}, near ${show(valueAt(high), unit)}`;
   $("legend").setAttribute("aria-label", `Colours from far to near: ${$("range").textContent}`);
+}
+
+// The value whose colour is at a place of the palette, from the far (0) to the near (1) end.
+function valueAt(place) {
+  const [far, near] = state.ends, value = far + place * (near - far);
+  return state.facts.kind === "depth" ? 1 / value : value;
 }
 
 function show(value, unit) {
@@ -183,7 +196,7 @@ function drawCloud() {
   const photo = $("photo").getContext("2d").getImageData(0, 0, state.width, state.height).data;
   const count = cloud.load(state.values, state.near, photo, state.width, state.height, state.facts);
   const camera = { given: "given", fov: "from the field of view", exif: "from EXIF data", assumed: "assumed" };
-  $("cloud-note").textContent = `${count} points. Camera: ${camera[state.facts.camera_source] || "unknown"}.` +
+  $("cloud-note").textContent = `${count} points. Camera: ${camera[state.facts.camera] || "unknown"}.` +
     (state.facts.unit ? "" : " The scale is unknown; the farthest pixel is shown 10 times as far as the nearest.");
 }
 
@@ -201,6 +214,10 @@ function choose(name) {
 
 function take(blob, name) {
   if (!blob) return;
+  if (!blob.size) {
+    say(`${name}: this file is empty.`, true);
+    return;
+  }
   state.photo = blob;
   state.name = name || "photo";
   predict();
@@ -213,7 +230,13 @@ async function openCamera() {
     $("live").hidden = false;
     $("shoot").focus();
   } catch (error) {
-    say(`The camera cannot be used: ${error.message || "this page needs https or localhost for it"}`, true);
+    const reasons = {
+      NotAllowedError: "the browser refuses it. Allow the camera for this page in the browser's settings",
+      NotFoundError: "there is none",
+      NotReadableError: "another program uses it",
+      TypeError: "browsers allow it only on https and on localhost",
+    };
+    say(`The camera cannot be used: ${reasons[error.name] || error.message}. You can choose a photo instead.`, true);
   }
 }
 
@@ -334,6 +357,7 @@ document.addEventListener("drop", (event) => {
 document.addEventListener("paste", (event) => {
   const file = [...event.clipboardData.files].find((each) => each.type.startsWith("image/"));
   if (file) take(file, file.name);
+  else if (event.target !== $("fov")) say("The clipboard has no picture.", true);
 });
 split();
 fill().catch(() => say("The page cannot reach its server. Is `dafast demo` still running?", true));
