@@ -56,7 +56,7 @@ TESTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r"csrc/cpu/(flash_attention|attention_tiles|sequences)",
      (f"{OPS}flash_attention_cpu.py", f"{OPS}flash_attention_backward_cpu.py")),
     (r"(attention_int8|conv3x3_int8|encoder_rows_int8)", (OPS + r"\1.py",)),
-    (r"(linear_packed|conv3x3_packed|encoder_rows)", (f"{OPS}packed_products.py",)),
+    (r"(linear_packed|conv3x3_packed|encoder_rows|embed_patches|transpose_rows)", (f"{OPS}packed_products.py",)),
     (r"csrc/cpu/(rows_float|tile_float|weights_float|threads|norm_row|gelu_block|parameters)",
      (f"{OPS}packed_products.py",)),
     (r"csrc/cpu/(bytes_int8|int8_layer|tile_int8|rows_int8|gelu_pieces|pieces|vectors16)",
