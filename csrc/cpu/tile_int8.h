@@ -50,6 +50,18 @@ __attribute__((noinline)) void multiply_tile(const Level* left, int64_t row_stri
 
 #else
 
+// Adds the products of four levels with the bytes of four columns, a, and of four more, b; two to
+// each sum. Not intrinsics: GCC 12 loads all rows of a tile first, and its sums no longer fit in the
+// registers.
+inline void add_products(__m256i& sum_a, __m256i& sum_b, const Level* levels, __m256i a,
+                         __m256i b) {
+  __m256i x, product;
+  asm("vpbroadcastq %4, %2\n\tvpmaddwd %5, %2, %3\n\tvpaddd %3, %0, %0\n\t"
+      "vpmaddwd %6, %2, %2\n\tvpaddd %2, %1, %1"
+      : "+x"(sum_a), "+x"(sum_b), "=&x"(x), "=&x"(product)
+      : "m"(*reinterpret_cast<const Level(*)[4]>(levels)), "x"(a), "x"(b));
+}
+
 // Eight columns of a tile of six rows; the sums of a step are those of two products, which are added
 // at the end: 12 sums, 2 vectors of the right side, 1 of the left and 1 product in 16 registers.
 __attribute__((noinline)) inline void multiply_eight(
@@ -67,11 +79,7 @@ __attribute__((noinline)) inline void multiply_eight(
       const __m256i b = _mm256_cvtepi8_epi16(_mm_loadu_si128(at + 1));
 #pragma GCC unroll 6
       for (int r = 0; r < 6; ++r) {
-        int64_t levels;
-        memcpy(&levels, four + r * row_stride, sizeof levels);
-        const __m256i x = _mm256_set1_epi64x(levels);
-        sums[r][0] = _mm256_add_epi32(sums[r][0], _mm256_madd_epi16(x, a));
-        sums[r][1] = _mm256_add_epi32(sums[r][1], _mm256_madd_epi16(x, b));
+        add_products(sums[r][0], sums[r][1], four + r * row_stride, a, b);
       }
     }
   }
