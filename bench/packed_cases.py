@@ -72,6 +72,35 @@ def linear_packed(tokens: int, depth: int, columns: int) -> Case:
     )
 
 
+def embed_patches(batch: int, side: int, channels: int) -> Case:
+    """The tokens of square images of patches of 14 pixels."""
+
+    def make(seed: int, dtype: torch.dtype, device: torch.device) -> tuple[Any, ...]:
+        generator = torch.Generator().manual_seed(seed)
+
+        def draw(*shape: int) -> torch.Tensor:
+            return torch.randn(shape, generator=generator).to(device)
+
+        image = draw(batch, 3, 14 * side, 14 * side).to(dtype)
+        weight = ops.pack_linear(draw(channels, 588).div(24).to(dtype), draw(channels).to(dtype))
+        norm = ops.RowNorm(draw(channels), draw(channels), 1e-6)
+        return image, weight, draw(1 + side**2, channels), norm
+
+    return Case(
+        op="embed_patches",
+        label=f"{batch}x{14 * side}x{14 * side} to {channels}",
+        make=make,
+        call=lambda *arguments: ops.embed_patches(*arguments)[1],
+        differentiable=(),
+        flops=2.0 * batch * side**2 * 588 * channels,
+        bytes=lambda size: (
+            size * 588.0 * (batch * side**2 + channels) + (8 + size) * batch * side**2 * channels
+        ),
+        dtypes=(torch.float32, torch.bfloat16),
+        tolerance=FLOAT_TOLERANCE,
+    )
+
+
 def encoder_rows(batch: int, tokens: int, channels: int, int8: bool = False) -> Case:
     """What follows attention in a block, with a tap and the first layer of the next block."""
 
@@ -119,6 +148,27 @@ def encoder_rows(batch: int, tokens: int, channels: int, int8: bool = False) -> 
         ),
         dtypes=(torch.float32, torch.bfloat16),
         tolerance=tolerance,
+    )
+
+
+def transposed(side: int, channels: int, factor: int) -> Case:
+    """The rearrangement behind the product of a transposed convolution."""
+
+    def make(seed: int, dtype: torch.dtype, device: torch.device) -> tuple[Any, ...]:
+        generator = torch.Generator().manual_seed(seed)
+        shape = (side, side, factor, factor * channels)
+        return (torch.randn(shape, generator=generator).to(device, dtype),)
+
+    return Case(
+        op="transpose_rows",
+        label=f"{side}x{side}x{factor}x{factor * channels}",
+        make=make,
+        call=ops.transpose_rows,
+        differentiable=(),
+        flops=0.0,
+        bytes=lambda size: size * 2.0 * (side * factor) ** 2 * channels,
+        dtypes=(torch.float32, torch.bfloat16),
+        tolerance=dict.fromkeys(FLOAT_TOLERANCE, 0.0),
     )
 
 

@@ -21,7 +21,15 @@ from bench.network_cases import (
     tail,
     varlen,
 )
-from bench.packed_cases import attention_int8, conv3x3, encoder_rows, int8, linear_packed
+from bench.packed_cases import (
+    attention_int8,
+    conv3x3,
+    embed_patches,
+    encoder_rows,
+    int8,
+    linear_packed,
+    transposed,
+)
 from bench.picture_cases import (
     bicubic,
     bilinear,
@@ -50,8 +58,10 @@ CASES: tuple[Case, ...] = (
     alignment(32, 1024, gpu_only=True),
     attention_int8(1, 1370, 6),
     linear_packed(1370, 384, 384),
+    embed_patches(1, 37, 384),
     encoder_rows(1, 1370, 384),
     encoder_rows(1, 1370, 384, int8=True),
+    transposed(37, 48, 4),
     conv3x3(148, 64),
     conv3x3(148, 64, int8=True),
     int8(1370, 384, 1536),
@@ -117,8 +127,10 @@ SMALL_CASES: tuple[Case, ...] = (
     mlp(2, 32, tokens=9),
     attention_int8(2, 9, 2),
     linear_packed(9, 30, 20),
+    embed_patches(2, 3, 32),
     encoder_rows(2, 9, 32),
     encoder_rows(2, 9, 32, int8=True),
+    transposed(5, 8, 2),
     conv3x3(9, 8),
     conv3x3(9, 8, int8=True),
     int8(9, 30, 33),

@@ -57,7 +57,7 @@ TESTS: tuple[tuple[str, tuple[str, ...]], ...] = (
      (f"{OPS}flash_attention_cpu.py", f"{OPS}flash_attention_backward_cpu.py")),
     (r"(attention_int8|conv3x3_int8|encoder_rows_int8)",
      (OPS + r"\1.py", f"{OPS}read_bounds.py")),
-    (r"(linear_packed|conv3x3_packed|encoder_rows)",
+    (r"(linear_packed|conv3x3_packed|encoder_rows|embed_patches|transpose_rows)",
      (f"{OPS}packed_products.py", f"{OPS}read_bounds.py")),
     (r"csrc/cpu/(rows_float|tile_float|weights_float|threads|norm_row|gelu_block|parameters)",
      (f"{OPS}packed_products.py",)),

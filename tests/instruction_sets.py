@@ -21,6 +21,9 @@ CPP = pytest.param("cpp", marks=needs_extension)
 
 INSTRUCTION_SETS = ("portable", "avx2", "avx512", "avx512_bf16")
 
+INT8_SETS = ("avx2", "avx512")
+"""The sets with kernels in int8."""
+
 
 def limit_instructions(name: str) -> None:
     """Limits the kernels to a set; "" for all. The ops choose their backends again."""

@@ -71,7 +71,7 @@ void attention_int8(const Tensor& qkv, Tensor out, double scale) {
   if (qkv.numel() == 0) return;
   const PackHead pack = DAFAST_FOR_ISA(pack_head);
   const AttendQueries attend = DAFAST_FOR_ISA(attend_queries);
-  STD_TORCH_CHECK(pack && attend, "attention_int8: this CPU has no AVX-512 with VNNI");
+  STD_TORCH_CHECK(pack && attend, "attention_int8: this CPU has no AVX2");
   const auto* from = static_cast<const std::byte*>(qkv.const_data_ptr());
   auto* to = static_cast<std::byte*>(out.mutable_data_ptr());
   const int64_t width = heads * head_dim;

@@ -1,4 +1,4 @@
-// A 3x3 convolution in int8 on the CPU: maps are rounded to bytes where they are read, a few rows at
+// A 3x3 convolution in int8 on the CPU: maps are rounded to 256 levels where they are read, a few rows at
 // a time; see conv3x3_int8_kernels.h.
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -12,6 +12,7 @@
 #include <optional>
 
 #include "../registry.h"
+#include "int8_layer.h"
 #include "pieces.h"
 
 namespace dafast::cpu {
@@ -33,7 +34,7 @@ struct Conv3x3Int8 {
   bool relu_input, relu;
 };
 
-// Pixels of a row of bytes: the borders, and those that the last tile reads beyond.
+// Pixels of a row of levels: the borders, and those that the last tile reads beyond.
 inline int64_t conv_row_pixels(const Conv3x3Int8& call) {
   const int64_t tiles = (call.out_width + kConvPixels - 1) / kConvPixels;
   return (tiles * kConvPixels - 1) * call.stride + 3;
@@ -41,7 +42,7 @@ inline int64_t conv_row_pixels(const Conv3x3Int8& call) {
 
 inline int64_t conv_scratch_bytes(const Conv3x3Int8& call) {
   const int64_t rows = (kStripRows - 1) * call.stride + 3;
-  return rows * conv_row_pixels(call) * call.channels + 64;
+  return (rows * conv_row_pixels(call) * call.channels + 64) * kLevelBytes;
 }
 
 // The strip of image b whose first row is y.
@@ -99,7 +100,7 @@ void conv3x3_int8(const Tensor& x, Tensor out, const Tensor& packed, const Tenso
   call.bias = static_cast<const float*>(bias.const_data_ptr());
   call.relu_input = relu_input, call.relu = relu;
   const ConvStrip convolve = DAFAST_FOR_ISA(convolve_strip);
-  STD_TORCH_CHECK(convolve, "conv3x3_int8: this CPU has no AVX-512 with VNNI");
+  STD_TORCH_CHECK(convolve, "conv3x3_int8: this CPU has no AVX2");
   const int64_t strips = (call.out_height + kStripRows - 1) / kStripRows;
   for_pieces(x.size(0) * strips, [&](Pieces& pieces) {
     const std::unique_ptr<uint8_t[]> scratch(

@@ -35,10 +35,10 @@ inline int64_t widest(const EncoderRows& call) {
   return call.hidden > call.channels ? call.hidden : call.channels;
 }
 
-// Floats and bytes for a group of rows, and one row.
+// Floats and levels for a group of rows, and one row.
 inline int64_t encoder_scratch(const EncoderRows& call) {
   const int64_t floats = kInt8Rows * (call.hidden + call.channels) + widest(call);
-  return floats * 4 + kInt8Rows * (call.hidden + call.channels);
+  return floats * 4 + kInt8Rows * (call.hidden + call.channels) * kLevelBytes;
 }
 
 // Up to kInt8Rows rows from `row` on.
@@ -116,7 +116,7 @@ void encoder_rows_int8(const Tensor& x, const Tensor& mixed, const Tensor& packe
   }
   weights.finish(), totals.finish(), floats.finish();
   const EncoderGroup group = DAFAST_FOR_ISA(encoder_group);
-  STD_TORCH_CHECK(group, kOp, ": this CPU has no AVX-512 with VNNI");
+  STD_TORCH_CHECK(group, kOp, ": this CPU has no AVX2");
   for_ranges(rows, kInt8Unit, kInt8Rows, [&](Ranges& ranges) {
     const std::unique_ptr<std::byte[]> scratch(
         new std::byte[static_cast<size_t>(encoder_scratch(call))]);

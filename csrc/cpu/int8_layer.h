@@ -24,7 +24,12 @@ inline int64_t round_up(int64_t value, int64_t multiple) {
   return (value + multiple - 1) / multiple * multiple;
 }
 
+// Most bytes of a level, which vectors16.h has.
+constexpr int64_t kLevelBytes = 2;
+
 // Bytes for a group of rows.
-inline int64_t int8_scratch(int64_t depth) { return kInt8Rows * round_up(depth, kInt8Depth); }
+inline int64_t int8_scratch(int64_t depth) {
+  return kInt8Rows * round_up(depth, kInt8Depth) * kLevelBytes;
+}
 
 }  // namespace dafast::cpu

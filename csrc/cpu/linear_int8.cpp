@@ -90,7 +90,7 @@ void linear_int8(const Tensor& x, Tensor out, const Tensor& packed, const Tensor
                          static_cast<const float*>(scales.const_data_ptr()),
                          static_cast<const float*>(bias.const_data_ptr())}};
   const LinearRows multiply = DAFAST_FOR_ISA(linear_rows);
-  STD_TORCH_CHECK(multiply, "linear_int8: this CPU has no AVX-512 with VNNI");
+  STD_TORCH_CHECK(multiply, "linear_int8: this CPU has no AVX2");
   for_ranges(rows, kInt8Unit, kInt8Rows, [&](Ranges& ranges) {
     std::vector<uint8_t> scratch(static_cast<size_t>(int8_scratch(depth)));
     int64_t begin, end;

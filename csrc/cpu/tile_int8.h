@@ -1,4 +1,7 @@
-// Products of int8 in AVX-512 with VNNI, for kernels files, within DAFAST_IN_AVX512.
+// Products of int8, for kernels files, after vectors16.h: four bytes in an instruction of AVX-512
+// with VNNI, two numbers of 16 bits in one of AVX2. Both are exact.
+
+#ifdef DAFAST_IN_AVX512
 
 // sum += products of unsigned x and signed y, four to each of the 16 sums. Not the intrinsic: GCC 12
 // copies the sum for it, and tiles of sums no longer fit in the registers.
@@ -7,14 +10,14 @@ inline void add_products(__m512i& sum, __m512i x, __m512i y) {
 }
 
 // out = start + left * right for a tile of ROWS rows and 16 WIDTH columns, int32. A row of the left
-// side is `runs` runs of `steps` times four bytes, `run_stride` bytes apart (for a convolution, the
+// side is `runs` runs of `steps` times four levels, `run_stride` levels apart (for a convolution, the
 // rows of its window). A step of the right side has four bytes of each column. `start` has a number
 // for each column.
 //
 // The loops are written out and the function is never inlined, because otherwise GCC keeps the sums
 // in memory, which halves the speed.
 template <int ROWS, int WIDTH>
-__attribute__((noinline)) void multiply_tile(const uint8_t* left, int64_t row_stride, int64_t runs,
+__attribute__((noinline)) void multiply_tile(const Level* left, int64_t row_stride, int64_t runs,
                                              int64_t run_stride, int64_t steps,
                                              const int8_t* right, const int32_t* start,
                                              int32_t* out) {
@@ -23,7 +26,7 @@ __attribute__((noinline)) void multiply_tile(const uint8_t* left, int64_t row_st
 #pragma GCC unroll 24
   for (int i = 0; i < kSums; ++i) sums[i] = _mm512_loadu_si512(start + 16 * (i % WIDTH));
   for (int64_t run = 0; run < runs; ++run) {
-    const uint8_t* four = left + run * run_stride;
+    const Level* four = left + run * run_stride;
     for (int64_t step = 0; step < steps; ++step, four += 4, right += 64 * WIDTH) {
       const __m512i a = _mm512_loadu_si512(right);
       const __m512i b = _mm512_loadu_si512(right + (WIDTH > 1 ? 64 : 0));
@@ -44,3 +47,62 @@ __attribute__((noinline)) void multiply_tile(const uint8_t* left, int64_t row_st
 #pragma GCC unroll 24
   for (int i = 0; i < kSums; ++i) _mm512_storeu_si512(out + 16 * i, sums[i]);
 }
+
+#else
+
+// Adds the products of four levels with the bytes of four columns, a, and of four more, b; two to
+// each sum. Not intrinsics: GCC 12 loads all rows of a tile first, and its sums no longer fit in the
+// registers.
+inline void add_products(__m256i& sum_a, __m256i& sum_b, const Level* levels, __m256i a,
+                         __m256i b) {
+  __m256i x, product;
+  asm("vpbroadcastq %4, %2\n\tvpmaddwd %5, %2, %3\n\tvpaddd %3, %0, %0\n\t"
+      "vpmaddwd %6, %2, %2\n\tvpaddd %2, %1, %1"
+      : "+x"(sum_a), "+x"(sum_b), "=&x"(x), "=&x"(product)
+      : "m"(*reinterpret_cast<const Level(*)[4]>(levels)), "x"(a), "x"(b));
+}
+
+// Eight columns of a tile of six rows; the sums of a step are those of two products, which are added
+// at the end: 12 sums, 2 vectors of the right side, 1 of the left and 1 product in 16 registers.
+__attribute__((noinline)) inline void multiply_eight(
+    const Level* left, int64_t row_stride, int64_t runs, int64_t run_stride, int64_t steps,
+    const int8_t* right, int64_t right_stride, const int32_t* start, int32_t* out,
+    int64_t out_stride) {
+  __m256i sums[6][2];
+#pragma GCC unroll 6
+  for (int r = 0; r < 6; ++r) sums[r][0] = sums[r][1] = _mm256_setzero_si256();
+  for (int64_t run = 0; run < runs; ++run) {
+    const Level* four = left + run * run_stride;
+    for (int64_t step = 0; step < steps; ++step, four += 4, right += right_stride) {
+      const auto* const at = reinterpret_cast<const __m128i*>(right);
+      const __m256i a = _mm256_cvtepi8_epi16(_mm_loadu_si128(at));
+      const __m256i b = _mm256_cvtepi8_epi16(_mm_loadu_si128(at + 1));
+#pragma GCC unroll 6
+      for (int r = 0; r < 6; ++r) {
+        add_products(sums[r][0], sums[r][1], four + r * row_stride, a, b);
+      }
+    }
+  }
+  const __m256i first = load_ints(start);
+#pragma GCC unroll 6
+  for (int r = 0; r < 6; ++r) {
+    const __m256i pairs = _mm256_hadd_epi32(sums[r][0], sums[r][1]);
+    store_ints(out + r * out_stride,
+               _mm256_add_epi32(first, _mm256_permute4x64_epi64(pairs, 0xd8)));
+  }
+}
+
+// As in AVX-512.
+template <int ROWS, int WIDTH>
+void multiply_tile(const Level* left, int64_t row_stride, int64_t runs, int64_t run_stride,
+                   int64_t steps, const int8_t* right, const int32_t* start, int32_t* out) {
+  static_assert(ROWS % 6 == 0, "whole tiles");
+  for (int j = 0; j < 2 * WIDTH; ++j) {
+    for (int r = 0; r < ROWS; r += 6) {
+      multiply_eight(left + r * row_stride, row_stride, runs, run_stride, steps, right + 32 * j,
+                     64 * WIDTH, start + 8 * j, out + r * 16 * WIDTH + 8 * j, 16 * WIDTH);
+    }
+  }
+}
+
+#endif

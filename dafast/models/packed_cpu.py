@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..layers.temporal import FrameCache
-from ..ops import decoder_tail
+from ..ops import decoder_tail, embed_patches, pack_linear
 from ..ops.encoder_rows import why_not_rows
 from ..profiling import annotate
 from .calibration import smoothed_blocks
@@ -34,6 +34,7 @@ from .packed_layers import (
     conv3x3,
     linear,
     own_conv3x3,
+    row_norm,
 )
 from .snapshot import Snapshot, why_not_as_built
 
@@ -106,7 +107,7 @@ class OptimizedForward:
         conv = encoder.patch_embed.proj
         assert conv.bias is not None
         weight = conv.weight.detach().flatten(1)
-        self.patch_embed = linear(weight, conv.bias.detach(), rows, False)
+        self.patch_embed = pack_linear(weight, conv.bias.detach())
         hidden = blocks[0].mlp.fc1.out_features
         self.fused = int8 or not why_not_rows(weight.dtype, hidden, len(weight))
         self.blocks: list[Any] = []
@@ -120,9 +121,10 @@ class OptimizedForward:
         if self.fused:
             qkv = blocks[0].attn.qkv
             self.first = linear(qkv.weight.detach(), qkv.bias.detach(), rows, int8)
+        self.first_norm = row_norm(blocks[0].norm1)
         self.norms = [Norm(block.norm1) for block in blocks]
         self.norm = Norm(encoder.norm)
-        self.positions: OrderedDict[tuple[int, int], tuple[Tensor, Tensor]] = OrderedDict()
+        self.positions: OrderedDict[tuple[int, int], Tensor] = OrderedDict()
         self._positions_lock = threading.Lock()
 
         self.projects = [conv1x1(project, rows, int8) for project in _children(head.projects)]
@@ -161,36 +163,27 @@ class OptimizedForward:
         """Always "": it can serve a call at any time."""
         return ""
 
-    def _position(self, rows: int, columns: int) -> tuple[Tensor, Tensor]:
-        """The first token, and the position embeddings of the others: (1, C), (N, C), float32."""
+    def _position(self, rows: int, columns: int) -> Tensor:
+        """The first token, and the position embeddings of the others: (1 + N, C), float32."""
         key = (rows, columns)
         with self._positions_lock:
             if key not in self.positions:
                 encoder = self.encoder
                 table = encoder.interpolate_pos_embed(rows, columns)[0].float()
-                self.positions[key] = (encoder.cls_token[0].float() + table[:1], table[1:])
+                first = encoder.cls_token[0].float() + table[:1]
+                self.positions[key] = torch.cat([first, table[1:]])
                 if len(self.positions) > _GRIDS:
                     self.positions.popitem(last=False)
             self.positions.move_to_end(key)
             return self.positions[key]
 
-    def _embed(self, x: Tensor, rows: int, columns: int) -> Tensor:
-        """Images to tokens (B, 1 + N, C), float32."""
-        side = self.patch
-        patches = x.unflatten(3, (columns, side)).unflatten(2, (rows, side))
-        patches = patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)  # (B, N, 3 * 14 * 14)
-        first, rest = self._position(rows, columns)
-        tokens = x.new_empty((len(x), 1 + rows * columns, first.shape[1]), dtype=torch.float32)
-        tokens[:, :1] = first
-        torch.add(self.patch_embed(patches), rest, out=tokens[:, 1:])
-        return tokens
-
     @annotate("encoder")
     def encode(self, x: Tensor) -> list[Tensor]:
         """Images to taps (B, rows * columns, C) behind the final norm."""
         rows, columns = x.shape[2] // self.patch, x.shape[3] // self.patch
-        tokens = self._embed(x, rows, columns)
-        normed, taps = self.norms[0](tokens), []
+        positions = self._position(rows, columns)
+        tokens, normed = embed_patches(x, self.patch_embed, positions, self.first_norm)
+        taps = []
         if self.fused:
             qkv: Any = self.first(normed)
             for block in self.blocks:

@@ -33,6 +33,7 @@ from ..ops import (
     quantize_conv3x3,
     quantize_weight,
     resize_bilinear,
+    transpose_rows,
 )
 from ..ops.linear_packed import why_not_packed
 from ..profiling import annotate
@@ -192,8 +193,9 @@ class Enlarge:
 
     def __call__(self, x: Tensor) -> Tensor:
         """(B, h, w, I) to (B, O, k h, k w), channels last."""
-        parts = self.product(x).unflatten(-1, (self.side, self.side, -1))  # (B, h, w, k, k, O)
-        whole = parts.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+        batch, height, width = x.shape[:3]
+        parts = self.product(x).view(batch * height, width, self.side, -1)  # (B h, w, k, k O)
+        whole = transpose_rows(parts).view(batch, self.side * height, self.side * width, -1)
         return whole.permute(0, 3, 1, 2)
 
 
@@ -246,6 +248,10 @@ class OneDnnBlock:
         return next_norm.add(x, self.fc2(self.fc1(normed)), self.ls2)
 
 
+def row_norm(norm: LayerNorm) -> RowNorm:
+    return RowNorm(norm.weight.detach(), norm.bias.detach(), norm.eps)
+
+
 class FusedBlock:
     """A `Block`: attention, and all that follows it row by row."""
 
@@ -256,18 +262,12 @@ class FusedBlock:
             weight, bias = linear.weight.detach(), linear.bias.detach()
             return Int8Linear(quantize_weight(weight), bias) if int8 else (weight, bias)
 
-        def norm(module: LayerNorm | None) -> RowNorm | None:
-            if module is None:
-                return None
-            return RowNorm(module.weight.detach(), module.bias.detach(), module.eps)
-
         attn, mlp = block.attn, block.mlp
         self.num_heads = attn.num_heads
-        norm2 = norm(block.norm2)
-        assert norm2 is not None
         parts = (
-            packed(attn.proj), block.ls1.gamma, norm2, packed(mlp.fc1), packed(mlp.fc2),
-            block.ls2.gamma, norm(tap), None if after is None else norm(after.norm1),
+            packed(attn.proj), block.ls1.gamma, row_norm(block.norm2), packed(mlp.fc1),
+            packed(mlp.fc2), block.ls2.gamma, None if tap is None else row_norm(tap),
+            None if after is None else row_norm(after.norm1),
             None if after is None else packed(after.attn.qkv),
         )  # fmt: skip
         self.rows = EncoderRows(*parts) if int8 else PackedRows(*parts)

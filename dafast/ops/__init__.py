@@ -19,6 +19,7 @@ from .conv3x3_int8 import conv3x3_int8, conv3x3_int8_reference, quantize_conv3x3
 from .conv3x3_packed import conv3x3_packed, conv3x3_packed_reference, pack_conv3x3
 from .conv_transpose import conv_transpose, conv_transpose_reference
 from .decoder_tail import decoder_tail, decoder_tail_reference
+from .embed_patches import embed_patches, embed_patches_reference
 from .encoder_rows import PackedRows, encoder_rows, encoder_rows_reference
 from .encoder_rows_int8 import (
     EncoderRows,
@@ -47,6 +48,7 @@ from .preprocess import preprocess, preprocess_reference
 from .quantize_fp8 import Fp8Rows, quantize_fp8, quantize_fp8_reference
 from .resize_bicubic import resize_bicubic, resize_bicubic_reference
 from .resize_bilinear import resize_bilinear, resize_bilinear_reference
+from .transpose_rows import transpose_rows, transpose_rows_reference
 
 __all__ = [
     "BACKENDS",
@@ -81,6 +83,8 @@ __all__ = [
     "conv_transpose_reference",
     "decoder_tail",
     "decoder_tail_reference",
+    "embed_patches",
+    "embed_patches_reference",
     "encoder_rows",
     "encoder_rows_int8",
     "encoder_rows_int8_reference",
@@ -121,5 +125,7 @@ __all__ = [
     "resize_bicubic_reference",
     "resize_bilinear",
     "resize_bilinear_reference",
+    "transpose_rows",
+    "transpose_rows_reference",
     "use_backend",
 ]

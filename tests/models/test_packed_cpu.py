@@ -19,6 +19,7 @@ import dafast
 from dafast.config import get_preset
 from dafast.models.packed_cpu import OptimizedForward
 from dafast.ops.linear_int8 import why_slow as why_slow_int8
+from dafast.ops.linear_packed import why_not_packed as why_not_packed_dtype
 from tests.instruction_sets import instruction_set
 from tests.models.packed import DTYPES, METRIC, SMALL, close, make, ready
 from tests.tolerances import TOLERANCES
@@ -350,3 +351,23 @@ with torch.inference_mode():
         pytest.skip("not glibc's malloc")
     # The first calls fill the heap; now and then a thread's own stack or cache grows.
     assert sorted(map(int, faults[4:]))[4] <= 10, faults
+
+
+@pytest.mark.parametrize("int8", [False, True])
+def test_no_operation_runs_on_the_threads_of_pytorch(int8, seed):
+    """They spin while they wait, which slows the threads that compute the rest."""
+    model = make(SMALL)
+    ready(model)
+    if why_not_packed_dtype(model.dtype) or (int8 and why_slow_int8()):
+        pytest.skip("oneDNN multiplies here, on the threads of PyTorch")
+    x = torch.randn(1, 3, 70, 42)
+    model.optimize(int8=int8)
+    with torch.inference_mode():
+        model(x)  # packs, and caches the position embeddings
+        with torch.profiler.profile() as seen:
+            model._optimized(x)
+    views = ("alias", "as_strided", "detach", "empty", "expand", "flatten", "permute", "reshape",
+             "select", "slice", "split", "squeeze", "transpose", "unflatten", "unsqueeze",
+             "view")  # fmt: skip
+    names = {e.key.removeprefix("aten::") for e in seen.key_averages() if "aten::" in e.key}
+    assert names and not [name for name in names if not name.strip("_").startswith(views)]

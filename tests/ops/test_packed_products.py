@@ -16,16 +16,19 @@ from dafast.ops import (
     _extension,
     conv3x3_packed,
     conv3x3_packed_reference,
+    embed_patches,
+    embed_patches_reference,
     encoder_rows,
     encoder_rows_reference,
     linear_packed,
     linear_packed_reference,
     pack_conv3x3,
     pack_linear,
+    transpose_rows,
     use_backend,
 )
 from dafast.ops.linear_packed import why_not_packed
-from tests.instruction_sets import instruction_set, threads
+from tests.instruction_sets import CPP, instruction_set, threads
 from tests.tolerances import TOLERANCES
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -232,6 +235,17 @@ def test_wrong_arguments(seed):
             conv3x3_packed(x, kernel)
     with pytest.raises(ValueError, match="maps to add"):
         conv3x3_packed(image, kernel, add=image)
+    norm, positions = RowNorm(bias, bias, 1e-6), torch.randn(7, 8)
+    image = torch.randn(1, 2, 8, 12)  # six patches of 4 x 4
+    for wrong in (
+        (image[0], positions, norm), (image.int(), positions, norm),
+        (image[:, :, 1:], positions, norm), (image, positions[1:], norm),
+        (image, positions, RowNorm(bias[1:], bias[1:], 1e-6)),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match="embed_patches needs"):
+            embed_patches(wrong[0], packed, *wrong[1:])
+    with pytest.raises(ValueError, match="transpose_rows needs"):
+        transpose_rows(weight)
     x, mixed, rows, _ = block((1, 3, 32), 32, (True, True), torch.float32)
     for wrong in ((x, mixed[:, :2]), (x[..., :16], mixed[..., :16]), (x[0, 0], mixed[0, 0])):
         with pytest.raises(ValueError, match="encoder_rows needs x"):
@@ -259,6 +273,10 @@ def test_custom_ops(seed):
     image, add = torch.randn(1, 5, 6, 8), torch.randn(1, 5, 6, 3)
     arguments = (image, kernel.packed, kernel.padded, 3, add, None, 1, False, True)
     torch.library.opcheck(ops.conv3x3_packed.default, arguments)
+    vector = torch.randn(8)
+    arguments = (torch.randn(2, 2, 4, 8), weight.packed, weight.padded, torch.randn(3, 8))
+    torch.library.opcheck(ops.embed_patches.default, (*arguments, vector, vector, 1e-6, 4))
+    torch.library.opcheck(ops.transpose_rows.default, (image,))
 
 
 def test_calls_on_several_threads_and_after_a_fork(seed):
@@ -288,3 +306,47 @@ def test_an_extension_of_an_older_version_packs_nothing(monkeypatch: pytest.Monk
     x = torch.randn(3, 16)
     assert not packed.packed.numel() and why_not_packed(torch.float32) == "of an older version"
     torch.testing.assert_close(linear_packed(x, packed), x @ weight.T + bias)
+
+
+# Batch, channels, rows and columns of patches, their side, channels of a token.
+IMAGES = [(1, 3, 5, 7, 14, 64), (2, 3, 4, 3, 5, 33), (3, 1, 1, 1, 3, 7)]
+
+
+@fast
+@pytest.mark.parametrize("case", IMAGES, ids=str)
+@pytest.mark.parametrize(("name", "dtype"), SETS, ids=str)
+def test_tokens_of_images(case, name, dtype, seed):
+    batch, channels, rows, columns, side, width = case
+    image = torch.randn(batch, channels, rows * side, columns * side).to(dtype)
+    positions = torch.randn(1 + rows * columns, width)
+    norm = RowNorm((1 + 0.3 * torch.randn(width)).to(dtype), torch.randn(width).to(dtype), 1e-6)
+    with instruction_set(name), use_backend("cpp"):
+        weight = pack_linear(*random_layer(width, channels * side**2, dtype))
+        got = embed_patches(image, weight, positions, norm)
+        kernel = weight.values.double().unflatten(1, (channels, side, side))
+        patches = F.conv2d(image.double(), kernel, weight.bias.double(), side).flatten(2).mT
+        exact = positions.double().repeat(batch, 1, 1)
+        exact[:, 1:] += patches
+        normed = F.layer_norm(exact, (width,), norm.weight.double(), norm.bias.double(), norm.eps)
+        same = embed_patches_reference(image, weight, positions, norm)
+        for tokens, like in (got, same):
+            near(tokens, exact, torch.float32, kernel[0].numel())
+            # Where the channels of a token are nearly equal, the norm enlarges the rounding.
+            spread = float(exact.std(-1, correction=0).min())
+            bound = TOLERANCES[dtype].op * normed.abs().max() * max(1.0, 1 / spread)
+            assert like.dtype == dtype and (like - normed).abs().max() <= bound
+        for count in range(2, 6):
+            with threads(count):
+                again = embed_patches(image.mT.contiguous().mT, weight, positions, norm)
+                assert all(map(torch.equal, again, got))
+
+
+@pytest.mark.parametrize("backend", ["reference", CPP])
+def test_transposed_rows(backend, seed):
+    with use_backend(backend):
+        for shape in ((2, 3, 5, 7), (1, 1, 4, 1), (6, 2, 1, 9), (2, 0, 3, 4), (2, 70, 4, 300)):
+            for dtype in (torch.float32, torch.bfloat16, torch.uint8):
+                x = torch.randint(0, 255, shape).to(dtype)
+                got = transpose_rows(x)
+                assert got.is_contiguous() and torch.equal(got, x.transpose(1, 2))
+                assert torch.equal(transpose_rows(x.mT.contiguous().mT), got)

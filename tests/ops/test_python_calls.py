@@ -28,6 +28,7 @@ BOUNDS = {
     "conv3x3_int8": (19, 19, 0, 0),
     "conv3x3_packed": (19, 19, 0, 0),
     "decoder_tail": (13, 13, 9, 0),
+    "embed_patches": (13, 13, 0, 0),
     "encoder_rows": (20, 20, 0, 0),
     "encoder_rows_int8": (18, 18, 0, 0),
     "feature_alignment_loss": (9, 9, 16, 16),
@@ -41,6 +42,7 @@ BOUNDS = {
     "preprocess": (35, 35, 0, 0),
     "resize_bicubic": (7, 7, 10, 0),
     "resize_bilinear": (10, 10, 17, 17),
+    "transpose_rows": (8, 8, 0, 0),
 }
 
 
@@ -80,6 +82,9 @@ def calls(op: str, gradient: bool) -> Callable[[], torch.Tensor]:
         "conv3x3_int8": lambda: ops.conv3x3_int8(new(1, 32, 9, 9), kernel, bias),
         "conv3x3_packed": lambda: ops.conv3x3_packed(new(1, 32, 9, 9), packed_kernel),
         "decoder_tail": lambda: ops.decoder_tail(*tail),
+        "embed_patches": lambda: ops.embed_patches(
+            torch.randn(2, 2, 16, 16), packed, torch.randn(5, 128), row_norm
+        )[1],
         "encoder_rows": lambda: ops.encoder_rows(x, x, packed_rows)[0],
         "encoder_rows_int8": lambda: ops.encoder_rows_int8(x, x, rows)[0],
         "feature_alignment_loss": lambda: ops.feature_alignment_loss(x, fixed),
@@ -95,6 +100,7 @@ def calls(op: str, gradient: bool) -> Callable[[], torch.Tensor]:
         "preprocess": lambda: ops.preprocess(photo, size=56)[0],
         "resize_bicubic": lambda: ops.resize_bicubic(images, (30, 60)),
         "resize_bilinear": lambda: ops.resize_bilinear(images, (30, 60), antialias=True),
+        "transpose_rows": lambda: ops.transpose_rows(qkv.flatten(3)),
     }[op]
 
 
