@@ -15,6 +15,7 @@ from .affine_invariant_loss import affine_invariant_loss, affine_invariant_loss_
 from .attention_int8 import attention_int8, attention_int8_reference
 from .bias_gelu import bias_gelu, bias_gelu_reference
 from .bias_relu_add import bias_relu_add, bias_relu_add_reference
+from .conv3x3 import conv3x3, conv3x3_reference
 from .conv3x3_int8 import conv3x3_int8, conv3x3_int8_reference, quantize_conv3x3
 from .conv3x3_packed import conv3x3_packed, conv3x3_packed_reference, pack_conv3x3
 from .conv_transpose import conv_transpose, conv_transpose_reference
@@ -73,10 +74,12 @@ __all__ = [
     "bias_gelu_reference",
     "bias_relu_add",
     "bias_relu_add_reference",
+    "conv3x3",
     "conv3x3_int8",
     "conv3x3_int8_reference",
     "conv3x3_packed",
     "conv3x3_packed_reference",
+    "conv3x3_reference",
     "conv_transpose",
     "conv_transpose_reference",
     "decoder_tail",
