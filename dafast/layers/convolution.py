@@ -12,7 +12,7 @@ from ..devices import is_autocast_on
 from ..ops.bias_relu_add import bias_relu_add, serves_convolutions
 from ..ops.conv3x3 import conv3x3, serves_conv3x3
 from ..ops.conv_transpose import conv_transpose, serves_as_product
-from .mlp import is_plain
+from .linear import is_plain
 
 
 def convolve(

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import ModelConfig
 from ..devices import without_autocast
 from ..layers.convolution import convolve, enlarge, takes_relu
-from ..layers.mlp import is_plain
+from ..layers.linear import is_plain
 from ..layers.temporal import FrameCache, TemporalModule
 from ..ops import decoder_tail
 from ..ops.resize_bilinear import interpolate
@@ -211,7 +210,9 @@ def _run_output(output: nn.Sequential, x: Tensor, size: tuple[int, int]) -> Tens
         parameters = (conv.weight, conv.bias, last.weight, last.bias)
         return decoder_tail(x, size, *parameters, activation=name)  # type: ignore[arg-type]
     x = _upsample(x, size)
-    return activation(last(relu(convolve(conv, x)))) if is_plain(output, nn.Sequential) else output(x)
+    if is_plain(output, nn.Sequential):
+        return activation(last(relu(convolve(conv, x))))
+    return output(x)
 
 
 class DPTHead(nn.Module):

@@ -39,6 +39,7 @@ from .flash_attention import (
 )
 from .forward_warp import forward_warp, forward_warp_reference
 from .guided_upsample import guided_upsample, guided_upsample_reference
+from .linear import linear, linear_reference
 from .linear_fp8 import linear_fp8, linear_fp8_reference
 from .linear_int8 import Int8Weight, linear_int8, linear_int8_reference, quantize_weight
 from .linear_packed import PackedWeight, linear_packed, linear_packed_reference, pack_linear
@@ -101,12 +102,14 @@ __all__ = [
     "forward_warp_reference",
     "guided_upsample",
     "guided_upsample_reference",
+    "linear",
     "linear_fp8",
     "linear_fp8_reference",
     "linear_int8",
     "linear_int8_reference",
     "linear_packed",
     "linear_packed_reference",
+    "linear_reference",
     "pack_conv3x3",
     "pack_linear",
     "pad",

@@ -11,6 +11,7 @@ from torch import Tensor
 from . import _extension, _triton
 from ._dispatch import Op, wrong_dtype
 from ._kernel_op import KernelOp
+from .linear import linear, serves_linear
 
 
 def bias_gelu_reference(x: Tensor, bias: Tensor, added: bool = False) -> Tensor:
@@ -113,7 +114,7 @@ def bias_gelu(x: Tensor, bias: Tensor, *, added: bool = False) -> Tensor:
 def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """GELU(x weight^T + bias), with `bias_gelu` after the product where a kernel serves it.
 
-    Without a kernel these are PyTorch's linear layer and GELU.
+    Without a kernel GELU is PyTorch's, and the product that of `linear` or PyTorch's.
 
     Args:
         x: (..., K).
@@ -125,6 +126,7 @@ def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """
     backend = _bias_gelu.select(x, bias, True)
     if backend == "reference":
-        return F.gelu(F.linear(x, weight, bias))
+        product = linear if serves_linear(x, weight, bias) else F.linear
+        return F.gelu(product(x, weight, bias))
     # The product adds the bias before it rounds; the bias gets its gradient from the GELU.
     return _bias_gelu.backends[backend].fn(F.linear(x, weight, bias.detach()), bias, True)

@@ -157,11 +157,7 @@ def _unasked(x: Tensor, weight: Tensor, bias: Tensor | None, *_: Any) -> str:
 _conv3x3 = Op(
     "conv3x3",
     conv3x3_reference,
-    {
-        "cpp": _extension.backend(
-            "cpp", "conv3x3", lambda *args: _op(*args), _limits, _unasked
-        )
-    },
+    {"cpp": _extension.backend("cpp", "conv3x3", lambda *args: _op(*args), _limits, _unasked)},
 )
 
 
