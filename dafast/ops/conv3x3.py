@@ -142,8 +142,6 @@ def _limits(x: Tensor, weight: Tensor, *rest: Any) -> str:
 def _unasked(x: Tensor, weight: Tensor, bias: Tensor | None, *_: Any) -> str:
     if torch.compiler.is_dynamo_compiling():
         return "torch.compile has convolutions of its own"
-    if is_autocast_on(x.device.type):
-        return "autocast makes it a convolution in 16 bits"
     if not wants_gradient(x, weight, *(() if bias is None else (bias,))):
         return "without a gradient PyTorch's convolution serves it"
     if x.stride(1) != 1:
@@ -204,5 +202,7 @@ def conv3x3(
 
 
 def serves_conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Whether a kernel serves `conv3x3` with these tensors."""
+    """Whether a kernel serves `conv3x3` with these tensors; not under autocast to 16 bits."""
+    if not x.is_cpu or is_autocast_on("cpu"):  # which the choice of a backend does not know
+        return False
     return _conv3x3.select(x, weight, bias, None, None, False) != "reference"

@@ -116,8 +116,6 @@ def _limits(x: Tensor, weight: Tensor, bias: Tensor | None) -> str:
 def _unasked(x: Tensor, weight: Tensor, bias: Tensor | None) -> str:
     if torch.compiler.is_dynamo_compiling():
         return "torch.compile has products of its own"
-    if is_autocast_on(x.device.type):
-        return "autocast makes it a product in 16 bits"
     if not wants_gradient(x, weight, *(() if bias is None else (bias,))):
         return "without a gradient PyTorch's product serves it"
     if x.numel() < _LEAST_ROWS * x.shape[-1]:
@@ -162,5 +160,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def serves_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Whether a kernel serves `linear` with these tensors."""
-    return x.is_cpu and _linear.select(x, weight, bias) != "reference"
+    """Whether a kernel serves `linear` with these tensors; not under autocast to 16 bits."""
+    if not x.is_cpu or is_autocast_on("cpu"):  # which the choice of a backend does not know
+        return False
+    return _linear.select(x, weight, bias) != "reference"
