@@ -58,14 +58,14 @@ def _step(name: str, options: argparse.Namespace) -> Callable[[], float]:
         def loss_of(x: torch.Tensor) -> torch.Tensor:
             return affine_invariant_loss_reference(hf(x).predicted_depth.float(), target, mask)
     else:
-        from dafast.devices import keep_freed_memory
+        from dafast import devices
         from dafast.losses import AffineInvariantLoss
         from dafast.training.config import OptimSection
         from dafast.training.optimizers import build_optimizer
         from dafast.training.starts import prepare_model
 
-        if not options.baseline_process:
-            keep_freed_memory()  # as `dafast train`
+        # As `dafast train`; a baseline may be older.
+        getattr(devices, "keep_freed_memory", lambda: None)()
         ours = DepthAnything.from_pretrained(options.work + "/dafast", dtype=torch.float32)
         model = ours = prepare_model(ours, torch.device("cpu"), channels_last=True)
         images = images.to(memory_format=torch.channels_last)
@@ -109,8 +109,6 @@ class Worker:
         command = [sys.executable, __file__, "--work", str(folder), "--name", name]
         for key in ("batch", "size", "threads", "seed", "dtype"):
             command += [f"--{key}", str(getattr(options, key))]
-        if root != ROOT:
-            command.append("--baseline-process")
         self._process = subprocess.Popen(
             command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -250,7 +248,6 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--json", type=Path, help="also write the report to this file")
     parser.add_argument("--work", help=argparse.SUPPRESS)
     parser.add_argument("--name", help=argparse.SUPPRESS)
-    parser.add_argument("--baseline-process", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     if options.work:
         work(options)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ..ops import flash_attention_qkvpacked, flash_attention_varlen
+from .linear import project
 
 
 def attend(qkv: Tensor, cu_seqlens: Tensor | None = None, max_seqlen: int = 0) -> Tensor:
@@ -35,5 +36,5 @@ class Attention(nn.Module):
         With ``cu_seqlens`` x is (1, T, C), several packed sequences, and each attends only to
         itself; see `dafast.ops.flash_attention_varlen`.
         """
-        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))
-        return self.proj(attend(qkv, cu_seqlens, max_seqlen))
+        qkv = project(self.qkv, x).unflatten(-1, (3, self.num_heads, -1))
+        return project(self.proj, attend(qkv, cu_seqlens, max_seqlen))

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..devices import is_autocast_on
 from ..ops.bias_relu_add import bias_relu_add, serves_convolutions
+from ..ops.conv3x3 import conv3x3, serves_conv3x3
 from ..ops.conv_transpose import conv_transpose, serves_as_product
-from .mlp import is_plain
+from .linear import is_plain
 
 
 def convolve(
@@ -18,21 +21,30 @@ def convolve(
     residual: Tensor | None = None,
     other: Tensor | None = None,
     *,
+    relu_input: bool = False,
     relu: bool = False,
 ) -> Tensor:
     """other + (residual + conv(x)), then a ReLU if asked.
+
+    Where the kernel of `conv3x3` serves, a 3x3 convolution takes its ReLU and residuals along.
 
     PyTorch adds a convolution's bias in a pass of its own on a GPU. Where the kernel of
     `bias_relu_add` serves, this pass also adds the residuals and applies the ReLU, and a 1x1
     convolution in 16 bits is a product, which adds the bias itself.
 
     Args:
-        conv: A convolution, called if it is no plain `torch.nn.Conv2d` with a bias.
+        conv: A convolution, called if it is no plain `torch.nn.Conv2d`.
         x: (B, C, h, w).
         residual: Of the shape of the output.
         other: A second residual; only with ``residual``.
+        relu_input: Whether negative values of ``x`` count as 0.
         relu: Whether negative values become 0.
     """
+    if takes_relu(conv, x):
+        maps: dict[str, Any] = {"add": residual, "other": other}
+        out = conv3x3(x, conv.weight, conv.bias, **maps, relu_input=relu_input)  # type: ignore
+        return F.relu(out) if relu else out
+    x = F.relu(x) if relu_input else x
     if is_plain(conv, nn.Conv2d) and conv.bias is not None:
         assert isinstance(conv, nn.Conv2d)
         if serves_convolutions(x, conv.bias, residual, other):
@@ -45,6 +57,19 @@ def convolve(
         if term is not None:
             out = term + out
     return F.relu(out) if relu else out
+
+
+def takes_relu(conv: nn.Module, x: Tensor) -> bool:
+    """Whether `convolve` computes a ReLU of its input, (B, C, h, w), within the convolution."""
+    return (
+        isinstance(conv, nn.Conv2d)
+        and is_plain(conv, nn.Conv2d)
+        and conv.kernel_size == (3, 3)
+        and conv.stride == conv.padding == conv.dilation == (1, 1)
+        and conv.groups == 1
+        and conv.padding_mode == "zeros"
+        and serves_conv3x3(x, conv.weight, conv.bias)
+    )
 
 
 def _as_product(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -5,15 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ..ops.bias_gelu import linear_gelu, mlp
-
-
-def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether a module is exactly of this kind, without hooks."""
-    hooks = (
-        module._forward_hooks or module._forward_pre_hooks
-        or module._backward_hooks or module._backward_pre_hooks
-    )  # fmt: skip
-    return type(module) is kind and not hooks
+from .linear import is_plain, project
 
 
 class Mlp(nn.Module):
@@ -38,4 +30,4 @@ class Mlp(nn.Module):
                 fc1, fc2 = self.fc1, self.fc2
                 return mlp(x, (fc1.weight, fc1.bias), (fc2.weight, fc2.bias))
             return self.fc2(linear_gelu(x, self.fc1.weight, self.fc1.bias))
-        return self.fc2(self.act(self.fc1(x)))
+        return project(self.fc2, self.act(self.fc1(x)))

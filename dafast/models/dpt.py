@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import ModelConfig
 from ..devices import without_autocast
-from ..layers.convolution import convolve, enlarge
-from ..layers.mlp import is_plain
+from ..layers.convolution import convolve, enlarge, takes_relu
+from ..layers.linear import is_plain
 from ..layers.temporal import FrameCache, TemporalModule
 from ..ops import decoder_tail
 from ..ops.resize_bilinear import interpolate
@@ -55,8 +54,9 @@ class ResidualConvUnit(nn.Module):
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         """(B, F, h, w) to (B, F, h, w); ``other`` is added, too."""
-        hidden = convolve(self.conv1, F.relu(x), relu=True)
-        return convolve(self.conv2, hidden, x, other)
+        within = takes_relu(self.conv2, x)
+        hidden = convolve(self.conv1, x, relu_input=True, relu=not within)
+        return convolve(self.conv2, hidden, x, other, relu_input=within)
 
 
 class FeatureFusionBlock(nn.Module):
@@ -160,21 +160,22 @@ class Scratch(nn.Module):
     ) -> list[Tensor]:
         """The first three maps of `fuse`, the last one of this size."""
         mix = mix or (lambda number, x: x)
-        layer3, layer4 = self.layer3_rn(mix(0, map3)), self.layer4_rn(mix(1, map4))
+        layer3 = convolve(self.layer3_rn, mix(0, map3))
+        layer4 = convolve(self.layer4_rn, mix(1, map4))
         path4 = mix(2, self.refinenet4(layer4, layer3.shape[2:]))
         path3 = mix(3, self.refinenet3(path4, size, layer3))
         return [layer4, path4, path3]
 
     def fuse_fine(self, map1: Tensor, map2: Tensor, path3: Tensor) -> list[Tensor]:
         """The last two maps of `fuse`."""
-        layer1, layer2 = self.layer1_rn(map1), self.layer2_rn(map2)
+        layer1, layer2 = convolve(self.layer1_rn, map1), convolve(self.layer2_rn, map2)
         path2 = self.refinenet2(path3, layer1.shape[2:], layer2)
         path1 = self.refinenet1(path2, (2 * layer1.shape[2], 2 * layer1.shape[3]), layer1)
         return [path2, path1]
 
     def tail(self, path1: Tensor, size: tuple[int, int]) -> Tensor:
         """The last map of `fuse` to the outputs (B, 1 or 2, *size)."""
-        return self._tail(self.output_conv1(path1), size)
+        return self._tail(convolve(self.output_conv1, path1), size)
 
     def _tail(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         """The outputs of the upsampled map."""

@@ -15,6 +15,7 @@ from .affine_invariant_loss import affine_invariant_loss, affine_invariant_loss_
 from .attention_int8 import attention_int8, attention_int8_reference
 from .bias_gelu import bias_gelu, bias_gelu_reference
 from .bias_relu_add import bias_relu_add, bias_relu_add_reference
+from .conv3x3 import conv3x3, conv3x3_reference
 from .conv3x3_int8 import conv3x3_int8, conv3x3_int8_reference, quantize_conv3x3
 from .conv3x3_packed import conv3x3_packed, conv3x3_packed_reference, pack_conv3x3
 from .conv_transpose import conv_transpose, conv_transpose_reference
@@ -39,6 +40,7 @@ from .flash_attention import (
 )
 from .forward_warp import forward_warp, forward_warp_reference
 from .guided_upsample import guided_upsample, guided_upsample_reference
+from .linear import linear, linear_reference
 from .linear_fp8 import linear_fp8, linear_fp8_reference
 from .linear_int8 import Int8Weight, linear_int8, linear_int8_reference, quantize_weight
 from .linear_packed import PackedWeight, linear_packed, linear_packed_reference, pack_linear
@@ -75,10 +77,12 @@ __all__ = [
     "bias_gelu_reference",
     "bias_relu_add",
     "bias_relu_add_reference",
+    "conv3x3",
     "conv3x3_int8",
     "conv3x3_int8_reference",
     "conv3x3_packed",
     "conv3x3_packed_reference",
+    "conv3x3_reference",
     "conv_transpose",
     "conv_transpose_reference",
     "decoder_tail",
@@ -102,12 +106,14 @@ __all__ = [
     "forward_warp_reference",
     "guided_upsample",
     "guided_upsample_reference",
+    "linear",
     "linear_fp8",
     "linear_fp8_reference",
     "linear_int8",
     "linear_int8_reference",
     "linear_packed",
     "linear_packed_reference",
+    "linear_reference",
     "pack_conv3x3",
     "pack_linear",
     "pad",

@@ -12,6 +12,7 @@ from ..devices import is_autocast_on
 from . import _extension, _triton
 from ._dispatch import Op, wrong_dtype
 from ._kernel_op import KernelOp
+from .linear import linear, serves_linear
 
 
 def bias_gelu_reference(x: Tensor, bias: Tensor, added: bool = False) -> Tensor:
@@ -153,17 +154,21 @@ def mlp(x: Tensor, fc1: tuple[Tensor, Tensor], fc2: tuple[Tensor, Tensor]) -> Te
     weight, offset = fc2
     trains = torch.is_grad_enabled() and weight.requires_grad
     if not trains or _bias_gelu.select(x, fc1[1], True) != "triton":
-        return F.linear(linear_gelu(x, *fc1), weight, offset)
+        return _linear(linear_gelu(x, *fc1), weight, offset)
     hidden = F.linear(x, fc1[0], fc1[1].detach())
     if is_autocast_on(x.device.type):  # which does not look into an autograd.Function
         weight, offset = weight.to(hidden.dtype), offset.to(hidden.dtype)
     return _GeluLinear.apply(hidden, fc1[1], weight, offset)
 
 
+def _linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return (linear if serves_linear(x, weight, bias) else F.linear)(x, weight, bias)
+
+
 def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """GELU(x weight^T + bias), with `bias_gelu` after the product where a kernel serves it.
 
-    Without a kernel these are PyTorch's linear layer and GELU.
+    Without a kernel GELU is PyTorch's, and the product that of `linear` or PyTorch's.
 
     Args:
         x: (..., K).
@@ -175,6 +180,6 @@ def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """
     backend = _bias_gelu.select(x, bias, True)
     if backend == "reference":
-        return F.gelu(F.linear(x, weight, bias))
+        return F.gelu(_linear(x, weight, bias))
     # The product adds the bias before it rounds; the bias gets its gradient from the GELU.
     return _bias_gelu.backends[backend].fn(F.linear(x, weight, bias.detach()), bias, True)
