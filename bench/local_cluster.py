@@ -27,21 +27,24 @@ class LocalCluster:
     Args:
         nodes: Number of worker nodes.
         processors: Of each worker node.
+        gpus: That each worker node claims to have. With `--device auto` each gets a model, on its
+            processors if the machine has no GPU, and tasks decode for it.
 
     Attributes:
         client: Address for clients: ``ray://HOST:PORT``.
     """
 
-    def __init__(self, nodes: int = 2, processors: float = 1) -> None:
+    def __init__(self, nodes: int = 2, processors: float = 1, gpus: int = 0) -> None:
         self._options: dict[str, Any] = {
             "num_cpus": processors,
+            "num_gpus": gpus,
             "object_store_memory": STORE,
         }
         self._count = nodes
 
     def __enter__(self) -> LocalCluster:
         self._before = os.environ.get("RAY_ADDRESS")
-        head = {**self._options, "num_cpus": 0, "include_dashboard": False}
+        head = {**self._options, "num_cpus": 0, "num_gpus": 0, "include_dashboard": False}
         port = free_port()
         if find_spec("grpc"):  # of ray[client]; without it a cluster has no port for clients
             head["ray_client_server_port"] = port
@@ -112,6 +115,10 @@ class LocalCluster:
         """Memory of the worker nodes' workers that they do not share, in bytes."""
         return sum(memory_of(pid) for pid in self.processes())
 
+    def seconds(self) -> float:
+        """Processor time of all processes of the cluster and of this one, in seconds."""
+        return sum(seconds_of(pid) for pid in [os.getpid(), *descendants(os.getpid())])
+
     def _raylets(self) -> list[int]:
         nodes = [self.cluster.head_node, *self.cluster.worker_nodes]
         return [pid for node in nodes if node for pid in _raylets_of(node)]
@@ -143,6 +150,23 @@ def children(pid: int) -> list[int]:
         with contextlib.suppress(OSError):
             found += [int(number) for number in each.read_text().split()]
     return found
+
+
+def descendants(pid: int) -> list[int]:
+    """The processes that a process started, and those that they started."""
+    found = children(pid)
+    for each in list(found):
+        found += descendants(each)
+    return found
+
+
+def seconds_of(pid: int) -> float:
+    """Processor time of a process, and of its ended ones, in seconds; 0 if it has ended."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
 
 
 def title_of(pid: int) -> str:
