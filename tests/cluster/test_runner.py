@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from typing import Any
 
@@ -50,7 +51,8 @@ class Handle:
 
     def remote(self, *args: Any, **kwargs: Any) -> Any:
         if isinstance(self._target, type):
-            return Handle(self._target(*args, **kwargs), self._fake)
+            self._fake.models.append(self._target(*args, **kwargs))
+            return Handle(self._fake.models[-1], self._fake)
         return Ref(lambda: self._target(*args, **kwargs))
 
     def __getattr__(self, name: str) -> Handle:
@@ -68,6 +70,7 @@ class FakeRay:
             "predict"); it may raise what Ray raises.
         waited: What was waited for last.
         dead: Results of actors that were lost.
+        models: All actors.
     """
 
     exceptions = ray.exceptions
@@ -78,6 +81,7 @@ class FakeRay:
         self.connected = True
         self.waited: list[Ref] = []
         self.dead: set[Ref] = set()
+        self.models: list[workers.Model] = []
         self.options: list[dict[str, Any]] = []
         self.killed: list[Any] = []
         self.cancelled: list[Any] = []
@@ -121,13 +125,17 @@ class FakeRay:
 
 
 @pytest.fixture(params=[2, 0], ids=["gpus", "processors"])
-def fake(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> FakeRay:
+def fake(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeRay]:
+    before = set(threading.enumerate())
     made = FakeRay(request.param)
     for module in (runner_module, workers):
         monkeypatch.setattr(module, "ray", made)
     monkeypatch.setattr(runner_module, "BUSY_WAIT", 0.0)
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
-    return made
+    yield made
+    for model in made.models:
+        model._thread.shutdown()
+    assert set(threading.enumerate()) <= before, "later tests fork this process"
 
 
 class Adder:
