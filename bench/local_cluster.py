@@ -8,6 +8,7 @@ import random
 import signal
 import socket
 import time
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from threading import current_thread, main_thread
@@ -48,7 +49,7 @@ class LocalCluster:
         port = free_port()
         if find_spec("grpc"):  # of ray[client]; without it a cluster has no port for clients
             head["ray_client_server_port"] = port
-        self.cluster = Cluster(initialize_head=True, head_node_args=head)
+        self.cluster = _until_in_time(lambda: Cluster(initialize_head=True, head_node_args=head))
         self.client = f"ray://{self.cluster.address.rpartition(':')[0]}:{port}"
         for _ in range(self._count):
             self.add_node()
@@ -66,19 +67,11 @@ class LocalCluster:
         for pid in left:
             kill(pid)
 
-    def add_node(self, tries: int = 5) -> None:
-        """Adds a worker node; tries again if it needs more than the 30 seconds that Ray allows."""
+    def add_node(self) -> None:
+        """Adds a worker node."""
         # Ray handles signals of the process for each node, which other threads cannot.
         self.cluster._shutdown_at_exit = current_thread() is main_thread()
-        before = children(os.getpid())
-        try:
-            self.cluster.add_node(wait=False, **self._options)
-        except Exception as error:
-            for pid in set(children(os.getpid())) - set(before):
-                kill(pid)
-            if tries == 1 or "timed out during startup" not in str(error):
-                raise
-            self.add_node(tries - 1)
+        _until_in_time(lambda: self.cluster.add_node(wait=False, **self._options))
 
     def processes(self) -> dict[int, str]:
         """The workers of the worker nodes: their titles, "ray::..." by process number."""
@@ -122,6 +115,19 @@ class LocalCluster:
     def _raylets(self) -> list[int]:
         nodes = [self.cluster.head_node, *self.cluster.worker_nodes]
         return [pid for node in nodes if node for pid in _raylets_of(node)]
+
+
+def _until_in_time(start: Callable[[], Any], tries: int = 5) -> Any:
+    """Starts a node; tries again if it needs more than the 30 seconds that Ray allows."""
+    before = children(os.getpid())
+    try:
+        return start()
+    except Exception as error:
+        for pid in set(children(os.getpid())) - set(before):
+            kill(pid)
+        if tries == 1 or "timed out during startup" not in str(error):
+            raise
+    return _until_in_time(start, tries - 1)
 
 
 def _raylets_of(node: Any) -> list[int]:

@@ -94,12 +94,28 @@ def test_errors_of_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
             pass
         assert "\n" not in str(error.value)
     assert taken == [True, True]
+    # Ray's process for a client died while it started.
+    unserved = "Initialization failure from server: psutil.ZombieProcess"
+    results = [ConnectionError(unserved), None]
+
+    def init(**options: object) -> None:
+        if error := results.pop(0):
+            raise error
+
+    monkeypatch.setattr(ray, "init", init)
+    with connected("ray://host:10001"):
+        assert not results
+    results[:] = [ConnectionError(unserved)] * connection._TRIES
+    with pytest.raises(ClusterError, match="ZombieProcess"), connected("ray://host:10001"):
+        pass
+    assert not results
+    taken.clear()
     monkeypatch.setattr(ray, "init", lambda **options: None)
     with pytest.raises(ClusterError, match="the connection was lost"), connected("ray"):
         raise ConnectionError("already disconnected")
     with pytest.raises(ValueError, match="of the job"), connected("ray"):
         raise ValueError("of the job")
-    assert taken == [True, True], "a driver with a token fails on a cluster without"
+    assert not taken, "a driver with a token fails on a cluster without"
 
 
 def test_mistakes_are_one_line(tmp_path: Path, seed: int, monkeypatch, capsys) -> None:
