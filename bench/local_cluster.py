@@ -30,12 +30,17 @@ class LocalCluster:
         processors: Of each worker node.
         gpus: That each worker node claims to have. With `--device auto` each gets a model, on its
             processors if the machine has no GPU, and tasks decode for it.
+        dashboard: Whether to start Ray's dashboard, which needs ray[default].
 
     Attributes:
         client: Address for clients: ``ray://HOST:PORT``.
+        dashboard: Address of the dashboard: ``http://HOST:PORT``; None without it.
     """
 
-    def __init__(self, nodes: int = 2, processors: float = 1, gpus: int = 0) -> None:
+    def __init__(
+        self, nodes: int = 2, processors: float = 1, gpus: int = 0, dashboard: bool = False
+    ) -> None:
+        self.dashboard = f"http://127.0.0.1:{free_port()}" if dashboard else None
         self._options: dict[str, Any] = {
             "num_cpus": processors,
             "num_gpus": gpus,
@@ -45,7 +50,14 @@ class LocalCluster:
 
     def __enter__(self) -> LocalCluster:
         self._before = os.environ.get("RAY_ADDRESS")
-        head = {**self._options, "num_cpus": 0, "num_gpus": 0, "include_dashboard": False}
+        head = {
+            **self._options,
+            "num_cpus": 0,
+            "num_gpus": 0,
+            "include_dashboard": bool(self.dashboard),
+        }
+        if self.dashboard:
+            head["dashboard_port"] = int(self.dashboard.rpartition(":")[2])
         port = free_port()
         if find_spec("grpc"):  # of ray[client]; without it a cluster has no port for clients
             head["ray_client_server_port"] = port

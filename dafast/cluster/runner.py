@@ -25,7 +25,7 @@ import ray.exceptions
 
 from dafast.cluster.connection import ClusterError
 from dafast.cluster.plan import plan_for
-from dafast.cluster.workers import Model, do_part
+from dafast.cluster.workers import Gauges, Model, do_part
 from dafast.data.jobs import Outcome, ParallelJob, Progress
 from dafast.files import explain
 
@@ -135,7 +135,7 @@ class RayRunner:
         lost: Counter[int] = Counter()
         tried: Counter[int] = Counter()
         later: list[tuple[float, int]] = []  # shards that others are writing
-        gauges, progress = _Gauges(self._command), Progress(len(parts), lambda line: None)
+        show, progress = _gauges(self._command), Progress(len(parts), lambda line: None)
         said = time.monotonic()
         try:
             while waiting or running or later:
@@ -169,7 +169,7 @@ class RayRunner:
                         later.append((time.monotonic() + BUSY_WAIT, number))
                         continue
                     progress.add(outcome)
-                    gauges.show(progress)
+                    show(progress.done, progress.total, progress.rate, progress.seconds_left)
                     said = time.monotonic()
                     yield number, outcome
                 if time.monotonic() - said > _SILENCE:
@@ -273,25 +273,11 @@ class RayRunner:
         return what
 
 
-class _Gauges:
-    """Progress as metrics of this process, for Ray's dashboard; a client's are not collected."""
+def _gauges(command: str) -> Callable[[float, float, float, float], Any]:
+    """Returns `Gauges.show`: Ray collects the metrics of a driver, but not those of a client."""
+    from ray.util.client import ray as client
 
-    def __init__(self, command: str) -> None:
-        from ray.util.metrics import Gauge
-
-        self._tags = {"command": command}
-        self._all = {
-            name: Gauge(f"dafast_{name}", text, ("command",))
-            for name, text in (
-                ("parts_done", "parts that are done"),
-                ("parts_total", "parts of the job"),
-                ("images_per_second", "rate since the start"),
-                ("seconds_left", "estimated time to the end"),
-            )
-        }
-
-    def show(self, progress: Progress) -> None:
-        """Sets them."""
-        values = progress.done, progress.total, progress.rate, progress.seconds_left
-        for gauge, value in zip(self._all.values(), values, strict=True):
-            gauge.set(value, self._tags)
+    if not client.is_connected():
+        return Gauges(command).show
+    actor_class: Any = ray.remote(Gauges)
+    return actor_class.options(num_cpus=0, max_restarts=-1).remote(command).show.remote

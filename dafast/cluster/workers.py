@@ -1,4 +1,4 @@
-"""The code that runs on the nodes: the actor with a model, and the task that does one part."""
+"""The code that runs on the nodes: the actor with a model, the task that does one part, metrics."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import ray
 import ray.exceptions
-from ray.util.metrics import Counter
+from ray.util.metrics import Counter, Gauge
 
 from dafast.data.jobs import Outcome, ParallelJob
 from dafast.files import DiskFullError
@@ -84,3 +84,28 @@ def _do_part(job: ParallelJob, part: Any, predict: Any, threads: int, command: s
         if count:
             Counter(name, "done by dafast", ("command",)).inc(count, tags)
     return outcome
+
+
+class Gauges:
+    """Progress of a run as metrics of this process, for Ray's dashboard.
+
+    Args:
+        command: Name of the command.
+    """
+
+    def __init__(self, command: str) -> None:
+        self._tags = {"command": command}
+        self._all = [
+            Gauge(f"dafast_{name}", text, ("command",))
+            for name, text in (
+                ("parts_done", "parts that are done"),
+                ("parts_total", "parts of the job"),
+                ("images_per_second", "rate since the start"),
+                ("seconds_left", "estimated time to the end"),
+            )
+        ]
+
+    def show(self, done: float, total: float, rate: float, seconds_left: float) -> None:
+        """Sets them."""
+        for gauge, value in zip(self._all, (done, total, rate, seconds_left), strict=True):
+            gauge.set(value, self._tags)
