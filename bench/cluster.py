@@ -1,8 +1,10 @@
 """Times `dafast label` on a Ray cluster of this machine next to one process.
 
-`python bench/cluster.py` prints, for pictures of `--side` pixels and nano: images a second of one
-process with all processors and of the cluster, both from the first shard that is complete to the
-last, in turns; and the memory of the workers in the first and the last quarter of the run.
+`python bench/cluster.py` prints, for pictures of `--side` pixels and nano: images a second and
+processor time per image of one process with all processors and of the cluster, both without the
+first third of the shards, in turns; and the memory of the workers in the second and the last
+quarter of the run. `--shipped` gives each node a GPU that does not exist: tasks decode and encode
+for the models, as on a cluster with GPUs.
 
 `--kills N` then kills N nodes during a run, and prints how many pictures were predicted twice.
 """
@@ -17,9 +19,10 @@ import tarfile
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -44,6 +47,7 @@ class Counting:
     def __init__(self, size: int, counter: Path) -> None:
         self.model = DepthAnything.from_pretrained("nano", device="cpu")
         self.size, self.counter = size, counter
+        counter.with_name(f"loaded-{os.getpid()}").touch()
 
     def __call__(self, images: list[np.ndarray]) -> list[np.ndarray]:
         maps = predict_native(self.model, images, size=self.size)
@@ -71,14 +75,45 @@ def write_shards(folder: Path, shards: int, per_shard: int, side: int) -> list[P
     return paths
 
 
-def run(runner: Any, shards: list[Path], out: Path) -> tuple[float, LabelReport]:
-    """Images a second after the first third of the shards, when all workers run; the report."""
+class Speed(NamedTuple):
+    """Images a second, and milliseconds of a processor per image."""
+
+    rate: float
+    processor: float
+
+    def __str__(self) -> str:
+        return f"{self.rate:.2f} images/s ({self.processor:.2f} ms of a processor per image)"
+
+
+def run(
+    runner: Any, shards: list[Path], out: Path, seconds: Callable[[], float]
+) -> tuple[Speed, LabelReport]:
+    """The speed after the first third of the shards, and the report.
+
+    Args:
+        runner: Does the job.
+        shards: Of images.
+        out: A new folder.
+        seconds: Tells the processor time that was used.
+    """
     out.mkdir()
-    moments: list[float] = []
-    report = label_with(runner, shards, out, say=lambda line: moments.append(time.monotonic()))
-    per_shard = report.images / len(shards)
+    moments: list[tuple[float, float]] = []
+
+    def note(line: str) -> None:
+        moments.append((time.monotonic(), seconds()))
+
+    report = label_with(runner, shards, out, say=note)
     late = moments[len(moments) // 3 :]
-    return per_shard * (len(late) - 1) / (late[-1] - late[0]), report
+    images = report.images / len(shards) * (len(late) - 1)
+    (began, used_before), (ended, used) = late[0], late[-1]
+    return Speed(images / (ended - began), 1e3 * (used - used_before) / images), report
+
+
+def wait_for_models(runner: RayRunner, folder: Path, models: int) -> None:
+    """Waits until all models are loaded: starting is not part of the measurement."""
+    runner.facts()
+    while len(list(folder.glob("loaded-*"))) < models:
+        time.sleep(0.1)
 
 
 def main() -> None:
@@ -89,6 +124,7 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=168)
     parser.add_argument("--turns", type=int, default=2)
     parser.add_argument("--kills", type=int, default=0)
+    parser.add_argument("--shipped", action="store_true")
     args = parser.parse_args()
     processors = os.cpu_count() or 1
     with tempfile.TemporaryDirectory() as name:
@@ -99,8 +135,9 @@ def main() -> None:
         print(machine(torch.device("cpu")))
         local = make()
         local(np.zeros((2, args.side, args.side, 3), np.uint8))
-        options = {"workers": processors, "device": "cpu"}
-        with LocalCluster(nodes=processors) as cluster, connected("ray"):
+        options = {"workers": processors, "device": "auto" if args.shipped else "cpu"}
+        gpus = int(args.shipped)
+        with LocalCluster(nodes=processors, gpus=gpus) as cluster, connected("ray"):
             memory: list[int] = []
             stop = threading.Event()
 
@@ -109,22 +146,25 @@ def main() -> None:
                     memory.append(cluster.memory())
 
             for turn in range(args.turns):
-                here, _ = run(InOrder(local, processors), shards, root / f"here{turn}")
+                alone = InOrder(local, processors)
+                here, _ = run(alone, shards, root / f"here{turn}", time.process_time)
+                for mark in root.glob("loaded-*"):
+                    mark.unlink()
                 with RayRunner("label", make, **options) as runner:
-                    runner.facts()
+                    wait_for_models(runner, root, processors)
                     memory.clear()
                     stop.clear()
                     thread = threading.Thread(target=watch)
                     thread.start()
-                    there, _ = run(runner, shards, root / f"there{turn}")
+                    there, _ = run(runner, shards, root / f"there{turn}", cluster.seconds)
                     stop.set()
                     thread.join()
                 quarter = max(1, len(memory) // 4)
                 early, late = max(memory[quarter : 2 * quarter]), max(memory[-quarter:])
                 print(
-                    f"one process {here:.2f} images/s, cluster {there:.2f}, ratio "
-                    f"{there / here:.2f}; memory of the workers {early / 2**20:.0f} MiB in the "
-                    f"second quarter, {late / 2**20:.0f} MiB in the last"
+                    f"one process {here}, cluster {there}, ratio of the rates "
+                    f"{there.rate / here.rate:.2f}; memory of the workers {early / 2**20:.0f} MiB "
+                    f"in the second quarter, {late / 2**20:.0f} MiB in the last"
                 )
             if args.kills:
                 lose_nodes(cluster, make, options, shards, root, args.kills)
@@ -150,11 +190,13 @@ def lose_nodes(
                 time.sleep(0.02)
             cluster.kill_node()
 
+    for mark in root.glob("loaded-*"):
+        mark.unlink()
     with RayRunner("label", make, say=lost.append, **options) as runner:
-        runner.facts()
+        wait_for_models(runner, root, len(cluster.cluster.worker_nodes))
         thread = threading.Thread(target=kill)
         thread.start()
-        _, report = run(runner, shards, out)
+        _, report = run(runner, shards, out, cluster.seconds)
         thread.join()
     twice = counter.stat().st_size - report.images
     again = sum("is done again" in line for line in lost)

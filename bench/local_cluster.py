@@ -8,6 +8,7 @@ import random
 import signal
 import socket
 import time
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from threading import current_thread, main_thread
@@ -27,25 +28,40 @@ class LocalCluster:
     Args:
         nodes: Number of worker nodes.
         processors: Of each worker node.
+        gpus: That each worker node claims to have. With `--device auto` each gets a model, on its
+            processors if the machine has no GPU, and tasks decode for it.
+        dashboard: Whether to start Ray's dashboard, which needs ray[default].
 
     Attributes:
         client: Address for clients: ``ray://HOST:PORT``.
+        dashboard: Address of the dashboard: ``http://HOST:PORT``; None without it.
     """
 
-    def __init__(self, nodes: int = 2, processors: float = 1) -> None:
+    def __init__(
+        self, nodes: int = 2, processors: float = 1, gpus: int = 0, dashboard: bool = False
+    ) -> None:
+        self.dashboard = f"http://127.0.0.1:{free_port()}" if dashboard else None
         self._options: dict[str, Any] = {
             "num_cpus": processors,
+            "num_gpus": gpus,
             "object_store_memory": STORE,
         }
         self._count = nodes
 
     def __enter__(self) -> LocalCluster:
         self._before = os.environ.get("RAY_ADDRESS")
-        head = {**self._options, "num_cpus": 0, "include_dashboard": False}
+        head = {
+            **self._options,
+            "num_cpus": 0,
+            "num_gpus": 0,
+            "include_dashboard": bool(self.dashboard),
+        }
+        if self.dashboard:
+            head["dashboard_port"] = int(self.dashboard.rpartition(":")[2])
         port = free_port()
         if find_spec("grpc"):  # of ray[client]; without it a cluster has no port for clients
             head["ray_client_server_port"] = port
-        self.cluster = Cluster(initialize_head=True, head_node_args=head)
+        self.cluster = _until_in_time(lambda: Cluster(initialize_head=True, head_node_args=head))
         self.client = f"ray://{self.cluster.address.rpartition(':')[0]}:{port}"
         for _ in range(self._count):
             self.add_node()
@@ -63,19 +79,11 @@ class LocalCluster:
         for pid in left:
             kill(pid)
 
-    def add_node(self, tries: int = 5) -> None:
-        """Adds a worker node; tries again if it needs more than the 30 seconds that Ray allows."""
+    def add_node(self) -> None:
+        """Adds a worker node."""
         # Ray handles signals of the process for each node, which other threads cannot.
         self.cluster._shutdown_at_exit = current_thread() is main_thread()
-        before = children(os.getpid())
-        try:
-            self.cluster.add_node(wait=False, **self._options)
-        except Exception as error:
-            for pid in set(children(os.getpid())) - set(before):
-                kill(pid)
-            if tries == 1 or "timed out during startup" not in str(error):
-                raise
-            self.add_node(tries - 1)
+        _until_in_time(lambda: self.cluster.add_node(wait=False, **self._options))
 
     def processes(self) -> dict[int, str]:
         """The workers of the worker nodes: their titles, "ray::..." by process number."""
@@ -112,9 +120,26 @@ class LocalCluster:
         """Memory of the worker nodes' workers that they do not share, in bytes."""
         return sum(memory_of(pid) for pid in self.processes())
 
+    def seconds(self) -> float:
+        """Processor time of all processes of the cluster and of this one, in seconds."""
+        return sum(seconds_of(pid) for pid in [os.getpid(), *descendants(os.getpid())])
+
     def _raylets(self) -> list[int]:
         nodes = [self.cluster.head_node, *self.cluster.worker_nodes]
         return [pid for node in nodes if node for pid in _raylets_of(node)]
+
+
+def _until_in_time(start: Callable[[], Any], tries: int = 5) -> Any:
+    """Starts a node; tries again if it needs more than the 30 seconds that Ray allows."""
+    before = children(os.getpid())
+    try:
+        return start()
+    except Exception as error:
+        for pid in set(children(os.getpid())) - set(before):
+            kill(pid)
+        if tries == 1 or "timed out during startup" not in str(error):
+            raise
+    return _until_in_time(start, tries - 1)
 
 
 def _raylets_of(node: Any) -> list[int]:
@@ -143,6 +168,23 @@ def children(pid: int) -> list[int]:
         with contextlib.suppress(OSError):
             found += [int(number) for number in each.read_text().split()]
     return found
+
+
+def descendants(pid: int) -> list[int]:
+    """The processes that a process started, and those that they started."""
+    found = children(pid)
+    for each in list(found):
+        found += descendants(each)
+    return found
+
+
+def seconds_of(pid: int) -> float:
+    """Processor time of a process, and of its ended ones, in seconds; 0 if it has ended."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
 
 
 def title_of(pid: int) -> str:

@@ -14,6 +14,7 @@ from dafast.files import explain
 from dafast.optional import MissingPackageError, why_no_module
 
 _REACH = 10.0  # seconds until a port must answer
+_TRIES = 3  # of a client: on a busy head the process that Ray starts for it may die while it starts
 
 
 class ClusterError(RuntimeError):
@@ -83,6 +84,24 @@ def _take_token() -> None:
         authentication_token_setup.maybe_enable_token_auth_if_token_available(False)
 
 
+def _init(cluster: str, client: bool) -> None:
+    """Calls `ray.init`; as a client again, if the process that serves it could not start."""
+    import ray
+
+    for left in reversed(range(_TRIES)):
+        try:
+            ray.init(
+                address=cluster if client else None,
+                logging_level=logging.WARNING,
+                # Ray prints the messages of its nodes to stdout, also each lost worker.
+                log_to_driver=logging.getLogger("dafast").isEnabledFor(logging.INFO),
+            )
+            return
+        except ConnectionError as error:
+            if not (left and client and "Initialization failure from server" in str(error)):
+                raise
+
+
 def _is_lost(error: Exception) -> bool:
     """True if Ray raised an error because it has no connection any more."""
     import ray
@@ -119,12 +138,7 @@ def connected(cluster: str) -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Ray Client connection timed out")  # says it twice
-            ray.init(
-                address=cluster if server else None,
-                logging_level=logging.WARNING,
-                # Ray prints the messages of its nodes to stdout, also each lost worker.
-                log_to_driver=logging.getLogger("dafast").isEnabledFor(logging.INFO),
-            )
+            _init(cluster, client=server is not None)
     except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
         why = explain(error)
         if isinstance(error, ConnectionError):

@@ -1,8 +1,10 @@
 """The runner of a Ray cluster.
 
-Tasks on processors decode, encode and write; actors hold the models. One task does one shard from
-beginning to end and calls its actor for each chunk of images, so that an output shard has one
-writer, in the order and with the batches of the local path.
+Actors hold the models. With GPUs, tasks on the processors of all nodes decode, encode and write:
+one task does one shard from beginning to end and calls its actor for each chunk of images. Without
+GPUs the actor does whole shards itself, because images and maps need not leave the process that
+computes them. An output shard always has one writer, in the order and with the batches of the
+local path.
 
 This uses Ray's tasks and actors and not Ray Data: its blocks lose the bounds of the shards, only a
 shuffle of the whole data set restores them, and an error of one block ends the data set. Here the
@@ -23,12 +25,13 @@ import ray.exceptions
 
 from dafast.cluster.connection import ClusterError
 from dafast.cluster.plan import plan_for
-from dafast.cluster.workers import Model, do_part
+from dafast.cluster.workers import Gauges, Model, do_part
 from dafast.data.jobs import Outcome, ParallelJob, Progress
 from dafast.files import explain
 
 LOSSES = 10
-"""Times that a part may be lost with a worker, an actor or a node until it counts as failed."""
+"""Times that a part may be lost with a worker, an actor or a node until it counts as failed. From
+half of them on it is done without others at the same actor: it may be what ends the actor."""
 
 BUSY_TRIES, BUSY_WAIT = 30, 2.0
 """Tries, and seconds between them, for a shard that another process is writing. A worker of a lost
@@ -44,12 +47,12 @@ class _Actor:
     Attributes:
         handle: Ray's handle.
         loading: Reference to its facts; None once it is loaded.
-        tasks: Number of tasks that call it.
+        parts: Number of parts that it does, or that tasks do with it.
     """
 
     handle: Any
     loading: Any
-    tasks: int = 0
+    parts: int = 0
 
 
 class RayRunner:
@@ -63,7 +66,7 @@ class RayRunner:
         command: Name of the command, which Ray's dashboard shows.
         make: Loads the model in each actor, as `Model` takes it; None for a job without a model.
         models: Number of actors; None for one per GPU, without GPUs one per processor.
-        workers: Threads of each task.
+        workers: Threads that decode and encode a part.
         device: The value of ``--device``.
         say: Takes a line when the run waits for the cluster or when something is lost.
     """
@@ -81,12 +84,14 @@ class RayRunner:
         self._command, self._make, self._say = command, make, say
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         self._plan = plan_for(nodes, models if make else 0, workers, device)
-        self._task = ray.remote(do_part).options(
-            name=f"dafast {command}",
-            max_retries=0,  # `run` does lost parts again, with another actor
-            scheduling_strategy="SPREAD",
-            **self._plan.task_options,
-        )
+        self._task: Any = None
+        if self._plan.task_options is not None:
+            self._task = ray.remote(do_part).options(
+                name=f"dafast {command}",
+                max_retries=0,  # `run` does lost parts again, with another actor
+                scheduling_strategy="SPREAD",
+                **self._plan.task_options,
+            )
         self._actors: list[_Actor] = []
         self._facts: Any = None
         self._failed_starts = 0
@@ -126,27 +131,30 @@ class RayRunner:
             Exception: Any error of the job or the model; finished parts stay.
         """
         waiting = deque(range(len(parts)))
-        running: dict[Any, tuple[int, _Actor | None]] = {}
+        running: dict[Any, tuple[int, int, _Actor | None]] = {}
         lost: Counter[int] = Counter()
         tried: Counter[int] = Counter()
         later: list[tuple[float, int]] = []  # shards that others are writing
-        gauges, progress = _Gauges(self._command), Progress(len(parts), lambda line: None)
+        show, progress = _gauges(self._command), Progress(len(parts), lambda line: None)
         said = time.monotonic()
         try:
             while waiting or running or later:
                 now = time.monotonic()
                 waiting.extend(number for when, number in later if when <= now)
                 later = [each for each in later if each[0] > now]
-                while waiting and (place := self._free_place(len(running))):
+                while waiting:
+                    share = self._plan.parts if lost[waiting[0]] >= LOSSES // 2 else 1
+                    if not (place := self._free_place(len(running), share)):
+                        break
                     number, actor = waiting.popleft(), place[0]
-                    running[self._submit(job, parts[number], actor)] = number, actor
+                    running[self._submit(job, parts[number], actor, share)] = number, share, actor
                 if not running and not waiting:
                     time.sleep(0.1)
                     continue
                 for ref in self._wait(list(running), 1.0 if later else _SILENCE):
-                    number, actor = running.pop(ref)
+                    number, share, actor = running.pop(ref)
                     if actor is not None:
-                        actor.tasks -= 1
+                        actor.parts -= share
                     outcome = self._collect(ref, actor, job.name(parts[number]))
                     if outcome is None or isinstance(outcome, str):
                         lost[number] += 1
@@ -161,7 +169,7 @@ class RayRunner:
                         later.append((time.monotonic() + BUSY_WAIT, number))
                         continue
                     progress.add(outcome)
-                    gauges.show(progress)
+                    show(progress.done, progress.total, progress.rate, progress.seconds_left)
                     said = time.monotonic()
                     yield number, outcome
                 if time.monotonic() - said > _SILENCE:
@@ -170,26 +178,30 @@ class RayRunner:
         finally:
             for ref in running if ray.is_initialized() else []:
                 with contextlib.suppress(ray.exceptions.RayError, ConnectionError):
-                    ray.cancel(ref, force=True)
+                    # The parts of an actor end with it: it cannot be forced to give one up.
+                    ray.cancel(ref, force=self._task is not None)
 
     def _say_waiting(self, running: int) -> None:
         ready = sum(actor.loading is None for actor in self._actors)
         models = f"{ready} of {self._plan.models} models are ready, " if self._plan.models else ""
-        self._say(f"waiting for the cluster: {models}{running} tasks are submitted")
+        self._say(f"waiting for the cluster: {models}{running} parts are submitted")
 
-    def _free_place(self, running: int) -> tuple[_Actor | None] | None:
-        """The loaded actor with the fewest tasks; None if each has enough of them."""
+    def _free_place(self, running: int, share: int) -> tuple[_Actor | None] | None:
+        """The loaded actor with the fewest parts; None if each has too many for this share."""
         if not self._plan.models:
-            return (None,) if running < self._plan.tasks else None
+            return (None,) if running < self._plan.parts else None
         ready = [actor for actor in self._actors if actor.loading is None]
-        actor = min(ready, key=lambda each: each.tasks, default=None)
-        return (actor,) if actor and actor.tasks < self._plan.tasks else None
+        actor = min(ready, key=lambda each: each.parts, default=None)
+        return (actor,) if actor and actor.parts + share <= self._plan.parts else None
 
-    def _submit(self, job: ParallelJob, part: Any, actor: _Actor | None) -> Any:
-        if actor is not None:
-            actor.tasks += 1
-        handle = actor.handle if actor else None
-        return self._task.remote(job, part, handle, self._plan.task_threads, self._command)
+    def _submit(self, job: ParallelJob, part: Any, actor: _Actor | None, share: int) -> Any:
+        call = job, part, self._plan.threads, self._command
+        if actor is None:
+            return self._task.remote(*call)
+        actor.parts += share
+        if self._task is not None:
+            return self._task.remote(*call, actor.handle)
+        return actor.handle.do_part.options(name=f"dafast {self._command}").remote(*call)
 
     def _wait(self, tasks: list[Any], timeout: float = _SILENCE) -> list[Any]:
         """Waits for a task or an actor; returns the tasks that ended."""
@@ -261,25 +273,11 @@ class RayRunner:
         return what
 
 
-class _Gauges:
-    """Progress as metrics of this process, for Ray's dashboard; a client's are not collected."""
+def _gauges(command: str) -> Callable[[float, float, float, float], Any]:
+    """Returns `Gauges.show`: Ray collects the metrics of a driver, but not those of a client."""
+    from ray.util.client import ray as client
 
-    def __init__(self, command: str) -> None:
-        from ray.util.metrics import Gauge
-
-        self._tags = {"command": command}
-        self._all = {
-            name: Gauge(f"dafast_{name}", text, ("command",))
-            for name, text in (
-                ("parts_done", "parts that are done"),
-                ("parts_total", "parts of the job"),
-                ("images_per_second", "rate since the start"),
-                ("seconds_left", "estimated time to the end"),
-            )
-        }
-
-    def show(self, progress: Progress) -> None:
-        """Sets them."""
-        values = progress.done, progress.total, progress.rate, progress.seconds_left
-        for gauge, value in zip(self._all.values(), values, strict=True):
-            gauge.set(value, self._tags)
+    if not client.is_connected():
+        return Gauges(command).show
+    actor_class: Any = ray.remote(Gauges)
+    return actor_class.options(num_cpus=0, max_restarts=-1).remote(command).show.remote

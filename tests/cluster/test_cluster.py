@@ -31,7 +31,14 @@ from tests.training import tiny
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT, HOUR = 500, 3600  # seconds
-TITLES = {"worker": "ray::dafast label", "actor": "ray::Model"}
+# A model on a processor has the title of the part that it does.
+TITLES = {
+    "worker": "ray::dafast label",
+    "actor": "ray::Model",
+    "busy actor": "ray::dafast label",
+}
+# Tasks decode for models on GPUs; models on processors do all of it, as in most tests here.
+ON_GPUS, ON_PROCESSORS = [], ["--device", "cpu"]
 
 # s3:// for all processes of the cluster: a folder.
 STORE = """
@@ -84,7 +91,10 @@ def failures(printed: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
-    """Three nodes: a head without processors, and two with one each."""
+    """Three nodes: a head without processors, and two with one processor and one GPU each.
+
+    The GPUs need not exist: without one `--device auto` computes on the processor.
+    """
     root = tmp_path_factory.mktemp("store")
     (root / "dafast_test_store.py").write_text(STORE)
     (root / "dafast_test_store-1.dist-info").mkdir()
@@ -97,7 +107,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
         patch.setenv("PYTHONPATH", os.pathsep.join([str(root), str(ROOT)]))
         patch.setenv("DAFAST_CACHE", str(root / "cache"))
         patch.setattr(sys, "path", [str(root), *sys.path])
-        with LocalCluster(nodes=2, processors=1) as cluster:
+        with LocalCluster(nodes=2, processors=1, gpus=1) as cluster:
             yield cluster
 
 
@@ -131,21 +141,35 @@ def kill_meanwhile(
 
 
 @pytest.mark.cluster
+@pytest.mark.parametrize(
+    ("device", "plan"),
+    [
+        (ON_GPUS, [(1, "actor"), (4, "worker"), (7, "node")]),
+        (ON_PROCESSORS, [(2, "busy actor"), (6, "node")]),
+    ],
+    ids=["gpus", "processors"],
+)
 def test_labels_are_those_of_one_process_in_spite_of_kills(
-    cluster: LocalCluster, teacher: Path, tmp_path: Path, seed: int, capsys
+    cluster: LocalCluster,
+    teacher: Path,
+    tmp_path: Path,
+    seed: int,
+    capsys,
+    device: list[str],
+    plan: list[tuple[int, str]],
 ) -> None:
     photos = tiny.write_shards(tmp_path / "in", 12, 5, seed, labeled=False, broken=range(2, 3))
     (photos / "00011.tar").write_bytes(b"not a tar" * 200)
-    command = ["label", "--model", str(teacher), "--in", str(photos), "--device", "cpu"]
+    command = ["label", "--model", str(teacher), "--in", str(photos), *device]
     assert main([*command, "--out", str(tmp_path / "here")]) == 1
     here = failures(capsys.readouterr().out)
     out = tmp_path / "there"
     there = [*command, "--out", str(out), "--cluster", "ray", "--cluster-models", "1"]
-    thread, killed = kill_meanwhile(out, [(1, "actor"), (4, "worker"), (7, "node")], cluster)
+    thread, killed = kill_meanwhile(out, plan, cluster)
     assert main(there) == 1
     thread.join(LIMIT)
     printed = capsys.readouterr()
-    assert killed == ["actor", "worker", "node"]
+    assert killed == [what for _, what in plan]
     assert digests(tmp_path / "here") == digests(out)
     # The report has the same failures by sample in the same order.
     assert failures(printed.out) == here
@@ -235,16 +259,20 @@ def test_the_documented_commands_run_as_written(
 
 
 @pytest.mark.exhaustive
-def test_5000_pictures_and_thirty_kills(
-    cluster: LocalCluster, tmp_path: Path, seed: int, capsys
+@pytest.mark.parametrize(
+    ("device", "kinds"),
+    [(ON_GPUS, ["worker", "actor", "node"] * 10), (ON_PROCESSORS, ["busy actor", "node"] * 10)],
+    ids=["gpus", "processors"],
+)
+def test_5000_pictures_and_kills(
+    cluster: LocalCluster, tmp_path: Path, seed: int, capsys, device: list[str], kinds: list[str]
 ) -> None:
-    """Ten workers, ten actors and ten nodes are killed at random moments."""
+    """Ten workers, if there are any, ten actors and ten nodes are killed at random moments."""
     photos = tiny.write_shards(tmp_path / "in", 200, 25, seed, labeled=False)
-    command = ["label", "--model", "nano", "--size", "42", "--in", str(photos), "--device", "cpu"]
+    command = ["label", "--model", "nano", "--size", "42", "--in", str(photos), *device]
     assert main([*command, "--out", str(tmp_path / "here")]) == 0
-    moments = sorted(random.Random(seed).sample(range(1, 190), 30))
-    kinds = ["worker", "actor", "node"] * 10
-    random.Random(seed).shuffle(kinds)
+    moments = sorted(random.Random(seed).sample(range(1, 190), len(kinds)))
+    kinds = random.Random(seed).sample(kinds, len(kinds))
     out = tmp_path / "there"
     thread, killed = kill_meanwhile(out, list(zip(moments, kinds, strict=True)), cluster, HOUR)
     assert main([*command, "--out", str(out), "--cluster", "ray"]) == 0

@@ -23,16 +23,21 @@ from tests import full_disk
 from tests.training import tiny
 
 
-def test_a_model_and_its_tasks_fit_on_each_node(rng: np.random.Generator) -> None:
+def test_a_model_and_a_task_fit_on_one_node(rng: np.random.Generator) -> None:
     for _ in range(200):
         nodes = [{"CPU": float(n)} for n in rng.integers(1, 65, rng.integers(1, 9))]
         models = int(rng.integers(1, 9)) if rng.random() < 0.7 else None
         plan = plan_for(nodes, models, int(rng.integers(1, 9)), "auto")
         assert plan.models == (models or sum(node["CPU"] for node in nodes))
         largest = max(node["CPU"] for node in nodes)
-        need = plan.model_options["num_cpus"] + plan.tasks * plan.task_options["num_cpus"]
-        assert need <= largest + 1e-9
+        assert plan.task_options is None, "models on processors do the parts themselves"
+        assert plan.model_options["num_cpus"] == plan.model_threads
+        assert plan.model_options["max_concurrency"] == plan.parts
         assert 1 <= plan.model_threads <= largest
+        nodes[0]["GPU"] = 1.0
+        plan = plan_for(nodes, models, int(rng.integers(1, 9)), "auto")
+        assert plan.models == (models or 1)
+        assert 1 <= plan.task_options["num_cpus"] + plan.model_options["num_cpus"] <= largest
 
 
 def test_each_gpu_has_a_model_and_processors_are_shared_out() -> None:
@@ -43,10 +48,10 @@ def test_each_gpu_has_a_model_and_processors_are_shared_out() -> None:
         1,
         {"num_cpus": 4},
     )
-    assert plan.tasks == 4  # 128 processors / 4 threads / 8 models
+    assert plan.parts == 4  # 128 processors / 4 threads / 8 models
     assert plan_for(nodes, None, 4, "cpu").models == 128
     assert plan_for([{"CPU": 4.0}], None, 2, "cuda").models == 1  # an autoscaler brings the GPU
-    assert plan_for(nodes, 0, 2, "auto").tasks == 256
+    assert plan_for(nodes, 0, 2, "auto").parts == 256
 
 
 def test_a_full_disk_is_a_failure_of_the_shard(
@@ -63,7 +68,7 @@ def test_a_full_disk_is_a_failure_of_the_shard(
             with full_disk.limited(4000):
                 return super().do(source, halves, pool)
 
-    outcome = do_part(Full(tmp_path / "out", "relative"), photos / "00000.tar", None, 1, "label")
+    outcome = do_part(Full(tmp_path / "out", "relative"), photos / "00000.tar", 1, "label")
     assert outcome.state == "failed"
     ((name, reason),) = outcome.failures
     assert name == "00000.tar" and "00000.tar" in reason
@@ -89,12 +94,28 @@ def test_errors_of_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
             pass
         assert "\n" not in str(error.value)
     assert taken == [True, True]
+    # Ray's process for a client died while it started.
+    unserved = "Initialization failure from server: psutil.ZombieProcess"
+    results = [ConnectionError(unserved), None]
+
+    def init(**options: object) -> None:
+        if error := results.pop(0):
+            raise error
+
+    monkeypatch.setattr(ray, "init", init)
+    with connected("ray://host:10001"):
+        assert not results
+    results[:] = [ConnectionError(unserved)] * connection._TRIES
+    with pytest.raises(ClusterError, match="ZombieProcess"), connected("ray://host:10001"):
+        pass
+    assert not results
+    taken.clear()
     monkeypatch.setattr(ray, "init", lambda **options: None)
     with pytest.raises(ClusterError, match="the connection was lost"), connected("ray"):
         raise ConnectionError("already disconnected")
     with pytest.raises(ValueError, match="of the job"), connected("ray"):
         raise ValueError("of the job")
-    assert taken == [True, True], "a driver with a token fails on a cluster without"
+    assert not taken, "a driver with a token fails on a cluster without"
 
 
 def test_mistakes_are_one_line(tmp_path: Path, seed: int, monkeypatch, capsys) -> None:

@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from typing import Any
 
@@ -50,7 +51,8 @@ class Handle:
 
     def remote(self, *args: Any, **kwargs: Any) -> Any:
         if isinstance(self._target, type):
-            return Handle(self._target(*args, **kwargs), self._fake)
+            self._fake.models.append(self._target(*args, **kwargs))
+            return Handle(self._fake.models[-1], self._fake)
         return Ref(lambda: self._target(*args, **kwargs))
 
     def __getattr__(self, name: str) -> Handle:
@@ -60,16 +62,26 @@ class Handle:
 class FakeRay:
     """The functions of Ray that the runner uses.
 
+    Args:
+        gpus: Of the node.
+
     Attributes:
         lose: Called with each kind of result before it is computed ("do_part", "facts",
             "predict"); it may raise what Ray raises.
+        waited: What was waited for last.
+        dead: Results of actors that were lost.
+        models: All actors.
     """
 
     exceptions = ray.exceptions
 
-    def __init__(self, lose: Callable[[str], None] = lambda kind: None) -> None:
-        self.lose = lose
+    def __init__(self, gpus: float) -> None:
+        self.gpus = gpus
+        self.lose: Callable[[str], None] = lambda kind: None
         self.connected = True
+        self.waited: list[Ref] = []
+        self.dead: set[Ref] = set()
+        self.models: list[workers.Model] = []
         self.options: list[dict[str, Any]] = []
         self.killed: list[Any] = []
         self.cancelled: list[Any] = []
@@ -79,15 +91,18 @@ class FakeRay:
 
     def nodes(self) -> list[dict[str, Any]]:
         dead = {"Alive": False, "Resources": {"CPU": 64.0}}
-        return [{"Alive": True, "Resources": {"CPU": 2.0}}, dead]
+        return [{"Alive": True, "Resources": {"CPU": 2.0, "GPU": self.gpus}}, dead]
 
     def remote(self, target: Any) -> Handle:
         return Handle(target, self)
 
     def wait(self, refs: list[Ref], num_returns: int, timeout: float) -> tuple[list, list]:
+        self.waited = self.waited if timeout == 0 else refs
         return refs[:num_returns], refs[num_returns:]
 
     def get(self, ref: Ref) -> Any:
+        if ref in self.dead:
+            raise ray.exceptions.ActorDiedError()
         target = ref.compute.__closure__
         kind = next(
             c.cell_contents._target.__name__ for c in target if isinstance(c.cell_contents, Handle)
@@ -109,14 +124,18 @@ class FakeRay:
         self.cancelled.append(ref)
 
 
-@pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch) -> FakeRay:
-    made = FakeRay()
+@pytest.fixture(params=[2, 0], ids=["gpus", "processors"])
+def fake(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeRay]:
+    before = set(threading.enumerate())
+    made = FakeRay(request.param)
     for module in (runner_module, workers):
         monkeypatch.setattr(module, "ray", made)
     monkeypatch.setattr(runner_module, "BUSY_WAIT", 0.0)
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
-    return made
+    yield made
+    for model in made.models:
+        model._thread.shutdown()
+    assert set(threading.enumerate()) <= before, "later tests fork this process"
 
 
 class Adder:
@@ -159,8 +178,13 @@ def test_every_part_is_done_by_an_actor(fake):
     assert {n: outcome.facts for n, outcome in outcomes.items()} == {
         0: 5, 1: 8, 2: 10, 3: 12, 4: 21,
     }  # fmt: skip
-    assert not said and len(fake.killed) == 2, "one actor for each processor of a living node"
-    assert {"max_retries": 0, "num_cpus": 0.05}.items() <= fake.options[0].items()
+    assert not said and len(fake.killed) == 2, (
+        "one actor for each GPU or processor of a living node"
+    )
+    task = {"max_retries": 0, "num_cpus": 1}
+    actor = {"max_restarts": 0, "num_cpus": 1, "max_concurrency": 2}
+    assert (task if fake.gpus else actor).items() <= fake.options[0].items()
+    assert {"name": "dafast label"}.items() <= fake.options[0 if fake.gpus else -1].items()
 
 
 def test_a_job_without_a_model_starts_no_actor(fake):
@@ -212,7 +236,7 @@ def test_a_lost_part_is_done_again_until_it_counts_as_failed(fake, error, reason
 
 
 def test_an_actor_that_is_lost_during_a_task_is_replaced(fake):
-    left = Counter(predict=1)
+    left = Counter(predict=1) if fake.gpus else Counter(do_part=1)
 
     def lose(kind: str) -> None:
         if left[kind]:
@@ -222,6 +246,23 @@ def test_an_actor_that_is_lost_during_a_task_is_replaced(fake):
     fake.lose = lose
     outcomes, said = run(Job(), [1], models=1)
     assert outcomes[0].facts == 2 and len(said) == 1 and len(fake.killed) == 2
+
+
+def test_a_part_that_ends_its_actor_does_not_take_others_with_it(fake):
+    job = Job()
+    do = job.do
+
+    def crash(part: int, predict: Any, pool: Executor) -> Outcome:
+        if part == 13:
+            fake.dead.update(fake.waited)
+            raise ray.exceptions.ActorDiedError()
+        return do(part, predict, pool)
+
+    job.do = crash
+    outcomes, said = run(job, [13, 2], models=1)
+    assert [outcomes[i].state for i in range(2)] == ["failed", "written"]
+    assert outcomes[1].facts == 3
+    assert sum(line.startswith("part 2 ") for line in said) == LOSSES // 2
 
 
 def test_models_that_cannot_start(fake):
@@ -255,7 +296,7 @@ def test_a_run_that_waits_for_models_says_so(fake, monkeypatch):
     said: list[str] = []
     with RayRunner("label", Adder, models=1, say=said.append) as runner:
         runner.facts()
-    assert said[0] == "waiting for the cluster: 0 of 1 models are ready, 0 tasks are submitted"
+    assert said[0] == "waiting for the cluster: 0 of 1 models are ready, 0 parts are submitted"
 
 
 def test_models_that_differ_are_refused(fake):
