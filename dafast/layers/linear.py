@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops.linear import linear, serves_linear
@@ -23,7 +24,7 @@ def project(layer: nn.Module, x: Tensor) -> Tensor:
         layer: Any module; only a `torch.nn.Linear` without hooks is not called.
         x: (..., K).
     """
-    plain = isinstance(layer, nn.Linear) and is_plain(layer, nn.Linear)
-    if plain and serves_linear(x, layer.weight, layer.bias):
-        return linear(x, layer.weight, layer.bias)
-    return layer(x)
+    if not isinstance(layer, nn.Linear) or not is_plain(layer, nn.Linear):
+        return layer(x)
+    product = linear if serves_linear(x, layer.weight, layer.bias) else F.linear
+    return product(x, layer.weight, layer.bias)

@@ -202,7 +202,8 @@ def _run_output(output: nn.Sequential, x: Tensor, size: tuple[int, int]) -> Tens
     """
     conv, relu, last, activation = output
     plain = (
-        is_plain(conv, nn.Conv2d) and is_plain(relu, nn.ReLU)
+        is_plain(output, nn.Sequential)
+        and is_plain(conv, nn.Conv2d) and is_plain(relu, nn.ReLU)
         and is_plain(last, _Float32Conv2d) and is_plain(activation, type(activation))
     )  # fmt: skip
     if not torch.is_grad_enabled() and plain and type(activation) in _NAMES:
