@@ -188,6 +188,9 @@ def test_the_camera_and_the_clipboard_give_photos(page: Any) -> None:
     )
     tab.keyboard.press("Control+v")
     tab.wait_for_selector("#status:has-text('120 x 80 pixels')")
+    tab.evaluate("navigator.clipboard.writeText('text')")
+    tab.keyboard.press("Control+v")
+    tab.wait_for_selector("#status.bad:has-text('The clipboard has no picture')")
     assert problems == []
 
 
