@@ -80,7 +80,15 @@ class EncoderRows:
         for part in (self.proj, self.ls1, self.norm2, self.fc1, self.fc2, self.ls2, self.tap,
                      self.next_norm, self.qkv):  # fmt: skip
             add(part)
-        object.__setattr__(self, "packed", torch.cat(packed))
+        whole = torch.cat(packed)
+        object.__setattr__(self, "packed", whole)
+        # The layers refer to their parts of it, so that no second copy is kept.
+        views = iter(whole.split([len(part) for part in packed]))
+        for name in ("proj", "fc1", "fc2", "qkv"):
+            layer = getattr(self, name)
+            if layer is not None:
+                weight = layer.weight._replace(packed=next(views))
+                object.__setattr__(self, name, layer._replace(weight=weight))
         object.__setattr__(self, "sums", torch.cat(sums))
         object.__setattr__(self, "vectors", torch.cat([v.detach().float() for v in vectors]))
 

@@ -15,14 +15,12 @@ from torch import Tensor
 from ..devices import without_autocast
 from . import _attention_packages as packages
 from . import _extension, _triton
-from ._dispatch import Backend, Op, wants_gradient, wrong_dtype
+from ._dispatch import Backend, Op, wrong_dtype
 from ._kernel_op import KernelOp
 
 _KERNEL_HEAD_DIM = 128
-_CPP_TOKENS = 100
-"""Length below which SDPA is as fast as the C++ kernel."""
-_CPP_TOKENS_GRADIENT = 64
-"""The same with a gradient; the C++ backward was faster at 89 tokens, in 16 bits by 2.7 times."""
+_CPP_TOKENS = 64
+"""Length below which SDPA is as fast as the C++ kernel in float32."""
 
 
 def _default_scale(q: Tensor, scale: float | None) -> float:
@@ -223,15 +221,12 @@ def _triton_unasked(x: Tensor, *_: Any) -> str:
     return ""
 
 
-def _cpp_preferred(x: Tensor, *args: Any) -> str:
+def _cpp_preferred(x: Tensor, *_: Any) -> str:
     """Against where sdpa is measured to be faster; it takes packed sequences one by one."""
-    tensors = [x, *(arg for arg in args if isinstance(arg, Tensor))]
     if _extension.cpu_capability() == "portable":
         return "is slower than sdpa without AVX2; serves when asked for by name"
-    if x.ndim > 3:
-        least = _CPP_TOKENS_GRADIENT if wants_gradient(*tensors) else _CPP_TOKENS
-        if x.shape[1] < least:
-            return f"is no faster than sdpa under {least} tokens"
+    if x.ndim > 3 and x.shape[1] < _CPP_TOKENS:
+        return f"is no faster than sdpa under {_CPP_TOKENS} tokens"
     return ""
 
 

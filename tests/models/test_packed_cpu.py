@@ -360,14 +360,14 @@ def test_no_operation_runs_on_the_threads_of_pytorch(int8, seed):
     ready(model)
     if why_not_packed_dtype(model.dtype) or (int8 and why_slow_int8()):
         pytest.skip("oneDNN multiplies here, on the threads of PyTorch")
-    x = torch.randn(1, 3, 70, 42)
+    x = torch.randn(1, 3, 112, 126)  # with fewer tokens attention is PyTorch's
     model.optimize(int8=int8)
     with torch.inference_mode():
         model(x)  # packs, and caches the position embeddings
         with torch.profiler.profile() as seen:
             model._optimized(x)
-    views = ("alias", "as_strided", "detach", "empty", "expand", "flatten", "permute", "reshape",
-             "select", "slice", "split", "squeeze", "transpose", "unflatten", "unsqueeze",
-             "view")  # fmt: skip
+    views = ("alias", "as_strided", "detach", "empty", "expand", "flatten", "narrow", "new_empty",
+             "permute", "reshape", "select", "slice", "split", "squeeze", "to", "transpose",
+             "unbind", "unflatten", "unsqueeze", "view")  # fmt: skip
     names = {e.key.removeprefix("aten::") for e in seen.key_averages() if "aten::" in e.key}
     assert names and not [name for name in names if not name.strip("_").startswith(views)]

@@ -138,3 +138,13 @@ def test_custom_op(seed):
     x, mixed, rows, _ = inputs((4, 32), 48)
     arguments = (x, mixed, rows.packed, rows.sums, rows.vectors, 48, True, 96)
     torch.library.opcheck(torch.ops.dafast.encoder_rows_int8.default, arguments)
+
+
+@fast
+def test_packed_weights_are_kept_once(seed):
+    *_, rows, _ = inputs((1, 3, 32), 48)
+    storage = rows.packed.untyped_storage().data_ptr()
+    for layer in (rows.proj, rows.fc1, rows.fc2, rows.qkv):
+        same = quantize_weight(layer.weight.values.float() * layer.weight.scale[:, None])
+        assert torch.equal(layer.weight.packed, same.packed)
+        assert layer.weight.packed.untyped_storage().data_ptr() == storage

@@ -220,10 +220,9 @@ def test_is_chosen_where_it_is_faster():
         with torch.no_grad():
             assert _selected(x, leaf, x) == "cpp"
         assert _selected(x, leaf, x) == "cpp"
-        # With a gradient from 64 tokens on, else from 100.
-        medium = torch.zeros(1, 80, 2, 64)
+        medium = torch.zeros(1, 64, 2, 64)
         assert _selected(medium, medium, medium.clone().requires_grad_()) == "cpp"
-        assert _selected(medium, medium, medium) == "sdpa"
+        assert _selected(medium, medium, medium) == "cpp"
     assert _selected(short, short, short) == "sdpa"
     assert _selected(short, short, short.clone().requires_grad_()) == "sdpa"
     assert _selected(x.double(), x.double(), x.double()) == "sdpa"
