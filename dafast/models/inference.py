@@ -95,7 +95,7 @@ class _Input(NamedTuple):
     position: int  # in the list of images
     x: Tensor | None  # (1, 3, H, W), preprocessed; None if `photo` is to be
     geometry: Geometry
-    photo: Tensor | None = None
+    photo: Tensor | None = None  # of the same size as those of its batch
 
 
 class _Prediction(NamedTuple):
@@ -170,9 +170,10 @@ class Predictor:
             yield from self._flush(key)
 
     def predict_frames(self, photos: Sequence[Tensor]) -> list[tuple[Tensor, Geometry]]:
-        """The maps (H, W) of photos of one size, (H, W, 3) uint8 on the model's device."""
-        if len(photos) == 1:
-            entries = [_Input(0, None, self._plan(photos[0]), photos[0])]
+        """The maps (H, W) of photos (H, W, 3) uint8 on the model's device."""
+        if len({photo.shape for photo in photos}) == 1:
+            geometry = self._plan(photos[0])
+            entries = [_Input(i, None, geometry, photo) for i, photo in enumerate(photos)]
         else:
             entries = [_Input(i, *self._preprocess(photo)) for i, photo in enumerate(photos)]
         return [(found.map, found.geometry) for found in self._run_batch(entries)]
@@ -194,10 +195,13 @@ class Predictor:
             warn=False,  # `_preprocess` does
         )
 
-    def _preprocess(self, photo: Tensor, out: Tensor | None = None) -> tuple[Tensor, Geometry]:
+    def _preprocess(
+        self, photos: Tensor | Sequence[Tensor], out: Tensor | None = None
+    ) -> tuple[Tensor, Geometry]:
+        """The network's input for a photo, or for photos of one size."""
         config, options = self.model.config, self.options
-        x, (geometry,) = preprocess(
-            photo,
+        x, (geometry, *_) = preprocess(
+            photos,
             size=options.size_for(config),
             multiple=config.patch_size,
             fit=options.fit_for(config),
@@ -225,13 +229,14 @@ class Predictor:
 
     def _run_batch(self, entries: list[_Input]) -> Iterator[_Prediction]:
         inputs = [entry.x for entry in entries if entry.x is not None]
+        photos = [entry.photo for entry in entries if entry.photo is not None]
 
         def read(outputs: Iterable[Tensor]) -> list[_Prediction]:
             return [self._postprocess(*each) for each in zip(entries, outputs, strict=True)]
 
         def fill(out: Tensor | None) -> Tensor:
-            if (photo := entries[0].photo) is not None:
-                return self._preprocess(photo, out)[0]
+            if photos:
+                return self._preprocess(photos, out)[0]
             return inputs[0] if len(inputs) == 1 and out is None else torch.cat(inputs, out=out)
 
         networks = {entry.geometry.network for entry in entries}

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 import dafast
+from bench import video as bench
 from dafast.cli import main
 from dafast.cli import video as video_command
 from dafast.video import conversion, encoder, rendering, stabilization
@@ -366,3 +367,14 @@ def test_wrong_options(call, clip, tmp_path, monkeypatch):
     monkeypatch.setitem(encoder._ENCODERS, "h264", "libnothing")
     code, text = call(clip, "--out", out)
     assert code == 1 and "no encoder libnothing" in text and not out.exists()
+
+
+@pytest.mark.exhaustive
+def test_memory_does_not_depend_on_the_length(tmp_path):
+    """Peaks of processes of their own, with nano and the frames of the benchmark."""
+    peaks = []
+    for count in (60, 480):
+        path = tmp_path / f"{count}.mp4"
+        bench.write_clip(path, count)
+        peaks.append(bench.peak_memory(path, tmp_path / "out.mp4", raw=False))
+    assert peaks[1] <= 1.05 * peaks[0]
