@@ -131,10 +131,10 @@ def test_run_takes_an_exported_file(exported, tmp_path, capsys, seed):
     Image.fromarray(pixels).save(photo)
     command = ["run", str(photo), "--model", str(path), "--out", str(tmp_path / "out")]
     assert main([*command, "--formats", "npy", "--device", "cpu"]) == 0
-    values, true = np.load(tmp_path / "out" / "a.npy"), model.predict(pixels).values
-    assert np.abs(values - true).max() <= TOLERANCE * np.abs(true).max()
+    depth, true = np.load(tmp_path / "out" / "a.npy"), model.predict(pixels).values
+    assert np.abs(1 / depth - true).max() <= TOLERANCE * np.abs(true).max()
     for options, message in (
-        (("--tile",), "leave out --tile"),
+        (("--tile", "auto"), "leave out --tile"),
         (("--guided",), "leave out --guided"),
         (("--dtype", "bfloat16"), "with its own dtype: no --dtype"),
         (("--device", "tpu"), "use auto, cpu, cuda, mps"),
