@@ -60,7 +60,10 @@ def test_eval_prints_and_writes(tmp_path, capsys, monkeypatch, model_folder, rng
 
 def test_eval_on_a_cluster_scores_as_here(tmp_path, capsys, monkeypatch, model_folder, rng):
     """With a cluster of this process: the actor's model, and the jobs of the workers."""
+    from dafast.cluster import scoring
     from dafast.evaluation import benchmarks
+
+    monkeypatch.setattr(scoring, "_opened", scoring._opened.__wrapped__)  # it keeps data sets
 
     depth = rng.uniform(1, 5, (30, 40)).astype(np.float32)
     image = rng.integers(0, 256, (30, 40, 3), dtype=np.uint8)
