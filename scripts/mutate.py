@@ -96,6 +96,14 @@ NOT_MUTATED_LINE = re.compile(
 # Path and line of faults that no caller can see, with the reason.
 EQUIVALENT: dict[tuple[str, str], str] = {
     (
+        "csrc/cpu/linear_packed_kernels.h",
+        "const int64_t stride = (layer.depth + Cells::PER_CELL - 1) / Cells::PER_CELL;",
+    ): "the rows of cells are further apart, in the same memory",
+    (
+        "csrc/cpu/conv3x3_packed_kernels.h",
+        "keep_rows<Cells>(call, b, y * stride - 1, (y + rows - 1) * stride + 2, buffer, scratch);",
+    ): "more rows are kept and not read; with a stride of 1 there is memory for them",
+    (
         "csrc/cpu/resize_bicubic.cpp",
         "const int64_t last = std::min(height, first + (end - begin));",
     ): "rows that the next part also writes, with the same values",

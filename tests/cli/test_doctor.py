@@ -6,13 +6,14 @@ import json
 import re
 import sys
 import tomllib
+import types
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
 from dafast import optional
-from dafast.cli import main
+from dafast.cli import doctor, main
 from dafast.cli.doctor import OPTIONAL, collect
 from tests.instruction_sets import instruction_set, needs_extension
 
@@ -47,6 +48,28 @@ def test_doctor_says_how_the_network_runs(monkeypatch):
     monkeypatch.setattr(packed_cpu, "_why_no_onednn", lambda: "no oneDNN")
     assert _inference(cpu, torch.float32) == "runs the modules: no oneDNN"
     assert _inference(torch.device("mps"), torch.float32) == "runs the modules"
+
+
+def test_doctor_describes_gpus_and_missing_weights(capsys, monkeypatch):
+    device = types.SimpleNamespace(name="A card", major=9, minor=0, total_memory=80 << 30)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda i: device)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    found = doctor._devices()
+    assert [each["device"] for each in found] == ["cpu", "cuda:0", "cuda:1", "mps"]
+    assert (found[1]["compute_capability"], found[1]["memory_gib"]) == ("9.0", 80.0)
+    monkeypatch.undo()
+    monkeypatch.setattr(doctor, "_devices", lambda: found)
+    weights = {"present": False, "folder": "/here", "absent": ["config.json"]}
+    monkeypatch.setattr(doctor, "_shipped_weights", lambda: weights)
+    assert main(["doctor"]) == 0
+    text = capsys.readouterr().out
+    assert "A card, 80.0 GiB, compute capability 9.0" in text and "Apple GPU" in text
+    assert "nano weights: not in /here: config.json" in text
+    parts = doctor._missing_hardware(torch.device("cuda"), torch.float32)
+    assert [part["part"] for part in parts] == ["bfloat16"]
+    assert "this CUDA has no bfloat16" in parts[0]["why"]
 
 
 @needs_extension

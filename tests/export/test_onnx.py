@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from dafast import DepthAnything, __version__
+from dafast.cli import main
 from dafast.export import VerificationError, export
 from dafast.export.network import ExportedNetwork
 from dafast.export.quantize import file_inputs
@@ -116,6 +117,45 @@ def test_options_of_the_runtime(exported, seed):
             loaded.predict(photo, **options)
     with pytest.raises(TypeError, match="predict"):
         loaded.segment(photo)
+    with pytest.raises(ValueError, match="pass one of them"):
+        loaded.predict(photo, fov=60, intrinsics=(50, 50, 35, 20))
+    given = loaded.predict(photo, intrinsics=(50, 50, 35, 20))
+    assert tuple(given.intrinsics) == (50, 50, 35, 20) and given.camera_source == "given"
+    assert repr(loaded) == f"OnnxModel({model.config.name!r}, disparity, float32)"
+
+
+def test_run_takes_an_exported_file(exported, tmp_path, capsys, seed):
+    model, path, _ = exported("v1")
+    pixels = np.random.default_rng(seed).integers(0, 256, (40, 70, 3), dtype=np.uint8)
+    photo = tmp_path / "a.png"
+    Image.fromarray(pixels).save(photo)
+    command = ["run", str(photo), "--model", str(path), "--out", str(tmp_path / "out")]
+    assert main([*command, "--formats", "npy", "--device", "cpu"]) == 0
+    depth, true = np.load(tmp_path / "out" / "a.npy"), model.predict(pixels).values
+    assert np.abs(1 / depth - true).max() <= TOLERANCE * np.abs(true).max()
+    for options, message in (
+        (("--tile", "auto"), "leave out --tile"),
+        (("--guided",), "leave out --guided"),
+        (("--dtype", "bfloat16"), "with its own dtype: no --dtype"),
+        (("--device", "tpu"), "use auto, cpu, cuda, mps"),
+    ):
+        assert main([*command, *options]) == 1
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_run_takes_an_exported_file_of_classes(exported, tmp_path, seed):
+    model, path, _ = exported("linear")
+    pixels = np.random.default_rng(seed).integers(0, 256, (40, 70, 3), dtype=np.uint8)
+    photo = tmp_path / "a.png"
+    Image.fromarray(pixels).save(photo)
+    command = ["run", str(photo), "--model", str(path), "--out", str(tmp_path / "out")]
+    assert main([*command, "--device", "cpu"]) == 0
+    (made,) = [p for p in (tmp_path / "out").iterdir() if p.suffix == ".png"][:1]
+    assert np.asarray(Image.open(made)).shape[:2] == (40, 70)
+    with pytest.raises(TypeError, match="predicts classes, not depth"):
+        OnnxModel(path).predict(pixels)
+    assert model.segment(pixels).shape == (40, 70)
 
 
 @pytest.mark.slow

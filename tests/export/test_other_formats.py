@@ -4,16 +4,19 @@ import json
 import os
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
 import torch
 
+from dafast import optional
 from dafast.config import SKY_FILLED
 from dafast.export import export
 from dafast.export.openvino_file import openvino_facts
 from dafast.models.digest import digest_model
 from dafast.models.sky import fill_sky
+from dafast.optional import MissingPackageError
 from dafast.runtime import FileFacts
 from tests.export.heads import HEADS, build
 
@@ -138,3 +141,21 @@ def test_openvino_files_take_photos(tmp_path):
     pytest.importorskip("openvino", reason="needs the package openvino")
     checks = export(build("v2-metric"), tmp_path / "model.xml", "openvino", preprocess=True)
     assert len({check.shape for check in checks}) == 5
+
+
+def test_what_coreml_refuses(tmp_path, monkeypatch):
+    """Before anything is converted; with an empty module instead of coremltools."""
+    monkeypatch.setitem(sys.modules, "coremltools", types.ModuleType("coremltools"))
+    for head, options, message in (
+        ("v1", {}, "fixed size: pass shape and batch"),
+        ("v1", {"shape": (28, 42)}, "fixed size: pass shape and batch"),
+        ("clips", {"shape": (28, 42), "batch": 1}, "clips are not supported"),
+        ("bins", {"shape": (28, 42), "batch": 1}, "metric bins"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            export(build(head), tmp_path / "a.mlpackage", "coreml", check=False, **options)
+    monkeypatch.setitem(sys.modules, "coremltools", None)
+    monkeypatch.setattr(optional, "_BROKEN", {})
+    with pytest.raises(MissingPackageError, match=r"pip install 'dafast\[coreml\]'"):
+        export(build("v1"), tmp_path / "a.mlpackage", "coreml", check=False)
+    assert not list(tmp_path.iterdir())

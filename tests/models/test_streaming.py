@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import itertools
 import threading
 
@@ -197,3 +199,43 @@ def test_frames_may_be_of_another_size_in_the_middle(model, frames):
 def test_predict_frames_checks_options(model, frames):
     with pytest.raises(ValueError, match="max_tokens"):
         predict_frames(model, frames, InferenceOptions(max_tokens=0))
+
+
+class FakeStream:
+    """A stream of a GPU, whose work is done at once."""
+
+    order: list[str]
+
+    def wait_stream(self, other):
+        self.order.append("wait for the upload")
+
+
+def test_on_a_gpu_batches_are_uploaded_computed_and_copied_back(model, frames, monkeypatch):
+    """By fakes, on the CPU: the copies and the order in which they are waited for."""
+    order = FakeStream.order = []
+    for name in ("Stream", "current_stream"):
+        monkeypatch.setattr(torch.cuda, name, lambda device: FakeStream())
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda x: x)
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda x, stream: None)
+    monkeypatch.setattr(
+        streaming, "start_copy", lambda x: (x.clone(), lambda: order.append("wait for a map"))
+    )
+    monkeypatch.setattr(streaming, "batch_tokens", lambda model: 15)  # of two frames
+    expected = model.infer(frames[:5], size=28)
+    with monkeypatch.context() as patch:
+        patch.setattr(DepthAnything, "device", torch.device("cuda"))
+        given = predict_frames(model, iter(frames[:5]), InferenceOptions(size=28))
+    for found, values in zip(given, expected, strict=True):
+        np.testing.assert_allclose(found.values, values, rtol=1e-4, atol=1e-4 * values.max())
+    upload, wait = "wait for the upload", "wait for a map"
+    assert order == [upload, upload, wait, wait, upload, wait, wait, wait]
+
+
+def test_calibrated_maps_and_given_cameras(model, frames):
+    intrinsics = (50.0, 50.0, 24.0, 18.0)
+    plain = next(model.stream(frames[:1], stabilize="off", intrinsics=intrinsics))
+    model.config = dataclasses.replace(model.config, calibration=(2.0, 0.5))
+    other = next(model.stream(frames[:1], stabilize="off", intrinsics=intrinsics))
+    np.testing.assert_allclose(other.values, 2 * plain.values + 0.5, rtol=1e-5)
+    assert tuple(other.intrinsics) == intrinsics

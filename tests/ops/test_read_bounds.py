@@ -1,20 +1,32 @@
-"""Compiled kernels read nothing behind their inputs: memory ends there."""
+"""Compiled kernels read nothing behind their inputs, and write nothing behind their memory."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import faulthandler
 import mmap
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from bench.registry import SMALL_CASES, Case, attention_int8
-from dafast.ops import _extension, available_backends, use_backend
+from bench.packed_cases import attention_int8, conv3x3, encoder_rows, linear_packed
+from bench.registry import SMALL_CASES
+from dafast.ops import BackendError, _extension, available_backends, use_backend
 from tests.forks import Fork
 
-CASES = (*SMALL_CASES, *(attention_int8(1, tokens, 2) for tokens in (1, 16, 37)))
+CASES = (
+    *SMALL_CASES, *(attention_int8(1, tokens, 2) for tokens in (1, 16, 37)),
+    linear_packed(100, 3000, 16), encoder_rows(1, 100, 64), conv3x3(40, 16),
+)  # fmt: skip
+"""The last ones are large enough to fill the memory of a thread."""
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def at_the_end_of_memory(x: Any) -> Any:
@@ -30,30 +42,49 @@ def at_the_end_of_memory(x: Any) -> Any:
     return copy.view(x.shape).copy_(x)
 
 
-def call(case: Case, dtype: torch.dtype, seed: int) -> None:
-    arguments = list(case.make(seed, dtype, torch.device("cpu")))
-    with torch.no_grad(), use_backend("cpp"):
-        case.call(*map(at_the_end_of_memory, arguments))
+def call_all(seed: int, prepare: Any) -> None:
+    """Calls the C++ kernels of all cases, with prepared arguments."""
+    faulthandler.disable()  # of pytest, which would print the stack of all threads
+    backends = available_backends()
+    for number, case in enumerate(CASES):
+        if "cpp" not in backends.get(case.op, ()):
+            continue
+        for dtype in (torch.float32, torch.bfloat16):
+            if dtype in case.dtypes:
+                print(f"case {number}, {case.op}, {dtype}", flush=True)
+                arguments = map(prepare, case.make(seed, dtype, torch.device("cpu")))
+                with torch.no_grad(), use_backend("cpp"), contextlib.suppress(BackendError):
+                    case.call(*arguments)  # if this processor has the instructions
+
+
+@pytest.fixture(autouse=True)
+def _extension_is_there() -> None:
+    if why := _extension.why_missing():
+        pytest.skip(why)
 
 
 def test_no_kernel_reads_behind_its_inputs(seed: int) -> None:
-    if why := _extension.why_missing():
-        pytest.skip(why)
-    backends = available_backends()
-
-    def run() -> None:
-        faulthandler.disable()  # of pytest, which would print the stack of all threads
-        for number, case in enumerate(CASES):
-            if "cpp" not in backends.get(case.op, ()):
-                continue
-            for dtype in (torch.float32, torch.bfloat16):
-                if dtype in case.dtypes:
-                    print(f"case {number}, {case.op}, {dtype}", flush=True)
-                    call(case, dtype, seed)
-
-    process = Fork(run, {})
+    process = Fork(lambda: call_all(seed, at_the_end_of_memory), {})
     assert process.wait(120) == 0, [*process.stdout.splitlines()[-1:], process.stderr]
     assert len(process.stdout.splitlines()) > 20
+
+
+@pytest.mark.slow  # a new Python: glibc takes its allocator at the start
+def test_no_kernel_writes_behind_its_memory(seed: int) -> None:
+    """glibc looks at the byte behind each block of memory when it is freed."""
+    library = "libc_malloc_debug.so.0"
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        pytest.skip(f"needs {library} of glibc")
+    code = f"from tests.ops.test_read_bounds import call_all; call_all({seed}, lambda x: x)"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "LD_PRELOAD": library}
+    environment["GLIBC_TUNABLES"] = "glibc.malloc.check=3"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.returncode == 0, [*done.stdout.splitlines()[-1:], done.stderr[-2000:]]
+    assert len(done.stdout.splitlines()) > 20
 
 
 def test_the_page_behind_them_cannot_be_read(seed: int) -> None:

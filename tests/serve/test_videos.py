@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import queue
+import threading
 import time
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,8 +15,9 @@ import av
 import pytest
 from starlette.testclient import TestClient
 
-from dafast.serve import ServerSettings, create_app
+from dafast.serve import ServerSettings, create_app, video_jobs
 from dafast.serve import app as module
+from dafast.serve.video_jobs import VideoOptions
 from tests.serve.fakes import FakePool
 from tests.serve.test_app import good
 from tests.video.clips import moving, write_clip
@@ -95,3 +99,72 @@ def test_closing_ends_the_running_job(clip: bytes, monkeypatch: pytest.MonkeyPat
         folder: Path = client.app.state.server.videos.folder
         assert folder.exists()
     assert not folder.exists()
+
+
+class Kept:
+    """A channel that keeps what is sent."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[Any, ...]] = []
+
+    def send(self, message: tuple[Any, ...]) -> None:
+        self.sent.append(message)
+
+
+@pytest.mark.parametrize("wrong", ["", "large", "damaged"])
+def test_what_the_process_of_a_job_sends(wrong: str, clip: bytes, tmp_path: Path) -> None:
+    source, out = tmp_path / "source", tmp_path / "depth.mp4"
+    source.write_bytes(b"no video" if wrong == "damaged" else clip)
+    most = 100 if wrong == "large" else 10_000
+    settings = ServerSettings(dtype="float32", device="cpu", max_pixels=most)
+    channel = Kept()
+    video_jobs.convert(channel, settings, source, out, VideoOptions("nano"))  # type: ignore[arg-type]
+    if not wrong:
+        assert channel.sent == [(8, 10), (10, 10), ("done", "")]
+        with av.open(str(out)) as video:
+            assert sum(1 for _ in video.decode(video=0)) == 10
+        return
+    ((status, problem),) = channel.sent
+    assert status == "failed" and not out.exists()
+    assert "64x48 is more than 100 pixels" in problem or problem.startswith("the video")
+
+
+def test_jobs_end_and_expire(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a process that answers when the test says so."""
+    ours, theirs = queue.Queue(), threading.Event()
+    process = types.SimpleNamespace(kill=lambda: ours.put(EOFError()), join=lambda: None)
+
+    class Answers:
+        def recv(self) -> tuple[Any, ...]:
+            theirs.set()
+            message = ours.get(timeout=60)
+            if isinstance(message, Exception):
+                raise message
+            return message
+
+    monkeypatch.setattr(video_jobs, "start_process", lambda *_, name: (process, Answers()))
+    jobs = video_jobs.VideoJobs(ServerSettings(videos=2))
+    try:
+        running, waiting = (jobs.create(VideoOptions("nano")) for _ in range(2))
+        jobs.start(running)
+        assert theirs.wait(60)
+        jobs.start(waiting)
+        assert jobs.is_full and running.describe()["status"] == "running"
+        jobs.remove(waiting)  # before its turn
+        ours.put((4, 9))
+        jobs.remove(running)  # kills its process
+        while running.status != "failed":
+            time.sleep(0.01)
+        assert (running.frames, running.total) == (4, 9) and "has ended" in running.problem
+        third = jobs.create(VideoOptions("nano"))
+        jobs.start(third)
+        ours.put(("done", ""))
+        while third.status != "done":
+            time.sleep(0.01)
+        assert third.folder.exists() and waiting.status == "queued"
+        monkeypatch.setattr(video_jobs, "KEPT", -1.0)
+        jobs.create(VideoOptions("nano"))
+        assert third.id not in jobs.jobs and not third.folder.exists()
+    finally:
+        jobs.close()
+    assert not jobs.folder.exists()
