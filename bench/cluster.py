@@ -47,13 +47,11 @@ class Counting:
     def __init__(self, size: int, counter: Path) -> None:
         self.model = DepthAnything.from_pretrained("nano", device="cpu")
         self.size, self.counter = size, counter
-        counter.with_name(f"loaded-{os.getpid()}").touch()
 
     def __call__(self, images: list[np.ndarray]) -> list[np.ndarray]:
-        maps = predict_native(self.model, images, size=self.size)
-        with open(self.counter, "ab") as file:
+        with open(self.counter, "ab") as file:  # before: lost work counts too
             file.write(b"." * len(images))
-        return maps
+        return predict_native(self.model, images, size=self.size)
 
 
 def write_shards(folder: Path, shards: int, per_shard: int, side: int) -> list[Path]:
@@ -109,11 +107,10 @@ def run(
     return Speed(images / (ended - began), 1e3 * (used - used_before) / images), report
 
 
-def wait_for_models(runner: RayRunner, folder: Path, models: int) -> None:
+def wait_for_models(runner: RayRunner) -> None:
     """Waits until all models are loaded: starting is not part of the measurement."""
-    runner.facts()
-    while len(list(folder.glob("loaded-*"))) < models:
-        time.sleep(0.1)
+    while any(actor.loading is not None for actor in runner._actors):
+        runner._wait([])
 
 
 def main() -> None:
@@ -148,10 +145,8 @@ def main() -> None:
             for turn in range(args.turns):
                 alone = InOrder(local, processors)
                 here, _ = run(alone, shards, root / f"here{turn}", time.process_time)
-                for mark in root.glob("loaded-*"):
-                    mark.unlink()
                 with RayRunner("label", make, **options) as runner:
-                    wait_for_models(runner, root, processors)
+                    wait_for_models(runner)
                     memory.clear()
                     stop.clear()
                     thread = threading.Thread(target=watch)
@@ -190,10 +185,8 @@ def lose_nodes(
                 time.sleep(0.02)
             cluster.kill_node()
 
-    for mark in root.glob("loaded-*"):
-        mark.unlink()
     with RayRunner("label", make, say=lost.append, **options) as runner:
-        wait_for_models(runner, root, len(cluster.cluster.worker_nodes))
+        wait_for_models(runner)
         thread = threading.Thread(target=kill)
         thread.start()
         _, report = run(runner, shards, out, cluster.seconds)

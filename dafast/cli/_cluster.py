@@ -75,9 +75,7 @@ def cluster_runner(
     from ..cluster import RayRunner, connected
 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise CommandError(
-            "--cluster distributes the work itself: run the command without torchrun"
-        )
+        raise CommandError("--cluster distributes the work itself: do not use torchrun")
     with connected(args.cluster):
         with RayRunner(
             command,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -82,8 +83,14 @@ def _do_part(job: ParallelJob, part: Any, predict: Any, threads: int, command: s
     tags = {"command": command}
     for name, count in (("dafast_worker_parts", 1), ("dafast_worker_images", outcome.images)):
         if count:
-            Counter(name, "done by dafast", ("command",)).inc(count, tags)
+            _counter(name).inc(count, tags)
     return outcome
+
+
+@functools.cache
+def _counter(name: str) -> Counter:
+    """A counter of this process, made once."""
+    return Counter(name, "done by dafast", ("command",))
 
 
 class Gauges:

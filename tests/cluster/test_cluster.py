@@ -271,6 +271,7 @@ def test_5000_pictures_and_kills(
     photos = tiny.write_shards(tmp_path / "in", 200, 25, seed, labeled=False)
     command = ["label", "--model", "nano", "--size", "42", "--in", str(photos), *device]
     assert main([*command, "--out", str(tmp_path / "here")]) == 0
+    capsys.readouterr()
     moments = sorted(random.Random(seed).sample(range(1, 190), len(kinds)))
     kinds = random.Random(seed).sample(kinds, len(kinds))
     out = tmp_path / "there"

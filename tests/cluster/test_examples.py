@@ -16,7 +16,7 @@ from dafast.cli import build_parser
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
-SCRIPTS = re.findall(r"^```bash\n(.*?)^```", PAGE, re.M | re.S)
+SCRIPTS = re.findall(r"^```sh\n(#!/bin/bash\n.*?)^```", PAGE, re.M | re.S)
 MANIFESTS = [yaml.safe_load(text) for text in re.findall(r"^```yaml\n(.*?)^```", PAGE, re.M | re.S)]
 
 

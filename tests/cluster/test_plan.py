@@ -138,7 +138,7 @@ def test_mistakes_are_one_line(tmp_path: Path, seed: int, monkeypatch, capsys) -
         assert "correct RAY_ADDRESS" in error("ray")
         monkeypatch.delenv("RAY_ADDRESS")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert "without torchrun" in error("ray")
+    assert "do not use torchrun" in error("ray")
     monkeypatch.delenv("WORLD_SIZE")
     monkeypatch.setattr("dafast.optional._BROKEN", {"ray": "ray is not installed"})
     assert "needs pip install 'dafast[ray]' (ray is not installed)" in error("ray")
