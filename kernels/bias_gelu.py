@@ -101,9 +101,22 @@ def bias_gelu_fwd(x: Tensor, bias: Tensor, added: bool) -> Tensor:
     return out
 
 
-def _backward(
-    grad: Tensor, x: Tensor, bias: Tensor, added: bool, out: Tensor | None
+@on_its_device
+def bias_gelu_bwd(
+    grad: Tensor, x: Tensor, bias: Tensor, added: bool, out: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
+    """Launches the backward: one kernel over the tensors, one that adds up its programs' sums.
+
+    Args:
+        grad: Gradient of the output (..., C).
+        x: As in the forward.
+        bias: As in the forward.
+        added: As in the forward.
+        out: Gets the output of the forward again, to the same bits: (..., C), contiguous.
+
+    Returns:
+        Gradients of x (..., C) in its dtype and of the bias (C) in float32.
+    """
     grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if x.numel() == 0:
         return grad_x, bias.new_zeros(bias.shape, dtype=torch.float32)
@@ -119,26 +132,10 @@ def _backward(
 
 
 @on_its_device
-def bias_gelu_bwd(grad: Tensor, x: Tensor, bias: Tensor, added: bool) -> tuple[Tensor, Tensor]:
-    """Launches the backward: one kernel over the tensors, one that adds up its programs' sums.
-
-    Args:
-        grad: Gradient of the output (..., C).
-        x: As in the forward.
-        bias: As in the forward.
-        added: As in the forward.
-
-    Returns:
-        Gradients of x (..., C) in its dtype and of the bias (C) in float32.
-    """
-    return _backward(grad, x, bias, added, None)
-
-
-@on_its_device
 def bias_gelu_bwd_with_output(
     grad: Tensor, x: Tensor, bias: Tensor, added: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Launches `bias_gelu_bwd`, whose first kernel also writes the output of the forward again.
+    """Launches the backward, whose first kernel also writes the output of the forward again.
 
     Args:
         grad: Gradient of the output (..., C).
@@ -151,4 +148,4 @@ def bias_gelu_bwd_with_output(
         in the dtype of x, equal to the forward's to the bit.
     """
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    return *_backward(grad, x, bias, added, out), out
+    return *bias_gelu_bwd(grad, x, bias, added, out), out
