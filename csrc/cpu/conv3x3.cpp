@@ -186,8 +186,7 @@ void finish_gradient(const std::vector<float>& sums, int64_t parts, int64_t part
 
 // grad (B, h, w, N) and x (B, h, w, C), contiguous, to the gradients of weights (N, C, 3, 3) with any
 // strides and of a bias (N).
-void conv3x3_weight_gradient(const Tensor& grad, const Tensor& x, bool relu, Tensor weight,
-                             Tensor bias) {
+void conv3x3_backward(const Tensor& grad, const Tensor& x, bool relu, Tensor weight, Tensor bias) {
   const int64_t columns = grad.size(3), channels = x.size(3), wide = whole_panels(columns);
   STD_TORCH_CHECK(x.size(0) == grad.size(0) && x.size(1) == grad.size(1) &&
                       x.size(2) == grad.size(2) && weight.dim() == 4 &&
@@ -230,11 +229,11 @@ DAFAST_OP(conv3x3, m) {
       "conv3x3(Tensor x, Tensor weight, Tensor? bias, Tensor? add, Tensor? other, Tensor? gate,"
       " bool flipped, bool relu, Tensor(a!) out) -> ()");
   m.def(
-      "conv3x3_weight_gradient(Tensor grad, Tensor x, bool relu, Tensor(a!) weight,"
-      " Tensor(b!) bias) -> ()");
+      "conv3x3_backward(Tensor grad, Tensor x, bool relu, Tensor(a!) weight, Tensor(b!) bias)"
+      " -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(dafast_C, CPU, m) {
   m.impl("conv3x3", TORCH_BOX(&dafast::cpu::conv3x3));
-  m.impl("conv3x3_weight_gradient", TORCH_BOX(&dafast::cpu::conv3x3_weight_gradient));
+  m.impl("conv3x3_backward", TORCH_BOX(&dafast::cpu::conv3x3_backward));
 }

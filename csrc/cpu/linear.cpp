@@ -115,7 +115,7 @@ void linear(const Tensor& left, const Tensor& right, std::optional<Tensor> bias,
 }
 
 // grad (M, N) and x (M, K) to weight (N, K) and bias (N). All contiguous float32, K a multiple of 32.
-void linear_weight_gradient(const Tensor& grad, const Tensor& x, Tensor weight, Tensor bias) {
+void linear_backward(const Tensor& grad, const Tensor& x, Tensor weight, Tensor bias) {
   STD_TORCH_CHECK(grad.dim() == 2 && x.dim() == 2 && grad.size(0) == x.size(0), kOp,
                   ": expected matrices of as many rows");
   const int64_t tokens = x.size(0), depth = x.size(1), columns = grad.size(1);
@@ -143,11 +143,10 @@ void linear_weight_gradient(const Tensor& grad, const Tensor& x, Tensor weight, 
 
 DAFAST_OP(linear, m) {
   m.def("linear(Tensor left, Tensor right, Tensor? bias, bool transposed, Tensor(a!) out) -> ()");
-  m.def(
-      "linear_weight_gradient(Tensor grad, Tensor x, Tensor(a!) weight, Tensor(b!) bias) -> ()");
+  m.def("linear_backward(Tensor grad, Tensor x, Tensor(a!) weight, Tensor(b!) bias) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(dafast_C, CPU, m) {
   m.impl("linear", TORCH_BOX(&dafast::cpu::linear));
-  m.impl("linear_weight_gradient", TORCH_BOX(&dafast::cpu::linear_weight_gradient));
+  m.impl("linear_backward", TORCH_BOX(&dafast::cpu::linear_backward));
 }

@@ -93,7 +93,7 @@ def _cpp_weight_gradient(
     grad: Tensor, x: Tensor, weight: Tensor, relu_input: bool
 ) -> tuple[Tensor, Tensor]:
     out, bias = _empty_gradients(grad, x, weight, relu_input)
-    torch.ops.dafast_C.conv3x3_weight_gradient(_rows(grad), _rows(x), relu_input, out, bias)
+    torch.ops.dafast_C.conv3x3_backward(_rows(grad), _rows(x), relu_input, out, bias)
     return out, bias
 
 
