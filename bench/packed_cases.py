@@ -1,4 +1,4 @@
-"""Cases of the ops with packed weights, which run on a CPU."""
+"""Cases of the ops with packed weights and of the products of training, which run on a CPU."""
 
 from __future__ import annotations
 
@@ -200,5 +200,55 @@ def conv3x3(side: int, channels: int, int8: bool = False) -> Case:
         flops=18.0 * pixels * channels * channels,
         bytes=lambda size: size * 3.0 * pixels * channels,
         dtypes=(torch.float32, torch.bfloat16),
+        tolerance=FLOAT_TOLERANCE,
+    )
+
+
+def training_linear(tokens: int, depth: int, columns: int) -> Case:
+    def make(seed: int, dtype: torch.dtype, device: torch.device) -> tuple[Any, ...]:
+        generator = torch.Generator().manual_seed(seed)
+        x, weight, bias = (
+            torch.randn(shape, generator=generator).to(device, dtype)
+            for shape in ((tokens, depth), (columns, depth), (columns,))
+        )
+        return x, weight / depth**0.5, bias
+
+    return Case(
+        op="linear",
+        label=f"{tokens}x{depth} to {columns}",
+        make=make,
+        call=ops.linear,
+        differentiable=(0, 1, 2),
+        flops=2.0 * tokens * depth * columns,
+        bytes=lambda size: size * (tokens * (depth + columns) + 1.0 * depth * columns),
+        dtypes=(torch.float32,),
+        tolerance=FLOAT_TOLERANCE,
+    )
+
+
+def training_conv3x3(batch: int, side: int, channels: int) -> Case:
+    """A convolution of a `ResidualConvUnit`, with its ReLU and residual."""
+
+    def make(seed: int, dtype: torch.dtype, device: torch.device) -> tuple[Any, ...]:
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.randn(batch, channels, side, side, generator=generator).to(device, dtype)
+        weight = torch.randn(channels, channels, 3, 3, generator=generator).to(device, dtype)
+        bias = torch.randn(channels, generator=generator).to(device, dtype)
+        x = x.contiguous(memory_format=torch.channels_last)
+        return x, weight / (9 * channels) ** 0.5, bias
+
+    def call(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        return ops.conv3x3(x, weight, bias, add=x, relu_input=True)
+
+    pixels = batch * side * side
+    return Case(
+        op="conv3x3",
+        label=f"{batch}x{channels}x{side}x{side}",
+        make=make,
+        call=call,
+        differentiable=(0, 1, 2),
+        flops=18.0 * pixels * channels * channels,
+        bytes=lambda size: size * 3.0 * pixels * channels,
+        dtypes=(torch.float32,),
         tolerance=FLOAT_TOLERANCE,
     )

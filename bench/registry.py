@@ -28,6 +28,8 @@ from bench.packed_cases import (
     encoder_rows,
     int8,
     linear_packed,
+    training_conv3x3,
+    training_linear,
     transposed,
 )
 from bench.picture_cases import (
@@ -62,6 +64,10 @@ CASES: tuple[Case, ...] = (
     encoder_rows(1, 1370, 384),
     encoder_rows(1, 1370, 384, int8=True),
     transposed(37, 48, 4),
+    training_linear(4 * 362, 384, 1536),
+    training_linear(4 * 362, 1536, 384),
+    training_conv3x3(4, 76, 64),
+    training_conv3x3(4, 266, 32),
     conv3x3(148, 64),
     conv3x3(148, 64, int8=True),
     int8(1370, 384, 1536),
@@ -131,6 +137,8 @@ SMALL_CASES: tuple[Case, ...] = (
     encoder_rows(2, 9, 32),
     encoder_rows(2, 9, 32, int8=True),
     transposed(5, 8, 2),
+    training_linear(9, 32, 64),
+    training_conv3x3(2, 9, 16),
     conv3x3(9, 8),
     conv3x3(9, 8, int8=True),
     int8(9, 30, 33),

@@ -13,7 +13,7 @@
 #include <vector>
 
 #include "../registry.h"
-#include "pieces.h"
+#include "aten_pieces.h"
 #include "tensors.h"
 #include "weights_float.h"
 
@@ -90,7 +90,7 @@ std::vector<float> transform_weights(const Tensor& weight, bool flipped) {
   const float* const start = flipped ? data - 2 * down - 2 * across : data;
   const int64_t pitch = whole_panels(columns) * depth;
   std::vector<float> out(static_cast<size_t>(kPlaces * pitch));
-  for_pieces(whole_panels(columns) / kColumns, [&](Pieces& pieces) {
+  for_aten_pieces(whole_panels(columns) / kColumns, [&](Pieces& pieces) {
     int64_t panel;
     while (pieces.take(panel)) {
       const int64_t count = std::min(kColumns, columns - panel * kColumns);
@@ -145,7 +145,7 @@ void conv3x3(const Tensor& x, const Tensor& weight, std::optional<Tensor> bias,
                      like_result(gate, out), float_data_of(out, out.numel(), kOp)};
   const Conv3x3Tiles convolve = DAFAST_FOR_ISA(conv3x3_tiles);
   const int64_t floats = kPlaces * (place_floats(call.map.channels) + place_floats(wide));
-  for_ranges(x.size(0) * call.map.down * call.map.across, kRowUnit, kTiles, [&](Ranges& ranges) {
+  for_aten_ranges(x.size(0) * call.map.down * call.map.across, kRowUnit, kTiles, [&](Ranges& ranges) {
     const std::unique_ptr<float[]> scratch(new float[static_cast<size_t>(floats)]);
     int64_t begin, end;
     while (ranges.take(begin, end)) convolve(call, begin, end - begin, scratch.get());
@@ -157,7 +157,7 @@ void finish_gradient(const std::vector<float>& sums, int64_t parts, int64_t part
   const int64_t columns = out.size(0), channels = out.size(1), wide = whole_panels(columns);
   const int64_t pitch = whole_rows(channels) * wide;
   auto* const data = static_cast<float*>(out.mutable_data_ptr());
-  for_pieces(channels, [&](Pieces& pieces) {
+  for_aten_pieces(channels, [&](Pieces& pieces) {
     std::vector<float> row(static_cast<size_t>(kPlaces * wide));
     int64_t c;
     while (pieces.take(c)) {
@@ -186,8 +186,7 @@ void finish_gradient(const std::vector<float>& sums, int64_t parts, int64_t part
 
 // grad (B, h, w, N) and x (B, h, w, C), contiguous, to the gradients of weights (N, C, 3, 3) with any
 // strides and of a bias (N).
-void conv3x3_weight_gradient(const Tensor& grad, const Tensor& x, bool relu, Tensor weight,
-                             Tensor bias) {
+void conv3x3_backward(const Tensor& grad, const Tensor& x, bool relu, Tensor weight, Tensor bias) {
   const int64_t columns = grad.size(3), channels = x.size(3), wide = whole_panels(columns);
   STD_TORCH_CHECK(x.size(0) == grad.size(0) && x.size(1) == grad.size(1) &&
                       x.size(2) == grad.size(2) && weight.dim() == 4 &&
@@ -206,7 +205,7 @@ void conv3x3_weight_gradient(const Tensor& grad, const Tensor& x, bool relu, Ten
   std::vector<float> sums(static_cast<size_t>(parts * part_size));
   const Conv3x3Gradient add = DAFAST_FOR_ISA(conv3x3_gradient);
   const int64_t floats = kPlaces * (place_floats(channels) + place_floats(wide));
-  for_pieces(parts, [&](Pieces& pieces) {
+  for_aten_pieces(parts, [&](Pieces& pieces) {
     const std::unique_ptr<float[]> scratch(new float[static_cast<size_t>(floats)]());
     int64_t part;
     while (pieces.take(part)) {
@@ -230,11 +229,11 @@ DAFAST_OP(conv3x3, m) {
       "conv3x3(Tensor x, Tensor weight, Tensor? bias, Tensor? add, Tensor? other, Tensor? gate,"
       " bool flipped, bool relu, Tensor(a!) out) -> ()");
   m.def(
-      "conv3x3_weight_gradient(Tensor grad, Tensor x, bool relu, Tensor(a!) weight,"
-      " Tensor(b!) bias) -> ()");
+      "conv3x3_backward(Tensor grad, Tensor x, bool relu, Tensor(a!) weight, Tensor(b!) bias)"
+      " -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(dafast_C, CPU, m) {
   m.impl("conv3x3", TORCH_BOX(&dafast::cpu::conv3x3));
-  m.impl("conv3x3_weight_gradient", TORCH_BOX(&dafast::cpu::conv3x3_weight_gradient));
+  m.impl("conv3x3_backward", TORCH_BOX(&dafast::cpu::conv3x3_backward));
 }

@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "../registry.h"
-#include "pieces.h"
+#include "aten_pieces.h"
 #include "tensors.h"
 #include "weights_float.h"
 
@@ -62,7 +62,7 @@ constexpr const char* kOp = "linear";
 std::unique_ptr<float[]> pack_panels(const float* from, int64_t row_stride, int64_t column_stride,
                                      int64_t depth, int64_t columns) {
   std::unique_ptr<float[]> packed(new float[static_cast<size_t>(depth * columns)]);
-  for_pieces(columns / kColumns, [&](Pieces& pieces) {
+  for_aten_pieces(columns / kColumns, [&](Pieces& pieces) {
     int64_t panel;
     while (pieces.take(panel)) {
       const float* const start = from + panel * kColumns * column_stride;
@@ -107,7 +107,7 @@ void linear(const Tensor& left, const Tensor& right, std::optional<Tensor> bias,
                            bias.has_value() ? float_data_of(*bias, columns, kOp) : zeros.data(),
                            zeros.data(), float_data_of(out, rows * columns, kOp), depth, columns};
   const LinearRows multiply = DAFAST_FOR_ISA(linear_rows);
-  for_ranges(rows, kRowLeast, kRowGroup, [&](Ranges& ranges) {
+  for_aten_ranges(rows, kRowLeast, kRowGroup, [&](Ranges& ranges) {
     const std::unique_ptr<float[]> scratch(new float[static_cast<size_t>(kRowUnit * depth)]());
     int64_t begin, end;
     while (ranges.take(begin, end)) multiply(call, begin, end - begin, scratch.get());
@@ -115,7 +115,7 @@ void linear(const Tensor& left, const Tensor& right, std::optional<Tensor> bias,
 }
 
 // grad (M, N) and x (M, K) to weight (N, K) and bias (N). All contiguous float32, K a multiple of 32.
-void linear_weight_gradient(const Tensor& grad, const Tensor& x, Tensor weight, Tensor bias) {
+void linear_backward(const Tensor& grad, const Tensor& x, Tensor weight, Tensor bias) {
   STD_TORCH_CHECK(grad.dim() == 2 && x.dim() == 2 && grad.size(0) == x.size(0), kOp,
                   ": expected matrices of as many rows");
   const int64_t tokens = x.size(0), depth = x.size(1), columns = grad.size(1);
@@ -129,7 +129,7 @@ void linear_weight_gradient(const Tensor& grad, const Tensor& x, Tensor weight, 
   const LinearBlock add = DAFAST_FOR_ISA(linear_gradient);
   const int64_t across = (depth + kGradientColumns - 1) / kGradientColumns;
   const int64_t down = (columns + kGradientRows - 1) / kGradientRows;
-  for_pieces(down * across, [&](Pieces& pieces) {
+  for_aten_pieces(down * across, [&](Pieces& pieces) {
     const std::unique_ptr<float[]> scratch(new float[static_cast<size_t>(gradient_floats())]);
     int64_t piece;
     while (pieces.take(piece)) {
@@ -143,11 +143,10 @@ void linear_weight_gradient(const Tensor& grad, const Tensor& x, Tensor weight, 
 
 DAFAST_OP(linear, m) {
   m.def("linear(Tensor left, Tensor right, Tensor? bias, bool transposed, Tensor(a!) out) -> ()");
-  m.def(
-      "linear_weight_gradient(Tensor grad, Tensor x, Tensor(a!) weight, Tensor(b!) bias) -> ()");
+  m.def("linear_backward(Tensor grad, Tensor x, Tensor(a!) weight, Tensor(b!) bias) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(dafast_C, CPU, m) {
   m.impl("linear", TORCH_BOX(&dafast::cpu::linear));
-  m.impl("linear_weight_gradient", TORCH_BOX(&dafast::cpu::linear_weight_gradient));
+  m.impl("linear_backward", TORCH_BOX(&dafast::cpu::linear_backward));
 }

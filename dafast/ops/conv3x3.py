@@ -14,6 +14,8 @@ from ._dispatch import Op, wants_gradient
 from ._kernel_op import KernelOp
 
 _CHANNEL_UNIT = 16
+_LEAST_TILES = 256
+"""With fewer tiles of 2x2 pixels the transformation of the weights takes too long."""
 
 
 def conv3x3_reference(
@@ -93,7 +95,7 @@ def _cpp_weight_gradient(
     grad: Tensor, x: Tensor, weight: Tensor, relu_input: bool
 ) -> tuple[Tensor, Tensor]:
     out, bias = _empty_gradients(grad, x, weight, relu_input)
-    torch.ops.dafast_C.conv3x3_weight_gradient(_rows(grad), _rows(x), relu_input, out, bias)
+    torch.ops.dafast_C.conv3x3_backward(_rows(grad), _rows(x), relu_input, out, bias)
     return out, bias
 
 
@@ -146,6 +148,8 @@ def _unasked(x: Tensor, weight: Tensor, bias: Tensor | None, *_: Any) -> str:
         return "without a gradient PyTorch's convolution serves it"
     if x.stride(1) != 1:
         return "takes a copy of maps that are not channels last"
+    if len(x) * ((x.shape[2] + 1) // 2) * ((x.shape[3] + 1) // 2) < _LEAST_TILES:
+        return f"with fewer than {_LEAST_TILES} tiles PyTorch's convolution is as fast"
     capability = _extension.cpu_capability()  # a missing extension is what `supports` reports
     if capability == "portable":
         return "without AVX2 PyTorch's convolution is faster"

@@ -75,7 +75,7 @@ def _empty_gradients(grad: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
 
 def _cpp_weight_gradient(grad: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     weight, bias = _empty_gradients(grad, x)
-    torch.ops.dafast_C.linear_weight_gradient(_matrix(grad), _matrix(x), weight, bias)
+    torch.ops.dafast_C.linear_backward(_matrix(grad), _matrix(x), weight, bias)
     return weight, bias
 
 

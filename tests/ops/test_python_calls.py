@@ -25,6 +25,7 @@ BOUNDS = {
     "affine_invariant_loss": (11, 11, 20, 20),
     "attention_int8": (9, 9, 0, 0),
     "bias_gelu": (8, 8, 6, 16),
+    "conv3x3": (6, 12, 6, 31),
     "conv3x3_int8": (19, 19, 0, 0),
     "conv3x3_packed": (19, 19, 0, 0),
     "decoder_tail": (13, 13, 9, 0),
@@ -35,6 +36,7 @@ BOUNDS = {
     "flash_attention": (15, 15, 30, 30),
     "flash_attention_qkvpacked": (14, 14, 25, 25),
     "flash_attention_varlen": (16, 16, 31, 31),
+    "linear": (6, 10, 6, 22),
     "linear_int8": (9, 9, 7, 0),
     "linear_packed": (9, 9, 7, 0),
     "pad": (7, 12, 7, 26),
@@ -79,6 +81,7 @@ def calls(op: str, gradient: bool) -> Callable[[], torch.Tensor]:
         "affine_invariant_loss": lambda: ops.affine_invariant_loss(disparity, fixed[:, :40, :40]),
         "attention_int8": lambda: ops.attention_int8(qkv),
         "bias_gelu": lambda: ops.bias_gelu(x, vector),
+        "conv3x3": lambda: ops.conv3x3(new(1, 32, 9, 9), new(64, 32, 3, 3), bias),
         "conv3x3_int8": lambda: ops.conv3x3_int8(new(1, 32, 9, 9), kernel, bias),
         "conv3x3_packed": lambda: ops.conv3x3_packed(new(1, 32, 9, 9), packed_kernel),
         "decoder_tail": lambda: ops.decoder_tail(*tail),
@@ -93,6 +96,7 @@ def calls(op: str, gradient: bool) -> Callable[[], torch.Tensor]:
         "flash_attention_varlen": lambda: ops.flash_attention_varlen(
             *qkv.flatten(0, 1).unbind(1), ends, 64
         ),
+        "linear": lambda: ops.linear(x, new(64, 128), bias),
         "linear_int8": lambda: ops.linear_int8(x, weight, bias),
         "linear_packed": lambda: ops.linear_packed(x, packed),
         "pad": lambda: ops.pad(images, (1, 2, 3, 4)),

@@ -170,7 +170,7 @@ def test_no_second_derivative(seed):
 
 
 def test_chosen_only_for_training_in_float32(seed):
-    x, weight, *_, bias = maps(MAPS[3])
+    x, weight, *_, bias = maps(((3, 64, 26, 28), 64, True))
     rows, matrix, vector = torch.randn(600, 64), torch.randn(96, 64), torch.randn(96)
     assert not serves_conv3x3(x, weight, bias) and not serves_linear(rows, matrix, vector)
     weight.requires_grad_(), matrix.requires_grad_()
@@ -182,13 +182,14 @@ def test_chosen_only_for_training_in_float32(seed):
             assert not serves_conv3x3(x, weight, bias) and not serves_linear(rows, matrix, vector)
         assert not serves_linear(rows[:100], matrix, vector)
         assert not serves_conv3x3(x.contiguous(), weight, bias)
+        assert not serves_conv3x3(x[:1], weight, bias)
     with instruction_set("portable"):
         assert not serves_conv3x3(x, weight, bias) and not serves_linear(rows, matrix, vector)
 
 
 def test_layers_use_them_and_respect_hooks(seed):
     conv = torch.nn.Conv2d(32, 32, 3, padding=1)
-    x = torch.randn(1, 32, 12, 12).contiguous(memory_format=torch.channels_last)
+    x = torch.randn(1, 32, 46, 46).contiguous(memory_format=torch.channels_last)
     layer, rows = torch.nn.Linear(64, 32), torch.randn(1, 700, 64)
     exact = conv3x3_reference(x, conv.weight, conv.bias, x, None, True)
     with instruction_set("avx512_bf16"):
