@@ -1,7 +1,7 @@
 """Classes of the warnings that dafast gives, and whether they are wanted.
 
-What a caller can act on is a warning; the logger ``"dafast"`` has only events, such as a download
-that is tried again.
+A warning is something that a caller can act on; the logger ``"dafast"`` has only events, such as a
+download that is tried again.
 """
 
 from __future__ import annotations

@@ -194,7 +194,7 @@ def choose_camera(
 
 
 def focal_factor(focal_length: float, camera: Intrinsics, geometry: Geometry) -> float:
-    """What turns the output of a model with a `ModelConfig.focal_length` into metres.
+    """Factor that turns the output of a model with a `ModelConfig.focal_length` into metres.
 
     It is the camera's focal length in pixels of the network's input, the mean of both directions,
     divided by ``focal_length``.

@@ -1,4 +1,4 @@
-"""What follows a convolution: its bias, residuals and a ReLU in one pass; channels-last maps."""
+"""Bias, residuals and ReLU after a convolution, in one pass; channels-last maps."""
 
 from __future__ import annotations
 

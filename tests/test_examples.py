@@ -1,4 +1,4 @@
-"""The examples run as they stand and fit on one screen."""
+"""The examples run unchanged and fit on one screen."""
 
 from __future__ import annotations
 

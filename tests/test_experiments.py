@@ -1,4 +1,4 @@
-"""The scripts in experiments/ run as they stand."""
+"""The scripts in experiments/ run unchanged."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ def check_name(name: str | None, source: Path, others: tuple[str, ...] = ()) -> 
         others: More names that the command knows.
 
     Raises:
-        CommandError: If there is no data set of this name, if it stands without a path, or if
+        CommandError: If there is no data set of this name, if it is given without a path, or if
             there is nothing at the path.
     """
     known = (*ALL_NAMES, *others)

@@ -149,7 +149,7 @@ def _backend_states() -> dict[str, tuple[bool, str]]:
 
     gpu = torch.cuda.is_available()
     no_gpu = "PyTorch sees no CUDA GPU here"
-    # What the extension lacks is reported also where there is no GPU: both may be wanted.
+    # Missing parts of the extension are reported without a GPU too: both may be wanted.
     lacks = [] if gpu else [no_gpu]
     if why := _extension.why_not("cuda"):
         lacks.append(why)

@@ -15,7 +15,7 @@ from ..formats.png import is_whole
 from ..geometry import MAX_TOKENS
 from ..result import known_range
 
-# What holds for files of versions that did not note it.
+# Defaults for files of versions that did not note them.
 _DEFAULTS = {"max_tokens": MAX_TOKENS}
 
 
@@ -141,7 +141,7 @@ def is_result(path: Path) -> bool:
 
 def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
     """Names of the settings in which a result differs from this run."""
-    # Where the token limit made a photo smaller, `size` is what the network saw.
+    # The token limit may have made a photo smaller: `size` is then that of the network's input.
     asked = {**_DEFAULTS, **found, "size": found.get("asked_size", found.get("size"))}
     return sorted(key for key, value in wanted.items() if asked.get(key) != value)
 

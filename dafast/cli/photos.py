@@ -103,7 +103,7 @@ def find_photos(inputs: Sequence[str], recursive: bool = False) -> Found:
 
 
 def _listed(name: str) -> list[str]:
-    """The names in a list, or the name itself if it stands for no list.
+    """The names in a list, or the name itself if it is not that of a list.
 
     Raises:
         CommandError: If the list cannot be read, or is empty.

@@ -320,7 +320,7 @@ def entry_of(path: Path) -> str:
 
 
 def reason_of(error: Exception, photo: Path) -> str:
-    """The message of an error on one line, without the photo's name, which stands before it."""
+    """The message of an error on one line, without the photo's name, which precedes it."""
     text = explain(error).removeprefix(f"{one_line(str(photo))}: ")
     if isinstance(error, OSError) and error.filename and Path(error.filename) == photo:
         text = error.strerror or text

@@ -109,7 +109,7 @@ class RayRunner:
         self._actors = []
 
     def facts(self) -> Any:
-        """What the models say of themselves; waits for the first.
+        """Facts of the models; waits for the first one.
 
         Raises:
             ClusterError: If actors are lost repeatedly.

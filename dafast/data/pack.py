@@ -61,7 +61,7 @@ def pack(
         SourceError: If the folder holds shards of other items, or of files that have changed since.
         RemoteError: If a URL cannot be read or written. Existing shards stay, and the next run
             continues from them.
-        DiskFullError: If there is no room for a shard; existing ones stay likewise.
+        DiskFullError: If there is no room for a shard; existing ones stay.
     """
     runner = Threads(workers)
     return pack_with(

@@ -127,7 +127,7 @@ class SkyFinder:
         return cls(model.to(device, dtype), side, batch)
 
     def shape(self, height: int, width: int) -> tuple[int, int]:
-        """What the network sees of a picture: height and width, multiples of its stride."""
+        """Size of the network's input for a picture: height and width, multiples of its stride."""
         scale = self.side / min(height, width)
         sides = (min(n * scale, _LONGEST * self.side) for n in (height, width))
         rows, columns = (max(_STRIDE, round(n / _STRIDE) * _STRIDE) for n in sides)

@@ -6,8 +6,8 @@ nearest: an average across an object's edge is a depth that exists nowhere. Colo
 later, in batches: `dafast.data.colours`.
 
 Everything random comes from the generator that is passed in; `sample_generator` makes the one that
-belongs to a position of the training stream, so that a sample looks the same whichever worker, rank
-or resumed run makes it.
+belongs to a position of the training stream, so that a sample does not
+depend on the worker, the rank or the resumed run that makes it.
 """
 
 from __future__ import annotations

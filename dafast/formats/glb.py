@@ -78,7 +78,7 @@ def write_glb(
         lens = _perspective(vertices, texture.shape, intrinsics)
         scene["cameras"] = [{"type": "perspective", "perspective": lens}]
     binary = _Binary()
-    if len(vertices):  # a picture of nothing but sky has none
+    if len(vertices):  # a picture that shows only sky has none
         scene["scenes"][0]["nodes"].append(1)
         scene["nodes"].append({"mesh": 0, "name": "surface"})
         scene |= _surface(binary, vertices, faces, uv, texture)

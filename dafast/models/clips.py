@@ -225,7 +225,7 @@ class _Joined:
 
 @dataclass
 class _Boundary:
-    """What the windows behind one of them need of it and of those before.
+    """The frames that later windows need from a window and from those before it.
 
     Attributes:
         start: The number of its first frame.

@@ -57,7 +57,7 @@ class Graph(NamedTuple):
 
 
 class InputKind(NamedTuple):
-    """What a graph takes: images (B, 3, H, W)."""
+    """The input of a graph: images (B, 3, H, W)."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype

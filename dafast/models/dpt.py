@@ -289,7 +289,7 @@ class DPTHead(nn.Module):
         return torch.cat(outs)
 
     def mixing(self, frames: int = 1, cache: FrameCache | None = None) -> _Mix | None:
-        """What exchanges information between frames, for `Scratch.fuse`.
+        """The modules that exchange information between frames, for `Scratch.fuse`.
 
         Args:
             frames: Length of the clips that the batch consists of.

@@ -37,7 +37,7 @@ def is_hub_id(name: str | Path) -> bool:
 
 @dataclass(frozen=True)
 class HubOptions:
-    """Which revision to download, and to where.
+    """Options of a download: the revision and the folder.
 
     Attributes:
         revision: Branch, tag or commit.

@@ -259,7 +259,7 @@ class _Found:
 
 
 def _prefixes(names: Mapping[str, Any]) -> list[str]:
-    """What precedes the cls token of each network in a flat dict."""
+    """The prefix of the cls token's name, for each network in a flat dict."""
     found = []
     for name in names:
         anchor = next((a for a in ANCHORS if name == a or name.endswith("." + a)), None)

@@ -23,7 +23,7 @@ def xformers_supports(q: Tensor, *_: Any) -> str:
 
 
 def unit_stride(*tensors: Tensor) -> list[Tensor]:
-    """For kernels that take any strides except in the last dimension, where it must be 1."""
+    """Copies where needed, for kernels that take only a stride of 1 in the last dimension."""
     return [x if x.stride(-1) == 1 else x.contiguous() for x in tensors]
 
 

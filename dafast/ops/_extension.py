@@ -120,7 +120,7 @@ def saves_time(*tensors: Tensor) -> str:
         return "with a gradient PyTorch's own operations are as fast"
     if tensors[0].numel() < MIN_ELEMENTS:
         return f"PyTorch's own operations are as fast below {MIN_ELEMENTS} elements"
-    capability = cpu_capability()  # a missing extension is what `supports` reports
+    capability = cpu_capability()  # `supports` reports a missing extension
     if capability and not capability.startswith("avx512"):
         return "without AVX-512 PyTorch's own operations are as fast"
     return ""

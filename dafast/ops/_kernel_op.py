@@ -138,7 +138,7 @@ class KernelOp:
                 if functorch.is_legacy_batchedtensor(x):  # of is_grads_batched
                     return self.op(*args)
                 gradient = gradient or x.requires_grad
-        # From here on nothing but eager autograd looks at this call.
+        # Only eager autograd records this call.
         if gradient and torch.is_grad_enabled():
             return (self._function.apply if self._function else self.op)(*args)
         return self.kernels[args[-1]](*args[:-1]) if self.kernels else self.fn(*args)

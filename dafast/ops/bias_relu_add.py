@@ -1,4 +1,4 @@
-"""What follows a convolution in the decoder: its bias, residuals, and a ReLU."""
+"""Bias, residuals and ReLU, which follow a convolution in the decoder."""
 
 from __future__ import annotations
 

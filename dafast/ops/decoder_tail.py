@@ -29,7 +29,7 @@ def decoder_tail_reference(
 ) -> Tensor:  # fmt: skip
     """Specification of `decoder_tail`; as in the model, only the last convolution is float32.
 
-    In float64 it is what other backends are compared with.
+    Other backends are compared with it in float64.
     """
     compute = torch.float64 if x.dtype == torch.float64 else torch.float32
     with without_autocast(x.device):

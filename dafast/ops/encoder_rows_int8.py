@@ -1,4 +1,4 @@
-"""What follows attention in a transformer block, row by row, with int8 products."""
+"""The part of a transformer block after attention, row by row, with int8 products."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class EncoderRows:
     sums: Tensor = field(init=False)
     vectors: Tensor = field(init=False)
 
-    # What chooses a backend keeps arguments that have a hash; it must not keep weights.
+    # `Op.select` keeps arguments that have a hash; it must not keep weights.
     __hash__ = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:

@@ -222,7 +222,7 @@ def _triton_unasked(x: Tensor, *_: Any) -> str:
 
 
 def _cpp_preferred(x: Tensor, *_: Any) -> str:
-    """Against where sdpa is measured to be faster; it takes packed sequences one by one."""
+    """The reason where sdpa was measured to be faster; sdpa takes packed sequences one by one."""
     if _extension.cpu_capability() == "portable":
         return "is slower than sdpa without AVX2; serves when asked for by name"
     if x.ndim > 3 and x.shape[1] < _CPP_TOKENS:

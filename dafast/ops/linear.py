@@ -120,7 +120,7 @@ def _unasked(x: Tensor, weight: Tensor, bias: Tensor | None) -> str:
         return "without a gradient PyTorch's product serves it"
     if x.numel() < _LEAST_ROWS * x.shape[-1]:
         return f"PyTorch's product is as fast below {_LEAST_ROWS} rows"
-    capability = _extension.cpu_capability()  # a missing extension is what `supports` reports
+    capability = _extension.cpu_capability()  # `supports` reports a missing extension
     if capability and not capability.startswith("avx512"):
         return "without AVX-512 it was not measured"
     return ""

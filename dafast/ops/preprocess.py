@@ -107,7 +107,7 @@ _op = KernelOp(
 def _arguments(
     images: Sequence[Tensor], geometries: Sequence[Geometry], target: _Target
 ) -> tuple[Any, ...]:
-    """Of the custom op."""
+    """Arguments of the custom op."""
     images = [x if x.dtype in (torch.uint8, torch.float32) else x.float() for x in images]
     placement = [n for g in geometries for n in (*g.resized, g.padding[0], g.padding[2])]
     return (
@@ -178,7 +178,7 @@ def preprocess(
 
     Raises:
         ValueError: If an image has another layout, the images do not share one network size
-            (`plan_geometry` tells; `DepthAnything.infer` groups them), or an option is unknown.
+            (see `plan_geometry`; `DepthAnything.infer` groups them), or an option is unknown.
     """
     given = [images] if isinstance(images, Tensor) else list(images)
     if not given:

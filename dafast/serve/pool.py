@@ -66,7 +66,7 @@ class Queue:
 
     Attributes:
         takers: Number of workers that wait in `take`.
-        changed: Locks the queue, and tells workers that it has changed.
+        changed: Locks the queue, and notifies workers that it has changed.
     """
 
     def __init__(self, settings: ServerSettings) -> None:

@@ -54,7 +54,7 @@ def add_videos(app: FastAPI, server: Any) -> None:
         stabilize: Annotated[Stabilize, Query(description="Against flicker")] = "range",
         palette: Annotated[str, Query(description="Colours")] = "Spectral_r",
     ) -> dict[str, Any]:
-        """Starts a job. `GET /v1/video/ID` tells its progress."""
+        """Starts a job. `GET /v1/video/ID` returns its progress."""
         chosen = model or settings.models[0]
         if chosen not in settings.models:
             raise HTTPException(422, f"model: this server has {', '.join(settings.models)}")

@@ -199,7 +199,7 @@ def render_clip(
 
 @dataclass(frozen=True, eq=False)
 class _View:
-    """What one frame's camera sees."""
+    """The view of one frame's camera."""
 
     geometry: SceneMesh
     tracer: Tracer

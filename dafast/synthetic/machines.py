@@ -112,7 +112,7 @@ def bike(w: Scene) -> None:
 
 @of_class("thing")
 def clutter(w: Scene) -> None:
-    """Something that stands about in a garage: tyres, pipes, ladder, barrel, cartons, tools."""
+    """An object of a garage: tyres, pipes, ladder, barrel, cartons, tools."""
     k = w.n(0, 7)
     if k == 0:
         r, n = w.u(0.25, 0.36), w.n(1, 4)

@@ -212,7 +212,7 @@ class _Surface:
         pos: where they are, metres.
         lift: the same, moved off the surface by a little, where further rays begin.
         nrm: smooth normals, towards the camera.
-        flat: normals of the triangles, likewise.
+        flat: normals of the triangles, of the same shape.
         view: directions to the camera, unit length.
         depth: along the optical axis, metres.
         dist: from the camera, metres.

@@ -317,7 +317,7 @@ def _scenes_by_shard(folder: Path, seed: int, shard_size: int) -> dict[str, int]
     """Counts the scenes in each shard that a folder has.
 
     Raises:
-        ValueError: a file is not a shard, or does not hold the scenes that its name stands for.
+        ValueError: a file is not a shard, or does not hold the scenes that its name gives.
     """
     counts = {}
     for path in sorted(folder.glob(f"synthetic-{'[0-9]' * 6}.tar")):

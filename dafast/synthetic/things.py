@@ -286,7 +286,7 @@ def lump(w: Scene, size: float) -> None:
 
 
 def small_thing(w: Scene) -> None:
-    """Something that stands on a table or shelf."""
+    """An object on a table or shelf."""
     k = w.rng.random()
     if k < 0.4:
         bottle(w, w.u(0.8, 1.3))

@@ -125,7 +125,7 @@ class DataSection:
 
 @dataclass(frozen=True)
 class UnlabeledSection:
-    """What a student learns from in addition to labeled images (stage 2 of the paper).
+    """Unlabeled images, from which a student learns in addition (stage 2 of the paper).
 
     Attributes:
         path: Folder, glob pattern or file of shards; "" trains on labeled images only.
@@ -200,7 +200,7 @@ class MetricSection:
 
 @dataclass(frozen=True)
 class SegmentationSection:
-    """What a segmentation model learns from, instead of depth.
+    """Class maps, from which a segmentation model learns instead of depth.
 
     Attributes:
         data: What `data.path` and `data.eval_path` are: `cityscapes` or `ade20k` (the data set's

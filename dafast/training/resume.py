@@ -100,7 +100,7 @@ def data_state(data: TrainingSet) -> dict[str, dict[str, Any]]:
 
 
 def _digest(samples: SampleSet) -> str:
-    """Of the names of a set's shards, without their folders; other sets have no names."""
+    """Digest of the names of a set's shards, without their folders; other sets have no names."""
     shards = samples.shards if isinstance(samples, ShardDataset) else ()
     names = "\n".join(str(shard).rpartition("/")[2] for shard in shards)
     return hashlib.sha256(names.encode()).hexdigest()[:16]

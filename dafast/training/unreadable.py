@@ -61,7 +61,7 @@ class Unreadable:
                 self.reasons[name].discard(reason)
 
     def state_dict(self) -> dict[str, list[str]]:
-        """For a checkpoint."""
+        """Entries of a checkpoint."""
         return {name: sorted(reasons) for name, reasons in self.reasons.items()}
 
     def load_state_dict(self, state: dict[str, list[str]] | list[str]) -> None:

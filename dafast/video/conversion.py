@@ -47,7 +47,7 @@ a mark passes its state, and the frames of the results that follow it.
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a conversion writes.
+    """The outputs of a conversion.
 
     Attributes:
         video: The video, or None.

@@ -115,7 +115,7 @@ class CutDetector:
         return alike < limit
 
     def state(self) -> dict[str, np.ndarray]:
-        """What `restore` needs."""
+        """The state that `restore` takes."""
         return {"layout": self.layout, "histogram": self.histogram}
 
     def restore(self, state: dict[str, np.ndarray]) -> None:

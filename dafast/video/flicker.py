@@ -94,7 +94,7 @@ class FlickerMeter:
             return [float(x) for x in 100 * self.change / self.pairs / mean_range]
 
     def result(self) -> dict[str, float]:
-        """What `measure` returns; the first map is the one before, the second the one after."""
+        """Result of `measure`; the first map is the one before, the second the one after."""
         names = ("flicker_before", "flicker_after")
         return {
             **dict(zip(names, self.flicker(), strict=False)),

@@ -444,7 +444,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _why_unreadable(error: BaseException) -> str:
-    """What FFmpeg says, with a remedy where one is known."""
+    """The message of FFmpeg, with a remedy where one is known."""
     log = getattr(error, "log", None)
     text = log[2].strip() if log and len(log) > 2 else ""
     reason = _reason(error)

@@ -193,7 +193,7 @@ def test_a_link_has_the_name_that_was_given(run, tmp_path, rng):
 
 
 def test_photos_that_are_called_like_results_are_photos(run, tmp_path, rng):
-    """RGB-D sets have the same names; only the mark in the file tells results."""
+    """RGB-D sets have the same names; only the mark in the file identifies results."""
     folder = tmp_path / "in"
     for name in ("0001_color.png", "0001_depth.png", "2_side.png"):
         photo(folder / name, rng)

@@ -352,7 +352,7 @@ def test_labels_from_one_store_to_another(
         assert (report.shards, report.kept, report.failures) == (1, 2, [])
     finally:
         system.put_file = put
-    assert system.created(f"{bucket}/00000.tar") == before, "what was there is left alone"
+    assert system.created(f"{bucket}/00000.tar") == before, "existing files are unchanged"
     (tmp_path / "near").mkdir()
     label_shards(brightness, expand_shards(shards), tmp_path / "near")
     same(ShardDataset(bucket), ShardDataset(tmp_path / "near"))

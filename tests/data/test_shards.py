@@ -273,7 +273,7 @@ def test_labels_of_another_resolution_say_so(tmp_path: Path, seed: int) -> None:
 
 @pytest.mark.parametrize("path", ["a/list.csv", "http://127.0.0.1:9/list.jsonl?x=1", "b.json"])
 def test_a_list_is_no_shards(path: str) -> None:
-    """Told before anything is opened, or asked of a server."""
+    """The error comes before anything is opened or a server is asked."""
     with pytest.raises(ShardError, match=r"is a list of pictures; .*`dafast data pack .*--out"):
         ShardDataset(path)
 

@@ -67,7 +67,7 @@ def test_the_rule(labeled_too: bool) -> None:
     assert filled.tolist() == [[3.0, 0.0 if labeled_too else 5.0, 0.0, 9.0]]
     assert valid.tolist() == [[True, True, True, False]]
     assert filled.dtype == np.float32
-    assert mask.tolist() == [[True, True, False, False]] and disparity[0, 1] == 5.0, "left alone"
+    assert mask.tolist() == [[True, True, False, False]] and disparity[0, 1] == 5.0, "unchanged"
 
 
 def labeled_shard(

@@ -132,7 +132,7 @@ def test_exif_orientation(orientation, seed, tmp_path):
 
 
 def _exif(*entries):
-    """An EXIF block as it stands in a file: (tag, TIFF type, count, four bytes), unchecked."""
+    """An EXIF block as in a file: (tag, TIFF type, count, four bytes), unchecked."""
     block = struct.pack(">2sHLH", b"MM", 42, 8, len(entries))
     for tag, kind, count, value in entries:
         block += struct.pack(">HHL4s", tag, kind, count, value)

@@ -197,7 +197,7 @@ def test_the_tail_in_float32_is_left_to_pytorch(seed, as_on_a_gpu):
 
 
 def test_any_way_of_setting_the_precision_of_products_is_read(seed, monkeypatch):
-    """PyTorch's function that tells it raises where a newer setting has been used."""
+    """PyTorch's function for it raises where a newer setting has been used."""
     from dafast.kernels.runtime import float32_precision
 
     arguments = [*_inputs("flash_attention", seed), None]

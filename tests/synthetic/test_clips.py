@@ -47,7 +47,7 @@ def points(clip: Clip, frame: int) -> np.ndarray:
 
 @pytest.mark.slow
 def test_flow_is_the_projection_of_the_depth(clip):
-    """Of what stands still: the pixel of the flow shows the same point in the next frame."""
+    """For things that do not move: the pixel of the flow shows the same point in the next frame."""
     rows, columns = np.indices(clip.depth.shape[1:])
     for k in range(FRAMES - 1):
         still = np.isfinite(clip.depth[k]) & ~clip.moving[k]

@@ -107,7 +107,7 @@ def trained_model() -> DepthAnything:
 
 
 def losses(run: Path) -> dict[int, float | None]:
-    """step -> loss of a run so far; checks that no step stands there twice."""
+    """step -> loss of a run so far; checks that no step is there twice."""
     path = run / "metrics.jsonl"
     result: dict[int, float | None] = {}
     for line in path.read_text().splitlines() if path.exists() else []:

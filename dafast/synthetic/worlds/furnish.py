@@ -31,7 +31,7 @@ def _cupboard(w: Scene) -> None:
     things.cupboard(w, w.u(0.6, 1.6), w.u(0.6, 1.9), w.u(0.35, 0.6))
 
 
-#: Builder, chance, height and radius in metres, and whether it only stands in the open.
+#: Builder, chance, height and radius in metres, and whether it is only placed in the open.
 _OBJECTS: tuple[tuple[Callable[[Scene], None], float, float, float, bool], ...] = (
     (lambda w: living.person(w, w.u(1.1, 1.95)), 22, 1.9, 0.4, False),
     (_seated, 4, 1.4, 0.6, False),
@@ -58,7 +58,7 @@ def furnish(scene: Scene, world: GameWorld, camera: SceneCamera, most: int, near
 
     Args:
         scene: receives them.
-        world: where they stand.
+        world: where they are placed.
         camera: a small camera; its pixels are the candidates.
         most: at most this many objects.
         near: whether to keep them within a few metres, close to each other.

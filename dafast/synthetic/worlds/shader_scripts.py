@@ -12,7 +12,7 @@ _TOKEN = re.compile(r'//[^\n]*|/\*.*?\*/|"([^"\n]*)"|([{}])|(\n)|([^\s{}"]+)', r
 
 @dataclass
 class SurfaceShader:
-    """What the renderer uses of a shader.
+    """The properties of a shader that the renderer uses.
 
     Attributes:
         images: pictures of its surface, without suffix; the first that exists is the right one.
