@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..devices import is_autocast_on
 from ..ops.bias_relu_add import bias_relu_add, serves_convolutions
 from ..ops.conv3x3 import conv3x3, serves_conv3x3
-from ..ops.conv_transpose import conv_transpose, serves_as_product
+from ..ops.conv_transpose import conv_transpose_layer
 from .linear import is_plain
 
 
@@ -103,9 +103,8 @@ def enlarge(resize: nn.Module, x: Tensor) -> Tensor:
         and resize.dilation == (1, 1)
         and resize.groups == 1
         and _keeps_dtype(x)
-        and serves_as_product(x, resize.weight, resize.bias)
     ):
-        return conv_transpose(x, resize.weight, resize.bias)
+        return conv_transpose_layer(x, resize.weight, resize.bias)
     return resize(x)
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops.linear import linear, serves_linear
+from ..ops.linear import linear_layer
 
 
 def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
@@ -18,7 +17,7 @@ def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
 
 
 def project(layer: nn.Module, x: Tensor) -> Tensor:
-    """``layer(x)``, by the kernel of `dafast.ops.linear` where it serves a plain linear layer.
+    """``layer(x)``, by `dafast.ops.linear.linear_layer` for a plain linear layer.
 
     Args:
         layer: Any module; only a `torch.nn.Linear` without hooks is not called.
@@ -26,5 +25,4 @@ def project(layer: nn.Module, x: Tensor) -> Tensor:
     """
     if not isinstance(layer, nn.Linear) or not is_plain(layer, nn.Linear):
         return layer(x)
-    product = linear if serves_linear(x, layer.weight, layer.bias) else F.linear
-    return product(x, layer.weight, layer.bias)
+    return linear_layer(x, layer.weight, layer.bias)

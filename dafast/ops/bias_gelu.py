@@ -12,7 +12,7 @@ from ..devices import is_autocast_on
 from . import _extension, _triton
 from ._dispatch import Op, wrong_dtype
 from ._kernel_op import KernelOp
-from .linear import linear, serves_linear
+from .linear import linear_layer
 
 
 def bias_gelu_reference(x: Tensor, bias: Tensor, added: bool = False) -> Tensor:
@@ -154,15 +154,11 @@ def mlp(x: Tensor, fc1: tuple[Tensor, Tensor], fc2: tuple[Tensor, Tensor]) -> Te
     weight, offset = fc2
     trains = torch.is_grad_enabled() and weight.requires_grad
     if not trains or _bias_gelu.select(x, fc1[1], True) != "triton":
-        return _linear(linear_gelu(x, *fc1), weight, offset)
+        return linear_layer(linear_gelu(x, *fc1), weight, offset)
     hidden = F.linear(x, fc1[0], fc1[1].detach())
     if is_autocast_on(x.device.type):  # which does not look into an autograd.Function
         weight, offset = weight.to(hidden.dtype), offset.to(hidden.dtype)
     return _GeluLinear.apply(hidden, fc1[1], weight, offset)
-
-
-def _linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return (linear if serves_linear(x, weight, bias) else F.linear)(x, weight, bias)
 
 
 def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -180,6 +176,6 @@ def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """
     backend = _bias_gelu.select(x, bias, True)
     if backend == "reference":
-        return F.gelu(_linear(x, weight, bias))
+        return F.gelu(linear_layer(x, weight, bias))
     # The product adds the bias before it rounds; the bias gets its gradient from the GELU.
     return _bias_gelu.backends[backend].fn(F.linear(x, weight, bias.detach()), bias, True)

@@ -159,8 +159,17 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return _linear(x, weight, bias)
 
 
-def serves_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Whether a kernel serves `linear` with these tensors; not under autocast to 16 bits."""
-    if not x.is_cpu or is_autocast_on("cpu"):  # which the choice of a backend does not know
-        return False
-    return _linear.select(x, weight, bias) != "reference"
+def linear_layer(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`linear` where its kernel serves the call, else PyTorch's, as under autocast to 16 bits.
+
+    Args:
+        x: (..., K); PyTorch's function reports a shape that does not fit.
+        weight: (N, K), of a layer.
+        bias: (N), of the same layer.
+    """
+    # The choice of a backend does not know autocast.
+    if x.is_cpu and not is_autocast_on("cpu") and x.shape[-1:] == weight.shape[1:]:
+        backend = _linear.select(x, weight, bias)
+        if backend != "reference":
+            return _linear.backends[backend].fn(x, weight, bias)
+    return F.linear(x, weight, bias)
