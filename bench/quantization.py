@@ -39,7 +39,7 @@ from dafast.export import export
 from dafast.images import load_image
 from dafast.models.calibration import photo_inputs
 from dafast.models.packed_cpu import OptimizedForward
-from dafast.ops.linear_int8 import why_slow
+from dafast.ops.linear_int8 import why_slow_int8
 
 PHOTOS = Path(__file__).resolve().parent.parent / "examples" / "photos"
 CALIBRATION = "room.jpg"
@@ -102,7 +102,7 @@ def formats(model: DepthAnything) -> Iterator[tuple[str, str, DepthAnything]]:
     """The model in every format: name, kind of smoothing, and a copy that runs so."""
     yield "bfloat16", "", copy.deepcopy(model).bfloat16().optimize()
     for name, keywords in (("int8", {"int8": True}), ("fp8", {"fp8": "emulate"})):
-        if name == "int8" and why_slow():
+        if name == "int8" and why_slow_int8():
             continue
         for kind in SMOOTHING:
             with smoothing(kind) as more:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from bench import registry, timing
 from bench.registry import Case
 from dafast import DepthAnything, ops
-from dafast.ops.linear_int8 import why_slow as why_slow_int8
+from dafast.ops.linear_int8 import why_slow_int8
 
 Pair = tuple[Callable[[], Any], Callable[[], Any]]
 

@@ -61,7 +61,7 @@ def is_pipe(path: Path) -> bool:
         return False
 
 
-def is_url(image: Any) -> bool:
+def is_web_url(image: Any) -> bool:
     """Whether an image is a text that begins like an http or https URL."""
     return isinstance(image, str) and image[:8].lower().startswith(("http://", "https://"))
 
@@ -83,7 +83,7 @@ def fetch_source(image: Any, name: str) -> Any:
     """
     if isinstance(image, bytes | bytearray | memoryview):
         return EncodedPicture(bytes(image))
-    if is_url(image):
+    if is_web_url(image):
         return EncodedPicture(_download(image), image)
     if isinstance(image, str) and _SCHEME.match(image) and not Path(image).exists():
         raise ImageError(f"{image}: a URL must begin with http:// or https://")

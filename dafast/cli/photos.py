@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 
 from ..files import explain
 from ..images import PHOTO_SUFFIXES, find_pictures, why_no_file
-from ..picture_sources import is_pipe, is_url
+from ..picture_sources import is_pipe, is_web_url
 from ._common import CommandError
 from .outputs import is_result
 
@@ -74,7 +74,7 @@ def find_photos(inputs: Sequence[str], recursive: bool = False) -> Found:
         if not name:
             found.problems.append(("''", "an empty name, as of an unset variable"))
             continue
-        if is_url(name):
+        if is_web_url(name):
             found.problems.append((name, "a URL; download it, or pass it to predict in Python"))
             continue
         try:

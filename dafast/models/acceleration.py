@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..devices import on_meta
-from ..ops.linear_int8 import why_slow as why_slow_int8
+from ..ops.linear_int8 import why_slow_int8
 from .network import DepthNetwork
 from .packed_cpu import OptimizedForward, why_not_packed
 from .snapshot import Snapshot, settings

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..config import ModelConfig
 from ..devices import is_autocast_on, keep_freed_memory, warn_if_slow
-from ..ops.linear_int8 import why_slow as why_slow_int8
+from ..ops.linear_int8 import why_slow_int8
 from . import cuda_graphs
 from .calibration import photo_inputs
 from .cuda_graphs import Fill, GraphedForward, InputKind

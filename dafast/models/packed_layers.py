@@ -35,7 +35,7 @@ from ..ops import (
     resize_bilinear,
     transpose_rows,
 )
-from ..ops.linear_packed import why_not_packed
+from ..ops.linear_packed import why_slow_packed
 from ..profiling import annotate
 from .dpt import FeatureFusionBlock, ResidualConvUnit
 
@@ -153,7 +153,7 @@ def own_conv3x3(
     """A convolution by dafast's kernels; None if they do not take it."""
     if int8 and conv.in_channels % 4 == 0:
         return _Conv3x3Int8(conv, relu_input, relu)
-    if conv.in_channels % 2 or why_not_packed(conv.weight.dtype):
+    if conv.in_channels % 2 or why_slow_packed(conv.weight.dtype):
         return None
     return _Conv3x3Packed(conv, relu_input, relu)
 
@@ -172,7 +172,9 @@ def linear(weight: Tensor, bias: Tensor | None, rows: int, int8: bool) -> _AnyLi
     if int8:
         return _LinearInt8(weight, bias)
     return (
-        _Linear(weight, bias, rows) if why_not_packed(weight.dtype) else _LinearPacked(weight, bias)
+        _Linear(weight, bias, rows)
+        if why_slow_packed(weight.dtype)
+        else _LinearPacked(weight, bias)
     )
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from . import _extension
 from ._dispatch import Op
 from ._kernel_op import KernelOp
-from .linear_int8 import why_slow
+from .linear_int8 import why_slow_int8
 
 
 def _rounded(x: Tensor, dims: int) -> Tensor:
@@ -53,7 +53,7 @@ def _cpp_limits(qkv: Tensor, scale: float) -> str:
         return f"takes float32 and bfloat16, not {qkv.dtype}"
     if qkv.shape[-1] % 16 or not 0 < qkv.shape[-1] <= 128:
         return f"takes a head_dim of 16, 32, ... 128, not {qkv.shape[-1]}"
-    return why_slow()
+    return why_slow_int8()
 
 
 _attention_int8 = Op(

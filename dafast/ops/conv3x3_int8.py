@@ -11,7 +11,7 @@ from torch import Tensor
 from . import _extension
 from ._dispatch import Op
 from ._kernel_op import KernelOp
-from .linear_int8 import Int8Weight, quantize_weight, round_to_bytes, why_slow
+from .linear_int8 import Int8Weight, quantize_weight, round_to_bytes, why_slow_int8
 
 _STRIP = 4
 """Rows of the result whose input shares one range."""
@@ -108,7 +108,7 @@ def _cpp_limits(x: Tensor, weight: Int8Weight, *_rest: Any) -> str:
         return f"takes a multiple of 4 channels up to {_MOST_CHANNELS}, not {x.shape[1]}"
     if not weight.packed.numel() and weight.values.numel():
         return "the weights were quantised without the C++ extension"
-    return why_slow()
+    return why_slow_int8()
 
 
 _conv3x3_int8 = Op(

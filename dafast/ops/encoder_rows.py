@@ -12,7 +12,7 @@ from . import _extension
 from ._dispatch import Op
 from ._kernel_op import KernelOp
 from .encoder_rows_int8 import RowNorm
-from .linear_packed import PANEL, packed_size, why_not_packed
+from .linear_packed import PANEL, packed_size, why_slow_packed
 
 Linear = tuple[Tensor, Tensor]
 """Weights (N, K) and bias (N)."""
@@ -81,7 +81,7 @@ def why_not_rows(dtype: torch.dtype, hidden: int, channels: int) -> str:
     """Why a block has no fast kernel on this machine; an empty string if it has."""
     if channels % PANEL or hidden % PANEL:
         return f"takes multiples of {PANEL} channels, not {channels} and {hidden}"
-    return why_not_packed(dtype)
+    return why_slow_packed(dtype)
 
 
 def _norm(x: Tensor, norm: RowNorm) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from . import _extension
 from ._dispatch import Op
 from ._kernel_op import KernelOp
-from .linear_int8 import Int8Weight, linear_int8_reference, why_slow
+from .linear_int8 import Int8Weight, linear_int8_reference, why_slow_int8
 
 
 class Int8Linear(NamedTuple):
@@ -163,7 +163,7 @@ def _cpp_limits(x: Tensor, mixed: Tensor, rows: EncoderRows) -> str:
         return f"takes multiples of 16 channels, not {x.shape[-1]} and {len(rows.fc1.bias)}"
     if not rows.packed.numel():
         return "the weights were quantised without the C++ extension"
-    return why_slow()
+    return why_slow_int8()
 
 
 _encoder_rows_int8 = Op(

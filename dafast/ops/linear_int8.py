@@ -114,10 +114,10 @@ def _cpp_limits(x: Tensor, weight: Int8Weight, bias: Tensor) -> str:
         return f"takes up to {_MOST_DEPTH} inputs, which int32 adds up, not {x.shape[-1]}"
     if not weight.packed.numel() and weight.values.numel():
         return "the weights were quantised without the C++ extension"
-    return why_slow()
+    return why_slow_int8()
 
 
-def why_slow() -> str:
+def why_slow_int8() -> str:
     """Why int8 has no fast kernel on this machine; an empty string if it has."""
     capability = _extension.cpu_capability()
     if not capability:

@@ -32,7 +32,7 @@ class PackedWeight(NamedTuple):
     padded: Tensor
 
 
-def why_not_packed(dtype: torch.dtype) -> str:
+def why_slow_packed(dtype: torch.dtype) -> str:
     """Why weights of a dtype have no fast kernel on this machine; an empty string if they have."""
     if dtype not in (torch.float32, torch.bfloat16):
         return f"takes float32 and bfloat16 weights, not {dtype}"
@@ -71,7 +71,7 @@ def pack_matrix(values: Tensor, matrix: Tensor, bias: Tensor) -> PackedWeight:
     """Packs ``matrix`` (N, K), which has the elements of ``values``."""
     values, matrix, bias = values.detach(), matrix.detach(), bias.detach()
     packed = matrix.new_empty(0)
-    if matrix.device.type == "cpu" and not why_not_packed(matrix.dtype):
+    if matrix.device.type == "cpu" and not why_slow_packed(matrix.dtype):
         packed = matrix.new_empty(packed_size(matrix))
         torch.ops.dafast_C.pack_linear(matrix.contiguous(), packed)
     return PackedWeight(values, bias, packed, F.pad(bias.float(), (0, -len(bias) % PANEL)))
@@ -109,7 +109,7 @@ def why_not_these(x: Tensor, weight: PackedWeight) -> str:
     """Why the C++ kernels cannot multiply x with these weights; an empty string if they can."""
     if x.dtype not in (torch.float32, torch.bfloat16):
         return f"takes float32 and bfloat16, not {x.dtype}"
-    if reason := why_not_packed(weight.packed.dtype):
+    if reason := why_slow_packed(weight.packed.dtype):
         return reason
     if not weight.packed.numel() and weight.values.numel():
         return "the weights were packed without the C++ kernel"

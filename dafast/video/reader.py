@@ -13,7 +13,7 @@ import numpy as np
 
 from ..files import explain, file_kind
 from ..optional import MissingPackageError, why_no_module
-from ..picture_sources import is_pipe, is_url
+from ..picture_sources import is_pipe, is_web_url
 from .arrays import Recycler
 from .pictures import AnimationReader, ArrayReader, FolderReader
 from .source import (
@@ -82,7 +82,7 @@ def open_video(
         return _open_pipe(sys.stdin.buffer, "standard input", selection, threads, spool)
     if text.isdigit() and not path.exists():
         return _open_webcam(int(text), selection, threads)
-    if is_url(text):
+    if is_web_url(text):
         return PacketReader(text, text, selection, threads)
     if path.is_dir():
         return FolderReader(path, selection)

@@ -19,7 +19,7 @@ from torch import nn
 import dafast
 from dafast import DepthAnything
 from dafast.models import acceleration, transformers_bridge
-from dafast.ops.linear_int8 import why_slow as why_slow_int8
+from dafast.ops.linear_int8 import why_slow_int8
 from dafast.optional import MissingPackageError
 from tests.models.transformers_models import CONFIGS, assert_close, original_of
 from tests.tiny import tiny

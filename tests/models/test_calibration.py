@@ -10,7 +10,7 @@ import torch
 from dafast.models import calibration
 from dafast.models.calibration import photo_inputs, smoothed_blocks, synthetic_input
 from dafast.ops import linear_fp8, linear_int8, quantize_fp8, quantize_weight
-from dafast.ops.linear_int8 import why_slow as why_slow_int8
+from dafast.ops.linear_int8 import why_slow_int8
 from tests.models.packed import SMALL as WIDE
 from tests.models.packed import make, ready
 

@@ -18,8 +18,8 @@ import torch
 import dafast
 from dafast.config import get_preset
 from dafast.models.packed_cpu import OptimizedForward
-from dafast.ops.linear_int8 import why_slow as why_slow_int8
-from dafast.ops.linear_packed import why_not_packed as why_not_packed_dtype
+from dafast.ops.linear_int8 import why_slow_int8
+from dafast.ops.linear_packed import why_slow_packed
 from tests.instruction_sets import instruction_set
 from tests.models.packed import DTYPES, METRIC, SMALL, close, make, ready
 from tests.tolerances import TOLERANCES
@@ -358,7 +358,7 @@ def test_no_operation_runs_on_the_threads_of_pytorch(int8, seed):
     """They spin while they wait, which slows the threads that compute the rest."""
     model = make(SMALL)
     ready(model)
-    if why_not_packed_dtype(model.dtype) or (int8 and why_slow_int8()):
+    if why_slow_packed(model.dtype) or (int8 and why_slow_int8()):
         pytest.skip("oneDNN multiplies here, on the threads of PyTorch")
     x = torch.randn(1, 3, 112, 126)  # with fewer tokens attention is PyTorch's
     model.optimize(int8=int8)

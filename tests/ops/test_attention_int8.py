@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from dafast.ops import BackendError, attention_int8, attention_int8_reference, use_backend
-from dafast.ops.linear_int8 import why_slow
+from dafast.ops.linear_int8 import why_slow_int8
 from tests.instruction_sets import INT8_SETS, instruction_set, threads
 
 SHAPES = [(1, 70, 2, 64), (2, 37, 1, 32), (1, 1, 3, 16), (1, 17, 1, 128), (1, 801, 1, 80)]
-fast = pytest.mark.skipif(bool(why_slow()), reason=why_slow() or "it is there")
+fast = pytest.mark.skipif(bool(why_slow_int8()), reason=why_slow_int8() or "it is there")
 
 
 def inputs(batch, tokens, heads, dims, dtype=torch.float32):

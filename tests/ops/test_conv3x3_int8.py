@@ -11,7 +11,7 @@ from dafast.ops import (
     quantize_conv3x3,
     use_backend,
 )
-from dafast.ops.linear_int8 import why_slow
+from dafast.ops.linear_int8 import why_slow_int8
 from tests.instruction_sets import INT8_SETS, instruction_set, threads
 from tests.tolerances import TOLERANCES
 
@@ -23,7 +23,7 @@ CASES = [
     ((1, 64, 5, 30), 64, 1),
     ((1, 8, 10, 3), 17, 2),
 ]
-fast = pytest.mark.skipif(bool(why_slow()), reason=why_slow() or "it is there")
+fast = pytest.mark.skipif(bool(why_slow_int8()), reason=why_slow_int8() or "it is there")
 
 
 def inputs(shape, columns, stride=1, dtype=torch.float32):

@@ -17,10 +17,10 @@ from dafast.ops import (
     quantize_weight,
     use_backend,
 )
-from dafast.ops.linear_int8 import why_slow
+from dafast.ops.linear_int8 import why_slow_int8
 from tests.instruction_sets import INT8_SETS, instruction_set, threads
 
-fast = pytest.mark.skipif(bool(why_slow()), reason=why_slow() or "it is there")
+fast = pytest.mark.skipif(bool(why_slow_int8()), reason=why_slow_int8() or "it is there")
 PARTS = [(False, True), (True, True), (True, False)]  # whether there are a tap and a next block
 
 

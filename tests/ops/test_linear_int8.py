@@ -14,12 +14,12 @@ from dafast.ops import (
     quantize_weight,
     use_backend,
 )
-from dafast.ops.linear_int8 import why_slow
+from dafast.ops.linear_int8 import why_slow_int8
 from tests.instruction_sets import INT8_SETS, instruction_set, threads
 from tests.tolerances import TOLERANCES
 
 SHAPES = [((5, 7), 3), ((1, 64), 32), ((2, 50, 33), 40), ((97, 384), 65), ((3, 4, 1), 1)]
-fast = pytest.mark.skipif(bool(why_slow()), reason=why_slow() or "it is there")
+fast = pytest.mark.skipif(bool(why_slow_int8()), reason=why_slow_int8() or "it is there")
 
 
 def inputs(shape, columns, dtype=torch.float32):

@@ -27,7 +27,7 @@ from dafast.ops import (
     transpose_rows,
     use_backend,
 )
-from dafast.ops.linear_packed import why_not_packed
+from dafast.ops.linear_packed import why_slow_packed
 from tests.instruction_sets import CPP, instruction_set, threads
 from tests.tolerances import TOLERANCES
 
@@ -37,7 +37,7 @@ SETS = [
     if dtype == torch.float32 or name == "avx512_bf16"
 ]  # fmt: skip
 fast = pytest.mark.skipif(
-    bool(why_not_packed(torch.float32)), reason=why_not_packed(torch.float32) or "it is there"
+    bool(why_slow_packed(torch.float32)), reason=why_slow_packed(torch.float32) or "it is there"
 )
 # Rows, inputs and outputs of a linear layer.
 LAYERS = [(1, 3, 1), (13, 64, 33), (61, 35, 96), (50, 129, 47)]
@@ -304,7 +304,7 @@ def test_an_extension_of_an_older_version_packs_nothing(monkeypatch: pytest.Monk
     weight, bias = torch.randn(32, 16), torch.randn(32)
     packed = pack_linear(weight, bias)
     x = torch.randn(3, 16)
-    assert not packed.packed.numel() and why_not_packed(torch.float32) == "of an older version"
+    assert not packed.packed.numel() and why_slow_packed(torch.float32) == "of an older version"
     torch.testing.assert_close(linear_packed(x, packed), x @ weight.T + bias)
 
 
