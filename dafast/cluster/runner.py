@@ -6,9 +6,8 @@ GPUs the actor does whole shards itself, because images and maps need not leave 
 computes them. An output shard always has one writer, in the order and with the batches of the
 local path.
 
-This uses Ray's tasks and actors and not Ray Data: its blocks lose the bounds of the shards, only a
-shuffle of the whole data set restores them, and an error of one block ends the data set. Here the
-shard is the unit of work, of failure and of repetition.
+This uses Ray's tasks and actors and not Ray Data, whose blocks do not keep the bounds of the shards
+(docs/scale.md). Here the shard is the unit of work, of failure and of repetition.
 """
 
 from __future__ import annotations

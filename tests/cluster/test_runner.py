@@ -10,6 +10,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,11 +26,13 @@ from dafast.cluster import scoring, workers
 from dafast.cluster.connection import ClusterError
 from dafast.cluster.runner import LOSSES, RayRunner
 from dafast.data.jobs import Outcome
+from dafast.data.labeling import LabelReport, label_shards, label_with
 from dafast.evaluation import benchmarks
 from dafast.evaluation.samples import EvaluationSample
 from dafast.evaluation.scoring import Scoring
 from dafast.files import DiskFullError
 from tests.tiny import TINY
+from tests.training import tiny
 
 
 @dataclasses.dataclass(eq=False)
@@ -320,6 +323,50 @@ def test_an_error_of_the_job_ends_the_run(fake):
     job.error = DiskFullError("the disk is full")
     outcomes, _ = run(job, [1])
     assert outcomes[0].failures == [("part 1", "the disk is full")]
+
+
+def test_the_same_command_does_what_an_interrupted_one_left(fake, tmp_path: Path, seed: int):
+    photos = tiny.write_shards(tmp_path / "in", 5, 3, seed, labeled=False, broken=range(1, 2))
+    shards, predicted, parts = sorted(photos.glob("*.tar")), Counter[str](), Counter[str]()
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    there.mkdir()
+
+    class Teacher:
+        facts = ""
+
+        def __call__(self, images: list[np.ndarray], **options: Any) -> list[np.ndarray]:
+            predicted["images"] += len(images)
+            return [image[..., 0] / np.float32(255) for image in images]
+
+    def label() -> LabelReport:
+        with RayRunner("label", Teacher) as runner:
+            return label_with(runner, shards, there)
+
+    def interrupt(kind: str) -> None:
+        parts[kind] += 1
+        if parts["do_part"] == 3:
+            raise KeyboardInterrupt
+
+    def contents(folder: Path) -> dict[str, bytes]:
+        files = [path for path in folder.iterdir() if path.suffix != ".lock"]
+        return {path.name: path.read_bytes() for path in files}
+
+    fake.lose = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        label()
+    finished = {path: path.stat().st_mtime_ns for path in there.glob("*.tar")}
+    assert len(finished) == 2 and fake.cancelled
+
+    fake.lose = lambda kind: None
+    before = predicted["images"]
+    report = label()
+    assert (report.kept, report.shards, report.busy) == (2, 3, 0)
+    assert predicted["images"] - before == report.images
+    assert {path: path.stat().st_mtime_ns for path in finished} == finished
+    local = label_shards(Teacher(), shards, here)
+    assert report.failures == local.failures and len(local.failures) == 5
+    assert contents(there) == contents(here)
 
 
 def test_a_lost_connection_is_not_made_again(fake):
