@@ -109,8 +109,9 @@ class DepthAnything(Convertible, Publishable, OptimizedNetwork):
                 or floating point), a tensor (C, H, W) of these dtypes, or a list or tuple of them
                 with any sizes.
             fit: ``"pad"`` (keeps the aspect ratio and pads), ``"official"`` (the official script's
-                size rule and bicubic resize) or ``"upper_bound"`` (the rule of Depth Anything 3);
-                by default that of the model's configuration, see `dafast.geometry.plan_geometry`.
+                size rule and bicubic resize), ``"upper_bound"`` (the rule of Depth Anything 3) or
+                ``"video"`` (that of Video-Depth-Anything); by default that of the model's
+                configuration, see `dafast.geometry.plan_geometry`.
             size: Shorter side in pixels of the network's input, the longer one with
                 ``"upper_bound"``; by default `ModelConfig.image_size` (518 for the published ones
                 of V1 and V2, 504 for Depth Anything 3).

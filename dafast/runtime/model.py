@@ -140,7 +140,8 @@ class OnnxModel:
             intrinsics: (fx, fy, cx, cy) in pixels, or a 3 x 3 matrix, the same for all photos.
             fov: The horizontal field of view in degrees, instead of ``intrinsics``.
             keep_image: Whether the results hold the photos.
-            fit: ``"pad"``, ``"official"`` or ``"upper_bound"``; by default the model's own.
+            fit: ``"pad"``, ``"official"``, ``"upper_bound"`` or ``"video"``; by default the model's
+                own.
             size: Side in pixels of the network's input; by default `ModelConfig.image_size`.
             padding: ``"replicate"``, ``"reflect"`` or ``"constant"``; for ``fit="pad"``.
             max_tokens: A photo that needs more tokens is scaled down, with a warning.

@@ -33,7 +33,7 @@ from .videos import add_videos
 _CLOSED = 499  # nginx's status for a client that has gone; nobody receives it
 _LARGEST_SIZE = 4096
 Format = Literal["png16", "color", "gray", "exr", "npz", "npy", "json", "tiff", "pfm", "ply", "glb"]
-Fit = Literal["pad", "official", "upper_bound"]
+Fit = Literal["pad", "official", "upper_bound", "video"]
 
 _ERRORS = {
     401: "the token is missing or wrong",

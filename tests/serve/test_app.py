@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from dafast.geometry import FITS
 from dafast.serve import ServerSettings, create_app
 from dafast.serve import app as module
 from dafast.serve.encoding import FORMATS
@@ -63,6 +64,13 @@ def test_the_answer_has_the_media_type_of_its_format(client: TestClient, name: s
     assert answer.headers["content-type"] == FORMATS[name]
     suffix = "png" if name in ("png16", "color", "gray") else name
     assert f"depth.{suffix}" in answer.headers["content-disposition"]
+
+
+def test_every_fit_of_infer_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    with client_of(monkeypatch) as (client, pool):
+        for fit in FITS:
+            assert client.post("/v1/depth", params={"fit": fit}, content=b"x").status_code == 200
+    assert [job.options.fit for job in pool.jobs] == list(FITS)
 
 
 def test_options_reach_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
