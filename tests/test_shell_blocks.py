@@ -116,7 +116,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for i, frame in enumerate(frames):
         Image.fromarray(frame).save(tmp_path / f"frames/{i:03}.png")
     monkeypatch.chdir(tmp_path)
-    save_video("film.mp4", frames, fps=24)
+    for name in ("film.mp4", "film.webp"):
+        save_video(name, frames, fps=24)
     shutil.copy("film.mp4", "film.mkv")
     video = dataclasses.replace(small("vda-vits"), name="clips")
     dafast.DepthAnything(video).eval().save_pretrained("clips-model")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 import sys
 from fractions import Fraction
 
@@ -55,6 +56,17 @@ def test_the_parser_knows_all_names():
     assert video_command.CODECS == encoder.CODECS
     assert video_command.MODES == stabilization.MODES
     assert tuple(conversion.FRAME_FORMATS) == video_command.FRAME_FORMATS
+
+
+@pytest.mark.parametrize("options", [[], ["-q"]])
+def test_a_terminal_shows_the_progress(call, clip, tmp_path, monkeypatch, options):
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, "stderr", terminal)
+    assert call(clip, "--raw", tmp_path / "out.npz", *options)[0] == 0
+    # Frames, the time so far and left, and the rate.
+    bar = re.search(r"\b0/12 \[\S+<\S+, +\S+frame/s\]", terminal.getvalue())
+    assert bool(bar) == (not options)
 
 
 @pytest.mark.parametrize("layout", rendering.LAYOUTS)

@@ -276,10 +276,14 @@ def test_a_fixed_size_is_calibrated_on_what_the_runtime_gives_it(tmp_path, seed)
 
 
 @pytest.mark.slow
-def test_the_folder_of_transformers_js(tmp_path):
-    written = dict(export_folder(build("transformers"), tmp_path / "js", check=False))
-    names = sorted(str(p.relative_to(tmp_path / "js")) for p in written)
-    assert names == ["onnx/model.onnx", "onnx/model_fp16.onnx"]
+def test_the_folder_of_transformers_js(tmp_path, seed):
+    model, folder = build("transformers"), tmp_path / "js"
+    photo = np.random.default_rng(seed).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    written = dict(export_folder(model, folder, calibrate=[photo], check=False))
+    names = sorted(str(p.relative_to(folder)) for p in written)
+    assert names == ["onnx/model.onnx", "onnx/model_fp16.onnx", "onnx/model_quantized.onnx"]
+    operators = {node.op_type for node in onnx.load(folder / names[2]).graph.node}
+    assert {"QuantizeLinear", "DequantizeLinear"} <= operators
     config = json.loads((tmp_path / "js" / "config.json").read_text())
     assert config["model_type"] == "depth_anything"
     assert (tmp_path / "js" / "preprocessor_config.json").is_file()
