@@ -274,6 +274,26 @@ def test_a_full_queue_asks_to_come_again(monkeypatch: pytest.MonkeyPatch) -> Non
         assert 'dafast_requests_total{path="/v1/depth",status="503"} 1.0' in metrics
 
 
+def test_requests_are_counted_by_route(client: TestClient) -> None:
+    for _ in range(2):
+        client.get("/healthz")
+    for name in ("a", "b"):  # no label for each job
+        client.get(f"/v1/video/{name}")
+        client.get(f"/nowhere/{name}")
+    client.put("/v1/depth")
+    counted = {
+        line.partition(" ")[0].removeprefix("dafast_requests_total"): float(line.split()[-1])
+        for line in client.get("/metrics").text.splitlines()
+        if line.startswith("dafast_requests_total")
+    }
+    assert counted == {
+        '{path="/healthz",status="200"}': 2,
+        '{path="/v1/video/{name}",status="404"}': 2,
+        '{path="other",status="404"}': 2,
+        '{path="/v1/depth",status="405"}': 1,
+    }
+
+
 def test_readiness_follows_the_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     with client_of(monkeypatch) as (client, pool):
         assert client.get("/readyz").status_code == 200
