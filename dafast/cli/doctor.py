@@ -262,11 +262,37 @@ def _inference(device: torch.device, dtype: torch.dtype) -> str:
     return f"runs the modules: {why}" if why else "packs the weights once"
 
 
+def _collect_packages() -> dict[str, Any]:
+    from .._version import __version__
+
+    names = (*REQUIRED, *(package.name for package in OPTIONAL))
+    return {
+        "dafast": __version__,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "packages": {name: _version(name) for name in names},
+    }
+
+
+def _missing_without_torch(why: str) -> list[dict[str, str]]:
+    from ..optional import why_no_module
+
+    cost = "all but `dafast run --model FILE.onnx` and `dafast.runtime`"
+    parts = [_part("PyTorch", why, cost)]
+    if reason := why_no_module("onnxruntime"):
+        parts.append(_part("onnxruntime", reason, "these two, too"))
+    return parts
+
+
 def collect() -> dict[str, Any]:
-    """Returns the content of the report, ready for JSON."""
+    """Returns the content of the report, ready for JSON; without PyTorch a part of it."""
+    from ..optional import why_no_module
+
+    if why := why_no_module("torch"):
+        return {**_collect_packages(), "missing": _missing_without_torch(why)}
+
     from huggingface_hub import constants
 
-    from .._version import __version__
     from ..devices import resolve_device, resolve_dtype
     from ..ops import _extension, available_backends
 
@@ -283,12 +309,7 @@ def collect() -> dict[str, Any]:
         missing.append(_part("nano weights", why, cost))
     extension = _extension.load()
     return {
-        "dafast": __version__,
-        "python": platform.python_version(),
-        "system": platform.platform(),
-        "packages": {
-            name: _version(name) for name in (*REQUIRED, *(package.name for package in OPTIONAL))
-        },
+        **_collect_packages(),
         "extension": None
         if extension is None
         else {
@@ -331,6 +352,29 @@ def format_report(report: dict[str, Any]) -> str:
         of = ", ".join(f"[{extra}]" for extra in extras.get(name, ()))
         note = f"  (extra {of})" if of else ""
         lines.append(f"  {name:17} {state}{note}")
+    if "devices" in report:
+        lines += _format_parts(report)
+    lines += ["", "Missing, and what it costs"]
+    for part in report["missing"]:
+        for text, indent in (
+            (f"{part['part']}: {part['why']}", 2),
+            (f"costs: {part['cost']}", 4),
+        ):
+            lines += textwrap.wrap(
+                text,
+                98,
+                initial_indent=" " * indent,
+                subsequent_indent=" " * (indent + 2),
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
+    if not report["missing"]:
+        lines.append("  nothing")
+    return "\n".join(lines)
+
+
+def _format_parts(report: dict[str, Any]) -> list[str]:
+    """The lines on the extension, the devices, the backends and the weights."""
     extension = report["extension"]
     if extension is None:
         built = "missing"
@@ -338,7 +382,7 @@ def format_report(report: dict[str, Any]) -> str:
         cuda = "with" if extension["cuda"] else "without"
         built = f"{extension['compiler']}, torch {extension['torch']}, {cuda} CUDA, "
         built += f"CPU kernels for {extension['cpu_instructions']}"
-    lines += [f"  {'C++ extension':17} {built}", "", "Devices"]
+    lines = [f"  {'C++ extension':17} {built}", "", "Devices"]
     for device in report["devices"]:
         what = [device["name"]]
         if "threads" in device:
@@ -372,23 +416,7 @@ def format_report(report: dict[str, Any]) -> str:
     offline = "offline (HF_HUB_OFFLINE), " if hub["offline"] else ""
     endpoint = ", another endpoint (HF_ENDPOINT)" if hub["endpoint_changed"] else ""
     lines.append(f"  others           {offline}kept in {hub['cache']}{endpoint}")
-    lines += ["", "Missing, and what it costs"]
-    for part in report["missing"]:
-        for text, indent in (
-            (f"{part['part']}: {part['why']}", 2),
-            (f"costs: {part['cost']}", 4),
-        ):
-            lines += textwrap.wrap(
-                text,
-                98,
-                initial_indent=" " * indent,
-                subsequent_indent=" " * (indent + 2),
-                break_long_words=False,
-                break_on_hyphens=False,
-            )
-    if not report["missing"]:
-        lines.append("  nothing")
-    return "\n".join(lines)
+    return lines
 
 
 def doctor(args: argparse.Namespace) -> int:

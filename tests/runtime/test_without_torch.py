@@ -39,6 +39,7 @@ def test_the_same_files_without_pytorch(tmp_path, capsys, seed):
         " ".join([*run, "--model", "nano", "--out", str(tmp_path / "none")]),
         " ".join([*run, "--model", str(file), "--tile", "auto", "--out", str(tmp_path / "none")]),
         "eval",
+        "doctor",
     ]
     done = subprocess.run(
         [sys.executable, str(Path(__file__).with_name("without_torch.py")), *commands],
@@ -49,7 +50,8 @@ def test_the_same_files_without_pytorch(tmp_path, capsys, seed):
     assert done.returncode == 0, done.stderr
     assert "dafast.DepthAnything needs PyTorch, which is not installed" in done.stdout
     codes = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("exit")]
-    assert codes == ["0", "1", "1", "1"]
+    assert codes == ["0", "1", "1", "1", "0"]
+    assert "PyTorch: torch is not installed" in done.stdout
     assert done.stderr.count("needs PyTorch, which is not installed; without it") == 2
     assert "leave out --tile" in done.stderr
     names = sorted(path.name for path in (tmp_path / "true").iterdir())
