@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_map_only
 
@@ -66,20 +66,14 @@ def gather(tree: Any, world: World) -> Any:
     """
 
     def one(tensor: DTensor) -> Tensor | None:
-        (placement,) = tensor.placements
-        if not isinstance(placement, Shard):
-            full = tensor.full_tensor()
-            return full.cpu() if world.is_main else None
-        # `full_tensor` would make the whole tensor on every process.
-        part = tensor.to_local().transpose(0, placement.dim)
-        size = tensor.shape[placement.dim]
-        padded = part.new_zeros(-(-size // world.size), *part.shape[1:])
+        # `full_tensor` would make the whole tensor on every process. FSDP2 divides the first
+        # dimension, and the last parts may be shorter.
+        part = tensor.to_local()
+        padded = part.new_zeros(-(-len(tensor) // world.size), *part.shape[1:])
         padded[: len(part)] = part
         parts = [torch.empty_like(padded) for _ in range(world.size)] if world.is_main else None
         dist.gather(padded, parts)
-        if parts is None:
-            return None
-        return torch.cat(parts)[:size].transpose(0, placement.dim).contiguous().cpu()
+        return torch.cat(parts)[: len(tensor)].cpu() if parts else None
 
     return tree_map_only(DTensor, one, tree)
 
