@@ -14,7 +14,8 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_map_only
 
-from dafast.distributed import World
+from dafast.distributed import World, distributed_session
+from dafast.ops import OPS
 from dafast.training.config import ModelSection, OptimSection, TrainConfig
 from dafast.training.data import TrainingData, make_loader
 from dafast.training.loop import train
@@ -23,6 +24,7 @@ from dafast.training.parallel import WholeModel, gather, load_weights, shard
 from dafast.training.starts import build_model, prepare_model
 from dafast.training.state import checkpoint_folder, list_checkpoints, load_checkpoint
 from dafast.training.tasks import task_of
+from tests.forks import ranks
 from tests.tolerances import TOLERANCES
 from tests.training import runs, tiny
 
@@ -185,6 +187,70 @@ def test_two_sharded_processes_equal_one_and_its_checkpoints_are_those_of_one(
     list_checkpoints(checkpoint_folder(sharded.out))[0].unlink()
     train(dataclasses.replace(sharded, parallel="ddp"), ONE)
     assert_same_course(tmp_path / "one", tmp_path / "sharded")
+
+
+@pytest.mark.slow
+def test_two_sharded_processes_compute_the_gelu_again(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The MLP that keeps no GELU: loss and gradients are those of one whole model."""
+    pytest.importorskip("triton", reason="Triton is not installed")
+    from dafast.kernels import bias_gelu as kernel
+
+    calls = dict.fromkeys(("bias_gelu_fwd", "bias_gelu_bwd_with_output"), 0)
+
+    def counted(name: str) -> Any:
+        launch = getattr(kernel, name)
+
+        def call(*args: Any) -> Any:
+            calls[name] += 1
+            return launch(*args)
+
+        return call
+
+    for name in calls:
+        monkeypatch.setattr(kernel, name, counted(name))
+    # Only this op: interpreted kernels are slow.
+    monkeypatch.setattr(OPS["bias_gelu"], "select", lambda *args: "triton")
+    start = prepare_model(tiny.trained_model(), ONE.device, channels_last=False)
+    images = torch.rand(4, 3, 28, 42)
+
+    def backward(model: Any, images: torch.Tensor, autocast: bool) -> torch.Tensor:
+        calls.update(dict.fromkeys(calls, 0))
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            out = model(images)
+        loss = (out.float() - images.mean(1)).square().mean()
+        loss.backward()
+        # Under checkpointing, the forward of each block runs again in the backward.
+        depth = len(model.pretrained.blocks)
+        forwards = (1 + model.pretrained.checkpoint_activations) * depth
+        assert list(calls.values()) == [forwards, depth]
+        return loss.detach()
+
+    expected = []
+    for autocast in (False, True):
+        plain = copy.deepcopy(start)
+        loss = backward(plain, images, autocast)
+        gradients = {n: p.grad for n, p in plain.named_parameters() if p.grad is not None}
+        expected.append((loss, gradients))
+
+    def rank() -> None:
+        with distributed_session() as world:
+            for autocast, (loss, gradients) in zip((False, True), expected, strict=True):
+                model = copy.deepcopy(start)
+                model.pretrained.checkpoint_activations = not autocast
+                shard(model, world)
+                own = backward(model, images[2 * world.rank :][:2], autocast)
+                bound = 0.02 if autocast else TOLERANCE
+                assert world.mean(own).item() == pytest.approx(loss.item(), rel=bound)
+                parts = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+                found = gather(parts, world)
+                assert found.keys() == gradients.keys()
+                for name, wanted in gradients.items() if world.is_main else ():
+                    error = (found[name] - wanted).norm() / wanted.norm()
+                    assert error < bound, (autocast, name, error.item())
+
+    ranks(rank, 2)
 
 
 @pytest.mark.slow
