@@ -40,7 +40,7 @@ def tile_of(
     OVERLAP, of the forward only, computes the exponentials of a tile while the products of the next
     one run.
 
-    Chosen so that no configuration spills on sm_80, sm_89, sm_90, sm_100, sm_120 and gfx942 and its
+    Chosen so that no configuration spills on sm_80, sm_86, sm_89, sm_90, sm_100, sm_120 and gfx942 and its
     shared memory fits; see docs/kernels/flash_attention.md.
 
     Args:
@@ -74,7 +74,7 @@ def _tile_of(
     short = short and units not in ("interpreter", "mfma") and (tf32 or dtype != torch.float32)
     short = short and not (wide and (tf32 or kind == "dkdv"))  # it would spill
     if short:
-        branch = False  # there is one tile
+        branch = wide and not asynchronous  # there is one tile, and it takes fewer registers
         m, n, stages = SHORT, SHORT, 1
         if kind == "fwd":
             # 2 warps would spill there, and 4 on sm_80.
@@ -94,6 +94,8 @@ def _tile_of(
     elif tf32:
         branch = True
         m, n, warps, stages = 32, 32, 4, 1
+        if wide and kind == "dkdv" and arch == 89:
+            stages = 2  # with 1 it spills in packed sequences
         if asynchronous:
             m, n = (64, 32) if kind == "dq" else (16 if wide else 32, 64)
     elif dtype == torch.float32:
