@@ -94,7 +94,7 @@ def _tile_of(
     elif tf32:
         branch = True
         m, n, warps, stages = 32, 32, 4, 1
-        if wide and kind == "dkdv" and arch == 89:
+        if wide and kind == "dkdv" and arch in (86, 89):
             stages = 2  # with 1 it spills in packed sequences
         if asynchronous:
             m, n = (64, 32) if kind == "dq" else (16 if wide else 32, 64)
