@@ -40,8 +40,8 @@ def tile_of(
     OVERLAP, of the forward only, computes the exponentials of a tile while the products of the next
     one run.
 
-    Chosen so that no configuration spills on sm_80, sm_86, sm_89, sm_90, sm_100, sm_120 and gfx942 and its
-    shared memory fits; see docs/kernels/flash_attention.md.
+    Chosen so that nothing spills on NVIDIA GPUs from sm_80 on and on gfx942, and shared memory
+    fits; see docs/kernels/flash_attention.md.
 
     Args:
         kind: The pass.
