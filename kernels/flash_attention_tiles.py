@@ -74,7 +74,9 @@ def _tile_of(
     short = short and units not in ("interpreter", "mfma") and (tf32 or dtype != torch.float32)
     short = short and not (wide and (tf32 or kind == "dkdv"))  # it would spill
     if short:
-        branch = wide and not asynchronous  # there is one tile, and it takes fewer registers
+        # There is one tile. Here it takes fewer registers behind a branch.
+        narrow_dq = kind == "dq" and head_dim <= 32 and not tf32 and arch == 80
+        branch = (wide or narrow_dq) and not asynchronous
         m, n, stages = SHORT, SHORT, 1
         if kind == "fwd":
             # 2 warps would spill there, and 4 on sm_80.
