@@ -252,3 +252,27 @@ def training_conv3x3(batch: int, side: int, channels: int) -> Case:
         dtypes=(torch.float32,),
         tolerance=FLOAT_TOLERANCE,
     )
+
+
+def training_project(batch: int, side: int) -> Case:
+    """The end of the decoder."""
+
+    def make(seed: int, dtype: torch.dtype, device: torch.device) -> tuple[Any, ...]:
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.randn(batch, 32, side, side, generator=generator).to(device, dtype)
+        weight = torch.randn(1, 32, 1, 1, generator=generator).to(device)
+        bias = torch.randn(1, generator=generator).to(device)
+        return x.contiguous(memory_format=torch.channels_last), weight, bias
+
+    pixels = batch * side * side
+    return Case(
+        op="relu_project",
+        label=f"{batch}x32x{side}x{side}",
+        make=make,
+        call=ops.relu_project,
+        differentiable=(0, 1, 2),
+        flops=64.0 * pixels,
+        bytes=lambda size: pixels * (32.0 * size + 4.0),
+        dtypes=(torch.float32, torch.bfloat16),
+        tolerance=FLOAT_TOLERANCE,
+    )

@@ -30,6 +30,7 @@ from bench.packed_cases import (
     linear_packed,
     training_conv3x3,
     training_linear,
+    training_project,
     transposed,
 )
 from bench.picture_cases import (
@@ -68,6 +69,7 @@ CASES: tuple[Case, ...] = (
     training_linear(4 * 362, 1536, 384),
     training_conv3x3(4, 76, 64),
     training_conv3x3(4, 266, 32),
+    training_project(4, 266),
     conv3x3(148, 64),
     conv3x3(148, 64, int8=True),
     int8(1370, 384, 1536),
@@ -139,6 +141,7 @@ SMALL_CASES: tuple[Case, ...] = (
     transposed(5, 8, 2),
     training_linear(9, 32, 64),
     training_conv3x3(2, 9, 16),
+    training_project(2, 9),
     conv3x3(9, 8),
     conv3x3(9, 8, int8=True),
     int8(9, 30, 33),

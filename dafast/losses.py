@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from dafast.ops import affine_invariant_loss, feature_alignment_loss
-from dafast.ops.affine_invariant_loss import MIN_SCALE
+from dafast.ops.affine_invariant_loss import MIN_SCALE, lower_medians
 from dafast.profiling import annotate
 
 
@@ -163,9 +163,7 @@ def normalise_maps(disparity: Tensor, mask: Tensor) -> Tensor:
     """
     count = mask.sum(dim=(1, 2), keepdim=True)
     disparity = disparity.where(mask, 0.0)
-    ordered = disparity.detach().masked_fill(~mask, torch.inf).flatten(1).sort(dim=1).values
-    middle = ordered.gather(1, (count.flatten(1) - 1).clamp_min(0) // 2)[:, :, None]
-    middle = middle.where(count > 0, 0.0)
+    middle = lower_medians(disparity.detach(), mask)[:, None, None]
     ties = mask & (disparity == middle)
     share = ties.to(disparity.dtype) / ties.sum(dim=(1, 2), keepdim=True).clamp_min(1)
     # The sum is exactly 0; it is there for its gradient.

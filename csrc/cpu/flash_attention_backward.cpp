@@ -1,6 +1,7 @@
 // The backward of attention on the CPU: threads share the heads of all sequences, and one thread
-// computes a head from its inputs, in float32. Nothing of the forward is kept, and every sum has one
-// order, so that the result has the same bits for any number of threads.
+// computes a head from its inputs, in float32, or bfloat16 with sums in float32. Nothing of the
+// forward is kept, and every sum has one order, so that the result has the same bits for any number
+// of threads.
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/Exception.h>
@@ -40,6 +41,7 @@ struct AttentionGradientKernel {
 
 }  // namespace dafast::cpu
 
+#define DAFAST_KERNELS_FOR_BF16
 #define DAFAST_KERNELS "flash_attention_backward_kernels.h"
 #include "each_isa.h"
 

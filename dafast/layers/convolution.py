@@ -12,6 +12,7 @@ from ..devices import is_autocast_on
 from ..ops.bias_relu_add import bias_relu_add, serves_convolutions
 from ..ops.conv3x3 import conv3x3, serves_conv3x3
 from ..ops.conv_transpose import conv_transpose_layer
+from ..ops.linear import linear_layer
 from .linear import is_plain
 
 
@@ -45,6 +46,8 @@ def convolve(
         out = conv3x3(x, conv.weight, conv.bias, **maps, relu_input=relu_input)  # type: ignore
         return F.relu(out) if relu else out
     x = F.relu(x) if relu_input else x
+    if residual is None and not relu and _trains_as_product(conv, x):
+        return _as_product(x, conv.weight.flatten(1), conv.bias)  # type: ignore
     if is_plain(conv, nn.Conv2d) and conv.bias is not None:
         assert isinstance(conv, nn.Conv2d)
         if serves_convolutions(x, conv.bias, residual, other):
@@ -72,11 +75,11 @@ def takes_relu(conv: nn.Module, x: Tensor) -> bool:
     )
 
 
-def _as_product(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def _as_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     # Rows: `F.linear` adds the bias in a pass of its own to what is not contiguous, as the patch
     # tokens of a batch, from between which the cls tokens are left out.
     rows = x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
-    out = F.linear(rows, weight, bias).view(len(x), *x.shape[2:], len(weight))
+    out = linear_layer(rows, weight, bias).view(len(x), *x.shape[2:], len(weight))
     return out.permute(0, 3, 1, 2)
 
 
@@ -84,6 +87,26 @@ def _is_product(conv: nn.Conv2d, x: Tensor) -> bool:
     # In float32 convolutions use TF32 by default and products do not.
     half = x.dtype != torch.float32 or is_autocast_on(x.device.type)
     return half and conv.kernel_size == (1, 1) and conv.stride == (1, 1) and conv.groups == 1
+
+
+def _trains_as_product(conv: nn.Module, x: Tensor) -> bool:
+    # PyTorch's convolution on a CPU copies maps that are not contiguous, image by image.
+    return (
+        x.is_cpu
+        and x.dtype == torch.float32
+        and x.stride(1) == 1
+        and not is_autocast_on("cpu")
+        and isinstance(conv, nn.Conv2d)
+        and is_plain(conv, nn.Conv2d)
+        and conv.kernel_size == (1, 1)
+        and conv.stride == (1, 1)
+        and conv.padding == (0, 0)
+        and conv.groups == 1
+        and torch.is_grad_enabled()
+        and (x.requires_grad or conv.weight.requires_grad)
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+    )
 
 
 def enlarge(resize: nn.Module, x: Tensor) -> Tensor:

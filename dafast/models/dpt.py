@@ -12,7 +12,7 @@ from ..devices import without_autocast
 from ..layers.convolution import convolve, enlarge, takes_relu
 from ..layers.linear import is_plain
 from ..layers.temporal import FrameCache, TemporalModule
-from ..ops import decoder_tail
+from ..ops import decoder_tail, relu_project
 from ..ops.resize_bilinear import interpolate
 from ..profiling import annotate
 
@@ -211,7 +211,12 @@ def _run_output(output: nn.Sequential, x: Tensor, size: tuple[int, int]) -> Tens
         parameters = (conv.weight, conv.bias, last.weight, last.bias)
         return decoder_tail(x, size, *parameters, activation=name)  # type: ignore[arg-type]
     x = _upsample(x, size)
-    return activation(last(convolve(conv, x, relu=True))) if plain else output(x)
+    if not plain:
+        return output(x)
+    if x.is_cpu:
+        out = relu_project(convolve(conv, x), last.weight, last.bias)  # type: ignore[arg-type]
+        return activation(out)
+    return activation(last(convolve(conv, x, relu=True)))
 
 
 class DPTHead(nn.Module):

@@ -48,6 +48,7 @@ from .pad import pad, pad_reference
 from .postprocess import postprocess, postprocess_reference
 from .preprocess import preprocess, preprocess_reference
 from .quantize_fp8 import Fp8Rows, quantize_fp8, quantize_fp8_reference
+from .relu_project import relu_project, relu_project_reference
 from .resize_bicubic import resize_bicubic, resize_bicubic_reference
 from .resize_bilinear import resize_bilinear, resize_bilinear_reference
 from .transpose_rows import transpose_rows, transpose_rows_reference
@@ -127,6 +128,8 @@ __all__ = [
     "quantize_fp8",
     "quantize_fp8_reference",
     "quantize_weight",
+    "relu_project",
+    "relu_project_reference",
     "resize_bicubic",
     "resize_bicubic_reference",
     "resize_bilinear",
