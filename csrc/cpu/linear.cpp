@@ -33,7 +33,7 @@ struct LinearGradient {
   int64_t tokens, depth, columns;
 };
 
-constexpr int64_t kPart = 192;  // terms of a sum that are added at a time
+constexpr int64_t kPart = 384;  // terms of a sum that are added at a time
 
 // A block of the gradient of the weights.
 constexpr int64_t kGradientRows = 48, kGradientColumns = 384;
@@ -62,17 +62,28 @@ constexpr const char* kOp = "linear";
 std::unique_ptr<float[]> pack_panels(const float* from, int64_t row_stride, int64_t column_stride,
                                      int64_t depth, int64_t columns) {
   std::unique_ptr<float[]> packed(new float[static_cast<size_t>(depth * columns)]);
+  if (column_stride == 1) {  // rows one after the other, which are read as they lie in memory
+    constexpr int64_t kRows = 16;
+    for_aten_pieces((depth + kRows - 1) / kRows, [&](Pieces& pieces) {
+      int64_t piece;
+      while (pieces.take(piece)) {
+        const int64_t first = piece * kRows, last = std::min(depth, first + kRows);
+        for (int64_t column = 0; column < columns; column += kColumns) {
+          float* const to = packed.get() + column * depth;
+          for (int64_t d = first; d < last; ++d) {
+            std::memcpy(to + d * kColumns, from + d * row_stride + column,
+                        kColumns * sizeof(float));
+          }
+        }
+      }
+    });
+    return packed;
+  }
   for_aten_pieces(columns / kColumns, [&](Pieces& pieces) {
     int64_t panel;
     while (pieces.take(panel)) {
       const float* const start = from + panel * kColumns * column_stride;
       float* const to = packed.get() + panel * kColumns * depth;
-      if (column_stride == 1) {
-        for (int64_t d = 0; d < depth; ++d) {
-          std::memcpy(to + d * kColumns, start + d * row_stride, kColumns * sizeof(float));
-        }
-        continue;
-      }
       // Whole lines of the target, and as many values of each line of the source.
       constexpr int64_t kBlock = 16;
       for (int64_t first = 0; first < depth; first += kBlock) {

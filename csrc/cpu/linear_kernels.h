@@ -64,8 +64,12 @@ void gradient_of(const LinearGradient& call, int64_t row, int64_t column, float*
   for (int64_t token = 0; token < call.tokens; token += kPart) {
     const int64_t steps = call.tokens - token < kPart ? call.tokens - token : kPart;
     for (int64_t t = 0; t < steps; ++t) {
-      memcpy(left + t * kGradientRows, call.grad + (token + t) * call.columns + row,
-             static_cast<size_t>(rows) * sizeof(float));
+      const float* const from = call.grad + (token + t) * call.columns + row;
+      if (rows == kGradientRows) {  // a copy of known size is not a call
+        memcpy(left + t * kGradientRows, from, kGradientRows * sizeof(float));
+      } else {
+        memcpy(left + t * kGradientRows, from, static_cast<size_t>(rows) * sizeof(float));
+      }
     }
     for (int64_t c = 0; c < columns; c += kTileColumns) {
       const float* const right = call.x + (column + c) / kColumns * kColumns * call.tokens +
