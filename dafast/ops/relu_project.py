@@ -79,7 +79,9 @@ def _limits(x: Tensor, weight: Tensor, bias: Tensor) -> str:
         return reason
     channels = x.shape[1]
     if channels % _CHANNEL_UNIT or not 0 < channels <= _MOST_CHANNELS:
-        return f"takes a multiple of {_CHANNEL_UNIT} channels up to {_MOST_CHANNELS}, not {channels}"
+        return (
+            f"takes a multiple of {_CHANNEL_UNIT} channels up to {_MOST_CHANNELS}, not {channels}"
+        )
     return ""
 
 
