@@ -3,14 +3,16 @@
 Two views of a scene are rectified and matched (semi-global matching, in both directions); only
 pixels where both directions agree are kept. Where the angle between the cameras is not known, the
 distance of the farthest surface is assumed: 20 m in two winter scenes, 8 m at rocks, 5 m on a
-deck, the horizon on a path. At the church one camera moved; its motion comes from matches and
-OpenCV's focal length for these photos. Four places have depth from a sensor or a phone. The
-pictures stay in the packages; this script only reads them:
+deck, 40 m on a road, the horizon on a path. At the church and the hillside one camera moved; its
+motion comes from matches (and, at the church, OpenCV's focal length for these photos). The motion
+at the chateau is in the package. Five places have depth from a sensor or a phone, and one has
+disparity from structured light. The pictures stay in the packages; this script only reads them:
 
     mkdir packages
-    (cd packages && apt-get download opencv-doc visp-images-data mrpt-common)
+    (cd packages && apt-get download opencv-doc visp-images-data mrpt-common python3-pcl)
     (cd packages && apt-get source --download-only --tar-only visp opencv)
-    pip download --no-deps --no-binary :all: -d packages pillow pillow-heif disparity-view
+    pip download --no-deps --no-binary :all: -d packages pillow pillow-heif disparity-view \\
+        kapture geovisio pandora
     pip install opencv-python-headless pillow-heif
     python experiments/real_scenes.py --packages packages --out data/real-scenes
 
@@ -28,13 +30,23 @@ import io
 import subprocess
 import tarfile
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pillow_heif
 from PIL import Image
+from real_views import (
+    Panoramas,
+    align_rows,
+    camera,
+    match,
+    moved_camera,
+    rectified,
+    relative,
+    rig,
+)
 
 from dafast.data.sources import label_members
 
@@ -44,6 +56,7 @@ WIDTH = 640  # of the pictures in the set
 # disparity of a surface at one metre. FinePix Real 3D: 35 mm (of 36 mm) and 0.075 m; Vision Pro.
 FUJI = 0.97 * WIDTH * 0.075
 VISION = 0.8 * WIDTH * 0.064
+BUMBLEBEE = camera(0.75 * WIDTH, WIDTH / 2, 3 / 8 * WIDTH)  # the road's camera, undistorted
 _FARTHEST = 1 / 30  # share of the largest disparity that is still kept
 
 
@@ -87,133 +100,6 @@ def views_of_heic(path: Path) -> tuple[Array, Array]:
     """Both pictures of an HEIC file."""
     file = pillow_heif.open_heif(path)
     return rgb(file[0].to_pillow()), rgb(file[1].to_pillow())
-
-
-def match(left: Array, right: Array, lowest: int, count: int) -> Array:
-    """Disparity of rectified views in pixels, float32 (H, W), NaN where it is not certain."""
-    grey = [cv2.cvtColor(x, cv2.COLOR_RGB2GRAY) for x in (left, right)]
-    count = -(-count // 16) * 16
-    matcher = cv2.StereoSGBM_create(
-        minDisparity=lowest, numDisparities=count, blockSize=5, P1=200, P2=1600, disp12MaxDiff=1,
-        uniquenessRatio=8, speckleWindowSize=150, speckleRange=2, preFilterCap=31,
-        mode=cv2.STEREO_SGBM_MODE_HH,
-    )  # fmt: skip
-    # A border lets the matcher reach the pixels at the sides.
-    pad = count + max(lowest, 0)
-    wide = [cv2.copyMakeBorder(g, 0, 0, pad, pad, cv2.BORDER_REPLICATE) for g in grey]
-    there = matcher.compute(wide[0], wide[1])[:, pad:-pad].astype(np.float32) / 16
-    mirror = [np.ascontiguousarray(g[:, ::-1]) for g in wide]
-    back = matcher.compute(mirror[1], mirror[0])[:, ::-1][:, pad:-pad].astype(np.float32) / 16
-    w = there.shape[1]
-    column = np.arange(w)[None] - there
-    inside = (column >= 0) & (column <= w - 1)
-    target = np.clip(np.round(column), 0, w - 1).astype(int)
-    agree = np.abs(np.take_along_axis(back, target, 1) - there) < 1
-    return np.where(inside & agree & (there > lowest), there, np.nan).astype(np.float32)
-
-
-def _matches(left: Array, right: Array) -> tuple[Array, Array]:
-    """Corresponding points of two views, float64 (N, 2) each."""
-    sift = cv2.SIFT_create(6000)
-    a, da = sift.detectAndCompute(cv2.cvtColor(left, cv2.COLOR_RGB2GRAY), None)
-    b, db = sift.detectAndCompute(cv2.cvtColor(right, cv2.COLOR_RGB2GRAY), None)
-    pairs = cv2.BFMatcher().knnMatch(da, db, k=2)
-    good = [m for m, n in pairs if m.distance < 0.75 * n.distance]
-    return (
-        np.array([a[m.queryIdx].pt for m in good], float),
-        np.array([b[m.trainIdx].pt for m in good], float),
-    )
-
-
-def align_rows(left: Array, right: Array) -> tuple[Array, Array]:
-    """The right view of two parallel cameras with its rows moved to those of the left view.
-
-    Args:
-        left, right: the views, uint8 (H, W, 3).
-
-    Returns:
-        The right view, and the disparities of the matches in pixels.
-
-    Raises:
-        ValueError: the rows of matches differ by more than half a pixel afterwards.
-    """
-    a, b = _matches(left, right)
-    columns = np.stack([b[:, 0], b[:, 1], np.ones(len(b))], 1)
-    good = np.abs(a[:, 1] - b[:, 1] - np.median(a[:, 1] - b[:, 1])) < 12
-    for limit in (4, 2, 1, 1):
-        row, *_ = np.linalg.lstsq(columns[good], a[good, 1], rcond=None)
-        rest = np.abs(columns @ row - a[:, 1])
-        good = rest < limit
-    if good.sum() < 30 or np.median(rest[good]) > 0.5:
-        raise ValueError(f"the rows of {good.sum()} matches differ")
-    size = left.shape[1], left.shape[0]
-    moved = cv2.warpAffine(right, np.stack([[1, 0, 0], row]), size, flags=cv2.INTER_AREA)
-    shift = a[good, 0] - b[good, 0]
-    middle = np.median(shift)
-    return moved, shift[np.abs(shift - middle) < 6 * np.median(np.abs(shift - middle)) + 2]
-
-
-def rig(paths: list[tuple[Path, Path]], board: tuple[int, int]) -> list[tuple[Array, Array]]:
-    """Rectifies the pairs of two fixed cameras, calibrated with the chessboard that they show."""
-    grid = np.zeros((board[0] * board[1], 3), np.float32)
-    grid[:, :2] = np.mgrid[: board[0], : board[1]].T.reshape(-1, 2)
-    pairs, corners = [], []
-    for files in paths:
-        views = [rgb(Image.open(f)) for f in files]
-        found = [
-            cv2.findChessboardCornersSB(cv2.cvtColor(v, cv2.COLOR_RGB2GRAY), board) for v in views
-        ]
-        pairs.append(views)
-        if all(ok for ok, _ in found):
-            corners.append([c for _, c in found])
-    size = pairs[0][0].shape[1::-1]
-    grids = [grid] * len(corners)
-    cameras = [
-        cv2.calibrateCamera(grids, [c[i] for c in corners], size, None, None)[1:3] for i in (0, 1)
-    ]
-    (k1, d1), (k2, d2) = cameras
-    sides = [[c[i] for c in corners] for i in (0, 1)]
-    error, k1, d1, k2, d2, r, t, *_ = cv2.stereoCalibrate(
-        grids, *sides, k1, d1, k2, d2, size, flags=cv2.CALIB_FIX_INTRINSIC
-    )
-    print(f"rig: {len(corners)} pairs with a board, error {error:.2f} pixels")
-    return [rectified(pair, (k1, k2), (d1, d2), r, t) for pair in pairs]
-
-
-def rectified(
-    pair: Sequence[Array],
-    cameras: tuple[Array, Array],
-    distortions: tuple[Array | None, Array | None],
-    rotation: Array,
-    translation: Array,
-) -> tuple[Array, Array]:
-    """Two views with their rows on the same lines, for the motion from the left to the right."""
-    (k1, k2), (d1, d2), size = cameras, distortions, pair[0].shape[1::-1]
-    r1, r2, p1, p2, *_ = cv2.stereoRectify(k1, d1, k2, d2, size, rotation, translation, alpha=0)
-    left, right = (
-        cv2.remap(
-            view, *cv2.initUndistortRectifyMap(k, d, rot, p, size, cv2.CV_32FC1), cv2.INTER_AREA
-        )
-        for view, k, d, rot, p in zip(pair, (k1, k2), (d1, d2), (r1, r2), (p1, p2), strict=True)
-    )
-    return left, right
-
-
-def camera(focal: float, x: float, y: float) -> Array:
-    """The matrix of a camera with its focal length and principal point in pixels."""
-    return np.array([[focal, 0, x], [0, focal, y], [0, 0, 1.0]])
-
-
-def moved_camera(left: Array, right: Array, focal: float) -> tuple[Array, Array]:
-    """Rectifies two views of one camera that moved to the right; its focal length is in pixels."""
-    h, w = left.shape[:2]
-    k = camera(focal, w / 2, h / 2)
-    a, b = _matches(left, right)
-    essential, inside = cv2.findEssentialMat(a, b, k, cv2.RANSAC, 0.999, 1.0)
-    count, rotation, translation, _ = cv2.recoverPose(essential, a, b, k, mask=inside)
-    if count < 100 or translation[0] > -0.9:
-        raise ValueError(f"{count} matches, motion {translation.ravel().round(2)}")
-    return rectified((left, right), (k, k), (None, None), rotation, translation)
 
 
 def video_frame(path: Path, index: int) -> Array:
@@ -298,12 +184,12 @@ def scenes(root: Path) -> Iterator[tuple[str, Array, Array]]:
     files = [
         (data / f"left{k:02d}.jpg", data / f"right{k:02d}.jpg") for k in range(1, 15) if k != 10
     ]
-    for k, pair in enumerate(rig(files, (9, 6))):
+    for k, pair in enumerate(rig(_pairs(files), (9, 6))):
         if k in (0, 3, 6, 9, 12):
             yield f"laboratory-{k}", pair[0], match(*pair, 0, 160)
     data = find(root, "stereo-calib/0_left.jpg").parent
     files = [(data / f"{k}_left.jpg", data / f"{k}_right.jpg") for k in range(4)]
-    for k, pair in enumerate(rig(files, (9, 6))):
+    for k, pair in enumerate(rig(_pairs(files), (9, 6))):
         if k == 3:  # the others show little but the board, which repeats
             yield f"board-{k}", pair[0], match(*pair, 0, 192)
     yield from _of_visp(root)
@@ -319,6 +205,93 @@ def scenes(root: Path) -> Iterator[tuple[str, Array, Array]]:
     ]
     left, right = moved_camera(*views, focal=350)
     yield "church", left, match(left, right, 16, 160)
+    yield from _of_kapture(root)
+    photos = find(root, "geovisio-*/tests/data/2.jpg").parent
+    pair = [
+        np.asarray(Image.open(photos / f"{k}.jpg").convert("RGB").resize((2880, 1440), 1))
+        for k in (1, 2)
+    ]
+    left, right = Panoramas(*pair).views(WIDTH / 2, (WIDTH, 480))
+    yield "hillside", left, match(left, align_rows(left, right)[0], 0, 176)
+    yield (
+        "bottles",
+        *bottles(find(root, "correspondence_grouping/milk_cartoon_all_small_clorox.pcd")),
+    )
+    cones = find(root, "pandora-*/notebooks/data/Cones_LEFT.tif")
+    known = np.asarray(Image.open(cones.with_name("Cones_LEFT_GT.tif")))
+    yield "cones", rgb(Image.open(cones)), np.where(known > 0, known, np.nan).astype(np.float32)
+
+
+def _of_kapture(root: Path) -> Iterator[tuple[str, Array, Array]]:
+    """The scenes in kapture's samples: a house that someone walked past, a road from a car."""
+    folder = find(
+        root, "maupertuis_openMVG/kapture_ChateauMaupertuisTest/sensors/sensors.txt"
+    ).parent
+    lines = [
+        line for line in (folder / "trajectories.txt").read_text().splitlines() if line[0] != "#"
+    ]
+    poses = [[float(x) for x in line.split(",")[2:]] for line in lines]
+    files = folder / "records_data/ChateauMaupertuisTest"
+    pair = [rgb(Image.open(files / f"MaupertuisTest_0{k}.jpg")) for k in (1, 2)]
+    lens = camera(1668.8 * WIDTH / 1600, 827.3 * WIDTH / 1600, 602.8 * WIDTH / 1600)
+    bent = np.array([-0.1506, 0.1978, 0, 0])
+    left, right = rectified(pair, (lens, lens), (bent, bent), *relative(*poses[:2]))
+    yield "chateau", left, _textured(left, match(left, right, 0, 32))
+    folder = find(root, "bb2_kapture/sensors/sensors.txt").parent
+    views = []
+    for line in (folder / "sensors.txt").read_text().splitlines()[2:]:
+        name, _, _, _, *numbers = (x.strip() for x in line.split(","))
+        width, _, fx, fy, x, y, *bend = map(float, numbers)
+        # Red and blue are swapped in these files.
+        view = rgb(Image.open(folder / f"records_data/{name}/frame_000000001.jpg"))[..., ::-1]
+        lens = np.array([[fx, 0, x], [0, fy, y], [0, 0, width / WIDTH]]) * WIDTH / width
+        views.append(
+            cv2.undistort(np.ascontiguousarray(view), lens, np.array(bend), None, BUMBLEBEE)
+        )
+    # The distance between the lenses is 0.12 m.
+    yield "road", *_two_views("road", (views[0], views[1]), BUMBLEBEE[0, 0] * 0.12 / 40)
+
+
+def _textured(picture: Array, disparity: Array) -> Array:
+    """Removes the disparity of smooth areas, mainly the sky, where a match means nothing."""
+    grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY).astype(np.float32)
+    mean = cv2.blur(grey, (9, 9))
+    deviation = np.sqrt(np.maximum(cv2.blur(grey**2, (9, 9)) - mean**2, 0))
+    return np.where(deviation > 2.5, disparity, np.nan).astype(np.float32)
+
+
+def bottles(path: Path) -> tuple[Array, Array]:
+    """The picture and the depth of a depth camera in a compressed PCD file of 640x480 points."""
+    raw = path.read_bytes()
+    at = raw.index(b"DATA binary_compressed\n") + 23
+    size, full = np.frombuffer(raw, "<u4", 2, at)
+    data = raw[at + 8 : at + 8 + int(size)]
+    out = bytearray()  # LZF: literal bytes, or copies of bytes before
+    k = 0
+    while k < len(data):
+        code = data[k]
+        if code < 32:
+            out += data[k + 1 : k + code + 2]
+            k += code + 2
+            continue
+        length = code >> 5
+        if length == 7:
+            length += data[k + 1]
+            k += 1
+        start = len(out) - ((code & 31) << 8) - data[k + 1] - 1
+        k += 2
+        for j in range(start, start + length + 2):
+            out.append(out[j])
+    assert len(out) == full, path
+    z, colour = np.frombuffer(out, "<f4").reshape(4, 480, 640)[2], np.frombuffer(out, "u1")
+    image = colour.reshape(4, 480, 640, 4)[3, ..., 2::-1]
+    disparity = np.where(np.isfinite(z) & (z < 0), -1 / np.where(z < 0, z, -1), np.nan)
+    return np.ascontiguousarray(image), disparity.astype(np.float32)
+
+
+def _pairs(files: list[tuple[Path, Path]]) -> list[tuple[Array, Array]]:
+    """The pictures of pairs of files."""
+    return [(rgb(Image.open(left)), rgb(Image.open(right))) for left, right in files]
 
 
 def _of_visp(root: Path) -> Iterator[tuple[str, Array, Array]]:
