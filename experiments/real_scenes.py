@@ -237,7 +237,7 @@ def _of_kapture(root: Path) -> Iterator[tuple[str, Array, Array]]:
     bent = np.array([-0.1506, 0.1978, 0, 0])
     left, right = rectified(pair, (lens, lens), (bent, bent), *relative(*poses[:2]))
     yield "chateau", left, _textured(left, match(left, right, 0, 32))
-    folder = find(root, "bb2_kapture/sensors/sensors.txt").parent
+    folder = find(root, "utbm/*_bb2_kapture/sensors/sensors.txt").parent
     views = []
     for line in (folder / "sensors.txt").read_text().splitlines()[2:]:
         name, _, _, _, *numbers = (x.strip() for x in line.split(","))
