@@ -20,8 +20,9 @@ CPP = pytest.param("cpp", marks=needs_extension)
 """The backend as a test parameter; skipped without the extension."""
 
 INSTRUCTION_SETS = ("portable", "avx2", "avx512", "avx512_bf16")
+"""The sets that most kernels are compiled for."""
 
-INT8_SETS = ("avx2", "avx512")
+INT8_SETS = ("avx2", "avx_vnni", "avx512", "avx512_amx")
 """The sets with kernels in int8."""
 
 

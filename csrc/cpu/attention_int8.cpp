@@ -48,6 +48,8 @@ using AttendQueries = void (*)(const Int8Head& head, const PackedHead& packed, i
 }  // namespace dafast::cpu
 
 #define DAFAST_KERNELS "attention_int8_kernels.h"
+#define DAFAST_KERNELS_FOR_VNNI
+#define DAFAST_KERNELS_FOR_AMX
 #include "each_isa.h"
 
 namespace dafast::cpu {
@@ -84,7 +86,8 @@ void attention_int8(const Tensor& qkv, Tensor out, double scale) {
   };
   // Blocks of about the same size, so that none is mostly padding.
   const int64_t blocks = (tokens + kInt8Queries - 1) / kInt8Queries;
-  const int64_t step = ((tokens + blocks - 1) / blocks + 5) / 6 * 6;
+  const int64_t tile = DAFAST_FOR_ISA(kQueryTile);
+  const int64_t step = ((tokens + blocks - 1) / blocks + tile - 1) / tile * tile;
   const int64_t padded = (tokens + kInt8Lanes - 1) / kInt8Lanes * kInt8Lanes;
   const std::vector<int64_t> sizes(static_cast<size_t>(batch * heads), blocks);
   for_groups(sizes, batch * heads * blocks, [&](Groups::Worker& worker) {

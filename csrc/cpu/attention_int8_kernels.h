@@ -1,4 +1,4 @@
-// The kernels of attention_int8.cpp, for AVX-512 and AVX2.
+// The kernels of attention_int8.cpp, from AVX2 on.
 //
 // The products are those of unsigned and signed numbers. Queries are stored with 128 added, which
 // the offsets of the keys subtract again; probabilities are never negative. The mean of the keys is
@@ -9,7 +9,7 @@
 #include "vectors16.h"
 #include "tile_int8.h"
 
-constexpr int64_t kQueryTile = 6;   // 24 sums, 4 vectors of the right side, 1 of the left
+constexpr int64_t kQueryTile = kWideTile;
 constexpr int64_t kPanel = 64;      // keys, or dimensions, of a tile: 4 vectors
 constexpr int64_t kKeys = 768;      // keys of a block; its probabilities share one maximum
 constexpr int64_t kLogits = kKeys + 16;  // floats in a row of logits: not a power of two
@@ -199,6 +199,39 @@ void quantise_queries(const Int8Head& head, int64_t begin, int64_t end, Level* t
   }
 }
 
+// Logits of a tile of queries and the keys [first, first + keys), a multiple of 16.
+void logits_of(const PackedHead& packed, const Level* q, int64_t dims, int64_t first, int64_t keys,
+               float* out) {
+  const TileSettings settings(dims / 4);
+  for (int64_t k = 0; k < keys; k += kPanel) {
+    const int8_t* const panel = packed.keys + (first + k) * dims;
+    const float* const scales = packed.key_scales + first + k;
+    const int32_t* const offsets = packed.key_offsets + first + k;
+    switch (keys - k < kPanel ? (keys - k) / 16 : 4) {
+      case 1: logits<1>(q, dims, panel, scales, offsets, out + k); break;
+      case 2: logits<2>(q, dims, panel, scales, offsets, out + k); break;
+      case 3: logits<3>(q, dims, panel, scales, offsets, out + k); break;
+      default: logits<4>(q, dims, panel, scales, offsets, out + k);
+    }
+  }
+}
+
+// out = factors * out + p v for a tile of queries, with the values of these keys.
+void mix_values(const PackedHead& packed, const Level* p, int64_t dims, int64_t padded_tokens,
+                int64_t first, int64_t keys, const float* factors, float* out) {
+  const TileSettings settings(keys / 4);
+  for (int64_t d = 0; d < dims; d += kPanel) {
+    const int64_t columns = dims - d < kPanel ? dims - d : kPanel;
+    const int8_t* const panel = packed.values + d * padded_tokens + first * columns;
+    switch (columns / 16) {
+      case 1: mix<1>(p, panel, keys, factors, out + d, dims); break;
+      case 2: mix<2>(p, panel, keys, factors, out + d, dims); break;
+      case 3: mix<3>(p, panel, keys, factors, out + d, dims); break;
+      default: mix<4>(p, panel, keys, factors, out + d, dims);
+    }
+  }
+}
+
 void attend_queries(const Int8Head& head, const PackedHead& packed, int64_t begin, int64_t end,
                     std::byte* scratch) {
   const int64_t dims = head.head_dim, tokens = head.tokens;
@@ -217,33 +250,12 @@ void attend_queries(const Int8Head& head, const PackedHead& packed, int64_t begi
     for (int64_t first = 0; first < tokens; first += kKeys) {
       const int64_t keys = tokens - first < kKeys ? tokens - first : kKeys;
       const int64_t padded = (keys + 15) / 16 * 16;
-      for (int64_t k = 0; k < padded; k += kPanel) {
-        const int8_t* const panel = packed.keys + (first + k) * dims;
-        const float* const key_scales = packed.key_scales + first + k;
-        const int32_t* const offsets = packed.key_offsets + first + k;
-        const Level* const left = q + tile * dims;
-        float* const to = row_logits + k;
-        switch (padded - k < kPanel ? (padded - k) / 16 : 4) {
-          case 1: logits<1>(left, dims, panel, key_scales, offsets, to); break;
-          case 2: logits<2>(left, dims, panel, key_scales, offsets, to); break;
-          case 3: logits<3>(left, dims, panel, key_scales, offsets, to); break;
-          default: logits<4>(left, dims, panel, key_scales, offsets, to);
-        }
-      }
+      logits_of(packed, q + tile * dims, dims, first, padded, row_logits);
       for (int r = 0; r < kQueryTile; ++r) {
         factors[r] = exponentiate(row_logits + r * kLogits, keys, scales[tile + r], p + r * kLogits,
                                   maxima[r], sums[r]);
       }
-      for (int64_t d = 0; d < dims; d += kPanel) {
-        const int64_t columns = dims - d < kPanel ? dims - d : kPanel;
-        const int8_t* const panel = packed.values + d * padded_tokens + first * columns;
-        switch (columns / 16) {
-          case 1: mix<1>(p, panel, padded, factors, out + d, dims); break;
-          case 2: mix<2>(p, panel, padded, factors, out + d, dims); break;
-          case 3: mix<3>(p, panel, padded, factors, out + d, dims); break;
-          default: mix<4>(p, panel, padded, factors, out + d, dims);
-        }
-      }
+      mix_values(packed, p, dims, padded_tokens, first, padded, factors, out);
     }
     for (int64_t r = 0; r < kQueryTile && row + r < end; ++r) {
       const Floats16 inverse = all(1.0f / sums[r]);
@@ -258,7 +270,7 @@ void attend_queries(const Int8Head& head, const PackedHead& packed, int64_t begi
 
 #else
 
-constexpr int64_t kInt8Scratch = 0;
+constexpr int64_t kQueryTile = 1, kInt8Scratch = 0;
 constexpr PackHead pack_head = nullptr;
 constexpr AttendQueries attend_queries = nullptr;
 

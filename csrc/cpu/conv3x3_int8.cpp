@@ -18,7 +18,7 @@
 namespace dafast::cpu {
 
 constexpr int64_t kStripRows = 4;  // rows of the result whose input shares one range
-constexpr int64_t kConvPixels = 12, kConvColumns = 32;  // of a tile
+constexpr int64_t kConvColumns = 32;  // of a tile
 
 // Maps (B, h, w, C) to (B, h', w', N), contiguous, all of one dtype; padding 1.
 struct Conv3x3Int8 {
@@ -32,17 +32,12 @@ struct Conv3x3Int8 {
   const float* scales;    // (N)
   const float* bias;      // (N)
   bool relu_input, relu;
+  int64_t row_pixels;     // of levels: with the borders, and those that the last tile reads beyond
 };
-
-// Pixels of a row of levels: the borders, and those that the last tile reads beyond.
-inline int64_t conv_row_pixels(const Conv3x3Int8& call) {
-  const int64_t tiles = (call.out_width + kConvPixels - 1) / kConvPixels;
-  return (tiles * kConvPixels - 1) * call.stride + 3;
-}
 
 inline int64_t conv_scratch_bytes(const Conv3x3Int8& call) {
   const int64_t rows = (kStripRows - 1) * call.stride + 3;
-  return (rows * conv_row_pixels(call) * call.channels + 64) * kLevelBytes;
+  return (rows * call.row_pixels * call.channels + 64) * kLevelBytes;
 }
 
 // The strip of image b whose first row is y.
@@ -51,6 +46,8 @@ using ConvStrip = void (*)(const Conv3x3Int8& call, int64_t b, int64_t y, uint8_
 }  // namespace dafast::cpu
 
 #define DAFAST_KERNELS "conv3x3_int8_kernels.h"
+#define DAFAST_KERNELS_FOR_VNNI
+#define DAFAST_KERNELS_FOR_AMX
 #include "each_isa.h"
 
 namespace dafast::cpu {
@@ -99,6 +96,9 @@ void conv3x3_int8(const Tensor& x, Tensor out, const Tensor& packed, const Tenso
   call.scales = static_cast<const float*>(scales.const_data_ptr());
   call.bias = static_cast<const float*>(bias.const_data_ptr());
   call.relu_input = relu_input, call.relu = relu;
+  const int64_t pixels = DAFAST_FOR_ISA(kConvPixels);
+  const int64_t tiles = (call.out_width + pixels - 1) / pixels;
+  call.row_pixels = (tiles * pixels - 1) * stride + 3;
   const ConvStrip convolve = DAFAST_FOR_ISA(convolve_strip);
   STD_TORCH_CHECK(convolve, "conv3x3_int8: this CPU has no AVX2");
   const int64_t strips = (call.out_height + kStripRows - 1) / kStripRows;

@@ -1,4 +1,4 @@
-// The kernel of conv3x3_int8.cpp, for AVX-512 and AVX2.
+// The kernel of conv3x3_int8.cpp, from AVX2 on.
 //
 // The rows of the input that a strip of the result needs are rounded to levels, with borders that
 // stand for 0. The pixels of a row are contiguous, so the window of a pixel is three runs of 3 C
@@ -10,11 +10,13 @@
 #include "tile_int8.h"
 #include "bytes_int8.h"
 
+constexpr int64_t kConvPixels = kRowTile;
+
 // Rounds the rows [first, last) of image b to levels; rows outside of the image are zeros.
 ByteSteps round_rows(const Conv3x3Int8& call, int64_t b, int64_t first, int64_t last,
                      Level* levels) {
   const int64_t length = call.width * call.channels;
-  const int64_t row_levels = conv_row_pixels(call) * call.channels;
+  const int64_t row_levels = call.row_pixels * call.channels;
   const int64_t begin = first < 0 ? 0 : first, end = last < call.height ? last : call.height;
   const Floats16 bottom = all(call.relu_input ? 0.0f : -INFINITY);
   const auto part = [&](int64_t row, int64_t i) {
@@ -43,10 +45,11 @@ ByteSteps round_rows(const Conv3x3Int8& call, int64_t b, int64_t first, int64_t 
 void convolve_strip(const Conv3x3Int8& call, int64_t b, int64_t y, uint8_t* memory) {
   Level* const scratch = reinterpret_cast<Level*>(memory);
   const int64_t depth = 9 * call.channels, stride = call.stride;
-  const int64_t row_levels = conv_row_pixels(call) * call.channels;
+  const int64_t row_levels = call.row_pixels * call.channels;
   const int64_t rows = call.out_height - y < kStripRows ? call.out_height - y : kStripRows;
   const ByteSteps steps =
       round_rows(call, b, y * stride - 1, (y + rows - 1) * stride + 2, scratch);
+  const TileSettings settings(3 * call.channels / 4);
   for (int64_t column = 0; column < call.columns; column += kConvColumns) {
     const int8_t* const panel = call.weights + column * depth;
     alignas(64) int32_t start[kConvColumns], sums[kConvPixels * kConvColumns];
@@ -86,6 +89,7 @@ void convolve_strip(const Conv3x3Int8& call, int64_t b, int64_t y, uint8_t* memo
 
 #else
 
+constexpr int64_t kConvPixels = 1;
 constexpr ConvStrip convolve_strip = nullptr;
 
 #endif

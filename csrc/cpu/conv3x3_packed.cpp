@@ -40,7 +40,7 @@ inline int64_t row_cells(const Conv3x3Packed& call) { return (call.width + 2) * 
 // Floats for the input of a strip, the pixels that the last tile reads beyond it, and a row of it.
 inline int64_t conv_floats(const Conv3x3Packed& call) {
   const int64_t rows = (call.strip - 1) * call.stride + 3;
-  return rows * row_cells(call) + (kRowUnit * call.stride + 2) * pixel_cells(call) +
+  return rows * row_cells(call) + (kMostRows * call.stride + 2) * pixel_cells(call) +
          call.width * call.channels + kColumns;
 }
 
@@ -52,6 +52,7 @@ using PackedStrip = void (*)(const Conv3x3Packed& call, int64_t b, int64_t y, in
 
 #define DAFAST_KERNELS "conv3x3_packed_kernels.h"
 #define DAFAST_KERNELS_FOR_BF16
+#define DAFAST_KERNELS_FOR_AMX
 #include "each_isa.h"
 
 namespace dafast::cpu {

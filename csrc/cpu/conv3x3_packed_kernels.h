@@ -51,19 +51,20 @@ void strip_of(const Conv3x3Packed& call, int64_t b, int64_t y, int64_t rows, flo
   const int64_t step = together ? call.width + 2 : call.out_width;
   const int64_t segments = together ? 1 : rows;
   const int64_t pixels = together ? (rows - 1) * step + call.out_width : call.out_width;
-  alignas(64) float sums[kTileRows * kColumns];
+  const typename Cells::Settings settings(3 * pixel);
+  alignas(64) float sums[Cells::kRows * kColumns];
   for (int64_t column = 0; column < columns; column += kColumns) {
     const int64_t count = columns - column < kColumns ? columns - column : kColumns;
     for (int64_t segment = 0; segment < segments; ++segment) {
       const float* const left = scratch + segment * stride * pitch;
       int64_t row = segment, x = 0;  // of the next pixel
-      for (int64_t tile = 0; tile < pixels; tile += kTileRows) {
+      for (int64_t tile = 0; tile < pixels; tile += Cells::kRows) {
         for (int64_t j = 0; j < kColumns; j += kTileColumns) {
           multiply_tile<Cells>(left + tile * stride * pixel, stride * pixel, 3, pitch, 3 * pixel,
                                call.layer.weights + column * depth + j,
                                call.layer.bias + column + j, 0, sums + j, kColumns);
         }
-        for (int64_t p = 0; p < kTileRows && tile + p < pixels; ++p, ++x) {
+        for (int64_t p = 0; p < Cells::kRows && tile + p < pixels; ++p, ++x) {
           if (x == step) ++row, x = 0;
           if (x >= call.out_width) continue;
           const int64_t at =

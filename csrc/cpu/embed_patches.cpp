@@ -43,6 +43,7 @@ using EmbedGroup = void (*)(const EmbedPatches& call, int64_t first, int64_t cou
 
 #define DAFAST_KERNELS "embed_patches_kernels.h"
 #define DAFAST_KERNELS_FOR_BF16
+#define DAFAST_KERNELS_FOR_AMX
 #include "each_isa.h"
 
 namespace dafast::cpu {

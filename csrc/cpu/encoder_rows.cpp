@@ -46,6 +46,7 @@ using EncoderGroup = void (*)(const EncoderRowsFloat& call, int64_t row, int64_t
 
 #define DAFAST_KERNELS "encoder_rows_kernels.h"
 #define DAFAST_KERNELS_FOR_BF16
+#define DAFAST_KERNELS_FOR_AMX
 #include "each_isa.h"
 
 namespace dafast::cpu {

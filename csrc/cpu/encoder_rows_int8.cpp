@@ -48,6 +48,8 @@ using EncoderGroup = void (*)(const EncoderRows& call, int64_t row, int64_t rows
 }  // namespace dafast::cpu
 
 #define DAFAST_KERNELS "encoder_rows_int8_kernels.h"
+#define DAFAST_KERNELS_FOR_VNNI
+#define DAFAST_KERNELS_FOR_AMX
 #include "each_isa.h"
 
 namespace dafast::cpu {

@@ -1,4 +1,4 @@
-// The kernel of encoder_rows_int8.cpp, for AVX-512 and AVX2.
+// The kernel of encoder_rows_int8.cpp, from AVX2 on.
 
 #if defined(DAFAST_IN_AVX512) || defined(DAFAST_IN_AVX2)
 

@@ -26,9 +26,10 @@ void multilayer(const EncoderRowsFloat& call, const float* cells, int64_t rows, 
                            Cells::keep(out, count, wide + r * wide_stride, column - begin);
                          });
     const int64_t first = begin / Cells::PER_CELL, steps = (end - begin) / Cells::PER_CELL;
+    const typename Cells::Settings settings(steps);
     for (int64_t column = 0; column < channels; column += kColumns) {
       const float* const weights = call.fc2.weights + column * depth + first * kColumns;
-      for (int64_t tile = 0; tile < rows; tile += kTileRows) {
+      for (int64_t tile = 0; tile < rows; tile += Cells::kRows) {
         for (int64_t j = 0; j < kColumns; j += kTileColumns) {
           float* const to = branch + tile * channels + column + j;
           multiply_tile<Cells>(wide + tile * wide_stride, wide_stride, 1, 0, steps, weights + j,

@@ -10,16 +10,23 @@
 #if defined(__x86_64__) && (defined(__clang__) ? __clang_major__ >= 9 : __GNUC__ >= 10)
 #define DAFAST_X86 1
 #endif
+// GCC 11 and clang 12 are the first versions that know AVX-VNNI and AMX.
+#if defined(DAFAST_X86) && (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11)
+#define DAFAST_X86_TILES 1
+#endif
 
 namespace dafast::cpu {
 
-// In ascending order: each set includes those before it.
+// In ascending order: each set includes those before it, but AVX-512 does not include AVX-VNNI.
 //   avx2         AVX2, FMA, F16C
+//   avx_vnni     AVX-VNNI
 //   avx512       AVX-512 F, BW, DQ, VL, VNNI
 //   avx512_bf16  AVX-512 BF16
-enum class Isa { portable, avx2, avx512, avx512_bf16 };
+//   avx512_amx   AMX tiles of int8 and bfloat16; on Linux only
+enum class Isa { portable, avx2, avx_vnni, avx512, avx512_bf16, avx512_amx };
 
-// The best set that the processor and the operating system support and `limit_isa` allows.
+// The best set that the processor and the operating system support and `limit_isa` allows. AMX is
+// requested from the system at the first call; from then on all threads may use it.
 Isa isa();
 
 const char* name_of(Isa isa);

@@ -31,6 +31,8 @@ using LinearRows = void (*)(const LinearInt8& call, int64_t row, int64_t rows, u
 }  // namespace dafast::cpu
 
 #define DAFAST_KERNELS "linear_int8_kernels.h"
+#define DAFAST_KERNELS_FOR_VNNI
+#define DAFAST_KERNELS_FOR_AMX
 #include "each_isa.h"
 
 namespace dafast::cpu {

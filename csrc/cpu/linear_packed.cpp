@@ -33,6 +33,7 @@ using PackedRows = void (*)(const LinearPacked& call, int64_t row, int64_t rows,
 
 #define DAFAST_KERNELS "linear_packed_kernels.h"
 #define DAFAST_KERNELS_FOR_BF16
+#define DAFAST_KERNELS_FOR_AMX
 #include "each_isa.h"
 
 namespace dafast::cpu {

@@ -38,21 +38,22 @@ struct WholePanel {
 
 // Calls finish(row, column, values, count) for every row of every panel of the columns
 // [begin, end), which begin at a panel. `left` has rows of `stride` cells, up to a multiple of
-// kTileRows.
+// the rows of a tile.
 template <typename Cells, typename Finish>
 inline void multiply_rows(const float* left, int64_t stride, int64_t rows, const FloatLayer& layer,
                           int64_t begin, int64_t end, const Finish& finish) {
   const int64_t depth = (layer.depth + Cells::PER_CELL - 1) / Cells::PER_CELL;
-  alignas(64) float sums[kTileRows * kColumns];
+  const typename Cells::Settings settings(depth);
+  alignas(64) float sums[Cells::kRows * kColumns];
   for (int64_t column = begin; column < end; column += kColumns) {
     const int64_t count = end - column < kColumns ? end - column : kColumns;
-    for (int64_t tile = 0; tile < rows; tile += kTileRows) {
+    for (int64_t tile = 0; tile < rows; tile += Cells::kRows) {
       for (int64_t j = 0; j < kColumns; j += kTileColumns) {
         multiply_tile<Cells>(left + tile * stride, stride, 1, 0, depth,
                              layer.weights + column * depth + j, layer.bias + column + j, 0,
                              sums + j, kColumns);
       }
-      for (int64_t r = 0; r < kTileRows && tile + r < rows; ++r) {
+      for (int64_t r = 0; r < Cells::kRows && tile + r < rows; ++r) {
         if (count == kColumns) {
           finish(tile + r, column, sums + r * kColumns, WholePanel{});
         } else {

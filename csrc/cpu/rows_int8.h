@@ -1,9 +1,7 @@
-// Rows of levels times the weights of a layer, for kernels files, in AVX-512 or AVX2.
+// Rows of levels times the weights of a layer, for kernels files, from AVX2 on.
 #include "vectors16.h"
 #include "tile_int8.h"
 #include "bytes_int8.h"
-
-constexpr int64_t kRowTile = 12;  // rows of 2 vectors each
 
 // A group of rows as levels, `depth` rounded up to 4 apart.
 struct ByteRows {
@@ -35,6 +33,7 @@ inline void multiply_rows(const ByteRows& group, int64_t rows, const Int8Layer& 
                           const Finish& finish) {
   const int64_t depth = round_up(layer.depth, kInt8Depth);
   constexpr int32_t kZeros[kInt8Columns] = {};
+  const TileSettings settings(depth / 4);
   alignas(64) int32_t sums[kRowTile * kInt8Columns];
   for (int64_t column = 0; column < layer.columns; column += kInt8Columns) {
     Mask16 masks[2];

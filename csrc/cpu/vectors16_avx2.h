@@ -1,4 +1,4 @@
-// The part of vectors16.h for AVX2.
+// The part of vectors16.h for AVX2, with and without AVX-VNNI.
 
 struct Floats16 {
   __m256 low, high;
@@ -6,7 +6,11 @@ struct Floats16 {
 struct Ints16 {
   __m256i low, high;
 };
+#ifdef DAFAST_IN_AVX_VNNI
+using Level = uint8_t;
+#else
 using Level = uint16_t;  // products are those of 16 bits
+#endif
 
 inline Floats16 all(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
 inline Ints16 all(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
@@ -159,7 +163,17 @@ inline void put_halves(uint16_t* to, __m256i x, Mask16 mask) {
 }
 // Of 0 or more; more than 255 becomes 255.
 inline void put_levels(Level* to, Ints16 x, Mask16 mask) {
-  put_halves(to, _mm256_min_epu16(narrowed(x), _mm256_set1_epi16(255)), mask);
+  const __m256i halves = _mm256_min_epu16(narrowed(x), _mm256_set1_epi16(255));
+#ifdef DAFAST_IN_AVX_VNNI
+  const __m128i bytes = _mm_packus_epi16(_mm256_castsi256_si128(halves),
+                                         _mm256_extracti128_si256(halves, 1));
+  if (mask.count == 16) return _mm_storeu_si128(reinterpret_cast<__m128i*>(to), bytes);
+  alignas(16) uint8_t all[16];
+  _mm_store_si128(reinterpret_cast<__m128i*>(all), bytes);
+  memcpy(to, all, static_cast<size_t>(mask.count));
+#else
+  put_halves(to, halves, mask);
+#endif
 }
 // Of -128 to 127.
 inline void put_bytes(int8_t* to, Ints16 x) {

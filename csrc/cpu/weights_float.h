@@ -6,7 +6,8 @@
 namespace dafast::cpu {
 
 constexpr int64_t kColumns = 32;   // output channels in a panel of the packed weights
-constexpr int64_t kRowUnit = 12;   // rows of a tile, or of several
+constexpr int64_t kRowUnit = 12;   // rows of a tile, or of several; in AMX it has kMostRows
+constexpr int64_t kMostRows = 16;
 constexpr int64_t kRowLeast = 24;  // rows that pass through a layer together: reading the weights
 constexpr int64_t kRowGroup = 48;  // takes longer with fewer, and the caches hold no more
 

@@ -15,7 +15,8 @@ from tests.instruction_sets import INSTRUCTION_SETS, needs_extension
 
 pytestmark = needs_extension
 
-INSTRUCTION = re.compile(r"\s+[0-9a-f]+:\s+(\w+)\s*(.*)")
+INSTRUCTION = re.compile(r"\s+[0-9a-f]+:\s+((?:\{vex\} )?\w+)\s*(.*)")
+SETS = (*INSTRUCTION_SETS, "avx_vnni", "avx512_amx")
 # AVX-512 only: registers of 512 bits, masks, registers from 16 on, broadcasts from memory.
 WIDE = re.compile(r"%zmm|%k[1-7]|%[xy]mm(1[6-9]|2\d|3[01])|\{1to")
 
@@ -41,7 +42,7 @@ def instructions() -> dict[str, list[tuple[str, str]]]:
 
 def set_of(function: str) -> str:
     """The instruction set whose namespace a function is in; "" if it is in none."""
-    found = re.search(r"\(anonymous namespace\)::(portable|avx2|avx512|avx512_bf16)::", function)
+    found = re.search(rf"\(anonymous namespace\)::({'|'.join(SETS)})::", function)
     return found[1] if found else ""
 
 
@@ -50,11 +51,18 @@ def test_only_kernels_of_a_set_use_it(instructions):
     """Of an inline function in several files the linker keeps one copy, for every caller."""
     for function, body in instructions.items():
         # The names of AVX's own encoding, and of nothing older, start with v.
-        vectors = [i for i in body if i[0].startswith("v") and not re.match("ver[rw]", i[0])]
+        vectors = [i for i in body if re.match(r"v(?!er[rw])|\{vex\}", i[0])]
+        tiles = [i for i in body if re.match("tile|ldtile|sttile|tdp", i[0])]
         if set_of(function) in ("", "portable"):
             assert not vectors, function
+        if set_of(function) != "avx512_amx":
+            assert not tiles, function
         if set_of(function) == "avx2":
+            assert not [i for i in body if "vpdpbusd" in i[0]], function
+        if set_of(function) in ("avx2", "avx_vnni"):
             assert not [i for i in body if WIDE.search(i[1])], function
+        if set_of(function) == "avx_vnni":  # without a prefix the encoding is that of AVX-512
+            assert "vpdpbusd" not in [i[0] for i in body], function
         if set_of(function) == "avx512":
             assert not [i for i in body if "bf16" in i[0]], function
 
@@ -63,10 +71,12 @@ def test_every_set_is_compiled(instructions):
     used = defaultdict(str)
     for function, body in instructions.items():
         used[set_of(function)] += " ".join(f"{name} {operands}" for name, operands in body)
-    assert set(INSTRUCTION_SETS) <= used.keys()
+    assert set(SETS) <= used.keys()
     assert "%ymm" in used["avx2"] and "vfmadd" in used["avx2"]
     assert "%zmm" in used["avx512"] and "vpdpbusd" in used["avx512"]
     assert "vdpbf16ps" in used["avx512_bf16"]
+    assert "{vex} vpdpbusd" in used["avx_vnni"]
+    assert "tdpbusd" in used["avx512_amx"] and "tdpbf16ps" in used["avx512_amx"]
 
 
 def test_ops_are_those_of_the_dispatcher():

@@ -33,8 +33,8 @@ from tests.tolerances import TOLERANCES
 
 DTYPES = (torch.float32, torch.bfloat16)
 SETS = [
-    (name, dtype) for name in ("avx2", "avx512", "avx512_bf16") for dtype in DTYPES
-    if dtype == torch.float32 or name == "avx512_bf16"
+    (name, dtype) for name in ("avx2", "avx512", "avx512_bf16", "avx512_amx") for dtype in DTYPES
+    if name == "avx512_bf16" or (dtype == torch.bfloat16) == (name == "avx512_amx")
 ]  # fmt: skip
 fast = pytest.mark.skipif(
     bool(why_slow_packed(torch.float32)), reason=why_slow_packed(torch.float32) or "it is there"
