@@ -7,10 +7,8 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <memory>
 #include <vector>
 
 #include "../registry.h"
@@ -20,6 +18,9 @@ namespace dafast::cpu {
 
 constexpr int64_t kMostPixels = 16;  // most pixels that a kernel computes at once
 constexpr int64_t kHidden = 32;  // channels between the two convolutions; fewer are padded with 0
+constexpr int64_t kBlock = 96;   // columns of the result that are computed together
+constexpr int64_t kBands = 6;
+constexpr int64_t kBandFloats = 3 * kBlock * kHidden;
 
 // Weights of the 3x3 convolution: [ky][kx][c][kHidden] in float32, or in bfloat16 with the channels
 // in pairs, [ky][kx][c / 2][kHidden][2], the order of the instruction that multiplies them.
@@ -36,6 +37,14 @@ struct Tail {
   float* out;  // (B, H, W), before the activation
 };
 
+// Memory for a range of rows.
+struct TailScratch {
+  float* row;       // pixels of the map under a block
+  float* products;  // (9, these pixels, kHidden)
+  float* bands;     // (kBands, 3, kBlock, kHidden)
+  float* zeros;     // (kBlock, kHidden)
+};
+
 }  // namespace dafast::cpu
 
 #define DAFAST_KERNELS "decoder_tail_kernels.h"
@@ -48,11 +57,11 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// Bytes of memory for a range of rows: four rows of the upsampled map with their borders, and one
-// row of x.
-int64_t scratch_bytes(const Tail& call) {
-  const int64_t rows = 4 * (call.out_width + kMostPixels + 2) + call.width;
-  return rows * call.channels * static_cast<int64_t>(sizeof(float));
+// Most pixels of the map under a block, and those that the last tile reads beyond them.
+int64_t most_pixels(const Tail& call) {
+  const int64_t steps = std::max<int64_t>(1, call.out_width - 1);
+  const int64_t under = (kBlock + 1) * (call.width - 1) / steps + 4;
+  return std::min(call.width, under) + kMostPixels;
 }
 
 // Codes of the activations, as in dafast/ops/decoder_tail.py.
@@ -116,12 +125,16 @@ void decoder_tail(const Tensor& x, Tensor out, const Tensor& weight1, const Tens
       for (int64_t i = 0; i < count; ++i) values[i] = values[i] < 0.0f ? 0.0f : values[i];
     }
   };
-  // Every range upsamples two rows more than its own.
-  for_ranges(x.size(0) * call.out_height, 16, 64, [&](Ranges& ranges) {
-    std::vector<std::byte> memory(scratch_bytes(call) + 64);
-    void* scratch = memory.data();
-    size_t space = memory.size();
-    std::align(64, space - 64, scratch, space);
+  // Every range computes up to three rows of the map more than its own.
+  for_ranges(x.size(0) * call.out_height, 24, 96, [&](Ranges& ranges) {
+    const int64_t pixels = most_pixels(call);
+    const int64_t sizes[] = {pixels * call.channels, 9 * pixels * kHidden, kBands * kBandFloats,
+                             kBlock * kHidden};
+    std::vector<float> memory(static_cast<size_t>(sizes[0] + sizes[1] + sizes[2] + sizes[3]));
+    TailScratch scratch{memory.data()};
+    scratch.products = scratch.row + sizes[0];
+    scratch.bands = scratch.products + sizes[1];
+    scratch.zeros = scratch.bands + sizes[2];
     int64_t begin, end;
     while (ranges.take(begin, end)) {
       rows(call, begin, end, scratch);

@@ -84,7 +84,13 @@ def test_matches_float64(backend, shape, size, hidden, dtype, seed, device):
 @grid(
     {
         "name": INSTRUCTION_SETS,
-        "shape, size, hidden": [*SHAPES, ((2, 64, 20, 9), (41, 37), 32)],
+        "shape, size, hidden": [
+            *SHAPES,
+            ((2, 64, 20, 9), (41, 37), 32),
+            # Several blocks of columns, and many pixels under one column.
+            ((2, 16, 6, 60), (11, 205), 32),
+            ((1, 16, 30, 200), (7, 9), 5),
+        ],
         "dtype": [torch.float32, torch.bfloat16],
     }
 )
