@@ -10,6 +10,11 @@
 #include "tile_int8.h"
 
 constexpr int64_t kQueryTile = kWideTile;
+#ifdef DAFAST_IN_AVX512
+constexpr int64_t kTogether = 2;    // rows of logits
+#else
+constexpr int64_t kTogether = 1;
+#endif
 constexpr int64_t kPanel = 64;      // keys, or dimensions, of a tile: 4 vectors
 constexpr int64_t kKeys = 768;      // keys of a block; its probabilities share one maximum
 constexpr int64_t kLogits = kKeys + 16;  // floats in a row of logits: not a power of two
@@ -151,32 +156,39 @@ inline Floats16 power_of_two(Floats16 x) {
   return scaled(fmadd(y, f, all(0x1.fff632p-1f)), x);
 }
 
-// Turns a row of logits into probabilities of 8 bits, up to a factor that later blocks of keys
-// change. Each rounding error is passed on to the key 16 places further: many small probabilities
-// keep their sum. Returns the factor for the results of the blocks before this one.
-inline float exponentiate(const float* row, int64_t keys, float scale, Level* p, float& maximum,
-                          float& sum) {
-  Floats16 highest = all(-INFINITY);
-  for (int64_t i = 0; i < keys; i += 16) {
-    highest = only(first_of(keys - i), max(floats_at(row + i), highest), highest);
+// Turns rows of logits into probabilities of 8 bits, up to a factor that later blocks of keys change.
+// Each rounding error is passed on to the key 16 places further: many small probabilities keep their
+// sum. `factors` are those for the results of the blocks before this one. Several rows at once,
+// because a row waits for the error of its last 16 keys.
+inline void exponentiate(const float* rows, int64_t keys, const float* scales, Level* p,
+                         float* maxima, float* sums, float* factors) {
+  Floats16 scale[kTogether], base[kTogether], total_of[kTogether], error[kTogether];
+  for (int64_t r = 0; r < kTogether; ++r) {
+    Floats16 highest = all(-INFINITY);
+    for (int64_t i = 0; i < keys; i += 16) {
+      const Floats16 x = floats_at(rows + r * kLogits + i);
+      highest = only(first_of(keys - i), max(x, highest), highest);
+    }
+    const float block = scales[r] * most(highest), before = maxima[r];
+    maxima[r] = block > before ? block : before;
+    factors[r] = before == -INFINITY ? 0.0f : most(power_of_two(all(before - maxima[r])));
+    scale[r] = all(scales[r]);
+    base[r] = all(7.98868469f - maxima[r]);  // log2(kWhole)
+    total_of[r] = error[r] = all(0.0f);
   }
-  const float block = scale * most(highest), before = maximum;
-  maximum = block > before ? block : before;
-  const Floats16 scales = all(scale);
-  const Floats16 base = all(7.98868469f - maximum);  // log2(kWhole)
-  Floats16 sums = all(0.0f), error = all(0.0f);
   for (int64_t i = 0; i < keys; i += 16) {
-    const Floats16 exact = power_of_two(fmadd(scales, floats_at(row + i), base));
-    const Floats16 wanted = only(first_of(keys - i), add(exact, error));
-    const Floats16 whole = nearest(wanted);
-    error = sub(wanted, whole);
-    sums = add(sums, whole);
-    put_levels(p + i, rounded(whole), first_of(16));
+    const Mask16 mask = first_of(keys - i);
+#pragma GCC unroll 4
+    for (int64_t r = 0; r < kTogether; ++r) {
+      const Floats16 x = fmadd(scale[r], floats_at(rows + r * kLogits + i), base[r]);
+      const Floats16 wanted = only(mask, add(power_of_two(x), error[r]));
+      const Floats16 whole = nearest(wanted);
+      error[r] = sub(wanted, whole);
+      total_of[r] = add(total_of[r], whole);
+      put_levels(p + r * kLogits + i, rounded(whole));
+    }
   }
-  const float factor =
-      before == -INFINITY ? 0.0f : most(power_of_two(all(before - maximum)));
-  sum = factor * sum + total(sums);
-  return factor;
+  for (int64_t r = 0; r < kTogether; ++r) sums[r] = factors[r] * sums[r] + total(total_of[r]);
 }
 
 // The queries [begin, end) with 128 added, padded to whole tiles; their scales, with that of the
@@ -251,9 +263,9 @@ void attend_queries(const Int8Head& head, const PackedHead& packed, int64_t begi
       const int64_t keys = tokens - first < kKeys ? tokens - first : kKeys;
       const int64_t padded = (keys + 15) / 16 * 16;
       logits_of(packed, q + tile * dims, dims, first, padded, row_logits);
-      for (int r = 0; r < kQueryTile; ++r) {
-        factors[r] = exponentiate(row_logits + r * kLogits, keys, scales[tile + r], p + r * kLogits,
-                                  maxima[r], sums[r]);
+      for (int64_t r = 0; r < kQueryTile; r += kTogether) {
+        exponentiate(row_logits + r * kLogits, keys, scales + tile + r, p + r * kLogits, maxima + r,
+                     sums + r, factors + r);
       }
       mix_values(packed, p, dims, padded_tokens, first, padded, factors, out);
     }

@@ -65,6 +65,9 @@ inline void put(float* to, Floats16 x, Mask16 mask) { _mm512_mask_storeu_ps(to, 
 inline void put_levels(Level* to, Ints16 x, Mask16 mask) {
   _mm_mask_storeu_epi8(to, mask, _mm512_cvtusepi32_epi8(x));
 }
+inline void put_levels(Level* to, Ints16 x) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtusepi32_epi8(x));
+}
 // Of -128 to 127.
 inline void put_bytes(int8_t* to, Ints16 x) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8(x));

@@ -175,6 +175,7 @@ inline void put_levels(Level* to, Ints16 x, Mask16 mask) {
   put_halves(to, halves, mask);
 #endif
 }
+inline void put_levels(Level* to, Ints16 x) { put_levels(to, x, first_of(16)); }
 // Of -128 to 127.
 inline void put_bytes(int8_t* to, Ints16 x) {
   const __m256i halves = _mm256_permute4x64_epi64(_mm256_packs_epi32(x.low, x.high), 0xd8);
