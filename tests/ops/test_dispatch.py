@@ -143,7 +143,9 @@ def test_unknown_instruction_sets_and_failing_imports_are_named(tmp_path):
         env={**os.environ, "DAFAST_CPU_CAPABILITY": "sse9"},
     )  # fmt: skip
     if _extension.load() is not None:
-        assert '"sse9"; use portable, avx2, avx_vnni, avx512, avx512_bf16 or avx512_amx' in done.stdout
+        assert (
+            '"sse9"; use portable, avx2, avx_vnni, avx512, avx512_bf16 or avx512_amx' in done.stdout
+        )
     assert "rebuild" not in done.stdout.splitlines()[0]
     assert "torch.Size([1, 1, 8, 8])" in done.stdout
     assert "its import fails (AttributeError: no Tensor)" in done.stdout
