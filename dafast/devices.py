@@ -82,6 +82,13 @@ def keep_freed_memory() -> bool:
     return bool(raised and mallopt(trim_threshold, 2**31 - 1))
 
 
+def return_freed_memory() -> None:
+    """Makes glibc's malloc return freed memory to the system, also within its heap."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
+
+
 def resolve_device(device: str | torch.device = "auto") -> torch.device:
     """Turns a device or its name into a device that exists here.
 

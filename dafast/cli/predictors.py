@@ -112,6 +112,7 @@ class DepthPredictor:
             raise ValueError(
                 "no FocalLengthIn35mmFilm in its EXIF data: give --fov or --intrinsics FX,FY,CX,CY"
             )
+        self.model.prepare_inference(keep_weights=False)
         result = self.model.predict(
             image,
             intrinsics=self.camera.intrinsics,

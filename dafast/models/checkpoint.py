@@ -29,6 +29,7 @@ from .conversion import (
 )
 from .hub import HubError, HubOptions
 from .identify import check_floating, looks_like, mismatch, other_network, some, unknown
+from .mapped_memory import mapped_memory, release_pages
 from .network import DepthNetwork
 from .saving import save_pretrained
 from .sources import Source, locate
@@ -129,10 +130,10 @@ def load_pretrained(
     hint = "" if given else "; pass config= if this configuration is not that of the weights"
     state = _fit(source, weights, layout, shapes, f"the configuration {chosen.name!r}", hint)
     # Copies: a tensor may be in a mapped file, which another process may write to.
-    state = {
-        key: tensor.to(target, target_dtype, copy=True).contiguous()
-        for key, tensor in state.items()
-    }
+    mapped = mapped_memory(source.files)
+    for key, tensor in state.items():
+        state[key] = tensor.to(target, target_dtype, copy=True).contiguous()
+        release_pages(tensor, mapped)
     model.load_state_dict(state, strict=True, assign=True)
     model.loaded_from = str(name_or_path)
     _warn_of_license(chosen)

@@ -269,8 +269,12 @@ class DepthNetwork(nn.Module):
         """What replaces the modules for this call, images to outputs (B, C, H, W), or None."""
         return None
 
-    def prepare_inference(self) -> None:
-        """Called before inference on photos; a subclass may make its forward fast here."""
+    def prepare_inference(self, keep_weights: bool = True) -> None:
+        """Called before inference on photos; a subclass may make its forward fast here.
+
+        Args:
+            keep_weights: Whether the model is also used otherwise than for inference.
+        """
 
     def _decode(self, taps: Sequence[Tensor], rows: int, columns: int, frames: int = 1) -> Tensor:
         """Four taps (B, rows * columns, C) to the outputs (B, C, rows * 14, columns * 14)."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import ModelConfig
-from ..devices import is_autocast_on, keep_freed_memory, warn_if_slow
+from ..devices import is_autocast_on, keep_freed_memory, return_freed_memory, warn_if_slow
 from ..ops.linear_int8 import why_slow_int8
 from . import cuda_graphs
 from .calibration import photo_inputs
@@ -121,6 +121,7 @@ class OptimizedNetwork(DepthNetwork):
             return self
         now = self._optimized
         if isinstance(now, GraphedForward) or not self._is_current(bits):
+            _check_memory(self)
             self._optimized = None
             reason = why_not_as_built(self) if bits.fp8 else why_not_packed(self)
             if reason:
@@ -194,11 +195,23 @@ class OptimizedNetwork(DepthNetwork):
             machinery = cuda_graphs.new_machinery(self.device)
             self._optimized = GraphedForward(self, machinery, quantized)
 
-    def prepare_inference(self) -> None:
-        """Optimizes the model as `optimize` does; each forward checks that this is current."""
+    def prepare_inference(self, keep_weights: bool = True) -> None:
+        """Optimizes the model as `optimize` does; each forward checks that this is current.
+
+        Args:
+            keep_weights: Whether the model is also used otherwise than for inference. If not, and
+                if it is not optimized yet, the weights of each layer are freed when the layer is
+                packed on a CPU: half the memory. The model then only serves `infer`, `predict` and
+                the like; to train, save, change or move it, load it again.
+        """
         warn_if_slow(self.dtype, self.device)
-        if self._optimized is None:
+        if self._optimized is not None:
+            return
+        if keep_weights or self._captures_graphs() or why_not_packed(self):
             self.optimize(keep_memory=False)
+        else:
+            self._optimized = OptimizedForward(self, keep_weights=False)
+            return_freed_memory()
 
     def train(self, mode: bool = True) -> Self:
         """As `torch.nn.Module.train`; training gets the memory of the CUDA graphs."""
@@ -311,3 +324,17 @@ class OptimizedNetwork(DepthNetwork):
     def __getstate__(self) -> dict[str, Any]:
         # oneDNN's layouts depend on the machine, graphs on addresses: a copy makes its own.
         return {**super().__getstate__(), "_optimized": None}
+
+
+def _check_memory(model: nn.Module) -> None:
+    """Refuses a model whose weights `prepare_inference` has freed and that has changed since.
+
+    Raises:
+        RuntimeError: If a weight is on the device "meta", but not all are.
+    """
+    on_meta = [weight.is_meta for weight in model.parameters()]
+    if any(on_meta) and not all(on_meta):
+        raise RuntimeError(
+            "the weights were freed after packing (prepare_inference(keep_weights=False)), and the "
+            "model has changed since: load it again"
+        )

@@ -32,6 +32,7 @@ from .packed_layers import (
     OneDnnBlock,
     conv1x1,
     conv3x3,
+    free_weights,
     linear,
     own_conv3x3,
     row_norm,
@@ -85,15 +86,23 @@ class OptimizedForward:
         model: A model for which `why_not_packed` returns "".
         int8: Whether linear layers, attention and the decoder's convolutions multiply in int8.
         inputs: Calibration images for int8, see `dafast.models.calibration`.
+        keep_weights: Whether the modules keep the weights that are packed. If not, those of a layer
+            are freed as soon as it is packed, and the modules no longer compute. With int8, and
+            where oneDNN multiplies, they stay.
     """
 
     fp8 = False
 
     def __init__(
-        self, model: DepthNetwork, int8: bool = False, inputs: tuple[Tensor, ...] = ()
+        self,
+        model: DepthNetwork,
+        int8: bool = False,
+        inputs: tuple[Tensor, ...] = (),
+        keep_weights: bool = True,
     ) -> None:
         self.int8, self.inputs = int8, inputs
-        self._packed = Snapshot(model)
+        if keep_weights:  # before packing: a write during it counts as a change
+            self._packed = Snapshot(model)
         self.encoder = model.pretrained
         self.patch = model.config.patch_size
         self.taps = model.config.out_indices
@@ -110,6 +119,10 @@ class OptimizedForward:
         self.patch_embed = pack_linear(weight, conv.bias.detach())
         hidden = blocks[0].mlp.fc1.out_features
         self.fused = int8 or not why_not_rows(weight.dtype, hidden, len(weight))
+        frees = self.fused and not (int8 or keep_weights)
+        if self.fused:
+            qkv = blocks[0].attn.qkv
+            self.first = linear(qkv.weight.detach(), qkv.bias.detach(), rows, int8)
         self.blocks: list[Any] = []
         for i, block in enumerate(blocks):
             if not self.fused:
@@ -118,9 +131,8 @@ class OptimizedForward:
             tap = encoder.norm if i in self.taps else None
             after = blocks[i + 1] if i + 1 < len(blocks) else None
             self.blocks.append(FusedBlock(block, tap, after, int8))
-        if self.fused:
-            qkv = blocks[0].attn.qkv
-            self.first = linear(qkv.weight.detach(), qkv.bias.detach(), rows, int8)
+            if frees:
+                free_weights([self.first, self.blocks[-1]], [block.attn, block.mlp])
         self.first_norm = row_norm(blocks[0].norm1)
         self.norms = [Norm(block.norm1) for block in blocks]
         self.norm = Norm(encoder.norm)
@@ -150,6 +162,14 @@ class OptimizedForward:
         self.tails = [_tail(*_children(output)) for output in outputs]
         self.max_depth = head.max_depth
         self.mixing = head.mixing  # the temporal modules run as they are
+        if frees:
+            parts_of_head = [*self.projects, *self.enlarge, self.shrink, *self.layers, *self.refine]
+            convs = [module for name, module in scratch.named_children() if "conv2" not in name]
+            free_weights(
+                [*parts_of_head, self.output_conv1], [head.projects, head.resize_layers, *convs]
+            )
+        if not keep_weights:
+            self._packed = Snapshot(model)
 
     def is_current(self, model: DepthNetwork) -> bool:
         """Whether the model's weights and settings are still those that were packed."""

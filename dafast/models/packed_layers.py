@@ -7,6 +7,7 @@ these have no kernels, on the oneDNN operators that PyTorch has for its own comp
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from ..ops import (
     EncoderRows,
     Int8Linear,
     PackedRows,
+    PackedWeight,
     RowNorm,
     add_layer_norm,
     attention_int8,
@@ -163,6 +165,32 @@ def conv3x3(
 ) -> _Conv3x3 | _Conv3x3Packed | _Conv3x3Int8:
     own = own_conv3x3(conv, int8, relu_input, relu)
     return _Conv3x3(conv, side, relu_input, relu) if own is None else own
+
+
+def free_weights(layers: Iterable[Any], modules: Iterable[nn.Module]) -> None:
+    """Frees the weights of layers and modules that dafast's kernels have packed; biases stay.
+
+    Weights without memory replace them, on PyTorch's device "meta".
+
+    Args:
+        layers: Made of the modules by `linear`, `conv3x3` and the classes of this file.
+        modules: The modules.
+    """
+    for layer in layers:
+        for name, value in vars(layer).items():
+            if isinstance(value, PackedWeight) and value.packed.numel():
+                setattr(layer, name, value._replace(values=value.values.to("meta")))
+            elif isinstance(value, PackedRows):
+                value.free_values()
+            elif type(value).__module__ == __name__:
+                free_weights([value], [])
+    for module in modules:
+        for part in module.modules():
+            if isinstance(part, nn.Conv2d) and part.kernel_size == (3, 3) and part.in_channels % 2:
+                continue  # see `own_conv3x3`
+            if isinstance(part, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+                weight = part.weight
+                part.weight = nn.Parameter(weight.detach().to("meta"), weight.requires_grad)
 
 
 _AnyLinear = _Linear | _LinearPacked | _LinearInt8

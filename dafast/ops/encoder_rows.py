@@ -76,6 +76,16 @@ class PackedRows:
             torch.ops.dafast_C.pack_linear(weight.contiguous(), place)
         return packed
 
+    def free_values(self) -> None:
+        """Replaces the weights as they were given by ones without memory, on "meta".
+
+        The kernel still computes, the reference no longer.
+        """
+        for name in ("proj", "fc1", "fc2", "qkv"):
+            layer = getattr(self, name)
+            if layer is not None and self.packed.numel():
+                object.__setattr__(self, name, (layer[0].detach().to("meta"), layer[1]))
+
 
 def why_not_rows(dtype: torch.dtype, hidden: int, channels: int) -> str:
     """Why a block has no fast kernel on this machine; an empty string if it has."""
