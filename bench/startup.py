@@ -11,7 +11,9 @@ count. All have the same random weights and the same input size:
     OpenVINO          the same file
 
 Memory is the largest resident set of the process; "above imports" is without that of a process
-that only imports the same packages.
+that only imports the same packages. For `dafast run` the working set is measured too: how much the
+resident set grows during a second prediction of the same photo in one process. The last column is
+the memory above imports without the working set, over the size of the weights in the dtype.
 """
 
 from __future__ import annotations
@@ -101,25 +103,56 @@ _PEAK = """
 with open("/proc/self/status") as file:
     print("peak", next(line.split()[1] for line in file if line.startswith("VmHWM")))
 """
+# Prints the largest growth during a prediction in a process that has made one before.
+_WORKING_SET = """
+import torch
+from dafast import DepthAnything
+from dafast.devices import return_freed_memory
+from dafast.images import load_image
+torch.set_num_threads(threads)
+model = DepthAnything.from_pretrained(folder + "/dafast", device="cpu", dtype=dtype)
+model.prepare_inference(keep_weights=False)
+image = load_image(photo)
+def resident(name):
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith(name))
+model.predict(image)
+return_freed_memory()
+with open("/proc/self/clear_refs", "w") as file:
+    file.write("5")  # the peak starts again
+before = resident("VmRSS")
+model.predict(image)
+print("peak", resident("VmHWM") - before)
+"""
 _ONLY_FLOAT32 = ("dafast, ONNX", "ONNX Runtime")
 
 
-def prepare(preset: str, folder: Path, seed: int) -> int:
-    """Writes a random model in both layouts and as ONNX; returns the bytes of its weights."""
+def prepare(preset: str, folder: Path, wanted: set[str], seed: int) -> int:
+    """Writes a random model in both layouts and as ONNX; returns the bytes of its weights.
+
+    Args:
+        preset: Of the model.
+        folder: Gets the files.
+        wanted: Which files the commands read; that of dafast is always written.
+        seed: Of the weights.
+    """
     from dafast import DepthAnything
-    from dafast.export import export
     from dafast.models.saving import save_pretrained
 
     torch.manual_seed(seed)
     model = DepthAnything(preset).eval()
     save_pretrained(model, folder / "dafast")
-    save_pretrained(model, folder / "transformers", layout="transformers")
-    export(model, folder / "model.onnx", check=False)
+    if "transformers" in wanted:
+        save_pretrained(model, folder / "transformers", layout="transformers")
+    if "model.onnx" in wanted:
+        from dafast.export import export
+
+        export(model, folder / "model.onnx", check=False)
     return (folder / "dafast/model.safetensors").stat().st_size
 
 
 def run(script: str, threads: int) -> tuple[float, float, int]:
-    """Runs a script in a new process; returns its seconds, processor time and peak bytes.
+    """Runs a script in a new process; returns its seconds, processor time and the bytes it prints.
 
     Raises:
         RuntimeError: If it fails, with the end of what it printed.
@@ -129,7 +162,7 @@ def run(script: str, threads: int) -> tuple[float, float, int]:
     with tempfile.TemporaryFile() as printed:
         start = time.perf_counter()
         process = subprocess.Popen(
-            [sys.executable, "-c", script + _PEAK], env=environment, stdout=printed, stderr=printed
+            [sys.executable, "-c", script], env=environment, stdout=printed, stderr=printed
         )
         _, status, usage = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - start
@@ -146,22 +179,30 @@ def measure(preset: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     """Runs all commands in turn; one record each."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        weights = prepare(preset, folder, options.seed)
+        files = {"dafast": "dafast", "transformers": "transformers"}
+        wanted = {files.get(peer, "model.onnx") for peer in options.only or _SCRIPTS}
+        weights = prepare(preset, folder, wanted, options.seed)
         records: dict[tuple[str, str], dict[str, Any]] = {}
         scripts = {}
         for dtype in options.dtype or ["float32", "bfloat16"]:
-            for peer in _SCRIPTS:
+            for peer in options.only or _SCRIPTS:
                 if dtype != "float32" and peer in _ONLY_FLOAT32:
                     continue
                 key = (peer, dtype)
                 values = {"photo": str(options.photo), "folder": str(folder), "out": str(folder),
                           "dtype": dtype, "threads": options.threads}  # fmt: skip
-                scripts[key] = "".join(f"{k} = {v!r}\n" for k, v in values.items()) + _SCRIPTS[peer]
+                head = "".join(f"{k} = {v!r}\n" for k, v in values.items())
+                scripts[key] = head + _SCRIPTS[peer] + _PEAK
                 records[key] = {"model": preset, "peer": peer, "dtype": dtype, "weights": weights}
                 try:
-                    _, _, imported = run(_IMPORTS[peer], options.threads)
+                    _, _, imported = run(_IMPORTS[peer] + _PEAK, options.threads)
                     _, _, peak = run(scripts[key], options.threads)
                     records[key].update(peak=peak, above_imports=peak - imported)
+                    if peer == "dafast":
+                        _, _, growth = run(head + _WORKING_SET, options.threads)
+                        held = weights if dtype == "float32" else weights / 2
+                        rest = peak - imported - growth
+                        records[key].update(working_set=growth, times_weights=rest / held)
                 except RuntimeError as error:
                     records[key]["why"] = str(error).splitlines()[-1]
                     del scripts[key]
@@ -179,7 +220,7 @@ def print_report(report: dict[str, Any]) -> None:
     """Prints the records as a table."""
     table = Table(title="  ".join(f"{k} {v}" for k, v in report["machine"].items()))
     for column in ("model", "dtype", "command", "s", "processor s", "peak MB", "above imports MB",
-                   "weights MB"):  # fmt: skip
+                   "weights MB", "working set MB", "times the weights"):  # fmt: skip
         table.add_column(column, overflow="fold")
     for r in report["records"]:
         figures = (
@@ -187,6 +228,8 @@ def print_report(report: dict[str, Any]) -> None:
              f"{r['above_imports'] / 1e6:.0f}", f"{r['weights'] / 1e6:.0f}")
             if "seconds" in r else (r["why"], "", "", "", "")
         )  # fmt: skip
+        if "working_set" in r:
+            figures += (f"{r['working_set'] / 1e6:.0f}", f"{r['times_weights']:.2f}")
         table.add_row(r["model"], r["dtype"], r["peer"], *figures)
     console = Console() if sys.stdout.isatty() else Console(width=150)
     console.print(table)
@@ -197,6 +240,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="vits", help="preset; vits by default")
     parser.add_argument("--photo", type=Path, default=PHOTO)
+    parser.add_argument("--only", action="append", choices=tuple(_SCRIPTS), help="repeat for more")
     parser.add_argument("--dtype", action="append", choices=("float32", "bfloat16"))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
