@@ -11,8 +11,9 @@
 # of CUDA, which only a GPU needs. qemu-user shows programs the /proc/cpuinfo of the host, with which
 # PyTorch crashes, so that the Debian system has its own.
 #
-# Without pytest arguments the parity tests of the C++ kernels run. It is slow: qemu takes half a
-# minute of processor time to import PyTorch.
+# Without pytest arguments the parity tests of the C++ kernels run, on neoverse-n1, which has SDOT.
+# CPU=max is an emulated processor that also has I8MM. It is slow: qemu takes half a minute of
+# processor time to import PyTorch.
 set -eu
 
 folder=$(mkdir -p "${1:?usage: scripts/check_arm.sh FOLDER [pytest arguments]}" && cd "$1" && pwd)
@@ -117,5 +118,5 @@ $cross-g++ -shared "$folder"/objects/*.o -L"$lib" -Wl,--unresolved-symbols=ignor
 
 [ $# -gt 0 ] || set -- tests/ops -m "not slow and not exhaustive" -k "cpp or portable"
 cd "$root"
-exec qemu-aarch64 -cpu neoverse-n1 -L "$system" -E OMP_NUM_THREADS=1 -E LD_LIBRARY_PATH="$lib" \
+exec qemu-aarch64 -cpu "${CPU:-neoverse-n1}" -L "$system" -E OMP_NUM_THREADS=1 -E LD_LIBRARY_PATH="$lib" \
   -E PYTHONPATH="$site:$root" "$system/usr/bin/python3.11" -m pytest -q -p no:cacheprovider "$@"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 from collections.abc import Iterator
 
 import pytest
@@ -22,7 +23,8 @@ CPP = pytest.param("cpp", marks=needs_extension)
 INSTRUCTION_SETS = ("portable", "avx2", "avx512", "avx512_bf16")
 """The sets that most kernels are compiled for."""
 
-INT8_SETS = ("avx2", "avx_vnni", "avx512", "avx512_amx")
+_ON_ARM = platform.machine() in ("aarch64", "arm64")
+INT8_SETS = ("dotprod", "i8mm") if _ON_ARM else ("avx2", "avx_vnni", "avx512", "avx512_amx")
 """The sets with kernels in int8."""
 
 

@@ -49,6 +49,7 @@ using AttendQueries = void (*)(const Int8Head& head, const PackedHead& packed, i
 
 #define DAFAST_KERNELS "attention_int8_kernels.h"
 #define DAFAST_KERNELS_FOR_VNNI
+#define DAFAST_KERNELS_FOR_DOTPROD
 #define DAFAST_KERNELS_FOR_AMX
 #include "each_isa.h"
 
@@ -73,7 +74,7 @@ void attention_int8(const Tensor& qkv, Tensor out, double scale) {
   if (qkv.numel() == 0) return;
   const PackHead pack = DAFAST_FOR_ISA(pack_head);
   const AttendQueries attend = DAFAST_FOR_ISA(attend_queries);
-  STD_TORCH_CHECK(pack && attend, "attention_int8: this CPU has no AVX2");
+  STD_TORCH_CHECK(pack && attend, "attention_int8: this CPU has neither AVX2 nor ARM's dot products");
   const auto* from = static_cast<const std::byte*>(qkv.const_data_ptr());
   auto* to = static_cast<std::byte*>(out.mutable_data_ptr());
   const int64_t width = heads * head_dim;

@@ -1,10 +1,10 @@
-// The kernels of attention_int8.cpp, from AVX2 on.
+// The kernels of attention_int8.cpp, from AVX2 or ARM's dot products on.
 //
 // The products are those of unsigned and signed numbers. Queries are stored with 128 added, which
 // the offsets of the keys subtract again; probabilities are never negative. The mean of the keys is
 // subtracted from them, which removes the part that all keys share and does not change softmax.
 
-#if defined(DAFAST_IN_AVX512) || defined(DAFAST_IN_AVX2)
+#if defined(DAFAST_IN_AVX512) || defined(DAFAST_IN_AVX2) || defined(DAFAST_IN_DOTPROD)
 
 #include "vectors16.h"
 #include "tile_int8.h"

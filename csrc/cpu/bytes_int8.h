@@ -25,7 +25,7 @@ inline ByteSteps steps_of(const ByteRange& range) {
   if (most(range.most) >= 0x7f800000 || !(size <= 3.40282347e38f)) return {NAN, 0.0f, 0};
   const float quotient = size > 0.0f ? 255.0f / size : 0.0f;
   const float inverse = quotient <= 3.40282347e38f ? quotient : 3.40282347e38f;
-  return {size / 255.0f, inverse, _mm_cvtss_si32(_mm_set_ss(-low * inverse))};
+  return {size / 255.0f, inverse, rounded(-low * inverse)};
 }
 
 // The levels of 16 values; the smallest one is 0, the largest at most 255.

@@ -47,6 +47,7 @@ using ConvStrip = void (*)(const Conv3x3Int8& call, int64_t b, int64_t y, uint8_
 
 #define DAFAST_KERNELS "conv3x3_int8_kernels.h"
 #define DAFAST_KERNELS_FOR_VNNI
+#define DAFAST_KERNELS_FOR_DOTPROD
 #define DAFAST_KERNELS_FOR_AMX
 #include "each_isa.h"
 
@@ -100,7 +101,7 @@ void conv3x3_int8(const Tensor& x, Tensor out, const Tensor& packed, const Tenso
   const int64_t tiles = (call.out_width + pixels - 1) / pixels;
   call.row_pixels = (tiles * pixels - 1) * stride + 3;
   const ConvStrip convolve = DAFAST_FOR_ISA(convolve_strip);
-  STD_TORCH_CHECK(convolve, "conv3x3_int8: this CPU has no AVX2");
+  STD_TORCH_CHECK(convolve, "conv3x3_int8: this CPU has neither AVX2 nor ARM's dot products");
   const int64_t strips = (call.out_height + kStripRows - 1) / kStripRows;
   for_pieces(x.size(0) * strips, [&](Pieces& pieces) {
     const std::unique_ptr<uint8_t[]> scratch(

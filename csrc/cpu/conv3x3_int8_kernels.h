@@ -1,10 +1,10 @@
-// The kernel of conv3x3_int8.cpp, from AVX2 on.
+// The kernel of conv3x3_int8.cpp, from AVX2 or ARM's dot products on.
 //
 // The rows of the input that a strip of the result needs are rounded to levels, with borders that
 // stand for 0. The pixels of a row are contiguous, so the window of a pixel is three runs of 3 C
 // levels, and a few pixels times 32 channels are a tile of a product.
 
-#if defined(DAFAST_IN_AVX512) || defined(DAFAST_IN_AVX2)
+#if defined(DAFAST_IN_AVX512) || defined(DAFAST_IN_AVX2) || defined(DAFAST_IN_DOTPROD)
 
 #include "vectors16.h"
 #include "tile_int8.h"
@@ -29,10 +29,10 @@ ByteSteps round_rows(const Conv3x3Int8& call, int64_t b, int64_t first, int64_t 
     for (int64_t i = 0; i < length; i += 16) include(range, part(row, i));
   }
   const ByteSteps steps = steps_of(range);
-  const auto border = static_cast<Level>(steps.zero);
-  for (int64_t i = 0; i < (last - first) * row_levels; ++i) levels[i] = border;
   const Floats16 inverses = all(steps.inverse);
   const Ints16 zeros = all(steps.zero);
+  const int64_t size = (last - first) * row_levels;
+  for (int64_t i = 0; i < size; i += 16) put_levels(levels + i, zeros, first_of(size - i));
   for (int64_t row = begin; row < end; ++row) {
     Level* const to = levels + (row - first) * row_levels + call.channels;
     for (int64_t i = 0; i < length; i += 16) {

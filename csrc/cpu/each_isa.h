@@ -2,13 +2,16 @@
 // the name of the set. DAFAST_FOR_ISA(name) is the function, or the constant, of that name for the
 // set in use. Define DAFAST_KERNELS_FOR_VNNI, DAFAST_KERNELS_FOR_BF16 or DAFAST_KERNELS_FOR_AMX as
 // well where the sets avx_vnni, avx512_bf16 or avx512_amx have kernels of their own; elsewhere the
-// kernels of avx2, avx512 and avx512_bf16 serve them.
+// kernels of avx2, avx512 and avx512_bf16 serve them. On ARM, DAFAST_KERNELS_FOR_DOTPROD is for the
+// sets dotprod and i8mm; elsewhere the portable kernels, which the compiler vectorises for NEON,
+// serve them.
 //
 // Include this once in a file, after the types and headers that the kernels need.
 //
 // The compiler vectorises; where that is not enough, the kernels ask which set they are compiled
 // for: DAFAST_IN_AVX2, DAFAST_IN_AVX_VNNI (where DAFAST_IN_AVX2 is defined too), DAFAST_IN_AVX512,
-// DAFAST_IN_AVX512_BF16 and DAFAST_IN_AMX (where those before are defined too).
+// DAFAST_IN_AVX512_BF16 and DAFAST_IN_AMX (where those before are defined too), DAFAST_IN_DOTPROD and
+// DAFAST_IN_I8MM (where DAFAST_IN_DOTPROD is defined too).
 //
 // With DAFAST_EMULATED, in builds for tests, a processor with AVX-512 BF16 runs the kernels of
 // avx_vnni and avx512_amx: the former use the encoding of AVX-512, the latter an emulator of the
@@ -32,6 +35,9 @@
 #ifdef DAFAST_EMULATED
 #include "amx_emulated.h"
 #endif
+#endif
+#ifdef DAFAST_ARM
+#include <arm_neon.h>
 #endif
 
 namespace dafast::cpu {
@@ -179,6 +185,42 @@ namespace avx512_amx = avx512_bf16;
    : ::dafast::cpu::isa() >= Isa::avx_vnni    ? avx_vnni::name           \
    : ::dafast::cpu::isa() >= Isa::avx2        ? avx2::name               \
                                               : portable::name)
+#elif defined(DAFAST_ARM) && defined(DAFAST_KERNELS_FOR_DOTPROD)
+
+#ifdef __clang__
+#pragma clang attribute push(__attribute__((target("dotprod"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("arch=armv8.2-a+dotprod")
+#endif
+#define DAFAST_IN_DOTPROD 1
+namespace dotprod {
+#include DAFAST_KERNELS
+}
+#ifdef __clang__
+#pragma clang attribute pop
+#pragma clang attribute push(__attribute__((target("dotprod,i8mm"))), apply_to = function)
+#else
+#pragma GCC pop_options
+#pragma GCC push_options
+#pragma GCC target("arch=armv8.2-a+dotprod+i8mm")
+#endif
+#define DAFAST_IN_I8MM 1
+namespace i8mm {
+#include DAFAST_KERNELS
+}
+#undef DAFAST_IN_I8MM
+#undef DAFAST_IN_DOTPROD
+#ifdef __clang__
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+
+#define DAFAST_FOR_ISA(name)                               \
+  (::dafast::cpu::isa() >= Isa::i8mm      ? i8mm::name     \
+   : ::dafast::cpu::isa() >= Isa::dotprod ? dotprod::name  \
+                                          : portable::name)
 #else
 #define DAFAST_FOR_ISA(name) portable::name
 #endif

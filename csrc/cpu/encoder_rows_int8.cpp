@@ -49,6 +49,7 @@ using EncoderGroup = void (*)(const EncoderRows& call, int64_t row, int64_t rows
 
 #define DAFAST_KERNELS "encoder_rows_int8_kernels.h"
 #define DAFAST_KERNELS_FOR_VNNI
+#define DAFAST_KERNELS_FOR_DOTPROD
 #define DAFAST_KERNELS_FOR_AMX
 #include "each_isa.h"
 
@@ -118,7 +119,7 @@ void encoder_rows_int8(const Tensor& x, const Tensor& mixed, const Tensor& packe
   }
   weights.finish(), totals.finish(), floats.finish();
   const EncoderGroup group = DAFAST_FOR_ISA(encoder_group);
-  STD_TORCH_CHECK(group, kOp, ": this CPU has no AVX2");
+  STD_TORCH_CHECK(group, kOp, ": this CPU has neither AVX2 nor ARM's dot products");
   for_ranges(rows, kInt8Unit, kInt8Rows, [&](Ranges& ranges) {
     const std::unique_ptr<std::byte[]> scratch(
         new std::byte[static_cast<size_t>(encoder_scratch(call))]);

@@ -1,6 +1,6 @@
-// The kernel of encoder_rows_int8.cpp, from AVX2 on.
+// The kernel of encoder_rows_int8.cpp, from AVX2 or ARM's dot products on.
 
-#if defined(DAFAST_IN_AVX512) || defined(DAFAST_IN_AVX2)
+#if defined(DAFAST_IN_AVX512) || defined(DAFAST_IN_AVX2) || defined(DAFAST_IN_DOTPROD)
 
 #include "rows_int8.h"
 #include "gelu_block.h"

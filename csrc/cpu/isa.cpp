@@ -12,12 +12,19 @@
 #include <unistd.h>
 #endif
 #endif
+#ifdef DAFAST_ARM
+#ifdef __APPLE__
+#include <sys/sysctl.h>
+#else
+#include <sys/auxv.h>
+#endif
+#endif
 
 namespace dafast::cpu {
 namespace {
 
-constexpr std::array kAll = {Isa::portable, Isa::avx2,        Isa::avx_vnni,
-                             Isa::avx512,   Isa::avx512_bf16, Isa::avx512_amx};
+constexpr std::array kAll = {Isa::portable,    Isa::avx2,       Isa::avx_vnni, Isa::avx512,
+                             Isa::avx512_bf16, Isa::avx512_amx, Isa::dotprod,  Isa::i8mm};
 
 #ifdef DAFAST_X86
 
@@ -71,6 +78,26 @@ bool has_amx() { return false; }
 #endif
 #endif
 
+#ifdef DAFAST_ARM
+
+#ifdef __APPLE__
+
+bool has_feature(const char* name) {
+  int value = 0;
+  size_t size = sizeof value;
+  return sysctlbyname(name, &value, &size, nullptr, 0) == 0 && value;
+}
+bool has_dotprod() { return has_feature("hw.optional.arm.FEAT_DotProd"); }
+bool has_i8mm() { return has_feature("hw.optional.arm.FEAT_I8MM"); }
+
+#else
+
+bool has_dotprod() { return getauxval(AT_HWCAP) & 1ul << 20; }  // HWCAP_ASIMDDP
+bool has_i8mm() { return getauxval(AT_HWCAP2) & 1ul << 13; }    // HWCAP2_I8MM
+
+#endif
+#endif
+
 // Whether this machine has each set of `kAll`.
 std::array<bool, kAll.size()> detect() {
   std::array<bool, kAll.size()> has{true};
@@ -81,6 +108,10 @@ std::array<bool, kAll.size()> detect() {
   has[3] = has[1] && has_avx512();
   has[4] = has[3] && __builtin_cpu_supports("avx512bf16");
   has[5] = has[4] && has_amx();
+#endif
+#ifdef DAFAST_ARM
+  has[6] = has_dotprod();
+  has[7] = has[6] && has_i8mm();
 #endif
   return has;
 }
@@ -102,7 +133,8 @@ Isa parse(const std::string& name) {
   }
   throw std::invalid_argument(
       "DAFAST_CPU_CAPABILITY: unknown instruction set \"" + name +
-      "\"; use portable, avx2, avx_vnni, avx512, avx512_bf16 or avx512_amx");
+      "\"; use portable, avx2, avx_vnni, avx512, avx512_bf16 or avx512_amx; on ARM portable, dotprod "
+      "or i8mm");
 }
 
 Isa best_of_environment() {
@@ -131,6 +163,10 @@ const char* name_of(Isa isa) {
       return "avx512_bf16";
     case Isa::avx512_amx:
       return "avx512_amx";
+    case Isa::dotprod:
+      return "dotprod";
+    case Isa::i8mm:
+      return "i8mm";
     default:
       return "portable";
   }

@@ -14,6 +14,10 @@
 #if defined(DAFAST_X86) && (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11)
 #define DAFAST_X86_TILES 1
 #endif
+#if defined(__aarch64__) && (defined(__linux__) || defined(__APPLE__)) && \
+    (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 10)
+#define DAFAST_ARM 1
+#endif
 
 namespace dafast::cpu {
 
@@ -23,7 +27,9 @@ namespace dafast::cpu {
 //   avx512       AVX-512 F, BW, DQ, VL, VNNI
 //   avx512_bf16  AVX-512 BF16
 //   avx512_amx   AMX tiles of int8 and bfloat16; on Linux only
-enum class Isa { portable, avx2, avx_vnni, avx512, avx512_bf16, avx512_amx };
+//   dotprod      ARM: SDOT and UDOT (Armv8.2), without the sets before
+//   i8mm         ARM: products of matrices of bytes (Armv8.6)
+enum class Isa { portable, avx2, avx_vnni, avx512, avx512_bf16, avx512_amx, dotprod, i8mm };
 
 // The best set that the processor and the operating system support and `limit_isa` allows. AMX is
 // requested from the system at the first call; from then on all threads may use it.

@@ -32,6 +32,7 @@ using LinearRows = void (*)(const LinearInt8& call, int64_t row, int64_t rows, u
 
 #define DAFAST_KERNELS "linear_int8_kernels.h"
 #define DAFAST_KERNELS_FOR_VNNI
+#define DAFAST_KERNELS_FOR_DOTPROD
 #define DAFAST_KERNELS_FOR_AMX
 #include "each_isa.h"
 
@@ -92,7 +93,7 @@ void linear_int8(const Tensor& x, Tensor out, const Tensor& packed, const Tensor
                          static_cast<const float*>(scales.const_data_ptr()),
                          static_cast<const float*>(bias.const_data_ptr())}};
   const LinearRows multiply = DAFAST_FOR_ISA(linear_rows);
-  STD_TORCH_CHECK(multiply, "linear_int8: this CPU has no AVX2");
+  STD_TORCH_CHECK(multiply, "linear_int8: this CPU has neither AVX2 nor ARM's dot products");
   for_ranges(rows, kInt8Unit, kInt8Rows, [&](Ranges& ranges) {
     std::vector<uint8_t> scratch(static_cast<size_t>(int8_scratch(depth)));
     int64_t begin, end;

@@ -1,4 +1,4 @@
-// Rows of levels times the weights of a layer, for kernels files, from AVX2 on.
+// Rows of levels times the weights of a layer, for kernels files, from AVX2 or ARM's dot products on.
 #include "vectors16.h"
 #include "tile_int8.h"
 #include "bytes_int8.h"

@@ -1,5 +1,5 @@
 // Products of int8, for kernels files, after vectors16.h: tiles in AMX, four bytes in an instruction
-// of AVX-512 or AVX-VNNI, two numbers of 16 bits in one of AVX2. All are exact.
+// of AVX-512, AVX-VNNI or ARM, two numbers of 16 bits in one of AVX2. All are exact.
 //
 // A function that calls multiply_tile has a `TileSettings` of the same number of steps.
 
@@ -107,6 +107,8 @@ __attribute__((noinline)) void multiply_tile(const Level* left, int64_t row_stri
   for (int i = 0; i < kSums; ++i) _mm512_storeu_si512(out + 16 * i, sums[i]);
 }
 
+#elif defined(DAFAST_IN_DOTPROD)
+#include "tile_int8_neon.h"
 #else
 
 #ifdef DAFAST_IN_AVX_VNNI

@@ -1,5 +1,5 @@
-// 16 floats, or 16 integers of 32 bits, in one register of AVX-512 or two of AVX2, for kernels
-// files. Masks are the first places of a vector.
+// 16 floats, or 16 integers of 32 bits, in one register of AVX-512, two of AVX2 or four of NEON, for
+// kernels files. Masks are the first places of a vector.
 
 #if defined(DAFAST_IN_AVX512)
 
@@ -29,6 +29,7 @@ inline Ints16 mul(Ints16 a, Ints16 b) { return _mm512_mullo_epi32(a, b); }
 inline Ints16 max(Ints16 a, Ints16 b) { return _mm512_max_epi32(a, b); }
 
 inline Ints16 rounded(Floats16 x) { return _mm512_cvtps_epi32(x); }
+inline int32_t rounded(float x) { return _mm_cvtss_si32(_mm_set_ss(x)); }
 inline Floats16 to_floats(Ints16 x) { return _mm512_cvtepi32_ps(x); }
 // Bits of the magnitudes: as integers they compare like these, and NaN is the largest.
 inline Ints16 magnitudes(Floats16 x) { return _mm512_castps_si512(_mm512_abs_ps(x)); }
@@ -93,8 +94,10 @@ inline void put_bfloat16(uint16_t* to, Floats16 x, Mask16 mask) {
   _mm256_mask_storeu_epi16(to, mask, _mm512_cvtepi32_epi16(result));
 }
 
-#else
+#elif defined(DAFAST_IN_AVX2)
 #include "vectors16_avx2.h"
+#else
+#include "vectors16_neon.h"
 #endif
 
 inline Floats16 load(const void* x, bool bfloat16, int64_t index, Mask16 mask) {

@@ -59,6 +59,7 @@ inline Floats16 floor(Floats16 x) {
 }
 
 inline Ints16 rounded(Floats16 x) { return {_mm256_cvtps_epi32(x.low), _mm256_cvtps_epi32(x.high)}; }
+inline int32_t rounded(float x) { return _mm_cvtss_si32(_mm_set_ss(x)); }
 inline Floats16 to_floats(Ints16 x) {
   return {_mm256_cvtepi32_ps(x.low), _mm256_cvtepi32_ps(x.high)};
 }

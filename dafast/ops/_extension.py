@@ -86,9 +86,15 @@ def cpu_capability() -> str:
     return module.cpu_capability() if module else ""
 
 
+def lacks_avx2() -> bool:
+    """Whether kernels of float products run on portable instructions, as on all of ARM."""
+    return cpu_capability() in ("portable", "dotprod", "i8mm")
+
+
 # Constants while torch.compile traces; see `_dispatch._context`.
 why_not._dynamo_marked_constant = True  # type: ignore[attr-defined]
 cpu_capability._dynamo_marked_constant = True  # type: ignore[attr-defined]
+lacks_avx2._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def backend(

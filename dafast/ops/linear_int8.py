@@ -123,7 +123,7 @@ def why_slow_int8() -> str:
     if not capability:
         return _extension.why_not("cpp", "linear_int8")
     if capability == "portable":
-        return "needs AVX2; the kernels use portable instructions here"
+        return "needs AVX2, or SDOT on ARM; the kernels use portable instructions here"
     return ""
 
 
