@@ -1,6 +1,7 @@
 """Times the whole network: `python bench/model.py`; `--peers` adds other implementations.
 
-It runs on a GPU if there is one, otherwise on the CPU (`--device`).
+It runs on a GPU if there is one, otherwise on the CPU (`--device`). `--busy 1` keeps one other
+process busy, `--cpus 1.5` limits the implementations as a container of 1.5 processors does.
 
 All implementations get the same random weights and the same image and run in turn. One whose map
 differs from that of our float32 modules gets no figure. One that is not installed is listed with
@@ -29,6 +30,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import targets
+from bench.limits import LimitError, limited
 from bench.peers import PEERS, Peer, Worker
 from bench.timing import machine
 
@@ -107,7 +109,8 @@ def _measure(
                 record["why"] = str(error)
                 worker.close()
         times: dict[int, list[float]] = {index: [] for index in workers}
-        with busy(options.busy):
+        limit = limited([worker.process for worker in workers.values()], options.cpus)
+        with busy(options.busy), limit:
             for _ in range(options.rounds):
                 for index, worker in workers.items():
                     times[index] += worker.times(2)
@@ -262,6 +265,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--busy", type=int, default=0, metavar="N",
                         help="keep N other processes busy while timing")  # fmt: skip
+    parser.add_argument("--cpus", type=float, default=0.0, metavar="N", help="limit the timed "
+                        "processes to N processors, as a container does; needs root")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="also write the report to this file")
     parser.add_argument("--plot", type=Path, help="also plot the times to this file")
@@ -275,14 +280,21 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     if not chosen:
         parser.error("no implementation matches these options")
     records = []
-    for preset in options.model or ["vits"]:
-        for size in options.size or [(518, 518)]:
-            records += measure(chosen, preset, size, options)
+    try:
+        with limited([], options.cpus):  # before models are prepared
+            pass
+        for preset in options.model or ["vits"]:
+            for size in options.size or [(518, 518)]:
+                records += measure(chosen, preset, size, options)
+    except LimitError as error:
+        parser.error(str(error))
     about = machine(torch.device(options.device))
     if options.device == "cpu":
         about["threads"] = options.threads
     if options.busy:
         about["busy processes"] = options.busy
+    if options.cpus:
+        about["processors"] = options.cpus
     for module in ("transformers", "onnxruntime", "openvino", "nncf"):
         about[module] = _version(module) if options.peers else ""
     report = {"machine": {k: v for k, v in about.items() if v}, "records": records}

@@ -277,6 +277,12 @@ class Worker:
             os.environ["OMP_NUM_THREADS"] = before
         other.close()
 
+    @property
+    def process(self) -> int:
+        """The id of its process."""
+        assert self._process.pid is not None
+        return self._process.pid
+
     def _answer(self, wanted: str) -> Any:
         try:
             kind, value = self._link.recv()

@@ -3,13 +3,14 @@
 import json
 import multiprocessing
 import os
+import shutil
 import sys
 
 import numpy as np
 import pytest
 import torch
 
-from bench import model, peers, targets
+from bench import limits, model, peers, targets
 from dafast.evaluation import benchmarks
 from dafast.evaluation.samples import DataMissingError, EvaluationSample
 
@@ -46,6 +47,32 @@ def test_wrong_map_gets_no_figure(monkeypatch, capsys):
     report = model.main(["--model", "nano", "--size", "28x28", "--dtype", "float32"])
     assert all("ms" not in r and "differs" in r["why"] for r in report["records"])
     assert "differs" in capsys.readouterr().out
+
+
+def test_a_limit_needs_control_groups(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(limits, "_ROOT", tmp_path / "missing")
+    with pytest.raises(SystemExit):
+        model.main(["--model", "nano", "--size", "28x28", "--cpus", "1.5"])
+    assert "--cpus needs the right to make a control group" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("second", [False, True], ids=["v1", "v2"])
+def test_a_limit_is_a_control_group(second, monkeypatch, tmp_path):
+    parent = tmp_path if second else tmp_path / "cpu"
+    parent.mkdir(exist_ok=True)
+    if second:
+        (tmp_path / "cgroup.controllers").touch()
+    monkeypatch.setattr(limits, "_ROOT", tmp_path)
+    monkeypatch.setattr(limits.Path, "rmdir", shutil.rmtree)  # files of a real group do not count
+    with limits.limited([17], 1.5):
+        (group,) = parent.glob("dafast-bench-*")
+        written = {path.name: path.read_text() for path in group.iterdir()}
+    expected = {"cpu.max": "150000 100000"} if second else {
+        "cpu.cfs_period_us": "100000", "cpu.cfs_quota_us": "150000",
+    }  # fmt: skip
+    assert written == {**expected, "cgroup.procs": "17"}
+    assert (parent / "cgroup.procs").read_text() == "17"
+    assert not group.exists()
 
 
 @pytest.mark.parametrize("size", ["518", "518x500", "axb", "518x"])

@@ -22,7 +22,9 @@ on_linux = pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="nee
 def resident(path: Path) -> int:
     """Bytes of a mapped file that are in this process's memory."""
     text = Path("/proc/self/smaps").read_text()
-    found = re.search(rf"{re.escape(str(path))}\n.*?^Rss: +(\d+) kB", text, re.DOTALL | re.MULTILINE)
+    found = re.search(
+        rf"{re.escape(str(path))}\n.*?^Rss: +(\d+) kB", text, re.DOTALL | re.MULTILINE
+    )
     assert found is not None
     return 1024 * int(found[1])
 
@@ -97,9 +99,9 @@ def test_a_change_after_weights_were_freed_is_an_error(tmp_path, seed):
     model.prepare_inference(keep_weights=False)
     with torch.no_grad():
         model.pretrained.norm.weight.mul_(2)
-    with pytest.raises(RuntimeError, match="freed after packing.*load it again"):
+    with pytest.raises(RuntimeError, match="freed after packing"):
         model.infer(photo, size=56)
-    with pytest.raises(RuntimeError, match="freed after packing.*load it again"):
+    with pytest.raises(RuntimeError, match="freed after packing"):
         model.optimize(int8=False)
     model.load_state_dict(original.state_dict(), assign=True)  # weights with memory
     np.testing.assert_array_equal(model.infer(photo, size=56), expected)
