@@ -14,7 +14,9 @@ inline uint8x16_t levels_of(const Level* first, const Level* second, bool both_s
   return vld1q_u8(part);
 }
 
-// Adds the products of one step, or of two, to the sums of three pairs of rows and eight of columns.
+// Adds the products of one step, or of two (BOTH), to the sums of three pairs of rows and eight of
+// columns.
+template <bool BOTH>
 inline __attribute__((always_inline)) void add_steps(int32x4_t (&sums)[3][8], const Level* four,
                                                      int64_t row_stride, const int8_t* right,
                                                      const int8_t* next) {
@@ -22,12 +24,12 @@ inline __attribute__((always_inline)) void add_steps(int32x4_t (&sums)[3][8], co
 #pragma GCC unroll 3
   for (int p = 0; p < 3; ++p) {
     const Level* const first = four + 2 * p * row_stride;
-    rows[p] = levels_of(first, first + row_stride, next != nullptr);
+    rows[p] = levels_of(first, first + row_stride, BOTH);
   }
 #pragma GCC unroll 4
   for (int h = 0; h < 4; ++h) {
     const int32x4_t a = vreinterpretq_s32_s8(vld1q_s8(right + 16 * h));
-    const int32x4_t b = next ? vreinterpretq_s32_s8(vld1q_s8(next + 16 * h)) : vdupq_n_s32(0);
+    const int32x4_t b = BOTH ? vreinterpretq_s32_s8(vld1q_s8(next + 16 * h)) : vdupq_n_s32(0);
     const int8x16_t low = vreinterpretq_s8_s32(vzip1q_s32(a, b));
     const int8x16_t high = vreinterpretq_s8_s32(vzip2q_s32(a, b));
 #pragma GCC unroll 3
@@ -53,10 +55,10 @@ __attribute__((noinline)) inline void multiply_strip(
     const Level* four = left + run * run_stride;
     int64_t step = 0;
     for (; step + 2 <= steps; step += 2, four += 8, right += 2 * right_stride) {
-      add_steps(sums, four, row_stride, right, right + right_stride);
+      add_steps<true>(sums, four, row_stride, right, right + right_stride);
     }
     if (step < steps) {
-      add_steps(sums, four, row_stride, right, nullptr);
+      add_steps<false>(sums, four, row_stride, right, right);
       right += right_stride;
     }
   }
