@@ -116,7 +116,8 @@ minimum=$(sed -n 's/^MIN_TORCH = "\(0x[0-9a-f]*\)".*/\1/p' "$root/setup.py")
 $cross-g++ -shared "$folder"/objects/*.o -L"$lib" -Wl,--unresolved-symbols=ignore-all -ltorch \
   -ltorch_cpu -ltorch_python -lc10 -o "$root/dafast/_C.cpython-311-aarch64-linux-gnu.so"
 
-[ $# -gt 0 ] || set -- tests/ops -m "not slow and not exhaustive" -k "cpp or portable"
+[ $# -gt 0 ] || set -- tests/ops -m "not slow and not exhaustive" -k "cpp or portable or dotprod or i8mm"
 cd "$root"
-exec qemu-aarch64 -cpu "${CPU:-neoverse-n1}" -L "$system" -E OMP_NUM_THREADS=1 -E LD_LIBRARY_PATH="$lib" \
-  -E PYTHONPATH="$site:$root" "$system/usr/bin/python3.11" -m pytest -q -p no:cacheprovider "$@"
+exec qemu-aarch64 -cpu "${CPU:-neoverse-n1}" -L "$system" -E OMP_NUM_THREADS=1 \
+  -E LD_LIBRARY_PATH="$lib" -E PYTHONPATH="$site:$root" "$system/usr/bin/python3.11" \
+  -m pytest -q -p no:cacheprovider "$@"
