@@ -12,8 +12,8 @@
 # PyTorch crashes, so that the Debian system has its own.
 #
 # Without pytest arguments the parity tests of the C++ kernels run, on neoverse-n1, which has SDOT.
-# CPU=max is an emulated processor that also has I8MM. It is slow: qemu takes half a minute of
-# processor time to import PyTorch.
+# CPU=max is an emulated processor that also has I8MM; whole networks need CPU=max,sve=off,sme=off.
+# It is slow: qemu takes half a minute of processor time to import PyTorch.
 set -eu
 
 folder=$(mkdir -p "${1:?usage: scripts/check_arm.sh FOLDER [pytest arguments]}" && cd "$1" && pwd)
