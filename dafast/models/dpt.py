@@ -13,6 +13,7 @@ from ..layers.convolution import convolve, enlarge, takes_relu
 from ..layers.linear import is_plain
 from ..layers.temporal import FrameCache, TemporalModule
 from ..ops import decoder_tail, relu_project
+from ..ops.bias_relu_add import serves_convolutions
 from ..ops.resize_bilinear import interpolate
 from ..profiling import annotate
 
@@ -213,7 +214,7 @@ def _run_output(output: nn.Sequential, x: Tensor, size: tuple[int, int]) -> Tens
     x = _upsample(x, size)
     if not plain:
         return output(x)
-    if x.is_cpu:
+    if x.is_cpu and not serves_convolutions(x, conv.bias):  # type: ignore[arg-type]
         out = relu_project(convolve(conv, x), last.weight, last.bias)  # type: ignore[arg-type]
         return activation(out)
     return activation(last(convolve(conv, x, relu=True)))

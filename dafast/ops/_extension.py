@@ -80,21 +80,19 @@ def why_not(backend: str, op: str = "", device: torch.device | None = None) -> s
     return ""
 
 
+PORTABLE_FLOAT = ("portable", "dotprod", "i8mm")
+"""Values of `cpu_capability` for which float products run on portable instructions."""
+
+
 def cpu_capability() -> str:
     """Returns the instruction set of the CPU kernels; an empty string without the extension."""
     module, _ = _load()
     return module.cpu_capability() if module else ""
 
 
-def lacks_avx2() -> bool:
-    """Whether kernels of float products run on portable instructions, as on all of ARM."""
-    return cpu_capability() in ("portable", "dotprod", "i8mm")
-
-
 # Constants while torch.compile traces; see `_dispatch._context`.
 why_not._dynamo_marked_constant = True  # type: ignore[attr-defined]
 cpu_capability._dynamo_marked_constant = True  # type: ignore[attr-defined]
-lacks_avx2._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def backend(

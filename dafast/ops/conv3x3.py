@@ -150,7 +150,7 @@ def _unasked(x: Tensor, weight: Tensor, bias: Tensor | None, *_: Any) -> str:
         return "takes a copy of maps that are not channels last"
     if len(x) * ((x.shape[2] + 1) // 2) * ((x.shape[3] + 1) // 2) < _LEAST_TILES:
         return f"with fewer than {_LEAST_TILES} tiles PyTorch's convolution is as fast"
-    if _extension.lacks_avx2():
+    if _extension.cpu_capability() in _extension.PORTABLE_FLOAT:
         return "without AVX2 PyTorch's convolution is faster"
     return ""
 

@@ -223,7 +223,7 @@ def _triton_unasked(x: Tensor, *_: Any) -> str:
 
 def _cpp_preferred(x: Tensor, *_: Any) -> str:
     """The reason where sdpa was measured to be faster; sdpa takes packed sequences one by one."""
-    if _extension.lacks_avx2():
+    if _extension.cpu_capability() in _extension.PORTABLE_FLOAT:
         return "is slower than sdpa without AVX2; serves when asked for by name"
     if x.ndim > 3 and x.shape[1] < _CPP_TOKENS:
         return f"is no faster than sdpa under {_CPP_TOKENS} tokens"

@@ -41,7 +41,7 @@ def why_slow_packed(dtype: torch.dtype) -> str:
     capability = _extension.cpu_capability()
     if dtype == torch.bfloat16 and capability not in ("avx512_bf16", "avx512_amx"):
         return f"bfloat16 weights need AVX-512 with BF16; the kernels use {capability} here"
-    if _extension.lacks_avx2():
+    if capability in _extension.PORTABLE_FLOAT:
         return "needs AVX2; the kernels use portable instructions here"
     return ""
 
