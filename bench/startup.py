@@ -58,8 +58,9 @@ Image.fromarray(gray).resize(image.size).save(out + "/depth.png")
 """
 _OURS = """
 from dafast.cli import main
-main(["run", photo, "--model", folder + "/{model}", "--out", out, "--overwrite", "--quiet",
+code = main(["run", photo, "--model", folder + "/{model}", "--out", out, "--overwrite", "--quiet",
       *{options}])
+assert code == 0, f"dafast run ended with {{code}}"
 """
 _SCRIPTS = {
     "dafast": _OURS.format(model="dafast", options='["--device", "cpu", "--dtype", dtype]'),

@@ -207,9 +207,11 @@ def measure_nano(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def _dafast(root: Path, *arguments: str) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(root)}
-    subprocess.run([sys.executable, "-m", "dafast", *arguments], env=environment, check=True,
-                   stdout=subprocess.DEVNULL)  # fmt: skip
+    # `-m` looks in the working folder first, which may be a checkout.
+    environment = {**os.environ, "PYTHONPATH": str(root.resolve())}
+    with tempfile.TemporaryDirectory() as empty:
+        subprocess.run([sys.executable, "-m", "dafast", *arguments], env=environment, check=True,
+                       stdout=subprocess.DEVNULL, cwd=empty)  # fmt: skip
 
 
 def print_report(report: dict[str, Any]) -> None:

@@ -99,6 +99,10 @@ class DepthPredictor:
         self.decodes_ahead = computes_elsewhere(model.device)
         return model, _made_of(digest_model(model), model.dtype)
 
+    def _prepare(self) -> None:
+        """Packs the weights and frees them: nothing else uses this model."""
+        self.model.prepare_inference(keep_weights=False)
+
     def predict(self, image: Any, name: str, keep_image: bool) -> DepthResult:
         """Predicts one photo.
 
@@ -112,7 +116,7 @@ class DepthPredictor:
             raise ValueError(
                 "no FocalLengthIn35mmFilm in its EXIF data: give --fov or --intrinsics FX,FY,CX,CY"
             )
-        self.model.prepare_inference(keep_weights=False)
+        self._prepare()
         result = self.model.predict(
             image,
             intrinsics=self.camera.intrinsics,
@@ -225,6 +229,9 @@ class OnnxPredictor(DepthPredictor):
         self.large = {}
         model.check_options(**self.given)
         return model, _made_of(model.facts.weights, model.facts.dtype)
+
+    def _prepare(self) -> None:
+        """ONNX Runtime prepared its weights when it opened the file."""
 
 
 class OnnxClassPredictor(ClassPredictor):
