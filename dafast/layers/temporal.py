@@ -47,9 +47,20 @@ class FrameCache:
 
     def __init__(self, frames: int = 32, gap: int = 41) -> None:
         self.frames, self.gap = frames, gap
+        self.new: list[Tensor] = []  # the states of the new frame, by attention
         self._past: list[list[Tensor]] = []  # by frame, then by attention
-        self._new: list[Tensor] = []
         self._count = 0
+
+    @classmethod
+    def of(cls, seen: list[list[Tensor]]) -> FrameCache:
+        """A cache whose new frame sees these states, as `seen` returns them."""
+        cache = cls(len(seen) + 1)
+        cache._past = seen
+        return cache
+
+    def seen(self) -> list[list[Tensor]]:
+        """The states that the new frame sees, by frame, then by attention; [] for the first."""
+        return [*self._past[:2], *self._past[3 - self.frames :]] if self._past else []
 
     def extend(self, state: Tensor) -> Tensor:
         """Adds the state of the new frame in the next attention of the network.
@@ -60,16 +71,15 @@ class FrameCache:
         Returns:
             The states of the window, (P, T, C); the new one is the last.
         """
-        number = len(self._new)
-        self._new.append(state)
+        number = len(self.new)
+        self.new.append(state)
         if not self._past:
             return state
-        seen = [*self._past[:2], *self._past[3 - self.frames :]]
-        return torch.cat([*(states[number] for states in seen), state], dim=1)
+        return torch.cat([*(states[number] for states in self.seen()), state], dim=1)
 
     def advance(self) -> None:
         """Ends a frame: the next one is new."""
-        new, self._new = self._new, []
+        new, self.new = self.new, []
         self._past += [new] if self._past else [new] * self.frames
         if self._count + self.frames > self.gap + 1:
             del self._past[1]

@@ -41,7 +41,7 @@ _MAX_SEEN = 64
 _capturing = threading.Lock()  # a capture waits for the device, which would end another one
 
 _T = TypeVar("_T")
-_Forward = Callable[[Tensor], Tensor]
+_Forward = Callable[[Tensor], Any]
 
 
 class Graph(NamedTuple):
@@ -51,21 +51,25 @@ class Graph(NamedTuple):
     """
 
     x: Tensor
-    out: Tensor
+    out: Any
     replay: Callable[[], None]
     positions: PositionsBySize | None = None
 
 
 class InputKind(NamedTuple):
-    """The input of a graph: images (B, 3, H, W)."""
+    """The input of a graph: images (B, 3, H, W), or what a part of the network takes.
+
+    `part` is () for the whole network, else the name of the part and its other arguments.
+    """
 
     shape: tuple[int, ...]
     dtype: torch.dtype
     channels_last: bool = False
+    part: tuple[Any, ...] = ()
 
 
 Fill = Callable[[Tensor | None], Tensor]
-"""Writes images into the given memory, or into new memory, and returns it."""
+"""Writes the input into the given memory, or into new memory, and returns it."""
 
 
 class Machinery(Protocol):
@@ -239,7 +243,7 @@ class GraphedForward:
         return self._machinery.why_not()
 
     def replay(
-        self, model: DepthNetwork, kind: InputKind, fill: Fill, read: Callable[[Tensor], _T]
+        self, model: DepthNetwork, kind: InputKind, fill: Fill, read: Callable[[Any], _T]
     ) -> list[_T]:
         """As `run`, from a graph that exists; the device computes while the host checks the model.
 
@@ -263,14 +267,14 @@ class GraphedForward:
                 return [read(graph.out)] if self.is_current(model) else []
 
     def run(
-        self, forward: _Forward, kind: InputKind, fill: Fill, read: Callable[[Tensor], _T]
+        self, forward: _Forward, kind: InputKind, fill: Fill, read: Callable[[Any], _T]
     ) -> _T:
         """Computes ``read(forward(fill(None)))``, from a graph if there is one.
 
         Args:
-            forward: The model's forward, from images (B, 3, H, W) to (B, C, H, W).
+            forward: The model's forward, from images (B, 3, H, W) to (B, C, H, W), or a part of it.
             kind: What ``fill`` returns.
-            fill: Writes the images into the given memory, or into new memory, and returns it.
+            fill: Writes the input into the given memory, or into new memory, and returns it.
             read: Gets the result in memory that the next call overwrites, so it must return
                 copies. It must not call the model, and neither must ``fill``.
         """

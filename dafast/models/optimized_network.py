@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any, Literal, NamedTuple, Self, TypeVar
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from ..config import ModelConfig
 from ..devices import is_autocast_on, keep_freed_memory, return_freed_memory, warn_if_slow
+from ..layers.temporal import FrameCache
 from ..ops.linear_int8 import why_slow_int8
 from . import cuda_graphs
 from .calibration import photo_inputs
@@ -251,25 +253,34 @@ class OptimizedNetwork(DepthNetwork):
         if type(x) is not Tensor:  # of mixed sizes, for which there is no graph
             return None
 
-        def run(image: Tensor) -> Tensor:
-            dense = image.is_contiguous()
-            last = not dense and image.ndim == 4
-            last = last and image.is_contiguous(memory_format=torch.channels_last)
-            kind = InputKind(tuple(image.shape), image.dtype, last)
+        return functools.partial(self._run_images, self._run_modules, torch.clone)
 
-            def fill(out: Tensor | None) -> Tensor:
-                return image if out is None else out.copy_(image)
+    def _run_images(
+        self, modules: Callable[..., Any], read: Callable[[Any], _T], image: Tensor, *part: str
+    ) -> _T:
+        """As `_run_fast` with images, or clips, as the input."""
+        dense = image.is_contiguous()
+        last = not dense and image.ndim == 4
+        last = last and image.is_contiguous(memory_format=torch.channels_last)
+        kind = InputKind(tuple(image.shape), image.dtype, last, part)
 
-            return self._run_fast(kind, fill, torch.clone, lambda: self._run_modules(image))
+        def fill(out: Tensor | None) -> Tensor:
+            return image if out is None else out.copy_(image)
 
-        return run
+        return self._run_fast(modules, kind, fill, read, lambda: modules(image))
 
     def _run_fast(
-        self, kind: InputKind, fill: Fill, read: Callable[[Tensor], _T], otherwise: Callable[[], _T]
+        self,
+        modules: Callable[..., Any],
+        kind: InputKind,
+        fill: Fill,
+        read: Callable[[Any], _T],
+        otherwise: Callable[[], _T],
     ) -> _T:
         """As `GraphedForward.run`; ``otherwise()`` where graphs and fp8 do not serve the call.
 
-        For calls that `_may_be_optimized` allows.
+        For calls that `_may_be_optimized` allows. ``modules`` is as `_run_modules`, or a part of
+        it.
         """
         now = self._optimized
         if isinstance(now, OptimizedForward):  # it checks the weights itself
@@ -280,17 +291,58 @@ class OptimizedNetwork(DepthNetwork):
         now = self._optimized_now()
         if now is None or isinstance(now, OptimizedForward):
             return otherwise()
-        return now.run(functools.partial(self._run_modules, blocks=now.blocks), kind, fill, read)
+        return now.run(functools.partial(modules, blocks=now.blocks), kind, fill, read)
 
     def parts(self) -> tuple[Callable[..., list[Tensor]], Callable[..., Tensor]]:
-        """As `DepthNetwork.parts`; on a CPU with the packed weights."""
+        """As `DepthNetwork.parts`; from packed weights on a CPU, from graphs on a GPU."""
         now = self._optimized_now()
         if isinstance(now, OptimizedForward):
             return now.encode, now.decode
         if now is None:
             return super().parts()
-        blocks = now.blocks
-        return lambda x: self._encode(x, blocks)[0], self.depth_head
+
+        def modules(x: Tensor, blocks: Sequence[Any] | None = None) -> list[Tensor]:
+            return self._encode(x, blocks)[0]
+
+        return lambda x: self._run_images(modules, _clones, x, "encoder"), self._decode_clip
+
+    def _decode_clip(
+        self,
+        taps: Sequence[Tensor],
+        rows: int,
+        columns: int,
+        frames: int = 1,
+        cache: FrameCache | None = None,
+    ) -> Tensor:
+        """`DPTHead.forward`, as `_run_fast`: the input is all tensors that it reads, in one."""
+        seen = [] if cache is None else cache.seen()
+        if cache is not None and not seen:  # the first frame of a stream, which occurs once
+            return self.depth_head(taps, rows, columns, frames, cache)
+        given = [*taps, *chain.from_iterable(seen)]
+        shapes = [each.shape for each in given]
+        sizes = [each.numel() for each in given]
+
+        def fill(out: Tensor | None) -> Tensor:
+            return torch.cat([each.flatten() for each in given], out=out)
+
+        def modules(x: Tensor, blocks: Sequence[Any] | None = None) -> list[Tensor]:
+            """The outputs, and the states of the new frame."""
+            views = [each.view(s) for each, s in zip(x.split(sizes), shapes, strict=True)]
+            past, width = views[len(taps) :], len(seen[0]) if seen else 1
+            again = FrameCache.of([past[i : i + width] for i in range(0, len(past), width)])
+            states = again if seen else None
+            return [self.depth_head(views[: len(taps)], rows, columns, frames, states), *again.new]
+
+        def otherwise() -> list[Tensor]:
+            return modules(fill(None))
+
+        kind = InputKind(
+            (sum(sizes),), taps[0].dtype, part=("decoder", rows, columns, frames, *shapes)
+        )
+        out, *states = self._run_fast(modules, kind, fill, _clones, otherwise)
+        if cache is not None:
+            cache.new = states
+        return out
 
     def _forward_packed(
         self, images: Sequence[Tensor], blocks: Sequence[Any] | None = None
@@ -319,11 +371,16 @@ class OptimizedNetwork(DepthNetwork):
             def finish(maps: Tensor) -> _T:
                 return read(self._finish_with_sky(maps) if sky else self._finish(maps))
 
-            return self._run_fast(InputKind(shape, self.dtype), fill, finish, parent)
+            kind = InputKind(shape, self.dtype)
+            return self._run_fast(self._run_modules, kind, fill, finish, parent)
 
     def __getstate__(self) -> dict[str, Any]:
         # oneDNN's layouts depend on the machine, graphs on addresses: a copy makes its own.
         return {**super().__getstate__(), "_optimized": None}
+
+
+def _clones(tensors: list[Tensor]) -> list[Tensor]:
+    return [each.clone() for each in tensors]
 
 
 def _check_memory(model: nn.Module) -> None:

@@ -11,11 +11,16 @@ import torch
 from dafast.cli import main
 from dafast.models import streaming
 from dafast.models.inference import InferenceOptions
-from tests.models.fake_graphs import FIVE, FakeMachinery, make
+from tests.models.fake_graphs import FIVE, FakeMachinery, in_place, make, replaced_data
+from tests.tiny import tiny
 from tests.video.clips import moving, write_clip
 
 SIZES = ((42, 28), (28, 42))  # (width, height)
 OPTIONS = InferenceOptions(size=28)
+TEMPORAL = tiny(
+    features=16, out_channels=(8, 8, 16, 16), temporal_frames=8, fit="video", output="relu",
+    output_align_corners=True,
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -87,3 +92,76 @@ def test_dafast_video_uses_graphs_unasked(model, made, tmp_path, monkeypatch):
     assert found.keys() == wanted.keys()
     for key, value in wanted.items():
         np.testing.assert_array_equal(found[key], value, err_msg=key)
+
+
+@pytest.fixture
+def temporal(made, seed):
+    model = make(TEMPORAL)
+    with torch.no_grad():
+        model.depth_head.scratch.output_conv2[2].bias.add_(3)
+    model.optimize()  # the layout of the weights, on which rounding depends, is then that of both
+    return model, copy.deepcopy(model).optimize(cuda_graphs=False)
+
+
+def predict(model, frames, streaming):
+    options = {"lookahead": 0, "stabilize": "off"} if streaming else {}
+    run = model.stream if streaming else model.infer_video
+    return maps(run(iter(frames), size=28, **options))
+
+
+@pytest.mark.parametrize(
+    ("streaming", "count", "expected"),
+    [
+        # 8 frames, then 4 and 4 new ones, and the last frame repeated: 3 batches, 4 windows.
+        (False, 16, [(2, 4), (4, 8), (5, 15)]),
+        # The modules decode the first frame, which sees no other.
+        (True, 8, [(2, 13), (4, 26), (4, 41)]),
+    ],
+)
+def test_temporal_modules_capture_each_size_once(streaming, count, expected, temporal, made):
+    """The encoder and the decoder have a graph each; that of 8 frames is of the third video."""
+    model, plain = temporal
+    counts = []
+    for size in (*SIZES, SIZES[0]):
+        frames = moving(count, size)
+        found = predict(model, frames, streaming)
+        counts.append((made[0].captures, made[0].replays))
+        assert len(found) == len(frames) and np.ptp(found[0]) > 0
+        for a, b in zip(found, predict(plain, frames, streaming), strict=True):
+            np.testing.assert_array_equal(a, b)
+        assert not np.array_equal(found[0], found[-1])
+    assert counts == expected
+    assert len(made) == 1
+
+
+@pytest.mark.parametrize("change", [in_place, replaced_data])
+@pytest.mark.parametrize(("streaming", "count"), [(False, 16), (True, 8)])
+def test_temporal_modules_see_changed_weights(streaming, count, change, temporal, made):
+    """The weights change within the video, after the decoder was captured."""
+    frames = moving(count, SIZES[0])
+
+    def changing(model):
+        for number, frame in enumerate(frames):
+            if number == count - 3:
+                change(model)
+            yield frame
+
+    found, wanted = (predict(model, changing(model), streaming) for model in temporal)
+    for a, b in zip(found, wanted, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert all(each.replays for each in made)
+    assert [each.captures for each in made][0] and len(made) == 1 + (change is replaced_data)
+
+
+def test_temporal_modules_serve_what_graphs_do_not(temporal, made):
+    model, plain = temporal
+    x = torch.randn(2, 3, 28, 28)
+    encode, decode = model.parts()  # with gradients
+    assert decode(encode(x), 2, 2, 2, None).requires_grad
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        encode, decode = model.parts()
+        wanted_encode, wanted_decode = plain.parts()
+        for _ in range(3):
+            got = decode(encode(x), 2, 2, 2, None)
+            assert torch.equal(got, wanted_decode(wanted_encode(x), 2, 2, 2, None))
+    assert (made[0].captures, made[0].replays) == (0, 0)
