@@ -2,7 +2,8 @@
 
 One photo takes some 250 launches, and Python needs longer for them than a GPU for their work. A
 graph is all of them in one launch. Each graph is of one size of the input and is captured when this
-size is seen for the second time, so that a folder of odd sizes captures nothing.
+size is seen for the second time, so that a folder of odd sizes captures nothing. A video through
+temporal modules has graphs of the encoder and of the decoder, because windows share frames.
 
 A graph reads the weights where they are: it is right after any change in place, however it is made
 (`Tensor.data`, fused optimizers, ...), because it keeps nothing that is derived from them. So it
@@ -201,7 +202,7 @@ def use_channels_last(model: DepthNetwork) -> None:
 
 
 class GraphedForward:
-    """`DepthNetwork.forward` without gradients, from graphs.
+    """`DepthNetwork.forward` without gradients, or a part of it, from graphs.
 
     It has no reference to the model, which owns it.
 
@@ -266,9 +267,7 @@ class GraphedForward:
                 graph.replay()
                 return [read(graph.out)] if self.is_current(model) else []
 
-    def run(
-        self, forward: _Forward, kind: InputKind, fill: Fill, read: Callable[[Any], _T]
-    ) -> _T:
+    def run(self, forward: _Forward, kind: InputKind, fill: Fill, read: Callable[[Any], _T]) -> _T:
         """Computes ``read(forward(fill(None)))``, from a graph if there is one.
 
         Args:

@@ -132,8 +132,8 @@ class Fp8Forward:
         self._expired = True
 
     def run(
-        self, forward: Callable[[Tensor], Tensor], _kind: Any,
-        fill: Callable[[Tensor | None], Tensor], read: Callable[[Tensor], _T],
+        self, forward: Callable[[Tensor], Any], _kind: Any,
+        fill: Callable[[Tensor | None], Tensor], read: Callable[[Any], _T],
     ) -> _T:  # fmt: skip
         """As `GraphedForward.run`, without graphs."""
         return read(forward(fill(None)))

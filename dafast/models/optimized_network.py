@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable, Sequence
-from itertools import chain
+from itertools import chain, islice
 from typing import Any, Literal, NamedTuple, Self, TypeVar
 
 import torch
@@ -75,7 +75,8 @@ class OptimizedNetwork(DepthNetwork):
         On a GPU (`dafast.models.cuda_graphs`) the second call with an input of one size captures a
         graph, and later ones replay it: the same kernels, without the time of Python. A model keeps
         at most 8 graphs and their memory. The decoder's weights move to channels-last memory, once.
-        Lists of images of different sizes use the modules.
+        Lists of images of different sizes use the modules. Videos through temporal modules have
+        graphs of the encoder and of the decoder.
 
         Calling it again changes nothing, and neither does calling it where it cannot help: on a CPU
         in float16 or float64, or if a part was replaced by one of another kind (the reason is
@@ -252,8 +253,7 @@ class OptimizedNetwork(DepthNetwork):
             return now
         if type(x) is not Tensor:  # of mixed sizes, for which there is no graph
             return None
-
-        return functools.partial(self._run_images, self._run_modules, torch.clone)
+        return lambda image: self._run_images(self._run_modules, torch.clone, image)
 
     def _run_images(
         self, modules: Callable[..., Any], read: Callable[[Any], _T], image: Tensor, *part: str
@@ -279,8 +279,7 @@ class OptimizedNetwork(DepthNetwork):
     ) -> _T:
         """As `GraphedForward.run`; ``otherwise()`` where graphs and fp8 do not serve the call.
 
-        For calls that `_may_be_optimized` allows. ``modules`` is as `_run_modules`, or a part of
-        it.
+        For calls that `_may_be_optimized` allows. ``modules`` is `_run_modules` or a part of it.
         """
         now = self._optimized
         if isinstance(now, OptimizedForward):  # it checks the weights itself
@@ -314,7 +313,10 @@ class OptimizedNetwork(DepthNetwork):
         frames: int = 1,
         cache: FrameCache | None = None,
     ) -> Tensor:
-        """`DPTHead.forward`, as `_run_fast`: the input is all tensors that it reads, in one."""
+        """`DPTHead.forward` of clips and streams, as `_run_fast`.
+
+        The input of a graph is one tensor with the values of all taps and earlier states.
+        """
         seen = [] if cache is None else cache.seen()
         if cache is not None and not seen:  # the first frame of a stream, which occurs once
             return self.depth_head(taps, rows, columns, frames, cache)
@@ -326,20 +328,16 @@ class OptimizedNetwork(DepthNetwork):
             return torch.cat([each.flatten() for each in given], out=out)
 
         def modules(x: Tensor, blocks: Sequence[Any] | None = None) -> list[Tensor]:
-            """The outputs, and the states of the new frame."""
-            views = [each.view(s) for each, s in zip(x.split(sizes), shapes, strict=True)]
-            past, width = views[len(taps) :], len(seen[0]) if seen else 1
-            again = FrameCache.of([past[i : i + width] for i in range(0, len(past), width)])
-            states = again if seen else None
-            return [self.depth_head(views[: len(taps)], rows, columns, frames, states), *again.new]
+            """The outputs, and the states of the new frame of a stream."""
+            views = (each.view(s) for each, s in zip(x.split(sizes), shapes, strict=True))
+            own = list(islice(views, len(taps)))
+            states = FrameCache.of([list(islice(views, len(frame))) for frame in seen])
+            out = self.depth_head(own, rows, columns, frames, states if seen else None)
+            return [out, *states.new]
 
-        def otherwise() -> list[Tensor]:
-            return modules(fill(None))
-
-        kind = InputKind(
-            (sum(sizes),), taps[0].dtype, part=("decoder", rows, columns, frames, *shapes)
-        )
-        out, *states = self._run_fast(modules, kind, fill, _clones, otherwise)
+        part = ("decoder", rows, columns, frames, *shapes)
+        kind = InputKind((sum(sizes),), taps[0].dtype, part=part)
+        out, *states = self._run_fast(modules, kind, fill, _clones, lambda: modules(fill(None)))
         if cache is not None:
             cache.new = states
         return out
