@@ -5,12 +5,12 @@
 #include <cstdlib>
 #include <stdexcept>
 
-#if defined(DAFAST_X86_TILES) && !defined(DAFAST_EMULATED)
+#ifdef DAFAST_X86
 #include <cpuid.h>
-#ifdef __linux__
+#endif
+#if defined(DAFAST_X86_TILES) && defined(__linux__) && !defined(DAFAST_EMULATED)
 #include <sys/syscall.h>
 #include <unistd.h>
-#endif
 #endif
 #ifdef DAFAST_ARM
 #ifdef __APPLE__
@@ -28,10 +28,15 @@ constexpr std::array kAll = {Isa::portable,    Isa::avx2,       Isa::avx_vnni, I
 
 #ifdef DAFAST_X86
 
+// clang 16 does not take "f16c" in __builtin_cpu_supports.
+bool has_f16c() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid(1, &a, &b, &c, &d) && (c >> 29 & 1);
+}
+
 // These builtins also check that the operating system saves the wide registers.
 bool has_avx2() {
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-         __builtin_cpu_supports("f16c");
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
 }
 
 bool has_avx512() {

@@ -14,8 +14,9 @@
 #if defined(DAFAST_X86) && (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11)
 #define DAFAST_X86_TILES 1
 #endif
+// Before clang 16, arm_neon.h has these instructions only if the whole file is compiled for them.
 #if defined(__aarch64__) && (defined(__linux__) || defined(__APPLE__)) && \
-    (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 10)
+    (defined(__clang__) ? __clang_major__ >= 16 : __GNUC__ >= 10)
 #define DAFAST_ARM 1
 #endif
 
