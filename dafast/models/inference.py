@@ -325,12 +325,17 @@ def predict_maps(
 
 def why_not_finite(model: DepthNetwork) -> str:
     """The likely reason, with a remedy, why a model predicts NaN or infinity."""
+    freed = False
     for name, weight in model.named_parameters():
-        if not weight.isfinite().all():
+        if weight.is_meta:  # see `OptimizedNetwork.prepare_inference`
+            freed = True
+        elif not weight.isfinite().all():
             return f"the weight {name} holds NaN or infinity, so the checkpoint is damaged"
     if model.dtype == torch.float16:
         return "float16 overflows beyond 65504; load the model with dtype='float32'"
     dtype = str(model.dtype).removeprefix("torch.")
+    if freed:
+        return f"weights hold NaN or overflow in {dtype}, so the checkpoint may be damaged"
     return f"the weights are finite but overflow in {dtype}, so the checkpoint may be damaged"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import threading
 from collections.abc import Callable, Sequence
 from itertools import chain, islice
 from typing import Any, Literal, NamedTuple, Self, TypeVar
@@ -21,11 +22,14 @@ from .cuda_graphs import Fill, GraphedForward, InputKind
 from .fp8_forward import Fp8Forward, why_not_fp8
 from .network import DepthNetwork
 from .packed_cpu import OptimizedForward, why_not_packed
+from .packed_layers import FREED
 from .snapshot import why_not_as_built
 
 logger = logging.getLogger("dafast")
 
 _T = TypeVar("_T")
+
+_freeing = threading.Lock()
 
 
 class _Bits(NamedTuple):
@@ -205,7 +209,8 @@ class OptimizedNetwork(DepthNetwork):
             keep_weights: Whether the model is also used otherwise than for inference. If not, and
                 if it is not optimized yet, the weights of each layer are freed when the layer is
                 packed on a CPU: half the memory. The model then only serves `infer`, `predict` and
-                the like; to train, save, change or move it, load it again.
+                the like, without hooks and outside of autocast; to train, save, copy, change or
+                move it, load it again. Any other use raises a RuntimeError.
         """
         warn_if_slow(self.dtype, self.device)
         if self._optimized is not None:
@@ -213,7 +218,9 @@ class OptimizedNetwork(DepthNetwork):
         if keep_weights or self._captures_graphs() or why_not_packed(self):
             self.optimize(keep_memory=False)
         else:
-            self._optimized = OptimizedForward(self, keep_weights=False)
+            with _freeing:
+                if self._optimized is None:  # another thread has not done it meanwhile
+                    self._optimized = OptimizedForward(self, keep_weights=False)
             return_freed_memory()
 
     def train(self, mode: bool = True) -> Self:
@@ -389,7 +396,4 @@ def _check_memory(model: nn.Module) -> None:
     """
     on_meta = [weight.is_meta for weight in model.parameters()]
     if any(on_meta) and not all(on_meta):
-        raise RuntimeError(
-            "the weights were freed after packing (prepare_inference(keep_weights=False)), and the "
-            "model has changed since: load it again"
-        )
+        raise RuntimeError(f"{FREED}, and the model has changed since: load it again")

@@ -7,7 +7,7 @@ these have no kernels, on the oneDNN operators that PyTorch has for its own comp
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -167,10 +167,47 @@ def conv3x3(
     return _Conv3x3(conv, side, relu_input, relu) if own is None else own
 
 
+FREED = "the weights were freed after packing (prepare_inference(keep_weights=False))"
+
+# Names of functions that tell about a tensor without its values; properties are "__get__".
+_FACTS = frozenset({
+    "__get__", "__len__", "__repr__", "data_ptr", "dim", "element_size", "is_complex",
+    "is_contiguous", "is_floating_point", "is_inference", "numel", "size", "stride",
+})  # fmt: skip
+
+
+class FreedWeight(nn.Parameter):
+    """A weight without memory: it has a shape, a dtype and a device, and every other use fails.
+
+    An ordinary tensor on "meta" does not fail: operators then return results without values, or
+    memory that nothing has written.
+    """
+
+    @classmethod
+    def __torch_function__(  # type: ignore[override]
+        cls,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        if getattr(func, "__name__", "") not in _FACTS:
+            raise RuntimeError(
+                f"{FREED}: the model only predicts, with nothing attached to it and outside of "
+                "autocast; load it again to train, save, copy, change or move it"
+            )
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **(kwargs or {}))
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise RuntimeError(f"{FREED}: load the model again to save or copy it")
+
+
 def free_weights(layers: Iterable[Any], modules: Iterable[nn.Module]) -> None:
     """Frees the weights of layers and modules that dafast's kernels have packed; biases stay.
 
-    Weights without memory replace them, on PyTorch's device "meta".
+    Weights without memory replace them, on PyTorch's device "meta"; those of modules are
+    `FreedWeight`.
 
     Args:
         layers: Made of the modules by `linear`, `conv3x3` and the classes of this file.
@@ -190,7 +227,7 @@ def free_weights(layers: Iterable[Any], modules: Iterable[nn.Module]) -> None:
                 continue  # see `own_conv3x3`
             if isinstance(part, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
                 weight = part.weight
-                part.weight = nn.Parameter(weight.detach().to("meta"), weight.requires_grad)
+                part.weight = FreedWeight(weight.detach().to("meta"), weight.requires_grad)
 
 
 _AnyLinear = _Linear | _LinearPacked | _LinearInt8

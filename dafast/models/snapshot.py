@@ -160,7 +160,7 @@ class Snapshot(Structure):
         super().__init__(model)
         self._tensors = list(model.parameters())
         self._versions = self._count_versions()
-        self._alive = [p.detach() for p in self._tensors]
+        self._alive = [p if p.is_meta else p.detach() for p in self._tensors]
         weights = [w for w in self._alive if w.device.type == "cpu"]
         memory = [_memory_of(w) for w in weights]
         self._with_gaps = [w for w, m in zip(weights, memory, strict=True) if m is None]

@@ -1,7 +1,9 @@
 """Weights in memory once: mapped files are released, and modules can give up their weights."""
 
 import copy
+import pickle
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -105,6 +107,70 @@ def test_a_change_after_weights_were_freed_is_an_error(tmp_path, seed):
         model.optimize(int8=False)
     model.load_state_dict(original.state_dict(), assign=True)  # weights with memory
     np.testing.assert_array_equal(model.infer(photo, size=56), expected)
+
+
+PHOTO = np.full((56, 84, 3), 128, np.uint8)
+
+
+def _in_autocast(model):
+    with torch.autocast("cpu", torch.bfloat16):
+        model.infer(PHOTO, size=56)
+
+
+def _with_a_hook(model):
+    model.depth_head.register_forward_hook(lambda *_: None)
+    model.infer(PHOTO, size=56)
+
+
+USES = {
+    "gradients": lambda model: model(torch.zeros(1, 3, 56, 84)),
+    "autocast": _in_autocast,
+    "hook": _with_a_hook,
+    "features": lambda model: model.get_intermediate_layers(torch.zeros(1, 3, 56, 84)),
+    "state_dict": lambda model: model.state_dict(),
+    "pickle": pickle.dumps,
+    "move": lambda model: model.to(torch.float64),
+    "copy": lambda model: copy.deepcopy(model)(torch.zeros(1, 3, 56, 84)),
+    "load": lambda model: model.load_state_dict(make(SMALL).state_dict()),
+}
+
+
+@pytest.mark.filterwarnings("ignore:for .* copying from a non-meta parameter")
+@pytest.mark.skipif(bool(why_slow_packed(torch.float32)), reason="oneDNN multiplies here")
+@pytest.mark.parametrize("use", USES)
+def test_a_use_of_freed_weights_is_an_error(use, seed):
+    """Not a map of memory that nothing has written, or a file without weights."""
+    model = make(SMALL)
+    ready(model)
+    model.prepare_inference(keep_weights=False)
+    with pytest.raises(RuntimeError, match=r"freed after packing.*load"):
+        USES[use](model)
+
+
+@pytest.mark.skipif(bool(why_slow_packed(torch.float32)), reason="oneDNN multiplies here")
+def test_freed_weights_that_are_not_finite_give_the_warning(seed, notices):
+    model = make(SMALL)
+    ready(model)
+    with torch.no_grad():
+        model.pretrained.blocks[0].mlp.fc1.weight[0, 0] = torch.nan
+    model.prepare_inference(keep_weights=False)
+    assert not np.isfinite(model.infer(PHOTO, size=56)).all()
+    (message,) = notices.messages
+    assert "weights hold NaN or overflow in float32" in message
+
+
+def test_two_threads_free_the_weights_once(seed):
+    model = make(SMALL)
+    ready(model)
+    expected = copy.deepcopy(model).infer(PHOTO, size=56)
+
+    def predict(_: int) -> np.ndarray:
+        model.prepare_inference(keep_weights=False)
+        return model.infer(PHOTO, size=56)
+
+    with ThreadPoolExecutor(2) as pool:
+        for got in pool.map(predict, range(2)):
+            np.testing.assert_array_equal(got, expected)
 
 
 def test_a_model_that_was_optimized_keeps_its_weights(seed):
