@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from dafast.losses import GradientMatchingLoss, normalise_maps
-from dafast.ops.affine_invariant_loss import _normalise
+from dafast.ops import use_backend
+from dafast.ops.affine_invariant_loss import _normalise, lower_medians
+from tests.instruction_sets import CPP
 from tests.tolerances import TOLERANCES
 
 DOUBLE = TOLERANCES[torch.float64].op
@@ -159,3 +161,19 @@ def test_normalised_maps_are_those_of_the_affine_invariant_loss(ties: bool, seed
 def test_a_constant_map_is_zero_and_not_noise() -> None:
     mask = torch.ones(1, 30, 31, dtype=torch.bool)
     assert not normalise_maps(torch.full((1, 30, 31), 0.7), mask).any()
+
+
+@pytest.mark.parametrize("backend", ["reference", CPP])
+def test_lower_medians_of_maps_with_ties_and_without_pixels(backend, seed):
+    maps = 3 * torch.randn(6, 9, 14).round(decimals=1).transpose(1, 2)
+    mask = torch.rand(maps.shape) > 0.4
+    mask[1] = False
+    mask[2] = False
+    mask[2, 3, 4] = True
+    with use_backend(backend):
+        got = lower_medians(maps, mask)
+    wanted = [
+        m[valid].median() if valid.any() else m.new_zeros(())
+        for m, valid in zip(maps, mask, strict=True)
+    ]
+    assert torch.equal(got, torch.stack(wanted))
