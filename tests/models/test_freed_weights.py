@@ -152,7 +152,7 @@ def test_freed_weights_that_are_not_finite_give_the_warning(seed, notices):
     model = make(SMALL)
     ready(model)
     with torch.no_grad():
-        model.pretrained.blocks[0].mlp.fc1.weight[0, 0] = torch.nan
+        model.depth_head.scratch.output_conv1.weight[0, 0] = torch.nan
     model.prepare_inference(keep_weights=False)
     assert not np.isfinite(model.infer(PHOTO, size=56)).all()
     (message,) = notices.messages
