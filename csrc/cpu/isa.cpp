@@ -28,7 +28,7 @@ constexpr std::array kAll = {Isa::portable,    Isa::avx2,       Isa::avx_vnni, I
 
 #ifdef DAFAST_X86
 
-// clang 16 does not take "f16c" in __builtin_cpu_supports.
+// Before clang 18, __builtin_cpu_supports does not take "f16c".
 bool has_f16c() {
   unsigned a = 0, b = 0, c = 0, d = 0;
   return __get_cpuid(1, &a, &b, &c, &d) && (c >> 29 & 1);

@@ -10,8 +10,9 @@
 #if defined(__x86_64__) && (defined(__clang__) ? __clang_major__ >= 9 : __GNUC__ >= 10)
 #define DAFAST_X86 1
 #endif
-// GCC 11 and clang 12 are the first versions that know AVX-VNNI and AMX.
-#if defined(DAFAST_X86) && (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11)
+// GCC 11 and clang 12 are the first versions that know AVX-VNNI and AMX; clang 16 is the oldest one
+// that was tried.
+#if defined(DAFAST_X86) && (defined(__clang__) ? __clang_major__ >= 16 : __GNUC__ >= 11)
 #define DAFAST_X86_TILES 1
 #endif
 // Before clang 16, arm_neon.h has these instructions only if the whole file is compiled for them.
