@@ -184,7 +184,7 @@ class FreedWeight(nn.Parameter):
     """
 
     @classmethod
-    def __torch_function__(  # type: ignore[override]
+    def __torch_function__(  # type: ignore
         cls,
         func: Callable[..., Any],
         types: Iterable[type],
