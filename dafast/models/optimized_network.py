@@ -325,7 +325,8 @@ class OptimizedNetwork(DepthNetwork):
         The input of a graph is one tensor with the values of all taps and earlier states.
         """
         seen = [] if cache is None else cache.seen()
-        if cache is not None and not seen:  # the first frame of a stream, which occurs once
+        first = cache is not None and not seen  # of a stream: it occurs once
+        if first or not self._captures_graphs():
             return self.depth_head(taps, rows, columns, frames, cache)
         given = [*taps, *chain.from_iterable(seen)]
         shapes = [each.shape for each in given]
