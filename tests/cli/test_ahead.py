@@ -75,7 +75,7 @@ def test_one_photo_ahead(run, folder, decoded, monkeypatch):
         position = names.index(name)
         following = names[1 : position + 2]
         deadline = threading.Event()
-        for _ in range(1000):  # the next one is decoded during this prediction
+        for _ in range(12_000):  # the next one is decoded during this prediction
             if decoded == following:
                 break
             deadline.wait(0.01)
