@@ -50,7 +50,7 @@ def test_smoothed_blocks_compute_the_same_bits(dtype, seed):
     assert torch.equal(taps(model, x, blocks), taps(model, x))
 
 
-def test_large_channels_move_into_the_weights(seed):
+def test_large_channels_move_into_the_weights(fixed_seed):
     model = planted()
     x = [synthetic_input(model)]
     with torch.no_grad():
@@ -69,7 +69,7 @@ def test_large_channels_move_into_the_weights(seed):
         assert was > 10 and now < 4 * was**0.5, f"{layer}: {was:.1f} became {now:.1f}"
 
 
-def test_int8_loses_less_with_smoothed_channels(seed):
+def test_int8_loses_less_with_smoothed_channels(fixed_seed):
     """Of one layer, as the whole network's error varies with the photo."""
     model = planted()
     x = torch.randn(200, SMALL.embed_dim)
@@ -156,7 +156,7 @@ def test_wrong_choices():
     assert model._optimized is None
 
 
-def test_fp8_does_not_depend_on_factors(seed):
+def test_fp8_does_not_depend_on_factors(fixed_seed):
     """They are powers of two, which change no digit of e4m3 above its smallest numbers."""
     x, weight = torch.randn(20, 64), torch.randn(16, 64)
     factors = torch.exp2(torch.randint(-1, 2, (64,)).float())

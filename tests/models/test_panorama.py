@@ -98,7 +98,7 @@ def test_views_see_everything_and_overlap():
     assert inside.any(0).all() and (inside.sum(0) >= 2).mean() > 0.7
 
 
-def test_the_room_comes_back_in_depth(photo, truth, seed):
+def test_the_room_comes_back_in_depth(photo, truth, fixed_seed):
     result = seer(kind="depth", output="exp").predict(photo)
     assert not isinstance(result, PanoramaResult)
     result = seer(kind="depth", output="exp").predict(photo, panorama=True)
@@ -108,7 +108,7 @@ def test_the_room_comes_back_in_depth(photo, truth, seed):
     assert error.mean() < 0.01 and np.quantile(error, 0.99) < 0.05
 
 
-def test_metres_keep_their_mean(photo, truth, seed):
+def test_metres_keep_their_mean(photo, truth, fixed_seed):
     result = seer(kind="metric", output="exp").predict(photo, panorama=True)
     assert result.unit == "m"
     assert np.median(result.values / truth) == pytest.approx(
@@ -116,7 +116,7 @@ def test_metres_keep_their_mean(photo, truth, seed):
     )  # of 12 scales in 0.8..1.2: five deviations of their mean
 
 
-def test_the_room_comes_back_in_disparity(photo, truth, seed):
+def test_the_room_comes_back_in_disparity(photo, truth, fixed_seed):
     """Each view has an unknown scale and shift; the overlaps determine them up to one scale."""
     result = seer().predict(photo, panorama=True)
     assert result.near_is_large and result.unit == ""
@@ -126,7 +126,7 @@ def test_the_room_comes_back_in_disparity(photo, truth, seed):
     assert error.mean() < 0.08, error.mean()  # 0.02 with a deviation of 0.005
 
 
-def test_the_borders_continue_each_other(photo, seed):
+def test_the_borders_continue_each_other(photo, fixed_seed):
     for changes in ({}, dict(kind="depth", output="exp")):
         values = seer(**changes).predict(photo, panorama=True).values
         across = np.abs(values[:, 0] - values[:, -1])
@@ -182,7 +182,7 @@ def test_facts_say_the_projection(photo, truth):
     assert result.to_disparity().facts()["projection"] == "equirectangular"
 
 
-def test_known_points_give_metres(photo, truth, seed):
+def test_known_points_give_metres(photo, truth, fixed_seed):
     points = [[row, column, truth[row, column]] for row in (40, 64, 90) for column in (20, 99, 200)]
     result = seer(kind="depth", output="exp").predict(photo, panorama=True, align_to=points)
     assert result.unit == "m"

@@ -63,9 +63,8 @@ def scores(values, depth, quantity):
     return float(depth_errors(aligned, truth, mask)["abs_rel"]), float(f1)
 
 
-def test_boundaries_gain_and_the_layout_stays(model):
-    """The generator is fixed: the gain depends on the scene."""
-    photo, depth = scene(np.random.default_rng(0))
+def test_boundaries_gain_and_the_layout_stays(model, fixed_rng):
+    photo, depth = scene(fixed_rng)
     quantity = model.config.quantity
     whole = scores(model.predict(photo).values, depth, quantity)
     tiled = scores(model.predict(photo, tile=110).values, depth, quantity)
@@ -73,9 +72,9 @@ def test_boundaries_gain_and_the_layout_stays(model):
 
 
 @pytest.mark.slow
-def test_guided_maps_have_the_edges_of_the_photo(model):
-    """The generator is fixed: with tiles F1 grows 1.9 to 2.9 times, depending on the scene."""
-    photo, depth = scene(np.random.default_rng(0))
+def test_guided_maps_have_the_edges_of_the_photo(model, fixed_rng):
+    """With tiles F1 grows 1.9 to 2.9 times, depending on the scene."""
+    photo, depth = scene(fixed_rng)
     quantity = model.config.quantity
     for tile in (None, 110):
         plain, guided = (
@@ -87,17 +86,16 @@ def test_guided_maps_have_the_edges_of_the_photo(model):
 
 
 @pytest.mark.slow
-def test_no_seams():
+def test_no_seams(fixed_rng):
     """Across the borders of tiles the map is as smooth as next to them.
 
-    The generator is fixed: the ratio of two means of few lines varies by 3 per cent.
+    The ratio of two means of few lines varies by 3 per cent.
     """
-    rng = np.random.default_rng(0)
     model = Blurred(tiny(image_size=84)).eval()
     borders, nearby = [], []
     for _ in range(6):
-        _, depth = scene(rng)
-        side = int(rng.integers(90, 150))
+        _, depth = scene(fixed_rng)
+        side = int(fixed_rng.integers(90, 150))
         photo = np.repeat((1 / depth)[..., None], 3, 2).astype(np.float32)
         values = model.predict(photo, tile=side).values.astype(np.float64)
         for axis, length in enumerate(values.shape):

@@ -21,8 +21,8 @@ def pair(rng, noise, outliers=0.0):
 
 
 @pytest.mark.parametrize(("noise", "outliers"), [(0.0, 0.0), (0.1, 0.0), (0.02, 0.2), (0.2, 0.1)])
-def test_it_finds_scale_and_shift(rng, noise, outliers):
-    reference, values, ones, scale, shift = pair(rng, noise, outliers)
+def test_it_finds_scale_and_shift(fixed_rng, noise, outliers):
+    reference, values, ones, scale, shift = pair(fixed_rng, noise, outliers)
     found = fit_scale_shift(reference, values, ones, ones)
     assert found is not None and found.quality > 0.3
     # Errors of a mean over the points, 5 times, and of the outliers that are kept.
@@ -34,14 +34,14 @@ def test_it_finds_scale_and_shift(rng, noise, outliers):
     assert got == pytest.approx(expected, abs=3 * bound * reference.std())
 
 
-def test_a_chain_of_fits_keeps_the_scale(rng):
+def test_a_chain_of_fits_keeps_the_scale(fixed_rng):
     """Ordinary least squares would lose 9% of it in every step here: all but 1% in 50."""
-    _, truth = scene(rng, 40, 60)
+    _, truth = scene(fixed_rng, 40, 60)
     ones = np.ones_like(truth)
     noise = 0.3 * truth.std()
-    reference = truth + rng.normal(0, noise, truth.shape)
+    reference = truth + fixed_rng.normal(0, noise, truth.shape)
     for _ in range(50):
-        values = 2 * (truth + rng.normal(0, noise, truth.shape)) - 1
+        values = 2 * (truth + fixed_rng.normal(0, noise, truth.shape)) - 1
         found = fit_scale_shift(reference, values, ones, ones)
         reference = found.scale * values + found.shift
     # A random walk of 50 errors of about 0.3 * sqrt(2 / 1024).
@@ -49,10 +49,10 @@ def test_a_chain_of_fits_keeps_the_scale(rng):
     assert slope == pytest.approx(1, abs=0.35)
 
 
-def test_a_mean_of_many_maps_counts_as_exact(rng):
-    _, values, ones, _, _ = pair(rng, 0.3)
+def test_a_mean_of_many_maps_counts_as_exact(fixed_rng):
+    _, values, ones, _, _ = pair(fixed_rng, 0.3)
     truth = 1.7 * values.astype(np.float64)
-    noisy = values + rng.normal(0, 0.5 * values.std(), values.shape)
+    noisy = values + fixed_rng.normal(0, 0.5 * values.std(), values.shape)
     found = fit_scale_shift(truth, noisy, ones, 1000 * ones)
     assert found.scale == pytest.approx(1.7, rel=0.1)  # least squares over noisy values: 1.36
 
