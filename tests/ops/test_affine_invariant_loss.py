@@ -72,8 +72,9 @@ def test_invariant_to_scale_and_shift(seed):
     assert affine_invariant_loss(2 * target + 1, target, mask).item() < 1e-12
 
 
-def test_gradcheck(seed):
-    prediction, target, mask, _ = _inputs(seed, (2, 4, 5))
+def test_gradcheck(fixed_seed):
+    """The inputs are fixed: of some draws a step of gradcheck exchanges the median."""
+    prediction, target, mask, _ = _inputs(fixed_seed, (2, 4, 5))
     prediction.requires_grad_()
     assert torch.autograd.gradcheck(
         lambda p: affine_invariant_loss_reference(p, target, mask), [prediction]

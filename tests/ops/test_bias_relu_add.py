@@ -120,8 +120,9 @@ def test_empty(backend, device):
     assert out.shape == grad.shape == (0, 8, 3, 3) and (bias == 0).all()
 
 
-def test_gradcheck(seed):
-    inputs = [t.double().requires_grad_() for t in _inputs(seed, (1, 2, 2, 3))]
+def test_gradcheck(fixed_seed):
+    """The inputs are fixed: of some draws a step of gradcheck crosses a kink."""
+    inputs = [t.double().requires_grad_() for t in _inputs(fixed_seed, (1, 2, 2, 3))]
     assert torch.autograd.gradcheck(bias_relu_add_reference, inputs)
 
 

@@ -287,8 +287,9 @@ def test_cpp_does_not_depend_on_the_threads(seed):
     assert all(torch.equal(out, outputs[0]) for out in outputs)
 
 
-def test_gradients_take_the_reference(seed):
-    x, *weights = _inputs(seed, (1, 4, 3, 3), hidden=2, dtype=torch.float64)
+def test_gradients_take_the_reference(fixed_seed):
+    """The inputs are fixed: of some draws a step of gradcheck crosses a kink."""
+    x, *weights = _inputs(fixed_seed, (1, 4, 3, 3), hidden=2, dtype=torch.float64)
     inputs = [t.requires_grad_() for t in (x, *weights)]
     assert torch.autograd.gradcheck(
         lambda x, *w: decoder_tail_reference(x, (5, 4), *w, activation="sigmoid"), inputs

@@ -97,10 +97,11 @@ def published_loss(prediction: np.ndarray, target: np.ndarray, mask: np.ndarray)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["masked", "whole", "empty frame"])
-def test_temporal_loss_is_the_published_one(kind: str, rng: np.random.Generator) -> None:
-    target = rng.random((2, 1, 6, 7)) + 0.05 * rng.random((2, 5, 6, 7))
-    prediction = 3 * target + 0.2 * rng.random(target.shape)
-    mask = rng.random(target.shape) > 0.3 if kind == "masked" else np.ones(target.shape, bool)
+def test_temporal_loss_is_the_published_one(kind: str, fixed_rng: np.random.Generator) -> None:
+    """The inputs are fixed: of some draws a step of gradcheck crosses a kink."""
+    target = fixed_rng.random((2, 1, 6, 7)) + 0.05 * fixed_rng.random((2, 5, 6, 7))
+    prediction = 3 * target + 0.2 * fixed_rng.random(target.shape)
+    mask = fixed_rng.random(target.shape) > 0.3 if kind == "masked" else np.ones(target.shape, bool)
     if kind == "empty frame":
         mask[0, 2] = False
     loss = TemporalGradientMatchingLoss()
