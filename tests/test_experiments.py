@@ -101,13 +101,13 @@ def test_the_engine_stops_at_folders_without_photographs(
 
 
 @pytest.mark.slow
-def test_metric_on_synthetic(tmp_path: Path, seed: int) -> None:
+def test_metric_on_synthetic(tmp_path: Path, fixed_seed: int) -> None:
     """The script that shows metres learned, on a few scenes and for a few steps."""
     pytest.importorskip("embreex", reason="embreex is not installed (extra dafast[synth])")
     pytest.importorskip("skimage", reason="scikit-image is not installed (extra dafast[synth])")
     script = str(ROOT / "experiments/metric_on_synthetic.py")
     small = "--scenes 4 --held-out 2 --steps 2 --batch-size 2 --data.shapes 56 56"
-    options = f"{small} --optim.warmup-steps 0 --seed {seed} --work {tmp_path}"
+    options = f"{small} --optim.warmup-steps 0 --seed {fixed_seed} --work {tmp_path}"
     done = run_script(["sh", "-c", f'"$PYTHON" {script} {options}'], os.environ)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = json.loads((tmp_path / "scores.json").read_text())

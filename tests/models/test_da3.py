@@ -1,6 +1,7 @@
 """Depth Anything 3's monocular networks: parity, sky, sizes, loading."""
 
 import dataclasses
+import itertools
 import json
 
 import numpy as np
@@ -85,9 +86,12 @@ def test_equals_the_published_definition(size, seed, randomise, calibrate):
         config = dataclasses.replace(config, embed_dim=256, num_heads=4)
     model = random_model(config, seed, randomise, calibrate)
     for shape in SHAPES:
-        x = images(seed, 1, 3, *shape)
         with torch.no_grad():
-            depth, sky = published(published_state(model), model.config, x)
+            for k in itertools.count():
+                x = images(seed + k, 1, 3, *shape)
+                depth, sky = published(published_state(model), model.config, x)
+                if (sky - 0.3).abs().min() > 1e-5:  # else rounding decides what is sky
+                    break
             assert 0 < (sky >= 0.3).float().mean() < 1
             expected = torch.stack([official_fill(d, s) for d, s in zip(depth, sky, strict=True)])
             model._optimized = None
@@ -255,10 +259,10 @@ def test_metres_without_a_camera_are_an_error(metric, seed):
         metric.infer(photo(seed, 20, 40))
 
 
-def test_depth_and_sky_of_photos(seed, randomise, calibrate):
+def test_depth_and_sky_of_photos(fixed_seed, randomise, calibrate):
     """Photos of two sizes: as one by one, at their own resolution."""
-    model = random_model(tiny(**DA3), seed, randomise, calibrate)
-    shots = [photo(seed, 30, 50), photo(seed + 1, 40, 25)]
+    model = random_model(tiny(**DA3), fixed_seed, randomise, calibrate)
+    shots = [photo(fixed_seed, 30, 50), photo(fixed_seed + 1, 40, 25)]
     for infer, dtype in ((model.infer, np.float32), (model.infer_sky, bool)):
         maps = infer(shots)
         assert [m.shape for m in maps] == [(30, 50), (40, 25)]

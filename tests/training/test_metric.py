@@ -61,11 +61,12 @@ def load(folder: Path) -> DepthAnything:
         pytest.param("sigmoid", 60, marks=pytest.mark.exhaustive),
     ],
 )
-def test_learns_and_exports_metres(
-    head: str, steps: int, shards: Path, tmp_path: Path, seed: int
-) -> None:
+def test_learns_and_exports_metres(head: str, steps: int, tmp_path: Path, fixed_seed: int) -> None:
     """Two steps are enough for the export."""
-    config = metric_run(shards, tmp_path / "run", head, steps=steps, seed=seed, checkpoint_every=0)
+    shards = tiny.write_shards(tmp_path / "data", 2, 18, fixed_seed)
+    config = metric_run(
+        shards, tmp_path / "run", head, steps=steps, seed=fixed_seed, checkpoint_every=0
+    )
     data = dataclasses.replace(config.data, eval_path=str(shards), eval_samples=4)
     train(dataclasses.replace(config, data=data), ONE)
     lines = metrics(tmp_path / "run")

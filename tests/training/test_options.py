@@ -347,7 +347,7 @@ def test_an_evaluation_that_fails_loses_nothing(
 
 @pytest.mark.slow
 def test_a_compiled_run_has_the_gradients_of_the_other(
-    shards: Path, tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, fixed_seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without Inductor, which takes a minute; tests/models/test_compile.py has its gradients."""
     backends: list[str] = []
@@ -359,7 +359,8 @@ def test_a_compiled_run_has_the_gradients_of_the_other(
     original = torch.compile
     monkeypatch.setattr(torch, "compile", compile_quickly)
     config = runs.tiny_config(
-        shards, tmp_path / "eager", seed=seed, steps=2, checkpoint_every=0, precision="float32",
+        tiny.write_shards(tmp_path / "data", 2, 18, fixed_seed), tmp_path / "eager",
+        seed=fixed_seed, steps=2, checkpoint_every=0, precision="float32",
         optim=OptimSection(encoder_lr=1e-5, decoder_lr=1e-5),
     )  # fmt: skip
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, shapes=((42, 42),)))

@@ -224,10 +224,11 @@ def test_settings_that_a_checkpoint_does_not_know_have_their_defaults() -> None:
 
 
 @pytest.mark.slow
-def test_learns(shards: Path, tmp_path: Path, seed: int) -> None:
+def test_learns(tmp_path: Path, fixed_seed: int) -> None:
     config = tiny_config(
-        shards, tmp_path / "run", steps=60, seed=seed, augment=AugmentConfig(), checkpoint_every=0
-    )
+        tiny.write_shards(tmp_path / "data", 2, 18, fixed_seed), tmp_path / "run", steps=60,
+        seed=fixed_seed, augment=AugmentConfig(), checkpoint_every=0,
+    )  # fmt: skip
     train(config, ONE)
     values = [v for v in tiny.losses(tmp_path / "run").values() if v is not None]
     assert sum(values[-10:]) < 0.8 * sum(values[:10])

@@ -54,7 +54,10 @@ def write(root: Path, name: str, frames: int, rng: np.random.Generator) -> None:
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory: pytest.TempPathFactory, run_seed: int) -> Path:
-    root, rng = tmp_path_factory.mktemp("clips"), np.random.default_rng(run_seed)
+    return write_clips(tmp_path_factory.mktemp("clips"), np.random.default_rng(run_seed))
+
+
+def write_clips(root: Path, rng: np.random.Generator) -> Path:
     for i in range(3):
         write(root, f"clip-{i:06d}", 9 + i, rng)
     return root
@@ -156,8 +159,9 @@ def test_frames_of_a_clip_are_augmented_alike(clips: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_a_run_learns_and_is_evaluated(clips: Path, tmp_path: Path) -> None:
+def test_a_run_learns_and_is_evaluated(tmp_path: Path, fixed_rng: np.random.Generator) -> None:
     pytest.importorskip("cv2", reason="OpenCV is not installed (extra dafast[flow])")
+    clips = write_clips(tmp_path / "clips", fixed_rng)
     config = config_of(clips, tmp_path / "run", steps=16)
     check_config(config)
     assert task_of(config) is video.TASK
