@@ -244,11 +244,10 @@ def test_models_of_video_take_clips(tmp_path, seed):
 
 
 @pytest.mark.slow
-def test_int8_is_calibrated_on_photos(tmp_path, seed):
+def test_int8_is_calibrated_on_photos(tmp_path, fixed_rng):
     torch.manual_seed(7)
     model, path = build("v1"), tmp_path / "int8.onnx"
-    random = np.random.default_rng(seed)
-    photos = [random.integers(0, 256, (40, 50, 3), dtype=np.uint8) for _ in range(3)]
+    photos = [fixed_rng.integers(0, 256, (40, 50, 3), dtype=np.uint8) for _ in range(3)]
     checks = export(model, path, dtype="int8", calibrate=photos)
     operators = {node.op_type for node in onnx.load(path).graph.node}
     assert {"QuantizeLinear", "DequantizeLinear"} <= operators <= supported_by_tensorrt()

@@ -51,9 +51,9 @@ def test_alone_and_with_the_next_norm(backend, seed):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_under_autocast(backend, seed):
+def test_under_autocast(backend, fixed_seed):
     """The stream stays float32; a norm comes in the dtype of the product that reads it."""
-    block, norm, x = _block(seed)
+    block, norm, x = _block(fixed_seed)
     with use_backend("reference"):
         tokens = _plain(block, x)
     with use_backend(backend), torch.autocast("cpu", dtype=torch.bfloat16):
@@ -68,9 +68,9 @@ def test_under_autocast(backend, seed):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_the_mlp_is_rounded_no_worse_than_by_a_linear_layer(backend, seed):
+def test_the_mlp_is_rounded_no_worse_than_by_a_linear_layer(backend, fixed_seed):
     """A large bias that nearly cancels the product: rounded without it, digits would be lost."""
-    block, _, x = _block(seed)
+    block, _, x = _block(fixed_seed)
     mlp, x = block.mlp.bfloat16(), x.bfloat16()
     with torch.no_grad():
         mlp.fc1.bias.fill_(-50.0)
