@@ -128,7 +128,7 @@ def rng(seed: int) -> np.random.Generator:
 def fixed_seed(seed: int) -> int:
     """Every global generator starts from 0: the test draws the same numbers in every run.
 
-    For bounds on statistics of few random inputs, which most draws keep but not all.
+    For bounds on statistics of few random inputs, which hold for most draws but not for all.
     """
     _seed_generators(0)
     return 0
