@@ -40,9 +40,12 @@ def test_released_pages_are_read_again(tmp_path, seed):
         read = {name: file.get_tensor(name) for name in values}
     mapped = mapped_memory([path])
     assert mapped
-    for name, tensor in read.items():
-        assert torch.equal(tensor, values[name])
-    before = resident(path)
+    for _ in range(100):  # a system short of memory drops pages at any time
+        for name, tensor in read.items():
+            assert torch.equal(tensor, values[name])
+        before = resident(path)
+        if before >= 3 * 1_200_000:
+            break
     assert before >= 3 * 1_200_000
     for tensor in read.values():
         release_pages(tensor, mapped)
