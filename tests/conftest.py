@@ -108,11 +108,16 @@ def seed(run_seed: int) -> int:
 def _forget_choices() -> None:
     if dispatch := sys.modules.get("dafast.ops._dispatch"):
         dispatch.forget_choices()
+    if camera := sys.modules.get("dafast.camera"):
+        camera.warn_of_camera.cache_clear()
 
 
 @pytest.fixture(autouse=True)
 def _choices_of_one_test() -> Iterator[None]:
-    """Ops keep their choices of backends, and a test may change the reasons for them."""
+    """Ops keep their choices of backends, and a test may change the reasons for them.
+
+    A warning of a camera comes once per process, and two tests may expect the same one.
+    """
     _forget_choices()
     yield
     _forget_choices()
