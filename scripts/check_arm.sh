@@ -41,15 +41,16 @@ CPU architecture: 8\nCPU variant\t: 0x3\nCPU part\t: 0xd0c\nCPU revision\t: 1\n\
 echo 0 > "$system/sys/devices/system/cpu/possible"
 echo 0 > "$system/sys/devices/system/cpu/present"
 
-if [ ! -e "$site/torch" ]; then
+if [ ! -e "$site/cv2" ]; then  # of the package that is installed last
   wheels() {
     "$python" -m pip install --target "$site" --platform manylinux_2_28_aarch64 \
       --platform manylinux2014_aarch64 --platform manylinux_2_27_aarch64 --only-binary=:all: \
       --python-version 3.11 "$@"
   }
+  wheels --no-deps "torch==$torch" triton
   wheels numpy sympy networkx jinja2 fsspec filelock pytest hypothesis pillow safetensors rich \
     huggingface-hub packaging tqdm setuptools
-  wheels --no-deps "torch==$torch" triton
+  wheels --no-deps opencv-python-headless
 fi
 
 # One empty library for each missing one, with the symbols, and their versions, that PyTorch uses.
