@@ -48,47 +48,69 @@ void normalise_rows(const AddNorm& call, int64_t begin, int64_t end) {
   }
 }
 
+// The gradients of a row of s that come from its normalised values, in two passes over the row.
+struct NormGradient {
+  const float *s, *ahead, *weight;  // `ahead` is the gradient of the result
+  Lanes mean, rstd, along, across;
+
+  NormGradient(const float* s, const float* ahead, const float* weight, float mean, float rstd)
+      : s(s), ahead(ahead), weight(weight), mean(all(mean)), rstd(all(rstd)) {}
+
+  Lanes normed(int64_t i) const { return (at(s + i) - mean) * rstd; }
+
+  // The sums over the row, and those of weight and bias over the rows.
+  void sum(int64_t padded, int64_t channels, float* weight_sum, float* bias_sum) {
+    Sum along_sum, across_sum;
+    for (int64_t i = 0; i < padded; i += kLanes) {
+      for (int part = 0; part < kRegisters; ++part) {
+        const int64_t j = i + kWide * part;
+        const Lanes grad = at(ahead + j), weighted = grad * at(weight + j), value = normed(j);
+        along_sum.parts[part] += weighted;
+        across_sum.parts[part] += weighted * value;
+        add_to(weight_sum + j, grad * value);
+        add_to(bias_sum + j, grad);
+      }
+    }
+    along = all(along_sum.total() / static_cast<float>(channels));
+    across = all(across_sum.total() / static_cast<float>(channels));
+  }
+
+  Lanes of(int64_t i) const {
+    return rstd * (at(ahead + i) * at(weight + i) - along - across * normed(i));
+  }
+};
+
 void write_gradients(const AddNormBackward& call, int64_t begin, int64_t end, float* sums) {
   alignas(64) float s_buffer[kMaxChannels], branch_buffer[kMaxChannels];
   alignas(64) float out_s_buffer[kMaxChannels], out_n_buffer[kMaxChannels];
-  alignas(64) float grad[kMaxChannels], normed[kMaxChannels], ahead[kMaxChannels];
-  alignas(64) float result_buffer[kMaxChannels];
+  alignas(64) float grad_buffer[kMaxChannels], result_buffer[kMaxChannels];
   const int64_t channels = call.channels, padded = call.width;
-  const float* DAFAST_RESTRICT gamma = call.gamma;
-  const float* DAFAST_RESTRICT weight = call.weight;
-  float* DAFAST_RESTRICT gamma_sum = sums;
-  float* DAFAST_RESTRICT weight_sum = sums + padded;
-  float* DAFAST_RESTRICT bias_sum = sums + 2 * padded;
+  float* const gamma_sum = sums;
+  float* const weight_sum = sums + padded;
+  float* const bias_sum = sums + 2 * padded;
   for (int64_t i = 0; i < 3 * padded; ++i) sums[i] = 0.0f;
   for (int64_t row = begin; row < end; ++row) {
-    const int64_t at = row * channels;
-    const float* DAFAST_RESTRICT branch = load_row(call.branch, row, channels, branch_buffer);
-    for (int64_t i = 0; i < padded; ++i) grad[i] = 0.0f;
-    if (call.grad_s.data) {
-      const float* DAFAST_RESTRICT grad_s = load_row(call.grad_s, row, channels, out_s_buffer);
-      for (int64_t i = 0; i < padded; ++i) grad[i] = grad_s[i];
-    }
+    const int64_t first = row * channels;
+    const float* branch = load_row(call.branch, row, channels, branch_buffer);
+    const float *grad_s = nullptr, *s = nullptr, *grad_n = nullptr;
+    if (call.grad_s.data) grad_s = load_row(call.grad_s, row, channels, out_s_buffer);
     if (call.grad_n.data) {
-      const float* DAFAST_RESTRICT s = load_row(call.s, row, channels, s_buffer);
-      const float* DAFAST_RESTRICT grad_n = load_row(call.grad_n, row, channels, out_n_buffer);
-      const float mean = call.stats[row], rstd = call.stats[call.rows + row];
-      for (int64_t i = 0; i < padded; ++i) normed[i] = (s[i] - mean) * rstd;
-      for (int64_t i = 0; i < padded; ++i) ahead[i] = grad_n[i] * weight[i];
-      const float along = sum_of(ahead, padded) / static_cast<float>(channels);
-      const float across = sum_of_products(ahead, normed, padded) / static_cast<float>(channels);
-      for (int64_t i = 0; i < padded; ++i) {
-        grad[i] += rstd * (ahead[i] - along - across * normed[i]);
-        weight_sum[i] += grad_n[i] * normed[i];
-        bias_sum[i] += grad_n[i];
-      }
+      s = load_row(call.s, row, channels, s_buffer);
+      grad_n = load_row(call.grad_n, row, channels, out_n_buffer);
     }
-    store(grad, channels, call.grad_x.data, call.grad_x.dtype, at);
-    float* DAFAST_RESTRICT result =
-        place(call.grad_branch.data, call.grad_branch.dtype, at, channels, result_buffer);
-    for (int64_t i = 0; i < padded; ++i) {
-      gamma_sum[i] += grad[i] * branch[i];
-      result[i] = grad[i] * gamma[i];
+    NormGradient norm(s, grad_n, call.weight, call.stats[row], call.stats[call.rows + row]);
+    if (grad_n) norm.sum(padded, channels, weight_sum, bias_sum);
+    float* const grad = place(call.grad_x.data, call.grad_x.dtype, first, channels, grad_buffer);
+    float* const result =
+        place(call.grad_branch.data, call.grad_branch.dtype, first, channels, result_buffer);
+    for (int64_t i = 0; i < padded; i += kWide) {
+      Lanes value = grad_s ? at(grad_s + i) : all(0.0f);
+      if (grad_n) value += norm.of(i);
+      put(value, grad + i);
+      add_to(gamma_sum + i, value * at(branch + i));
+      put(value * at(call.gamma + i), result + i);
     }
-    store(result, channels, call.grad_branch.data, call.grad_branch.dtype, at);
+    store(grad, channels, call.grad_x.data, call.grad_x.dtype, first);
+    store(result, channels, call.grad_branch.data, call.grad_branch.dtype, first);
   }
 }

@@ -77,11 +77,35 @@ struct Lanes {
     for (int j = 0; j < kWide; ++j) out.values[j] = values[j] * other.values[j];
     return out;
   }
+  Lanes operator-(const Lanes& other) const {
+    Lanes out;
+    for (int j = 0; j < kWide; ++j) out.values[j] = values[j] - other.values[j];
+    return out;
+  }
 };
 #endif
 
 inline void get(const float* from, Lanes& lanes) { memcpy(&lanes, from, sizeof lanes); }
 inline void put(const Lanes& lanes, float* to) { memcpy(to, &lanes, sizeof lanes); }
+
+inline Lanes at(const float* from) {
+  Lanes lanes;
+  get(from, lanes);
+  return lanes;
+}
+
+// The same value in every lane.
+inline Lanes all(float value) {
+  float values[kWide];
+  for (int j = 0; j < kWide; ++j) values[j] = value;
+  return at(values);
+}
+
+inline void add_to(float* sums, const Lanes& x) {
+  Lanes sum = at(sums);
+  sum += x;
+  put(sum, sums);
+}
 
 // A sum of kLanes independent parts, always added in the same order.
 constexpr int kRegisters = kLanes / kWide;

@@ -25,21 +25,27 @@ struct LinearProduct {
   int64_t depth, columns;
 };
 
-// grad (tokens, columns) transposed times x, in panels [depth / 32][tokens][32], to weight
-// (columns, depth), and the sum of grad over the tokens to bias.
+// left (tokens, rows) transposed times right, in panels [columns / 32][tokens][32]: the gradient of the
+// weights if left is the gradient of the result and right is x. `transposed` if they are exchanged;
+// the weights are (columns, rows) then. The sum of the gradient over the tokens goes to bias.
 struct LinearGradient {
-  const float *grad, *x, *zeros;
+  const float *left, *right, *zeros;
   float *weight, *bias;
-  int64_t tokens, depth, columns;
+  int64_t tokens, rows, columns;
+  bool transposed;
 };
 
 constexpr int64_t kPart = 384;  // terms of a sum that are added at a time
+
+// The columns of a product that rows pass through together; the second-level cache holds kPart terms
+// of them.
+constexpr int64_t kGroupColumns = 256;
 
 // A block of the gradient of the weights.
 constexpr int64_t kGradientRows = 48, kGradientColumns = 384;
 
 inline int64_t gradient_floats() {
-  return kGradientRows * (kGradientColumns + kPart + 1);
+  return kGradientRows * (kGradientColumns + kPart) + kGradientColumns;
 }
 
 using LinearRows = void (*)(const LinearProduct& call, int64_t row, int64_t rows, float* scratch);
@@ -125,21 +131,28 @@ void linear(const Tensor& left, const Tensor& right, std::optional<Tensor> bias,
   });
 }
 
-// grad (M, N) and x (M, K) to weight (N, K) and bias (N). All contiguous float32, K a multiple of 32.
+// grad (M, N) and x (M, K) to weight (N, K) and bias (N). All contiguous float32, N and K multiples of
+// 32. The narrower one is packed.
 void linear_backward(const Tensor& grad, const Tensor& x, Tensor weight, Tensor bias) {
   STD_TORCH_CHECK(grad.dim() == 2 && x.dim() == 2 && grad.size(0) == x.size(0), kOp,
                   ": expected matrices of as many rows");
-  const int64_t tokens = x.size(0), depth = x.size(1), columns = grad.size(1);
-  STD_TORCH_CHECK(depth % kColumns == 0, kOp, ": expected a multiple of ", kColumns);
+  const int64_t tokens = x.size(0);
+  const bool transposed = x.size(1) > grad.size(1);
+  const Tensor& left = transposed ? x : grad;
+  const Tensor& right = transposed ? grad : x;
+  const int64_t rows = left.size(1), columns = right.size(1);
+  STD_TORCH_CHECK(rows % kColumns == 0 && columns % kColumns == 0, kOp,
+                  ": expected multiples of ", kColumns);
   const std::unique_ptr<float[]> packed =
-      pack_panels(float_data_of(x, tokens * depth, kOp), depth, 1, tokens, depth);
+      pack_panels(float_data_of(right, tokens * columns, kOp), columns, 1, tokens, columns);
   const std::vector<float> zeros(kColumns);
-  const LinearGradient call{float_data_of(grad, tokens * columns, kOp), packed.get(), zeros.data(),
-                            float_data_of(weight, columns * depth, kOp),
-                            float_data_of(bias, columns, kOp), tokens, depth, columns};
+  const LinearGradient call{float_data_of(left, tokens * rows, kOp), packed.get(), zeros.data(),
+                            float_data_of(weight, rows * columns, kOp),
+                            float_data_of(bias, grad.size(1), kOp), tokens, rows, columns,
+                            transposed};
   const LinearBlock add = DAFAST_FOR_ISA(linear_gradient);
-  const int64_t across = (depth + kGradientColumns - 1) / kGradientColumns;
-  const int64_t down = (columns + kGradientRows - 1) / kGradientRows;
+  const int64_t across = (columns + kGradientColumns - 1) / kGradientColumns;
+  const int64_t down = (rows + kGradientRows - 1) / kGradientRows;
   for_aten_pieces(down * across, [&](Pieces& pieces) {
     const std::unique_ptr<float[]> scratch(new float[static_cast<size_t>(gradient_floats())]);
     int64_t piece;

@@ -109,7 +109,7 @@ def backend(
     return kernel_backend(fn, available, limits, preferred, backward=backward)
 
 
-def saves_time(*tensors: Tensor) -> str:
+def saves_time(*tensors: Tensor, gradient: bool = False) -> str:
     """The check of whether a CPU kernel that only saves a pass over memory gains time.
 
     Measured: without AVX-512, with a gradient, and on small tensors PyTorch's own operations are
@@ -117,10 +117,11 @@ def saves_time(*tensors: Tensor) -> str:
 
     Args:
         tensors: The tensors of the call, the largest first.
+        gradient: Whether the kernel also gains time with a gradient.
     """
     if torch.compiler.is_dynamo_compiling():
         return "torch.compile fuses these operations itself"
-    if wants_gradient(*tensors):
+    if not gradient and wants_gradient(*tensors):
         return "with a gradient PyTorch's own operations are as fast"
     if tensors[0].numel() < MIN_ELEMENTS:
         return f"PyTorch's own operations are as fast below {MIN_ELEMENTS} elements"

@@ -28,8 +28,9 @@ MAPS = [
     ((3, 32, 1, 2), 48, True),
     ((1, 64, 26, 19), 64, True),
 ]
-# Rows, inputs and outputs of a linear layer.
-LAYERS = [(1, 32, 32), (13, 64, 96), (61, 416, 64), (401, 32, 160)]
+# Rows, inputs and outputs of a linear layer. The narrower side is packed for the gradient of the
+# weights, in parts of 384 rows and blocks of 384 columns.
+LAYERS = [(1, 32, 32), (13, 64, 96), (401, 416, 64), (401, 32, 160), (30, 448, 416)]
 CONV_NAMES = ("out", "x", "weight", "add", "other", "bias")
 
 
