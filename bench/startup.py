@@ -57,9 +57,11 @@ gray = (255 * (y - y.min()) / (y.max() - y.min())).astype(np.uint8)
 Image.fromarray(gray).resize(image.size).save(out + "/depth.png")
 """
 _OURS = """
+import sys
 from dafast.cli import main
-code = main(["run", photo, "--model", folder + "/{model}", "--out", out, "--overwrite", "--quiet",
-      *{options}])
+sys.argv = ["dafast", "run", photo, "--model", folder + "/{model}", "--out", out, "--overwrite",
+            "--quiet", *{options}]
+code = main()
 assert code == 0, f"dafast run ended with {{code}}"
 """
 _SCRIPTS = {
@@ -160,6 +162,8 @@ def run(script: str, threads: int) -> tuple[float, float, int]:
     """
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT),
                    "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}  # fmt: skip
+    # The first run compiles the modules of the checkout, as pip does for installed packages.
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     with tempfile.TemporaryFile() as printed:
         start = time.perf_counter()
         process = subprocess.Popen(

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import http.client
 import re
 import stat
-import urllib.error
-import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -107,6 +104,10 @@ def fetch_source(image: Any, name: str) -> Any:
 
 
 def _download(url: str) -> bytes:
+    import http.client
+    import urllib.error
+    import urllib.request
+
     try:
         # Some servers refuse urllib's own name.
         request = urllib.request.Request(url, headers={"User-Agent": f"dafast/{__version__}"})

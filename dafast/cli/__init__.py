@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments after the program's name; those of the process by default.
     """
     open_streams()
-    args = argparse.Namespace(traceback=False, verbose=0, quiet=False)
+    args = argparse.Namespace(traceback=False, verbose=0, quiet=False, is_process=argv is None)
     try:
         with watch_interrupts(), log_to_stderr():
             build_parser().parse_args(argv, args)

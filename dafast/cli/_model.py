@@ -16,6 +16,11 @@ if TYPE_CHECKING:
     from ..models import DepthAnything
 
 
+def is_exported(model: str) -> bool:
+    """Whether the value of ``--model`` is a file of `dafast export`, which needs no PyTorch."""
+    return model.endswith(".onnx")
+
+
 def load_model(args: argparse.Namespace, device: str) -> DepthAnything:
     """Loads the model of ``--model``, ``--config`` and ``--dtype``."""
     from ..models import DepthAnything

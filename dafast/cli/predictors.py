@@ -16,7 +16,8 @@ from ..surface import EDGE_THRESHOLD
 from . import class_formats, depth_formats
 from ._camera import CameraChoice
 from ._common import CommandError
-from ._model import load_model, own_device
+from ._model import is_exported, load_model, own_device
+from ._startup import no_collections
 from .outputs import Format
 
 if TYPE_CHECKING:
@@ -288,11 +289,12 @@ def open_predictor(args: argparse.Namespace) -> Predictor:
     from ._camera import camera_of
 
     camera = camera_of(args)
-    if str(args.model).endswith(".onnx"):
+    if is_exported(args.model):
         model = _open_onnx(args)
         if model.facts.classes:
             return OnnxClassPredictor(args, model)
         return OnnxPredictor(args, camera, model)
-    from ..models.segmentation import is_segmentation
+    with no_collections():
+        from ..models.segmentation import is_segmentation
 
     return ClassPredictor(args) if is_segmentation(args.model) else DepthPredictor(args, camera)

@@ -26,6 +26,8 @@ from ._common import (
     named_path,
     positive,
 )
+from ._model import is_exported
+from ._startup import end_quickly, preload_torch
 
 if TYPE_CHECKING:
     from ..distributed import Processes
@@ -175,6 +177,10 @@ def _palette(text: str) -> str:
 
 def run(args: argparse.Namespace) -> int:
     """Runs ``dafast run``, in one process or under torchrun in many."""
+    if args.is_process:  # not if a program calls `main`: it may have files of its own
+        end_quickly()
+    if not is_exported(args.model):
+        preload_torch()
     from .run_photos import Counts
 
     with _session() as world:
