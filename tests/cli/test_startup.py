@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib.machinery
+import signal
 import subprocess
 import sys
 import threading
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from dafast.cli import main
 from dafast.cli._startup import no_collections, preload_torch
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,6 +28,7 @@ def python(script: str) -> str:
 def test_no_collections_leaves_the_collector_as_it_was():
     script = """
 import gc
+from dafast.cli import main
 from dafast.cli._startup import no_collections
 
 def is_young(wanted):
@@ -55,6 +58,7 @@ def test_no_collections_leaves_frozen_objects_frozen():
     """A server that forks freezes its objects, and may call a command."""
     script = """
 import gc
+from dafast.cli import main
 from dafast.cli._startup import no_collections
 kept = [[]]
 gc.freeze()
@@ -69,6 +73,7 @@ def test_the_end_of_a_process_searches_no_cycles():
     script = """
 import atexit, gc, os
 gc.disable()
+from dafast.cli import main
 from dafast.cli._startup import end_quickly
 {}
 class Cycle:
@@ -87,10 +92,27 @@ print("printed", end=" ")
     assert sorted(python(script.format(with_triton)).split()) == usual
 
 
+def test_only_a_process_of_its_own_ends_quickly(tmp_path, monkeypatch, capsys):
+    """A program that calls `main` may rely on the end of its files."""
+    called = []
+    monkeypatch.setattr("dafast.cli.run.end_quickly", lambda: called.append(True))
+    words = ["run", str(tmp_path / "missing.jpg"), "--out", str(tmp_path / "out")]
+    assert main(words) == 1
+    assert not called
+    monkeypatch.setattr(sys, "argv", ["dafast", *words])
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        assert main() == 1
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    assert called
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems load no libraries ahead")
 def test_libraries_are_loaded_ahead_of_the_import():
     script = """
 import sys, threading
+from dafast.cli import main
 from dafast.cli._startup import preload_torch
 preload_torch()
 for thread in threading.enumerate():
