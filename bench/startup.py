@@ -2,7 +2,8 @@
 
 Every run is a new process: it starts, imports, loads the model, predicts one photo and writes a
 PNG. The commands run in turn, with all files in the page cache after a first run that does not
-count. All have the same random weights and the same input size:
+count and compiles the modules of the checkout, as pip does for installed packages. All have the
+same random weights and the same input size:
 
     dafast            `dafast run PHOTO --model FOLDER`
     dafast, ONNX      `dafast run PHOTO --model FILE.onnx`, which does not import PyTorch
@@ -162,8 +163,7 @@ def run(script: str, threads: int) -> tuple[float, float, int]:
     """
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT),
                    "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}  # fmt: skip
-    # The first run compiles the modules of the checkout, as pip does for installed packages.
-    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # see the top of this file
     with tempfile.TemporaryFile() as printed:
         start = time.perf_counter()
         process = subprocess.Popen(
