@@ -357,11 +357,11 @@ def _nano_presets() -> dict[str, ModelConfig]:
         embed_dim=192,
         num_layers=6,
         num_heads=3,
-        features=24,
-        out_channels=(16, 24, 32, 32),
-        out_indices=(2, 3, 4, 5),
-        image_size=168,
-        grid_size=12,
+        features=32,
+        out_channels=(32, 48, 64, 96),
+        out_indices=(1, 2, 4, 5),
+        image_size=336,
+        grid_size=16,
         license="Apache-2.0",
     )
     # Its form for video, to be trained on clips: no weights are published.

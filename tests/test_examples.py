@@ -82,8 +82,8 @@ def test_encoder_features(
     run("encoder_features.py", PHOTO, monkeypatch=monkeypatch)
     lines = capsys.readouterr().out.splitlines()
     assert lines[-4:] == [
-        "pretrained.blocks.2: (1, 192, 64, 80)",
-        "pretrained.blocks.3: (1, 192, 32, 40)",
+        "pretrained.blocks.1: (1, 192, 64, 80)",
+        "pretrained.blocks.2: (1, 192, 32, 40)",
         "pretrained.blocks.4: (1, 192, 16, 20)",
         "pretrained.blocks.5: (1, 192, 8, 10)",
     ]

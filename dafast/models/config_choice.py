@@ -251,9 +251,9 @@ def _from_names(claim: NameClaim, weights: Weights, sizes: ModelConfig, label: s
         sign = f"its name says {claim.metric!r}" if claim.metric else ""
         sign = sign or f"{', '.join(weights.scores)} is saved with the weights"
         raise CheckpointError(f"{label}: {sign}: probably a metric model. {how}.")
-    nano = matching_preset(sizes) is PRESETS["nano"]
-    if nano:
-        config, version = sizes, "no config.json and no published file name, but nano's size"
+    if _same_sizes(sizes, PRESETS["nano"]):
+        config = PRESETS["nano"]
+        version = "no config.json and no published file name, but nano's size"
     elif claim.version == "v1":
         config, version = sizes, "its name says V1"
     elif claim.version == "v2" and encoder:
