@@ -2,7 +2,7 @@
 
 python scripts/compare_models.py OUT.jpg --models nano FOLDER --photos FOLDER_OR_FILES
 
-Every model takes photos at its own size. Near is bright; each map is scaled to its own range.
+Every model takes photos at its own size. Red is near; each map is scaled to its own range.
 """
 
 from __future__ import annotations

@@ -22,6 +22,6 @@ def test_identity_of_a_configuration_stays():
 
 
 def test_digest_of_the_shipped_model_stays():
-    """`dafast label` continues in a folder that an earlier version began."""
+    """It changes only with the weights: `dafast label` continues what an earlier version began."""
     model = dafast.DepthAnything.from_pretrained("nano", device="cpu", dtype="bfloat16")
     assert digest_model(model) == "732af9384d7007621d1885d3c3ed6190"

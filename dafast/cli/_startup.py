@@ -59,7 +59,9 @@ def preload_torch() -> None:
     if not sys.platform.startswith("linux") or "torch" in sys.modules:
         return
     spec = importlib.util.find_spec("torch")
-    folder = Path(spec.origin or "").parent / "lib" if spec else Path()
+    if spec is None or not spec.origin:
+        return
+    folder = Path(spec.origin).parent / "lib"
     names = ("libtorch_global_deps.so", "libtorch_cpu.so")
     devices = ("libtorch_cuda.so", "libtorch_hip.so", "libtorch_xpu.so")
     if not all((folder / name).is_file() for name in names):

@@ -347,4 +347,4 @@ def test_the_preprocessor_of_our_folder_is_one_of_transformers(transformers, tmp
     picture = rng.integers(0, 255, (120, 200, 3), dtype=np.uint8)
     pixels = processor(picture, return_tensors="pt")["pixel_values"]
     assert pixels.shape[-2] % 14 == pixels.shape[-1] % 14 == 0
-    assert max(pixels.shape[-2:]) > 168 - 14
+    assert max(pixels.shape[-2:]) > PRESETS["nano"].image_size - 14

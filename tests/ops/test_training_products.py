@@ -30,7 +30,8 @@ MAPS = [
 ]
 # Rows, inputs and outputs of a linear layer. The narrower side is packed for the gradient of the
 # weights, in parts of 384 rows and blocks of 384 columns.
-LAYERS = [(1, 32, 32), (13, 64, 96), (401, 416, 64), (401, 32, 160), (30, 448, 416)]
+LAYERS = [(1, 32, 32), (13, 64, 96), (401, 416, 64), (401, 32, 160), (30, 448, 416),
+          (30, 416, 448)]  # fmt: skip
 CONV_NAMES = ("out", "x", "weight", "add", "other", "bias")
 
 
