@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
+from dafast.devices import device_has_bfloat16
 from dafast.training.config import OptimSection
+from dafast.training.muon import Muon
 from dafast.training.parallel import spread
 from dafast.training.schedules import lr_factor
 from dafast.training.task import Step
@@ -113,7 +115,11 @@ def build_optimizer(model: nn.Module, section: OptimSection) -> Optimizers:
         torch.optim.AdamW(adamw, betas=section.betas, fused=True)
     ]
     if muon := [settings(*key) for key in groups if key[1] == "muon"]:
-        optimizers.append(torch.optim.Muon(muon, adjust_lr_fn="match_rms_adamw"))
+        device = muon[0]["params"][0].device
+        if device.type == "cpu" and not device_has_bfloat16(device):
+            optimizers.append(Muon(muon))
+        else:
+            optimizers.append(torch.optim.Muon(muon, adjust_lr_fn="match_rms_adamw"))
     return Optimizers(*optimizers)
 
 
