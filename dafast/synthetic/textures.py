@@ -30,6 +30,7 @@ LEVEL_START = np.concatenate([[0], np.cumsum(LEVEL_SIZE.astype(np.int64) ** 2)[:
 STRIDE = int((LEVEL_SIZE.astype(np.int64) ** 2).sum())
 PATTERNS = 320
 MAX_PHOTOS = 600  # of a caller's folder; two bank rows (0.5 MB) each
+BORROWED = 256  # rows for pictures that come and go; a scene uses fewer
 
 #: The photographs that scikit-image ships; the stereo pair motorcycle_* is a test image and
 #: never appears here.
@@ -300,25 +301,53 @@ class TextureBank:
         texels: uint8 (rows * STRIDE, 3), all mipmap levels of all textures.
         first_photo: rows from here on are photographs.
         by_name: bank rows of each pattern name, and of "photo" (every row of a photograph).
+        first_borrowed: rows from here on are those of `borrow`.
+        alpha: uint8 (BORROWED, SIZE, SIZE), alpha channels of the borrowed rows.
+        holes: bool (rows,), whether a row has transparent parts.
     """
 
     def __init__(self, folder: str | Path | None = None) -> None:
         self._names = _assign()
         self._paths = shipped_photos() + (list_photos(folder) if folder is not None else [])
-        rows = PATTERNS + 2 * len(self._paths)
+        self.first_borrowed = PATTERNS + 2 * len(self._paths)
+        rows = self.first_borrowed + BORROWED
         self.texels = np.empty((rows * STRIDE, 3), np.uint8)
         self.first_photo = PATTERNS
         self._ready = np.zeros(rows, bool)
         self.by_name: dict[str, list[int]] = {name: [] for name in GENERATORS}
         for i, name in enumerate(self._names):
             self.by_name[name].append(i)
-        self.by_name["photo"] = list(range(PATTERNS, rows))
+        self.by_name["photo"] = list(range(PATTERNS, self.first_borrowed))
+        self.alpha = np.empty((BORROWED, SIZE, SIZE), np.uint8)
+        self.holes = np.zeros(rows, bool)
+        self._borrowed: dict[tuple[str, int], int] = {}  # the least recently used is the first
 
     def pick(self, rng: np.random.Generator, *names: str) -> int:
         """A random bank row among the named patterns, made ready for use."""
         row = int(rng.choice(self.by_name[names[int(rng.integers(len(names)))]]))
         if not self._ready[row]:
             self._make(row)
+        return row
+
+    def borrow(self, key: tuple[str, int], rgba: NDArray[np.uint8]) -> int:
+        """The row of a picture that does not belong to the bank.
+
+        It takes the row of the picture that was used least recently, and keeps it while the
+        ``BORROWED - 1`` following calls with other keys do not.
+
+        Args:
+            key: names the picture.
+            rgba: uint8 (SIZE, SIZE, 4), gamma coded.
+        """
+        row = self._borrowed.pop(key, None)
+        if row is None:
+            row = self.first_borrowed + len(self._borrowed)
+            if len(self._borrowed) == BORROWED:
+                row = self._borrowed.pop(next(iter(self._borrowed)))
+            self._store(row, rgba[..., :3])
+            self.alpha[row - self.first_borrowed] = rgba[..., 3]
+            self.holes[row] = bool((rgba[..., 3] < 128).any())
+        self._borrowed[key] = row
         return row
 
     def _make(self, row: int) -> None:

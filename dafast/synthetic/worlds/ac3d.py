@@ -1,4 +1,4 @@
-"""Race tracks of TORCS: AC3D files, with the textures in their folder."""
+"""Race tracks and cars of TORCS: AC3D files, with the textures in their folder."""
 
 from __future__ import annotations
 
@@ -114,12 +114,12 @@ def _picture(path: Path, name: str) -> Image.Image:
     return Image.new("RGBA", (4, 4), (118, 124, 110, 255))
 
 
-def read_track(name: str, path: Path) -> GameWorld:
-    """Imports a track.
+def read_objects(path: Path) -> tuple[F32, F32, I32, list[Image.Image]]:
+    """Triangles of an AC3D file.
 
-    Args:
-        name: of the world.
-        path: its .ac or .acc file, next to its textures.
+    Returns:
+        Three vertices of each triangle (3 F, 3), z up, in metres; their texture coordinates
+        (3 F, 2), downwards; the picture of each triangle (F,); and the pictures.
 
     Raises:
         ValueError: the file is damaged, no AC3D file, or has no surface.
@@ -134,18 +134,28 @@ def read_track(name: str, path: Path) -> GameWorld:
         raise ValueError(f"{path.name} is damaged") from error
     if not parts:
         raise ValueError(f"{path.name} has no surface")
-    vertices = np.concatenate([v for v, _ in parts])
-    uv = np.concatenate([t for _, t in parts])
-    faces = np.arange(len(vertices), dtype=np.int32).reshape(-1, 3)
     files = sorted({o.texture for o in objects})
-    pictures = [_picture(path, file) for file in files]
-    row = {file: k for k, file in enumerate(files)}
-    texture = np.concatenate(
-        [
-            np.full(len(v) // 3, row[o.texture], np.int32)
-            for o, (v, _) in zip(objects, parts, strict=True)
-        ]
+    texture = np.repeat([files.index(o.texture) for o in objects], [len(v) // 3 for v, _ in parts])
+    return (
+        np.concatenate([v for v, _ in parts]),
+        np.concatenate([t for _, t in parts]),
+        texture.astype(np.int32),
+        [_picture(path, file) for file in files],
     )
+
+
+def read_track(name: str, path: Path) -> GameWorld:
+    """Imports a track.
+
+    Args:
+        name: of the world.
+        path: its .ac or .acc file, next to its textures.
+
+    Raises:
+        ValueError: the file is damaged, no AC3D file, or has no surface.
+    """
+    vertices, uv, texture, pictures = read_objects(path)
+    faces = np.arange(len(vertices), dtype=np.int32).reshape(-1, 3)
     holes = np.array([(np.asarray(p)[..., 3] < 128).mean() > 0.02 for p in pictures])
     none: NDArray[np.bool_] = np.zeros(len(faces), bool)
     return GameWorld(

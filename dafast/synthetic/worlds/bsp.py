@@ -135,7 +135,7 @@ def _placed(lumps: _Lumps) -> list[tuple[int, int, F32]]:
     return ranges
 
 
-def _picture(pack: Pack, stem: str) -> Image.Image | None:
+def find_picture(pack: Pack, stem: str) -> Image.Image | None:
     """A picture by its name without suffix; None if it cannot be read."""
     for suffix in (".tga", ".jpg", ".png"):
         if stem + suffix in pack:
@@ -157,7 +157,7 @@ def _first_picture(pack: Pack, stems: list[str]) -> Image.Image:
         k = zlib.crc32(stems[0].encode())
         names += [others[(k + i) % len(others)].rsplit(".", 1)[0] for i in range(8)]
     grey = Image.new("RGB", (4, 4), (128, 124, 118))
-    return next(filter(None, (_picture(pack, name) for name in names)), grey)
+    return next(filter(None, (find_picture(pack, name) for name in names)), grey)
 
 
 def _lightmaps(pack: Pack, map_name: str, lumps: _Lumps) -> Atlas | None:
@@ -166,7 +166,7 @@ def _lightmaps(pack: Pack, map_name: str, lumps: _Lumps) -> Atlas | None:
     if not pictures:
         top = int(lumps.faces["lightmap"].max(initial=-1))
         blank = Image.new("RGB", (4, 4), (64, 64, 64))
-        found = [_picture(pack, f"{map_name}/lm_{k:04d}") for k in range(top + 1)]
+        found = [find_picture(pack, f"{map_name}/lm_{k:04d}") for k in range(top + 1)]
         if not any(found):
             return None
         pictures = [p or blank for p in found]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -10,7 +11,11 @@ from dafast.synthetic import living, machines, outdoors, things
 from dafast.synthetic.meshes import F32
 from dafast.synthetic.render import SceneCamera
 from dafast.synthetic.scene import Environment, Light, Scene
+from dafast.synthetic.worlds.model import Model
+from dafast.synthetic.worlds.models import ModelLibrary, add_model
 from dafast.synthetic.worlds.world import GameWorld
+
+_MODELS = 0.4  # share of the objects that are models of games
 
 
 def _laid_table(w: Scene) -> None:
@@ -53,51 +58,98 @@ _OBJECTS: tuple[tuple[Callable[[Scene], None], float, float, float, bool], ...] 
 )  # fmt: skip
 
 
-def furnish(scene: Scene, world: GameWorld, camera: SceneCamera, most: int, near: bool) -> int:
+@dataclass(frozen=True)
+class Subject:
+    """Something that can stand in a world.
+
+    Attributes:
+        build: adds it to a scene, standing on z = 0.
+        height, radius: metres.
+        open_air: whether it is only placed in the open.
+    """
+
+    build: Callable[[Scene], None]
+    height: float
+    radius: float
+    open_air: bool
+
+
+def subject_of(scene: Scene, model: Model) -> tuple[Subject, int, float]:
+    """A model in a random pose, a little larger or smaller than it is; the pose and the scale."""
+    pose, scale = int(scene.rng.integers(len(model.poses))), scene.u(0.9, 1.1)
+    height, radius = (scale * x for x in model.extent(pose))
+
+    def build(w: Scene) -> None:
+        with w.at(scale=scale):
+            add_model(w, model, pose)
+
+    large = model.of == "vehicle" or (model.of == "plant" and height > 2.5)
+    return Subject(build, height, radius, large), pose, scale
+
+
+def _subject(scene: Scene, models: ModelLibrary) -> Subject:
+    """A random object."""
+    if scene.chance(_MODELS) and (model := models.draw(scene.rng)) is not None:
+        return subject_of(scene, model)[0]
+    weights = np.array([x[1] for x in _OBJECTS], float)
+    build, _, height, radius, open_air = _OBJECTS[
+        int(scene.rng.choice(len(_OBJECTS), p=weights / weights.sum()))
+    ]
+    return Subject(build, height, radius, open_air)
+
+
+def furnish(
+    scene: Scene,
+    world: GameWorld,
+    models: ModelLibrary,
+    camera: SceneCamera,
+    most: int,
+    reach: tuple[float, float],
+) -> int:
     """Places objects on the ground that the camera sees.
 
     Args:
         scene: receives them.
         world: where they are placed.
+        models: shown among procedural objects.
         camera: a small camera; its pixels are the candidates.
         most: at most this many objects.
-        near: whether to keep them within a few metres, close to each other.
+        reach: depth of the nearest and the farthest, metres; those within a few metres are closer
+            to each other.
 
     Returns:
         How many were placed.
     """
     rays = camera.rays()
     hits = world.intersect(np.broadcast_to(camera.eye, rays.shape).astype(np.float32), rays)
-    good = np.isfinite(hits.depth) & (hits.depth > 0.8) & (hits.depth < (4.5 if near else 25))
+    good = np.isfinite(hits.depth) & (hits.depth > reach[0]) & (hits.depth < reach[1])
     good &= (world.normals[hits.face, 2] > 0.9) & ~world.sky[hits.face] & ~world.liquid[hits.face]
     candidates = np.flatnonzero(good)
     if not len(candidates):
         return 0
-    weights = np.array([x[1] for x in _OBJECTS], float)
+    apart = 0.55 if reach[1] < 5 else 0.8
     placed: list[tuple[F32, float]] = []
     for _ in range(3 * most):
         if len(placed) >= most:
             break
         row = int(scene.rng.choice(candidates))
-        place = camera.eye + rays[row] * hits.depth[row]
-        kind = int(scene.rng.choice(len(_OBJECTS), p=weights / weights.sum()))
-        build, _, height, radius, open_air = _OBJECTS[kind]
-        if hits.depth[row] < radius + 0.35:
+        place = (camera.eye + rays[row] * hits.depth[row]).astype(np.float32)
+        subject = _subject(scene, models)
+        if hits.depth[row] < subject.radius + 0.35:
             continue
-        if any(
-            np.linalg.norm(place - p) < (0.55 if near else 0.8) * (radius + r) for p, r in placed
-        ):
+        if any(np.linalg.norm(place - p) < apart * (subject.radius + r) for p, r in placed):
             continue
-        if not _free(world, place.astype(np.float32), height, radius, open_air):
+        if not fits(world, place, subject):
             continue
         with scene.at(*map(float, place), yaw=scene.u(0, 6.28)):
-            build(scene)
-        placed.append((place.astype(np.float32), radius))
+            subject.build(scene)
+        placed.append((place, subject.radius))
     return len(placed)
 
 
-def _free(world: GameWorld, place: F32, height: float, radius: float, open_air: bool) -> bool:
+def fits(world: GameWorld, place: F32, subject: Subject) -> bool:
     """Whether an object fits: nothing above, around, and ground below its border."""
+    height, radius = subject.height, subject.radius
     a = np.arange(10) * (2 * np.pi / 10)
     around = np.stack([np.cos(a), np.sin(a), 0 * a], 1).astype(np.float32)
     up = np.array([[0, 0, 1]], np.float32)
@@ -108,7 +160,7 @@ def _free(world: GameWorld, place: F32, height: float, radius: float, open_air: 
     above = world.intersect(place + up * np.float32(0.1), up)
     if above.depth[0] < height:
         return False
-    if open_air and np.isfinite(above.depth[0]) and not world.sky[above.face[0]]:
+    if subject.open_air and np.isfinite(above.depth[0]) and not world.sky[above.face[0]]:
         return False
     border = (middle + around * np.float32(0.7 * radius)).astype(np.float32)
     below = world.intersect(border, np.repeat(-up, 10, 0)).depth

@@ -13,6 +13,7 @@ import numpy as np
 from dafast.synthetic.sample import HELD_OUT_SEED, SyntheticSample
 from dafast.synthetic.worlds.ac3d import find_tracks, read_track
 from dafast.synthetic.worlds.bsp import read_bsp
+from dafast.synthetic.worlds.models import ModelLibrary
 from dafast.synthetic.worlds.packs import Pack, find_packs
 from dafast.synthetic.worlds.shader_scripts import SurfaceShader, read_shaders
 from dafast.synthetic.worlds.view import render_view
@@ -28,7 +29,8 @@ class Library:
 
     Attributes:
         names: of all worlds, sorted, as ``openarena/oa_dm1``.
-        digest: changes with the worlds.
+        models: shown in the worlds.
+        digest: changes with the worlds and the models.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -46,7 +48,8 @@ class Library:
         self._readers: dict[str, Callable[[], GameWorld]] = {}
         self._shaders: dict[str, dict[str, SurfaceShader]] = {}
         sizes = []
-        for pack in find_packs(root):
+        packs = find_packs(root)
+        for pack in packs:
             for file in pack.names("maps/", ".bsp"):
                 if pack.size(file) >= _SMALLEST:
                     name = f"{pack.name}/{file[5:-4]}"
@@ -62,13 +65,18 @@ class Library:
                 "games there (scripts/unpack_worlds.sh)"
             )
         self.names = sorted(self._readers)
+        self.models = ModelLibrary(root, packs, self._shaders_of)
+        sizes += self.models.names
         self.digest = hashlib.sha256("\n".join(sorted(sizes)).encode()).hexdigest()[:16]
         self._loaded: tuple[str, GameWorld | None] = "", None
 
-    def _read_map(self, pack: Pack, file: str) -> GameWorld:
+    def _shaders_of(self, pack: Pack) -> dict[str, SurfaceShader]:
         if pack.name not in self._shaders:
             self._shaders[pack.name] = read_shaders(pack)
-        return read_bsp(pack, file, self._shaders[pack.name])
+        return self._shaders[pack.name]
+
+    def _read_map(self, pack: Pack, file: str) -> GameWorld:
+        return read_bsp(pack, file, self._shaders_of(pack))
 
     def held_out(self) -> list[str]:
         """Every tenth world, which training seeds do not show; none of fewer than ten worlds."""
@@ -117,7 +125,7 @@ class Library:
             world = self.world(name)
             if world is None:
                 continue
-            sample = render_view(world, seed, size=size, textures=textures)
+            sample = render_view(world, self.models, seed, size=size, textures=textures)
             if sample is not None:
                 return sample
         raise ValueError("no world of the folder has a place for a camera")

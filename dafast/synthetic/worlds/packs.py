@@ -61,6 +61,12 @@ class Pack:
         archive, file = self._files[name.lower()]
         return archive.getinfo(file).file_size
 
+    def all_names(self, folder: str, suffix: str) -> Iterator[str]:
+        """The files in a folder and its sub-folders that end with a suffix, lower case, sorted."""
+        for name in sorted(self._files):
+            if name.startswith(folder) and name.endswith(suffix):
+                yield name
+
     def names(self, folder: str, suffix: str) -> Iterator[str]:
         """The files directly in a folder that end with a suffix, lower case, sorted."""
         for name in sorted(self._files):

@@ -51,7 +51,7 @@ def _lines(text: str) -> list[list[str]]:
     return [line for line in lines if line]
 
 
-def _stem(name: str) -> str:
+def stem(name: str) -> str:
     """A picture's name without its suffix, lower case."""
     name = name.lower().replace("\\", "/")
     return name[:-4] if name.endswith((".tga", ".jpg", ".png")) else name
@@ -64,7 +64,7 @@ def _finish(name: str, shader: SurfaceShader, stages: list[_Stage], editor: str)
         shader.alpha_test = any(stage.alpha_test for stage in stages)
         shader.opaque = not first.blends or shader.alpha_test
     layers = [image for s in stages if not s.environment for image in s.images]
-    shader.images = [_stem(image) for image in [*layers, editor, name] if image]
+    shader.images = [stem(image) for image in [*layers, editor, name] if image]
 
 
 def parse(text: str) -> dict[str, SurfaceShader]:
@@ -85,7 +85,7 @@ def parse(text: str) -> dict[str, SurfaceShader]:
                 shaders.setdefault(name, shader)
                 name, editor, shader, stages = "", "", SurfaceShader(), []
         elif depth == 0:
-            name = _stem(line[0])
+            name = stem(line[0])
         elif depth == 1:
             if word == "surfaceparm" and len(line) > 1:
                 shader.parameters.add(line[1].lower())

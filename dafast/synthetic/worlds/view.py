@@ -22,10 +22,14 @@ from dafast.synthetic.scene import CLASSES, Scene, SceneMesh, View
 from dafast.synthetic.scenes_outdoor import sky
 from dafast.synthetic.textures import bank_for
 from dafast.synthetic.worlds.cameras import aim, depth_of, stand
+from dafast.synthetic.worlds.closeup import close_view
 from dafast.synthetic.worlds.furnish import furnish, light_objects
+from dafast.synthetic.worlds.models import CutoutTracer, ModelLibrary
 from dafast.synthetic.worlds.world import B1, GameWorld
 
 _PLACES, _DIRECTIONS = 60, 4
+_CLOSE = 0.25  # share of pictures that show something from near
+_SHALLOW = 0.35  # share of these whose background is out of focus
 
 
 def _first_view(world: GameWorld, rng: np.random.Generator, size: tuple[int, int]) -> View | None:
@@ -52,6 +56,7 @@ def _trace(world: GameWorld, camera: SceneCamera) -> Hits:
 
 def render_view(
     world: GameWorld,
+    models: ModelLibrary,
     seed: int,
     *,
     size: tuple[int, int] | None = None,
@@ -61,6 +66,7 @@ def render_view(
 
     Args:
         world: the world.
+        models: are shown in it, often from near.
         seed: a non-negative integer.
         size: (width, height) in pixels; None draws one of four sizes around 320x240.
         textures: a folder of further photographs, for the objects.
@@ -70,11 +76,20 @@ def render_view(
     """
     rng = np.random.default_rng([20261130, seed])
     size = size or draw_size(rng)
+    bank = bank_for(textures)
+    near = rng.random() < _CLOSE
     for _ in range(4):
-        view = _first_view(world, rng, size)
-        if view is None:
-            return None
-        sample = _render(world, rng, view, size, seed, textures)
+        close = close_view(world, models, rng, bank, size) if near else None
+        if close is not None:
+            scene, geometry, distance = close
+            sample = _render(scene, world, geometry, size, seed, distance)
+        else:
+            view = _first_view(world, rng, size)
+            if view is None:
+                return None
+            scene = Scene(rng, bank)
+            scene.view = view
+            sample = _render(scene, world, _objects(scene, world, models, size), size, seed, None)
         if _legible(sample.image):
             break
     return sample
@@ -87,23 +102,21 @@ def _legible(image: NDArray[np.uint8]) -> bool:
 
 
 def _render(
+    scene: Scene,
     world: GameWorld,
-    rng: np.random.Generator,
-    view: View,
+    geometry: SceneMesh | None,
     size: tuple[int, int],
     seed: int,
-    textures: str | None,
+    focus: float | None,
 ) -> SyntheticSample:
-    scene = Scene(rng, bank_for(textures))
-    scene.view = view
-    geometry = _objects(scene, world, size)
-    camera = camera_from(view, size)
+    """The picture of a scene's camera; with a focus, in metres, the background may be blurred."""
+    camera = camera_from(scene.view, size)
     hits = _trace(world, camera)
     linear, depth = _world_light(scene, world, camera, hits)
     classes = _classes(world, hits, depth)
     objects = (depth < np.inf).astype(np.int16)
     if geometry is not None:
-        tracer = Tracer(geometry)
+        tracer = CutoutTracer(scene, geometry)
         mine = tracer.intersect(np.broadcast_to(camera.eye, (len(depth), 3)).copy(), camera.rays())
         front = np.isfinite(mine.depth) & (mine.depth < depth)
         _shadow(scene, tracer, camera, linear, depth, front)
@@ -114,23 +127,48 @@ def _render(
             classes[front] = geometry.classes[mine.face[front]]
             objects[front] = 1 + geometry.object[mine.face[front]]
     shape = size[1], size[0]
+    if focus is not None and scene.chance(_SHALLOW):
+        far = (depth > 1.6 * focus + 0.3).reshape(shape)
+        soft = _blurred(linear.reshape(*shape, 3), far, scene.u(0.004, 0.02) * max(size))
+        linear = soft.reshape(-1, 3)
     return SyntheticSample(
-        develop(rng, linear, size), depth.reshape(shape), objects.reshape(shape),
+        develop(scene.rng, linear, size), depth.reshape(shape), objects.reshape(shape),
         classes.reshape(shape), world.name, camera.fx, camera.fy, camera.cx, camera.cy, seed,
     )  # fmt: skip
 
 
-def _objects(scene: Scene, world: GameWorld, size: tuple[int, int]) -> SceneMesh | None:
+def _blurred(linear: F32, far: B1, radius: float) -> F32:
+    """A picture (H, W, 3) whose far part (H, W) is out of focus; nothing near bleeds into it."""
+    both = np.concatenate([linear, np.ones_like(linear[..., :1])], -1) * far[..., None]
+    half = max(round(radius), 1)
+    for axis in (0, 1, 0, 1):  # two boxes are nearly a disc
+        sums = np.cumsum(both, axis, dtype=np.float64)
+        n = sums.shape[axis]
+        at = np.arange(n)
+        upper = sums.take(np.minimum(at + half, n - 1), axis)
+        lower = np.where(
+            np.expand_dims(at > half, (1 - axis, 2)),
+            sums.take(np.maximum(at - half - 1, 0), axis),
+            0,
+        )
+        both = (upper - lower) / (2 * half + 1)
+    soft = (both[..., :3] / np.maximum(both[..., 3:], 1e-6)).astype(np.float32)
+    return np.where(far[..., None], soft, linear)
+
+
+def _objects(
+    scene: Scene, world: GameWorld, models: ModelLibrary, size: tuple[int, int]
+) -> SceneMesh | None:
     """Objects in front of the camera; None if there are none or they would hide too much."""
     near = scene.chance(0.4)  # many things close to the camera, as in a room that is lived in
     most = scene.n(5, 12) if near else int(scene.rng.choice([0, 1, 2, 4, 6]))
     small = camera_from(scene.view, (max(size[0] // 8, 8), max(size[1] // 8, 8)))
-    if not most or not furnish(scene, world, small, most, near):
+    if not most or not furnish(scene, world, models, small, most, (0.8, 4.5 if near else 25.0)):
         return None
     geometry = scene.geometry()
     rays = small.rays()
     depth = depth_of(world, _trace(world, small))
-    mine = Tracer(geometry).intersect(
+    mine = CutoutTracer(scene, geometry).intersect(
         np.broadcast_to(small.eye, rays.shape).astype(np.float32), rays
     )
     joint = np.minimum(depth, mine.depth).reshape(small.height, small.width)

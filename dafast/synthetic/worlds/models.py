@@ -1,0 +1,182 @@
+"""The models of a folder, and how a scene shows them."""
+
+from __future__ import annotations
+
+import sys
+from collections import OrderedDict
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from dafast.synthetic.meshes import F32, TriangleMesh
+from dafast.synthetic.render import Hits, Tracer
+from dafast.synthetic.scene import Scene, SceneMesh
+from dafast.synthetic.textures import SIZE
+from dafast.synthetic.worlds.cars import find_cars, read_car
+from dafast.synthetic.worlds.md3 import find_md3, find_players, read_md3, read_player
+from dafast.synthetic.worlds.model import Model
+from dafast.synthetic.worlds.packs import Pack
+from dafast.synthetic.worlds.shader_scripts import SurfaceShader
+from dafast.synthetic.worlds.world import B1
+
+_KEPT = 160  # models in memory; about 0.5 MB each
+_SMALLEST, _LARGEST = 0.12, 9.0  # metres
+#: How often a model of a class is drawn.
+_WEIGHTS = {"person": 45, "vehicle": 12, "plant": 15, "thing": 28}
+
+Shaders = Callable[[Pack], dict[str, SurfaceShader]]
+
+
+class ModelLibrary:
+    """The models of a folder; a model is imported when it is needed.
+
+    Attributes:
+        kinds: the names of the models by class and kind. A player with many skins is one kind, so
+            that it is not seen more often than others.
+    """
+
+    def __init__(self, folder: Path, packs: list[Pack], shaders: Shaders) -> None:
+        """Lists the models.
+
+        Args:
+            folder: is searched for cars.
+            packs: are searched for models of Quake 3.
+            shaders: gives the shaders of a pack.
+        """
+        self.kinds: dict[str, dict[str, list[str]]] = {}
+        self._readers: dict[str, Callable[[], Model]] = {}
+        self._loaded: OrderedDict[str, Model | None] = OrderedDict()
+        for pack in packs:
+            for player, skin in find_players(pack):
+                self._list("person", f"{pack.name}/{player}", f"_{skin}",
+                           partial(_player, pack, player, skin, shaders))  # fmt: skip
+            for file, of in find_md3(pack):
+                self._list(of, f"{pack.name}/{file}", "", partial(_thing, pack, file, of, shaders))
+        for path in find_cars(folder):
+            name = f"torcs/{path.stem}"
+            self._list("vehicle", name, "", partial(read_car, name, path))
+
+    def _list(self, of: str, kind: str, variant: str, reader: Callable[[], Model]) -> None:
+        self.kinds.setdefault(of, {}).setdefault(kind, []).append(kind + variant)
+        self._readers[kind + variant] = reader
+
+    @property
+    def names(self) -> list[str]:
+        """All models, sorted."""
+        return sorted(self._readers)
+
+    def model(self, name: str) -> Model | None:
+        """A model by its name; None if it cannot be imported, or is a speck or a hall."""
+        if name not in self._loaded:
+            try:
+                model: Model | None = self._readers[name]()
+            except ValueError as error:
+                if "damaged" in str(error):  # many others are effects that one sees through
+                    print(f"synth: {name} left out: {error}", file=sys.stderr)
+                model = None
+            if model is not None:
+                height, radius = model.extent(len(model.poses) - 1)
+                if not _SMALLEST < max(height, 2 * radius) < _LARGEST:
+                    model = None
+            self._loaded[name] = model
+            if len(self._loaded) > _KEPT:
+                self._loaded.popitem(last=False)
+        self._loaded.move_to_end(name)
+        return self._loaded[name]
+
+    def draw(self, rng: np.random.Generator, of: str | None = None) -> Model | None:
+        """A random model, of a class if one is given; None if there is none."""
+        classes = sorted(self.kinds) if of is None else [c for c in self.kinds if c == of]
+        if not classes:
+            return None
+        weights = np.array([_WEIGHTS[c] for c in classes], float)
+        for _ in range(8):
+            kinds = self.kinds[classes[int(rng.choice(len(classes), p=weights / weights.sum()))]]
+            names = kinds[sorted(kinds)[int(rng.integers(len(kinds)))]]
+            model = self.model(names[int(rng.integers(len(names)))])
+            if model is not None:
+                return model
+        return None
+
+
+def _player(pack: Pack, folder: str, skin: str, shaders: Shaders) -> Model:
+    return read_player(pack, folder, skin, shaders(pack))
+
+
+def _thing(pack: Pack, file: str, of: str, shaders: Shaders) -> Model:
+    return read_md3(pack, file, of, shaders(pack))
+
+
+def add_model(scene: Scene, model: Model, pose: int) -> None:
+    """Adds a model to a scene, with colours a little different from its textures'."""
+    gain = scene.u(0.6, 1.15) * scene.rng.uniform(0.85, 1.15, 3)
+    grey = scene.u(0, 0.7) if scene.chance(0.4) else 0.0
+    mix = np.eye(3) * (1 - grey) + grey / 3
+    if scene.chance(0.1):
+        mix = mix[:, scene.rng.permutation(3)]
+    look = {
+        "matrix": (gain[:, None] * mix).astype(np.float32),
+        "offset": np.full(3, scene.u(0, 0.02), np.float32),
+        "dirt": scene.u(0, 0.4) if scene.chance(0.3) else 0.0,
+    } | scene.gloss(0.7 if model.of == "vehicle" else 0.25)
+    rows = [scene.bank.borrow((model.name, k), p) for k, p in enumerate(model.pictures)]
+    materials = np.array([scene.material(row=row, **look) for row in rows], np.int32)
+    mesh = TriangleMesh(model.poses[pose], model.faces, model.uv)
+    scene.add(mesh, materials[model.texture], of=model.of)
+
+
+class CutoutTracer(Tracer):
+    """A tracer whose rays pass through the holes of borrowed textures, as those of leaves."""
+
+    def __init__(self, scene: Scene, geometry: SceneMesh) -> None:
+        """Args: the scene, and its geometry."""
+        super().__init__(geometry)
+        self._geometry, self._bank = geometry, scene.bank
+        self._row = np.array([m.row for m in scene.materials], np.int32)[geometry.material]
+        self._cut = scene.bank.holes[self._row]
+
+    def _open(self, hits: Hits, rows: np.ndarray) -> B1:
+        """Which of the hits ``rows`` are in a hole."""
+        face = hits.face[rows]
+        a, b, c = (self._geometry.uv[self._geometry.faces[face, k]] for k in range(3))
+        u, v = hits.u[rows, None], hits.v[rows, None]
+        uv = a * (1 - u - v) + b * u + c * v
+        folded = np.abs(uv - 2.0 * np.floor(uv * 0.5 + 0.5))
+        x, y = np.minimum((folded * SIZE).astype(np.int32), SIZE - 1).T
+        return self._bank.alpha[self._row[face] - self._bank.first_borrowed, y, x] < 128
+
+    def intersect(self, origins: F32, directions: F32) -> Hits:
+        """Nearest hits of rays (N, 3), through holes."""
+        hits = super().intersect(origins, directions)
+        if not self._cut.any():
+            return hits
+        rows = np.flatnonzero(np.isfinite(hits.depth) & self._cut[hits.face])
+        for _ in range(12):
+            rows = rows[self._open(hits, rows)]
+            if not len(rows):
+                break
+            reach = hits.depth[rows] * np.float32(1.0001) + np.float32(0.002)
+            start = origins[rows] + directions[rows] * reach[:, None]
+            more = super().intersect(
+                np.ascontiguousarray(start, np.float32), np.ascontiguousarray(directions[rows])
+            )
+            hits.depth[rows] = more.depth + reach
+            hits.face[rows], hits.u[rows], hits.v[rows] = more.face, more.u, more.v
+            rows = rows[np.isfinite(more.depth) & self._cut[more.face]]
+        else:
+            hits.depth[rows[self._open(hits, rows)]] = np.inf
+        return hits
+
+    def occluded(self, origins: F32, directions: F32, reach: F32 | None = None) -> B1:
+        """Whether a surface is on the rays; holes are none."""
+        blocked = super().occluded(origins, directions, reach)
+        rows = np.flatnonzero(blocked)
+        if not self._cut.any() or not len(rows):
+            return blocked
+        hits = self.intersect(
+            np.ascontiguousarray(origins[rows]), np.ascontiguousarray(directions[rows])
+        )
+        blocked[rows] = hits.depth < (np.inf if reach is None else reach[rows])
+        return blocked
