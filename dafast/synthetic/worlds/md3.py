@@ -21,8 +21,8 @@ _LYING = 2  # of the poses: falling or lying
 _TAG = np.dtype([("name", "S64"), ("at", "<f4", 3), ("axes", "<f4", (3, 3))])
 _VERTEX = np.dtype([("at", "<i2", 3), ("normal", "<i2")])
 #: Parts of names of effects, of markers that are not drawn, and of models that are not closed.
-_LEFT_OUT = ("flash", "gibs", "weaphits", "null", "teamfx", "shotorg", "marker", "_hand", "shield",
-             "sphere", "portal", "players", "pointer", "_barrel", "sky", "hook")  # fmt: skip
+_LEFT_OUT = ("flash", "gib", "_dmg", "weaphits", "null", "teamfx", "shotorg", "marker",
+             "_hand", "shield", "sphere", "portal", "players", "_barrel", "sky")  # fmt: skip
 _CLASSES = {
     "plant": ("tree", "grass", "plant", "bush", "flower", "fern", "cactus"),
     "vehicle": ("spiderbot", "plane", "car", "truck", "vehicle", "ship", "tank"),
