@@ -21,7 +21,6 @@ from dafast.synthetic.worlds.cars import find_cars, read_car
 from dafast.synthetic.worlds.closeup import close_view
 from dafast.synthetic.worlds.md3 import read_part
 from dafast.synthetic.worlds.models import CutoutTracer, add_model
-from dafast.synthetic.worlds.view import _blurred
 from tests.synthetic.test_worlds import SMALL, pk3, tga
 
 PERSON = CLASSES.index("person")
@@ -228,15 +227,3 @@ def test_pictures_with_models_are_the_same_for_a_seed(folder: Path, worlds: Libr
     person = [s for s in seen if (s.classes == PERSON).any()]
     for s in person:
         assert np.isfinite(s.depth[s.classes == PERSON]).all()
-
-
-def test_a_blurred_background_keeps_what_is_near() -> None:
-    rng = np.random.default_rng(3)
-    linear = rng.uniform(0, 1, (24, 32, 3)).astype(np.float32)
-    linear[:, :8] += 100
-    far = np.ones((24, 32), bool)
-    far[:, :8] = False
-    soft = _blurred(linear, far, 2.0)
-    assert np.array_equal(soft[:, :8], linear[:, :8])
-    assert soft[:, 8:].max() <= 1 and soft[:, 8:].std() < 0.6 * linear[:, 8:].std()
-    assert soft[:, 8:].mean() == pytest.approx(linear[:, 8:].mean(), abs=0.05)

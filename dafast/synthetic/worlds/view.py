@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 from numpy.typing import NDArray
 
+from dafast.synthetic.lens import focused
 from dafast.synthetic.meshes import F32
 from dafast.synthetic.render import (
     Hits,
@@ -109,7 +110,7 @@ def _render(
     seed: int,
     focus: float | None,
 ) -> SyntheticSample:
-    """The picture of a scene's camera; with a focus, in metres, the background may be blurred."""
+    """The picture of a scene's camera; with a focus, in metres, the rest may be blurred."""
     camera = camera_from(scene.view, size)
     hits = _trace(world, camera)
     linear, depth = _world_light(scene, world, camera, hits)
@@ -128,32 +129,13 @@ def _render(
             objects[front] = 1 + geometry.object[mine.face[front]]
     shape = size[1], size[0]
     if focus is not None and scene.chance(_SHALLOW):
-        far = (depth > 1.6 * focus + 0.3).reshape(shape)
-        soft = _blurred(linear.reshape(*shape, 3), far, scene.u(0.004, 0.02) * max(size))
-        linear = soft.reshape(-1, 3)
+        blur = scene.u(0.004, 0.02) * max(size)
+        linear = focused(linear.reshape(*shape, 3), depth.reshape(shape), focus, blur)
+        linear = linear.reshape(-1, 3)
     return SyntheticSample(
         develop(scene.rng, linear, size), depth.reshape(shape), objects.reshape(shape),
         classes.reshape(shape), world.name, camera.fx, camera.fy, camera.cx, camera.cy, seed,
     )  # fmt: skip
-
-
-def _blurred(linear: F32, far: B1, radius: float) -> F32:
-    """A picture (H, W, 3) whose far part (H, W) is out of focus; nothing near bleeds into it."""
-    both = np.concatenate([linear, np.ones_like(linear[..., :1])], -1) * far[..., None]
-    half = max(round(radius), 1)
-    for axis in (0, 1, 0, 1):  # two boxes are nearly a disc
-        sums = np.cumsum(both, axis, dtype=np.float64)
-        n = sums.shape[axis]
-        at = np.arange(n)
-        upper = sums.take(np.minimum(at + half, n - 1), axis)
-        lower = np.where(
-            np.expand_dims(at > half, (1 - axis, 2)),
-            sums.take(np.maximum(at - half - 1, 0), axis),
-            0,
-        )
-        both = (upper - lower) / (2 * half + 1)
-    soft = (both[..., :3] / np.maximum(both[..., 3:], 1e-6)).astype(np.float32)
-    return np.where(far[..., None], soft, linear)
 
 
 def _objects(
