@@ -169,7 +169,9 @@ def render_clip(
         raise ValueError(f"a clip has at least 1 frame, got {frames}")
     if motion is not None and motion not in MOTIONS:
         raise ValueError(f"unknown motion {motion!r}; one of {', '.join(MOTIONS)}")
-    scene, g, tracer, size, kind = build_scene(seed, size=size, kind=kind, textures=textures)
+    scene, g, tracer, size, kind = build_scene(
+        seed, size=size, kind=kind, textures=textures, near=False
+    )
     rng = np.random.default_rng([_STREAM, seed])
     drawn = MOTIONS[int(rng.integers(len(MOTIONS)))]
     motion = motion or drawn

@@ -144,6 +144,10 @@ def test_the_innermost_class_wins() -> None:
         ("street", {"ground", "building", "sky"}),
         ("forest", {"plant", "ground"}),
         ("people", {"person", "ground"}),
+        ("heads", {"person"}),
+        ("animals", {"thing", "ground"}),
+        ("macro", {"thing", "plant"}),
+        ("stream", {"ground", "thing"}),
     ],
 )
 @pytest.mark.slow
