@@ -270,8 +270,8 @@ def animal_head(w: Scene, b: Breed, coat: Coat, scale: float) -> None:
         mesh, face = forms.fur(
             skull,
             w.rng,
-            w.n(250, 600),
-            b.fur * scale * 0.9,
+            w.n(500, 1100),
+            b.fur * scale * 0.65,
             lie=(0, 0.7, -0.5),
             rise=0.35,
             width=0.05,

@@ -85,9 +85,9 @@ def blossom(w: Scene, radius: float) -> None:
     elif kind == 3:  # a cup: tulip, crocus, poppy
         n = w.n(4, 7)
         a = np.arange(2 * n) / n * 2 * np.pi + np.repeat([0, np.pi / n], n)
-        el = w.u(0.5, 1.2)
+        up = w.u(0.5, 1.2)
         d = np.stack(
-            [np.cos(a) * np.cos(el), np.sin(a) * np.cos(el), np.full(2 * n, np.sin(el))], 1
+            [np.cos(a) * np.cos(up), np.sin(a) * np.cos(up), np.full(2 * n, np.sin(up))], 1
         )
         mesh = forms.petals(d * radius * 0.06, d, radius * w.u(0.9, 1.3), radius * w.u(0.35, 0.55),
                             cup=w.u(0.4, 0.9), curl=w.u(-0.2, 0.4), tip=w.u(0.5, 0.7))  # fmt: skip

@@ -145,9 +145,7 @@ def build_scene(
         raise ValueError(f"size must be (width, height) of at least 8 pixels, got {size}")
     rng = np.random.default_rng([20240119, seed])
     drawn_size = draw_size(rng)
-    drawn = _WEIGHTS | _NEAR_WEIGHTS if near and seed < HELD_OUT_SEED else _WEIGHTS
-    weights = np.array(list(drawn.values()), float)
-    drawn_kind = list(drawn)[int(rng.choice(len(drawn), p=weights / weights.sum()))]
+    drawn_kind = _draw_kind(rng, near and seed < HELD_OUT_SEED)
     size, kind = size or drawn_size, kind or drawn_kind
     bank = bank_for(textures)
     for attempt in range(_TRIES):
@@ -159,6 +157,13 @@ def build_scene(
         if _acceptable(geometry, small, trace(tracer, small), close=kind in _CLOSE):
             break
     return scene, geometry, tracer, size, kind
+
+
+def _draw_kind(rng: np.random.Generator, near: bool) -> str:
+    """A kind by weight, among all or those of held-out scenes."""
+    weights = _WEIGHTS | _NEAR_WEIGHTS if near else _WEIGHTS
+    p = np.array(list(weights.values()), float)
+    return list(weights)[int(rng.choice(len(p), p=p / p.sum()))]
 
 
 def draw_size(rng: np.random.Generator) -> tuple[int, int]:
