@@ -152,11 +152,11 @@ def heads(w: Scene) -> None:
 def animals(w: Scene) -> None:
     """A cat's or another face near, an animal as a whole, a bird, or several on a meadow."""
     k = w.rng.random()
-    if k < 0.15:
+    if k < 0.1:
         _herd(w)
         return
     grown = surroundings(w) and w.chance(0.5)
-    if k < 0.35:
+    if k < 0.28:
         size = w.lu(0.1, 0.45)
         perch = w.u(0.02, 1.2)
         wood = w.wood()
@@ -179,7 +179,7 @@ def animals(w: Scene) -> None:
             y, z, r = beasts.quadruped(w, name)
         body = beasts.BREEDS[name].height
         at = np.array([-y * np.sin(turn), y * np.cos(turn), z + level])
-        distance = r * w.lu(4.2, 13)
+        distance = r * w.lu(3.9, 11)
         if w.chance(0.3):  # the whole animal
             at = at * [0.4, 0.4, 1] - [0, 0, (z - body * 0.5) * 0.8]
             distance = body * w.lu(1.6, 3.5)
@@ -193,20 +193,18 @@ def animals(w: Scene) -> None:
 def _herd(w: Scene) -> None:
     """Several animals of a kind on a meadow."""
     outside(w)
-    name = str(w.rng.choice(list(beasts.BREEDS)))
-    body = beasts.BREEDS[name].height
-    flock = w.chance(0.25)
+    name, flock = str(w.rng.choice(list(beasts.BREEDS))), w.chance(0.25)
+    body = 0.35 if flock else beasts.BREEDS[name].height
+    near = (w.u(-0.3, 0.3), body * w.lu(2.2, 4.5))
     for i in range(w.n(2, 7)):
-        d, a = (
-            (body * w.lu(2.0, 3.5), w.u(-0.3, 0.3))
-            if i == 0
-            else (body * w.lu(2.5, 18), w.u(-0.6, 0.6))
-        )
+        a, d = near if i == 0 else (w.u(-0.6, 0.6), body * w.lu(2.5, 14))
         with w.at(d * np.sin(a), d * np.cos(a), 0, yaw=w.u(0, 6.28)):
-            birds.bird(w, w.u(0.2, 0.6)) if flock else beasts.quadruped(w, name)
+            birds.bird(w, w.u(0.25, 0.5)) if flock else beasts.quadruped(w, name)
     grass(w, 5 * max(body, 0.4), w.u(0.05, 0.2))
-    z = w.u(0.25, 1.7)
-    w.look([0, 0, z], [w.u(-0.8, 0.8), 5, z + w.u(-1.8, 0.2)], fov=(40, 75))
+    a, d = near
+    target = np.array([d * np.sin(a), d * np.cos(a), body * w.u(0.3, 1.0)])
+    eye = np.array([0, 0, body * w.u(0.5, 1.6)])
+    w.look(eye, target + w.rng.normal(0, 0.1 * d, 3), fov=(40, 75))
 
 
 def macro(w: Scene) -> None:
