@@ -366,13 +366,15 @@ def _nano_presets() -> dict[str, ModelConfig]:
     )
     # Its form for video, to be trained on clips: no weights are published.
     clips = dataclasses.replace(nano, name="vda-nano", temporal_frames=16, license="")
-    return {nano.name: nano, clips.name: clips}
+    # Its form with a wider encoder, which experiments/widen.py makes: no weights are published.
+    wide = dataclasses.replace(nano, name="nano-384", embed_dim=384, num_heads=6, license="")
+    return {nano.name: nano, clips.name: clips, wide.name: wide}
 
 
 PRESETS: dict[str, ModelConfig] = _presets()
 """Every preset by name: `vits`, `vitb`, `vitl`, their `v2-` forms, `v2-metric-*`,
 `metric-indoor-vitl`, `metric-outdoor-vitl`, `da3mono-vitl`, `da3metric-vitl`, `vda-vits`,
-`vda-vitb`, `vda-vitl`, their `vda-metric-` forms, `nano`, `vda-nano`."""
+`vda-vitb`, `vda-vitl`, their `vda-metric-` forms, `nano`, `nano-384`, `vda-nano`."""
 
 
 def get_preset(name: str) -> ModelConfig:
