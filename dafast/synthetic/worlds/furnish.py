@@ -12,7 +12,7 @@ from dafast.synthetic.meshes import F32
 from dafast.synthetic.render import SceneCamera
 from dafast.synthetic.scene import Environment, Light, Scene
 from dafast.synthetic.worlds.model import Model
-from dafast.synthetic.worlds.models import ModelLibrary, add_model
+from dafast.synthetic.worlds.models import Cast, add_model
 from dafast.synthetic.worlds.world import GameWorld
 
 _MODELS = 0.4  # share of the objects that are models of games
@@ -87,9 +87,9 @@ def subject_of(scene: Scene, model: Model) -> tuple[Subject, int, float]:
     return Subject(build, height, radius, large), pose, scale
 
 
-def _subject(scene: Scene, models: ModelLibrary) -> Subject:
+def _subject(scene: Scene, cast: Cast) -> Subject:
     """A random object."""
-    if scene.chance(_MODELS) and (model := models.draw(scene.rng)) is not None:
+    if scene.chance(_MODELS) and (model := cast.draw(scene.rng)) is not None:
         return subject_of(scene, model)[0]
     weights = np.array([x[1] for x in _OBJECTS], float)
     build, _, height, radius, open_air = _OBJECTS[
@@ -101,7 +101,7 @@ def _subject(scene: Scene, models: ModelLibrary) -> Subject:
 def furnish(
     scene: Scene,
     world: GameWorld,
-    models: ModelLibrary,
+    cast: Cast,
     camera: SceneCamera,
     most: int,
     reach: tuple[float, float],
@@ -111,7 +111,7 @@ def furnish(
     Args:
         scene: receives them.
         world: where they are placed.
-        models: shown among procedural objects.
+        cast: models shown among procedural objects.
         camera: a small camera; its pixels are the candidates.
         most: at most this many objects.
         reach: depth of the nearest and the farthest, metres; those within a few metres are closer
@@ -134,12 +134,12 @@ def furnish(
             break
         row = int(scene.rng.choice(candidates))
         place = (camera.eye + rays[row] * hits.depth[row]).astype(np.float32)
-        subject = _subject(scene, models)
+        subject = _subject(scene, cast)
         if hits.depth[row] < subject.radius + 0.35:
             continue
         if any(np.linalg.norm(place - p) < apart * (subject.radius + r) for p, r in placed):
             continue
-        if not fits(world, place, subject):
+        if not fits(world, place, subject.height, subject.radius, subject.open_air):
             continue
         with scene.at(*map(float, place), yaw=scene.u(0, 6.28)):
             subject.build(scene)
@@ -147,9 +147,8 @@ def furnish(
     return len(placed)
 
 
-def fits(world: GameWorld, place: F32, subject: Subject) -> bool:
+def fits(world: GameWorld, place: F32, height: float, radius: float, open_air: bool) -> bool:
     """Whether an object fits: nothing above, around, and ground below its border."""
-    height, radius = subject.height, subject.radius
     a = np.arange(10) * (2 * np.pi / 10)
     around = np.stack([np.cos(a), np.sin(a), 0 * a], 1).astype(np.float32)
     up = np.array([[0, 0, 1]], np.float32)
@@ -160,7 +159,7 @@ def fits(world: GameWorld, place: F32, subject: Subject) -> bool:
     above = world.intersect(place + up * np.float32(0.1), up)
     if above.depth[0] < height:
         return False
-    if subject.open_air and np.isfinite(above.depth[0]) and not world.sky[above.face[0]]:
+    if open_air and np.isfinite(above.depth[0]) and not world.sky[above.face[0]]:
         return False
     border = (middle + around * np.float32(0.7 * radius)).astype(np.float32)
     below = world.intersect(border, np.repeat(-up, 10, 0)).depth

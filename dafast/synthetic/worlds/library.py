@@ -121,11 +121,12 @@ class Library:
         Raises:
             ValueError: no world of the folder has a place for a camera.
         """
+        cast = self.models.cast(seed // VISIT)
         for name in self._order(seed):
             world = self.world(name)
             if world is None:
                 continue
-            sample = render_view(world, self.models, seed, size=size, textures=textures)
+            sample = render_view(world, cast, seed, size=size, textures=textures)
             if sample is not None:
                 return sample
         raise ValueError("no world of the folder has a place for a camera")

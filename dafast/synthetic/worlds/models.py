@@ -21,10 +21,10 @@ from dafast.synthetic.worlds.packs import Pack
 from dafast.synthetic.worlds.shader_scripts import SurfaceShader
 from dafast.synthetic.worlds.world import B1
 
-_KEPT = 160  # models in memory; about 0.5 MB each
+_KEPT = 60  # models in memory; about 1 MB each
 _SMALLEST, _LARGEST = 0.12, 9.0  # metres
-#: How often a model of a class is drawn.
-_WEIGHTS = {"person": 45, "vehicle": 12, "plant": 15, "thing": 28}
+#: How many models of each class a visit shows; also their share of the models in pictures.
+_CAST = {"person": 13, "vehicle": 4, "plant": 6, "thing": 9}
 
 Shaders = Callable[[Pack], dict[str, SurfaceShader]]
 
@@ -86,16 +86,33 @@ class ModelLibrary:
         self._loaded.move_to_end(name)
         return self._loaded[name]
 
-    def draw(self, rng: np.random.Generator, of: str | None = None) -> Model | None:
-        """A random model, of a class if one is given; None if there is none."""
-        classes = sorted(self.kinds) if of is None else [c for c in self.kinds if c == of]
+    def cast(self, visit: int) -> Cast:
+        """The models of a visit; the same for the same number."""
+        rng = np.random.default_rng([20261130, 2, visit])
+        chosen = {}
+        for of in sorted(self.kinds):
+            kinds = self.kinds[of]
+            turn = rng.permutation(sorted(kinds))[: _CAST[of]]
+            chosen[of] = [kinds[k][int(rng.integers(len(kinds[k])))] for k in turn]
+        return Cast(self, chosen)
+
+
+class Cast:
+    """The few models that the pictures of one visit show, so that they are imported once."""
+
+    def __init__(self, models: ModelLibrary, names: dict[str, list[str]]) -> None:
+        """Args: where they are from, and their names by class."""
+        self._models, self.names = models, names
+
+    def draw(self, rng: np.random.Generator) -> Model | None:
+        """A random model; None if there is none."""
+        classes = sorted(self.names)
         if not classes:
             return None
-        weights = np.array([_WEIGHTS[c] for c in classes], float)
+        weights = np.array([_CAST[c] for c in classes], float)
         for _ in range(8):
-            kinds = self.kinds[classes[int(rng.choice(len(classes), p=weights / weights.sum()))]]
-            names = kinds[sorted(kinds)[int(rng.integers(len(kinds)))]]
-            model = self.model(names[int(rng.integers(len(names)))])
+            names = self.names[classes[int(rng.choice(len(classes), p=weights / weights.sum()))]]
+            model = self._models.model(names[int(rng.integers(len(names)))])
             if model is not None:
                 return model
         return None

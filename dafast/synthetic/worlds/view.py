@@ -25,7 +25,7 @@ from dafast.synthetic.textures import bank_for
 from dafast.synthetic.worlds.cameras import aim, depth_of, stand
 from dafast.synthetic.worlds.closeup import close_view
 from dafast.synthetic.worlds.furnish import furnish, light_objects
-from dafast.synthetic.worlds.models import CutoutTracer, ModelLibrary
+from dafast.synthetic.worlds.models import Cast, CutoutTracer
 from dafast.synthetic.worlds.world import B1, GameWorld
 
 _PLACES, _DIRECTIONS = 60, 4
@@ -57,7 +57,7 @@ def _trace(world: GameWorld, camera: SceneCamera) -> Hits:
 
 def render_view(
     world: GameWorld,
-    models: ModelLibrary,
+    cast: Cast,
     seed: int,
     *,
     size: tuple[int, int] | None = None,
@@ -67,7 +67,7 @@ def render_view(
 
     Args:
         world: the world.
-        models: are shown in it, often from near.
+        cast: models that are shown in it, often from near.
         seed: a non-negative integer.
         size: (width, height) in pixels; None draws one of four sizes around 320x240.
         textures: a folder of further photographs, for the objects.
@@ -80,7 +80,7 @@ def render_view(
     bank = bank_for(textures)
     near = rng.random() < _CLOSE
     for _ in range(4):
-        close = close_view(world, models, rng, bank, size) if near else None
+        close = close_view(world, cast, rng, bank, size) if near else None
         if close is not None:
             scene, geometry, distance = close
             sample = _render(scene, world, geometry, size, seed, distance)
@@ -90,7 +90,7 @@ def render_view(
                 return None
             scene = Scene(rng, bank)
             scene.view = view
-            sample = _render(scene, world, _objects(scene, world, models, size), size, seed, None)
+            sample = _render(scene, world, _objects(scene, world, cast, size), size, seed, None)
         if _legible(sample.image):
             break
     return sample
@@ -138,14 +138,12 @@ def _render(
     )  # fmt: skip
 
 
-def _objects(
-    scene: Scene, world: GameWorld, models: ModelLibrary, size: tuple[int, int]
-) -> SceneMesh | None:
+def _objects(scene: Scene, world: GameWorld, cast: Cast, size: tuple[int, int]) -> SceneMesh | None:
     """Objects in front of the camera; None if there are none or they would hide too much."""
     near = scene.chance(0.4)  # many things close to the camera, as in a room that is lived in
     most = scene.n(5, 12) if near else int(scene.rng.choice([0, 1, 2, 4, 6]))
     small = camera_from(scene.view, (max(size[0] // 8, 8), max(size[1] // 8, 8)))
-    if not most or not furnish(scene, world, models, small, most, (0.8, 4.5 if near else 25.0)):
+    if not most or not furnish(scene, world, cast, small, most, (0.8, 4.5 if near else 25.0)):
         return None
     geometry = scene.geometry()
     rays = small.rays()
