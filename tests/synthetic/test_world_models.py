@@ -209,9 +209,9 @@ def test_close_views_fill_the_picture(worlds: Library) -> None:
         found = close_view(world, worlds.models.cast(0), rng, bank_for(None), SMALL)
         if found is None:
             continue
-        scene, geometry, distance = found
+        scene, geometry, focus = found
         shown += 1
-        assert 0.3 < distance < 12 and 35 <= scene.view.fov <= 70
+        assert 0.2 < focus < 12 and 35 <= scene.view.fov <= 70
         assert len(geometry.faces) and np.isfinite(geometry.vertices).all()
     assert shown
 

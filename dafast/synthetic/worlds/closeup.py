@@ -95,15 +95,19 @@ def _clear(world: GameWorld, eye: F32, target: F32) -> bool:
     return bool(world.intersect(np.repeat(eye[None], 6, 0), _AROUND).depth.min() > _AIR)
 
 
-def _shown(world: GameWorld, w: Scene, geometry: SceneMesh, camera: SceneCamera) -> bool:
-    """Whether the scene's objects fill enough of a small picture and are not too near."""
+def _shown(world: GameWorld, w: Scene, geometry: SceneMesh, camera: SceneCamera) -> float | None:
+    """The median depth of the scene's objects in a small picture, metres.
+
+    None if they fill too little or too much of it, or are too near.
+    """
     rays = camera.rays()
     eyes = np.broadcast_to(camera.eye, rays.shape).astype(np.float32)
     mine = CutoutTracer(w, geometry).intersect(eyes, rays).depth
     front = np.isfinite(mine) & (mine < depth_of(world, world.intersect(eyes, rays)))
-    return bool(
-        _COVERED[0] < front.mean() < _COVERED[1] and np.percentile(mine[front], 2) > _NEAREST
-    )
+    if not _COVERED[0] < front.mean() < _COVERED[1]:
+        return None
+    near, middle = np.percentile(mine[front], [2, 50])
+    return float(middle) if near > _NEAREST else None
 
 
 def close_view(
@@ -123,8 +127,8 @@ def close_view(
         size: (width, height) of the picture in pixels.
 
     Returns:
-        The scene with its camera, its geometry, and the distance of what it shows in metres; None
-        if the world has no place for it.
+        The scene with its camera, its geometry, and the depth of what it shows in metres; None if
+        the world has no place for it.
     """
     for _ in range(_TRIES):
         scene = Scene(rng, bank)
@@ -139,11 +143,14 @@ def close_view(
         for _ in range(_VIEWS):
             view, distance = _frame(scene, target, points, head, yaw, float(place[2]))
             small = camera_from(view, (max(size[0] // 8, 8), max(size[1] // 8, 8)))
-            if _clear(world, small.eye, view.target) and _shown(world, scene, geometry, small):
+            if not _clear(world, small.eye, view.target):
+                continue
+            depth = _shown(world, scene, geometry, small)
+            if depth is not None:
                 scene.view = view
                 behind = distance + target.radius + 0.8
                 if scene.chance(0.5):
                     most = int(scene.rng.choice([1, 2, 4]))
                     furnish(scene, world, cast, small, most, (behind, behind + 15))
-                return scene, scene.geometry(), distance
+                return scene, scene.geometry(), depth
     return None

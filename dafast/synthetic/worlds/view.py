@@ -82,8 +82,8 @@ def render_view(
     for _ in range(4):
         close = close_view(world, cast, rng, bank, size) if near else None
         if close is not None:
-            scene, geometry, distance = close
-            sample = _render(scene, world, geometry, size, seed, distance)
+            scene, geometry, focus = close
+            sample = _render(scene, world, geometry, size, seed, focus)
         else:
             view = _first_view(world, rng, size)
             if view is None:
