@@ -14,15 +14,12 @@ folder=$1
 shift
 mkdir -p "$folder"
 for package in "$@"; do
-    found=
-    for files in '*.pk3' '*/torcs/tracks/*' '*/torcs/cars/*' '*/torcs/data/textures/*' \
-        '*/copyright'; do
-        # tar fails if a package has no file of this kind.
-        if dpkg-deb --fsys-tarfile "$package" |
-            tar -x -C "$folder" --wildcards "$files" 2>/dev/null; then
-            [ "$files" = '*/copyright' ] || found=yes
-        fi
-    done
-    [ -n "$found" ] || echo "$package: no maps and no tracks" >&2
+    # All patterns in one pass, because unpacking takes minutes; tar fails if one of them has no
+    # file, which is the rule.
+    kept=$(dpkg-deb --fsys-tarfile "$package" |
+        tar -xv -C "$folder" --wildcards '*.pk3' '*/torcs/tracks/*' '*/torcs/cars/*' \
+            '*/torcs/data/textures/*' '*/copyright' 2>/dev/null) || true
+    echo "$kept" | grep -v '/copyright$' | grep -q . ||
+        echo "$package: no maps, tracks or cars" >&2
 done
 find "$folder" -name '*.pk3' -o -name '*.acc' | sort
