@@ -71,7 +71,8 @@ def difference(model: DepthAnything, wide: DepthAnything) -> float:
     side = model.config.grid_size * model.config.patch_size
     picture = torch.randn(1, 3, side, side + 4 * model.config.patch_size)
     first, second = model(picture), wide(picture)
-    return float((first - second).abs().max() / first.abs().max())
+    error, largest = (first - second).abs().max(), first.abs().max()
+    return float(error / largest) if largest else float(error)
 
 
 def main() -> None:

@@ -29,8 +29,9 @@ def script(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 @pytest.mark.parametrize("copies", [2, 3])
 def test_a_wider_model_has_the_same_outputs(
-    copies: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    copies: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fixed_seed: int
 ) -> None:
+    torch.manual_seed(fixed_seed)
     widen = script("widen", monkeypatch)
     model = DepthAnything(TINY).eval()
     for parameter in model.parameters():

@@ -24,6 +24,9 @@ from .zoo import ZooEntry, find
 PACKAGED_WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
 """Folder of the weights that the package contains, one folder per preset."""
 
+#: Presets with weights, published or in the package; the others are there to be trained.
+_WITH_WEIGHTS = [name for name, preset in PRESETS.items() if preset.hub_id or name == "nano"]
+
 _TRAINING = re.compile(r"step-\d+\.pt")  # as `dafast.training.state` names checkpoints
 _HUB_ADDRESS = re.compile(r"(?:https?://(?:huggingface\.co|hf\.co)/|hf://)([\w.-]+/[\w.-]+)")
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
@@ -120,7 +123,7 @@ def locate(name_or_path: str | Path, filename: str | None, options: HubOptions) 
     if name_or_path == "":  # as a path it would be the current folder
         raise CheckpointError(
             "the name is empty: give a hub id, a file, a folder or one of the presets "
-            f"{', '.join(PRESETS)}"
+            f"{', '.join(_WITH_WEIGHTS)}"
         )
     name = str(name_or_path)
     if isinstance(name_or_path, str) and name in PRESETS and filename is None:
@@ -129,11 +132,15 @@ def locate(name_or_path: str | Path, filename: str | None, options: HubOptions) 
             source = _folder_source(PACKAGED_WEIGHTS / name)
             source.preset = preset
             return source
+        if name not in _WITH_WEIGHTS:
+            raise CheckpointError(
+                f"{name!r}: no weights are published for this preset; train it with "
+                f"`dafast train --model.preset {name}` and name the folder export/ of the run"
+            )
         if not preset.hub_id:
             raise CheckpointError(
-                f"{name!r}: this installation of dafast has no weights for it "
-                f"(they belong in {PACKAGED_WEIGHTS / name}); they are not trained yet, or the "
-                "package was built without them"
+                f"{name!r}: this installation of dafast has no weights for it (they belong in "
+                f"{PACKAGED_WEIGHTS / name}); the package was built without them"
             )
         return _published_source(name, preset, options)
     path = Path(name_or_path).expanduser()
@@ -149,7 +156,7 @@ def locate(name_or_path: str | Path, filename: str | None, options: HubOptions) 
     if not is_hub_id(name_or_path) or name.endswith(_SUFFIXES):
         hint = ""
         if isinstance(name_or_path, str) and not path.suffix and len(path.parts) == 1:
-            hint = f", and no preset has this name; the presets are: {', '.join(PRESETS)}"
+            hint = f", and no preset has this name; the presets are: {', '.join(_WITH_WEIGHTS)}"
         if address := _HUB_ADDRESS.match(name):
             hint = f"; the id of the repository is {address[1]!r}"
         raise CheckpointError(f"{name}: no such file or folder{hint}")

@@ -140,7 +140,7 @@ def _eyes(w: Scene, b: Breed, skull: TriangleMesh, h: float) -> None:
     iris = np.array([[0.35, 0.25, 0.04], [0.15, 0.3, 0.08], [0.08, 0.04, 0.02], [0.2, 0.35, 0.4]])
     tone = iris[w.n(0, 3) if b.slit else 2] * w.u(0.6, 1.8)
     mats = [w.plain(c.astype(np.float32), gloss=1.0)
-            for c in (tone, np.full(3, 0.008), np.full(3, 0.7))]  # fmt: skip
+            for c in (tone, np.full(3, 0.008))]  # fmt: skip
     r = h * (0.25 if b.slit else 0.17) * w.u(0.9, 1.15)
     ball = forms.ball(24, 24)
     v = forms.centres(ball)
@@ -150,7 +150,6 @@ def _eyes(w: Scene, b: Breed, skull: TriangleMesh, h: float) -> None:
     dark = w.plain(np.full(3, 0.02, np.float32))
     for s in (-1, 1):
         d = np.array([s * (0.46 if ahead else 0.85), -0.8 if ahead else -0.35, 0.28])
-        k = int(np.argmax(skull.vertices @ d - 0.6 * np.linalg.norm(skull.vertices, axis=1)))
         d = d / np.linalg.norm(d)
         far = skull.vertices @ d
         off = np.linalg.norm(skull.vertices - far[:, None] * d, axis=1) + (far < 0)
@@ -209,9 +208,9 @@ def _ears(w: Scene, b: Breed, h: float, coat: Coat, inner: int) -> None:
             )
 
 
-def animal_head(w: Scene, b: Breed, coat: Coat, scale: float) -> None:
+def animal_head(w: Scene, b: Breed, coat: Coat) -> None:
     """A head whose skull's centre is the origin, facing -y."""
-    h = b.head * scale
+    h = b.head
     ball = forms.ball(44, 44, front=1.3)
     u = ball.vertices
     x, y, z = (u * np.array([1.0, 1.05, 0.92]) * h).T / h
@@ -232,7 +231,7 @@ def animal_head(w: Scene, b: Breed, coat: Coat, scale: float) -> None:
     )
     c = forms.centres(skull)
     kinds = (
-        coat.of(skull.move(0, -0.3 * scale, 0.9 * scale))
+        coat.of(skull.move(0, -0.3, 0.9).transform(np.eye(3) * b.height))
         if coat.kind in ("tabby", "patches", "cloud")
         else np.full(len(c), coat.materials[0])
     )
@@ -252,7 +251,7 @@ def animal_head(w: Scene, b: Breed, coat: Coat, scale: float) -> None:
     n = wide * h * (0.34 if b.muzzle < 1.6 else 0.3)
     w.add(
         ms.superquadric(n, n * 0.6, n * 0.7, 0.9, 1.2, segments=16).move(
-            tip[0] * 0, tip[1] + n * 0.2, tip[2] + n * 0.5
+            0, tip[1] + n * 0.2, tip[2] + n * 0.5
         ),
         nose,
     )
@@ -271,7 +270,7 @@ def animal_head(w: Scene, b: Breed, coat: Coat, scale: float) -> None:
             skull,
             w.rng,
             w.n(500, 1100),
-            b.fur * scale * 0.65,
+            b.fur * 0.65,
             lie=(0, 0.7, -0.5),
             rise=0.35,
             width=0.05,
@@ -349,7 +348,7 @@ def _legs(
             )
             w.add(
                 leg,
-                coat.of(leg.transform(np.eye(3) * b.height)) if coat.size else coat.materials[0],
+                coat.of(leg.transform(np.eye(3) * b.height)),
             )
             foot = ms.superquadric(r * 1.05, r * 1.4, r * 0.85, 0.9, 0.9, segments=14)
             end = p[-1]
@@ -432,5 +431,5 @@ def quadruped(
         )
         look = ms.rotation(w.rng.normal(0, 0.45), w.rng.normal(0, 0.12), w.u(-0.15, 0.3))
         with w.at(*end, turn=look):
-            animal_head(w, b, coat, 1.0)
+            animal_head(w, b, coat)
     return float(end[1] * b.height), float(end[2] * b.height), b.head * b.height

@@ -135,7 +135,7 @@ def _cap(w: Scene, face: TriangleMesh, thick: float, *, fringe: float, nape: flo
     c = forms.centres(face)
     wave = 0.006 * np.sin(c[:, 0] * w.u(60, 160) + w.u(0, 6))
     t = np.clip((c[:, 1] + 0.07) / 0.08, 0, 1)
-    line = fringe * (1 - t) + nape * np.clip((c[:, 1] - 0.02) / 0.05, 0, 1) + 0.0 * t
+    line = fringe * (1 - t) + nape * np.clip((c[:, 1] - 0.02) / 0.05, 0, 1)
     return forms.keep(shell, c[:, 2] > line + wave)
 
 

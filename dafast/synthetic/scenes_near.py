@@ -134,7 +134,7 @@ def fill_light(w: Scene, at: np.ndarray, reach: float) -> None:
 
 
 def heads(w: Scene) -> None:
-    """The head of one person, or of two, filling much of the picture."""
+    """The heads of one to three people, filling much of the picture."""
     surroundings(w)
     z = w.u(1.1, 1.75)
     with w.at(0, 0, z, yaw=w.rng.normal(0, 0.35)):

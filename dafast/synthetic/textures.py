@@ -320,7 +320,7 @@ class TextureBank:
         self.by_name["photo"] = list(range(PATTERNS, self.first_borrowed))
         self.alpha = np.empty((BORROWED, SIZE, SIZE), np.uint8)
         self.holes = np.zeros(rows, bool)
-        self._borrowed: dict[tuple[str, int], int] = {}  # the least recently used is the first
+        self._borrowed: dict[bytes, int] = {}  # the least recently used is the first
 
     def pick(self, rng: np.random.Generator, *names: str) -> int:
         """A random bank row among the named patterns, made ready for use."""
@@ -329,16 +329,16 @@ class TextureBank:
             self._make(row)
         return row
 
-    def borrow(self, key: tuple[str, int], rgba: NDArray[np.uint8]) -> int:
+    def borrow(self, rgba: NDArray[np.uint8]) -> int:
         """The row of a picture that does not belong to the bank.
 
         It takes the row of the picture that was used least recently, and keeps it while the
-        ``BORROWED - 1`` following calls with other keys do not.
+        ``BORROWED - 1`` following calls with other pictures do not.
 
         Args:
-            key: names the picture.
             rgba: uint8 (SIZE, SIZE, 4), gamma coded.
         """
+        key = hashlib.blake2b(rgba.tobytes(), digest_size=16).digest()
         row = self._borrowed.pop(key, None)
         if row is None:
             row = self.first_borrowed + len(self._borrowed)

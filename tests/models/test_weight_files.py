@@ -426,8 +426,10 @@ def test_names_that_are_nothing(tmp_path, monkeypatch):
 
 def test_nano_without_its_weights_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "PACKAGED_WEIGHTS", tmp_path)
-    with pytest.raises(CheckpointError, match="not trained yet"):
+    with pytest.raises(CheckpointError, match="package was built without them"):
         load("nano")
+    with pytest.raises(CheckpointError, match=r"no weights are published.*--model.preset vda-nano"):
+        load("vda-nano")
     nano = DepthAnything("nano")
     nano.save_pretrained(tmp_path / "nano", dtype="float16")
     assert load("nano").config == PRESETS["nano"]

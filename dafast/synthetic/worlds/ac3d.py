@@ -12,6 +12,7 @@ from PIL import Image
 
 from dafast.synthetic.meshes import F32, I32, cross
 from dafast.synthetic.worlds.atlas import Atlas
+from dafast.synthetic.worlds.packs import LARGEST, DamagedFileError
 from dafast.synthetic.worlds.world import GameWorld
 
 TEXTURE_SIDE = 256
@@ -37,9 +38,10 @@ class _Object:
 
 
 def find_tracks(folder: Path) -> Iterator[tuple[str, Path]]:
-    """The tracks below a folder: name, as ``torcs/alpine-1``, and file."""
+    """The tracks below a folder, not its cars: name, as ``torcs/alpine-1``, and file."""
     for path in sorted(folder.rglob("*.ac*")):
-        if path.suffix in (".ac", ".acc") and path.stem == path.parent.name:
+        named = path.suffix in (".ac", ".acc") and path.stem == path.parent.name
+        if named and path.parent.parent.name != "cars":
             yield f"torcs/{path.stem}", path
 
 
@@ -109,7 +111,7 @@ def _picture(path: Path, name: str) -> Image.Image:
         try:
             with Image.open(folder / name) as picture:
                 return picture.convert("RGBA")
-        except (OSError, ValueError, SyntaxError, IndexError):
+        except (OSError, ValueError, SyntaxError, IndexError, Image.DecompressionBombError):
             continue
     return Image.new("RGBA", (4, 4), (118, 124, 110, 255))
 
@@ -122,7 +124,8 @@ def read_objects(path: Path) -> tuple[F32, F32, I32, list[Image.Image]]:
         (3 F, 2), downwards; the picture of each triangle (F,); and the pictures.
 
     Raises:
-        ValueError: the file is damaged, no AC3D file, or has no surface.
+        DamagedFileError: the file is damaged.
+        ValueError: it is no AC3D file, or has no surface.
     """
     text = path.read_text(encoding="latin-1")
     if not text.startswith("AC3D"):
@@ -131,7 +134,7 @@ def read_objects(path: Path) -> tuple[F32, F32, I32, list[Image.Image]]:
         objects = [o for o in _objects(iter(text.splitlines())) if o.texture]
         parts = [_arrays(o) for o in objects]
     except (StopIteration, RuntimeError, ValueError, IndexError) as error:
-        raise ValueError(f"{path.name} is damaged") from error
+        raise DamagedFileError(f"{path.name} is damaged") from error
     if not parts:
         raise ValueError(f"{path.name} has no surface")
     files = sorted({o.texture for o in objects})
@@ -170,10 +173,12 @@ def _arrays(o: _Object) -> tuple[F32, F32]:
     """Three vertices, z up, and texture coordinates of each triangle."""
     corner = np.array([c[0] for c in o.corners])
     at = (np.array(o.vertices, np.float64) + o.offset)[corner]
-    uv = np.array([c[1:] for c in o.corners], np.float32)
+    uv = np.array([c[1:] for c in o.corners])
+    if not (np.abs(at) < LARGEST).all() or not (np.abs(uv) < LARGEST).all():
+        raise ValueError("a number is too large")
     return (
         np.stack([at[:, 0], -at[:, 2], at[:, 1]], 1).astype(np.float32),
-        (uv * np.array([1, -1], np.float32)).astype(np.float32),
+        (uv * [1, -1]).astype(np.float32),
     )
 
 

@@ -143,7 +143,7 @@ def find_picture(pack: Pack, stem: str) -> Image.Image | None:
                 picture = Image.open(io.BytesIO(pack.read(stem + suffix)))
                 picture.draft("RGB", (TEXTURE_SIDE, TEXTURE_SIDE))
                 picture.load()
-            except (OSError, ValueError, SyntaxError, IndexError):
+            except (OSError, ValueError, SyntaxError, IndexError, Image.DecompressionBombError):
                 continue
             return picture
     return None

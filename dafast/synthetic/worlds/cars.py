@@ -11,7 +11,7 @@ from PIL import Image
 
 from dafast.synthetic.meshes import F32
 from dafast.synthetic.worlds.ac3d import read_objects
-from dafast.synthetic.worlds.model import Model, build_model, picture_of
+from dafast.synthetic.worlds.model import GameModel, build_model, picture_of
 
 _SPOKES = 24  # segments of a wheel
 _CLEARANCE = 0.1  # metres between the lowest part of a body and the ground
@@ -25,12 +25,16 @@ def find_cars(folder: Path) -> Iterator[Path]:
 
 
 def _wheels(path: Path) -> list[tuple[float, float, float, float]]:
-    """Position along and across the car, radius and width of each wheel, metres."""
-    found = []
+    """Position along and across the car, radius and width of each wheel, metres, if known."""
     try:
         root = ElementTree.parse(path.with_suffix(".xml")).getroot()
-    except (OSError, ElementTree.ParseError):
+        return _wheels_of(root)
+    except (OSError, ElementTree.ParseError, LookupError, ValueError):
         return []
+
+
+def _wheels_of(root: ElementTree.Element) -> list[tuple[float, float, float, float]]:
+    found = []
     sections = {s.get("name", ""): s for s in root.iter("section")}
     for end in ("Front", "Rear"):
         values = {}
@@ -63,7 +67,7 @@ def _wheel(x: float, y: float, radius: float, width: float) -> tuple[F32, F32]:
     return corners + np.array([x, y, radius - _CLEARANCE]), uv
 
 
-def read_car(name: str, path: Path) -> Model:
+def read_car(name: str, path: Path) -> GameModel:
     """Imports a car.
 
     Args:
@@ -71,14 +75,15 @@ def read_car(name: str, path: Path) -> Model:
         path: its .acc file, next to its pictures and its .xml file.
 
     Raises:
-        ValueError: the file is damaged, no AC3D file, or has no surface.
+        DamagedFileError: the file is damaged.
+        ValueError: it is no AC3D file, or has no surface.
     """
     vertices, uv, texture, pictures = read_objects(path)
     wheels = [_wheel(*w) for w in _wheels(path)]
     try:
         with Image.open(path.with_name("tex-wheel.rgb")) as picture:
             pictures.append(picture.convert("RGBA"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         pictures.append(Image.new("RGBA", (4, 4), (28, 28, 30, 255)))
     texture = np.concatenate(
         [texture, *(np.full(len(v) // 3, len(pictures) - 1, np.int32) for v, _ in wheels)]

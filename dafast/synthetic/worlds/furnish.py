@@ -11,7 +11,7 @@ from dafast.synthetic import living, machines, outdoors, things
 from dafast.synthetic.meshes import F32
 from dafast.synthetic.render import SceneCamera
 from dafast.synthetic.scene import Environment, Light, Scene
-from dafast.synthetic.worlds.model import Model
+from dafast.synthetic.worlds.model import GameModel
 from dafast.synthetic.worlds.models import Cast, add_model
 from dafast.synthetic.worlds.world import GameWorld
 
@@ -74,7 +74,7 @@ class Subject:
     open_air: bool
 
 
-def subject_of(scene: Scene, model: Model) -> tuple[Subject, int, float]:
+def subject_of(scene: Scene, model: GameModel) -> tuple[Subject, int, float]:
     """A model in a random pose, a little larger or smaller than it is; the pose and the scale."""
     pose, scale = int(scene.rng.integers(len(model.poses))), scene.u(0.9, 1.1)
     height, radius = (scale * x for x in model.extent(pose))

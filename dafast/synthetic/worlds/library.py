@@ -47,18 +47,15 @@ class Library:
             raise FileNotFoundError(f"missing folder of worlds: {root}")
         self._readers: dict[str, Callable[[], GameWorld]] = {}
         self._shaders: dict[str, dict[str, SurfaceShader]] = {}
-        sizes = []
         packs = find_packs(root)
         for pack in packs:
             for file in pack.names("maps/", ".bsp"):
                 if pack.size(file) >= _SMALLEST:
                     name = f"{pack.name}/{file[5:-4]}"
                     self._readers[name] = partial(self._read_map, pack, file)
-                    sizes.append(f"{name} {pack.size(file)}")
         for name, path in find_tracks(root):
             if path.stat().st_size >= _SMALLEST:
                 self._readers[name] = partial(read_track, name, path)
-                sizes.append(f"{name} {path.stat().st_size}")
         if not self._readers:
             raise FileNotFoundError(
                 f"{root} has no pk3 archive with a map and no track: unpack the packages of the "
@@ -66,8 +63,9 @@ class Library:
             )
         self.names = sorted(self._readers)
         self.models = ModelLibrary(root, packs, self._shaders_of)
-        sizes += self.models.names
-        self.digest = hashlib.sha256("\n".join(sorted(sizes)).encode()).hexdigest()[:16]
+        files = (path for path in sorted(root.rglob("*")) if path.is_file())
+        sizes = [f"{path.relative_to(root).as_posix()} {path.stat().st_size}" for path in files]
+        self.digest = hashlib.sha256("\n".join(sizes).encode()).hexdigest()[:16]
         self._loaded: tuple[str, GameWorld | None] = "", None
 
     def _shaders_of(self, pack: Pack) -> dict[str, SurfaceShader]:

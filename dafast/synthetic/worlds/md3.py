@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 import zlib
 from collections.abc import Iterator
@@ -12,17 +13,19 @@ from numpy.typing import NDArray
 
 from dafast.synthetic.meshes import F32, I32
 from dafast.synthetic.worlds.bsp import METRES, find_picture
-from dafast.synthetic.worlds.model import Model, build_model, picture_of
-from dafast.synthetic.worlds.packs import Pack
+from dafast.synthetic.worlds.model import GameModel, build_model, picture_of
+from dafast.synthetic.worlds.packs import DamagedFileError, Pack
 from dafast.synthetic.worlds.shader_scripts import SurfaceShader, stem
 
 _POSES = 16
+_MOST_SURFACES, _HEADER = 1024, 108  # of a file; bytes of a surface's header
 _LYING = 2  # of the poses: falling or lying
 _TAG = np.dtype([("name", "S64"), ("at", "<f4", 3), ("axes", "<f4", (3, 3))])
 _VERTEX = np.dtype([("at", "<i2", 3), ("normal", "<i2")])
 #: Parts of names of effects, of markers that are not drawn, and of models that are not closed.
 _LEFT_OUT = ("flash", "gib", "_dmg", "weaphits", "null", "teamfx", "shotorg", "marker",
              "_hand", "shield", "sphere", "portal", "players", "_barrel", "sky")  # fmt: skip
+#: Words of names.
 _CLASSES = {
     "plant": ("tree", "grass", "plant", "bush", "flower", "fern", "cactus"),
     "vehicle": ("spiderbot", "plane", "car", "truck", "vehicle", "ship", "tank"),
@@ -31,14 +34,14 @@ _CLASSES = {
 
 
 @dataclass(frozen=True)
-class _Surface:
+class _Md3Surface:
     """Triangles with one picture.
 
     Attributes:
         name: as in .skin files, lower case.
         shader: of the file itself.
         poses: (frames, V, 3), units.
-        faces, uv: as in `Model`.
+        faces, uv: as in `GameModel`.
     """
 
     name: str
@@ -52,7 +55,7 @@ class _Surface:
 class _Part:
     """A file: its surfaces, and where other parts are joined to it, by name and frame."""
 
-    surfaces: list[_Surface]
+    surfaces: list[_Md3Surface]
     tags: dict[str, NDArray]
     frames: int
 
@@ -65,13 +68,15 @@ def read_part(data: bytes, name: str) -> _Part:
     """Reads an MD3 file.
 
     Raises:
-        ValueError: it is damaged or no MD3 file.
+        DamagedFileError: it is damaged or no MD3 file.
     """
     if data[:4] != b"IDP3":
-        raise ValueError(f"{name} is not an MD3 file")
+        raise DamagedFileError(f"{name} is damaged: it is no MD3 file")
     try:
         frames, tags, count = struct.unpack_from("<3i", data, 76)
         at_tags, start = struct.unpack_from("<2i", data, 96)
+        if frames < 1 or tags < 0 or not 0 <= count <= _MOST_SURFACES:
+            raise ValueError("a number is impossible")
         table = np.frombuffer(data, _TAG, frames * tags, at_tags).reshape(frames, tags)
         surfaces = []
         for _ in range(count):
@@ -79,6 +84,8 @@ def read_part(data: bytes, name: str) -> _Part:
             at_faces, at_shaders, at_uv, at_vertices, end = struct.unpack_from(
                 "<5i", data, start + 88
             )
+            if size < 1 or min(vertices, triangles) < 0 or end < _HEADER:
+                raise ValueError("a number is impossible")
             faces = np.frombuffer(data, "<i4", 3 * triangles, start + at_faces).reshape(-1, 3)
             uv = np.frombuffer(data, "<f4", 2 * vertices, start + at_uv).reshape(-1, 2)
             at = np.frombuffer(data, _VERTEX, size * vertices, start + at_vertices)["at"]
@@ -86,14 +93,14 @@ def read_part(data: bytes, name: str) -> _Part:
                 raise ValueError("a face has no vertex")
             shader = data[start + at_shaders : start + at_shaders + 64]
             surfaces.append(
-                _Surface(
+                _Md3Surface(
                     _name(data[start + 4 : start + 68]), _name(shader),
                     at.reshape(size, vertices, 3).astype(np.float32) / 64, faces, uv,
                 )
             )  # fmt: skip
             start += end
     except (struct.error, ValueError, IndexError) as error:
-        raise ValueError(f"{name} is damaged") from error
+        raise DamagedFileError(f"{name} is damaged") from error
     names = [_name(t) for t in table["name"][0]] if tags else []
     return _Part(surfaces, {n: table[:, k] for k, n in enumerate(names)}, frames)
 
@@ -125,7 +132,7 @@ class _Builder:
             self.rows[shader] = -1 if picture is None else len(self.pictures) - 1
         return self.rows[shader]
 
-    def add(self, surface: _Surface, shader: str, poses: F32) -> None:
+    def add(self, surface: _Md3Surface, shader: str, poses: F32) -> None:
         """Adds a surface in (K, V, 3) poses, if it can be drawn."""
         row = self._row(shader)
         if row < 0 or not len(surface.faces):
@@ -136,7 +143,7 @@ class _Builder:
         self.texture.append(np.full(len(surface.faces), row, np.int32))
         self.count += poses.shape[1]
 
-    def model(self, name: str, of: str, first_of_head: int | None = None) -> Model:
+    def model(self, name: str, of: str, first_of_head: int | None = None) -> GameModel:
         """The model, turned from +x to -y."""
         if not self.faces:
             raise ValueError(f"{name} has no surface")
@@ -154,15 +161,18 @@ def find_md3(pack: Pack) -> Iterator[tuple[str, str]]:
     """The models of a game that stand alone: names of MD3 files, and their classes."""
     for file in pack.all_names("models/", ".md3"):
         if not any(word in file for word in _LEFT_OUT):
-            matching = (c for c, words in _CLASSES.items() if any(w in file for w in words))
+            found = re.split("[^a-z]+", file)
+            found += [word.removesuffix("s") for word in found]
+            matching = (c for c, words in _CLASSES.items() if {*found} & {*words})
             yield file, next(matching, "thing")
 
 
-def read_md3(pack: Pack, file: str, of: str, shaders: dict[str, SurfaceShader]) -> Model:
+def read_md3(pack: Pack, file: str, of: str, shaders: dict[str, SurfaceShader]) -> GameModel:
     """Imports a model of a class, in at most four frames.
 
     Raises:
-        ValueError: the file is damaged, or nothing of it can be drawn.
+        DamagedFileError: the file is damaged.
+        ValueError: nothing of it can be drawn.
     """
     part = read_part(pack.read(file), file)
     skin = _skin(pack, file[:-4] + "_0.skin") or _skin(pack, file[:-4] + "_default.skin")
@@ -200,7 +210,7 @@ def _animations(text: str) -> list[tuple[int, int]]:
     found = []
     for line in text.splitlines():
         words = line.split("//")[0].split()
-        if len(words) >= 4 and words[0].lstrip("-").isdigit():
+        if len(words) >= 4 and all(word.lstrip("-").isdigit() for word in words[:2]):
             found.append((int(words[0]), abs(int(words[1]))))
     return found
 
@@ -208,7 +218,7 @@ def _animations(text: str) -> list[tuple[int, int]]:
 def _frames(animations: list[tuple[int, int]], torso: int, legs: int, seed: str) -> I32:
     """Frames of torso and legs in each pose, (K, 2)."""
     if len(animations) < 14:
-        raise ValueError(f"{seed} has too few animations")
+        raise DamagedFileError(f"{seed} is damaged: it has too few animations")
     rng = np.random.default_rng(zlib.crc32(seed.encode()))
     both, upper, lower = animations[:6], animations[6:13], animations[13:25]
     # The file numbers the frames of the legs after those of the torso.
@@ -225,7 +235,7 @@ def _frames(animations: list[tuple[int, int]], torso: int, legs: int, seed: str)
     return np.clip(poses, 0, [torso - 1, legs - 1]).astype(np.int32)
 
 
-def read_player(pack: Pack, folder: str, kind: str, shaders: dict[str, SurfaceShader]) -> Model:
+def read_player(pack: Pack, folder: str, kind: str, shaders: dict[str, SurfaceShader]) -> GameModel:
     """Imports a player: legs, torso and head, joined in 16 poses.
 
     Args:
@@ -235,7 +245,8 @@ def read_player(pack: Pack, folder: str, kind: str, shaders: dict[str, SurfaceSh
         shaders: the game's shaders.
 
     Raises:
-        ValueError: a file is damaged or lacks what joins the parts.
+        DamagedFileError: a file is damaged or lacks what joins the parts.
+        ValueError: nothing of it can be drawn.
     """
     files = {p: f"{folder}/{p}.md3" for p in ("lower", "upper", "head")}
     parts = {p: read_part(pack.read(file), file) for p, file in files.items()}
@@ -245,7 +256,7 @@ def read_player(pack: Pack, folder: str, kind: str, shaders: dict[str, SurfaceSh
         waist = parts["lower"].tags["tag_torso"][frames[:, 1]]
         neck = parts["upper"].tags["tag_head"][frames[:, 0]]
     except KeyError as error:
-        raise ValueError(f"{folder} has no {error}") from error
+        raise DamagedFileError(f"{folder} is damaged: it has no {error}") from error
     still = np.zeros(_POSES, np.int32)
     builder = _Builder(pack, shaders)
     first_of_head = 0

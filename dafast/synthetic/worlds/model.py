@@ -10,10 +10,13 @@ from PIL import Image
 
 from dafast.synthetic.meshes import F32, I32
 from dafast.synthetic.textures import SIZE
+from dafast.synthetic.worlds.packs import LARGEST, DamagedFileError
+
+_MOST_PICTURES = 16  # the bank keeps those of 16 models, more than a scene shows
 
 
 @dataclass(frozen=True)
-class Model:
+class GameModel:
     """Triangles that stand on z = 0 around the z axis, in metres, facing -y.
 
     Attributes:
@@ -69,14 +72,19 @@ def build_model(
     texture: I32,
     pictures: list[NDArray[np.uint8]],
     faces_of_head: I32 | None = None,
-) -> Model:
+) -> GameModel:
     """A model from triangles anywhere: stands it on the ground and brings uv near 0..1.
 
     Raises:
-        ValueError: it has no triangle, or numbers that are not finite.
+        DamagedFileError: it has numbers that are not finite, or too large.
+        ValueError: it has no triangle, or too many pictures.
     """
-    if not len(faces) or not np.isfinite(poses).all() or not np.isfinite(uv).all():
+    if not len(faces):
         raise ValueError(f"{name} has no surface")
+    if not (np.abs(poses) < LARGEST).all() or not (np.abs(uv) < LARGEST).all():
+        raise DamagedFileError(f"{name} is damaged: it has a number that is too large")
+    if len(pictures) > _MOST_PICTURES:
+        raise ValueError(f"{name} has {len(pictures)} pictures, more than {_MOST_PICTURES}")
     poses = poses.astype(np.float32)
     low, high = poses.min(1, keepdims=True), poses.max(1, keepdims=True)
     middle = (low + high) / 2
@@ -87,7 +95,7 @@ def build_model(
     keys = np.concatenate([faces.reshape(-1, 1), np.repeat(moved, 3, 0)], 1)
     unique, index = np.unique(keys, axis=0, return_inverse=True)
     old, moved = unique[:, 0], unique[:, 1:]
-    return Model(
+    return GameModel(
         name, of, np.ascontiguousarray(poses[:, old]),
         index.reshape(-1, 3).astype(np.int32), (uv[old] - moved).astype(np.float32),
         texture.astype(np.int32), tuple(pictures),

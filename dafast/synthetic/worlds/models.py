@@ -16,8 +16,8 @@ from dafast.synthetic.scene import Scene, SceneMesh
 from dafast.synthetic.textures import SIZE
 from dafast.synthetic.worlds.cars import find_cars, read_car
 from dafast.synthetic.worlds.md3 import find_md3, find_players, read_md3, read_player
-from dafast.synthetic.worlds.model import Model
-from dafast.synthetic.worlds.packs import Pack
+from dafast.synthetic.worlds.model import GameModel
+from dafast.synthetic.worlds.packs import DamagedFileError, Pack
 from dafast.synthetic.worlds.shader_scripts import SurfaceShader
 from dafast.synthetic.worlds.world import B1
 
@@ -46,8 +46,8 @@ class ModelLibrary:
             shaders: gives the shaders of a pack.
         """
         self.kinds: dict[str, dict[str, list[str]]] = {}
-        self._readers: dict[str, Callable[[], Model]] = {}
-        self._loaded: OrderedDict[str, Model | None] = OrderedDict()
+        self._readers: dict[str, Callable[[], GameModel]] = {}
+        self._loaded: OrderedDict[str, GameModel | None] = OrderedDict()
         for pack in packs:
             for player, skin in find_players(pack):
                 self._list("person", f"{pack.name}/{player}", f"_{skin}",
@@ -58,7 +58,9 @@ class ModelLibrary:
             name = f"torcs/{path.stem}"
             self._list("vehicle", name, "", partial(read_car, name, path))
 
-    def _list(self, of: str, kind: str, variant: str, reader: Callable[[], Model]) -> None:
+    def _list(self, of: str, kind: str, variant: str, reader: Callable[[], GameModel]) -> None:
+        if kind + variant in self._readers:  # two folders have the same game
+            return
         self.kinds.setdefault(of, {}).setdefault(kind, []).append(kind + variant)
         self._readers[kind + variant] = reader
 
@@ -67,14 +69,15 @@ class ModelLibrary:
         """All models, sorted."""
         return sorted(self._readers)
 
-    def model(self, name: str) -> Model | None:
+    def model(self, name: str) -> GameModel | None:
         """A model by its name; None if it cannot be imported, or is a speck or a hall."""
         if name not in self._loaded:
             try:
-                model: Model | None = self._readers[name]()
-            except ValueError as error:
-                if "damaged" in str(error):  # many others are effects that one sees through
-                    print(f"synth: {name} left out: {error}", file=sys.stderr)
+                model: GameModel | None = self._readers[name]()
+            except DamagedFileError as error:
+                print(f"synth: {name} left out: {error}", file=sys.stderr)
+                model = None
+            except ValueError:  # many are effects that one sees through
                 model = None
             if model is not None:
                 height, radius = model.extent(len(model.poses) - 1)
@@ -104,7 +107,7 @@ class Cast:
         """Args: where they are from, and their names by class."""
         self._models, self.names = models, names
 
-    def draw(self, rng: np.random.Generator) -> Model | None:
+    def draw(self, rng: np.random.Generator) -> GameModel | None:
         """A random model; None if there is none."""
         classes = sorted(self.names)
         if not classes:
@@ -118,15 +121,15 @@ class Cast:
         return None
 
 
-def _player(pack: Pack, folder: str, skin: str, shaders: Shaders) -> Model:
+def _player(pack: Pack, folder: str, skin: str, shaders: Shaders) -> GameModel:
     return read_player(pack, folder, skin, shaders(pack))
 
 
-def _thing(pack: Pack, file: str, of: str, shaders: Shaders) -> Model:
+def _thing(pack: Pack, file: str, of: str, shaders: Shaders) -> GameModel:
     return read_md3(pack, file, of, shaders(pack))
 
 
-def add_model(scene: Scene, model: Model, pose: int) -> None:
+def add_model(scene: Scene, model: GameModel, pose: int) -> None:
     """Adds a model to a scene, with colours a little different from its textures'."""
     gain = scene.u(0.6, 1.15) * scene.rng.uniform(0.85, 1.15, 3)
     grey = scene.u(0, 0.7) if scene.chance(0.4) else 0.0
@@ -138,7 +141,7 @@ def add_model(scene: Scene, model: Model, pose: int) -> None:
         "offset": np.full(3, scene.u(0, 0.02), np.float32),
         "dirt": scene.u(0, 0.4) if scene.chance(0.3) else 0.0,
     } | scene.gloss(0.7 if model.of == "vehicle" else 0.25)
-    rows = [scene.bank.borrow((model.name, k), p) for k, p in enumerate(model.pictures)]
+    rows = [scene.bank.borrow(picture) for picture in model.pictures]
     materials = np.array([scene.material(row=row, **look) for row in rows], np.int32)
     mesh = TriangleMesh(model.poses[pose], model.faces, model.uv)
     scene.add(mesh, materials[model.texture], of=model.of)
@@ -170,7 +173,7 @@ class CutoutTracer(Tracer):
         if not self._cut.any():
             return hits
         rows = np.flatnonzero(np.isfinite(hits.depth) & self._cut[hits.face])
-        for _ in range(12):
+        for _ in range(64):
             rows = rows[self._open(hits, rows)]
             if not len(rows):
                 break

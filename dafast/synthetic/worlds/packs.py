@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 
 from dafast.files import explain
+
+#: Coordinates beyond it, in metres or textures, are damage.
+LARGEST = 1e6
+
+
+class DamagedFileError(ValueError):
+    """A file of a game is not what its format says."""
 
 
 class Pack:
@@ -52,9 +60,17 @@ class Pack:
         return name.lower() in self._files
 
     def read(self, name: str) -> bytes:
-        """The bytes of a file; KeyError if it is missing."""
+        """The bytes of a file.
+
+        Raises:
+            KeyError: it is missing.
+            DamagedFileError: the archive is damaged there, or encrypted.
+        """
         archive, file = self._files[name.lower()]
-        return archive.read(file)
+        try:
+            return archive.read(file)
+        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, OSError) as error:
+            raise DamagedFileError(f"{name} in {self.name} is damaged") from error
 
     def size(self, name: str) -> int:
         """The size of a file in bytes."""
