@@ -55,6 +55,8 @@ class OnnxModel:
         if not Path(path).is_file():
             raise FileNotFoundError(f"{path}: no such file")
         options = onnxruntime.SessionOptions()
+        # Without VNNI instructions products of int8 saturate at 16 bits, unless this is set.
+        options.add_session_config_entry("session.x64quantprecision", "1")
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
         try:

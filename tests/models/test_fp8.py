@@ -131,7 +131,7 @@ def test_refusals_name_the_remedy(model, monkeypatch):
         for p in model.parameters():
             p.mul_(1)
         model(images().bfloat16())
-    assert not model._optimized.fp8
+    assert not getattr(model._optimized, "fp8", False)  # None: optimize() refuses such a CPU
 
 
 def test_replaced_parts_are_not_quantised(model, caplog):
