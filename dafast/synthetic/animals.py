@@ -223,7 +223,7 @@ def animal_head(w: Scene, b: Breed, coat: Coat) -> None:
     x = x * (1 + w.u(0, 0.22) * cheek)
     socket = forms.bump(np.abs(x), z, (0.45, 0.28), 0.2, 0.2) * (front > 0.2)
     y = y + 0.12 * socket + 0.06 * forms.bump(x, z, (0, 0.6), 0.12, 0.4) * front
-    # a groove below the nose, and two pads beside it
+    # a groove below the nose, and a pad on each side
     pad = forms.bump(np.abs(x), z, (wide * 0.4, -0.5), wide * 0.35, wide * 0.3) * front
     y = y - 0.12 * pad
     skull = TriangleMesh(

@@ -24,13 +24,8 @@ class Muon(torch.optim.Muon):
         super().__init__(params, adjust_lr_fn="match_rms_adamw")
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One step with the gradients of the parameters; those without one stay as they are.
-
-        Args:
-            closure: Not supported.
-        """
-        assert closure is None
+    def step(self) -> None:  # type: ignore[override]
+        """One step with the gradients of the parameters; those without one stay as they are."""
         for group in self.param_groups:
             rate, momentum = group["lr"], group["momentum"]
             for parameter in group["params"]:

@@ -29,7 +29,7 @@ def test_background_blurs_without_halo_and_the_subject_stays() -> None:
 def test_a_thing_before_the_focus_spreads_over_its_edge() -> None:
     linear, depth = scene()
     out = focused(linear, depth, focus=10.0, blur=3.0)
-    assert np.abs(out[30, 24] - linear[30, 24]).max() > 0.2  # beside the square
+    assert np.abs(out[30, 24] - linear[30, 24]).max() > 0.2  # next to the square
     np.testing.assert_allclose(out[5, 5], linear[5, 5])  # far from it
 
 

@@ -108,7 +108,7 @@ class Cast:
         self._models, self.names = models, names
 
     def draw(self, rng: np.random.Generator) -> GameModel | None:
-        """A random model; None if there is none."""
+        """A random model, or None if there are no models."""
         classes = sorted(self.names)
         if not classes:
             return None
