@@ -44,6 +44,8 @@ from dafast.ops import OPS, flash_attention_qkvpacked
 PICTURE = (518, 700)
 """518 x 690 pixels, padded to multiples of 14."""
 CROP = (518, 518)
+SIDE = 2048
+"""Rows and columns of the matrices whose product gives this machine's FLOP/s."""
 RESULTS = Path(__file__).resolve().parent / "results"
 LABEL_BATCH = 16  # pictures in a pass of the teacher
 TRAIN_BATCH = 24  # a GPU's: 8 labeled and 16 unlabeled
@@ -395,7 +397,7 @@ def here(
     tokens = size[0] * size[1] // config.patch_size**2 + 1
     shape = (1, tokens, 3, config.num_heads, config.embed_dim // config.num_heads)
     qkv = torch.randn(shape, dtype=dtype)
-    a, b = torch.randn(2, 2048, 2048, dtype=dtype)
+    a, b = torch.randn(2, SIDE, SIDE, dtype=dtype)
     x = torch.randn(1, 3, *size, dtype=dtype)
     big = torch.empty(1 << 27, dtype=torch.uint8)
     model = DepthAnything(preset).to(dtype).eval()
@@ -417,7 +419,7 @@ def here(
                 if turn:
                     times[name].append(time.process_time() - began)
     seconds = {name: statistics.median(values) for name, values in times.items()}
-    product, copy = 2 * 2048**3 / seconds["product"], 2.0 * big.numel() / seconds["copy"]
+    product, copy = 2 * SIDE**3 / seconds["product"], 2.0 * big.numel() / seconds["copy"]
     work = forward_work(preset, size, 1, dtype)
     whole = replace(H100[1], product_share=1.0, convolution_share=1.0, copy_share=1.0)
     ends = {}
