@@ -107,7 +107,7 @@ def test_the_ends_are_in_order() -> None:
 def test_holds_itself_against_this_machine(tmp_path: Path, capsys, monkeypatch) -> None:
     threads = torch.get_num_threads()
     monkeypatch.setattr(estimate, "CROP", (28, 42))
-    monkeypatch.setattr(estimate, "SIDE", 256)  # bfloat16 is emulated on some CPUs, 100 times slower
+    monkeypatch.setattr(estimate, "SIDE", 256)  # some CPUs emulate bfloat16, 100 times slower
     try:
         arguments = ["--here", "--rounds", "1", "--preset", "nano"]
         seen = estimate.main([*arguments, "--json", str(tmp_path / "here.json")])
